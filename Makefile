@@ -1,0 +1,20 @@
+.DEFAULT_GOAL := help
+UV_RUN = uv run --group test --group lint
+
+.PHONY: help check lint test fast
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+check: lint test  ## All that must pass before a commit is shared.
+
+lint:  ## Style and types.
+	$(UV_RUN) ruff check .
+	$(UV_RUN) ruff format --check .
+	$(UV_RUN) mypy
+
+test:  ## The whole suite, as the README has it.
+	uv run --group test pytest
+
+fast:  ## The tests that start no real process.
+	uv run --group test pytest -m "not slow"

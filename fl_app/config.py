@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the app, parsed and checked once from Flower's run config and node config.
+
+Every setting is declared here and nowhere else; the table in the README is made from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RunConfigValues = Mapping[str, bool | float | int | str]
+
+MODEL_STRIDE = 32
+"""The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, or its value has the wrong type or range."""
+
+
+class _Settings(BaseModel):
+    """Settings that the server and the clients read alike."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="ignore", alias_generator=lambda n: n.replace("_", "-")
+    )
+
+    home: str = Field(
+        "",
+        description="Folder for everything the app keeps; empty: `$FL_APP_HOME`, else `~/.fl-app`.",
+    )
+    data: str = Field(
+        "",
+        description="Absolute path of an Ultralytics `data.yaml`; empty: generated shapes.",
+    )
+    partitioning: Literal["iid", "dirichlet"] = Field(
+        "iid", description="How a simulation divides the training pictures over the nodes."
+    )
+    alpha: float = Field(
+        0.5, gt=0, description="Label skew of `dirichlet`: the smaller, the more skewed."
+    )
+    seed: int = Field(42, ge=0, description="Seed of partitions, first weights and local rounds.")
+    model_size: Literal["n", "s", "m", "l", "x"] = Field("n", description="Size of YOLOv8.")
+    num_classes: int = Field(7, ge=1, description="Classes of the model; `data.yaml` must agree.")
+    image_size: int = Field(
+        96, ge=32, multiple_of=MODEL_STRIDE, description="Side of a picture in pixels."
+    )
+    batch_size: int = Field(16, ge=1, description="Pictures per optimizer step.")
+
+    @classmethod
+    def from_run_config(
+        cls, run_config: RunConfigValues, node_config: RunConfigValues | None = None
+    ) -> Self:
+        """Check ``run_config`` (and what a node says of itself) and return the settings.
+
+        Raises
+        ------
+        ConfigError
+            One sentence on the first unknown key or wrong value.
+        """
+        known = {_key(name) for kind in (ServerConfig, ClientConfig) for name in kind.model_fields}
+        for key in run_config:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
+                raise ConfigError(f"Unknown run-config key {key!r}: {hint}")
+        merged = {**run_config, **cls._from_node(node_config or {})}
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as err:
+            raise ConfigError(_sentence(err)) from None
+
+    @classmethod
+    def _from_node(cls, node_config: RunConfigValues) -> dict[str, Any]:
+        return {}
+
+
+class ServerConfig(_Settings):
+    """What the ServerApp reads."""
+
+    num_server_rounds: int = Field(8, ge=1, description="Rounds of a session.")
+    min_nodes: int = Field(2, ge=1, description="Nodes that must be there before a round starts.")
+    fraction_train: float = Field(1.0, gt=0, le=1, description="Share of nodes asked to train.")
+    fraction_evaluate: float = Field(
+        1.0, ge=0, le=1, description="Share of nodes asked to evaluate; 0 asks none."
+    )
+    round_timeout: float = Field(3600.0, gt=0, description="Seconds to wait for replies.")
+    learning_rate: float = Field(
+        0.002, gt=0, description="Rate at its height; halved in round 1, then falling to a tenth."
+    )
+    metric: str = Field("mAP50", min_length=1, description="The metric that gates look at.")
+    metric_mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
+    staging_threshold: float = Field(
+        0.5, description="A version at least this good may go to Staging."
+    )
+    champion_margin: float = Field(
+        0.0, ge=0, description="How much better than Production a version must be to replace it."
+    )
+    approval: Literal["manual", "auto"] = Field(
+        "manual",
+        description="`manual`: Production waits for a person; `auto`: the best goes there.",
+    )
+    restart_from: Literal["production", "latest", "scratch"] = Field(
+        "production",
+        description="Weights a session starts with; `production` falls back to Staging, "
+        "then to the latest version.",
+    )
+    accuracy_threshold: float = Field(
+        0.05, gt=0, description="Fall below the best score that asks for retraining."
+    )
+    min_rounds_between_retrain: int = Field(
+        3, ge=0, description="Rounds after a retraining before the monitor may ask again."
+    )
+    max_retrains: int = Field(1, ge=0, description="Sessions that one run may add by itself.")
+    mlflow_tracking_uri: str = Field("", description="MLflow to use; empty: SQLite in `home`.")
+    registered_model_name: str = Field(
+        "fl-global-model", min_length=1, description="Name in the model registry."
+    )
+    experiment_name: str = Field("fl-app", min_length=1, description="MLflow experiment.")
+
+    def learning_rate_of(self, server_round: int) -> float:
+        """Learning rate of a global round: half in round 1, then linearly down to a tenth."""
+        if server_round == 1:
+            return self.learning_rate / 2
+        done = (server_round - 1) / max(1, self.num_server_rounds - 1)
+        return self.learning_rate * (1 - 0.9 * done)
+
+
+class ClientConfig(_Settings):
+    """What a ClientApp reads; ``data`` of the node config goes before that of the run."""
+
+    local_epochs: int = Field(2, ge=1, description="Epochs of a local round.")
+    threads: int = Field(1, ge=1, description="CPU threads of a local round.")
+    partition_id: int | None = Field(None, ge=0, exclude=True)
+    num_partitions: int | None = Field(None, ge=1, exclude=True)
+
+    @classmethod
+    def _from_node(cls, node_config: RunConfigValues) -> dict[str, Any]:
+        if "data" in node_config:
+            return {"data": node_config["data"]}
+        return {k: node_config[k] for k in ("partition-id", "num-partitions") if k in node_config}
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, in the order of this file."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    fields = {**ServerConfig.model_fields, **ClientConfig.model_fields}
+    for name, field in fields.items():
+        if not field.exclude:
+            default = json.dumps(field.default)
+            rows.append(f"| `{_key(name)}` | `{default}` | {field.description} |")
+    return "\n".join(rows)
+
+
+def absolute_data(data: str) -> Path:
+    """Path of a ``data.yaml``; relative ones mean another folder on every machine, so no.
+
+    Raises
+    ------
+    ConfigError
+        If the path is not absolute.
+    """
+    path = Path(data).expanduser()
+    if not path.is_absolute():
+        raise ConfigError(
+            f"data={data!r} is a relative path, which Flower's processes would look for in another "
+            "folder; give the absolute path of the data.yaml."
+        )
+    return path
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _sentence(err: ValidationError) -> str:
+    first = err.errors()[0]
+    key, given = str(first["loc"][0]), first["input"]
+    return f"Run-config key {key!r} is {given!r}: {first['msg'].lower()}; change it and run again."

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The ServerApp: the one place that names concrete classes and puts them together."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result
+
+from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.config import ServerConfig, absolute_data
+from fl_app.retraining import RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.strategy import (
+    LifecycleStrategy,
+    Origin,
+    ScheduledFedAvg,
+    default_policy,
+)
+from fl_app.strategy.checkpoint import load_round
+from fl_app.yolo import YoloOnServer
+from registry import FederatedLearningTracker, ModelManager, Stage, app_home
+
+logger = logging.getLogger("flwr.fl_app")
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Check everything that can be wrong, then train, and train again when the monitor asks."""
+    config = ServerConfig.from_run_config(context.run_config)
+    home = app_home(config.home or None)
+    store = ModelManager(
+        config.mlflow_tracking_uri or None, config.registered_model_name, home=home
+    )
+    store.ping()
+    spec = dataset(config, home)
+    tracker = FederatedLearningTracker(
+        config.mlflow_tracking_uri or None, config.experiment_name, home=home
+    )
+    monitor = RetrainingManager(
+        config.accuracy_threshold, config.min_rounds_between_retrain, mode=config.metric_mode
+    )
+    yolo = YoloOnServer(config, spec)
+
+    def run_session(number: int, request: RetrainRequest | None) -> Result:
+        parent, arrays = starting_point(config, store, yolo)
+        strategy = LifecycleStrategy(
+            ScheduledFedAvg(
+                config.learning_rate_of,
+                fraction_train=config.fraction_train,
+                fraction_evaluate=config.fraction_evaluate,
+                min_train_nodes=config.min_nodes,
+                min_evaluate_nodes=config.min_nodes if config.fraction_evaluate else 0,
+                min_available_nodes=config.min_nodes,
+            ),
+            metric=config.metric,
+            mode=config.metric_mode,
+            policy=default_policy(
+                config.metric,
+                config.metric_mode,
+                threshold=config.staging_threshold,
+                margin=config.champion_margin,
+            ),
+            approval=config.approval,
+            store=store,
+            tracker=tracker,
+            monitor=monitor,
+            artifacts=[yolo.picture],
+            model=yolo.spec,
+            origin=Origin(
+                session=number,
+                parent_version=parent,
+                trigger=request.reason if request is not None else "",
+                request_id=request.id if request is not None else "",
+            ),
+            home=home,
+        )
+        return strategy.start(
+            grid,
+            arrays,
+            num_rounds=config.num_server_rounds,
+            timeout=config.round_timeout,
+            evaluate_fn=yolo.evaluate,
+        )
+
+    train_and_retrain(run_session, monitor, max_retrains=config.max_retrains)
+
+
+def dataset(config: ServerConfig, home: Path) -> DataSpec:
+    """The data set that the run names, or the generated one, drawn now if it is not there yet."""
+    if config.data:
+        return load_data_spec(absolute_data(config.data), config.num_classes)
+    from fl_app.client.shapes import shapes_data
+
+    return load_data_spec(shapes_data(home), config.num_classes)
+
+
+def starting_point(
+    config: ServerConfig, store: ModelManager, yolo: YoloOnServer
+) -> tuple[str | None, ArrayRecord]:
+    """The version a session starts from and its arrays; first weights where there is none."""
+    stages: list[Stage | None] = {
+        "production": [Stage.PRODUCTION, Stage.STAGING, None],
+        "latest": [None],
+        "scratch": [],
+    }[config.restart_from]
+    for stage in stages:
+        version = store.get_latest_version(stage)
+        if version is not None:
+            arrays = load_round(store.weights_path(version))
+            yolo.require_same_model(version, arrays)
+            logger.info("starting from version %s (%s)", version, stage or "latest")
+            return version, arrays
+    logger.info("starting from first weights (seed %d)", config.seed)
+    return None, yolo.first_arrays()

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
+
+from fl_app.strategy.evaluation import MetricError
+from fl_app.strategy.lifecycle import LifecycleStrategy, RunFailedError
+from fl_app.strategy.policy import default_policy
+from fl_app.strategy.report import Origin, RoundReport, SessionReport
+from fl_app.strategy.schedule import ScheduledFedAvg
+from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
+
+__all__ = [
+    "AtLeast",
+    "AtMost",
+    "BeatsChampion",
+    "BestSoFar",
+    "Finite",
+    "LifecycleStrategy",
+    "MetricError",
+    "Origin",
+    "RoundReport",
+    "RunFailedError",
+    "ScheduledFedAvg",
+    "SessionReport",
+    "decide_stage",
+    "default_policy",
+]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A round on disk: the global arrays where a crash cannot take them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from models.weights import load_weights, save_weights
+
+Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+
+
+def schema_of(arrays: ArrayRecord) -> Schema:
+    """Name, dtype and shape of each array, in order."""
+    return {name: (np.dtype(a.dtype), tuple(a.shape)) for name, a in arrays.items()}
+
+
+def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
+    """Say what is wrong with an aggregate, or nothing if it may become the model.
+
+    One-dimensional bytes (the trees of XGBoost) may change their length; all else keeps its shape.
+    """
+    if list(arrays) != list(schema):
+        foreign = sorted(set(arrays) ^ set(schema))[:3]
+        return f"the aggregate has other arrays than the global model: {foreign}"
+    for name, array in arrays.items():
+        values = array.numpy()
+        dtype, shape = schema[name]
+        opaque = dtype == np.uint8 and len(shape) == 1
+        if values.shape != shape and not opaque:
+            return f"the aggregate's {name!r} has shape {values.shape}, expected {shape}"
+        if not np.all(np.isfinite(values)):
+            return f"the aggregate's {name!r} is not finite"
+    return ""
+
+
+def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+    """Give averaged integer buffers (float64 by then) their own dtype back.
+
+    Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
+    """
+    restored: dict[str, Array] = {}
+    for name, array in arrays.items():
+        dtype, _ = schema[name]
+        if np.dtype(array.dtype) == dtype:
+            restored[name] = array
+            continue
+        values = array.numpy()
+        rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
+        restored[name] = Array(np.asarray(rounded, dtype=dtype))
+    return ArrayRecord(restored)
+
+
+def save_round(
+    arrays: ArrayRecord, folder: Path, server_round: int, model: Mapping[str, object]
+) -> Path:
+    """Write the global arrays of a round, whole or not at all, and return the file."""
+    path = folder / f"round-{server_round:04d}.safetensors"
+    save_weights({name: array.numpy() for name, array in arrays.items()}, path, model=model)
+    return path
+
+
+def load_round(path: Path) -> ArrayRecord:
+    """Arrays of a weights file as Flower sends them, in the model's own order."""
+    return ArrayRecord({name: Array(values) for name, values in load_weights(path).items()})
+
+
+def forget_rounds(folder: Path, *, before: int) -> None:
+    """Delete the files of rounds that the registry holds by now."""
+    for path in folder.glob("round-*.safetensors"):
+        if int(path.stem.removeprefix("round-")) < before:
+            path.unlink(missing_ok=True)

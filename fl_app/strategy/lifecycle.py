@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LifecycleStrategy: one round, from the clients' replies to a staged version in the registry.
+
+How arrays are aggregated is the inner strategy's business; how versions are kept is the store's.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app.exception import AppExitException
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+
+from fl_app.strategy.checkpoint import (
+    check_arrays,
+    forget_rounds,
+    restore_dtypes,
+    save_round,
+    schema_of,
+)
+from fl_app.strategy.console import next_commands, round_line, session_table
+from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, round_metrics
+from fl_app.strategy.plots import plot_metrics
+from fl_app.strategy.policy import default_policy
+from fl_app.strategy.provenance import contributions, version_tags
+from fl_app.strategy.report import Artifacts, Hook, Monitor, Origin, RoundReport
+from fl_app.strategy.session import ClosedRound, FailedRound, Session
+from registry import (
+    Decision,
+    Evidence,
+    FederatedLearningTracker,
+    ModelManager,
+    ModelStore,
+    Policy,
+    RegistryError,
+    Stage,
+    Tracker,
+    app_home,
+    decide_stage,
+)
+
+logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
+
+MAX_FAILED_ROUNDS = 3
+"""Rounds without a new model, in a row, after which the run fails."""
+
+
+class RunFailedError(RuntimeError):
+    """Too many rounds in a row gave no model."""
+
+
+class LifecycleStrategy(Strategy):
+    """A Flower strategy around another one, with the model's lifecycle in every round.
+
+    After each aggregation the global model is evaluated, logged to MLflow, registered as a version
+    and staged by ``policy``. It must be the outermost strategy:
+    ``LifecycleStrategy(DifferentialPrivacyServerSideFixedClipping(FedAvg(), …))``.
+
+    Parameters
+    ----------
+    strategy : Strategy | None
+        The strategy that samples nodes and aggregates; ``FedAvg()`` by default.
+    metric : str | None
+        The metric that gates and the monitor look at. None promotes nothing.
+    mode : "max" | "min"
+        Whether more or less of ``metric`` is better.
+    policy : Mapping[Stage, Sequence[Gate]] | None
+        Gates before each stage. By default Staging takes the best version so far, and Production
+        one that beats the present Production on the same data.
+    approval : "manual" | "auto"
+        ``manual``: what passes the gates of Production waits in Staging, marked
+        ``approval=pending``. ``auto``: the best of the session is promoted at its end.
+    registered_model_name : str
+        Name of the model in the default store; one for each app that shares a store.
+    store, tracker : ModelStore, Tracker
+        Registry and tracking; MLflow under ``FL_APP_HOME`` by default.
+    monitor : Monitor | None
+        Told the metric after each round, for instance a ``RetrainingManager``.
+    hooks : Sequence[Hook]
+        Called with a ``RoundReport`` after each round.
+    artifacts : Sequence[Artifacts]
+        Called at the end; the files that they return are logged to the MLflow run.
+    model : Mapping[str, object]
+        What the model is, kept beside its weights (for YOLO: size, classes, image size).
+    origin : Origin
+        Why this session runs, and from which version.
+    home : str | Path | None
+        Folder for round checkpoints; ``FL_APP_HOME``, else ``~/.fl-app``, by default.
+    pipeline : bool
+        Evaluate and register a round while the clients train the next one. False does it inline.
+
+    Raises
+    ------
+    MetricError
+        If nobody reports ``metric``.
+    RunFailedError
+        After three rounds in a row without a valid model.
+    RegistryError
+        If MLflow does not answer or refuses.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy | None = None,
+        *,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        policy: Policy | None = None,
+        approval: Literal["manual", "auto"] = "manual",
+        registered_model_name: str = "fl-global-model",
+        store: ModelStore | None = None,
+        tracker: Tracker | None = None,
+        monitor: Monitor | None = None,
+        hooks: Sequence[Hook] = (),
+        artifacts: Sequence[Artifacts] = (),
+        model: Mapping[str, object] | None = None,
+        origin: Origin | None = None,
+        home: str | Path | None = None,
+        pipeline: bool = True,
+    ) -> None:
+        self.strategy = strategy or FedAvg()
+        self.metric = metric
+        self.mode = mode
+        self.policy = policy if policy is not None else default_policy(metric, mode)
+        self.approval = approval
+        self.store = store or ModelManager(None, registered_model_name, home=home)
+        self.tracker = tracker or FederatedLearningTracker(home=home)
+        self.monitor = monitor
+        self.hooks = tuple(hooks)
+        self.artifacts = (plot_metrics, *artifacts)
+        self.model = dict(model or {})
+        self.origin = origin or Origin()
+        self.home = app_home(home)
+        self.pipeline = pipeline
+        self._open_session: Session | None = None
+        self._worker: ThreadPoolExecutor | None = None
+
+    def summary(self) -> None:
+        """Log the lifecycle's settings, then the inner strategy's."""
+        logger.info("\t├──> Lifecycle:")
+        logger.info("\t│\t├── Metric: %s (%s)", self.metric or "none, nothing is staged", self.mode)
+        logger.info("\t│\t└── Approval: %s", self.approval)
+        logger.info("\t└──> Around %s:", type(self.strategy).__name__)
+        self.strategy.summary()
+
+    # The round, in the order in which Flower's loop and then the worker run it.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy choose nodes and write their messages."""
+        self._session.opened = time.monotonic()
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate, check the result and write it to disk; a bad one leaves the old arrays."""
+        session, replies = self._session, list(replies)
+        nodes = contributions(replies, getattr(self.strategy, "weighted_by_key", "num-examples"))
+        try:
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+            problem = "no client sent a valid reply"
+        except AppExitException as err:
+            arrays, metrics, problem = None, None, f"the replies do not fit together: {err}"
+        if arrays is not None:
+            problem = check_arrays(arrays, session.schema)
+        if arrays is None or problem:
+            session.current = FailedRound(server_round, problem)
+            return None, metrics
+        arrays = restore_dtypes(arrays, session.schema)
+        weights = save_round(arrays, session.folder, server_round, self.model)
+        session.current = ClosedRound(server_round, arrays, weights, nodes, train=metrics)
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the inner strategy choose the nodes that evaluate."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Close the round: hand it to the worker, once the worker has finished the one before."""
+        session = self._session
+        clients = self.strategy.aggregate_evaluate(server_round, replies)
+        self._wait_for_worker()
+        if isinstance(session.current, FailedRound):
+            self._record_failure(session, session.current)
+            return clients
+        session.failed_in_a_row = 0
+        seconds = time.monotonic() - session.opened
+        closed = replace(session.current, clients=clients, seconds=seconds)
+        if self._worker is not None:
+            session.unfinished = self._worker.submit(self._finish_round, session, closed)
+        else:
+            self._finish_round(session, closed)
+        return clients
+
+    def _finish_round(self, session: Session, closed: ClosedRound) -> None:
+        """Evaluate, log, register, gate, stage, tell the monitor, report: the lifecycle."""
+        # Evaluate, on the same data as the present Production.
+        holdout = evaluate(session.evaluate_fn, closed.round, closed.arrays)
+        metrics = round_metrics(holdout, closed.train, closed.clients)
+        require_metric(self.metric, metrics)
+        champion = session.score_of(self.store, self.store.get_latest_version(Stage.PRODUCTION))
+        # Log.
+        self._log(session, metrics, closed.round)
+        # Register.
+        tags = version_tags(closed.round, self.origin, session.flower_run_id, closed.nodes)
+        version = self.store.save_model_version(closed.weights, session.run_id, metrics, tags)
+        forget_rounds(session.folder, before=closed.round)
+        # Gate.
+        evidence = Evidence(metrics=metrics, champion=champion, best=session.best)
+        decision = decide_stage(self.policy, evidence)
+        # Stage.
+        report = self._stage(session, version, decision, closed, metrics)
+        # Tell the monitor.
+        self._tell_monitor(metrics, closed.round)
+        # Report.
+        self._report(session, report)
+
+    # Steps of a round.
+
+    def _stage(
+        self,
+        session: Session,
+        version: str,
+        decision: Decision,
+        closed: ClosedRound,
+        metrics: Mapping[str, float],
+    ) -> RoundReport:
+        """Move the version as decided; Production is only marked, a person or the end grants it."""
+        staged = decision.stage is not Stage.NONE
+        ready = decision.stage is Stage.PRODUCTION
+        if staged:
+            self.store.promote_to_staging(version, actor="policy", reason=decision.reason)
+            session.best = metrics
+            session.supersede(self.store)
+        approval: Literal["none", "pending"] = "pending" if ready else "none"
+        self.store.set_version_tags(version, {"reason": decision.reason, "approval": approval})
+        return RoundReport(
+            round=closed.round,
+            num_rounds=session.num_rounds,
+            metrics=metrics,
+            version=version,
+            stage=Stage.STAGING if staged else Stage.NONE,
+            approval=approval,
+            reason=decision.reason,
+            seconds=closed.seconds,
+        )
+
+    def _record_failure(self, session: Session, failed: FailedRound) -> None:
+        session.failed_in_a_row += 1
+        self.tracker.set_tags({f"failed_round.{failed.round}": failed.problem})
+        self._report(
+            session,
+            RoundReport(failed.round, session.num_rounds, reason=failed.problem, failed=True),
+        )
+        if session.failed_in_a_row >= MAX_FAILED_ROUNDS:
+            raise RunFailedError(
+                f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
+                f"{failed.problem}; look at the clients' log and run again."
+            )
+
+    def _log(self, session: Session, metrics: Mapping[str, float], step: int) -> None:
+        self.tracker.log_metrics(metrics, step=step)
+        session.remember(metrics, step)
+
+    def _tell_monitor(self, metrics: Mapping[str, float], server_round: int) -> None:
+        if self.monitor is not None and self.metric is not None:
+            self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=server_round)
+
+    def _report(self, session: Session, report: RoundReport) -> None:
+        session.reports.append(report)
+        left = session.seconds_left(report.round)
+        logger.info("%s", round_line(report, self.metric, left))
+        for hook in self.hooks:
+            try:
+                hook(report)
+            except Exception:  # somebody else's code: it must not end a run
+                logger.warning("hook %r failed; the round goes on", hook, exc_info=True)
+
+    # The session, on top of Flower's own loop.
+
+    def start(  # noqa: PLR0917  (Flower's signature)
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
+
+        ``evaluate_fn`` scores the holdout in the worker; its metrics are in the result as always.
+        """
+        with self._run(grid, initial_arrays, num_rounds, evaluate_fn) as session:
+            self._before_first_round(session, initial_arrays)
+            result = super().start(
+                grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config
+            )
+            self._wait_for_worker()
+            self._conclude(session)
+            for report in session.reports:
+                if not report.failed and evaluate_fn is not None:
+                    own = {k: v for k, v in report.metrics.items() if "/" not in k}
+                    result.evaluate_metrics_serverapp[report.round] = MetricRecord(own)
+            return result
+
+    @contextmanager
+    def _run(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        evaluate_fn: EvaluateFn | None,
+    ) -> Iterator[Session]:
+        """Open the MLflow run and the worker; close both, whatever happens in between."""
+        flower_run_id = str(grid.run.run_id)
+        tags = {
+            "flower_run_id": flower_run_id,
+            "session": str(self.origin.session),
+            "trigger": self.origin.trigger,
+            "request_id": self.origin.request_id,
+            "parent_version": self.origin.parent_version or "",
+        }
+        name = f"flower-{flower_run_id}-session-{self.origin.session}"
+        run_id = self.tracker.start_run(name, tags=tags).info.run_id
+        folder = self.home / "checkpoints" / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        self._worker = ThreadPoolExecutor(1, "fl-app-round") if self.pipeline else None
+        self._open_session = Session(
+            run_id, flower_run_id, num_rounds, folder, schema_of(initial_arrays), evaluate_fn
+        )
+        status = "FAILED"
+        try:
+            yield self._open_session
+            status = "FINISHED"
+        finally:
+            if self._worker is not None:
+                self._worker.shutdown(wait=status == "FINISHED", cancel_futures=True)
+            self.tracker.end_run(status)
+            self._open_session = self._worker = None
+
+    def _before_first_round(self, session: Session, arrays: ArrayRecord) -> None:
+        """Score what the session starts with, and what is in Staging, on the holdout."""
+        first = evaluate(session.evaluate_fn, 0, arrays)
+        if not first:
+            return
+        require_metric(self.metric, first)
+        self._log(session, first, 0)
+        if self.origin.parent_version is not None:
+            session.scores[self.origin.parent_version] = first
+            self._tell_monitor(first, 0)
+        session.best = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
+
+    def _conclude(self, session: Session) -> None:
+        """Promote if nobody needs to be asked, log the pictures, print the table."""
+        for index, report in enumerate(session.reports):
+            if self.approval == "auto" and report.approval == "pending" and report.version:
+                self.store.promote_to_production(
+                    report.version, actor="policy", reason=report.reason
+                )
+                self.store.set_version_tags(report.version, {"approval": "approved"})
+                session.reports[index] = replace(
+                    report, stage=Stage.PRODUCTION, approval="approved"
+                )
+        self._log_artifacts(session)
+        logger.info("%s", "\n" + session_table(session.reports, self.metric))
+        logger.info("next: %s", "  |  ".join(next_commands(session.reports)))
+
+    def _log_artifacts(self, session: Session) -> None:
+        report = session.report(self.store)
+        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+            for make in self.artifacts:
+                for path in make(report, Path(folder)):
+                    self.tracker.log_artifact(path)
+
+    @property
+    def _session(self) -> Session:
+        if self._open_session is None:
+            raise RegistryError(
+                "No session is open: LifecycleStrategy must be the outermost strategy and be run "
+                "by its own start()."
+            )
+        return self._open_session
+
+    def _wait_for_worker(self) -> None:
+        """Wait for the round that the worker has in hand, and raise what it raised."""
+        if self._open_session is not None and self._open_session.unfinished is not None:
+            unfinished, self._open_session.unfinished = self._open_session.unfinished, None
+            unfinished.result()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a version comes from: the nodes that took part, and the tags that say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from flwr.app import Message
+
+from fl_app.strategy.report import Origin
+
+NODE_RECORD = "node"
+"""Key of the ConfigRecord in which a ClientApp may say what data it trained on."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A node's part in a round."""
+
+    node_id: str
+    num_examples: float
+    data_digest: str
+
+
+def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contribution, ...]:
+    """Read, before any strategy takes them apart, who answered and with how many examples."""
+    found = []
+    for message in replies:
+        if message.has_error():
+            continue
+        metrics = next(iter(message.content.metric_records.values()), {})
+        examples = metrics.get(weighted_by, 0)
+        node = message.content.config_records.get(NODE_RECORD, {})
+        found.append(
+            Contribution(
+                node_id=str(message.metadata.src_node_id),
+                num_examples=float(examples) if isinstance(examples, int | float) else 0.0,
+                data_digest=str(node.get("data-digest", "")),
+            )
+        )
+    return tuple(found)
+
+
+def version_tags(
+    server_round: int,
+    origin: Origin,
+    flower_run_id: str,
+    nodes: Iterable[Contribution],
+) -> Mapping[str, str]:
+    """The tags of a new version."""
+    return {
+        "round": str(server_round),
+        "session": str(origin.session),
+        "flower_run_id": flower_run_id,
+        "parent_version": origin.parent_version or "",
+        "trigger": origin.trigger,
+        "nodes": json.dumps([asdict(node) for node in nodes]),
+        "app_version": app_version(),
+    }
+
+
+def app_version() -> str:
+    """Version of the installed fl-app; Flower runs it from a bundle that is not installed."""
+    try:
+        return version("fl-app")
+    except PackageNotFoundError:
+        return "bundle"

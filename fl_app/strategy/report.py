@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session tells about itself: frozen records, handed to hooks and to the monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from registry import Stage
+
+Approval = Literal["none", "pending", "approved", "superseded"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Why a session runs and which weights it starts with.
+
+    Attributes
+    ----------
+    session : int
+        Number of the session within its Flower run, from 1.
+    parent_version : str | None
+        Registered version whose weights are the first global arrays.
+    trigger : str
+        Reason of the retraining request; empty for a session that a person started.
+    request_id : str
+        Identifier of that request.
+    """
+
+    session: int = 1
+    parent_version: str | None = None
+    trigger: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round, once its model has been evaluated, registered and staged.
+
+    Attributes
+    ----------
+    round, num_rounds : int
+        Flower's server round, from 1, and how many there are.
+    metrics : Mapping[str, float]
+        Holdout metrics by plain name; clients' as ``client/…``, local training as ``train/…``.
+    version : str | None
+        Registered version; None if the round failed.
+    stage : Stage
+        Stage that the version was given.
+    approval : str
+        ``pending`` while the version waits in Staging for a person.
+    reason : str
+        Why it got this stage, or why the round failed.
+    failed : bool
+        True if the round left the global arrays as they were.
+    seconds : float
+        Wall time from the round's first message to the end of its client evaluation.
+    """
+
+    round: int
+    num_rounds: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    version: str | None = None
+    stage: Stage = Stage.NONE
+    approval: Approval = "none"
+    reason: str = ""
+    failed: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class SessionReport:
+    """A whole session, for those who make pictures or files of it.
+
+    Attributes
+    ----------
+    rounds : tuple[RoundReport, ...]
+        One for each round.
+    run_id : str
+        MLflow run of the session.
+    history : Mapping[str, tuple[tuple[int, float], ...]]
+        For each metric its values as ``(step, value)``; step 0 is before the first round.
+    weights : Path | None
+        Weights file of the best version, or of the last one where none was staged.
+    """
+
+    rounds: tuple[RoundReport, ...]
+    run_id: str
+    history: Mapping[str, tuple[tuple[int, float], ...]]
+    weights: Path | None
+
+
+Hook = Callable[[RoundReport], None]
+"""Called after each round; what it raises is logged and changes nothing."""
+
+Artifacts = Callable[[SessionReport, Path], Iterable[Path]]
+"""Called at the end of a session with an empty folder; the files it returns go to MLflow."""
+
+
+class Monitor(Protocol):
+    """Who is told how good each round's model is."""
+
+    def update_metrics(self, accuracy: float, round_num: int) -> None:
+        """Take the score of a round; round 0 is the version that the session starts from."""

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one ``start()`` remembers between its rounds, and what it wrote down of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, MetricRecord
+
+from fl_app.strategy.checkpoint import Schema, load_round, schema_of
+from fl_app.strategy.evaluation import EvaluateFn, evaluate
+from fl_app.strategy.provenance import Contribution
+from fl_app.strategy.report import RoundReport, SessionReport
+from registry import ModelStore, Stage
+
+
+@dataclass(frozen=True)
+class ClosedRound:
+    """A round with a new global model: what the worker needs to finish it."""
+
+    round: int
+    arrays: ArrayRecord
+    weights: Path
+    nodes: tuple[Contribution, ...]
+    train: MetricRecord | None = None
+    clients: MetricRecord | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FailedRound:
+    """A round that left the global model as it was, and why."""
+
+    round: int
+    problem: str
+
+
+@dataclass
+class Session:
+    """State of a session; only Flower's thread and the one worker touch it, never at once.
+
+    Attributes
+    ----------
+    run_id, flower_run_id : str
+        The MLflow run and the Flower run.
+    folder : Path
+        Where the global arrays of the last round are.
+    schema : Schema
+        Arrays that the first global model has, and every later one must have.
+    scores : dict[str, Mapping[str, float]]
+        Registered versions scored on this session's holdout.
+    best : Mapping[str, float] | None
+        Metrics of the best version so far.
+    current : ClosedRound | FailedRound
+        What aggregation made of the round that is under way.
+    unfinished : Future | None
+        The round that the worker has in hand.
+    """
+
+    run_id: str
+    flower_run_id: str
+    num_rounds: int
+    folder: Path
+    schema: Schema
+    evaluate_fn: EvaluateFn | None
+    started: float = field(default_factory=time.monotonic)
+    opened: float = field(default_factory=time.monotonic)
+    scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    best: Mapping[str, float] | None = None
+    failed_in_a_row: int = 0
+    current: ClosedRound | FailedRound = field(default_factory=lambda: FailedRound(0, "no round"))
+    unfinished: Future[None] | None = None
+    reports: list[RoundReport] = field(default_factory=list)
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def remember(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep the metrics of a step for the pictures at the end."""
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append((step, value))
+
+    def score_of(self, store: ModelStore, version: str | None) -> Mapping[str, float] | None:
+        """Metrics of a registered version on this session's holdout, taken once per session.
+
+        None if there is no such version; empty if it cannot be scored, which no gate lets pass.
+        """
+        if version is None:
+            return None
+        if version not in self.scores:
+            arrays = load_round(store.weights_path(version))
+            comparable = schema_of(arrays) == self.schema
+            self.scores[version] = evaluate(self.evaluate_fn if comparable else None, 0, arrays)
+        return self.scores[version]
+
+    def supersede(self, store: ModelStore) -> None:
+        """Archive the reports of earlier candidates: only the newest waits for approval."""
+        for index, report in enumerate(self.reports):
+            if report.stage is not Stage.STAGING or report.version is None:
+                continue
+            self.reports[index] = replace(report, stage=Stage.ARCHIVED)
+            if report.approval == "pending":
+                store.set_version_tags(report.version, {"approval": "superseded"})
+                self.reports[index] = replace(self.reports[index], approval="superseded")
+
+    def seconds_left(self, server_round: int) -> float:
+        """Time that the rounds after ``server_round`` will take at the pace so far."""
+        pace = (time.monotonic() - self.started) / server_round
+        return pace * (self.num_rounds - server_round)
+
+    def report(self, store: ModelStore) -> SessionReport:
+        """The whole session, with the weights of its best version, or else of its last one."""
+        versions = [r.version for r in self.reports if r.version is not None]
+        staged = [
+            r.version
+            for r in self.reports
+            if r.version is not None and r.stage in (Stage.STAGING, Stage.PRODUCTION)
+        ]
+        shown = (staged or versions)[-1:]
+        return SessionReport(
+            rounds=tuple(self.reports),
+            run_id=self.run_id,
+            history={name: tuple(values) for name, values in self.history.items()},
+            weights=store.weights_path(shown[0]) if shown else None,
+        )

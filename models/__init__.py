@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The YOLO model, its weights file and its evaluation; imports neither Flower nor MLflow."""

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Score a detector on a fixed set of pictures, and draw what it finds there.
+
+Which scores are good enough is not decided here.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.dataset import PictureDataset
+from models.model import YoloModel
+from models.pictures import LabelledData, Picture, read_pictures
+from models.upstream import DetectionValidator, build_dataloader, non_max_suppression
+
+_TRUE_COLOUR = (80, 200, 80)  # BGR
+_FOUND_COLOUR = (60, 60, 230)
+_TILE = 320
+_COLUMNS = 4
+
+
+class Holdout:
+    """A fixed set of labelled pictures; call it with a module to get its scores.
+
+    Build it once and call it every round. Pictures are scaled to squares (`rect=False`),
+    which differs from the default of `YOLO.val` by some points of mAP; apart from that, the
+    figures are Ultralytics' own. Non-maximum suppression has no time limit here, so a slow
+    machine gets the same figures. Not safe for two threads at a time: give each its own.
+
+    Parameters
+    ----------
+    data : LabelledData
+        Anything with `val` (paths of pictures) and `names` (class names).
+    image_size : int
+        Side of the squares in pixels, a multiple of 32.
+    batch_size : int
+        Pictures that go through the network at once.
+    device : str
+        Where to evaluate: "cpu", "cuda", ...
+
+    Raises
+    ------
+    ValueError
+        If none of the pictures can be used.
+    """
+
+    def __init__(
+        self, data: LabelledData, *, image_size: int, batch_size: int = 16, device: str = "cpu"
+    ) -> None:
+        pictures = read_pictures(data.val, len(data.names))
+        if not pictures:
+            raise ValueError(f"none of the {len(data.val)} holdout pictures can be used")
+        self._pictures = pictures
+        self._scorer = _Scorer(
+            pictures, data.names, image_size=image_size, batch_size=batch_size, device=device
+        )
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self._pictures)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
+
+        Precision and recall are at the confidence with the best F1. The module isn't changed.
+        """
+        scores = self._scorer.score(model)
+        return {
+            key.removeprefix("metrics/").removesuffix("(B)"): float(value)
+            for key, value in scores.items()
+            if key.startswith("metrics/")
+        }
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """AP50 by class name in the latest call; classes without true boxes are left out."""
+        metrics = self._scorer.metrics
+        return {
+            str(metrics.names[int(number)]): float(ap50)
+            for number, ap50 in zip(metrics.ap_class_index, metrics.box.ap50, strict=True)
+        }
+
+
+class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyped to mypy
+    """The parts of Ultralytics' validator that make up a score, and nothing else of it."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        names: Sequence[str],
+        *,
+        image_size: int,
+        batch_size: int,
+        device: str,
+    ) -> None:
+        settings = {
+            "task": "detect",
+            "mode": "val",
+            "imgsz": image_size,
+            "batch": batch_size,
+            "rect": False,
+            "plots": False,
+            "verbose": False,
+            "workers": 0,
+        }
+        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:  # created, never used
+            super().__init__(save_dir=Path(folder), args=settings)
+        dataset = PictureDataset(pictures, names, settings=self.args, augment=False)
+        self.data = {**dataset.data, "val": ""}
+        self.training, self.device = False, torch.device(device)
+        self.dataloader = build_dataloader(
+            dataset, batch_size, workers=0, shuffle=False, device=self.device
+        )
+
+    def score(self, model: nn.Module) -> dict[str, Any]:
+        # A copy, because inference tensors that stay behind in the head break later training.
+        network: Any = copy.deepcopy(model).to(self.device).float().eval()
+        network.names = self.data["names"]
+        with torch.inference_mode():
+            self.init_metrics(network)
+            for raw in self.dataloader:
+                batch = self.preprocess(raw)
+                self.update_metrics(self.postprocess(network(batch["img"])), batch)
+        return dict(self.get_stats())
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        found = non_max_suppression(
+            preds,
+            self.args.conf,
+            self.args.iou,
+            multi_label=True,
+            max_det=self.args.max_det,
+            max_time_img=float("inf"),
+        )
+        return [
+            {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
+            for rows in found
+        ]
+
+
+def draw_predictions(
+    model: YoloModel,
+    data: LabelledData,
+    path: Path,
+    *,
+    count: int = 8,
+    image_size: int | None = None,
+    conf: float = 0.25,
+) -> None:
+    """Write a grid of holdout pictures with true boxes (green) and found boxes (red).
+
+    Parameters
+    ----------
+    path : Path
+        File to write; its ending (.png or .jpg) sets the format.
+    count : int
+        Number of pictures, taken evenly from the set.
+    image_size : int | None
+        As in `YoloModel.predict`.
+    """
+    import cv2
+
+    step = max(1, len(data.val) // count)
+    tiles = []
+    for picture in read_pictures(data.val[::step][:count], len(data.names)):
+        result = model.predict(picture.path, conf=conf, image_size=image_size)[0]
+        tiles.append(_draw_tile(picture, result, data.names))
+    if not tiles:
+        raise ValueError(f"none of the {len(data.val)} holdout pictures can be drawn")
+    columns = min(_COLUMNS, len(tiles))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    if not cv2.imwrite(str(path), np.vstack(rows)):
+        raise OSError(f"picture {path} can't be written")
+
+
+def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarray:
+    import cv2
+
+    height, width = result.orig_shape
+    scale = _TILE / max(height, width)
+    tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
+    small = cv2.resize(result.orig_img, (round(width * scale), round(height * scale)))
+    tile[: small.shape[0], : small.shape[1]] = small
+    centre, size = picture.boxes[:, 1:3], picture.boxes[:, 3:5]
+    sides = np.array([width, height, width, height]) * scale
+    true = np.hstack([centre - size / 2, centre + size / 2]) * sides
+    for number, box in zip(picture.boxes[:, 0], true, strict=True):
+        _draw_box(tile, box, names[int(number)], _TRUE_COLOUR)
+    found = result.boxes.cpu().numpy()
+    for number, confidence, box in zip(found.cls, found.conf, found.xyxy, strict=True):
+        _draw_box(tile, box * scale, f"{names[int(number)]} {confidence:.2f}", _FOUND_COLOUR)
+    return tile
+
+
+def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
+    import cv2
+
+    left, top, right, bottom = (round(float(value)) for value in box)
+    cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
+    # OpenCV's built-in letters: Ultralytics' own drawing may go and fetch a font.
+    below = colour == _TRUE_COLOUR
+    place = (left, min(bottom + 12, _TILE - 2) if below else max(top - 4, 10))
+    cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's arrays as one safetensors file with a manifest in its header.
+
+Needs numpy and safetensors only: no torch, no model class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+Arrays = Mapping[str, np.ndarray]
+
+FORMAT = "fl-app-weights/1"
+_KINDS = frozenset("biufc")
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
+
+
+class WeightsError(ValueError):
+    """A weights file can't be written or read; the text says which file and why."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a weights file says about itself.
+
+    Parameters
+    ----------
+    arrays : Mapping[str, tuple[str, tuple[int, ...]]]
+        dtype and shape of each array, in the model's own order.
+    model : Mapping[str, object]
+        How to build the model that takes these arrays; empty where it is unknown.
+    sha256 : str
+        Digest of the whole file, 64 hexadecimal digits.
+    """
+
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]]
+    model: Mapping[str, object]
+    sha256: str
+
+
+def save_weights(arrays: Arrays, path: Path, *, model: Mapping[str, object] | None = None) -> str:
+    """Write the arrays to one file, whole or not at all, and return its sha256.
+
+    Equal arrays in equal order give equal bytes, so equal weights have equal digests.
+
+    Parameters
+    ----------
+    arrays : Mapping[str, np.ndarray]
+        Arrays of any shape (0-d too) with a boolean or number dtype that safetensors knows.
+    path : Path
+        Where the file goes; an older file there is replaced in one step.
+    model : Mapping[str, object] | None
+        Free-form description of the model, as JSON allows.
+
+    Raises
+    ------
+    WeightsError
+        If an array can't be stored in this format. Nothing is written then.
+    """
+    data = _to_bytes(arrays, {} if model is None else model)
+    _write_atomically(data, Path(path))
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_weights(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a weights file in the model's own order, writable.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or was not written by `save_weights`.
+    """
+    arrays, _, _ = _read(Path(path))
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return what a weights file says about itself, after the same checks as `load_weights`."""
+    arrays, model, digest = _read(Path(path))
+    shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    return Manifest(shapes, model, digest)
+
+
+def _to_bytes(arrays: Arrays, model: Mapping[str, object]) -> bytes:
+    plain = {}
+    for name, array in arrays.items():
+        if array.dtype.kind not in _KINDS or name == "__metadata__":
+            raise WeightsError(
+                f"array '{name}' of dtype {array.dtype} can't be stored: "
+                "expected an array of numbers or booleans under another name than __metadata__"
+            )
+        # asarray, not ascontiguousarray, which would turn a 0-d array into a 1-d one.
+        plain[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    try:
+        description = json.dumps(dict(model), sort_keys=True)
+        metadata = {"format": FORMAT, "order": json.dumps(list(plain)), "model": description}
+        return _with_sorted_header(save(plain, metadata=metadata))
+    except (SafetensorError, TypeError, UnicodeEncodeError) as error:
+        raise WeightsError(f"the arrays can't be stored as safetensors: {error}") from error
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    # The library writes its metadata in random order, which would give the same weights a new
+    # digest each time; rows of arrays keep their place, since they are ordered by offset.
+    size = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[_LENGTH_BYTES + size :]
+
+
+def _write_atomically(data: bytes, path: Path) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600, which another user's server can't read
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere a folder can't be opened, and a rename needs no sync
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"weights file {path} can't be read: {error.strerror}") from error
+    try:
+        arrays = load(data)
+        size = int.from_bytes(data[:_LENGTH_BYTES], "little")
+        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + size])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"weights file {path} is damaged or no safetensors file: {error}; "
+            "restore it from where it was saved"
+        ) from error
+    order, model = _manifest_fields(header.get("__metadata__") or {}, path)
+    if len(order) != len(arrays) or set(order) != set(arrays):
+        raise WeightsError(
+            f"weights file {path} is damaged: its order names {len(order)} arrays, "
+            f"and it holds {len(arrays)} that differ from them"
+        )
+    return {name: arrays[name] for name in order}, model, hashlib.sha256(data).hexdigest()
+
+
+def _manifest_fields(
+    metadata: Mapping[str, str], path: Path
+) -> tuple[list[str], dict[str, object]]:
+    found = metadata.get("format", "none")
+    if found != FORMAT:
+        raise WeightsError(
+            f"weights file {path} has format '{found}', expected '{FORMAT}': "
+            "save the arrays with models.weights.save_weights"
+        )
+    try:
+        order, model = json.loads(metadata["order"]), json.loads(metadata["model"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"weights file {path} has a damaged manifest: {error}") from error
+    if not (isinstance(order, list) and all(isinstance(name, str) for name in order)):
+        raise WeightsError(f"weights file {path} has a damaged manifest: order is no list of names")
+    if not isinstance(model, dict):
+        raise WeightsError(f"weights file {path} has a damaged manifest: model is no JSON object")
+    return order, cast(dict[str, object], model)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model versions, their stages and the tracking of runs, in MLflow or in memory.
+
+Importing this imports neither MLflow nor torch.
+"""
+
+from __future__ import annotations
+
+from registry.errors import (
+    ArtifactError,
+    InvalidMetric,
+    InvalidName,
+    JournalError,
+    RegistryError,
+    StageError,
+    StoreUnavailable,
+    UnknownVersion,
+)
+from registry.experiment_tracking import FederatedLearningTracker
+from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
+from registry.home import app_home
+from registry.memory import InMemoryModelStore, InMemoryTracker
+from registry.model_manager import ModelManager
+from registry.records import (
+    Decision,
+    Evidence,
+    Gate,
+    ModelStore,
+    ModelVersion,
+    Policy,
+    Stage,
+    Tracker,
+    Verdict,
+)
+
+__all__ = [
+    "ArtifactError",
+    "AtLeast",
+    "AtMost",
+    "BeatsChampion",
+    "BestSoFar",
+    "Decision",
+    "Evidence",
+    "FederatedLearningTracker",
+    "Finite",
+    "Gate",
+    "InMemoryModelStore",
+    "InMemoryTracker",
+    "InvalidMetric",
+    "InvalidName",
+    "JournalError",
+    "ModelManager",
+    "ModelStore",
+    "ModelVersion",
+    "Policy",
+    "RegistryError",
+    "Stage",
+    "StageError",
+    "StoreUnavailable",
+    "Tracker",
+    "UnknownVersion",
+    "Verdict",
+    "app_home",
+    "decide_stage",
+]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tracking addresses: which ones can be used, and a quick look whether they answer; no MLflow."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from registry.errors import StoreUnavailable, redact
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CONNECT, _READ = 4.0, 5.0  # seconds
+_KNOWN = "sqlite:///<file>, http(s)://<server>, postgresql://, mysql:// or mssql://"
+
+
+def absolute_address(tracking_uri: str | None, home: Path) -> str:
+    """Return the address with any SQLite path made absolute; the default lies in `home`."""
+    if tracking_uri is None:
+        return f"sqlite:///{home / 'mlflow.db'}"
+    file = sqlite_file(tracking_uri)
+    if file is None:
+        return tracking_uri
+    start, _, options = tracking_uri.partition("?")
+    scheme = start.partition(":")[0]
+    return f"{scheme}:///{file}" + (f"?{options}" if options else "")
+
+
+def kind_of(uri: str) -> str:
+    """Return "http", "sqlite", or the database's name.
+
+    Raises
+    ------
+    StoreUnavailable
+        MLflow or this app cannot keep a registry there.
+    """
+    scheme = urlsplit(uri).scheme.lower().partition("+")[0]
+    kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
+    if kind in ("http", "sqlite", *_PORTS):
+        return kind
+    what = (
+        "MLflow no longer keeps runs in plain folders"
+        if kind in ("", "file")
+        else f"its kind {kind!r} is not known here"
+    )
+    raise StoreUnavailable(
+        f"The tracking URI {redact(uri)!r} cannot be used: {what}; use {_KNOWN}."
+    )
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the absolute path of a SQLite address; None for any other, or one in memory."""
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower().partition("+")[0] != "sqlite":
+        return None
+    path = rest.partition("?")[0].removeprefix("/")
+    if path in ("", ":memory:"):
+        return None
+    return Path(path).absolute()
+
+
+def check_address(uri: str) -> None:
+    """Raise `StoreUnavailable`, within about 10 seconds, if nothing usable is at `uri`."""
+    kind = kind_of(uri)
+    if kind == "http":
+        _check_server(uri)
+    elif kind == "sqlite":
+        _check_file(uri)
+    else:
+        _check_port(uri, _PORTS[kind])
+
+
+def _check_server(uri: str) -> None:
+    import requests
+
+    shown = redact(uri)
+    try:
+        reply = requests.get(
+            f"{uri.rstrip('/')}/health",
+            timeout=(_CONNECT, _READ),
+            stream=True,
+            verify=_certificates(),
+        )
+        reply.close()
+    except (requests.RequestException, ValueError, OSError) as error:
+        # The foreign text may hold the password, so it is neither shown nor chained.
+        raise StoreUnavailable(
+            f"MLflow at {shown} does not answer ({type(error).__name__}); start it with "
+            "`mlflow server`, or correct the tracking URI."
+        ) from None
+    if reply.status_code != 200:
+        raise StoreUnavailable(
+            f"The server at {shown} answers {reply.status_code} to a health check, so it is not "
+            "a working MLflow server that lets us in; check the address and the password."
+        )
+
+
+def _certificates() -> str | bool:
+    """Return what MLflow's own settings say about checking certificates."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+
+
+def _check_file(uri: str) -> None:
+    file = sqlite_file(uri)
+    if file is None:
+        raise StoreUnavailable(
+            "A SQLite database in memory is lost with the process; give the path of a file, as in "
+            "sqlite:////home/me/mlflow.db."
+        )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists():
+            with file.open("r+b") as database:
+                start = database.read(16)
+        else:
+            start = b""
+    except OSError as error:
+        raise StoreUnavailable(
+            f"The SQLite file {file} cannot be written ({error.strerror}); choose a folder that "
+            "you may write to."
+        ) from error
+    if start not in (b"", b"SQLite format 3\0"):
+        raise StoreUnavailable(f"{file} is not a SQLite database; choose another file.")
+
+
+def _check_port(uri: str, default: int) -> None:
+    shown = redact(uri)
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname or "localhost", parts.port or default
+        socket.create_connection((host, port), timeout=_CONNECT).close()
+    except (OSError, ValueError):
+        raise StoreUnavailable(
+            f"The database at {shown} does not answer; start it, or correct the tracking URI."
+        ) from None

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files on their way into the registry: checks, digest, description; no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ArtifactError
+
+WEIGHTS_FILE = "weights.safetensors"
+SPEC_FILE = "spec.json"
+WEIGHTS_FORMAT = "fl-app-weights/1"
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_CHECKPOINTS = (".pt", ".pth")
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
+    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
+}
+_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that holds exactly the files of a version: the weights and their description."""
+
+    folder: Path
+    sha256: str
+    size: int
+
+
+@contextmanager
+def prepared(model_path: str | Path, scratch: Path) -> Iterator[Artifact]:
+    """Check a model file and lay it out, with its description, in a folder below `scratch`.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, empty, damaged, unsafe to read, or not a model file.
+    """
+    source = _checked_path(model_path)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="save-") as name:
+        folder = Path(name)
+        weights = folder / WEIGHTS_FILE
+        if source.suffix.lower() in _CHECKPOINTS:
+            from registry.checkpoints import import_checkpoint
+
+            import_checkpoint(source, weights)
+        else:
+            _link_or_copy(source, weights)
+        header = _read_header(weights, shown=source)
+        digest = file_digest(weights)
+        spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
+        (folder / SPEC_FILE).write_text(json.dumps(spec, indent=1), encoding="utf-8")
+        yield Artifact(folder, digest, weights.stat().st_size)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, sha256: str, *, version: str) -> Path:
+    """Return `path` if its content has the digest that was recorded for `version`.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing or has changed since it was saved.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"The weights of version {version} are missing ({path}); restore the file from a "
+            "backup, or use another version."
+        )
+    if file_digest(path) != sha256:
+        raise ArtifactError(
+            f"The weights of version {version} have changed since they were saved ({path}); "
+            "restore the file from a backup, or use another version."
+        )
+    return path
+
+
+def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
+    """Return the arrays (name, dtype, shape, in order) and the model that a header names."""
+    fields = dict(header)
+    metadata = fields.pop("__metadata__", {})
+    names, model = list(fields), {}
+    if metadata.get("format") == WEIGHTS_FORMAT:
+        try:
+            names, model = json.loads(metadata["order"]), json.loads(metadata.get("model", "{}"))
+            complete = sorted(names) == sorted(fields)
+        except (KeyError, ValueError, TypeError):
+            complete = False
+        if not complete or not isinstance(model, dict):
+            raise _damaged(shown, "its list of arrays does not match its content")
+    arrays = [
+        {"name": n, "dtype": _dtype(fields[n]["dtype"]), "shape": fields[n]["shape"]} for n in names
+    ]
+    return {"arrays": arrays, "model": model}
+
+
+def _checked_path(model_path: str | Path) -> Path:
+    source = Path(model_path).expanduser()
+    if source.is_dir():
+        raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
+    if not source.is_file():
+        raise ArtifactError(f"There is no model file at {source}; check the path.")
+    if source.stat().st_size == 0:
+        raise ArtifactError(f"The model file {source} is empty; save the model again.")
+    return source.resolve()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _read_header(path: Path, *, shown: Path) -> dict[str, Any]:
+    """Read a safetensors header and check that it and the data fill the file exactly."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        available = path.stat().st_size - 8
+        if not 2 <= length <= min(available, _MAX_HEADER):
+            raise _damaged(shown, "it has no safetensors header")
+        try:
+            header = json.loads(file.read(length))
+            arrays = {k: v for k, v in header.items() if k != "__metadata__"}
+            spans = sorted(tuple(v["data_offsets"]) for v in arrays.values())
+            sizes = {k: _size(v) for k, v in arrays.items()}
+            fits = all(
+                v["data_offsets"][1] - v["data_offsets"][0] == sizes[k]
+                for k, v in arrays.items()
+                if sizes[k] is not None
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(shown, "its safetensors header cannot be read") from error
+    if not arrays:
+        raise ArtifactError(f"The model file {shown} holds no arrays; save the model again.")
+    ends = [0, *(end for _, end in spans)]
+    gapless = all(start == end for (start, _), end in zip(spans, ends, strict=False))
+    if not (fits and gapless and ends[-1] == available - length):
+        raise _damaged(shown, "it is cut off, or its arrays do not fill it")
+    return dict(header)
+
+
+def _size(array: Mapping[str, Any]) -> int | None:
+    bits = _BITS.get(array["dtype"])
+    return None if bits is None else math.prod(array["shape"]) * bits // 8
+
+
+def _dtype(code: str) -> str:
+    kind, bits = code.rstrip("0123456789"), code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return f"{_KINDS[kind]}{bits}" if kind in _KINDS and bits.isdigit() else code.lower()
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a usable model file: {why}; expected .safetensors, or a .pt file that "
+        "holds a plain state dict."
+    )

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry's errors, and the one place that turns MLflow's and transport errors into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote
+
+_USER_INFO = re.compile(r"(://[^:/?#\s@]*):[^@\s/]*@")
+_SECRET_FIELD = re.compile(
+    r"(?i)\b(password|passwd|pwd|token|secret|odbc_connect)(=|%3D)[^&;\s'\"]+"
+)
+_DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
+_FOREIGN = ("mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "sqlite3")
+
+
+class RegistryError(Exception):
+    """Base of all errors of the registry; its text is one sentence for people."""
+
+
+class UnknownVersion(RegistryError):  # noqa: N818 - says what is wrong
+    """A version that the registry does not hold."""
+
+
+class ArtifactError(RegistryError):
+    """A model file that is missing, empty, changed, unsafe, or not a model file."""
+
+
+class StageError(RegistryError):
+    """A stage that does not exist, or a move between stages that the rules forbid."""
+
+
+class JournalError(RegistryError):
+    """A journal whose entries do not follow from one another, or cannot be read."""
+
+
+class StoreUnavailable(RegistryError):  # noqa: N818 - says what is wrong
+    """MLflow does not answer, refuses us, or its address cannot be used."""
+
+
+class InvalidName(RegistryError):  # noqa: N818 - says what is wrong
+    """A name (of a model, tag, version or stage) that cannot be used."""
+
+
+class InvalidMetric(RegistryError):  # noqa: N818 - says what is wrong
+    """A metric that is not a finite number."""
+
+
+def redact(text: str, uri: str = "") -> str:
+    """Return `text` without the passwords of `uri` or of any other address in it."""
+    for secret in _passwords(uri):
+        text = text.replace(secret, "***")
+    text = _USER_INFO.sub(r"\1:***@", text)
+    return _SECRET_FIELD.sub(r"\1\2***", text)
+
+
+def _passwords(uri: str) -> list[str]:
+    _, _, rest = uri.partition("://")
+    user_info, at, _ = rest.partition("?")[0].rpartition("@")
+    _, _, password = user_info.partition(":")
+    if not at or not password:
+        return []
+    return sorted({password, unquote(password)}, key=len, reverse=True)
+
+
+@contextmanager
+def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
+    """Turn errors of MLflow and of the transport into ours; let everything else through.
+
+    Parameters
+    ----------
+    doing : str
+        What was tried, to follow "could not", e.g. "save the version".
+    uri : str
+        The tracking URI, named in the message without its password.
+    """
+    try:
+        yield
+    except RegistryError:
+        raise
+    except Exception as error:
+        ours = translate(error, doing=doing, uri=uri)
+        if ours is None:
+            raise
+        # The foreign text may hold the password, so it is not chained where there is one.
+        raise ours from (None if _has_secret(error, uri) else error)
+
+
+def translate(error: Exception, *, doing: str, uri: str) -> RegistryError | None:
+    """Return our error for a foreign one, or None where it is not a foreign one."""
+    family = type(error).__module__.partition(".")[0]
+    if family not in _FOREIGN and not isinstance(error, OSError):
+        return None
+    shown, said = redact(uri), _first_line(redact(str(error), uri))
+    code = str(getattr(error, "error_code", ""))
+    if code in _REFUSED:
+        return StoreUnavailable(
+            f"MLflow at {shown} refused to {doing}; check the user name, password or token."
+        )
+    if _is_down(error, family, code):
+        return StoreUnavailable(
+            f"MLflow at {shown} could not {doing} ({said}); check that it runs and can be reached."
+        )
+    if isinstance(error, OSError):
+        return StoreUnavailable(f"Could not {doing} ({said}); check the folder and the disk.")
+    return RegistryError(f"MLflow at {shown} could not {doing}: {said}")
+
+
+def error_code(error: Exception) -> str:
+    """Return MLflow's error code, or an empty text."""
+    return str(getattr(error, "error_code", ""))
+
+
+def _is_down(error: Exception, family: str, code: str) -> bool:
+    if code in _DOWN or isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if family in ("requests", "urllib3"):
+        return True
+    if family in ("sqlalchemy", "sqlite3"):
+        return True
+    return code == "INTERNAL_ERROR" and "API request to" in str(error)
+
+
+def _has_secret(error: BaseException | None, uri: str) -> bool:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if redact(str(error), uri) != str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return bool(_passwords(uri))
+
+
+def _first_line(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return line if len(line) <= 300 else line[:297] + "..."

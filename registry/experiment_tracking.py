@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`FederatedLearningTracker`: one MLflow run at a time, by explicit ids and one batch a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from registry.connection import Connection
+from registry.errors import RegistryError
+from registry.tracking_input import checked_artifact, clean_metrics, distinct_keys
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
+_MAX_PARAM, _MAX_TAG = 6000, 8000  # characters
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
+
+
+class FederatedLearningTracker:
+    """Logs params, metrics and files of a run. Trackers never disturb one another.
+
+    As a context manager it starts a run if none is active, and ends it: ``FAILED`` after an
+    exception, else ``FINISHED``.
+
+    Parameters
+    ----------
+    tracking_uri : str | None
+        MLflow's address. Default: ``mlflow.db`` in the app's home.
+    experiment_name : str
+        The experiment; created if needed.
+    home : str | Path | None
+        The app's home (see `app_home`).
+
+    Attributes
+    ----------
+    run : mlflow.entities.Run | None
+        The run started last; it stays readable after its end.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        experiment_name: str = "fl-app",
+        *,
+        home: str | Path | None = None,
+    ) -> None:
+        self._connection = Connection(tracking_uri, home)
+        self.experiment_name = experiment_name
+        self.run: Run | None = None
+        self._running = False
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address, absolute, with its password if it has one."""
+        return self._connection.uri
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Start a run, or continue the one with `run_id`, and return it.
+
+        Raises
+        ------
+        RegistryError
+            A run is active, or there is no run `run_id`.
+        StoreUnavailable
+            MLflow does not answer.
+        """
+        if self._running:
+            raise RegistryError("A run is already active; end it with end_run() first.")
+        texts = {str(k): str(v)[:_MAX_TAG] for k, v in (tags or {}).items()}
+        client = self._connection.client
+        if run_id is None:
+            experiment = self._connection.experiment_id(self.experiment_name)
+            with self._connection.errors("start a run"):
+                run = client.create_run(experiment, run_name=run_name, tags=texts)
+        else:
+            with self._connection.errors(f"continue run {run_id}"):
+                client.update_run(run_id, status="RUNNING", name=run_name)
+                run = client.get_run(run_id)
+        self.run, self._running = run, True
+        if run_id is not None:
+            self.set_tags(texts)
+        return run
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
+        from mlflow.entities import Param
+
+        fields = [Param(k, str(v)[:_MAX_PARAM]) for k, v in distinct_keys(params).items()]
+        for start in range(0, len(fields), _MAX_FIELDS):
+            self._log("log params", params=fields[start : start + _MAX_FIELDS])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics in one synchronous batch.
+
+        Names that MLflow refuses are cleaned (``mAP50(B)`` becomes ``mAP50_B``); what is not a
+        finite number is left out with a warning.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        fields = [Metric(k, v, now, step or 0) for k, v in clean_metrics(metrics).items()]
+        for start in range(0, len(fields), _MAX_METRICS):
+            self._log("log metrics", metrics=fields[start : start + _MAX_METRICS])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        from mlflow.entities import RunTag
+
+        fields = [RunTag(k, str(v)[:_MAX_TAG]) for k, v in tags.items()]
+        for start in range(0, len(fields), _MAX_FIELDS):
+            self._log("set tags", tags=fields[start : start + _MAX_FIELDS])
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """Store a file or a folder with the run, below `artifact_path`."""
+        found, run_id = checked_artifact(path), self._run_id()
+        client = self._connection.client
+        with self._connection.errors(f"store {found.name}"):
+            client.log_artifact(run_id, str(found), artifact_path)
+
+    def end_run(self, status: str = "FINISHED") -> None:
+        """End the run with status FINISHED, FAILED or KILLED; without a run, do nothing."""
+        if status not in _STATUSES:
+            raise RegistryError(f"A run cannot end {status!r}; expected {', '.join(_STATUSES)}.")
+        if not self._running:
+            return
+        run_id = self._run_id()
+        client = self._connection.client
+        with self._connection.errors("end the run"):
+            client.set_terminated(run_id, status)
+        self._running = False
+
+    def __enter__(self) -> Self:
+        if not self._running:
+            self.start_run()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_run("FINISHED" if kind is None else "FAILED")
+
+    def _run_id(self) -> str:
+        if self.run is None or not self._running:
+            raise RegistryError("No run is active; call start_run() first.")
+        return str(self.run.info.run_id)
+
+    def _log(self, doing: str, **batch: Any) -> None:
+        run_id = self._run_id()
+        client = self._connection.client
+        with self._connection.errors(doing):
+            client.log_batch(run_id, **batch)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model store and a tracker without MLflow: same contract, kept in this process. For tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from registry.artifacts import WEIGHTS_FILE, prepared
+from registry.errors import RegistryError, StoreUnavailable, UnknownVersion
+from registry.journal import Entry, State
+from registry.records import ModelVersion
+from registry.store import JournalledStore
+from registry.tracking_input import checked_artifact, clean_metrics, distinct_keys
+from registry.versions import checked_tags, checked_version, read_version, version_tags
+
+
+@dataclass(frozen=True)
+class _Saved:
+    run_id: str
+    created: datetime
+    tags: dict[str, str]
+
+
+class InMemoryModelStore(JournalledStore):
+    """A model store in memory; only the weights files are on disk.
+
+    Parameters
+    ----------
+    folder : str | Path | None
+        Where to keep copies of the weights. Default: a temporary folder that goes with the store.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        if folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="fl-app-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        else:
+            self._folder = Path(folder).resolve()
+        self._saved: dict[str, _Saved] = {}
+        self._journal: list[str] = []
+        self._lock = threading.RLock()
+
+    def save_model_version(
+        self,
+        model_path: str | Path,
+        run_id: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        with prepared(model_path, self._folder) as artifact, self._lock:
+            mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
+            for version, saved in self._saved.items():
+                if saved.tags["save_key"] == mine["save_key"]:
+                    return version
+            version = str(len(self._saved) + 1)
+            shutil.copytree(artifact.folder, self._folder / version, dirs_exist_ok=True)
+            self._saved[version] = _Saved(run_id or "", datetime.now(UTC), mine)
+            return version
+
+    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
+        new = checked_tags(tags)
+        self._stored(checked_version(version)).tags.update(new)
+
+    def ping(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"The folder {self._folder} cannot be created; choose another."
+            ) from error
+
+    def _texts(self) -> list[str]:
+        return list(self._journal)
+
+    def _claim(self, number: int, text: str) -> bool:
+        with self._lock:
+            if len(self._journal) != number - 1:
+                return False
+            self._journal.append(text)
+            return True
+
+    def _apply(self, state: State, entries: Sequence[Entry] | None) -> None:
+        """Nothing to do: the stage is read from the journal."""
+
+    def _all(self, state: State, *, page: int) -> Iterator[ModelVersion]:
+        for version in reversed(list(self._saved)):
+            yield self._one(version, state)
+
+    def _one(self, version: str, state: State) -> ModelVersion:
+        saved = self._stored(version)
+        return read_version(
+            version, saved.tags, run_id=saved.run_id, created=saved.created, state=state
+        )
+
+    def _file(self, record: ModelVersion) -> Path:
+        return self._folder / record.version / WEIGHTS_FILE
+
+    def _stored(self, version: str) -> _Saved:
+        if version not in self._saved:
+            raise UnknownVersion(f"There is no version {version} in the in-memory registry.")
+        return self._saved[version]
+
+
+@dataclass(frozen=True)
+class MemoryRunInfo:
+    """Identity of a run."""
+
+    run_id: str
+    run_name: str
+
+
+@dataclass
+class MemoryRun:
+    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on."""
+
+    info: MemoryRunInfo
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    status: str = "RUNNING"
+
+
+class InMemoryTracker:
+    """A tracker that keeps its runs in ``runs``, oldest first."""
+
+    def __init__(self) -> None:
+        self.runs: list[MemoryRun] = []
+        self.run: MemoryRun | None = None
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> MemoryRun:
+        if self.run is not None and self.run.status == "RUNNING":
+            raise RegistryError("A run is already active; end it with end_run() first.")
+        if run_id is None:
+            run = MemoryRun(MemoryRunInfo(uuid.uuid4().hex, run_name or ""))
+            self.runs.append(run)
+        else:
+            found = [r for r in self.runs if r.info.run_id == run_id]
+            if not found:
+                raise RegistryError(f"There is no run {run_id} to continue.")
+            run = found[0]
+        run.status = "RUNNING"
+        run.tags.update({k: str(v) for k, v in (tags or {}).items()})
+        self.run = run
+        return run
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        self._active().params.update({k: str(v) for k, v in distinct_keys(params).items()})
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        run = self._active()
+        for name, value in clean_metrics(metrics).items():
+            run.metrics.setdefault(name, []).append((step or 0, value))
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
+        checked = checked_artifact(path)
+        self._active().artifacts.append("/".join(filter(None, (artifact_path, checked.name))))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self._active().tags.update({k: str(v) for k, v in tags.items()})
+
+    def end_run(self, status: str = "FINISHED") -> None:
+        if self.run is not None and self.run.status == "RUNNING":
+            self.run.status = status
+
+    def __enter__(self) -> Self:
+        if self.run is None or self.run.status != "RUNNING":
+            self.start_run()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end_run("FINISHED" if kind is None else "FAILED")
+
+    def _active(self) -> MemoryRun:
+        if self.run is None or self.run.status != "RUNNING":
+            raise RegistryError("No run is active; call start_run() first.")
+        return self.run

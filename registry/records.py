@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry's records and the interfaces its stores and trackers keep; no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+
+class Stage(StrEnum):
+    """Where a version stands in its life."""
+
+    NONE = "None"
+    STAGING = "Staging"
+    PRODUCTION = "Production"
+    ARCHIVED = "Archived"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version.
+
+    Attributes
+    ----------
+    version : str
+        Its number, as text.
+    stage : Stage
+        Its stage, as the journal says.
+    created : datetime
+        When it was saved, in UTC.
+    metrics : Mapping[str, float]
+        The metrics it was saved with.
+    tags : Mapping[str, str]
+        All its tags, the registry's own included.
+    sha256 : str
+        Digest of the whole weights file; empty for a version that other tools registered.
+    run_id : str
+        The MLflow run that made it; empty where there was none.
+    size : int
+        Bytes of the weights file.
+    """
+
+    version: str
+    stage: Stage
+    created: datetime
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    sha256: str
+    run_id: str
+    size: int
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the version as a plain dictionary, its time in ISO-8601."""
+        return {
+            "version": self.version,
+            "stage": str(self.stage),
+            "created": self.created.isoformat(),
+            "metrics": dict(self.metrics),
+            "tags": dict(self.tags),
+            "sha256": self.sha256,
+            "size": self.size,
+            "run_id": self.run_id,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one gate says: whether it lets the candidate pass, and why."""
+
+    gate: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers that gates look at.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, float]
+        The candidate's metrics.
+    champion : Mapping[str, float] | None
+        The production version scored on the same data; None where there is no production yet.
+    best : Mapping[str, float] | None
+        The best candidate so far on the same data; None for the first one.
+    """
+
+    metrics: Mapping[str, float]
+    champion: Mapping[str, float] | None = None
+    best: Mapping[str, float] | None = None
+
+
+Gate = Callable[[Evidence], Verdict]
+Policy = Mapping[Stage, Sequence[Gate]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The stage a candidate has earned, with every verdict that led there."""
+
+    stage: Stage
+    verdicts: tuple[Verdict, ...]
+    reason: str
+
+
+class ModelStore(Protocol):
+    """A registry of model versions; `ModelManager` and `InMemoryModelStore` keep it."""
+
+    def save_model_version(
+        self,
+        model_path: str | Path,
+        run_id: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str: ...
+
+    def promote_to_staging(
+        self, version: str | int, *, actor: str = "", reason: str = ""
+    ) -> None: ...
+
+    def promote_to_production(
+        self, version: str | int, *, actor: str = "", reason: str = ""
+    ) -> None: ...
+
+    def archive_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None: ...
+
+    def rollback(
+        self, to: str | int | None = None, *, actor: str = "", reason: str = ""
+    ) -> str: ...
+
+    def list_all_versions(self) -> list[dict[str, Any]]: ...
+
+    def get_version(self, version: str | int) -> ModelVersion: ...
+
+    def get_latest_version(self, stage: str | Stage | None = None) -> str | None: ...
+
+    def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]: ...
+
+    def weights_path(self, version: str | int) -> Path: ...
+
+    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None: ...
+
+    def load_production_model(
+        self, model_class: Callable[[], Any], device: str = "cpu"
+    ) -> Any | None: ...
+
+    def ping(self) -> None: ...
+
+
+class RunInfo(Protocol):
+    """The part of a run's info that everybody may rely on."""
+
+    @property
+    def run_id(self) -> str: ...
+
+
+class Run(Protocol):
+    """A tracked run; MLflow's own ``Run`` is one."""
+
+    @property
+    def info(self) -> Any: ...
+
+
+class Tracker(Protocol):
+    """A tracking server as the app uses it; both trackers keep it."""
+
+    @property
+    def run(self) -> Any: ...
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> Any: ...
+
+    def log_params(self, params: Mapping[str, object]) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def end_run(self, status: str = "FINISHED") -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

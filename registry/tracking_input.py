@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both trackers do to names and numbers before they are logged. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from registry.errors import ArtifactError
+from registry.versions import as_number
+
+logger = logging.getLogger(__name__)
+
+_REFUSED = re.compile(r"[^\w.\- :/]+")
+_MAX_KEY = 250
+T = TypeVar("T")
+
+
+def clean_key(name: object) -> str:
+    """Return a name that MLflow accepts, always the same for the same name.
+
+    Names that MLflow accepts stay; ``mAP50(B)`` becomes ``mAP50_B``.
+    """
+    text = str(name)
+    cleaned = _REFUSED.sub("_", text)
+    if cleaned != text:
+        cleaned = cleaned.strip("_")
+    parts = [part for part in cleaned.split("/") if part not in ("", ".", "..")]
+    cleaned = "/".join(parts) or f"unnamed_{_mark(text)}"
+    return cleaned if len(cleaned) <= _MAX_KEY else f"{cleaned[:240]}_{_mark(text)}"
+
+
+def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the finite metrics under names that MLflow accepts; the rest is told in the log.
+
+    Two names that would become the same one are kept apart by a mark.
+    """
+    numbers = {}
+    for name, value in metrics.items():
+        number = as_number(value)
+        if number is None or not math.isfinite(number):
+            logger.warning("metric %s is %r, not a finite number: not logged", name, value)
+        else:
+            numbers[name] = number
+    return distinct_keys(numbers)
+
+
+def distinct_keys(fields: Mapping[str, T]) -> dict[str, T]:
+    """Return the fields under cleaned names; an unchanged name wins over a cleaned one."""
+    result = {name: value for name, value in fields.items() if clean_key(name) == name}
+    for name, value in fields.items():
+        cleaned = clean_key(name)
+        if cleaned != name:
+            result[f"{cleaned}_{_mark(name)}" if cleaned in result else cleaned] = value
+    return result
+
+
+def checked_artifact(path: str | Path) -> Path:
+    """Return the path of a file or folder that exists."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise ArtifactError(f"There is no file at {found} to log; check the path.")
+    return found
+
+
+def _mark(text: object) -> str:
+    return hashlib.sha256(str(text).encode("utf-8", "replace")).hexdigest()[:6]

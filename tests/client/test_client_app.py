@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The ClientApp as Flower calls it: a message in, a reply out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+from fl_app.client.client_app import app, load_node_data
+from fl_app.client.data import load_data_spec
+from fl_app.config import ClientConfig
+from models.model import get_model, to_arrays
+from models.pictures import label_file
+
+SETTINGS: dict[str, bool | float | int | str] = {
+    "image-size": 64,
+    "batch-size": 4,
+    "local-epochs": 1,
+}
+SCORES = {"mAP50", "mAP50-95", "precision", "recall"}
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    return to_arrays(get_model("n", 7, seed=1))
+
+
+def ask(
+    kind: str,
+    arrays: dict[str, np.ndarray],
+    data: Path,
+    *,
+    node: dict[str, int | str] | None = None,
+    server_round: int = 1,
+    **settings: bool | float | int | str,
+) -> Message:
+    config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
+    content = RecordDict({"arrays": ArrayRecord(arrays), "config": config})
+    context = Context(
+        run_id=7,
+        node_id=1,
+        node_config={"partition-id": 0, "num-partitions": 2} if node is None else node,
+        state=RecordDict(),
+        run_config={**SETTINGS, "data": str(data), **settings},
+    )
+    return app(Message(content, dst_node_id=1, message_type=kind), context)
+
+
+def test_a_train_reply_has_all_arrays_in_their_order(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    content = ask("train", arrays, shapes_yaml).content
+    sent = {name: array.numpy() for name, array in content.array_records["arrays"].items()}
+    assert list(sent) == list(arrays)
+    assert all(sent[k].dtype == v.dtype and sent[k].shape == v.shape for k, v in arrays.items())
+    assert not np.array_equal(sent["model.0.conv.weight"], arrays["model.0.conv.weight"])
+    metrics = content.metric_records["metrics"]
+    assert set(metrics) == {"num-examples", "loss"}
+    assert metrics["num-examples"] == 10  # 12 of the partition, 2 held out
+    assert len(str(content.config_records["node"]["data-digest"])) == 64
+
+
+def test_a_round_repeats_bit_by_bit_and_the_next_one_differs(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    replies = [
+        ask("train", arrays, shapes_yaml, server_round=number).content.array_records["arrays"]
+        for number in (1, 1, 2)
+    ]
+    first, again, later = [
+        {name: array.numpy().tobytes() for name, array in reply.items()} for reply in replies
+    ]
+    assert first == again
+    assert first != later
+
+
+def test_an_evaluate_reply_has_scores_and_no_arrays(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    content = ask("evaluate", arrays, shapes_yaml).content
+    assert not content.array_records
+    assert set(content.metric_records["metrics"]) == {"num-examples", *SCORES}
+    assert content.metric_records["metrics"]["num-examples"] == 2
+
+
+def test_replies_of_two_nodes_average(arrays: dict[str, np.ndarray], shapes_yaml: Path) -> None:
+    replies = [
+        ask("train", arrays, shapes_yaml, node={"partition-id": i, "num-partitions": 2})
+        for i in range(2)
+    ]
+    record, metrics = FedAvg().aggregate_train(1, replies)
+    assert record is not None
+    assert metrics is not None
+    averaged = {name: array.numpy() for name, array in record.items()}
+    assert ask("evaluate", averaged, shapes_yaml).has_content()
+
+
+def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> None:
+    nodes = [
+        load_node_data(
+            ClientConfig.from_run_config(
+                {"data": str(shapes_yaml)}, {"partition-id": i, "num-partitions": 3}
+            )
+        )
+        for i in range(3)
+    ]
+    used = [path for node in nodes for path in (*node.train, *node.holdout)]
+    assert len(set(used)) == len(used) == 24
+    assert all(node.holdout for node in nodes)
+    assert len({node.digest for node in nodes}) == 3
+
+
+def test_a_node_with_data_of_its_own_uses_all_of_it(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, tmp_path: Path
+) -> None:
+    node: dict[str, int | str] = {"data": str(shapes_yaml)}
+    trained = ask("train", arrays, tmp_path / "unused.yaml", node=node).content
+    scored = ask("evaluate", arrays, tmp_path / "unused.yaml", node=node).content
+    assert trained.metric_records["metrics"]["num-examples"] == 24
+    assert scored.metric_records["metrics"]["num-examples"] == 6
+
+
+def reason_of(reply: Message) -> str:
+    assert reply.has_error()
+    assert reply.error.reason
+    assert "\n" not in reply.error.reason
+    return reply.error.reason
+
+
+def test_unusable_data_is_an_error_reply_and_one_warning(
+    arrays: dict[str, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        reason = reason_of(ask("train", arrays, tmp_path / "none.yaml"))
+    assert "none.yaml can't be read" in reason
+    assert [r.getMessage() for r in caplog.records] == [f"this node sits out: {reason}"]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_reasons_are_told_in_one_sentence(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, kind: str
+) -> None:
+    empty: dict[str, int | str] = {"partition-id": 29, "num-partitions": 30}
+    single: dict[str, int | str] = {"partition-id": 0, "num-partitions": 24}
+    other_model = to_arrays(get_model("n", 3))
+    assert "partition 29 of 30 is empty" in reason_of(ask(kind, arrays, shapes_yaml, node=empty))
+    assert "can't be split" in reason_of(ask(kind, arrays, shapes_yaml, node=single))
+    assert "don't fit the model" in reason_of(ask(kind, other_model, shapes_yaml))
+    assert "expected 3" in reason_of(ask(kind, arrays, shapes_yaml, **{"num-classes": 3}))
+    assert "relative path" in reason_of(ask(kind, arrays, Path("data.yaml")))
+
+
+def test_the_other_node_goes_on_when_one_sits_out(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, tmp_path: Path
+) -> None:
+    good, bad = ask("train", arrays, shapes_yaml), ask("train", arrays, tmp_path / "none.yaml")
+    record, _ = FedAvg().aggregate_train(1, [good, bad])
+    assert record is not None
+    name = "model.0.conv.weight"
+    sent = good.content.array_records["arrays"][name].numpy()
+    assert np.array_equal(record[name].numpy(), sent)
+
+
+def test_broken_pictures_and_missing_labels_are_reported_and_the_rest_is_used(
+    arrays: dict[str, np.ndarray], own_yaml: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = load_data_spec(own_yaml, 7)
+    spec.train[0].write_bytes(b"no picture")
+    label_file(spec.train[1]).unlink()
+    label_file(spec.train[2]).write_text("9 0.5 0.5 0.1 0.1\n")
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    with caplog.at_level(logging.WARNING):
+        reply = ask("train", arrays, own_yaml, node=node)
+    assert reply.content.metric_records["metrics"]["num-examples"] == 22
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert sum(spec.train[0].name in line for line in lines) == 1
+    assert sum("class 9, expected 0 to 6" in line for line in lines) == 1
+    assert sum("1 of 22 pictures have no label file" in line for line in lines) == 1
+    assert not list(own_yaml.parent.rglob("*.cache"))
+
+
+def test_only_broken_pictures_are_an_error_reply(
+    arrays: dict[str, np.ndarray], own_yaml: Path
+) -> None:
+    spec = load_data_spec(own_yaml, 7)
+    for path in (*spec.train, *spec.val):
+        path.write_bytes(b"no picture")
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    assert "none of the 24" in reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "none of the 6" in reason_of(ask("evaluate", arrays, own_yaml, node=node))
+
+
+def test_weights_that_diverge_are_an_error_reply(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    spoilt = arrays | {"model.0.conv.weight": arrays["model.0.conv.weight"] * np.nan}
+    assert "the loss is nan" in reason_of(ask("train", spoilt, shapes_yaml))
+    assert ask("train", arrays, shapes_yaml).has_content()  # nothing of it stays behind

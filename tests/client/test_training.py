@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One local round: which weights it starts from, how often it steps, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from fl_app.client.data import DataSpec
+from fl_app.client.training import LocalResult, TrainingError, torch_threads, train_locally
+from models.model import YoloModel, from_arrays, get_model, to_arrays
+from models.pictures import Picture, read_pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes: DataSpec) -> list[Picture]:
+    return read_pictures(shapes.train[:10], 7)
+
+
+@pytest.fixture
+def model() -> YoloModel:
+    return get_model("n", 7, seed=1)
+
+
+@pytest.fixture
+def steps() -> Iterator[list[int]]:
+    counted: list[int] = []
+    handle = register_optimizer_step_post_hook(lambda *_: counted.append(1))
+    yield counted
+    handle.remove()
+
+
+def local_round(model: YoloModel, pictures: list[Picture], **changes: Any) -> LocalResult:
+    arguments: dict[str, Any] = {
+        "names": [f"class {i}" for i in range(7)],
+        "image_size": 64,
+        "batch_size": 4,
+        "epochs": 1,
+        "learning_rate": 0.002,
+        "seed": 5,
+    }
+    return train_locally(model, pictures, **{**arguments, **changes})
+
+
+def test_exactly_the_given_weights_are_trained_in_place(
+    model: YoloModel, pictures: list[Picture]
+) -> None:
+    given, seen = to_arrays(model), []
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if module.training and not seen:
+            seen.append((id(module), to_arrays(module)))
+
+    handle = model.register_forward_pre_hook(look)
+    result = local_round(model, pictures)
+    handle.remove()
+
+    identity, first = seen[0]
+    assert identity == id(model)
+    assert list(first) == list(given)
+    assert all(first[name].tobytes() == given[name].tobytes() for name in given)
+    trained = to_arrays(model)
+    assert not np.array_equal(trained["model.0.conv.weight"], given["model.0.conv.weight"])
+    assert trained["model.0.bn.num_batches_tracked"] == 3
+    assert {a.dtype for a in trained.values()} == {np.dtype("f4"), np.dtype("i8")}
+    assert result.num_examples == 10
+    assert 0 < result.loss < 100
+    assert result.seconds > 0
+
+
+@pytest.mark.parametrize(("count", "epochs", "expected"), [(10, 1, 3), (8, 2, 4), (1, 1, 1)])
+def test_every_batch_makes_one_step(
+    pictures: list[Picture], steps: list[int], *, count: int, epochs: int, expected: int
+) -> None:
+    local_round(get_model("n", 7), pictures[:count], epochs=epochs)
+    assert len(steps) == expected
+
+
+def test_the_given_rate_is_the_one_used(model: YoloModel, pictures: list[Picture]) -> None:
+    rates = set()
+    handle = register_optimizer_step_post_hook(
+        lambda optimizer, *_: rates.update(group["lr"] for group in optimizer.param_groups)
+    )
+    local_round(model, pictures, learning_rate=0.0005, epochs=2)
+    handle.remove()
+    assert rates == {0.0005}
+
+
+def test_a_seed_repeats_the_round_and_another_changes_it(pictures: list[Picture]) -> None:
+    given = to_arrays(get_model("n", 7, seed=1))
+    outcomes = []
+    model = get_model("n", 7)
+    for seed in (5, 5, 6):  # the module is used again, as a client does
+        from_arrays(model, given)
+        local_round(model, pictures, seed=seed)
+        outcomes.append(to_arrays(model))
+    first, second, other = outcomes
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+    assert not np.array_equal(first["model.0.conv.weight"], other["model.0.conv.weight"])
+
+
+def test_background_pictures_alone_can_be_trained_on(
+    model: YoloModel, pictures: list[Picture]
+) -> None:
+    empty = [Picture(p.path, p.shape, np.zeros((0, 5), np.float32)) for p in pictures[:4]]
+    assert np.isfinite(local_round(model, empty).loss)
+
+
+def test_a_loss_that_is_no_number_is_an_error(model: YoloModel, pictures: list[Picture]) -> None:
+    with torch.no_grad():
+        model.model[-1].cv3[0][-1].bias[:] = float("nan")
+    with pytest.raises(TrainingError, match="the loss is nan after local epoch 1"):
+        local_round(model, pictures)
+
+
+def test_a_last_batch_too_small_for_the_picture_size_is_an_error(
+    model: YoloModel, pictures: list[Picture]
+) -> None:
+    with pytest.raises(TrainingError, match="leave a last batch of one"):
+        local_round(model, pictures[:5], image_size=32)
+
+
+def test_threads_are_as_asked_within_and_as_before_after(
+    model: YoloModel, pictures: list[Picture]
+) -> None:
+    within = set()
+    with torch_threads(2):
+        handle = model.register_forward_pre_hook(lambda *_: within.add(torch.get_num_threads()))
+        local_round(model, pictures[:4], threads=1)
+        handle.remove()
+        assert torch.get_num_threads() == 2
+    assert within == {1}
+
+
+PROBE = """
+import json, os, socket, sys
+from pathlib import Path
+
+calls = []
+def refuse(*args, **kwargs):
+    calls.append(str(args))
+    raise OSError("no network in this test")
+socket.getaddrinfo = socket.create_connection = refuse
+socket.socket.connect = socket.socket.connect_ex = refuse
+
+data, outside = Path(sys.argv[1]), [Path(arg) for arg in sys.argv[2:]]
+import models.model  # Ultralytics writes its settings once, when it is first imported
+
+def snapshot():
+    places = [data.parent, *outside]
+    found = [path for place in places for path in place.rglob("*")]
+    # torch makes an empty cache folder of this name when its first optimizer is built.
+    return {str(p): p.stat().st_mtime_ns for p in found if "torchinductor_" not in p.name}
+
+before = snapshot()
+from fl_app.client.data import load_data_spec
+from fl_app.client.training import train_locally
+from models.holdout import Holdout
+from models.model import get_model
+from models.pictures import read_pictures
+
+spec = load_data_spec(data, 7)
+model = get_model("n", 7, names=spec.names)
+pictures = read_pictures(spec.train[:8], 7)
+train_locally(model, pictures, names=spec.names, image_size=64, batch_size=4, epochs=2,
+              learning_rate=0.001, seed=1)
+Holdout(spec, image_size=64)(model)
+model.predict(spec.val[0])
+after = snapshot()
+modules = [m for m in ("mlflow", "ray", "matplotlib.pyplot", "wandb") if m in sys.modules]
+print(json.dumps({"changed": sorted(set(before.items()) ^ set(after.items())), "calls": calls,
+                  "modules": modules}))
+"""
+
+
+@pytest.fixture
+def read_only() -> Iterator[Callable[[Path], None]]:
+    locked: list[Path] = []
+
+    def lock(folder: Path) -> None:
+        locked.extend(path for path in [folder, *folder.rglob("*")] if path.is_dir())
+        for path in locked:
+            path.chmod(0o555)
+
+    yield lock
+    for path in locked:
+        path.chmod(0o755)
+
+
+def test_a_round_uses_no_network_and_leaves_nothing_behind(
+    own_yaml: Path, tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
+    folders = {name: tmp_path / name for name in ("cwd", "home", "settings", "temporary")}
+    for folder in folders.values():
+        folder.mkdir()
+    read_only(own_yaml.parent)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folders["home"]),
+        "YOLO_CONFIG_DIR": str(folders["settings"]),
+        "TMPDIR": str(folders["temporary"]),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(own_yaml), *map(str, folders.values())],
+        capture_output=True,
+        text=True,
+        cwd=folders["cwd"],
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"changed": [], "calls": [], "modules": []}

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test stands on: a home of its own, and Flower's identity of a running task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """FL_APP_HOME in the test's own folder, so that nothing lands in the user's."""
+    folder = tmp_path / "fl-app-home"
+    monkeypatch.setenv("FL_APP_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _task_identity() -> None:
+    """Flower builds no Message outside of a running task."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Scores on a holdout: Ultralytics' own figures, every time the same."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from ultralytics.models.yolo.detect import DetectionValidator
+
+from fl_app.client.data import DataSpec
+from models.holdout import Holdout, draw_predictions
+from models.model import YoloModel, get_model, to_arrays
+
+SIDE = 64
+
+
+def plain_validation(model: YoloModel, data_yaml: Path, folder: Path) -> DetectionValidator:
+    """What a user of Ultralytics would run."""
+    validator = DetectionValidator(
+        save_dir=folder,
+        args={
+            "task": "detect",
+            "mode": "val",
+            "data": str(data_yaml),
+            "imgsz": SIDE,
+            "batch": 4,
+            "rect": False,
+            "plots": False,
+            "device": "cpu",
+        },
+    )
+    validator(model=model)
+    return validator
+
+
+@pytest.fixture
+def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain Ultralytics fetches a font before it reads a data set."""
+    monkeypatch.setattr("ultralytics.data.utils.check_font", lambda font: None)
+
+
+@pytest.mark.usefixtures("no_fonts")
+def test_scores_are_those_of_ultralytics(
+    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
+) -> None:
+    holdout = Holdout(labelled_by_model, image_size=SIDE, batch_size=3)
+    scores = holdout(lively_model)
+    copied = shutil.copytree(labelled_by_model.root, tmp_path / "set")  # it writes a cache there
+    plain = plain_validation(lively_model, copied / "data.yaml", tmp_path).metrics
+
+    assert set(scores) == {"mAP50", "mAP50-95", "precision", "recall"}
+    assert scores["mAP50"] > 0.1
+    for name, value in scores.items():
+        assert value == pytest.approx(plain.results_dict[f"metrics/{name}(B)"], abs=5e-5), name
+    assert list(holdout.per_class.values()) == pytest.approx(list(plain.box.ap50), abs=5e-5)
+    assert set(holdout.per_class) <= set(labelled_by_model.names)
+
+
+def test_scores_are_repeatable_and_leave_the_model_alone(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    before = to_arrays(lively_model)
+    lively_model.train()
+    first, second = holdout(lively_model), holdout(lively_model)
+    assert first == second
+    assert lively_model.training
+    assert all((before[k] == v).all() for k, v in to_arrays(lively_model).items())
+    loss, _ = lively_model_loss(lively_model)
+    loss.backward()  # an inference tensor left behind would raise here
+    lively_model.zero_grad()
+    lively_model.eval()
+
+
+def lively_model_loss(model: YoloModel) -> tuple[torch.Tensor, object]:
+    from ultralytics.cfg import get_cfg
+
+    model.args = get_cfg()
+    batch = {
+        "img": torch.rand(2, 3, SIDE, SIDE),
+        "cls": torch.tensor([[1.0]]),
+        "bboxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]),
+        "batch_idx": torch.tensor([0.0]),
+    }
+    loss, parts = model(batch)
+    return loss.sum(), parts
+
+
+def test_a_slow_machine_gets_the_same_scores(
+    lively_model: YoloModel, labelled_by_model: DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    expected, seconds = holdout(lively_model), iter(range(0, 10**9, 3600))
+    monkeypatch.setattr("ultralytics.utils.nms.time.time", lambda: float(next(seconds)))
+    assert holdout(lively_model) == expected
+
+
+def test_an_untrained_model_scores_near_zero(labelled_by_model: DataSpec) -> None:
+    scores = Holdout(labelled_by_model, image_size=SIDE)(get_model("n", 7, seed=0))
+    assert scores["mAP50"] < 0.05
+
+
+def test_broken_pictures_are_left_out_and_named(
+    lively_model: YoloModel,
+    labelled_by_model: DataSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    spec = replace(labelled_by_model, val=(*labelled_by_model.val, broken))
+    with caplog.at_level(logging.WARNING):
+        holdout = Holdout(spec, image_size=SIDE)
+    assert len(holdout) == len(labelled_by_model.val)
+    assert [record.message for record in caplog.records if "broken.jpg" in record.message]
+    with pytest.raises(ValueError, match="none of the 1 holdout pictures"):
+        Holdout(replace(spec, val=(broken,)), image_size=SIDE)
+
+
+def test_nothing_is_written_beside_the_labels(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    Holdout(labelled_by_model, image_size=SIDE)(lively_model)
+    assert not list(labelled_by_model.root.rglob("*.cache"))
+
+
+@pytest.mark.parametrize("name", ["grid.png", "grid.jpg"])
+def test_predictions_are_drawn_into_one_picture(
+    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path, name: str
+) -> None:
+    draw_predictions(
+        lively_model, labelled_by_model, tmp_path / name, count=6, image_size=SIDE, conf=0.05
+    )
+    assert cv2.imread(str(tmp_path / name)).shape == (640, 1280, 3)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights files: what goes in comes out, and damage is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from safetensors.numpy import load_file, save_file
+
+from models.weights import WeightsError, load_weights, read_manifest, save_weights
+
+DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i8"]
+arrays_of = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=3, min_side=0))
+    ),
+    max_size=6,
+)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    arrays = {"z": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(3)}
+    save_weights(arrays, path, model={"family": "yolov8"})
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays=arrays_of)
+def test_arrays_come_back_bit_for_bit(arrays: dict[str, np.ndarray]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.safetensors"
+        digest = save_weights(arrays, path)
+        loaded, manifest = load_weights(path), read_manifest(path)
+        assert digest == manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert list(loaded) == list(arrays) == list(manifest.arrays)
+    for name, array in arrays.items():
+        native = array.astype(array.dtype.newbyteorder("="))
+        assert loaded[name].shape == array.shape
+        assert loaded[name].dtype == native.dtype
+        assert loaded[name].tobytes() == native.tobytes()
+        assert loaded[name].flags.writeable
+        assert manifest.arrays[name] == (native.dtype.name, array.shape)
+
+
+def test_order_and_description_are_kept(saved: Path) -> None:
+    manifest = read_manifest(saved)
+    assert list(load_weights(saved)) == ["z", "a"]
+    assert manifest.model == {"family": "yolov8"}
+    assert manifest.arrays == {"z": ("float32", (2, 3)), "a": ("int64", ())}
+
+
+def test_parts_of_larger_arrays_are_saved_as_they_look(tmp_path: Path) -> None:
+    whole = np.arange(24.0).reshape(4, 6)
+    parts = {"columns": whole[:, ::2], "turned": whole.T, "fortran": np.asfortranarray(whole)}
+    save_weights(parts, tmp_path / "w")
+    loaded = load_weights(tmp_path / "w")
+    assert all(np.array_equal(loaded[name], part) for name, part in parts.items())
+
+
+def test_equal_weights_have_equal_digests_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from models.weights import *;"
+        "print(save_weights({'b': np.ones(3), 'a': np.zeros(())}, Path(sys.argv[1])))"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "w")],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        ).stdout
+        for _ in range(4)
+    }
+    assert len(digests) == 1
+
+
+def test_any_safetensors_reader_understands_the_file(saved: Path) -> None:
+    assert set(load_file(saved)) == {"z", "a"}
+
+
+def test_a_flipped_byte_changes_the_digest_or_is_an_error(saved: Path) -> None:
+    digest, data = read_manifest(saved).sha256, saved.read_bytes()
+    for position in range(len(data)):
+        saved.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with contextlib.suppress(WeightsError):
+            assert read_manifest(saved).sha256 != digest
+
+
+@pytest.mark.parametrize("size", [0, 5, 8, 60, -1])
+def test_a_cut_off_file_is_one_clear_error(saved: Path, size: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:size])
+    with pytest.raises(WeightsError, match=r"weights\.safetensors is damaged"):
+        load_weights(saved)
+
+
+def test_a_foreign_file_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(WeightsError, match="format 'none', expected 'fl-app-weights/1'"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"order": "[]", "model": "{}"},
+        {"order": '["a", "a"]', "model": "{}"},
+        {"order": "3", "model": "{}"},
+        {"order": '["a"]', "model": "[]"},
+        {"order": '["a"'},
+    ],
+)
+def test_a_damaged_manifest_is_an_error(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file({"a": np.zeros(2)}, tmp_path / "w", {"format": "fl-app-weights/1", **metadata})
+    with pytest.raises(WeightsError, match="damaged"):
+        read_manifest(tmp_path / "w")
+
+
+def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"nowhere can't be read: No such file"):
+        load_weights(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a": np.array(["text"])},
+        {"a": np.array([None])},
+        {"a": np.zeros(2, np.complex128)},
+        {"__metadata__": np.zeros(2)},
+    ],
+)
+def test_what_cannot_be_stored_leaves_the_old_file(
+    saved: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(WeightsError):
+        save_weights(arrays, saved)
+    assert saved.read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def full_disk(handle: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_weights({"a": np.zeros(9)}, saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.glob("*weights*")) == [saved]
+    assert not list(saved.parent.glob(".*.tmp"))
+
+
+def test_reading_weights_needs_no_torch(saved: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from models.weights import load_weights;"
+        f"load_weights(Path({str(saved)!r})); import json;"
+        "print(json.dumps([m for m in ('torch', 'ultralytics', 'mlflow') if m in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert json.loads(done.stdout) == []

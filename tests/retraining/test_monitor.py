@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor: what becomes a request, what does not, and the loop that serves requests."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_app.retraining import (
+    BestMinusThreshold,
+    RetrainingManager,
+    RetrainRequest,
+    train_and_retrain,
+)
+
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=40)
+
+
+def outcomes(manager: RetrainingManager) -> list[str]:
+    return [entry["outcome"] for entry in manager.trigger_history]
+
+
+@given(scores, st.floats(0.001, 0.5))
+def test_it_asks_exactly_when_the_score_is_below_the_best_by_more(
+    values: list[float], threshold: float
+) -> None:
+    rule, best = BestMinusThreshold(threshold), -math.inf
+    for value in values:
+        best = max(best, value)
+        rule, reason = rule.update(value)
+        assert bool(reason) == (best - value > threshold)
+        assert (rule.best, rule.current) == (best, value)
+
+
+@given(scores)
+def test_min_mode_mirrors_max_mode(values: list[float]) -> None:
+    up, down = BestMinusThreshold(0.1, "max"), BestMinusThreshold(0.1, "min")
+    for value in values:
+        (up, fell), (down, rose) = up.update(value), down.update(-value)
+        assert bool(fell) == bool(rose)
+
+
+@given(st.lists(st.one_of(st.floats(), st.just("manual"), st.just("take")), max_size=60))
+def test_at_most_one_request_waits_and_each_ends_once(events: list[float | str]) -> None:
+    manager = RetrainingManager(min_rounds_between_retrain=2)
+    for event in events:
+        if event == "manual":
+            manager.manual_trigger("why not")
+        elif event == "take":
+            request = manager.take()
+            if request is not None:
+                with manager.running(request):
+                    pass
+        else:
+            assert isinstance(event, float)
+            manager.update_metrics(event, 1)
+        assert outcomes(manager).count("pending") <= 1
+        assert manager.best_accuracy is None or math.isfinite(manager.best_accuracy)
+    ids = [entry["id"] for entry in manager.trigger_history]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_score_that_is_not_a_number_changes_nothing_and_warns_after_four(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manager = RetrainingManager()
+    manager.update_metrics(0.9, 1)
+    for number in range(4):
+        manager.update_metrics(math.nan, number)
+    assert (manager.best_accuracy, manager.current_accuracy) == (0.9, 0.9)
+    assert manager.trigger_history == []
+    assert "4 times in a row" in caplog.text
+
+
+def test_later_requests_join_the_one_that_waits() -> None:
+    manager = RetrainingManager()
+    first = manager.manual_trigger("new data")
+    assert manager.manual_trigger("again") == first
+    assert outcomes(manager) == ["pending", "suppressed"]
+
+
+def test_rules_wait_after_a_retraining_and_people_do_not() -> None:
+    manager = RetrainingManager(0.05, 3)
+    manager.manual_trigger()
+    assert manager.take() is not None
+    for score in (0.9, 0.5):
+        manager.update_metrics(score, 1)
+    assert manager.take() is None
+    assert "only 2 rounds" in manager.trigger_history[-1]["why"]
+    manager.manual_trigger("now")
+    assert manager.take() is not None
+
+
+@pytest.mark.parametrize("threshold", [0, -1, math.nan, math.inf])
+def test_a_threshold_without_sense_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match="expected a positive number"):
+        RetrainingManager(threshold)
+
+
+def test_a_negative_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 or more rounds"):
+        RetrainingManager(0.05, -1)
+
+
+def test_the_loop_serves_what_waits_up_to_the_limit() -> None:
+    manager = RetrainingManager()
+    seen: list[tuple[int, str]] = []
+
+    def session(number: int, request: RetrainRequest | None) -> int:
+        seen.append((number, request.reason if request else ""))
+        manager.manual_trigger(f"after {number}")
+        return number
+
+    assert train_and_retrain(session, manager, max_retrains=2) == [1, 2, 3]
+    assert seen == [(1, ""), (2, "after 1"), (3, "after 2")]
+    assert outcomes(manager) == ["done", "done", "pending"]
+
+
+def test_the_loop_ends_when_nobody_asks() -> None:
+    assert train_and_retrain(lambda n, r: n, RetrainingManager(), max_retrains=5) == [1]
+
+
+def test_a_session_that_fails_is_marked_and_ends_the_loop() -> None:
+    manager = RetrainingManager()
+    manager.manual_trigger()
+
+    def session(number: int, request: RetrainRequest | None) -> None:
+        if request is not None:
+            raise RuntimeError("no nodes")
+
+    with pytest.raises(RuntimeError, match="no nodes"):
+        train_and_retrain(session, manager, max_retrains=2)
+    assert outcomes(manager) == ["failed"]

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LifecycleStrategy: what a session leaves in registry and tracking, and what it survives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
+from local_grid import LocalGrid, add_one, model, reply
+
+from fl_app import LifecycleStrategy, RoundReport
+from fl_app.strategy import MetricError, Origin, RunFailedError, ScheduledFedAvg, SessionReport
+from models.weights import load_weights, read_manifest
+from registry import InMemoryModelStore, InMemoryTracker, RegistryError, Stage
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> InMemoryModelStore:
+    return InMemoryModelStore()
+
+
+@pytest.fixture
+def tracker() -> InMemoryTracker:
+    return InMemoryTracker()
+
+
+@pytest.fixture
+def parts(store: InMemoryModelStore, tracker: InMemoryTracker) -> dict[str, Any]:
+    return {"store": store, "tracker": tracker}
+
+
+def holdout(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    """Accuracy is a tenth of the mean weight: each honest round adds 0.1."""
+    return MetricRecord({"accuracy": float(arrays.to_numpy_ndarrays()[0].mean()) / 10})
+
+
+def versions(store: InMemoryModelStore) -> list[dict[str, Any]]:
+    return sorted(store.list_all_versions(), key=lambda row: int(row["version"]))
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_each_round_becomes_a_version_and_the_best_waits(
+    parts: dict[str, Any], store: InMemoryModelStore, tracker: InMemoryTracker, pipeline: bool
+) -> None:
+    strategy = LifecycleStrategy(FedAvg(), metric="accuracy", pipeline=pipeline, **parts)
+    result = strategy.start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout)
+
+    rows = versions(store)
+    assert [row["tags"]["round"] for row in rows] == ["1", "2", "3"]
+    assert [row["stage"] for row in rows] == ["Archived", "Archived", "Staging"]
+    assert [row["tags"]["approval"] for row in rows] == ["superseded", "superseded", "pending"]
+    assert store.get_latest_version(Stage.PRODUCTION) is None
+    assert rows[2]["metrics"]["accuracy"] == pytest.approx(0.3)
+    scored = {r: m["accuracy"] for r, m in result.evaluate_metrics_serverapp.items()}
+    assert scored == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
+
+
+def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    strategy = LifecycleStrategy(metric="accuracy", model={"family": "toy"}, **parts)
+    result = strategy.start(LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout)
+    path = store.weights_path("2")
+    saved = list(load_weights(path).values())
+    for mine, flowers in zip(saved, result.arrays.to_numpy_ndarrays(), strict=True):
+        np.testing.assert_array_equal(mine, flowers)
+    assert [a.dtype for a in saved] == [np.float32, np.int64]
+    assert read_manifest(path).model == {"family": "toy"}
+
+
+def test_provenance_is_in_the_tags(parts: dict[str, Any], store: InMemoryModelStore) -> None:
+    origin = Origin(session=2, parent_version=None, trigger="the score fell", request_id="ab")
+    strategy = LifecycleStrategy(origin=origin, **parts)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=1)
+    tags = versions(store)[0]["tags"]
+    assert (tags["session"], tags["trigger"], tags["flower_run_id"]) == ("2", "the score fell", "7")
+    nodes = json.loads(tags["nodes"])
+    assert {n["node_id"]: n["data_digest"] for n in nodes} == {
+        "11": "data-of-11",
+        "12": "data-of-12",
+        "13": "data-of-13",
+    }
+    assert {n["num_examples"] for n in nodes} == {10}
+
+
+def test_without_a_metric_nothing_is_staged(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    LifecycleStrategy(FedAvg(), **parts).start(LocalGrid(add_one), model(), num_rounds=2)
+    assert [row["stage"] for row in versions(store)] == ["None", "None"]
+
+
+def test_auto_approval_promotes_the_best_at_the_end(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    strategy = LifecycleStrategy(metric="accuracy", approval="auto", **parts)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout)
+    assert store.get_latest_version(Stage.PRODUCTION) == "3"
+    assert versions(store)[2]["tags"]["approval"] == "approved"
+
+
+def test_a_worse_session_never_replaces_production(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    first = LifecycleStrategy(metric="accuracy", approval="auto", **parts)
+    first.start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout)
+    second = LifecycleStrategy(metric="accuracy", approval="auto", **parts)
+    second.start(LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout)
+    assert store.get_latest_version(Stage.PRODUCTION) == "3"
+    assert "0.2" in versions(store)[4]["tags"]["reason"]
+
+
+def test_the_champion_is_scored_on_this_session_s_holdout(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    LifecycleStrategy(metric="accuracy", approval="auto", **parts).start(
+        LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout
+    )
+
+    def harder(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        mean = float(arrays.to_numpy_ndarrays()[0].mean())
+        return MetricRecord({"accuracy": 0.01 if mean == 3 else mean / 100})
+
+    LifecycleStrategy(metric="accuracy", approval="auto", **parts).start(
+        LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=harder
+    )
+    # 0.02 is far below the 0.3 that production was saved with, and above its 0.01 on this holdout.
+    assert store.get_latest_version(Stage.PRODUCTION) == "5"
+
+
+def test_without_a_holdout_the_clients_metrics_are_the_metrics(
+    parts: dict[str, Any], store: InMemoryModelStore, tracker: InMemoryTracker
+) -> None:
+    LifecycleStrategy(metric="accuracy", **parts).start(LocalGrid(add_one), model(), num_rounds=2)
+    assert versions(store)[1]["metrics"] == pytest.approx({"accuracy": 0.2, "train/loss": 1.0})
+
+
+def test_less_can_be_better(parts: dict[str, Any], store: InMemoryModelStore) -> None:
+    strategy = LifecycleStrategy(metric="accuracy", mode="min", **parts)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout)
+    assert [row["stage"] for row in versions(store)] == ["Staging", "None"]
+
+
+def test_an_unknown_metric_fails_before_the_first_round(parts: dict[str, Any]) -> None:
+    grid = LocalGrid(add_one)
+    with pytest.raises(MetricError, match=r"'mAP'.*\['accuracy'\]"):
+        LifecycleStrategy(metric="mAP", **parts).start(
+            grid, model(), num_rounds=3, evaluate_fn=holdout
+        )
+    assert grid.sent == []
+
+
+def test_an_unknown_client_metric_fails_after_round_one(
+    parts: dict[str, Any], tracker: InMemoryTracker
+) -> None:
+    with pytest.raises(MetricError, match=r"'mAP'.*accuracy"):
+        LifecycleStrategy(metric="mAP", **parts).start(LocalGrid(add_one), model(), num_rounds=3)
+
+
+def poisoned(value: float) -> Any:
+    def answer(node_id: int, message: Message) -> Any:
+        if node_id == 12 and message.metadata.message_type == "train":
+            arrays = message.content["arrays"].to_numpy_ndarrays()
+            return reply(ArrayRecord([np.full_like(arrays[0], value), arrays[1]]), loss=1.0)
+        return add_one(node_id, message)
+
+    return answer
+
+
+def test_a_round_that_is_not_finite_keeps_the_old_arrays(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    calls = {"n": 0}
+
+    def answer(node_id: int, message: Message) -> Any:
+        if message.metadata.message_type == "train":
+            calls["n"] += 1
+        return (poisoned(np.nan) if 4 <= calls["n"] <= 6 else add_one)(node_id, message)
+
+    reports: list[RoundReport] = []
+    result = LifecycleStrategy(metric="accuracy", hooks=[reports.append], **parts).start(
+        LocalGrid(answer), model(), num_rounds=3, evaluate_fn=holdout
+    )
+    assert [r.failed for r in reports] == [False, True, False]
+    assert "not finite" in reports[1].reason
+    assert [row["tags"]["round"] for row in versions(store)] == ["1", "3"]
+    np.testing.assert_array_equal(result.arrays.to_numpy_ndarrays()[0], np.full((2, 3), 2.0))
+
+
+def test_three_failed_rounds_in_a_row_fail_the_run(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    def answer(node_id: int, message: Message) -> Any:
+        return Error(code=100, reason="out of memory")
+
+    grid = LocalGrid(answer)
+    with pytest.raises(RunFailedError, match=r"3 rounds in a row .* no client sent a valid reply"):
+        LifecycleStrategy(metric="accuracy", **parts).start(grid, model(), num_rounds=9)
+    assert store.list_all_versions() == []
+
+
+def test_replies_that_do_not_fit_together_are_a_failed_round(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    def answer(node_id: int, message: Message) -> Any:
+        if node_id == 12:
+            return reply(ArrayRecord([np.zeros(3)]), loss=1.0)
+        return add_one(node_id, message)
+
+    with pytest.raises(RunFailedError, match="do not fit together"):
+        LifecycleStrategy(FedAvg(fraction_evaluate=0.0), **parts).start(
+            LocalGrid(answer), model(), num_rounds=3
+        )
+
+
+def test_a_hook_that_raises_changes_nothing(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    seen: list[int] = []
+
+    def broken(report: RoundReport) -> None:
+        raise RuntimeError("mine")
+
+    LifecycleStrategy(hooks=[broken, lambda r: seen.append(r.round)], **parts).start(
+        LocalGrid(add_one), model(), num_rounds=2
+    )
+    assert seen == [1, 2]
+
+
+def test_the_monitor_hears_the_start_and_every_round(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.scores: list[tuple[int, float]] = []
+
+        def update_metrics(self, accuracy: float, round_num: int) -> None:
+            self.scores.append((round_num, round(accuracy, 6)))
+
+    LifecycleStrategy(metric="accuracy", **parts).start(
+        LocalGrid(add_one), model(), num_rounds=1, evaluate_fn=holdout
+    )
+    monitor = Heard()
+    LifecycleStrategy(
+        metric="accuracy", monitor=monitor, origin=Origin(parent_version="1"), **parts
+    ).start(LocalGrid(add_one), model(1), num_rounds=2, evaluate_fn=holdout)
+    assert monitor.scores == [(0, 0.1), (1, 0.2), (2, 0.3)]
+
+
+def test_artifacts_get_the_whole_session(parts: dict[str, Any], tracker: InMemoryTracker) -> None:
+    given: list[SessionReport] = []
+
+    def note(report: SessionReport, folder: Path) -> list[Path]:
+        given.append(report)
+        path = folder / "note.txt"
+        path.write_text("hello")
+        return [path]
+
+    LifecycleStrategy(metric="accuracy", artifacts=[note], **parts).start(
+        LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout
+    )
+    report = given[0]
+    assert [step for step, _ in report.history["accuracy"]] == [0, 1, 2]
+    assert report.weights is not None
+    assert report.weights.is_file()
+
+
+@pytest.mark.parametrize("inner", [FedAvg, FedMedian, FedAdam])
+def test_aggregates_as_the_inner_strategy_does(
+    inner: type[Strategy], parts: Mapping[str, Any]
+) -> None:
+    wrapped = LifecycleStrategy(inner(), **parts).start(LocalGrid(add_one), model(1), num_rounds=2)
+    bare = inner().start(LocalGrid(add_one), model(1), num_rounds=2)
+    ours, theirs = wrapped.arrays.to_numpy_ndarrays()[0], bare.arrays.to_numpy_ndarrays()[0]
+    assert ours.dtype == np.float32  # FedAdam alone turns the model into float64
+    np.testing.assert_allclose(ours, theirs.astype(np.float32), rtol=1e-7)
+
+
+def test_the_server_sends_the_learning_rate_of_the_round(parts: dict[str, Any]) -> None:
+    grid = LocalGrid(add_one, node_ids=(11, 12))
+    rates = {1: 0.5, 2: 0.25}
+    seen: list[float] = []
+
+    def answer(node_id: int, message: Message) -> Any:
+        if message.metadata.message_type == "train":
+            seen.append(message.content["config"]["learning-rate"])
+        return add_one(node_id, message)
+
+    grid.answer = answer
+    LifecycleStrategy(ScheduledFedAvg(lambda r: rates[r]), **parts).start(
+        grid, model(), num_rounds=2
+    )
+    assert seen == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_it_must_be_the_outermost_strategy(parts: dict[str, Any]) -> None:
+    with pytest.raises(RegistryError, match="outermost"):
+        LifecycleStrategy(**parts).aggregate_train(1, [])
+
+
+def test_a_failing_session_ends_its_run_as_failed(
+    parts: dict[str, Any], tracker: InMemoryTracker
+) -> None:
+    def answer(node_id: int, message: Message) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LifecycleStrategy(**parts).start(LocalGrid(answer), model(), num_rounds=2)
+    assert [run.status for run in tracker.runs] == ["FAILED"]
+
+
+def test_only_the_last_round_s_file_stays(parts: dict[str, Any], home: Path) -> None:
+    LifecycleStrategy(home=home, **parts).start(LocalGrid(add_one), model(), num_rounds=3)
+    assert [p.name for p in home.rglob("round-*")] == ["round-0003.safetensors"]
