@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.client.shapes import shapes_data
 from fl_app.config import ServerConfig, absolute_data
 from fl_app.retraining import RetrainingManager, RetrainRequest, train_and_retrain
 from fl_app.strategy import (
@@ -20,8 +22,10 @@ from fl_app.strategy import (
     default_policy,
 )
 from fl_app.strategy.checkpoint import load_round
-from fl_app.yolo import YoloOnServer
 from registry import FederatedLearningTracker, ModelManager, Stage, app_home
+
+if TYPE_CHECKING:
+    from fl_app.yolo import YoloOnServer
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -44,19 +48,14 @@ def main(grid: Grid, context: Context) -> None:
     monitor = RetrainingManager(
         config.accuracy_threshold, config.min_rounds_between_retrain, mode=config.metric_mode
     )
+    from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
+
     yolo = YoloOnServer(config, spec)
 
     def run_session(number: int, request: RetrainRequest | None) -> Result:
         parent, arrays = starting_point(config, store, yolo)
         strategy = LifecycleStrategy(
-            ScheduledFedAvg(
-                config.learning_rate_of,
-                fraction_train=config.fraction_train,
-                fraction_evaluate=config.fraction_evaluate,
-                min_train_nodes=config.min_nodes,
-                min_evaluate_nodes=config.min_nodes if config.fraction_evaluate else 0,
-                min_available_nodes=config.min_nodes,
-            ),
+            inner_strategy(config),
             metric=config.metric,
             mode=config.metric_mode,
             policy=default_policy(
@@ -70,7 +69,8 @@ def main(grid: Grid, context: Context) -> None:
             tracker=tracker,
             monitor=monitor,
             artifacts=[yolo.picture],
-            model=yolo.spec,
+            model=yolo.description,
+            params=config.model_dump(by_alias=True, exclude={"mlflow_tracking_uri"}),
             origin=Origin(
                 session=number,
                 parent_version=parent,
@@ -90,12 +90,22 @@ def main(grid: Grid, context: Context) -> None:
     train_and_retrain(run_session, monitor, max_retrains=config.max_retrains)
 
 
+def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:
+    """FedAvg as the settings describe it."""
+    return ScheduledFedAvg(
+        config.learning_rate_of,
+        fraction_train=config.fraction_train,
+        fraction_evaluate=config.fraction_evaluate,
+        min_train_nodes=config.min_nodes,
+        min_evaluate_nodes=config.min_nodes if config.fraction_evaluate else 0,
+        min_available_nodes=config.min_nodes,
+    )
+
+
 def dataset(config: ServerConfig, home: Path) -> DataSpec:
     """The data set that the run names, or the generated one, drawn now if it is not there yet."""
     if config.data:
         return load_data_spec(absolute_data(config.data), config.num_classes)
-    from fl_app.client.shapes import shapes_data
-
     return load_data_spec(shapes_data(home), config.num_classes)
 
 
@@ -103,12 +113,12 @@ def starting_point(
     config: ServerConfig, store: ModelManager, yolo: YoloOnServer
 ) -> tuple[str | None, ArrayRecord]:
     """The version a session starts from and its arrays; first weights where there is none."""
-    stages: list[Stage | None] = {
+    stages: dict[str, list[Stage | None]] = {
         "production": [Stage.PRODUCTION, Stage.STAGING, None],
         "latest": [None],
         "scratch": [],
-    }[config.restart_from]
-    for stage in stages:
+    }
+    for stage in stages[config.restart_from]:
         version = store.get_latest_version(stage)
         if version is not None:
             arrays = load_round(store.weights_path(version))

@@ -5,99 +5,82 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fl_app.client.data import DataSpec
-from fl_app.config import ServerConfig
+from fl_app.config import ConfigError, ServerConfig
 from fl_app.strategy import SessionReport
-
-if TYPE_CHECKING:
-    from models.holdout import Holdout
-    from models.model import YoloModel
+from models.holdout import Holdout, draw_predictions
+from models.model import ModelMismatchError, from_arrays, get_model, to_arrays
+from models.weights import load_weights
 
 
 class YoloOnServer:
-    """YOLOv8 with its data set; Ultralytics is imported when first used.
+    """YOLOv8 with its data set. Not safe for two threads at a time.
 
     Parameters
     ----------
     config : ServerConfig
         Size, classes, picture side and seed of the model.
-    spec : DataSpec
+    data : DataSpec
         The data set, whose ``val`` split is the holdout.
     """
 
-    def __init__(self, config: ServerConfig, spec: DataSpec) -> None:
-        self.data = spec
-        self.seed = config.seed
+    def __init__(self, config: ServerConfig, data: DataSpec) -> None:
+        self.data = data
         self.image_size = config.image_size
-        self.batch_size = config.batch_size
-        self.spec = {
+        self.description: dict[str, object] = {
             "family": "yolov8",
             "size": config.model_size,
             "num_classes": config.num_classes,
-            "names": list(spec.names),
+            "names": list(data.names),
             "image_size": config.image_size,
         }
-        self._model: YoloModel | None = None
-        self._holdout: Holdout | None = None
-
-    @property
-    def model(self) -> YoloModel:
-        """The module that arrays are loaded into; built when first used."""
-        if self._model is None:
-            import torch
-
-            from models.model import get_model
-
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
-                self._model = get_model(
-                    str(self.spec["size"]), len(self.data.names), names=self.data.names
-                )
-        return self._model
+        self._model = get_model(
+            config.model_size, config.num_classes, names=data.names, seed=config.seed
+        )
+        self._holdout = Holdout(
+            data,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            device="cuda:0" if torch.cuda.is_available() else "cpu",
+        )
 
     def first_arrays(self) -> ArrayRecord:
-        """Seeded first weights."""
-        from models.model import to_arrays
-
-        return ArrayRecord({name: Array(values) for name, values in to_arrays(self.model).items()})
+        """Seeded first weights; call it before any others are loaded."""
+        return ArrayRecord({name: Array(values) for name, values in to_arrays(self._model).items()})
 
     def require_same_model(self, version: str, arrays: ArrayRecord) -> None:
-        """Refuse to start from a version of another model; the message names what differs."""
-        from models.model import from_arrays
+        """Refuse to start from a version of another model.
 
+        Raises
+        ------
+        ConfigError
+            Naming what differs.
+        """
         try:
-            from_arrays(self.model, {name: array.numpy() for name, array in arrays.items()})
-        except ValueError as err:
-            raise ValueError(
+            self._load(arrays)
+        except ModelMismatchError as err:
+            raise ConfigError(
                 f"Version {version} does not fit the model of this run ({err}); "
                 "set model-size and num-classes to that version's, or restart-from to 'scratch'."
             ) from None
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Score arrays on the server's holdout, the ``val`` split of the data set."""
-        from models.holdout import Holdout
-        from models.model import from_arrays
-
-        if self._holdout is None:
-            self._holdout = Holdout(
-                self.data, image_size=self.image_size, batch_size=self.batch_size
-            )
-        from_arrays(self.model, {name: array.numpy() for name, array in arrays.items()})
-        return MetricRecord(dict(self._holdout(self.model)))
+        """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1."""
+        self._load(arrays)
+        return MetricRecord(dict(self._holdout(self._model)))
 
     def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
-        """Draw what the best version sees on the holdout."""
-        from models.holdout import draw_predictions
-        from models.model import from_arrays
-        from models.weights import load_weights
-
+        """Draw what the session's best version sees on the holdout, into ``predictions.png``."""
         if report.weights is None:
             return []
-        from_arrays(self.model, load_weights(report.weights))
+        from_arrays(self._model, load_weights(report.weights))
         path = folder / "predictions.png"
-        draw_predictions(self.model, self.data, path)
+        draw_predictions(self._model, self.data, path, image_size=self.image_size)
         return [path]
+
+    def _load(self, arrays: ArrayRecord) -> None:
+        from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})

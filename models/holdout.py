@@ -21,8 +21,8 @@ from models.model import YoloModel
 from models.pictures import LabelledData, Picture, read_pictures
 from models.upstream import DetectionValidator, build_dataloader, non_max_suppression
 
-_TRUE_COLOUR = (80, 200, 80)  # BGR
-_FOUND_COLOUR = (60, 60, 230)
+_TRUE_COLOUR = (110, 230, 110)  # BGR
+_FOUND_COLOUR = (90, 90, 250)
 _TILE = 320
 _COLUMNS = 4
 
@@ -209,4 +209,5 @@ def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, i
     # OpenCV's built-in letters: Ultralytics' own drawing may go and fetch a font.
     below = colour == _TRUE_COLOUR
     place = (left, min(bottom + 12, _TILE - 2) if below else max(top - 4, 10))
-    cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+    for paint, width in (((0, 0, 0), 3), (colour, 1)):  # dark edges, to be read on any ground
+        cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, paint, width, cv2.LINE_AA)

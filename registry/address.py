@@ -36,7 +36,8 @@ def kind_of(uri: str) -> str:
     StoreUnavailable
         MLflow or this app cannot keep a registry there.
     """
-    scheme = urlsplit(uri).scheme.lower().partition("+")[0]
+    start, colon, _ = uri.partition(":")
+    scheme = start.lower().partition("+")[0] if colon else ""
     kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
     if kind in ("http", "sqlite", *_PORTS):
         return kind

@@ -55,10 +55,10 @@ def import_checkpoint(source: Path, target: Path) -> None:
             f"{source} does not hold a plain state dict (names to tensors); save "
             "model.state_dict() instead."
         )
-    # Cloning separates tensors that share memory, which safetensors refuses.
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
     metadata = {"format": "fl-app-weights/1", "order": json.dumps(list(found)), "model": "{}"}
     try:
+        # Cloning separates tensors that share memory, which safetensors refuses.
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
         data = save(tensors, metadata=metadata)
     except (ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(

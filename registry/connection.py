@@ -93,11 +93,13 @@ class Connection:
         if kind_of(self.uri) == "sqlite":
             check_address(self.uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # At the end of a run MLflow would print its address, with the password in it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
-        client = MlflowClient(self.uri, self.uri)
-        if file is not None:
-            with file_lock(file.with_name(f"{file.name}.lock")):
-                client.get_experiment_by_name("Default")
-                client.search_registered_models(max_results=1)
+        if file is None:
+            return MlflowClient(self.uri, self.uri)
+        with file_lock(file.with_name(f"{file.name}.lock")):
+            client = MlflowClient(self.uri, self.uri)
+            client.search_registered_models(max_results=1)  # opens the registry's tables too
         return client

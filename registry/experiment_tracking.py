@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from registry.connection import Connection
 from registry.errors import RegistryError
-from registry.tracking_input import checked_artifact, clean_metrics, distinct_keys
+from registry.tracking_input import checked_artifact, checked_status, clean_metrics, distinct_keys
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
 _MAX_PARAM, _MAX_TAG = 6000, 8000  # characters
-_STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
 class FederatedLearningTracker:
@@ -130,8 +129,7 @@ class FederatedLearningTracker:
 
     def end_run(self, status: str = "FINISHED") -> None:
         """End the run with status FINISHED, FAILED or KILLED; without a run, do nothing."""
-        if status not in _STATUSES:
-            raise RegistryError(f"A run cannot end {status!r}; expected {', '.join(_STATUSES)}.")
+        checked_status(status)
         if not self._running:
             return
         run_id = self._run_id()

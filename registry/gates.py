@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from registry.records import Decision, Evidence, Policy, Stage, Verdict
+from registry.versions import as_number
 
 _CLIMB = (Stage.STAGING, Stage.PRODUCTION)
 _HAIR = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
@@ -169,12 +170,8 @@ def decide_stage(policy: Policy, evidence: Evidence) -> Decision:
 
 
 def _finite(metrics: Mapping[str, float], name: str) -> float | None:
-    value: object = metrics.get(name)
-    try:
-        number = float(value)  # type: ignore[arg-type]  # whatever it is, it must not raise
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    number = as_number(metrics.get(name))
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _absent(

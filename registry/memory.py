@@ -20,7 +20,7 @@ from registry.errors import RegistryError, StoreUnavailable, UnknownVersion
 from registry.journal import Entry, State
 from registry.records import ModelVersion
 from registry.store import JournalledStore
-from registry.tracking_input import checked_artifact, clean_metrics, distinct_keys
+from registry.tracking_input import checked_artifact, checked_status, clean_metrics, distinct_keys
 from registry.versions import checked_tags, checked_version, read_version, version_tags
 
 
@@ -176,6 +176,7 @@ class InMemoryTracker:
         self._active().tags.update({k: str(v) for k, v in tags.items()})
 
     def end_run(self, status: str = "FINISHED") -> None:
+        checked_status(status)
         if self.run is not None and self.run.status == "RUNNING":
             self.run.status = status
 

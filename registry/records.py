@@ -153,20 +153,6 @@ class ModelStore(Protocol):
     def ping(self) -> None: ...
 
 
-class RunInfo(Protocol):
-    """The part of a run's info that everybody may rely on."""
-
-    @property
-    def run_id(self) -> str: ...
-
-
-class Run(Protocol):
-    """A tracked run; MLflow's own ``Run`` is one."""
-
-    @property
-    def info(self) -> Any: ...
-
-
 class Tracker(Protocol):
     """A tracking server as the app uses it; both trackers keep it."""
 

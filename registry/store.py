@@ -213,19 +213,20 @@ class JournalledStore(ABC):
 
     def _move(self, op: Move, version: str | None, *, actor: str, reason: str) -> str:
         """Plan, verify, claim, apply; plan again whenever another process was first."""
-        checked = ""
+        target, checked = version or "", False
         for _ in range(_ATTEMPTS):
             texts = self._texts()
             entries = read_chain(texts)
             state = self._settle(entries, entries)
-            target = version or rollback_target(state)
+            # Chosen once: of two rollbacks at the same time, the second must not undo the first.
+            target = target or rollback_target(state)
             record = self._one(target, state)
             displaced = plan(state, op, target)
             if displaced is None:
                 return target
-            if op is not Move.ARCHIVE and checked != target:
+            if op is not Move.ARCHIVE and not checked:
                 self._verified(record)
-                checked = target
+                checked = True
             entry = new_entry(
                 texts, op, version=target, displaced=displaced, actor=actor, reason=reason
             )
@@ -235,8 +236,8 @@ class JournalledStore(ABC):
                 self._settle(now, now)
                 return target
         raise JournalError(
-            f"Version {version or 'to roll back to'} could not be moved: other processes kept "
-            "moving versions at the same time; try again."
+            f"Version {target} could not be moved: other processes kept moving versions at the "
+            "same time; try again."
         )
 
     def _settle(self, entries: Sequence[Entry], touched: Sequence[Entry] | None) -> State:

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from registry.errors import ArtifactError
+from registry.errors import ArtifactError, RegistryError
 from registry.versions import as_number
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = re.compile(r"[^\w.\- :/]+")
 _MAX_KEY = 250
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
 T = TypeVar("T")
 
 
@@ -66,6 +67,13 @@ def checked_artifact(path: str | Path) -> Path:
     if not found.exists():
         raise ArtifactError(f"There is no file at {found} to log; check the path.")
     return found
+
+
+def checked_status(status: str) -> str:
+    """Return a status that a run can end with, or raise `RegistryError`."""
+    if status not in _STATUSES:
+        raise RegistryError(f"A run cannot end {status!r}; expected {', '.join(_STATUSES)}.")
+    return status
 
 
 def _mark(text: object) -> str:

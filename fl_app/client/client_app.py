@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import (
+    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -119,7 +120,7 @@ def tells_errors(handler: Handler) -> Handler:
         try:
             return handler(message, context)
         except (ConfigError, DataError, ModelMismatchError, TrainingError) as error:
-            reason = f"{error}"
+            reason = str(error)
             logger.warning("this node sits out: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -171,6 +172,7 @@ def evaluate(message: Message, context: Context) -> Message:
             replace(data.spec, val=data.holdout),
             image_size=config.image_size,
             batch_size=config.batch_size,
+            device=_device(),
         )
     except ValueError as error:
         raise DataError(str(error)) from error
@@ -203,7 +205,7 @@ def _number(order: ConfigRecord, key: str) -> float:
 
 
 def _device() -> str:
-    return "0" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def _reply(
@@ -220,5 +222,5 @@ def _reply(
         }
     )
     if arrays is not None:
-        content["arrays"] = ArrayRecord(arrays)
+        content["arrays"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return Message(content, reply_to=message)

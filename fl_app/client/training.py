@@ -84,7 +84,7 @@ def train_locally(
     threads : int
         CPU threads for this round.
     device : str
-        "cpu", or the number of a GPU as text.
+        "cpu" or "cuda:0" and so on.
 
     Raises
     ------

@@ -20,7 +20,7 @@ def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> 
     left = f"{_duration(seconds_left)} left"
     if report.failed:
         return f"{head}  failed: {report.reason}  ({left})"
-    score = f"  {metric} {report.metrics[metric]:.4f}" if metric in report.metrics else ""
+    score = f"  {metric} {report.metrics[metric]:.4f}" if metric else ""
     return f"{head}{score}  version {report.version} {_stage(report)}  ({left})"
 
 

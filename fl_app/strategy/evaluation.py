@@ -45,6 +45,15 @@ def round_metrics(
     }
 
 
+def holdout_record(metrics: Mapping[str, float]) -> MetricRecord:
+    """The holdout's share of ``round_metrics``, as Flower's Result keeps it."""
+    record = MetricRecord()
+    for name, value in metrics.items():
+        if not name.startswith(("client/", "train/")):
+            record[name] = value
+    return record
+
+
 def require_metric(metric: str | None, seen: Mapping[str, float]) -> None:
     """Raise MetricError with the names that were seen if ``metric`` is not among them."""
     if metric is not None and metric not in seen:

@@ -29,10 +29,16 @@ from fl_app.strategy.checkpoint import (
     schema_of,
 )
 from fl_app.strategy.console import next_commands, round_line, session_table
-from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, round_metrics
+from fl_app.strategy.evaluation import (
+    EvaluateFn,
+    evaluate,
+    holdout_record,
+    require_metric,
+    round_metrics,
+)
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, version_tags
+from fl_app.strategy.provenance import contributions, run_tags, version_tags
 from fl_app.strategy.report import Artifacts, Hook, Monitor, Origin, RoundReport
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
@@ -92,6 +98,8 @@ class LifecycleStrategy(Strategy):
         Called at the end; the files that they return are logged to the MLflow run.
     model : Mapping[str, object]
         What the model is, kept beside its weights (for YOLO: size, classes, image size).
+    params : Mapping[str, object]
+        Logged as params of the MLflow run, beside the inner strategy's name.
     origin : Origin
         Why this session runs, and from which version.
     home : str | Path | None
@@ -124,6 +132,7 @@ class LifecycleStrategy(Strategy):
         hooks: Sequence[Hook] = (),
         artifacts: Sequence[Artifacts] = (),
         model: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
         origin: Origin | None = None,
         home: str | Path | None = None,
         pipeline: bool = True,
@@ -139,6 +148,7 @@ class LifecycleStrategy(Strategy):
         self.hooks = tuple(hooks)
         self.artifacts = (plot_metrics, *artifacts)
         self.model = dict(model or {})
+        self.params = {"strategy": type(self.strategy).__name__, **(params or {})}
         self.origin = origin or Origin()
         self.home = app_home(home)
         self.pipeline = pipeline
@@ -218,7 +228,7 @@ class LifecycleStrategy(Strategy):
         # Log.
         self._log(session, metrics, closed.round)
         # Register.
-        tags = version_tags(closed.round, self.origin, session.flower_run_id, closed.nodes)
+        tags = {**session.tags, **version_tags(closed.round, closed.nodes)}
         version = self.store.save_model_version(closed.weights, session.run_id, metrics, tags)
         forget_rounds(session.folder, before=closed.round)
         # Gate.
@@ -245,9 +255,9 @@ class LifecycleStrategy(Strategy):
         staged = decision.stage is not Stage.NONE
         ready = decision.stage is Stage.PRODUCTION
         if staged:
+            session.supersede(self.store, version)
             self.store.promote_to_staging(version, actor="policy", reason=decision.reason)
             session.best = metrics
-            session.supersede(self.store)
         approval: Literal["none", "pending"] = "pending" if ready else "none"
         self.store.set_version_tags(version, {"reason": decision.reason, "approval": approval})
         return RoundReport(
@@ -257,7 +267,7 @@ class LifecycleStrategy(Strategy):
             version=version,
             stage=Stage.STAGING if staged else Stage.NONE,
             approval=approval,
-            reason=decision.reason,
+            reason=decision.verdicts[-1].reason if decision.verdicts else decision.reason,
             seconds=closed.seconds,
         )
 
@@ -317,8 +327,7 @@ class LifecycleStrategy(Strategy):
             self._conclude(session)
             for report in session.reports:
                 if not report.failed and evaluate_fn is not None:
-                    own = {k: v for k, v in report.metrics.items() if "/" not in k}
-                    result.evaluate_metrics_serverapp[report.round] = MetricRecord(own)
+                    result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
             return result
 
     @contextmanager
@@ -330,29 +339,26 @@ class LifecycleStrategy(Strategy):
         evaluate_fn: EvaluateFn | None,
     ) -> Iterator[Session]:
         """Open the MLflow run and the worker; close both, whatever happens in between."""
-        flower_run_id = str(grid.run.run_id)
-        tags = {
-            "flower_run_id": flower_run_id,
-            "session": str(self.origin.session),
-            "trigger": self.origin.trigger,
-            "request_id": self.origin.request_id,
-            "parent_version": self.origin.parent_version or "",
-        }
-        name = f"flower-{flower_run_id}-session-{self.origin.session}"
+        tags = run_tags(self.origin, str(grid.run.run_id))
+        name = f"flower-{grid.run.run_id}-session-{self.origin.session}"
         run_id = self.tracker.start_run(name, tags=tags).info.run_id
         folder = self.home / "checkpoints" / run_id
         folder.mkdir(parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(1, "fl-app-round") if self.pipeline else None
         self._open_session = Session(
-            run_id, flower_run_id, num_rounds, folder, schema_of(initial_arrays), evaluate_fn
+            run_id, tags, num_rounds, folder, schema_of(initial_arrays), evaluate_fn
         )
-        status = "FAILED"
+        status = "KILLED"
         try:
+            self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})
             yield self._open_session
             status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
         finally:
             if self._worker is not None:
-                self._worker.shutdown(wait=status == "FINISHED", cancel_futures=True)
+                self._worker.shutdown(cancel_futures=True)
             self.tracker.end_run(status)
             self._open_session = self._worker = None
 
@@ -370,15 +376,8 @@ class LifecycleStrategy(Strategy):
 
     def _conclude(self, session: Session) -> None:
         """Promote if nobody needs to be asked, log the pictures, print the table."""
-        for index, report in enumerate(session.reports):
-            if self.approval == "auto" and report.approval == "pending" and report.version:
-                self.store.promote_to_production(
-                    report.version, actor="policy", reason=report.reason
-                )
-                self.store.set_version_tags(report.version, {"approval": "approved"})
-                session.reports[index] = replace(
-                    report, stage=Stage.PRODUCTION, approval="approved"
-                )
+        if self.approval == "auto":
+            session.promote_waiting(self.store)
         self._log_artifacts(session)
         logger.info("%s", "\n" + session_table(session.reports, self.metric))
         logger.info("next: %s", "  |  ".join(next_commands(session.reports)))

@@ -20,7 +20,8 @@ def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
     figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
     staged = [r.round for r in report.rounds if r.stage != "None" and r.version is not None]
-    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+    rows = figure.subplots(len(names), squeeze=False, sharex=True)[:, 0]
+    for axes, name in zip(rows, names, strict=True):
         steps, values = zip(*report.history[name], strict=True)
         axes.plot(steps, values, marker="o", markersize=3)
         for step in staged:

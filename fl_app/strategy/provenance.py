@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fl_app.strategy.report import Origin
 
@@ -31,9 +31,9 @@ def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contrib
     for message in replies:
         if message.has_error():
             continue
-        metrics = next(iter(message.content.metric_records.values()), {})
+        metrics = next(iter(message.content.metric_records.values()), MetricRecord())
         examples = metrics.get(weighted_by, 0)
-        node = message.content.config_records.get(NODE_RECORD, {})
+        node = message.content.config_records.get(NODE_RECORD, ConfigRecord())
         found.append(
             Contribution(
                 node_id=str(message.metadata.src_node_id),
@@ -44,22 +44,21 @@ def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contrib
     return tuple(found)
 
 
-def version_tags(
-    server_round: int,
-    origin: Origin,
-    flower_run_id: str,
-    nodes: Iterable[Contribution],
-) -> Mapping[str, str]:
-    """The tags of a new version."""
+def run_tags(origin: Origin, flower_run_id: str) -> dict[str, str]:
+    """The tags of a session's MLflow run, which its versions bear too."""
     return {
-        "round": str(server_round),
-        "session": str(origin.session),
         "flower_run_id": flower_run_id,
+        "session": str(origin.session),
         "parent_version": origin.parent_version or "",
         "trigger": origin.trigger,
-        "nodes": json.dumps([asdict(node) for node in nodes]),
+        "request_id": origin.request_id,
         "app_version": app_version(),
     }
+
+
+def version_tags(server_round: int, nodes: Iterable[Contribution]) -> dict[str, str]:
+    """The tags of a version that tell it from others of its session."""
+    return {"round": str(server_round), "nodes": json.dumps([asdict(node) for node in nodes])}
 
 
 def app_version() -> str:

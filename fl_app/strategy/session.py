@@ -45,8 +45,10 @@ class Session:
 
     Attributes
     ----------
-    run_id, flower_run_id : str
-        The MLflow run and the Flower run.
+    run_id : str
+        The MLflow run.
+    tags : Mapping[str, str]
+        Where the session comes from; the run's tags and its versions'.
     folder : Path
         Where the global arrays of the last round are.
     schema : Schema
@@ -62,7 +64,7 @@ class Session:
     """
 
     run_id: str
-    flower_run_id: str
+    tags: Mapping[str, str]
     num_rounds: int
     folder: Path
     schema: Schema
@@ -95,15 +97,25 @@ class Session:
             self.scores[version] = evaluate(self.evaluate_fn if comparable else None, 0, arrays)
         return self.scores[version]
 
-    def supersede(self, store: ModelStore) -> None:
-        """Archive the reports of earlier candidates: only the newest waits for approval."""
+    def supersede(self, store: ModelStore, version: str) -> None:
+        """Make room in Staging for ``version``: what is there waits for approval no longer."""
+        old = store.get_latest_version(Stage.STAGING)
+        if old is None or old == version:
+            return
+        if store.get_version(old).tags.get("approval") == "pending":
+            store.set_version_tags(old, {"approval": "superseded"})
         for index, report in enumerate(self.reports):
-            if report.stage is not Stage.STAGING or report.version is None:
-                continue
-            self.reports[index] = replace(report, stage=Stage.ARCHIVED)
-            if report.approval == "pending":
-                store.set_version_tags(report.version, {"approval": "superseded"})
-                self.reports[index] = replace(self.reports[index], approval="superseded")
+            if report.version == old:
+                approval = "superseded" if report.approval == "pending" else report.approval
+                self.reports[index] = replace(report, stage=Stage.ARCHIVED, approval=approval)
+
+    def promote_waiting(self, store: ModelStore) -> None:
+        """Promote the version of this session that passed the gates of Production, if any."""
+        for index, report in enumerate(self.reports):
+            if report.approval == "pending" and report.version is not None:
+                store.promote_to_production(report.version, actor="policy", reason=report.reason)
+                store.set_version_tags(report.version, {"approval": "approved"})
+                self.reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
     def seconds_left(self, server_round: int) -> float:
         """Time that the rounds after ``server_round`` will take at the pace so far."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.client.client_app import app, load_node_data
@@ -40,7 +40,8 @@ def ask(
     **settings: bool | float | int | str,
 ) -> Message:
     config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
-    content = RecordDict({"arrays": ArrayRecord(arrays), "config": config})
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    content = RecordDict({"arrays": record, "config": config})
     context = Context(
         run_id=7,
         node_id=1,

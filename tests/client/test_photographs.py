@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,11 +73,19 @@ def _plain_scores(model: YoloModel, spec: DataSpec, folder: Path) -> dict[str, f
         for source, kind in [(path, "images"), (label_file(path), "labels")]:
             place = folder / kind / "val" / source.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(source, place)
+            place.symlink_to(source)
     text = f"path: {folder}\ntrain: images/val\nval: images/val\nnames: {list(spec.names)}\n"
     (folder / "data.yaml").write_text(text)
-    settings = {"task": "detect", "mode": "val", "data": str(folder / "data.yaml")}
-    settings |= {"imgsz": 160, "batch": 4, "rect": False, "plots": False, "device": "cpu"}  # type: ignore[dict-item]
+    settings = {
+        "task": "detect",
+        "mode": "val",
+        "data": str(folder / "data.yaml"),
+        "imgsz": 160,
+        "batch": 4,
+        "rect": False,
+        "plots": False,
+        "device": "cpu",
+    }
     validator = DetectionValidator(save_dir=folder / "runs", args=settings)
     validator(model=model)
     return dict(validator.metrics.results_dict)

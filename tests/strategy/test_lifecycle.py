@@ -304,7 +304,7 @@ def test_it_must_be_the_outermost_strategy(parts: dict[str, Any]) -> None:
         LifecycleStrategy(**parts).aggregate_train(1, [])
 
 
-def test_a_failing_session_ends_its_run_as_failed(
+def test_an_interrupted_session_ends_its_run_as_killed(
     parts: dict[str, Any], tracker: InMemoryTracker
 ) -> None:
     def answer(node_id: int, message: Message) -> Any:
@@ -312,7 +312,29 @@ def test_a_failing_session_ends_its_run_as_failed(
 
     with pytest.raises(KeyboardInterrupt):
         LifecycleStrategy(**parts).start(LocalGrid(answer), model(), num_rounds=2)
+    assert [run.status for run in tracker.runs] == ["KILLED"]
+
+
+def test_a_failed_session_ends_its_run_as_failed(
+    parts: dict[str, Any], tracker: InMemoryTracker
+) -> None:
+    with pytest.raises(MetricError):
+        LifecycleStrategy(metric="no", **parts).start(
+            LocalGrid(add_one), model(), num_rounds=1, evaluate_fn=holdout
+        )
     assert [run.status for run in tracker.runs] == ["FAILED"]
+
+
+def test_a_better_session_supersedes_what_waits_from_the_one_before(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    for start in (0, 1):
+        LifecycleStrategy(metric="accuracy", **parts).start(
+            LocalGrid(add_one), model(start), num_rounds=1, evaluate_fn=holdout
+        )
+    rows = versions(store)
+    assert [row["stage"] for row in rows] == ["Archived", "Staging"]
+    assert [row["tags"]["approval"] for row in rows] == ["superseded", "pending"]
 
 
 def test_only_the_last_round_s_file_stays(parts: dict[str, Any], home: Path) -> None:

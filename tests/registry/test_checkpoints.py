@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch files on their way in: what is imported, what is refused, and that none of it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from registry import ArtifactError
+from registry.artifacts import file_digest, prepared
+
+
+class Bomb:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1), "model": Bomb(tmp_path / "ran")}, tmp_path / "b.pt")
+    with (
+        pytest.raises(ArtifactError, match=r"cannot be read safely.*save model.state_dict\(\)"),
+        prepared(tmp_path / "b.pt", tmp_path / "scratch"),
+    ):
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": nn.Linear(2, 2), "epoch": 3},  # as Ultralytics' own checkpoints are
+        {"state_dict": {"w": torch.ones(1)}, "epoch": 3},
+        {},
+        [torch.ones(1)],
+        {1: torch.ones(1)},
+        {"w": torch.ones(2, 2).to_sparse()},
+    ],
+)
+def test_anything_but_a_plain_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError), prepared(tmp_path / "x.pth", tmp_path / "scratch"):
+        pass
+
+
+def test_shared_and_strided_tensors_are_imported(tmp_path: Path) -> None:
+    base = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    state = OrderedDict(z=base.T, a=base, half=base.to(torch.bfloat16), n=torch.tensor(3))
+    torch.save(state, tmp_path / "s.pt")
+    from safetensors.torch import load_file
+
+    with prepared(tmp_path / "s.pt", tmp_path / "scratch") as artifact:
+        loaded = load_file(artifact.folder / "weights.safetensors")
+    assert {k: v.dtype for k, v in loaded.items()} == {k: v.dtype for k, v in state.items()}
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_the_same_file_gives_the_same_digest_in_every_process(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
+    code = (
+        "import sys; from pathlib import Path; from registry.checkpoints import import_checkpoint;"
+        "import_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    digests = set()
+    for name in "ab":
+        target = tmp_path / f"{name}.safetensors"
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "w.pt"), str(target)],
+            cwd=Path(__file__).parents[2],
+            check=True,
+        )
+        digests.add(file_digest(target))
+    with prepared(tmp_path / "w.pt", tmp_path / "scratch") as artifact:
+        digests.add(artifact.sha256)
+    assert len(digests) == 1

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tracker logs, read back with MLflow's own client; and the fake that stands in for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry import (
+    ArtifactError,
+    FederatedLearningTracker,
+    InMemoryTracker,
+    ModelManager,
+    RegistryError,
+    Tracker,
+)
+from registry.tracking_input import clean_key
+
+
+@pytest.fixture
+def tracker(mlflow_home: Path) -> FederatedLearningTracker:
+    return FederatedLearningTracker(home=mlflow_home)
+
+
+@pytest.fixture(params=["memory", "mlflow"])
+def any_tracker(request: pytest.FixtureRequest) -> Iterator[Tracker]:
+    if request.param == "memory":
+        yield InMemoryTracker()
+    else:
+        yield request.getfixturevalue("tracker")
+
+
+def test_a_run_keeps_what_was_logged(
+    tracker: FederatedLearningTracker, manager: ModelManager, tmp_path: Path
+) -> None:
+    (tmp_path / "predictions.json").write_text("[]")
+    run = tracker.start_run(run_name="production_inference_v1", tags={"session": "1"})
+    tracker.log_params({"rounds": 10, "model": "yolov8n", "long": "x" * 9000, "empty": None})
+    tracker.log_metrics({"accuracy": 0.8, "loss": np.float64(0.5)}, step=1)
+    tracker.log_metrics({"accuracy": 0.9}, step=2)
+    tracker.log_artifact(tmp_path / "predictions.json", "out")
+    tracker.set_tags({"resumed": "no"})
+    tracker.end_run()
+
+    assert tracker.run is not None
+    assert tracker.run.info.run_id == run.info.run_id
+    stored = manager.client.get_run(run.info.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "production_inference_v1"
+    assert stored.data.params == {
+        "rounds": "10", "model": "yolov8n", "long": "x" * 6000, "empty": "None"
+    }  # fmt: skip
+    assert stored.data.metrics == {"accuracy": 0.9, "loss": 0.5}
+    assert (stored.data.tags["session"], stored.data.tags["resumed"]) == ("1", "no")
+    history = manager.client.get_metric_history(run.info.run_id, "accuracy")
+    assert [(m.step, m.value) for m in history] == [(1, 0.8), (2, 0.9)]
+    assert history[0].timestamp > 1_600_000_000_000
+    (artifact,) = manager.client.list_artifacts(run.info.run_id, "out")
+    assert artifact.path == "out/predictions.json"
+
+
+def test_names_that_mlflow_refuses_are_cleaned_and_the_others_kept(
+    tracker: FederatedLearningTracker, manager: ModelManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracker:
+        tracker.log_metrics(
+            {"mAP50(B)": 0.5, "mAP50_B": 0.6, "../x": 1.0, "nan": math.nan, "text": "hi"},  # type: ignore[dict-item]
+            step=3,
+        )
+        tracker.log_params({"lr(0)": 0.1})
+    assert tracker.run is not None
+    data = manager.client.get_run(tracker.run.info.run_id).data
+    assert data.metrics.pop("mAP50_B") == 0.6
+    assert data.metrics.pop("x") == 1.0
+    ((name, value),) = data.metrics.items()
+    assert name.startswith("mAP50_B_")
+    assert value == 0.5
+    assert data.params == {"lr_0": "0.1"}
+    assert "metric nan is nan" in caplog.text
+    assert "metric text is 'hi'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("metrics/mAP50(B)", "metrics/mAP50_B"),
+        ("fit/loss: a-b.c d", "fit/loss: a-b.c d"),
+        ("_private_", "_private_"),
+        ("größe", "größe"),
+        ("/a//b/", "a/b"),
+        ("x" * 250, "x" * 250),
+    ],
+)
+def test_cleaned_names(name: str, cleaned: str) -> None:
+    assert clean_key(name) == cleaned
+
+
+@pytest.mark.parametrize("name", ["", "((", "..", "y" * 400])
+def test_hopeless_names_still_give_a_name(name: str) -> None:
+    assert 0 < len(clean_key(name)) <= 250
+    assert clean_key(name) == clean_key(name)
+
+
+def test_many_metrics_and_params_in_one_call(
+    tracker: FederatedLearningTracker, manager: ModelManager
+) -> None:
+    with tracker:
+        tracker.log_metrics({f"m{n}": float(n) for n in range(1100)})
+        tracker.log_params({f"p{n}": n for n in range(120)})
+    assert tracker.run is not None
+    data = manager.client.get_run(tracker.run.info.run_id).data
+    assert (len(data.metrics), len(data.params)) == (1100, 120)
+
+
+def test_two_trackers_at_once_do_not_disturb_each_other(
+    mlflow_home: Path, manager: ModelManager
+) -> None:
+    one = FederatedLearningTracker(home=mlflow_home)
+    two = FederatedLearningTracker(None, "other", home=mlflow_home)
+    one.start_run("one")
+    two.start_run("two")
+    one.log_metrics({"m": 1.0})
+    two.log_metrics({"m": 2.0})
+    one.end_run("KILLED")
+    two.log_metrics({"n": 2.0})
+    two.end_run()
+    assert one.run is not None
+    assert two.run is not None
+    first = manager.client.get_run(one.run.info.run_id)
+    second = manager.client.get_run(two.run.info.run_id)
+    assert (first.data.metrics, first.info.status) == ({"m": 1.0}, "KILLED")
+    assert (second.data.metrics, second.info.status) == ({"m": 2.0, "n": 2.0}, "FINISHED")
+    assert first.info.experiment_id != second.info.experiment_id
+
+
+def test_a_run_can_be_continued(mlflow_home: Path, manager: ModelManager) -> None:
+    first = FederatedLearningTracker(home=mlflow_home)
+    run_id = first.start_run("session").info.run_id
+    first.log_metrics({"m": 1.0}, step=1)
+    first.end_run("FAILED")
+    second = FederatedLearningTracker(home=mlflow_home)
+    assert second.start_run(run_id=run_id, tags={"resumed": "yes"}).info.run_id == run_id
+    assert manager.client.get_run(run_id).info.status == "RUNNING"
+    second.log_metrics({"m": 2.0}, step=2)
+    second.end_run()
+    stored = manager.client.get_run(run_id)
+    assert (stored.info.status, stored.info.run_name) == ("FINISHED", "session")
+    assert stored.data.tags["resumed"] == "yes"
+    assert [m.step for m in manager.client.get_metric_history(run_id, "m")] == [1, 2]
+
+
+def test_an_exception_ends_the_run_as_failed(
+    any_tracker: Tracker, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ZeroDivisionError), any_tracker:
+        any_tracker.log_metrics({"m": 1 / 0})
+    if isinstance(any_tracker, InMemoryTracker):
+        status = any_tracker.runs[0].status
+    else:
+        client = request.getfixturevalue("manager").client
+        status = client.get_run(any_tracker.run.info.run_id).info.status
+    assert status == "FAILED"
+
+
+def test_both_trackers_refuse_the_same(any_tracker: Tracker, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="No run is active"):
+        any_tracker.log_metrics({"m": 1.0})
+    any_tracker.end_run()
+    assert any_tracker.start_run("a").info.run_id
+    with pytest.raises(RegistryError, match="already active"):
+        any_tracker.start_run("b")
+    with pytest.raises(ArtifactError, match="no file at"):
+        any_tracker.log_artifact(tmp_path / "nothing")
+    with pytest.raises(RegistryError, match="cannot end 'DONE'"):
+        any_tracker.end_run("DONE")
+    any_tracker.end_run()
+    with pytest.raises(RegistryError):
+        any_tracker.start_run(run_id="0" * 32)
+
+
+def test_the_fake_keeps_what_was_logged(tmp_path: Path) -> None:
+    (tmp_path / "f.txt").touch()
+    with InMemoryTracker() as tracker:
+        tracker.log_params({"a": 1})
+        tracker.log_metrics({"mAP50(B)": 0.5, "bad": math.nan}, step=2)
+        tracker.log_artifact(tmp_path / "f.txt", "out")
+        tracker.set_tags({"t": "1"})
+    (run,) = tracker.runs
+    assert run.params == {"a": "1"}
+    assert run.metrics == {"mAP50_B": [(2, 0.5)]}
+    assert run.artifacts == ["out/f.txt"]
+    assert (run.tags, run.status) == ({"t": "1"}, "FINISHED")
+
+
+def test_no_global_state_of_mlflow_is_touched(tracker: FederatedLearningTracker) -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    with tracker:
+        assert mlflow.active_run() is None
+    assert mlflow.get_tracking_uri() == before

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every model store promises; each test runs over the one in memory and the one in MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from registry import (
+    ArtifactError,
+    InvalidMetric,
+    InvalidName,
+    ModelStore,
+    Stage,
+    StageError,
+    UnknownVersion,
+)
+from registry.store import JournalledStore
+
+MakeWeights = Callable[[float], Path]
+
+
+def save(store: JournalledStore, weights: MakeWeights, count: int) -> None:
+    """Save versions 1 to `count`."""
+    for number in range(1, count + 1):
+        saved = store.save_model_version(weights(number), metrics={"accuracy": number / 10})
+        assert saved == str(number)
+
+
+def stages(store: JournalledStore) -> dict[str, str]:
+    return {row["version"]: row["stage"] for row in store.list_all_versions()}
+
+
+def test_a_saved_version_keeps_all_it_was_saved_with(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    kept: ModelStore = store
+    version = kept.save_model_version(
+        model_path=str(weights(1)),
+        run_id="abc123",
+        metrics={"accuracy": 0.85, "mAP50(B)": 0.42},
+        tags={"round": "10", "clients": "3"},
+    )
+    record = store.get_version(version)
+    assert version == "1"
+    assert record.stage is Stage.NONE
+    assert before <= record.created <= datetime.now(UTC)
+    assert record.metrics == {"accuracy": 0.85, "mAP50(B)": 0.42}
+    assert (record.tags["round"], record.tags["clients"], record.tags["stage"]) == (
+        "10",
+        "3",
+        "None",
+    )
+    assert record.run_id == "abc123"
+    assert record.size == weights(1).stat().st_size
+    assert store.weights_path(version).read_bytes() == weights(1).read_bytes()
+
+
+def test_versions_are_listed_newest_first(store: JournalledStore, weights: MakeWeights) -> None:
+    assert store.list_all_versions() == []
+    save(store, weights, 11)
+    rows = store.list_all_versions()
+    assert [row["version"] for row in rows] == [str(n) for n in range(11, 0, -1)]
+    assert set(rows[0]) == {
+        "version", "stage", "created", "metrics", "tags", "sha256", "size", "run_id"
+    }  # fmt: skip
+    assert datetime.fromisoformat(rows[0]["created"]).utcoffset() == timedelta(0)
+    assert rows[0] == store.get_version(11).as_row()
+
+
+def test_saving_the_same_file_for_the_same_round_again_gives_the_same_version(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    for _ in range(2):
+        assert store.save_model_version(weights(1), "run", tags={"round": "1"}) == "1"
+    assert store.save_model_version(weights(1), "run", tags={"round": "2"}) == "2"
+    assert store.save_model_version(weights(1), "other", tags={"round": "1"}) == "3"
+    assert store.save_model_version(weights(2), "run", tags={"round": "1"}) == "4"
+    assert len(store.list_all_versions()) == 4
+
+
+def test_a_version_climbs_and_the_one_before_is_archived(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    save(store, weights, 3)
+    store.promote_to_staging("1")
+    assert stages(store) == {"1": "Staging", "2": "None", "3": "None"}
+    store.promote_to_production("1")
+    store.promote_to_staging(2, actor="ada", reason="beats version 1")
+    assert stages(store) == {"1": "Production", "2": "Staging", "3": "None"}
+    store.promote_to_staging("3")
+    assert stages(store) == {"1": "Production", "2": "Archived", "3": "Staging"}
+    store.promote_to_production("3")
+    assert stages(store) == {"1": "Archived", "2": "Archived", "3": "Production"}
+    entry = store.history()[2]
+    assert (entry.op, entry.version, entry.actor, entry.reason) == (
+        "stage",
+        "2",
+        "ada",
+        "beats version 1",
+    )
+    assert store.history()[-1].displaced == "1"
+
+
+def test_a_move_that_changes_nothing_is_not_journalled(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    save(store, weights, 2)
+    for _ in range(2):
+        store.promote_to_staging("1")
+        store.archive_version("2")
+    store.promote_to_production("1")
+    store.promote_to_production("1")
+    assert store.rollback("1") == "1"
+    assert [entry.op for entry in store.history()] == ["stage", "archive", "promote"]
+
+
+def test_rolling_back_twice_returns(store: JournalledStore, weights: MakeWeights) -> None:
+    save(store, weights, 3)
+    for version in "123":
+        store.promote_to_production(version)
+    assert store.rollback(actor="ada", reason="worse on night pictures") == "2"
+    assert stages(store) == {"1": "Archived", "2": "Production", "3": "Archived"}
+    assert store.rollback() == "3"
+    assert store.rollback(to=1) == "1"
+    assert store.rollback() == "3"
+    assert stages(store) == {"1": "Archived", "2": "Archived", "3": "Production"}
+
+
+@pytest.mark.parametrize(
+    ("move", "version", "says"),
+    [
+        ("promote_to_staging", "1", "archived and cannot go to staging"),
+        ("promote_to_staging", "2", "in production and cannot go back to staging"),
+        ("promote_to_production", "1", r"rollback\(to='1'\)"),
+        ("promote_to_production", "3", "save the file again"),
+        ("archive_version", "2", "there must always be one"),
+        ("rollback", "4", "never been in production"),
+    ],
+)
+def test_a_forbidden_move_says_what_is_allowed_and_changes_nothing(
+    store: JournalledStore, weights: MakeWeights, move: str, version: str, says: str
+) -> None:
+    save(store, weights, 4)
+    store.promote_to_production("1")
+    store.promote_to_production("2")
+    store.archive_version("3")
+    before = store.history()
+    with pytest.raises(StageError, match=says):
+        getattr(store, move)(version)
+    assert store.history() == before
+    assert stages(store) == {"1": "Archived", "2": "Production", "3": "Archived", "4": "None"}
+
+
+def test_there_is_nothing_to_roll_back_to_at_first(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    save(store, weights, 1)
+    store.promote_to_production("1")
+    with pytest.raises(StageError, match="no earlier production version"):
+        store.rollback()
+
+
+def test_the_newest_of_a_stage(store: JournalledStore, weights: MakeWeights) -> None:
+    assert store.get_latest_version() is None
+    assert store.get_latest_version("Production") is None
+    save(store, weights, 4)
+    store.promote_to_production("2")
+    store.promote_to_staging("3")
+    store.archive_version("1")
+    assert store.get_latest_version() == "4"
+    assert store.get_latest_version("None") == "4"
+    assert store.get_latest_version(Stage.STAGING) == "3"
+    assert store.get_latest_version("production") == "2"
+    assert store.get_latest_version("Archived") == "1"
+    with pytest.raises(StageError, match=r"no stage 'Live'.*Production"):
+        store.get_latest_version("Live")
+
+
+def test_comparing_tells_by_how_much_the_second_exceeds_the_first(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    store.save_model_version(weights(1), metrics={"accuracy": 0.5, "loss": 2.0})
+    store.save_model_version(weights(2), metrics={"accuracy": 0.75, "f1": 0.1})
+    comparison = store.compare_versions("1", "2")
+    assert comparison["version1"]["metrics"]["accuracy"] == 0.5
+    assert comparison["version2"]["stage"] == "None"
+    assert comparison["differences"] == {"accuracy": 0.25}
+
+
+def test_changed_or_lost_weights_are_neither_promoted_nor_loaded(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    save(store, weights, 3)
+    store.promote_to_production("1")
+    store.weights_path("2").write_bytes(weights(3).read_bytes())
+    store.weights_path("3").unlink()
+    for move in (store.promote_to_staging, store.promote_to_production):
+        with pytest.raises(ArtifactError, match="version 2 have changed"):
+            move("2")
+        with pytest.raises(ArtifactError, match="version 3 are missing"):
+            move("3")
+    assert store.get_latest_version("Production") == "1"
+    store.weights_path("1").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="version 1 have changed"):
+        store.load_production_model(lambda: nn.Linear(1, 1))
+
+
+def test_saving_does_not_tie_the_version_to_the_callers_file(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    path = weights(1)
+    version = store.save_model_version(path)
+    with path.open("r+b") as file:  # in place, as a hard link would show
+        file.write(b"overwritten")
+    assert store.weights_path(version).is_file()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"accuracy": math.nan}, "accuracy is nan; expected a finite number"),
+        ({"loss": -math.inf}, "loss is -inf"),
+        ({"loss": "low"}, "loss is 'low'"),
+        ({"ok": True}, "ok is True"),
+        ({"": 1.0}, "not empty"),
+    ],
+)
+def test_metrics_that_are_not_finite_numbers_are_refused(
+    store: JournalledStore, weights: MakeWeights, metrics: dict[str, float], says: str
+) -> None:
+    with pytest.raises(InvalidMetric, match=says):
+        store.save_model_version(weights(1), metrics=metrics)
+    assert store.list_all_versions() == []
+
+
+@pytest.mark.parametrize("tags", [{"sha256": "0"}, {"": "x"}, {"x" * 251: "1"}, {"k": "v" * 10**6}])
+def test_tags_that_cannot_be_kept_are_refused(
+    store: JournalledStore, weights: MakeWeights, tags: dict[str, str]
+) -> None:
+    with pytest.raises(InvalidName, match="tag"):
+        store.save_model_version(weights(1), tags=tags)
+    assert store.list_all_versions() == []
+
+
+def test_files_that_are_not_there_or_not_models_are_refused(
+    store: JournalledStore, weights: MakeWeights, tmp_path: Path
+) -> None:
+    good = weights(1).read_bytes()
+    files = {
+        "empty.safetensors": (b"", "is empty"),
+        "cut.safetensors": (good[:-4], "cut off"),
+        "longer.safetensors": (good + b"....", "cut off, or"),
+        "text.safetensors": (b"not a model at all", "no safetensors header"),
+        "none.safetensors": ((2).to_bytes(8, "little") + b"{}", "holds no arrays"),
+        "text.pt": (b"not a model at all", "cannot be read safely"),
+    }
+    for name, (content, says) in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtifactError, match=says):
+            store.save_model_version(tmp_path / name)
+    with pytest.raises(ArtifactError, match=r"no model file at .*nowhere"):
+        store.save_model_version(tmp_path / "nowhere.pt")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        store.save_model_version(tmp_path)
+    assert store.list_all_versions() == []
+
+
+@pytest.mark.parametrize("version", ["7", "0", "-1", "one", "", "1.0", "latest"])
+def test_versions_that_do_not_exist(
+    store: JournalledStore, weights: MakeWeights, version: str
+) -> None:
+    save(store, weights, 1)
+    for ask in (
+        store.get_version,
+        store.weights_path,
+        store.promote_to_staging,
+        store.promote_to_production,
+        store.archive_version,
+        store.rollback,
+    ):
+        with pytest.raises(UnknownVersion):
+            ask(version)
+    with pytest.raises(UnknownVersion):
+        store.set_version_tags(version, {"a": "b"})
+    assert store.history() == ()
+
+
+def test_tags_can_be_set_later_but_not_the_registrys_own(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    save(store, weights, 1)
+    store.set_version_tags("1", {"approval": "pending", "note": "Überprüft"})
+    assert store.get_version("1").tags["approval"] == "pending"
+    assert store.get_version("1").tags["note"] == "Überprüft"
+    with pytest.raises(InvalidName, match="'stage' is kept by the registry"):
+        store.set_version_tags("1", {"stage": "Production"})
+
+
+def test_a_plain_state_dict_is_imported_and_loaded(store: JournalledStore, tmp_path: Path) -> None:
+    trained = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    torch.save(trained.state_dict(), tmp_path / "global_round_10.pt")
+    assert store.load_production_model(lambda: nn.Linear(1, 1)) is None
+    version = store.save_model_version(tmp_path / "global_round_10.pt")
+    assert store.save_model_version(tmp_path / "global_round_10.pt") == version
+    store.promote_to_production(version)
+    loaded = store.load_production_model(
+        model_class=lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), device="cpu"
+    )
+    assert isinstance(loaded, nn.Module)
+    assert not loaded.training
+    picture = torch.randn(4, 3)
+    assert torch.equal(loaded(picture), trained.eval()(picture))
+
+
+def test_weights_of_another_model_are_not_loaded(store: JournalledStore, tmp_path: Path) -> None:
+    save_file(nn.Linear(3, 2).state_dict(), tmp_path / "w.safetensors")
+    store.promote_to_production(store.save_model_version(tmp_path / "w.safetensors"))
+    with pytest.raises(ArtifactError, match="2 of other shape"):
+        store.load_production_model(lambda: nn.Linear(5, 4))
+    with pytest.raises(ArtifactError, match="1 unexpected"):
+        store.load_production_model(lambda: nn.Linear(3, 2, bias=False))
+
+
+def test_ping_and_reconcile_of_a_new_store(store: JournalledStore) -> None:
+    store.ping()
+    store.reconcile()
+    assert store.history() == ()
