@@ -14,7 +14,7 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Fit the global model on this node's digits."""
     data, _ = partition(**_node(context))
-    model = model_of(message.content["arrays"], int(context.run_config["local-epochs"]))
+    model = model_of(message.content["arrays"], int(context.run_config["local-steps"]))
     fit(model, data)
     loss = log_loss(data[1], model.predict_proba(data[0]), labels=range(CLASSES))
     content = RecordDict(

@@ -34,9 +34,9 @@ def first_arrays() -> ArrayRecord:
     return ArrayRecord([np.zeros((CLASSES, PIXELS)), np.zeros(CLASSES)])
 
 
-def model_of(arrays: ArrayRecord, local_epochs: int = 1) -> LogisticRegression:
+def model_of(arrays: ArrayRecord, local_steps: int = 1) -> LogisticRegression:
     """A logistic regression that goes on from ``arrays``."""
-    model = LogisticRegression(max_iter=local_epochs, warm_start=True)
+    model = LogisticRegression(max_iter=local_steps, warm_start=True)
     model.coef_, model.intercept_ = arrays.to_numpy_ndarrays()
     model.classes_ = np.arange(CLASSES)
     return model

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One Flower for all end-to-end tests, and one trained home that several of them look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flower import Flower
+
+ROOT = Path(__file__).parents[2]
+OWN_ENVIRONMENT = {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+
+
+@pytest.fixture(scope="session")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower that runs apps in this test's environment; each test names its own ``home``."""
+    flower = Flower(tmp_path_factory.mktemp("flower"), OWN_ENVIRONMENT)
+    yield flower
+    flower.stop()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Flower, str]]:
+    """The main job, as the README has it: Flower builds the environment, eight rounds, one home.
+
+    Gives that Flower and what it printed.
+    """
+    flower = Flower(tmp_path_factory.mktemp("main-job"))
+    yield flower, flower.run(ROOT, cwd=ROOT)
+    flower.stop()
