@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 UV_RUN = uv run --group test --group lint
 
-.PHONY: help check lint test fast
+.PHONY: help check lint test fast nightly bench
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -18,3 +18,12 @@ test:  ## The whole suite, as the README has it.
 
 fast:  ## The tests that start no real process.
 	uv run --group test pytest -m "not slow"
+
+nightly:  ## The whole suite with many more generated cases.
+	uv run --group test pytest --hypothesis-profile nightly
+
+bench:  ## All benchmarks; tables here, rows in benchmarks/results.
+	for script in benchmarks/*.py; do \
+	  PYTHONPATH=tests uv run --group test python $$script \
+	    --json benchmarks/results/$$(basename $$script .py).json || exit 1; \
+	done

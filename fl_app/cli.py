@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -127,6 +128,7 @@ def ui(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(ctx: typer.Context) -> None:
     """As `flwr run . --stream`, but ends with 1 if the run failed; takes its options."""
+    superlink = [ctx.args[0]] if ctx.args and not ctx.args[0].startswith("-") else []
     command = ["flwr", "run", ".", "--stream", *ctx.args]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         run_id = ""
@@ -137,17 +139,16 @@ def run(ctx: typer.Context) -> None:
             run_id = started.group(1) if started else run_id
     if process.returncode:
         raise typer.Exit(process.returncode)
-    listed = subprocess.run(
-        ["flwr", "list", "--run-id", run_id], capture_output=True, text=True, check=False
-    )
-    if "finished:completed" not in listed.stdout:
+    listed = ["flwr", "list", *superlink, "--run-id", run_id]
+    status = subprocess.run(listed, capture_output=True, text=True, check=False).stdout
+    if "finished:completed" not in status:
         _fail(f"Run {run_id} did not complete; the reason is in the lines above.")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the registry's errors end it with one sentence and status 1."""
     try:
-        app()
+        app(arguments)
     except RegistryError as err:
         _fail(str(err))
 

@@ -164,8 +164,13 @@ def absolute_data(data: str) -> Path:
     Raises
     ------
     ConfigError
-        If the path is not absolute.
+        If it is an address or a relative path.
     """
+    if "://" in data:
+        raise ConfigError(
+            f"data={data!r} is an address, and nothing is downloaded here; "
+            "fetch the data set yourself and give the absolute path of its data.yaml."
+        )
     path = Path(data).expanduser()
     if not path.is_absolute():
         raise ConfigError(

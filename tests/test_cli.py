@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `fl-app` command: each verb against a real store, and what bad input gets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_app import cli
+from models.weights import save_weights
+from registry import ModelManager
+
+COMMAND = [sys.executable, "-m", "fl_app.cli"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed and how it ended."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `fl-app WORDS` as its entry point does, in this process."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str) -> Said:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        code = ended.value.code
+        return Said(*capsys.readouterr(), returncode=code if isinstance(code, int) else 0)
+
+    return run
+
+
+@pytest.fixture
+def manager(home: Path, tmp_path: Path) -> ModelManager:
+    manager = ModelManager()
+    for number in (1, 2, 3):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        tags = {"round": str(number), "reason": f"because of [{number}]"}
+        manager.save_model_version(path, metrics={"mAP50": number / 10}, tags=tags)
+    return manager
+
+
+def test_versions_lists_them_newest_first(manager: ModelManager, fl_app: Command) -> None:
+    manager.promote_to_staging("3")
+    manager.set_version_tags("3", {"approval": "pending"})
+    lines = fl_app("versions").stdout.splitlines()
+    assert lines[1].split()[:4] == ["3", "Staging", "(pending", "approval)"]
+    assert "mAP50 0.3000" in lines[1]
+    assert "because of [3]" in lines[1]
+    assert [line.split()[0] for line in lines[1:4]] == ["3", "2", "1"]
+
+
+def test_versions_of_an_empty_store_say_what_to_do(fl_app: Command) -> None:
+    done = fl_app("versions", "--name", "nothing-yet")
+    assert done.returncode == 0
+    assert "No versions of nothing-yet yet" in done.stdout
+
+
+def test_compare_shows_the_difference(manager: ModelManager, fl_app: Command) -> None:
+    said = fl_app("compare", "1", "3").stdout
+    assert "0.1000" in said
+    assert "+0.2000" in said
+
+
+def test_promote_and_rollback_move_production_and_say_who(
+    manager: ModelManager, fl_app: Command
+) -> None:
+    for version in ("1", "2"):
+        done = fl_app("promote", version, "--by", "Ada", "--note", "better")
+        assert done.stdout == f"Version {version} of fl-global-model is in Production now.\n"
+    assert manager.get_latest_version("Production") == "2"
+    assert manager.get_version("2").tags["approval"] == "approved"
+    assert fl_app("rollback").stdout == "Version 1 of fl-global-model is back in Production.\n"
+    assert manager.get_latest_version("Production") == "1"
+    assert [(e.op, e.actor) for e in manager.history()][:2] == [("promote", "Ada")] * 2
+
+
+def test_promote_to_staging(manager: ModelManager, fl_app: Command) -> None:
+    fl_app("promote", "1", "--to", "staging")
+    assert manager.get_latest_version("Staging") == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("promote", "99"), "99"),
+        (("promote", "1", "--to", "prod"), "expected 'production' or 'staging'"),
+        (("rollback",), "no"),
+        (("compare", "1", "xyz"), "xyz"),
+        (("versions", "--tracking-uri", "http://me:pass-word@127.0.0.1:9/"), "127.0.0.1:9"),
+        (("versions", "--tracking-uri", "gopher://here"), "gopher"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_one(
+    manager: ModelManager, fl_app: Command, words: tuple[str, ...], said: str
+) -> None:
+    done = fl_app(*words)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pass-word" not in done.stderr + done.stdout
+
+
+@pytest.mark.slow
+def test_ui_serves_mlflow_s_page_on_the_app_s_store(manager: ModelManager) -> None:
+    from e2e.flower import free_port
+
+    port = free_port()
+    with subprocess.Popen([*COMMAND, "ui", "--port", str(port)], start_new_session=True) as server:
+        try:
+            assert "MLflow" in page(f"http://127.0.0.1:{port}/", seconds=120)
+        finally:
+            os.killpg(server.pid, 15)
+
+
+def page(url: str, *, seconds: float) -> str:
+    """The page at ``url``, once it is there."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

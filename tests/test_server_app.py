@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ServerApp on bad input: one sentence before any node has heard of the run."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from flwr.app import Context, RecordDict
+from local_grid import LocalGrid, add_one
+
+from fl_app.client.data import DataError
+from fl_app.config import ConfigError
+from fl_app.server_app import main
+from registry import ModelManager, StoreUnavailable
+
+ROOT = Path(__file__).parents[1]
+DEFAULTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+
+
+def start(home: Path, **changes: Any) -> None:
+    config = {**DEFAULTS, "home": str(home), **{k.replace("_", "-"): v for k, v in changes.items()}}
+    grid = LocalGrid(add_one)
+    context = Context(7, 0, {}, RecordDict(), config)
+    try:
+        main(grid, context)
+    finally:
+        assert grid.sent == []
+
+
+def data_yaml(folder: Path, **changes: Any) -> str:
+    path = folder / "data.yaml"
+    content = {"path": ".", "train": "train", "val": "val", "names": list("abcdefg"), **changes}
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_wrong_value(home: Path) -> None:
+    with pytest.raises(ConfigError, match="'batch-size' is 0"):
+        start(home, batch_size=0)
+
+
+def test_an_unknown_key(home: Path) -> None:
+    with pytest.raises(ConfigError, match="Unknown run-config key 'rounds'"):
+        start(home, rounds=3)
+
+
+def test_a_data_yaml_that_is_missing(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        start(home, data=str(tmp_path / "nowhere.yaml"))
+
+
+def test_a_data_yaml_with_other_classes_says_both_counts(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)3.*7|7.*3"):
+        start(home, data=data_yaml(tmp_path, names=["a", "b", "c"]))
+
+
+def test_pictures_that_are_not_there_are_not_downloaded(home: Path, tmp_path: Path) -> None:
+    given = data_yaml(tmp_path, download="https://example.org/pictures.zip")
+    with pytest.raises(DataError, match="train"):
+        start(home, data=given)
+
+
+def test_a_data_set_by_address_is_refused(home: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing is downloaded"):
+        start(home, data="https://example.org/coco.yaml")
+
+
+def test_an_mlflow_that_does_not_answer_is_told_within_seconds(home: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:9"):
+        start(home, mlflow_tracking_uri="http://127.0.0.1:9")
+    assert time.monotonic() - began < 12
+
+
+def test_a_password_in_the_uri_is_not_repeated(home: Path) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        start(home, mlflow_tracking_uri="http://ada:open-sesame@127.0.0.1:9")
+    assert "open-sesame" not in str(caught.value)
+
+
+def test_a_version_of_another_model_is_not_a_start(home: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from models.weights import save_weights
+
+    path = tmp_path / "w.safetensors"
+    save_weights({"w": np.zeros(3, dtype=np.float32)}, path)
+    manager = ModelManager(home=home)
+    manager.promote_to_production(manager.save_model_version(path))
+    with pytest.raises(ConfigError, match=r"Version 1 does not fit.*scratch"):
+        start(home)
