@@ -2,10 +2,11 @@
 """The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
 
 from fl_app.strategy.evaluation import MetricError
-from fl_app.strategy.lifecycle import LifecycleStrategy, RunFailedError
+from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import Origin, RoundReport, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
+from fl_app.strategy.session import RunFailedError
 from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
 
 __all__ = [

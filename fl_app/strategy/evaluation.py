@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -43,6 +44,11 @@ def round_metrics(
         **plain_metrics(clients, prefix="" if plain_clients else "client/"),
         **holdout,
     }
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Only the metrics that a registry can keep: a NaN or an infinity is no value."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def holdout_record(metrics: Mapping[str, float]) -> MetricRecord:

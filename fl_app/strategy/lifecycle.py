@@ -7,6 +7,7 @@ How arrays are aggregated is the inner strategy's business; how versions are kep
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from fl_app.strategy.console import next_commands, round_line, session_table
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
+    finite,
     holdout_record,
     require_metric,
     round_metrics,
@@ -56,13 +58,6 @@ from registry import (
 )
 
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
-
-MAX_FAILED_ROUNDS = 3
-"""Rounds without a new model, in a row, after which the run fails."""
-
-
-class RunFailedError(RuntimeError):
-    """Too many rounds in a row gave no model."""
 
 
 class LifecycleStrategy(Strategy):
@@ -224,12 +219,14 @@ class LifecycleStrategy(Strategy):
         holdout = evaluate(session.evaluate_fn, closed.round, closed.arrays)
         metrics = round_metrics(holdout, closed.train, closed.clients)
         require_metric(self.metric, metrics)
-        champion = session.score_of(self.store, self.store.get_latest_version(Stage.PRODUCTION))
+        champion = self._champion(session)
         # Log.
         self._log(session, metrics, closed.round)
         # Register.
         tags = {**session.tags, **version_tags(closed.round, closed.nodes)}
-        version = self.store.save_model_version(closed.weights, session.run_id, metrics, tags)
+        version = self.store.save_model_version(
+            closed.weights, session.run_id, finite(metrics), tags
+        )
         forget_rounds(session.folder, before=closed.round)
         # Gate.
         evidence = Evidence(metrics=metrics, champion=champion, best=session.best)
@@ -242,6 +239,11 @@ class LifecycleStrategy(Strategy):
         self._report(session, report)
 
     # Steps of a round.
+
+    def _champion(self, session: Session) -> Mapping[str, float] | None:
+        if Stage.PRODUCTION not in self.policy:
+            return None
+        return session.score_of(self.store, self.store.get_latest_version(Stage.PRODUCTION))
 
     def _stage(
         self,
@@ -272,17 +274,12 @@ class LifecycleStrategy(Strategy):
         )
 
     def _record_failure(self, session: Session, failed: FailedRound) -> None:
-        session.failed_in_a_row += 1
         self.tracker.set_tags({f"failed_round.{failed.round}": failed.problem})
         self._report(
             session,
             RoundReport(failed.round, session.num_rounds, reason=failed.problem, failed=True),
         )
-        if session.failed_in_a_row >= MAX_FAILED_ROUNDS:
-            raise RunFailedError(
-                f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
-                f"{failed.problem}; look at the clients' log and run again."
-            )
+        session.count_failure(failed)
 
     def _log(self, session: Session, metrics: Mapping[str, float], step: int) -> None:
         self.tracker.log_metrics(metrics, step=step)
@@ -348,18 +345,15 @@ class LifecycleStrategy(Strategy):
         self._open_session = Session(
             run_id, tags, num_rounds, folder, schema_of(initial_arrays), evaluate_fn
         )
-        status = "KILLED"
         try:
             self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})
             yield self._open_session
-            status = "FINISHED"
-        except Exception:
-            status = "FAILED"
-            raise
         finally:
+            error = sys.exception()
             if self._worker is not None:
                 self._worker.shutdown(cancel_futures=True)
-            self.tracker.end_run(status)
+            ended = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self.tracker.end_run("FINISHED" if error is None else ended)
             self._open_session = self._worker = None
 
     def _before_first_round(self, session: Session, arrays: ArrayRecord) -> None:

@@ -17,6 +17,13 @@ from fl_app.strategy.provenance import Contribution
 from fl_app.strategy.report import RoundReport, SessionReport
 from registry import ModelStore, Stage
 
+MAX_FAILED_ROUNDS = 3
+"""Rounds without a new model, in a row, after which the run fails."""
+
+
+class RunFailedError(RuntimeError):
+    """Too many rounds in a row gave no model."""
+
 
 @dataclass(frozen=True)
 class ClosedRound:
@@ -78,6 +85,15 @@ class Session:
     unfinished: Future[None] | None = None
     reports: list[RoundReport] = field(default_factory=list)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def count_failure(self, failed: FailedRound) -> None:
+        """Count a round without a new model; too many in a row raise RunFailedError."""
+        self.failed_in_a_row += 1
+        if self.failed_in_a_row >= MAX_FAILED_ROUNDS:
+            raise RunFailedError(
+                f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
+                f"{failed.problem}; look at the clients' log and run again."
+            )
 
     def remember(self, metrics: Mapping[str, float], step: int) -> None:
         """Keep the metrics of a step for the pictures at the end."""

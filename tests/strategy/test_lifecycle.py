@@ -147,6 +147,22 @@ def test_less_can_be_better(parts: dict[str, Any], store: InMemoryModelStore) ->
     assert [row["stage"] for row in versions(store)] == ["Staging", "None"]
 
 
+def test_a_score_that_is_not_a_number_stages_nothing_and_ends_nothing(
+    parts: dict[str, Any], store: InMemoryModelStore
+) -> None:
+    def broken(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        scored = holdout(server_round, arrays)
+        return MetricRecord({"accuracy": np.nan}) if server_round == 2 else scored
+
+    LifecycleStrategy(metric="accuracy", **parts).start(
+        LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=broken
+    )
+    rows = versions(store)
+    assert [row["stage"] for row in rows] == ["Archived", "None", "Staging"]
+    assert "not a finite number" in rows[1]["tags"]["reason"]
+    assert "accuracy" not in rows[1]["metrics"]
+
+
 def test_an_unknown_metric_fails_before_the_first_round(parts: dict[str, Any]) -> None:
     grid = LocalGrid(add_one)
     with pytest.raises(MetricError, match=r"'mAP'.*\['accuracy'\]"):
