@@ -108,6 +108,13 @@ class Decision:
     verdicts: tuple[Verdict, ...]
     reason: str
 
+    @property
+    def why(self) -> str:
+        """The one verdict that decided: the first refusal, else the last that let it pass."""
+        refused = [verdict.reason for verdict in self.verdicts if not verdict.passed]
+        passed = [verdict.reason for verdict in self.verdicts]
+        return refused[0] if refused else passed[-1] if passed else self.reason
+
 
 class ModelStore(Protocol):
     """A registry of model versions; `ModelManager` and `InMemoryModelStore` keep it."""

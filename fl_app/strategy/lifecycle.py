@@ -269,7 +269,7 @@ class LifecycleStrategy(Strategy):
             version=version,
             stage=Stage.STAGING if staged else Stage.NONE,
             approval=approval,
-            reason=decision.verdicts[-1].reason if decision.verdicts else decision.reason,
+            reason=decision.why,
             seconds=closed.seconds,
         )
 

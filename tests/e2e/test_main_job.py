@@ -93,6 +93,15 @@ def test_promoted_weights_are_the_round_s_and_find_shapes(
     assert len(boxes) >= 1
 
 
+def test_the_readme_s_python_finds_shapes_too(trained: tuple[Flower, str], tmp_path: Path) -> None:
+    flower, _ = trained
+    snippet = (ROOT / "README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+    picture = sorted((flower.fl_app_home / "data").glob("*/images/val/*"))[0]
+    script = snippet.replace("picture.jpg", str(picture)) + "print(len(results[0].boxes))\n"
+    said = flower.command("python", "-c", script, cwd=tmp_path).stdout
+    assert int(said.split()[-1]) >= 1
+
+
 def test_a_second_run_from_another_folder_goes_on_from_production(
     trained: tuple[Flower, str], tmp_path: Path
 ) -> None:

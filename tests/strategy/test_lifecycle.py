@@ -15,7 +15,14 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
 from local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
-from fl_app.strategy import MetricError, Origin, RunFailedError, ScheduledFedAvg, SessionReport
+from fl_app.strategy import (
+    MetricError,
+    Origin,
+    RunFailedError,
+    ScheduledFedAvg,
+    SessionReport,
+    default_policy,
+)
 from models.weights import load_weights, read_manifest
 from registry import InMemoryModelStore, InMemoryTracker, RegistryError, Stage
 
@@ -87,6 +94,17 @@ def test_provenance_is_in_the_tags(parts: dict[str, Any], store: InMemoryModelSt
         "13": "data-of-13",
     }
     assert {n["num_examples"] for n in nodes} == {10}
+
+
+def test_a_report_tells_the_verdict_that_decided(parts: dict[str, Any]) -> None:
+    reports: list[RoundReport] = []
+    policy = default_policy("accuracy", threshold=0.15)
+    LifecycleStrategy(metric="accuracy", policy=policy, hooks=[reports.append], **parts).start(
+        LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout
+    )
+    assert "0.1" in reports[0].reason
+    assert "below 0.15" in reports[0].reason
+    assert "no production version to beat" in reports[1].reason
 
 
 def test_without_a_metric_nothing_is_staged(
