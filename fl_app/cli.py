@@ -38,8 +38,8 @@ def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME) -> None:
     """List all versions, newest first."""
     rows = _manager(uri, name).list_all_versions()
     table = Table(box=None, pad_edge=False)
-    for column in ("version", "stage", "round", "session", "metrics", "created (UTC)", "why"):
-        table.add_column(column, overflow="fold")
+    for column in ("version", "stage", "round", "session", "score", "created (UTC)", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("score", "created (UTC)"))
     for row in rows:
         tags = row["tags"]
         waits = " (pending approval)" if tags.get("approval") == "pending" else ""
@@ -48,7 +48,7 @@ def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME) -> None:
             f"{row['stage']}{waits}",
             tags.get("round", "-"),
             tags.get("session", "-"),
-            escape(_metrics(row["metrics"])),
+            escape(_score(row["metrics"], tags.get("metric", ""))),
             row["created"][:19].replace("T", " "),
             escape(tags.get("reason", "")),
         )
@@ -170,9 +170,8 @@ def _account() -> str:
     return getpass.getuser()
 
 
-def _metrics(metrics: dict[str, float]) -> str:
-    plain = {name: value for name, value in metrics.items() if "/" not in name}
-    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(plain.items()))
+def _score(metrics: dict[str, float], metric: str) -> str:
+    return f"{metric} {metrics[metric]:.4f}" if metric in metrics else "-"
 
 
 def _number(value: float | None, sign: str = "") -> str:

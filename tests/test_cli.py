@@ -54,7 +54,7 @@ def manager(home: Path, tmp_path: Path) -> ModelManager:
     for number in (1, 2, 3):
         path = tmp_path / f"{number}.safetensors"
         save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
-        tags = {"round": str(number), "reason": f"because of [{number}]"}
+        tags = {"round": str(number), "reason": f"because of [{number}]", "metric": "mAP50"}
         manager.save_model_version(path, metrics={"mAP50": number / 10}, tags=tags)
     return manager
 

@@ -261,7 +261,7 @@ class LifecycleStrategy(Strategy):
             self.store.promote_to_staging(version, actor="policy", reason=decision.reason)
             session.best = metrics
         approval: Literal["none", "pending"] = "pending" if ready else "none"
-        self.store.set_version_tags(version, {"reason": decision.reason, "approval": approval})
+        self.store.set_version_tags(version, {"reason": decision.why, "approval": approval})
         return RoundReport(
             round=closed.round,
             num_rounds=session.num_rounds,
@@ -336,7 +336,7 @@ class LifecycleStrategy(Strategy):
         evaluate_fn: EvaluateFn | None,
     ) -> Iterator[Session]:
         """Open the MLflow run and the worker; close both, whatever happens in between."""
-        tags = run_tags(self.origin, str(grid.run.run_id))
+        tags = run_tags(self.origin, str(grid.run.run_id), self.metric)
         name = f"flower-{grid.run.run_id}-session-{self.origin.session}"
         run_id = self.tracker.start_run(name, tags=tags).info.run_id
         folder = self.home / "checkpoints" / run_id

@@ -44,7 +44,7 @@ def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contrib
     return tuple(found)
 
 
-def run_tags(origin: Origin, flower_run_id: str) -> dict[str, str]:
+def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str, str]:
     """The tags of a session's MLflow run, which its versions bear too."""
     return {
         "flower_run_id": flower_run_id,
@@ -52,6 +52,7 @@ def run_tags(origin: Origin, flower_run_id: str) -> dict[str, str]:
         "parent_version": origin.parent_version or "",
         "trigger": origin.trigger,
         "request_id": origin.request_id,
+        "metric": metric or "",
         "app_version": app_version(),
     }
 
