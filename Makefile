@@ -24,6 +24,7 @@ nightly:  ## The whole suite with many more generated cases.
 
 bench:  ## All benchmarks; tables here, rows in benchmarks/results.
 	for script in benchmarks/*.py; do \
-	  PYTHONPATH=tests uv run --group test python $$script \
-	    --json benchmarks/results/$$(basename $$script .py).json || exit 1; \
+	  name=$$(basename $$script .py); \
+	  PYTHONPATH=tests uv run --group test python -m benchmarks.$$name \
+	    --json benchmarks/results/$$name.json || exit 1; \
 	done

@@ -112,10 +112,34 @@ class ServerConfig(_Settings):
         "then to the latest version.",
     )
     accuracy_threshold: float = Field(
-        0.05, gt=0, description="Fall below the best score that asks for retraining."
+        0.05, gt=0, description="Lasting fall of the metric that asks for retraining."
+    )
+    degradation_policy: Literal["capped_cusum", "best_minus_threshold"] = Field(
+        "capped_cusum", description="How the monitor tells a fall from noise."
     )
     min_rounds_between_retrain: int = Field(
-        3, ge=0, description="Rounds after a retraining before the monitor may ask again."
+        10, ge=0, description="Rounds after a retraining before the monitor may ask again."
+    )
+    min_hours_between_retrain: float = Field(
+        24.0, ge=0, description="Hours after a retraining before the monitor may ask again."
+    )
+    retrain_budget: int = Field(
+        4, ge=0, description="Retrainings in 30 days that the monitor may ask for."
+    )
+    on_request: Literal["auto", "suggest"] = Field(
+        "auto", description="`suggest`: the monitor's requests are written down for a person."
+    )
+    retrain_interval_days: float = Field(
+        0.0, ge=0, description="Ask for retraining each so many days; 0: do not."
+    )
+    retrain_cron: str = Field(
+        "", description="Ask for retraining at the times of a cron expression, in UTC."
+    )
+    continuous: bool = Field(
+        False, description="After a session wait for the next request instead of ending."
+    )
+    monitor_database_url: str = Field(
+        "", description="SQLAlchemy URL of the monitor's memory; empty: SQLite in `home`."
     )
     max_retrains: int = Field(1, ge=0, description="Sessions that one run may add by itself.")
     mlflow_tracking_uri: str = Field("", description="MLflow to use; empty: SQLite in `home`.")

@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to train again, and the loop that does."""
 
+from fl_app.retraining.degradation import BestMinusThreshold, CappedCusum, DegradationRule
 from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.policy import RetrainPolicy, Suppressed, decide
-from fl_app.retraining.triggers import BestMinusThreshold, RetrainRequest, TriggerKind
+from fl_app.retraining.policy import RetrainPolicy, Situation, decide
+from fl_app.retraining.schedule import Cron, Every, Schedule
+from fl_app.retraining.store import MonitorStore
+from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 __all__ = [
     "BestMinusThreshold",
+    "CappedCusum",
+    "Cron",
+    "DegradationRule",
+    "Every",
+    "MonitorStore",
+    "Outcome",
     "RetrainPolicy",
     "RetrainRequest",
     "RetrainingManager",
-    "Suppressed",
+    "Schedule",
+    "Situation",
     "TriggerKind",
     "decide",
     "train_and_retrain",

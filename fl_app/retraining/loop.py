@@ -11,35 +11,48 @@ from fl_app.retraining.triggers import RetrainRequest
 
 T = TypeVar("T")
 
+FOREVER = 3600.0 * 24 * 365
+
 
 def train_and_retrain(
     run_session: Callable[[int, RetrainRequest | None], T],
     manager: RetrainingManager,
     *,
     max_retrains: int,
+    continuous: bool = False,
 ) -> list[T]:
-    """Run a session, and one more for each request that waits at its end.
+    """Run a session, and one more for each request.
+
+    A request that was waiting before, for instance from a process that was killed, is served by the
+    first session.
 
     Parameters
     ----------
     run_session : Callable[[int, RetrainRequest | None], T]
-        Runs one training session: its number, from 1, and the request that caused it, None for the
-        first.
+        Runs one training session: its number, from 1, and the request that it serves, if any.
     manager : RetrainingManager
         The mailbox that requests are taken from.
     max_retrains : int
-        Sessions after the first; a request that still waits then is left waiting.
+        Sessions after the first; a request that still waits then is left waiting. With
+        ``continuous`` there is no such limit.
+    continuous : bool
+        Wait for the next request instead of ending when there is none.
 
     Returns
     -------
     list[T]
         What each session returned.
     """
-    results = [run_session(1, None)]
-    while len(results) <= max_retrains:
-        request = manager.take()
+    manager.recover()
+    request, results = manager.take(), list[T]()
+    while True:
         if request is None:
-            break
-        with manager.running(request):
-            results.append(run_session(len(results) + 1, request))
-    return results
+            results.append(run_session(len(results) + 1, None))
+        else:
+            with manager.running(request):
+                results.append(run_session(len(results) + 1, request))
+        if not continuous and len(results) > max_retrains:
+            return results
+        request = manager.take(wait=FOREVER if continuous else 0.0)
+        if request is None:
+            return results

@@ -6,60 +6,110 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from fl_app.retraining.policy import RetrainPolicy, Suppressed, decide
-from fl_app.retraining.triggers import BestMinusThreshold, Mode, RetrainRequest, TriggerKind
+from fl_app.retraining.degradation import RULES, Mode
+from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
+from fl_app.retraining.schedule import Cron, Every, Schedule
+from fl_app.retraining.store import MonitorStore
+from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 logger = logging.getLogger("flwr.fl_app")
 
+Callback = Callable[[RetrainRequest], object]
+
 MAX_ERRORS_IN_A_ROW = 4
-"""Missing or non-finite scores in a row after which the monitor warns that it is blind."""
+"""Non-finite scores in a row after which the monitor warns that it is blind."""
+POLL_SECONDS = 0.5
+"""How often a waiting loop looks for requests that another process wrote down."""
 
 
 class RetrainingManager:
-    """Takes scores and people's wishes, and keeps at most one request waiting.
+    """Takes scores, due times and people's wishes, and keeps at most one request waiting.
 
-    ``train_and_retrain`` takes requests out and starts sessions. Safe to use from many threads.
+    ``train_and_retrain`` takes requests out and starts sessions; ``set_retrain_callback`` is a
+    second way to take them. What decides is on disk before a call returns, so that requests,
+    cooldowns, budget, schedules and the rule's state outlive the process. Safe to use from many
+    threads.
 
     Parameters
     ----------
     accuracy_threshold : float
-        Fall below the best score, in the metric's unit, that asks for retraining.
+        Lasting fall of the score, in the metric's unit, that asks for retraining.
+    check_interval : float
+        Seconds between looks at the schedules, once ``start_monitoring`` was called.
     min_rounds_between_retrain : int
         Rounds after a retraining before a rule may ask again; people always may.
+    min_hours_between_retrain : float
+        Hours after it.
+    budget : int
+        Automatic retrainings in 30 days.
     mode : "max" | "min"
         Whether more or less of the score is better.
+    policy : "capped_cusum" | "best_minus_threshold"
+        How a fall is told from noise; see the rules in ``fl_app.retraining.degradation``.
+    on_request : "auto" | "suggest"
+        ``suggest`` writes automatic requests down and leaves them to a person.
+    store : MonitorStore | None
+        Where it is remembered; in memory by default.
+    now : Callable[[], datetime]
+        The wall clock, in UTC; it decides due times, cooldown hours and the budget's window.
 
     Raises
     ------
     ValueError
-        If a threshold or interval makes no sense.
+        If a threshold, limit or interval makes no sense.
     """
 
     def __init__(
         self,
         accuracy_threshold: float = 0.05,
+        check_interval: float = 300,
         min_rounds_between_retrain: int = 10,
         *,
+        min_hours_between_retrain: float = 24.0,
+        budget: int = 4,
         mode: Mode = "max",
+        policy: Literal["capped_cusum", "best_minus_threshold"] = "capped_cusum",
+        on_request: Literal["auto", "suggest"] = "auto",
+        store: MonitorStore | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        if not (math.isfinite(check_interval) and check_interval > 0):
+            raise ValueError(f"check_interval is {check_interval}, expected seconds, more than 0.")
+        if policy not in RULES:
+            raise ValueError(f"policy is {policy!r}, expected one of {sorted(RULES)}.")
         self.accuracy_threshold = accuracy_threshold
-        self._rule = BestMinusThreshold(accuracy_threshold, mode)
-        self._policy = RetrainPolicy(min_rounds_between_retrain)
-        self._lock = threading.Lock()
-        self._pending: RetrainRequest | None = None
-        self._running: RetrainRequest | None = None
-        self._rounds_since_retrain: int | None = None
+        self.check_interval = check_interval
+        self.retrain_callback: Callback | None = None
+        self._policy = RetrainPolicy(
+            min_rounds_between_retrain, min_hours_between_retrain, budget, on_request
+        )
+        self._store = store or MonitorStore()
+        self._now = now
+        self._changed = threading.Condition(threading.RLock())
+        self._monitor: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._schedules: list[Schedule] = []
+        self._rule = RULES[policy](accuracy_threshold, mode)
+        self._served_version: str | None = None
+        self._rounds_since: int | None = None
         self._errors_in_a_row = 0
-        self._history: list[dict[str, Any]] = []
+        self._recovered = True
+        self._restore()
+
+    @property
+    def monitoring(self) -> bool:
+        """Whether the monitor looks at schedules and serves the callback."""
+        return self._monitor is not None and self._monitor.is_alive()
 
     @property
     def best_accuracy(self) -> float | None:
-        """Best score so far; None before the first."""
+        """Best score since the baseline was set; None before the first."""
         return self._rule.best
 
     @property
@@ -69,80 +119,208 @@ class RetrainingManager:
 
     @property
     def trigger_history(self) -> list[dict[str, Any]]:
-        """Every request, oldest first, with its outcome: pending, running, done or suppressed."""
-        with self._lock:
-            return [dict(entry) for entry in self._history]
+        """Every request, oldest first, with its outcome, and why it did not go through."""
+        return self._store.history()
+
+    def start_from(self, version: str, score: float) -> None:
+        """Hear which version a session starts from, and its score on the session's holdout.
+
+        When it is another than before, falls are measured against it from now on.
+        """
+        with self._changed:
+            if version != self._served_version and math.isfinite(score):
+                self._served_version, self._recovered = version, True
+                self._rule = self._rule.rebase(score)
+                self._save()
 
     def update_metrics(self, accuracy: float, round_num: int) -> None:
         """Take the score of a round; a fall becomes a request.
 
         A score that is not finite is an error, never a value: it changes neither best nor current.
         """
-        with self._lock:
-            if self._rounds_since_retrain is not None:
-                self._rounds_since_retrain += 1
+        with self._changed:
+            if self._rounds_since is not None:
+                self._rounds_since += 1
             if not math.isfinite(accuracy):
-                self._errors_in_a_row += 1
-                if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:
-                    logger.warning(
-                        "the score was not finite %d times in a row; degradation goes unseen",
-                        MAX_ERRORS_IN_A_ROW,
-                    )
+                self._count_error()
+            else:
+                self._errors_in_a_row = 0
+                self._rule, fall = self._rule.update(accuracy)
+                if fall:
+                    reason = f"in round {round_num} {fall}"
+                    self._put(RetrainRequest(TriggerKind.DEGRADATION, reason))
+                self._recovered = not fall and (self._recovered or self._rule.healthy)
+            self._save()
+
+    def manual_trigger(self, reason: str = "", *, force: bool = True) -> str:
+        """Ask for retraining; returns the id of the request, or of the one that waits already.
+
+        With ``force=False`` cooldown and budget hold for it as for a rule's request.
+        """
+        request = RetrainRequest(TriggerKind.MANUAL, reason or "a person asked", force=force)
+        with self._changed:
+            return self._put(request)
+
+    def schedule_periodic_retrain(
+        self, interval_days: float | None = None, *, cron: str | None = None
+    ) -> None:
+        """Ask for retraining each ``interval_days``, or at the times of a cron expression (UTC).
+
+        The due time is kept: a time that passed while nothing ran is made up for once.
+        """
+        if (interval_days is None) == (cron is None):
+            raise ValueError("Expected either interval_days or cron, and not both.")
+        schedule: Schedule = Cron(cron) if cron is not None else Every(interval_days or 0.0)
+        with self._changed:
+            self._store.set_schedule(schedule.name, schedule.after(self._now()))
+            self._schedules = [s for s in self._schedules if s.name != schedule.name] + [schedule]
+
+    def set_retrain_callback(self, callback: Callback) -> None:
+        """Hand requests to ``callback`` while monitoring, each in a thread of its own.
+
+        What it raises marks the request as failed; the monitor goes on.
+        """
+        self.retrain_callback = callback
+
+    def start_monitoring(self) -> None:
+        """Look at the schedules each ``check_interval`` seconds, and serve the callback."""
+        with self._changed:
+            if self.monitoring:
                 return
-            self._errors_in_a_row = 0
-            self._rule, fall = self._rule.update(accuracy)
-            if fall:
-                reason = f"in round {round_num} {fall}"
-                self._put(RetrainRequest(TriggerKind.DEGRADATION, reason))
+            self._stop.clear()
+            self._monitor = threading.Thread(target=self._watch, name="fl-app-monitor", daemon=True)
+            self._monitor.start()
 
-    def manual_trigger(self, reason: str = "") -> str:
-        """Ask for retraining; returns the id of the request, or of the one that waits already."""
-        with self._lock:
-            return self._put(RetrainRequest(TriggerKind.MANUAL, reason or "a person asked"))
+    def stop_monitoring(self) -> None:
+        """End what ``start_monitoring`` began; a callback that runs is left to its end."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._monitor is not None:
+            self._monitor.join()
 
-    def take(self) -> RetrainRequest | None:
-        """The request that waits, if any; it is in flight from now on, until ``running`` ends."""
-        with self._lock:
-            self._running, self._pending = self._pending, None
-            if self._running is not None:
-                self._rounds_since_retrain = 0
-                # A session for a fallen score is measured against its own start.
-                self._rule = replace(self._rule, best=None, current=None)
-                self._mark(self._running, "running")
-            return self._running
+    def check_schedules(self) -> None:
+        """Put in a request for what is due; several processes on one store do so once."""
+        with self._changed:
+            now = self._now()
+            for schedule in self._schedules:
+                due = self._store.due(schedule.name)
+                if due is None or (due > now and not schedule.too_far(now, due)):
+                    continue
+                claimed = self._store.claim_due(schedule.name, due, schedule.after(now, due))
+                if claimed and due <= now:
+                    reason = f"{schedule.name}, due {due:%Y-%m-%d %H:%M} UTC"
+                    self._put(RetrainRequest(TriggerKind.SCHEDULE, reason))
+
+    def take(self, *, wait: float = 0.0) -> RetrainRequest | None:
+        """The request that waits, if any, or that comes within ``wait`` seconds.
+
+        It is in flight from now on, until ``running`` ends.
+        """
+        until = time.monotonic() + wait
+        with self._changed:
+            while True:
+                request = self._store.take(self._now())
+                left = until - time.monotonic()
+                if request is not None or left <= 0:
+                    break
+                self._changed.wait(min(left, POLL_SECONDS))
+            if request is not None:
+                self._rounds_since = 0
+                self._save()
+            return request
+
+    def recover(self) -> None:
+        """After a crash: put the request that was being served back, to be served again."""
+        with self._changed:
+            lost = self._store.recover()
+            if lost is not None:
+                logger.info("request %s was cut short by a crash and waits again", lost.id)
 
     @contextmanager
     def running(self, request: RetrainRequest) -> Iterator[None]:
         """The time in which ``request`` is being served."""
-        outcome = "failed"
+        outcome = Outcome.FAILED
         try:
             yield
-            outcome = "done"
+            outcome = Outcome.DONE
         finally:
-            with self._lock:
-                self._running = None
-                self._mark(request, outcome)
+            self._store.finish(request.id, outcome, self._now())
 
     def _put(self, request: RetrainRequest) -> str:
-        decided = decide(
-            self._policy,
-            request,
-            pending=self._pending,
-            rounds_since_retrain=self._rounds_since_retrain,
+        outcome, why = decide(self._policy, request, self._situation())
+        waiting = self._store.add(request, outcome, why)
+        if waiting is not None:
+            logger.info("retraining is asked for already (request %s)", waiting.id)
+            return waiting.id
+        if outcome is Outcome.PENDING:
+            logger.info("retraining is asked for: %s", request.reason)
+        else:
+            logger.info("retraining is %s: %s (%s)", outcome, why, request.reason)
+        self._changed.notify_all()
+        return request.id
+
+    def _situation(self) -> Situation:
+        now, last = self._now(), self._store.last_taken()
+        return Situation(
+            rounds_since=self._rounds_since,
+            hours_since=None if last is None else (now - last).total_seconds() / 3600,
+            taken_in_window=self._store.taken_since(now - BUDGET_WINDOW),
+            recovered=self._recovered,
         )
-        if isinstance(decided, Suppressed):
-            self._remember(request, "suppressed", decided.why)
-            logger.info("retraining is not asked for: %s (%s)", decided.why, request.reason)
-            return self._pending.id if self._pending is not None else request.id
-        self._pending = decided
-        self._remember(decided, "pending", "")
-        logger.info("retraining is asked for: %s", decided.reason)
-        return decided.id
 
-    def _remember(self, request: RetrainRequest, outcome: str, why: str) -> None:
-        self._history.append({**asdict(request), "outcome": outcome, "why": why})
+    def _count_error(self) -> None:
+        self._errors_in_a_row += 1
+        if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:
+            logger.warning(
+                "the score was not finite %d times in a row; degradation goes unseen",
+                MAX_ERRORS_IN_A_ROW,
+            )
 
-    def _mark(self, request: RetrainRequest, outcome: str) -> None:
-        for entry in self._history:
-            if entry["id"] == request.id:
-                entry["outcome"] = outcome
+    def _watch(self) -> None:
+        """The monitor's thread: what is due, then what waits for the callback."""
+        next_check = time.monotonic()
+        while not self._stop.is_set():
+            if time.monotonic() >= next_check:
+                self.check_schedules()
+                next_check = time.monotonic() + self.check_interval
+            callback = self.retrain_callback
+            request = None
+            if callback is not None:
+                request = self.take(wait=min(POLL_SECONDS, self.check_interval))
+            else:
+                self._stop.wait(min(POLL_SECONDS, self.check_interval))
+            if request is not None and callback is not None:
+                work = threading.Thread(target=self._serve, args=(callback, request), daemon=True)
+                work.start()
+
+    def _serve(self, callback: Callback, request: RetrainRequest) -> None:
+        began = time.monotonic()
+        try:
+            with self.running(request):
+                callback(request)
+        except Exception:  # somebody else's code: it must not end the monitor
+            logger.warning("the retrain callback failed on request %s", request.id, exc_info=True)
+        logger.info("request %s took %.1f s", request.id, time.monotonic() - began)
+
+    def _restore(self) -> None:
+        state = self._store.load_state()
+        if not state:
+            return
+        if state["rule"]["settings"] == self._rule.settings:
+            self._rule = self._rule.restored(state["rule"]["state"])
+            self._served_version = state["served_version"]
+            self._recovered = state["recovered"]
+        self._rounds_since = state["rounds_since"]
+        self._errors_in_a_row = state["errors_in_a_row"]
+
+    def _save(self) -> None:
+        self._store.save_state(
+            {
+                "rule": {"settings": self._rule.settings, "state": self._rule.state()},
+                "served_version": self._served_version,
+                "rounds_since": self._rounds_since,
+                "errors_in_a_row": self._errors_in_a_row,
+                "recovered": self._recovered,
+            }
+        )

@@ -44,16 +44,16 @@ def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
 
     printed = flower.run(
         poisoned_app(tmp_path / "poisoned"),
-        f'home="{home}" registered-model-name="{name}" num-server-rounds=1 max-retrains=1',
+        f'home="{home}" registered-model-name="{name}" num-server-rounds=3 max-retrains=1',
     )
     assert printed.count("retraining is asked for") == 1
     rows = manager.list_all_versions()
-    second, first = rows[0]["tags"], rows[1]["tags"]
-    assert (first["session"], first["trigger"]) == ("1", "")
-    assert second["session"] == "2"
-    assert "worse than the best" in second["trigger"]
+    assert [row["tags"]["session"] for row in rows[:6]] == ["2", "2", "2", "1", "1", "1"]
+    second, first = rows[0]["tags"], rows[3]["tags"]
+    assert first["trigger"] == ""
+    assert "below its baseline" in second["trigger"]
     assert second["parent_version"] == first["parent_version"] == champion
-    assert rows[0]["run_id"] != rows[1]["run_id"]
+    assert rows[0]["run_id"] != rows[3]["run_id"]
     run = manager.client.get_run(rows[0]["run_id"])
     assert run.data.tags["trigger"] == second["trigger"]
     assert run.data.tags["request_id"]

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_app.retraining import (
     BestMinusThreshold,
+    CappedCusum,
     RetrainingManager,
     RetrainRequest,
     train_and_retrain,
@@ -43,9 +46,68 @@ def test_min_mode_mirrors_max_mode(values: list[float]) -> None:
         assert bool(fell) == bool(rose)
 
 
+def fed(rule: CappedCusum, values: Iterable[float]) -> tuple[CappedCusum, list[int]]:
+    """Feed scores; return the rule and the rounds in which it asked."""
+    rounds = []
+    for number, value in enumerate(values):
+        rule, reason = rule.update(value)
+        if reason:
+            rounds.append(number)
+    return rule, rounds
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.002, 0.005, 0.01]))
+def test_noise_alone_does_not_ring_the_cusum(seed: int, noise: float) -> None:
+    scores = 0.8 + np.random.default_rng(seed).normal(0, noise, 200)
+    assert fed(CappedCusum(0.05).rebase(0.8), scores)[1] == []
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_lasting_fall_rings_the_cusum_soon(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    good, bad = rng.normal(0.8, 0.01, 60), rng.normal(0.72, 0.01, 15)
+    rounds = fed(CappedCusum(0.05).rebase(0.8), [*good, *bad])[1]
+    assert rounds
+    assert 61 <= rounds[0] < 75
+
+
+@given(st.integers(0, 100), st.floats(0, 0.7))
+def test_one_outlier_never_rings_it(when: int, value: float) -> None:
+    scores = [0.8] * 101
+    scores[when] = value
+    assert fed(CappedCusum(0.05).rebase(0.8), scores)[1] == []
+
+
+def test_before_it_knows_the_noise_three_rounds_far_below_are_enough() -> None:
+    assert fed(CappedCusum(0.05).rebase(0.9), [0.9, 0.2, 0.2, 0.2])[1] == [3]
+
+
+def test_without_a_promoted_version_a_rising_score_rings_nothing() -> None:
+    assert fed(CappedCusum(0.05), [i / 60 for i in range(60)])[1] == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 80))
+def test_the_cusum_mirrors_itself_in_min_mode(seed: int, fall_at: int) -> None:
+    scores = np.random.default_rng(seed).normal(0.8, 0.02, 100)
+    scores[fall_at:] -= 0.1
+    up = fed(CappedCusum(0.05).rebase(0.8), scores)[1]
+    assert fed(CappedCusum(0.05, "min").rebase(-0.8), -scores)[1] == up
+
+
+def test_falls_are_measured_against_the_version_that_is_served() -> None:
+    manager = RetrainingManager(0.05, policy="best_minus_threshold")
+    manager.start_from("1", 0.9)
+    manager.update_metrics(0.88, 1)
+    manager.start_from("1", 0.5)  # the same version, scored again: the baseline stays
+    assert manager.best_accuracy == 0.9
+    manager.start_from("2", 0.7)
+    assert manager.best_accuracy == 0.7
+    assert manager.trigger_history == []
+
+
 @given(st.lists(st.one_of(st.floats(), st.just("manual"), st.just("take")), max_size=60))
 def test_at_most_one_request_waits_and_each_ends_once(events: list[float | str]) -> None:
-    manager = RetrainingManager(min_rounds_between_retrain=2)
+    manager = RetrainingManager(min_rounds_between_retrain=2, policy="best_minus_threshold")
     for event in events:
         if event == "manual":
             manager.manual_trigger("why not")
@@ -79,13 +141,16 @@ def test_later_requests_join_the_one_that_waits() -> None:
     manager = RetrainingManager()
     first = manager.manual_trigger("new data")
     assert manager.manual_trigger("again") == first
-    assert outcomes(manager) == ["pending", "suppressed"]
+    assert outcomes(manager) == ["pending", "joined"]
 
 
 def test_rules_wait_after_a_retraining_and_people_do_not() -> None:
-    manager = RetrainingManager(0.05, 3)
+    manager = RetrainingManager(0.05, 300, 3, policy="best_minus_threshold")
     manager.manual_trigger()
-    assert manager.take() is not None
+    request = manager.take()
+    assert request is not None
+    with manager.running(request):
+        pass
     for score in (0.9, 0.5):
         manager.update_metrics(score, 1)
     assert manager.take() is None
@@ -101,8 +166,8 @@ def test_a_threshold_without_sense_is_refused(threshold: float) -> None:
 
 
 def test_a_negative_interval_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 or more rounds"):
-        RetrainingManager(0.05, -1)
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        RetrainingManager(0.05, 300, -1)
 
 
 def test_the_loop_serves_what_waits_up_to_the_limit() -> None:
