@@ -8,13 +8,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fl_app.retraining import MonitorStore, Outcome, RetrainingManager
+from fl_app.retraining.store import default_url
 from registry import ModelManager, RegistryError, app_home
 
 app = typer.Typer(
@@ -30,6 +32,9 @@ Uri = Annotated[
 Name = Annotated[str, typer.Option("--name", help="Name in the model registry.")]
 By = Annotated[str, typer.Option("--by", help="Who decides; default: the account's name.")]
 Note = Annotated[str, typer.Option("--note", help="Why; kept with the decision.")]
+Monitor = Annotated[
+    str, typer.Option("--monitor", help="SQLAlchemy URL of the monitor's memory; default: SQLite.")
+]
 DEFAULT_NAME = "fl-global-model"
 
 
@@ -109,6 +114,52 @@ def rollback(
 
 
 @app.command()
+def trigger(
+    *,
+    reason: Annotated[str, typer.Option(help="Why; it names the session that follows.")],
+    monitor: Monitor = "",
+    name: Name = DEFAULT_NAME,
+) -> None:
+    """Ask for a retraining session; a server that waits starts it, else the next run does."""
+    manager = RetrainingManager(store=_memory(monitor, name))
+    request = manager.manual_trigger(f"{reason} (asked by {_account()})")
+    out.print(f"Request {request} waits for {escape(name)}.")
+
+
+@app.command()
+def history(*, monitor: Monitor = "", name: Name = DEFAULT_NAME) -> None:
+    """List all retraining requests, newest last, with what became of them."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("asked (UTC)", "by", "outcome", "reason", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column == "asked (UTC)")
+    rows = _memory(monitor, name).history()
+    for row in rows:
+        asked = row["created"][:19].replace("T", " ")
+        table.add_row(asked, row["kind"], row["outcome"], escape(row["reason"]), escape(row["why"]))
+    if rows:
+        out.print(table)
+    else:
+        out.print(f"Nobody has asked for retraining of {escape(name)} yet.")
+
+
+@app.command()
+def status(*, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_NAME) -> None:
+    """What is in Production, what waits for approval, what the monitor has in hand."""
+    rows = _manager(uri, name).list_all_versions()
+    memory = _memory(monitor, name)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for stage in ("Production", "Staging"):
+        found = [row for row in rows if row["stage"] == stage]
+        table.add_row(stage, _version(found[0]) if found else "-")
+    waits = [row["version"] for row in rows if row["tags"].get("approval") == "pending"]
+    table.add_row("pending approval", ", ".join(waits) or "-")
+    for outcome in (Outcome.RUNNING, Outcome.PENDING):
+        request = memory.find(outcome)
+        table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
+    out.print(table)
+
+
+@app.command()
 def ui(
     *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
 ) -> None:
@@ -157,6 +208,15 @@ def _manager(uri: str, name: str) -> ModelManager:
     manager = ModelManager(uri or None, name)
     manager.ping()
     return manager
+
+
+def _memory(url: str, name: str) -> MonitorStore:
+    return MonitorStore(url or default_url(app_home()), name)
+
+
+def _version(row: dict[str, Any]) -> str:
+    tags = row["tags"]
+    return f"version {row['version']}  {escape(_score(row['metrics'], tags.get('metric', '')))}"
 
 
 def _fail(sentence: str) -> None:

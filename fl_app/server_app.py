@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Result
 from fl_app.client.data import DataSpec, load_data_spec
 from fl_app.client.shapes import shapes_data
 from fl_app.config import ServerConfig, absolute_data
-from fl_app.retraining import RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining.store import default_url
 from fl_app.strategy import (
     LifecycleStrategy,
     Origin,
@@ -45,9 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     tracker = FederatedLearningTracker(
         config.mlflow_tracking_uri or None, config.experiment_name, home=home
     )
-    monitor = RetrainingManager(
-        config.accuracy_threshold, config.min_rounds_between_retrain, mode=config.metric_mode
-    )
+    monitor = retraining_manager(config, home)
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
     yolo = YoloOnServer(config, spec)
@@ -70,7 +69,11 @@ def main(grid: Grid, context: Context) -> None:
             monitor=monitor,
             artifacts=[yolo.picture],
             model=yolo.description,
-            params=config.model_dump(by_alias=True, exclude={"mlflow_tracking_uri"}),
+            serving=yolo.serving,
+            holdout=yolo.holdout,
+            params=config.model_dump(
+                by_alias=True, exclude={"mlflow_tracking_uri", "monitor_database_url"}
+            ),
             origin=Origin(
                 session=number,
                 parent_version=parent,
@@ -87,7 +90,36 @@ def main(grid: Grid, context: Context) -> None:
             evaluate_fn=yolo.evaluate,
         )
 
-    train_and_retrain(run_session, monitor, max_retrains=config.max_retrains)
+    monitor.start_monitoring()
+    try:
+        train_and_retrain(
+            run_session,
+            monitor,
+            max_retrains=config.max_retrains,
+            continuous=config.continuous,
+        )
+    finally:
+        monitor.stop_monitoring()
+
+
+def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
+    """The monitor as the settings describe it, with its memory on disk and its schedule set."""
+    url = config.monitor_database_url or default_url(home)
+    monitor = RetrainingManager(
+        config.accuracy_threshold,
+        min_rounds_between_retrain=config.min_rounds_between_retrain,
+        min_hours_between_retrain=config.min_hours_between_retrain,
+        budget=config.retrain_budget,
+        mode=config.metric_mode,
+        policy=config.degradation_policy,
+        on_request=config.on_request,
+        store=MonitorStore(url, config.registered_model_name),
+    )
+    if config.retrain_cron:
+        monitor.schedule_periodic_retrain(cron=config.retrain_cron)
+    if config.retrain_interval_days:
+        monitor.schedule_periodic_retrain(config.retrain_interval_days)
+    return monitor
 
 
 def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:

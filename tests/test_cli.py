@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from fl_app import cli
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.store import default_url
 from models.weights import save_weights
 from registry import ModelManager
 
@@ -97,6 +99,31 @@ def test_promote_and_rollback_move_production_and_say_who(
 def test_promote_to_staging(manager: ModelManager, fl_app: Command) -> None:
     fl_app("promote", "1", "--to", "staging")
     assert manager.get_latest_version("Staging") == "1"
+
+
+def test_a_request_by_hand_is_on_disk_and_in_the_history(fl_app: Command, home: Path) -> None:
+    assert "Nobody has asked" in fl_app("history").stdout
+    said = fl_app("trigger", "--reason", "new pictures [north]").stdout
+    request = RetrainingManager(store=MonitorStore(default_url(home))).take()
+    assert request is not None
+    assert request.id in said
+    assert request.reason.startswith("new pictures [north] (asked by ")
+    line = fl_app("history").stdout.splitlines()[1]
+    assert line.split()[2:4] == ["manual", "running"]
+    assert "new pictures [north]" in line
+
+
+def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app: Command) -> None:
+    manager.promote_to_production("1")
+    manager.promote_to_staging("3")
+    manager.set_version_tags("3", {"approval": "pending"})
+    fl_app("trigger", "--reason", "a hunch")
+    said = [line.rstrip().split("  ") for line in fl_app("status").stdout.splitlines()]
+    told = {words[0].strip(): words[-1].strip() for words in said if words[0]}
+    assert told["Production"] == "mAP50 0.1000"
+    assert told["pending approval"] == "3"
+    assert told["request pending"].startswith("a hunch")
+    assert told["request running"] == "-"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Row, Table
 
 IN_MEMORY = "sqlite://"
+
+
+def default_url(home: Path) -> str:
+    """SQLite in the app's home."""
+    return f"sqlite:///{home / 'monitor.db'}"
 
 
 class MonitorStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +200,10 @@ def test_a_session_that_fails_is_marked_and_ends_the_loop() -> None:
     with pytest.raises(RuntimeError, match="no nodes"):
         train_and_retrain(session, manager, max_retrains=2)
     assert outcomes(manager) == ["failed"]
+
+
+def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = (Path(__file__).parents[2] / "README.md").read_text().split("```python\n")[1:]
+    snippet = next(s.split("```")[0] for s in snippets if "RetrainingManager" in s)
+    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102  (our own README)
+    assert "new pictures" in capsys.readouterr().out
