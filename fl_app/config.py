@@ -138,6 +138,24 @@ class ServerConfig(_Settings):
     continuous: bool = Field(
         False, description="After a session wait for the next request instead of ending."
     )
+    api_port: int = Field(
+        5001,
+        ge=0,
+        le=65535,
+        description="Port of the REST API that a `continuous` server opens; 0: none.",
+    )
+    api_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address it listens on; any that others can reach needs a token.",
+    )
+    api_allowed_hosts: str = Field(
+        "",
+        description="Names that clients call it by, with commas; this machine's own are allowed.",
+    )
+    api_token_file: str = Field(
+        "", description="File with the API's token; empty: `$FL_APP_API_TOKEN`, else none."
+    )
     monitor_database_url: str = Field(
         "", description="SQLAlchemy URL of the monitor's memory; empty: SQLite in `home`."
     )

@@ -14,7 +14,16 @@ from flwr.serverapp.strategy import Result
 from fl_app.client.data import DataSpec, load_data_spec
 from fl_app.client.shapes import shapes_data
 from fl_app.config import ServerConfig, absolute_data
-from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining import (
+    ApiServer,
+    MonitorStore,
+    RetrainingManager,
+    RetrainRequest,
+    create_trigger_api,
+    serve_api,
+    train_and_retrain,
+)
+from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
 from fl_app.retraining.store import default_url
 from fl_app.strategy import (
     LifecycleStrategy,
@@ -47,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         config.mlflow_tracking_uri or None, config.experiment_name, home=home
     )
     monitor = retraining_manager(config, home)
+    token = api_token(config)
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
     yolo = YoloOnServer(config, spec)
@@ -90,6 +100,7 @@ def main(grid: Grid, context: Context) -> None:
             evaluate_fn=yolo.evaluate,
         )
 
+    api = start_api(config, monitor, store, token)
     monitor.start_monitoring()
     try:
         train_and_retrain(
@@ -99,6 +110,8 @@ def main(grid: Grid, context: Context) -> None:
             continuous=config.continuous,
         )
     finally:
+        if api is not None:
+            api.close()
         monitor.stop_monitoring()
 
 
@@ -120,6 +133,26 @@ def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
     if config.retrain_interval_days:
         monitor.schedule_periodic_retrain(config.retrain_interval_days)
     return monitor
+
+
+def api_token(config: ServerConfig) -> str | None:
+    """The API's token, if it needs one; refuses to be open to others without one."""
+    if not (config.continuous and config.api_port):
+        return None
+    token = read_token(config.api_token_file)
+    require_token(config.api_host, token)
+    return token
+
+
+def start_api(
+    config: ServerConfig, monitor: RetrainingManager, store: ModelManager, token: str | None
+) -> ApiServer | None:
+    """The API of a server that waits for requests; training goes on without it."""
+    if not (config.continuous and config.api_port):
+        return None
+    named = {name.strip() for name in config.api_allowed_hosts.split(",") if name.strip()}
+    app = create_trigger_api(monitor, store=store, token=token, allowed_hosts={*LOOPBACK, *named})
+    return serve_api(app, host=config.api_host, port=config.api_port)
 
 
 def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:

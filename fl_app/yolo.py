@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 
-from fl_app.client.data import DataSpec
+from fl_app.client.data import DataSpec, data_digest
 from fl_app.config import ConfigError, ServerConfig
-from fl_app.strategy import SessionReport
+from fl_app.strategy import DataUsed, SessionReport
+from models import serving
 from models.holdout import Holdout, draw_predictions
 from models.model import ModelMismatchError, from_arrays, get_model, to_arrays
 from models.weights import load_weights
+from registry import Serving
 
 
 class YoloOnServer:
@@ -38,10 +40,19 @@ class YoloOnServer:
             "names": list(data.names),
             "image_size": config.image_size,
         }
+        self.serving = Serving(
+            Path(serving.__file__),
+            serving.INPUTS,
+            serving.OUTPUTS,
+            serving.PARAMS,
+            serving.REQUIREMENTS,
+            serving.CONFIG,
+        )
+        self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
         self._model = get_model(
             config.model_size, config.num_classes, names=data.names, seed=config.seed
         )
-        self._holdout = Holdout(
+        self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
@@ -71,7 +82,7 @@ class YoloOnServer:
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1."""
         self._load(arrays)
-        return MetricRecord(dict(self._holdout(self._model)))
+        return MetricRecord(dict(self._scores(self._model)))
 
     def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
         """Draw what the session's best version sees on the holdout, into ``predictions.png``."""

@@ -6,6 +6,7 @@ Importing this imports neither MLflow nor torch.
 
 from __future__ import annotations
 
+from registry.compression import HalfCopy
 from registry.errors import (
     ArtifactError,
     InvalidMetric,
@@ -21,6 +22,7 @@ from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, de
 from registry.home import app_home
 from registry.memory import InMemoryModelStore, InMemoryTracker
 from registry.model_manager import ModelManager
+from registry.moves import Drift
 from registry.records import (
     Decision,
     Evidence,
@@ -32,6 +34,8 @@ from registry.records import (
     Tracker,
     Verdict,
 )
+from registry.retention import PruneReport
+from registry.serving import Serving, torch_serving
 
 __all__ = [
     "ArtifactError",
@@ -40,10 +44,12 @@ __all__ = [
     "BeatsChampion",
     "BestSoFar",
     "Decision",
+    "Drift",
     "Evidence",
     "FederatedLearningTracker",
     "Finite",
     "Gate",
+    "HalfCopy",
     "InMemoryModelStore",
     "InMemoryTracker",
     "InvalidMetric",
@@ -53,7 +59,9 @@ __all__ = [
     "ModelStore",
     "ModelVersion",
     "Policy",
+    "PruneReport",
     "RegistryError",
+    "Serving",
     "Stage",
     "StageError",
     "StoreUnavailable",
@@ -62,4 +70,5 @@ __all__ = [
     "Verdict",
     "app_home",
     "decide_stage",
+    "torch_serving",
 ]

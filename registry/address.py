@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -40,6 +42,12 @@ def kind_of(uri: str) -> str:
     scheme = start.lower().partition("+")[0] if colon else ""
     kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
     if kind in ("http", "sqlite", *_PORTS):
+        if not _is_readable(uri, kind):  # it may not even be shown: who knows where its password is
+            raise StoreUnavailable(
+                f"The tracking URI, of kind {kind}, cannot be used: expected "
+                f"{scheme}://<user>:<password>@<host>:<port>/<path>, with / : @ # ? of a password "
+                "as %2F %3A %40 %23 %3F, and no query for a server."
+            )
         return kind
     what = (
         "MLflow no longer keeps runs in plain folders"
@@ -47,8 +55,18 @@ def kind_of(uri: str) -> str:
         else f"its kind {kind!r} is not known here"
     )
     raise StoreUnavailable(
-        f"The tracking URI {redact(uri)!r} cannot be used: {what}; use {_KNOWN}."
+        f"The tracking URI {redact(uri, uri)!r} cannot be used: {what}; use {_KNOWN}."
     )
+
+
+def _is_readable(uri: str, kind: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        user_and_host, _ = parts.netloc, parts.port
+    except ValueError:  # its text may hold the password
+        return False
+    stray = user_and_host.count("@") > 1 or ("@" in uri and "@" not in user_and_host)
+    return kind == "sqlite" or not (stray or (kind == "http" and (parts.query or parts.fragment)))
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -76,7 +94,7 @@ def check_address(uri: str) -> None:
 def _check_server(uri: str) -> None:
     import requests
 
-    shown = redact(uri)
+    shown, problem = redact(uri, uri), ""
     try:
         reply = requests.get(
             f"{uri.rstrip('/')}/health",
@@ -86,11 +104,12 @@ def _check_server(uri: str) -> None:
         )
         reply.close()
     except (requests.RequestException, ValueError, OSError) as error:
-        # The foreign text may hold the password, so it is neither shown nor chained.
+        problem = type(error).__name__
+    if problem:  # raised out here: the foreign text may hold the password
         raise StoreUnavailable(
-            f"MLflow at {shown} does not answer ({type(error).__name__}); start it with "
+            f"MLflow at {shown} does not answer ({problem}); start it with "
             "`mlflow server`, or correct the tracking URI."
-        ) from None
+        )
     if reply.status_code != 200:
         raise StoreUnavailable(
             f"The server at {shown} answers {reply.status_code} to a health check, so it is not "
@@ -116,27 +135,40 @@ def _check_file(uri: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):
             pass
-        if file.exists():
-            with file.open("r+b") as database:
-                start = database.read(16)
-        else:
-            start = b""
+        writable = not file.exists() or os.access(file, os.R_OK | os.W_OK)
     except OSError as error:
         raise StoreUnavailable(
             f"The SQLite file {file} cannot be written ({error.strerror}); choose a folder that "
             "you may write to."
         ) from error
-    if start not in (b"", b"SQLite format 3\0"):
-        raise StoreUnavailable(f"{file} is not a SQLite database; choose another file.")
+    if not writable:
+        raise StoreUnavailable(
+            f"The SQLite file {file} cannot be written; ask for the right to, or choose another."
+        )
+    if file.exists():
+        _check_database(file)
+
+
+def _check_database(file: Path) -> None:
+    """Let SQLite itself look: to open and close its file would drop the locks of this process."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
+            database.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        return  # locked by a writer, so it is a database
+    except sqlite3.DatabaseError as error:
+        raise StoreUnavailable(f"{file} is not a SQLite database; choose another file.") from error
 
 
 def _check_port(uri: str, default: int) -> None:
-    shown = redact(uri)
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname or "localhost", parts.port or default
         socket.create_connection((host, port), timeout=_CONNECT).close()
+        return
     except (OSError, ValueError):
-        raise StoreUnavailable(
-            f"The database at {shown} does not answer; start it, or correct the tracking URI."
-        ) from None
+        pass  # raised out here: the foreign text may hold the password
+    raise StoreUnavailable(
+        f"The database at {redact(uri, uri)} does not answer; start it, or correct the tracking "
+        "URI."
+    )

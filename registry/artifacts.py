@@ -19,6 +19,8 @@ from registry.errors import ArtifactError
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "spec.json"
+HALF_FILE = "weights_fp16.safetensors"
+SCORES_FILE = "per_example.json"
 WEIGHTS_FORMAT = "fl-app-weights/1"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 _CHECKPOINTS = (".pt", ".pth")
@@ -30,15 +32,30 @@ _KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder that holds exactly the files of a version: the weights and their description."""
+    """A folder that holds exactly the files of a version.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds the weights, their description and, where there are any, the results per example.
+    sha256 : str
+        Digest of the weights file.
+    size : int
+        Bytes of the weights file.
+    scores_sha256 : str
+        Digest of the results per example; empty where there are none.
+    """
 
     folder: Path
     sha256: str
     size: int
+    scores_sha256: str = ""
 
 
 @contextmanager
-def prepared(model_path: str | Path, scratch: Path) -> Iterator[Artifact]:
+def prepared(
+    model_path: str | Path, scratch: Path, *, per_example: Mapping[str, float] | None = None
+) -> Iterator[Artifact]:
     """Check a model file and lay it out, with its description, in a folder below `scratch`.
 
     Raises
@@ -57,17 +74,27 @@ def prepared(model_path: str | Path, scratch: Path) -> Iterator[Artifact]:
             import_checkpoint(source, weights)
         else:
             _link_or_copy(source, weights)
-        header = _read_header(weights, shown=source)
+        header = read_header(weights, shown=source)
         digest = file_digest(weights)
         spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
-        (folder / SPEC_FILE).write_text(json.dumps(spec, indent=1), encoding="utf-8")
-        yield Artifact(folder, digest, weights.stat().st_size)
+        (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
+        scores = folder / SCORES_FILE
+        if per_example:
+            text = json.dumps(per_example, sort_keys=True, separators=(",", ":"))
+            scores.write_text(text, encoding="utf-8")
+        of_scores = file_digest(scores) if per_example else ""
+        yield Artifact(folder, digest, weights.stat().st_size, of_scores)
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes, as hex."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def verify(path: Path, sha256: str, *, version: str) -> Path:
@@ -84,11 +111,28 @@ def verify(path: Path, sha256: str, *, version: str) -> Path:
             "backup, or use another version."
         )
     if file_digest(path) != sha256:
-        raise ArtifactError(
-            f"The weights of version {version} have changed since they were saved ({path}); "
-            "restore the file from a backup, or use another version."
-        )
+        raise _changed(path, version)
     return path
+
+
+def read_verified(path: Path, sha256: str, *, version: str) -> bytes:
+    """Return the content of `path`, read once; refused like `verify` does."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    if not content:
+        verify(path, sha256, version=version)
+    if digest_of(content) != sha256:
+        raise _changed(path, version)
+    return content
+
+
+def _changed(path: Path, version: str) -> ArtifactError:
+    return ArtifactError(
+        f"The weights of version {version} have changed since they were saved ({path}); "
+        "restore the file from a backup, or use another version."
+    )
 
 
 def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
@@ -128,7 +172,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _read_header(path: Path, *, shown: Path) -> dict[str, Any]:
+def read_header(path: Path, *, shown: Path) -> dict[str, Any]:
     """Read a safetensors header and check that it and the data fill the file exactly."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

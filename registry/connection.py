@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from registry.address import absolute_address, check_address, kind_of, sqlite_file
 from registry.errors import RegistryError, foreign_errors
 from registry.home import app_home, file_lock
+from registry.retries import again
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.tracking._model_registry.client import ModelRegistryClient
 
 
 class Connection:
@@ -33,6 +35,7 @@ class Connection:
         self.home = app_home(home)
         self.uri = absolute_address(tracking_uri, self.home)
         self._client: MlflowClient | None = None
+        self._marker: ModelRegistryClient | None = None
         self._lock = threading.Lock()
 
     @property
@@ -45,9 +48,27 @@ class Connection:
             return self._client
 
     @property
+    def marker(self) -> ModelRegistryClient:
+        """The part of the client that writes aliases, tags and stages of model versions.
+
+        `MlflowClient` itself reads the whole registered model before each such write, to see
+        whether it is a prompt, which takes longer than the write.
+        """
+        client = self.client
+        with self._lock:
+            if self._marker is None:
+                self._marker = client._get_registry_client()
+            return self._marker
+
+    @property
     def is_server(self) -> bool:
         """Whether there is an MLflow server between us and the database."""
         return kind_of(self.uri) == "http"
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file behind the address, or None."""
+        return sqlite_file(self.uri)
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -73,19 +94,28 @@ class Connection:
             )
         return str(found.experiment_id)
 
+    def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> None:
+        """Create an experiment; of several processes that create the same one, one wins."""
+        where = self._artifact_location()
+        again(self.client.create_experiment, name, artifact_location=where, tags=tags)
+
     def _create_experiment(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_experiment(name, artifact_location=self._artifact_location())
+            self.create_experiment(name)
         except MlflowException:
             if self.client.get_experiment_by_name(name) is None:
-                raise  # otherwise another process was first
+                raise  # otherwise another process was first, or our own call before its reply
 
     def _artifact_location(self) -> str | None:
-        """Return where files go: beside a SQLite file; elsewhere MLflow's server knows."""
+        """Return where files go: beside a SQLite file; for a server MLflow's server knows.
+
+        With any other database it is the app's home: MLflow would take the working folder.
+        """
         file = sqlite_file(self.uri)
-        return None if file is None else (file.parent / "artifacts").as_uri()
+        folder = self.home if file is None else file.parent
+        return None if self.is_server else (folder / "artifacts").as_uri()
 
     def _connect(self) -> MlflowClient:
         """Make the client; of several processes that find no database yet, one creates it."""

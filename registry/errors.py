@@ -85,22 +85,32 @@ def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
         ours = translate(error, doing=doing, uri=uri)
         if ours is None:
             raise
-        # The foreign text may hold the password, so it is not chained where there is one.
-        raise ours from (None if _has_secret(error, uri) else error)
+        secret = _has_secret(error, uri)
+        try:
+            raise ours from (None if secret else error)
+        except RegistryError:
+            if secret:  # the foreign text may hold the password, so nothing leads to it
+                ours.__context__ = None
+            raise
 
 
 def translate(error: Exception, *, doing: str, uri: str) -> RegistryError | None:
     """Return our error for a foreign one, or None where it is not a foreign one."""
     family = type(error).__module__.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError):
+        return StoreUnavailable(
+            f"MLflow at {redact(uri, uri)} could not {doing}: the Python package {error.name} is "
+            "not installed here; install it, or use another address."
+        )
     if family not in _FOREIGN and not isinstance(error, OSError):
         return None
-    shown, said = redact(uri), _first_line(redact(str(error), uri))
+    shown, said = redact(uri, uri), _first_line(redact(str(error), uri))
     code = str(getattr(error, "error_code", ""))
     if code in _REFUSED:
         return StoreUnavailable(
             f"MLflow at {shown} refused to {doing}; check the user name, password or token."
         )
-    if _is_down(error, family, code):
+    if is_down(error, code):
         return StoreUnavailable(
             f"MLflow at {shown} could not {doing} ({said}); check that it runs and can be reached."
         )
@@ -114,7 +124,9 @@ def error_code(error: Exception) -> str:
     return str(getattr(error, "error_code", ""))
 
 
-def _is_down(error: Exception, family: str, code: str) -> bool:
+def is_down(error: Exception, code: str) -> bool:
+    """Return whether an error means that MLflow, or what it stands on, did not answer."""
+    family = type(error).__module__.partition(".")[0]
     if code in _DOWN or isinstance(error, ConnectionError | TimeoutError):
         return True
     if family in ("requests", "urllib3"):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +11,22 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from registry.connection import Connection
-from registry.errors import RegistryError
-from registry.tracking_input import checked_artifact, checked_status, clean_metrics, distinct_keys
+from registry.errors import RegistryError, redact
+from registry.tracking_input import (
+    checked_artifact,
+    checked_dataset,
+    checked_status,
+    clean_metrics,
+    distinct_keys,
+    searched_tags,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
-_MAX_PARAM, _MAX_TAG = 6000, 8000  # characters
+_MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 8000, 36  # characters
 
 
 class FederatedLearningTracker:
@@ -34,6 +43,9 @@ class FederatedLearningTracker:
         The experiment; created if needed.
     home : str | Path | None
         The app's home (see `app_home`).
+    system_metrics : bool
+        Log the use of processor, memory, disk and network as ``system/…`` while a run is active,
+        every 10 seconds or as MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says.
 
     Attributes
     ----------
@@ -47,10 +59,13 @@ class FederatedLearningTracker:
         experiment_name: str = "fl-app",
         *,
         home: str | Path | None = None,
+        system_metrics: bool = False,
     ) -> None:
         self._connection = Connection(tracking_uri, home)
         self.experiment_name = experiment_name
         self.run: Run | None = None
+        self._system_metrics = system_metrics
+        self._monitor: SystemMetricsMonitor | None = None
         self._running = False
 
     @property
@@ -89,7 +104,36 @@ class FederatedLearningTracker:
         self.run, self._running = run, True
         if run_id is not None:
             self.set_tags(texts)
+        if self._system_metrics:
+            self._start_monitor(str(run.info.run_id))
         return run
+
+    def adopt_run(self, tags: Mapping[str, str]) -> Run | None:
+        """Continue the newest run with all these tags that was started and never ended.
+
+        None if there is none. Whether the process that started it is gone is for the caller to
+        know: a run that another process still writes to is taken as well.
+        """
+        wanted = searched_tags(tags)
+        if self._running:
+            raise RegistryError("A run is already active; end it with end_run() first.")
+        client = self._connection.client
+        experiment = self._connection.experiment_id(self.experiment_name)
+        token: str | None = None
+        while True:
+            with self._connection.errors("look for an unfinished run"):
+                runs = client.search_runs(
+                    [experiment],
+                    "attributes.status = 'RUNNING'",
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
+                )
+            for run in runs:
+                if wanted.items() <= run.data.tags.items():
+                    return self.start_run(run_id=run.info.run_id)
+            token = runs.token
+            if not token:
+                return None
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
@@ -127,12 +171,44 @@ class FederatedLearningTracker:
         with self._connection.errors(f"store {found.name}"):
             client.log_artifact(run_id, str(found), artifact_path)
 
+    def log_dataset(
+        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
+    ) -> None:
+        """Note which data the run's scores were taken on; the data stay where they are.
+
+        Parameters
+        ----------
+        name : str
+            What people call it.
+        digest : str
+            Digest of its content. MLflow keeps the first 36 characters, the tag
+            ``dataset.<context>`` all of them.
+        source : str | Path
+            Where it is.
+        context : str
+            What it was used for.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        checked_dataset(name, digest, context)
+        where = json.dumps({"uri": redact(str(source))})
+        dataset = Dataset(name, digest[:_MAX_DIGEST], "local", where)
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        run_id = self._run_id()
+        client = self._connection.client
+        with self._connection.errors("note the data set"):
+            client.log_inputs(run_id, [used])
+        self.set_tags({f"dataset.{context}": digest})
+
     def end_run(self, status: str = "FINISHED") -> None:
         """End the run with status FINISHED, FAILED or KILLED; without a run, do nothing."""
         checked_status(status)
         if not self._running:
             return
         run_id = self._run_id()
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
         client = self._connection.client
         with self._connection.errors("end the run"):
             client.set_terminated(run_id, status)
@@ -150,6 +226,16 @@ class FederatedLearningTracker:
         trace: TracebackType | None,
     ) -> None:
         self.end_run("FINISHED" if kind is None else "FAILED")
+
+    def _start_monitor(self, run_id: str) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # Told the run and the address, it asks none of MLflow's globals for them.
+        with self._connection.errors("log system metrics"):
+            self._monitor = SystemMetricsMonitor(
+                run_id, resume_logging=True, tracking_uri=self.tracking_uri
+            )
+            self._monitor.start()
 
     def _run_id(self) -> str:
         if self.run is None or not self._running:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of stage moves: its entries, its hash chain, the rules and the fold. Pure.
+"""The journal of stage moves: its entries, its hash chain and what they add up to. Pure.
 
-Where entries are kept (MLflow run params, a list) is the business of the stores.
+What moves mean is in `registry.moves`; where entries are kept is the business of the stores.
 """
 
 from __future__ import annotations
@@ -10,25 +10,16 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, time
 
-from registry.errors import JournalError, StageError
-from registry.records import Stage
+from registry.errors import InvalidName, JournalError
+from registry.moves import Move, State, step
 
 _LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
-
-
-class Move(StrEnum):
-    """What an entry does."""
-
-    STAGE = "stage"
-    PROMOTE = "promote"
-    ARCHIVE = "archive"
-    ROLLBACK = "rollback"
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 @dataclass(frozen=True)
@@ -48,11 +39,13 @@ class Entry:
     actor, reason : str
         Who did it, and why.
     time : str
-        When, in UTC, ISO-8601.
+        When, in UTC, ISO-8601; never before that of the entry before.
     previous_hash : str
         SHA-256 of the stored text of the entry before; empty for the first.
     id : str
         Unique; tells two equal moves apart.
+    carried : str
+        SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
     """
 
     number: int
@@ -64,6 +57,7 @@ class Entry:
     time: str
     previous_hash: str
     id: str
+    carried: str = ""
 
     def encode(self) -> str:
         """Return the text that is stored; the same entry always gives the same text."""
@@ -72,183 +66,208 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class State:
-    """What the journal says now.
+class Page:
+    """A stretch of the journal as stored; each but the first begins with what was before it.
 
     Attributes
     ----------
-    production, previous, staging : str | None
-        The version in production, the one before it, and the one in staging.
-    archived : frozenset[str]
-        Versions that left Staging or Production, or were archived.
-    served : frozenset[str]
-        Versions that have been in production at some time.
+    texts : tuple[str, ...]
+        The entries, oldest first.
+    carried : str
+        The state before them (see `State.encode`); empty on the first page.
+    first : int
+        The number of its first entry.
     """
 
-    production: str | None = None
-    previous: str | None = None
-    staging: str | None = None
-    archived: frozenset[str] = frozenset()
-    served: frozenset[str] = frozenset()
-
-    def stage_of(self, version: str) -> Stage:
-        """Return the stage of `version`."""
-        if version == self.production:
-            return Stage.PRODUCTION
-        if version == self.staging:
-            return Stage.STAGING
-        return Stage.ARCHIVED if version in self.archived else Stage.NONE
+    texts: tuple[str, ...] = ()
+    carried: str = ""
+    first: int = 1
 
 
-def fold(entries: Sequence[Entry]) -> State:
-    """Return the state that a journal leads to."""
-    state = State()
-    for entry in entries:
-        state = _step(state, entry.op, entry.version)
-    return state
+@dataclass(frozen=True)
+class Ledger:
+    """A page that was read and checked: its entries and the state they lead to."""
+
+    entries: tuple[Entry, ...] = ()
+    state: State = field(default_factory=State)
+    page: Page = field(default_factory=Page)
+
+    @property
+    def length(self) -> int:
+        """How many entries the whole journal has up to here."""
+        return self.entries[-1].number if self.entries else 0
 
 
-def _step(state: State, op: Move, version: str) -> State:
-    if op is Move.STAGE:
-        return _archive(replace(state, staging=version), state.staging, unless=version)
-    if op is Move.ARCHIVE:
-        staging = None if state.staging == version else state.staging
-        return _archive(replace(state, staging=staging), version)
-    if version == state.production:
-        return state
-    moved = replace(
-        state,
-        production=version,
-        previous=state.production or state.previous,
-        staging=None if state.staging == version else state.staging,
-        archived=state.archived - {version},
-        served=state.served | {version},
-    )
-    return _archive(moved, state.production)
+def read_page(page: Page, known: Ledger | None = None) -> Ledger:
+    """Decode a page and check that each entry follows from the one before.
 
-
-def _archive(state: State, version: str | None, *, unless: str | None = None) -> State:
-    if version is None or version == unless:
-        return state
-    return replace(state, archived=state.archived | {version})
-
-
-def plan(state: State, op: Move, version: str) -> str | None:
-    """Return the version that `version` would displace ("" for none), or None if nothing changes.
-
-    Raises
-    ------
-    StageError
-        The move is not allowed; the message says what is.
-    """
-    now = state.stage_of(version)
-    if op is Move.STAGE:
-        return _plan_stage(state, version, now)
-    if op is Move.ARCHIVE:
-        if now is Stage.PRODUCTION:
-            raise StageError(
-                f"Version {version} is in production, and there must always be one; "
-                "promote another version or roll back, and it is archived by itself."
-            )
-        return None if now is Stage.ARCHIVED else ""
-    if now is Stage.PRODUCTION:
-        return None
-    if op is Move.PROMOTE and now is Stage.ARCHIVED:
-        hint = (
-            f"rollback(to={version!r}) puts it back"
-            if version in state.served
-            else "save the file again as a new version"
-        )
-        raise StageError(f"Version {version} is archived and cannot be promoted; {hint}.")
-    if op is Move.ROLLBACK and version not in state.served:
-        raise StageError(
-            f"Version {version} has never been in production, so there is nothing to roll back "
-            "to; promote it instead."
-        )
-    return state.production or ""
-
-
-def _plan_stage(state: State, version: str, now: Stage) -> str | None:
-    if now is Stage.STAGING:
-        return None
-    if now is Stage.PRODUCTION:
-        raise StageError(
-            f"Version {version} is in production and cannot go back to staging; "
-            "promote another version or roll back."
-        )
-    if now is Stage.ARCHIVED:
-        raise StageError(
-            f"Version {version} is archived and cannot go to staging; "
-            "save the file again as a new version."
-        )
-    return state.staging or ""
-
-
-def rollback_target(state: State) -> str:
-    """Return the version that a rollback without a target goes to."""
-    if state.previous is None:
-        raise StageError(
-            "There is no earlier production version to roll back to; "
-            "promote two versions to production first, or name one with to=."
-        )
-    return state.previous
-
-
-def new_entry(
-    texts: Sequence[str],
-    op: Move,
-    *,
-    version: str,
-    displaced: str,
-    actor: str = "",
-    reason: str = "",
-) -> Entry:
-    """Return the entry that would follow `texts`; too long a reason is cut."""
-    return Entry(
-        number=len(texts) + 1,
-        op=op,
-        version=version,
-        displaced=displaced,
-        actor=_clean(actor, _LIMITS["actor"]),
-        reason=_clean(reason, _LIMITS["reason"]),
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        previous_hash=_digest(texts[-1]) if texts else "",
-        id=uuid.uuid4().hex,
-    )
-
-
-def read_chain(texts: Sequence[str]) -> tuple[Entry, ...]:
-    """Decode a journal and check that each entry follows from the one before.
+    Parameters
+    ----------
+    page : Page
+        What is stored.
+    known : Ledger | None
+        An earlier reading; what has not changed since is not decoded again.
 
     Raises
     ------
     JournalError
         An entry is unreadable, out of place, or does not name the hash of the one before.
     """
-    entries, previous = [], ""
-    for number, text in enumerate(texts, start=1):
-        entry = _decode(number, text)
-        if entry.number != number or entry.previous_hash != previous:
-            raise JournalError(
-                f"Entry {number} of the journal does not follow from entry {number - 1}: "
-                "it was changed from outside; restore the registry's database from a backup."
-            )
+    if known is None or page.texts[: len(known.page.texts)] != known.page.texts:
+        known = Ledger()
+    entries, state = list(known.entries), known.state
+    for place, text in enumerate(page.texts[len(entries) :], start=len(entries)):
+        entry = decode(text, number=page.first + place)
+        if place:
+            _check_link(entry, page.first + place, _digest(page.texts[place - 1]))
+            state = step(state, entry.op, entry.version)
+        else:
+            state = _start(entry, page)
         entries.append(entry)
-        previous = _digest(text)
+    return Ledger(tuple(entries), state, page)
+
+
+def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
+    """Decode a whole journal and check that each page follows from the one before.
+
+    Raises
+    ------
+    JournalError
+        See `read_page`; the message names the first entry that does not follow.
+    """
+    entries: list[Entry] = []
+    before = Ledger()
+    for page in pages:
+        ledger = read_page(page)
+        if entries and ledger.entries:
+            first = ledger.entries[0]
+            _check_link(first, entries[-1].number + 1, _digest(before.page.texts[-1]))
+            if page.carried != before.state.encode():
+                raise JournalError(
+                    f"Entry {first.number} of the journal carries another state than the entries "
+                    "before it lead to: it was changed from outside; restore the registry's "
+                    "database from a backup."
+                )
+        entries += ledger.entries
+        before = ledger
     return tuple(entries)
 
 
-def _decode(number: int, text: str) -> Entry:
+def fold(entries: Iterable[Entry]) -> State:
+    """Return the state that a journal leads to, read from its first entry."""
+    state = State()
+    for entry in entries:
+        state = step(state, entry.op, entry.version)
+    return state
+
+
+def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
+    """Return the version that was in production at `moment`, or None."""
+    earlier = (entry for entry in entries if datetime.fromisoformat(entry.time) <= moment)
+    return fold(earlier).production
+
+
+def is_date(value: object) -> bool:
+    """Return whether a value means a day or a moment, and not a version."""
+    return isinstance(value, date) or (isinstance(value, str) and bool(_DATE.match(value.strip())))
+
+
+def as_moment(when: date | str) -> datetime:
+    """Return a moment in UTC; a day without a time means its end, a time without a zone UTC.
+
+    Raises
+    ------
+    InvalidName
+        It is not a date.
+    """
+    try:
+        found = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
+        if isinstance(when, str) and _DATE.fullmatch(when.strip()):
+            found = found.date() if isinstance(found, datetime) else found
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidName(
+            f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
+            "'2026-11-23T14:00:00+00:00'."
+        ) from error
+    if not isinstance(found, datetime):
+        found = datetime.combine(found, time.max)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def new_entry(
+    ledger: Ledger,
+    op: Move,
+    *,
+    version: str,
+    displaced: str,
+    actor: str = "",
+    reason: str = "",
+    carried: str = "",
+) -> Entry:
+    """Return the entry that would follow `ledger`; too long a reason is cut."""
+    last = ledger.entries[-1] if ledger.entries else None
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Entry(
+        number=ledger.length + 1,
+        op=op,
+        version=version,
+        displaced=displaced,
+        actor=_clean(actor, _LIMITS["actor"]),
+        reason=_clean(reason, _LIMITS["reason"]),
+        # Clocks of several machines differ; the journal's own order is the one that counts.
+        time=max(now, last.time) if last else now,
+        previous_hash=_digest(ledger.page.texts[-1]) if last else "",
+        id=uuid.uuid4().hex,
+        carried=carried,
+    )
+
+
+def carried_over(ledger: Ledger) -> Page:
+    """Return the page that continues a full one: the state so far, and the entry that says so."""
+    state = ledger.state.encode()
+    entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
+    return Page((entry.encode(),), state, entry.number)
+
+
+def decode(text: str, *, number: int) -> Entry:
+    """Return the entry that a text holds; `number` is the one it should have, for the message."""
     try:
         fields = json.loads(text)
         fields["displaced"] = fields.pop("from")
         fields["op"] = Move(fields["op"])
-        return Entry(**fields)
+        entry = Entry(**fields)
+        datetime.fromisoformat(entry.time)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JournalError(
             f"Entry {number} of the journal cannot be read: it was changed from outside, "
-            "or a newer version of the app wrote it."
+            "or a newer version of the app wrote it; restore the registry's database from a "
+            "backup, or update the app."
         ) from error
+    return entry
+
+
+def _start(entry: Entry, page: Page) -> State:
+    """Return the state after the first entry of a page."""
+    if entry.op is not Move.CARRY:
+        _check_link(entry, 1, "")
+        return step(State(), entry.op, entry.version)
+    try:
+        if _digest(page.carried) == entry.carried:
+            return State.decode(page.carried)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise JournalError(
+        f"The state that entry {entry.number} of the journal carries was changed from outside; "
+        "restore the registry's database from a backup."
+    )
+
+
+def _check_link(entry: Entry, number: int, previous: str) -> None:
+    if entry.number != number or entry.previous_hash != previous:
+        raise JournalError(
+            f"Entry {number} of the journal does not follow from entry {number - 1}: "
+            "it was changed from outside; restore the registry's database from a backup."
+        )
 
 
 def _digest(text: str) -> str:

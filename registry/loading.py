@@ -1,25 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verified weights into a torch module, strictly."""
+"""Verified weights into a torch module, strictly; and the few modules that are kept ready."""
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from registry.artifacts import read_verified, verify
 from registry.errors import ArtifactError
+from registry.stamps import Stamp, stamp
+
+_KEPT = 2  # models; production and the one before it
 
 
-def load_into(module: Any, weights: Path, *, version: str) -> Any:
-    """Load a safetensors file into `module` and return it.
+@dataclass(frozen=True)
+class Weights:
+    """A version's weights file and the digest that it must have."""
+
+    path: Path
+    sha256: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Ready:
+    module: Any
+    stamp: Stamp | None
+    arrays: tuple[tuple[Any, str, Any, int, int], ...]  # holder, name, tensor, changes, address
+
+    def untouched(self) -> bool:
+        """Return whether all arrays of the module are what was loaded."""
+        return all(
+            holder.get(name) is tensor
+            and tensor._version == changes
+            and tensor.data_ptr() == address
+            for holder, name, tensor, changes, address in self.arrays
+        )
+
+
+class ReadyModels:
+    """The models that were loaded last, each ready for inference, for as long as nothing changed.
+
+    A module goes when its weights file changed, when its own arrays were changed in place or
+    replaced (by training, ``half()``, a move to another device), or when newer ones push it out.
+    """
+
+    def __init__(self) -> None:
+        self._ready: OrderedDict[Hashable, _Ready] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
+        """Return the module for these weights, built and loaded only if it is not there."""
+        key = (weights.sha256, str(device), _maker(model_class))
+        with self._lock:
+            found = self._ready.pop(key, None)
+            if found is not None and found.untouched():
+                found = _unchanged(found, weights)
+            else:
+                found = _load(weights, model_class, device)
+            self._ready[key] = found
+            while len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
+        if found.module.training:
+            found.module.eval()
+        return found.module
+
+
+def load_module(weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
+    """Return a new module with these weights, on `device`, ready for inference.
 
     Raises
     ------
     ArtifactError
-        The names or shapes of the file's arrays are not those of the module.
+        The file is missing or has changed, or does not fit the module.
     """
-    from safetensors.torch import load_file
+    if not callable(model_class):
+        raise ArtifactError(
+            f"model_class is {model_class!r:.60}; expected a function that makes the model, such "
+            "as lambda: get_model(model_size='n', num_classes=7)."
+        )
+    content = read_verified(weights.path, weights.sha256, version=weights.version)
+    module = _fill(model_class(), content, version=weights.version)
+    return module.to(device).eval()
 
-    arrays, own = load_file(weights), module.state_dict()
+
+def _load(weights: Weights, model_class: Callable[[], Any], device: str) -> _Ready:
+    import torch
+
+    seen = stamp(weights.path)
+    with torch.inference_mode(False):  # tensors made inside of it do not tell that they changed
+        module = load_module(weights, model_class, device=device)
+    arrays = [
+        (holder, name, tensor, tensor._version, tensor.data_ptr())
+        for part in module.modules()
+        for holder in (part._parameters, part._buffers)
+        for name, tensor in holder.items()
+        if tensor is not None
+    ]
+    return _Ready(module, seen, tuple(arrays))
+
+
+def _unchanged(found: _Ready, weights: Weights) -> _Ready:
+    if found.stamp is not None and found.stamp.still(weights.path):
+        return found
+    seen = stamp(weights.path)
+    verify(weights.path, weights.sha256, version=weights.version)
+    return replace(found, stamp=seen)
+
+
+def _maker(model_class: Callable[[], Any]) -> Hashable:
+    """Return what tells two makers of models apart.
+
+    A lambda is a new object each time its line is run: what it runs and what it holds count.
+    """
+    code = getattr(model_class, "__code__", None)
+    if code is None:
+        return model_class
+    cells = getattr(model_class, "__closure__", None) or ()
+    try:
+        key = (
+            code,
+            id(getattr(model_class, "__globals__", None)),
+            getattr(model_class, "__self__", None),
+            getattr(model_class, "__defaults__", None),
+            repr(getattr(model_class, "__kwdefaults__", None)),
+            tuple(cell.cell_contents for cell in cells),
+        )
+        hash(key)
+    except (TypeError, ValueError):  # something that cannot be told apart: never the same
+        return model_class
+    return key
+
+
+def _fill(module: Any, content: bytes, *, version: str) -> Any:
+    from safetensors.torch import load
+
+    arrays, own = load(content), module.state_dict()
     missing, extra = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
     wrong = sorted(n for n in own.keys() & arrays.keys() if own[n].shape != arrays[n].shape)
     problems = [

@@ -15,13 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from registry.artifacts import WEIGHTS_FILE, prepared
+from registry.artifacts import prepared
 from registry.errors import RegistryError, StoreUnavailable, UnknownVersion
-from registry.journal import Entry, State
+from registry.files import FolderFiles
+from registry.journal import Page
+from registry.moves import State
 from registry.records import ModelVersion
+from registry.serving import Serving, write_serving
 from registry.store import JournalledStore
-from registry.tracking_input import checked_artifact, checked_status, clean_metrics, distinct_keys
-from registry.versions import checked_tags, checked_version, read_version, version_tags
+from registry.tracking_input import (
+    checked_artifact,
+    checked_dataset,
+    checked_status,
+    clean_metrics,
+    distinct_keys,
+    searched_tags,
+)
+from registry.versions import checked_description, checked_scores, read_version, version_tags
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class _Saved:
     run_id: str
     created: datetime
     tags: dict[str, str]
+    description: str
 
 
 class InMemoryModelStore(JournalledStore):
@@ -38,6 +49,11 @@ class InMemoryModelStore(JournalledStore):
     ----------
     folder : str | Path | None
         Where to keep copies of the weights. Default: a temporary folder that goes with the store.
+
+    Attributes
+    ----------
+    aliases : dict[str, str]
+        What MLflow would show as aliases; whoever changes it moves them by hand.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -47,7 +63,10 @@ class InMemoryModelStore(JournalledStore):
         else:
             self._folder = Path(folder).resolve()
         self._saved: dict[str, _Saved] = {}
+        self._count = 0
+        super().__init__(FolderFiles(self._folder, lambda version: self._saved.pop(version, None)))
         self._journal: list[str] = []
+        self.aliases: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def save_model_version(
@@ -56,20 +75,30 @@ class InMemoryModelStore(JournalledStore):
         run_id: str | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        *,
+        description: str = "",
+        per_example: Mapping[str, float] | None = None,
+        serving: Serving | None = None,
     ) -> str:
-        with prepared(model_path, self._folder) as artifact, self._lock:
+        text, scores = checked_description(description), checked_scores(per_example)
+        with prepared(model_path, self._folder, per_example=scores) as artifact, self._lock:
             mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
             for version, saved in self._saved.items():
                 if saved.tags["save_key"] == mine["save_key"]:
                     return version
-            version = str(len(self._saved) + 1)
+            if serving is not None:
+                write_serving(serving, artifact.folder)
+            self._count += 1
+            version = str(self._count)
             shutil.copytree(artifact.folder, self._folder / version, dirs_exist_ok=True)
-            self._saved[version] = _Saved(run_id or "", datetime.now(UTC), mine)
+            self._saved[version] = _Saved(run_id or "", datetime.now(UTC), mine, text)
             return version
 
-    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
-        new = checked_tags(tags)
-        self._stored(checked_version(version)).tags.update(new)
+    def _tag(self, version: str, tags: Mapping[str, str]) -> None:
+        self._stored(version).tags.update(tags)
+
+    def _run_params(self, run_id: str) -> Mapping[str, str] | None:
+        return None
 
     def ping(self) -> None:
         try:
@@ -79,8 +108,11 @@ class InMemoryModelStore(JournalledStore):
                 f"The folder {self._folder} cannot be created; choose another."
             ) from error
 
-    def _texts(self) -> list[str]:
-        return list(self._journal)
+    def _page(self, *, fresh: bool) -> Page:
+        return Page(tuple(self._journal))
+
+    def _pages(self) -> Sequence[Page]:
+        return [self._page(fresh=True)]
 
     def _claim(self, number: int, text: str) -> bool:
         with self._lock:
@@ -89,8 +121,26 @@ class InMemoryModelStore(JournalledStore):
             self._journal.append(text)
             return True
 
-    def _apply(self, state: State, entries: Sequence[Entry] | None) -> None:
-        """Nothing to do: the stage is read from the journal."""
+    def _aliases(self) -> Mapping[str, str]:
+        return dict(self.aliases)
+
+    def _mark(self, version: str) -> str:
+        return self._saved[version].tags["stage"] if version in self._saved else ""
+
+    def _apply(
+        self, state: State, versions: Sequence[str] | None, *, before: State | None = None
+    ) -> None:
+        if state == State():
+            return
+        with self._lock:
+            for alias, version in state.aliases.items():
+                if version is not None:
+                    self.aliases[alias] = version
+            if state.staging is None:
+                self.aliases.pop("staging", None)
+            for version in self._saved if versions is None else versions:
+                if version in self._saved:
+                    self._saved[version].tags["stage"] = str(state.stage_of(version))
 
     def _all(self, state: State, *, page: int) -> Iterator[ModelVersion]:
         for version in reversed(list(self._saved)):
@@ -99,11 +149,13 @@ class InMemoryModelStore(JournalledStore):
     def _one(self, version: str, state: State) -> ModelVersion:
         saved = self._stored(version)
         return read_version(
-            version, saved.tags, run_id=saved.run_id, created=saved.created, state=state
+            version,
+            saved.tags,
+            run_id=saved.run_id,
+            created=saved.created,
+            state=state,
+            description=saved.description,
         )
-
-    def _file(self, record: ModelVersion) -> Path:
-        return self._folder / record.version / WEIGHTS_FILE
 
     def _stored(self, version: str) -> _Saved:
         if version not in self._saved:
@@ -121,13 +173,17 @@ class MemoryRunInfo:
 
 @dataclass
 class MemoryRun:
-    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on."""
+    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on.
+
+    Data sets are ``{context: (name, digest)}``.
+    """
 
     info: MemoryRunInfo
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
+    datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
     status: str = "RUNNING"
 
 
@@ -160,6 +216,15 @@ class InMemoryTracker:
         self.run = run
         return run
 
+    def adopt_run(self, tags: Mapping[str, str]) -> MemoryRun | None:
+        wanted = searched_tags(tags)
+        if self.run is not None and self.run.status == "RUNNING":
+            raise RegistryError("A run is already active; end it with end_run() first.")
+        for run in reversed(self.runs):
+            if run.status == "RUNNING" and wanted.items() <= run.tags.items():
+                return self.start_run(run_id=run.info.run_id)
+        return None
+
     def log_params(self, params: Mapping[str, object]) -> None:
         self._active().params.update({k: str(v) for k, v in distinct_keys(params).items()})
 
@@ -171,6 +236,14 @@ class InMemoryTracker:
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         checked = checked_artifact(path)
         self._active().artifacts.append("/".join(filter(None, (artifact_path, checked.name))))
+
+    def log_dataset(
+        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
+    ) -> None:
+        checked_dataset(name, digest, context)
+        run = self._active()
+        run.datasets[context] = (name, digest)
+        run.tags[f"dataset.{context}"] = digest
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._active().tags.update({k: str(v) for k, v in tags.items()})

@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ModelManager`: the model store in MLflow. Stage rules and questions are in `registry.store`."""
+"""`ModelManager`: the model store in MLflow. What every store does alike is in `registry.store`."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
-from registry.artifacts import WEIGHTS_FILE, Artifact, file_digest, prepared
+from registry.artifacts import Artifact, prepared
 from registry.connection import Connection
-from registry.errors import ArtifactError, InvalidName, error_code
-from registry.journal import Entry, State
-from registry.mirror import show_state, touched_versions
+from registry.errors import InvalidName, error_code
+from registry.journal import Page
+from registry.mirror import show_aliases, show_marks, show_move
+from registry.mlflow_files import MlflowFiles
 from registry.mlflow_journal import MlflowJournal, missing_version
+from registry.moves import State
 from registry.records import ModelVersion
+from registry.retries import again, create_once
+from registry.serving import Serving, write_serving
+from registry.stamps import stamps
 from registry.store import JournalledStore
-from registry.versions import checked_tags, checked_version, read_version, version_tags
+from registry.versions import checked_description, checked_scores, read_version, version_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 _MAX_NAME = 250
+_MARK = "created_by_call"  # on a logged model: tells an echo of a create from the first one
 
 
 class ModelManager(JournalledStore):
@@ -59,6 +65,7 @@ class ModelManager(JournalledStore):
     ) -> None:
         self.registered_model_name = _checked_name(registered_model_name)
         self._connection = Connection(tracking_uri, home)
+        super().__init__(MlflowFiles(self._connection, self.registered_model_name))
         self._experiment_name = experiment_name
         self._journal = MlflowJournal(self._connection, self.registered_model_name)
 
@@ -81,8 +88,14 @@ class ModelManager(JournalledStore):
         run_id: str | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        *,
+        description: str = "",
+        per_example: Mapping[str, float] | None = None,
+        serving: Serving | None = None,
     ) -> str:
-        with prepared(model_path, self._connection.home / "tmp") as artifact:
+        text, scores = checked_description(description), checked_scores(per_example)
+        folder = self._connection.home / "tmp"
+        with prepared(model_path, folder, per_example=scores) as artifact:
             mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
             self._journal.ensure()
             experiment = self._connection.experiment_id(self._experiment_name)
@@ -90,62 +103,104 @@ class ModelManager(JournalledStore):
                 earlier = self._saved_as(mine["save_key"])
                 if earlier:
                     return earlier[0]
-                self._register(artifact, experiment, run_id=run_id, tags=mine)
-                # MLflow's client re-sends a create whose reply was lost: keep the first.
-                first, *echoes = self._saved_as(mine["save_key"])
-                for echo in echoes:
-                    self.client.delete_model_version(self.registered_model_name, echo)
-        return first
+                model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
+                return create_once(
+                    lambda: self._register(model, run_id=run_id, tags=mine, description=text),
+                    lambda: self._saved_as(mine["save_key"]),
+                    drop=lambda echo: again(
+                        self.client.delete_model_version, self.registered_model_name, echo
+                    ),
+                )
 
-    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
-        number, new = checked_version(version), checked_tags(tags)
-        self._row(number)
-        with self._connection.errors(f"tag version {number}"):
-            for key, value in new.items():
-                self.client.set_model_version_tag(self.registered_model_name, number, key, value)
+    def _tag(self, version: str, tags: Mapping[str, str]) -> None:
+        with self._connection.errors(f"tag version {version}"):
+            for key, value in tags.items():
+                self.client.set_model_version_tag(self.registered_model_name, version, key, value)
+
+    def _upload(
+        self, artifact: Artifact, experiment: str, *, run_id: str | None, serving: Serving | None
+    ) -> LoggedModel:
+        """Store the files as a logged model."""
+        client, mark = self.client, uuid.uuid4().hex
+        model = create_once(
+            lambda: client.create_logged_model(
+                experiment, tags={_MARK: mark}, source_run_id=run_id
+            ),
+            lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
+            drop=lambda echo: again(client.delete_logged_model, echo.model_id),
+        )
+        if serving is not None:
+            write_serving(serving, artifact.folder, model_id=model.model_id)
+        client.log_model_artifacts(model.model_id, str(artifact.folder))
+        return again(client.finalize_logged_model, model.model_id, "READY")
 
     def _register(
-        self, artifact: Artifact, experiment: str, *, run_id: str | None, tags: Mapping[str, str]
+        self, model: LoggedModel, *, run_id: str | None, tags: Mapping[str, str], description: str
     ) -> None:
-        """Upload the files as a logged model, then create the version with all its tags."""
-        client = self.client
-        model = client.create_logged_model(experiment, source_run_id=run_id)
-        client.log_model_artifacts(model.model_id, str(artifact.folder))
-        client.finalize_logged_model(model.model_id, "READY")
+        """Create the version, with all its tags in the one call."""
         # A server takes only models:/ sources; without one, MLflow would look such a source up
         # at the process's global address instead of ours.
         served = self._connection.is_server
-        client.create_model_version(
+        self.client.create_model_version(
             self.registered_model_name,
             f"models:/{model.model_id}" if served else model.artifact_location,
             run_id,
             tags={**tags, "model_id": model.model_id},
+            description=description or None,
             await_creation_for=0,
             model_id=model.model_id if served else None,
         )
 
     def _saved_as(self, save_key: str) -> list[str]:
+        """Return the versions that were saved under a key and are not retired, oldest first."""
         found = self.client.search_model_versions(
             f"name = '{self.registered_model_name}' and tags.save_key = '{save_key}'"
         )
-        return sorted((str(row.version) for row in found), key=int)
+        kept = {str(row.version) for row in found}
+        return sorted(kept - self._state().retired if kept else kept, key=int)
 
-    def _texts(self) -> list[str]:
-        return self._journal.texts()
+    def _page(self, *, fresh: bool) -> Page:
+        return self._journal.page(fresh=fresh)
+
+    def _pages(self) -> Sequence[Page]:
+        return self._journal.pages()
 
     def _claim(self, number: int, text: str) -> bool:
         return self._journal.claim(number, text)
 
-    def _apply(self, state: State, entries: Sequence[Entry] | None) -> None:
+    def _aliases(self) -> dict[str, str]:
+        from mlflow.exceptions import MlflowException
+
+        with self._connection.errors("read the aliases"):
+            try:
+                model = again(self.client.get_registered_model, self.registered_model_name)
+            except MlflowException as error:
+                if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+        return {alias: str(version) for alias, version in model.aliases.items()}
+
+    def _mark(self, version: str) -> str:
+        with self._connection.errors(f"read version {version}"):
+            row = self._find(version)
+        return str(row.tags.get("stage", "")) if row is not None else ""
+
+    def _apply(
+        self, state: State, versions: Sequence[str] | None, *, before: State | None = None
+    ) -> None:
         if state == State():
             return
+        name, client = self.registered_model_name, self._connection.marker
         with self._connection.errors("show the stages"):
-            if entries is None:
+            if before is not None:
+                show_move(client, name, state, versions=versions or (), before=before)
+                return
+            show_aliases(client, name, state, now=self._aliases())
+            if versions is None:
                 rows = list(self._search(10_000))
             else:
-                numbers = touched_versions(state, entries)
-                rows = [row for n in numbers if (row := self._find(n)) is not None]
-            show_state(self.client, self.registered_model_name, state, rows=rows)
+                rows = [row for n in versions if (row := self._find(n)) is not None]
+            show_marks(client, name, state, rows=rows)
 
     def _all(self, state: State, *, page: int) -> Iterator[ModelVersion]:
         with self._connection.errors("list the versions"):
@@ -155,37 +210,20 @@ class ModelManager(JournalledStore):
     def _one(self, version: str, state: State) -> ModelVersion:
         return _record(self._row(version), state)
 
-    def _file(self, record: ModelVersion) -> Path:
-        if "model_id" not in record.tags:
-            raise ArtifactError(
-                f"Version {record.version} does not say which logged model holds its files; "
-                "save its file with save_model_version again."
-            )
-        with self._connection.errors(f"find the weights of version {record.version}"):
-            location = self.client.get_logged_model(record.tags["model_id"]).artifact_location
-        if urlsplit(location).scheme in ("", "file"):
-            return Path(unquote(urlsplit(location).path)) / WEIGHTS_FILE
-        return self._cached(location, record)
+    def _run_params(self, run_id: str) -> Mapping[str, str] | None:
+        from mlflow.exceptions import MlflowException
 
-    def _cached(self, location: str, record: ModelVersion) -> Path:
-        """Return the downloaded weights; a file that is there and whole is not fetched again."""
-        kept = self._connection.home / "cache" / record.sha256 / WEIGHTS_FILE
-        if kept.is_file() and file_digest(kept) == record.sha256:
-            return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            self._connection.errors(f"download the weights of version {record.version}"),
-            tempfile.TemporaryDirectory(dir=kept.parent) as folder,
-        ):
-            from mlflow.artifacts import download_artifacts
+        with self._connection.errors(f"read the params of run {run_id}"):
+            try:
+                return dict(self.client.get_run(run_id).data.params)
+            except MlflowException as error:
+                if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None  # deleted, or never one of MLflow's
+                raise
 
-            fetched = download_artifacts(
-                artifact_uri=f"{location}/{WEIGHTS_FILE}",
-                dst_path=folder,
-                tracking_uri=self.tracking_uri,
-            )
-            Path(fetched).replace(kept)
-        return kept
+    def _fingerprint(self) -> Hashable | None:
+        file = self._connection.file
+        return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
 
     def _search(self, page: int) -> Iterator[Any]:
         """Yield MLflow's rows, newest first."""
@@ -213,7 +251,7 @@ class ModelManager(JournalledStore):
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.get_model_version(self.registered_model_name, version)
+            return again(self.client.get_model_version, self.registered_model_name, version)
         except MlflowException as error:
             if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
                 return None
@@ -224,14 +262,21 @@ def _record(row: Any, state: State) -> ModelVersion:
     """Return our record of MLflow's row; its version is a number on SQLite, a text over http."""
     created = datetime.fromtimestamp(row.creation_timestamp / 1000, UTC)
     return read_version(
-        str(row.version), row.tags, run_id=row.run_id or "", created=created, state=state
+        str(row.version),
+        row.tags,
+        run_id=row.run_id or "",
+        created=created,
+        state=state,
+        description=row.description or "",
     )
 
 
 def _checked_name(name: str) -> str:
-    if not name.strip() or len(name) > _MAX_NAME or set(name) & set("/:'\"`\\"):
+    text = str(name)
+    readable = text.strip() and text.isprintable() and len(text) <= _MAX_NAME
+    if not readable or set(text) & set("/:'\"`\\") or text == "." or text.startswith(".."):
         raise InvalidName(
             f"{name!r:.60} cannot be a registered model's name; use 1 to {_MAX_NAME} characters "
-            "without slashes, colons and quotes."
+            "without slashes, colons, quotes and line breaks."
         )
     return name

@@ -9,7 +9,10 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from registry.serving import Serving
 
 
 class Stage(StrEnum):
@@ -43,6 +46,8 @@ class ModelVersion:
         The MLflow run that made it; empty where there was none.
     size : int
         Bytes of the weights file.
+    description : str
+        Free text for people.
     """
 
     version: str
@@ -53,6 +58,7 @@ class ModelVersion:
     sha256: str
     run_id: str
     size: int
+    description: str = ""
 
     def as_row(self) -> dict[str, Any]:
         """Return the version as a plain dictionary, its time in ISO-8601."""
@@ -65,6 +71,7 @@ class ModelVersion:
             "sha256": self.sha256,
             "size": self.size,
             "run_id": self.run_id,
+            "description": self.description,
         }
 
 
@@ -125,6 +132,10 @@ class ModelStore(Protocol):
         run_id: str | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        *,
+        description: str = "",
+        per_example: Mapping[str, float] | None = None,
+        serving: Serving | None = None,
     ) -> str: ...
 
     def promote_to_staging(
@@ -154,7 +165,13 @@ class ModelStore(Protocol):
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None: ...
 
     def load_production_model(
-        self, model_class: Callable[[], Any], device: str = "cpu"
+        self,
+        model_class: Callable[[], Any],
+        device: str = "cpu",
+        *,
+        half: bool = False,
+        copy: bool = False,
+        max_age: float = 0.0,
     ) -> Any | None: ...
 
     def ping(self) -> None: ...
@@ -174,11 +191,17 @@ class Tracker(Protocol):
         run_id: str | None = None,
     ) -> Any: ...
 
+    def adopt_run(self, tags: Mapping[str, str]) -> Any | None: ...
+
     def log_params(self, params: Mapping[str, object]) -> None: ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
+
+    def log_dataset(
+        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
+    ) -> None: ...
 
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
 

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from registry.errors import ArtifactError, RegistryError
+from registry.errors import ArtifactError, InvalidName, RegistryError
 from registry.versions import as_number
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = re.compile(r"[^\w.\- :/]+")
-_MAX_KEY = 250
+_MAX_KEY, _MAX_DATASET = 250, 500
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 T = TypeVar("T")
 
@@ -74,6 +74,25 @@ def checked_status(status: str) -> str:
     if status not in _STATUSES:
         raise RegistryError(f"A run cannot end {status!r}; expected {', '.join(_STATUSES)}.")
     return status
+
+
+def checked_dataset(name: str, digest: str, context: str) -> None:
+    """Raise `InvalidName` if MLflow could not keep a data set so called."""
+    if not 0 < len(name) <= _MAX_DATASET:
+        raise InvalidName(
+            f"A data set's name must be a text of 1 to {_MAX_DATASET} characters, not {name!r:.60}."
+        )
+    if not digest:
+        raise InvalidName(f"The data set {name!r} has no digest; give one of its content.")
+    if not context or clean_key(context) != context:
+        raise InvalidName(f"A data set cannot be used as {context!r}; expected e.g. 'holdout'.")
+
+
+def searched_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that a run must have, as text; none at all would fit anybody's run."""
+    if not tags:
+        raise RegistryError("A run is looked for by its tags; give at least one.")
+    return {str(name): str(value) for name, value in tags.items()}
 
 
 def _mark(text: object) -> str:

@@ -6,16 +6,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import posixpath
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from registry.artifacts import Artifact
 from registry.errors import InvalidMetric, InvalidName, StageError, UnknownVersion
-from registry.journal import State
+from registry.moves import State
 from registry.records import ModelVersion, Stage
 
-RESERVED = frozenset({"sha256", "stage", "metrics", "created", "save_key", "size", "model_id"})
-_MAX_KEY, _MAX_VALUE = 250, 100_000  # MLflow's limits, in characters
+RESERVED = frozenset(
+    {
+        *("sha256", "size", "stage", "metrics", "created", "save_key", "model_id"),
+        *("per_example", "half"),
+    }
+)
+_MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
+_MAX_EXAMPLES = 100_000
+_TAG_NAME = re.compile(r"[\w.\- :/]+")  # what MLflow takes
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def version_tags(
@@ -43,6 +53,7 @@ def version_tags(
         "metrics": json.dumps(numbers, sort_keys=True),
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "save_key": hashlib.sha256(key.encode()).hexdigest()[:32],
+        **({"per_example": artifact.scores_sha256} if artifact.scores_sha256 else {}),
     }
 
 
@@ -53,6 +64,11 @@ def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         number = as_number(value)
         if not isinstance(name, str) or not name:
             raise InvalidMetric(f"A metric's name must be a text that is not empty, not {name!r}.")
+        if _CONTROL.search(name) or len(name) > _MAX_KEY:
+            raise InvalidMetric(
+                f"{name!r:.60} cannot be a metric's name; use at most {_MAX_KEY} characters, none "
+                "of them a line break or another control character."
+            )
         if number is None or not math.isfinite(number):
             raise InvalidMetric(f"Metric {name} is {value!r}; expected a finite number.")
         checked[name] = number
@@ -77,15 +93,55 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
             raise InvalidName(
                 f"A tag's name must be a text of 1 to {_MAX_KEY} characters, not {name!r:.60}."
             )
+        if not _TAG_NAME.fullmatch(name) or _is_path(name):
+            raise InvalidName(
+                f"{name!r:.60} cannot be a tag's name; use letters, digits, spaces and _-.:/ only, "
+                "and no path such as a//b."
+            )
         if name in RESERVED:
             raise InvalidName(f"The tag {name!r} is kept by the registry; use another name.")
         text = str(value)
+        if "\0" in text:
+            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be kept.")
         if len(text) > _MAX_VALUE:
             raise InvalidName(
                 f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."
             )
         checked[name] = text
     return checked
+
+
+def _is_path(name: str) -> bool:
+    return posixpath.normpath(name) != name or name == "." or name.startswith(("..", "/"))
+
+
+def checked_scores(per_example: Mapping[str, float] | None) -> dict[str, float]:
+    """Return results per example as plain floats, or raise `InvalidMetric`."""
+    scores = {}
+    for name, value in (per_example or {}).items():
+        number = as_number(value)
+        if number is None or not math.isfinite(number):
+            raise InvalidMetric(
+                f"The result of example {name!r:.60} is {value!r:.60}; expected a finite number."
+            )
+        scores[str(name)] = number
+    if len(scores) > _MAX_EXAMPLES or len(scores) < len(per_example or {}):
+        raise InvalidMetric(
+            f"There are results of {len(per_example or {})} examples under {len(scores)} names; "
+            f"expected at most {_MAX_EXAMPLES}, each under a name of its own."
+        )
+    return scores
+
+
+def checked_description(description: str) -> str:
+    """Return a description that MLflow can keep, or raise `InvalidName`."""
+    text = str(description)
+    if len(text) > _MAX_DESCRIPTION or "\0" in text:
+        raise InvalidName(
+            f"The description has {len(text)} characters; at most {_MAX_DESCRIPTION} fit, without "
+            "NUL."
+        )
+    return text
 
 
 def checked_version(version: str | int) -> str:
@@ -106,7 +162,13 @@ def checked_stage(stage: str | Stage) -> Stage:
 
 
 def read_version(
-    version: str, tags: Mapping[str, str], *, run_id: str, created: datetime, state: State
+    version: str,
+    tags: Mapping[str, str],
+    *,
+    run_id: str,
+    created: datetime,
+    state: State,
+    description: str = "",
 ) -> ModelVersion:
     """Return the record of a stored version; `created` serves where its tags do not say.
 
@@ -122,6 +184,7 @@ def read_version(
         sha256=tags.get("sha256", ""),
         run_id=run_id,
         size=int(tags["size"]) if tags.get("size", "").isdigit() else 0,
+        description=description,
     )
 
 

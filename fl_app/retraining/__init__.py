@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to train again, and the loop that does."""
 
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import ApiServer, serve_api
 from fl_app.retraining.degradation import BestMinusThreshold, CappedCusum, DegradationRule
 from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager
@@ -10,6 +12,7 @@ from fl_app.retraining.store import MonitorStore
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 __all__ = [
+    "ApiServer",
     "BestMinusThreshold",
     "CappedCusum",
     "Cron",
@@ -23,6 +26,8 @@ __all__ = [
     "Schedule",
     "Situation",
     "TriggerKind",
+    "create_trigger_api",
     "decide",
+    "serve_api",
     "train_and_retrain",
 ]

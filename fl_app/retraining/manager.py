@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -118,6 +119,11 @@ class RetrainingManager:
         return self._rule.current
 
     @property
+    def store(self) -> MonitorStore:
+        """Where it is remembered."""
+        return self._store
+
+    @property
     def trigger_history(self) -> list[dict[str, Any]]:
         """Every request, oldest first, with its outcome, and why it did not go through."""
         return self._store.history()
@@ -152,12 +158,20 @@ class RetrainingManager:
                 self._recovered = not fall and (self._recovered or self._rule.healthy)
             self._save()
 
-    def manual_trigger(self, reason: str = "", *, force: bool = True) -> str:
+    def manual_trigger(
+        self, reason: str = "", *, force: bool = True, request_id: str | None = None
+    ) -> str:
         """Ask for retraining; returns the id of the request, or of the one that waits already.
 
-        With ``force=False`` cooldown and budget hold for it as for a rule's request.
+        With ``force=False`` cooldown and budget hold for it as for a rule's request. Asking again
+        with the same ``request_id`` (32 hexadecimal digits) changes nothing.
         """
-        request = RetrainRequest(TriggerKind.MANUAL, reason or "a person asked", force=force)
+        request = RetrainRequest(
+            TriggerKind.MANUAL,
+            reason or "a person asked",
+            force=force,
+            id=request_id or uuid.uuid4().hex,
+        )
         with self._changed:
             return self._put(request)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor's memory: requests, schedules and rule state in one SQL database, by SQLAlchemy.
+"""The monitor's memory: requests, schedules, answers and rule state in SQL, by SQLAlchemy.
 
 SQLite by default, PostgreSQL where several servers share it. What the numbers mean is decided
 elsewhere; here each step is one transaction that a crash leaves done or undone.
@@ -8,20 +8,48 @@ elsewhere; here each step is one transaction that a crash leaves done or undone.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fl_app.retraining.tables import tables
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Connection, Row, Table
+    from sqlalchemy import ColumnElement, Connection, Row, RowMapping
 
 IN_MEMORY = "sqlite://"
+KEYS_LAST = timedelta(hours=24)
+"""How long the answer to an idempotency key is kept."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is known of an idempotency key.
+
+    Attributes
+    ----------
+    id : str
+        32 hexadecimal digits, for the request that is made under this key.
+    mine : bool
+        Whether the caller is the one to do the work and to keep the answer.
+    digest : str
+        Of what was first asked under this key.
+    status : int | None
+        HTTP status of the answer; None while there is none.
+    body : str
+        The answer.
+    """
+
+    id: str
+    mine: bool
+    digest: str
+    status: int | None
+    body: str
 
 
 def default_url(home: Path) -> str:
@@ -45,18 +73,23 @@ class MonitorStore:
 
     def __init__(self, url: str = IN_MEMORY, model: str = "fl-global-model") -> None:
         from sqlalchemy import create_engine
-        from sqlalchemy.pool import StaticPool
+        from sqlalchemy.pool import QueuePool
 
-        memory = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        # One connection that threads use in turn: shared, one thread's end would undo another's.
+        memory = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+        memory["connect_args"] = {"check_same_thread": False}
         self._model = model
         self._engine = create_engine(url, **(memory if url == IN_MEMORY else {}))
-        self._requests, self._schedules, self._state = _tables()
+        self._requests, self._schedules, self._state, self._answers = tables()
         self._requests.metadata.create_all(self._engine)
 
     def add(
         self, request: RetrainRequest, outcome: Outcome, why: str = ""
     ) -> RetrainRequest | None:
-        """Write a request down; if it should wait but another does, return that one instead."""
+        """Write a request down; if it should wait but another does, return that one instead.
+
+        One that is written down already, by its id, is returned as it is.
+        """
         from sqlalchemy.exc import IntegrityError
 
         row = {
@@ -72,6 +105,8 @@ class MonitorStore:
             with self._engine.begin() as connection:
                 connection.execute(self._requests.insert().values(row))
         except IntegrityError:
+            if self.get(request.id) is not None:
+                return request
             waiting = self.find(Outcome.PENDING)
             if waiting is None:
                 raise
@@ -87,6 +122,14 @@ class MonitorStore:
         with self._engine.connect() as connection:
             row = connection.execute(query.order_by(table.c.number.desc()).limit(1)).first()
         return _request(row) if row is not None else None
+
+    def get(self, request_id: str) -> dict[str, Any] | None:
+        """The request with this id, as in the history, if any."""
+        table = self._requests
+        query = table.select().where(table.c.model == self._model, table.c.id == request_id)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _entry(row)
 
     def take(self, now: datetime) -> RetrainRequest | None:
         """Turn the request that waits into the one that runs, and return it, once."""
@@ -124,15 +167,33 @@ class MonitorStore:
         self._turn(lost.id, Outcome.RUNNING, Outcome.PENDING, started=None)
         return lost
 
-    def history(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """All requests, or the last ``limit``, oldest first."""
+    def history(self, limit: int | None = None, before: str = "") -> list[dict[str, Any]]:
+        """All requests, or the last ``limit`` of them (before the one with that id), oldest first.
+
+        Where there is none with that id, there is nothing before it.
+        """
+        from sqlalchemy import select
+
+        table = self._requests
+        query = table.select().where(table.c.model == self._model)
+        if before:
+            number = select(table.c.number).where(table.c.id == before).scalar_subquery()
+            query = query.where(table.c.number < number)
+        with self._engine.connect() as connection:
+            found = connection.execute(query.order_by(table.c.number.desc()).limit(limit))
+            rows = found.mappings().all()
+        return [_entry(row) for row in reversed(rows)]
+
+    def counts(self) -> dict[Outcome, int]:
+        """How many requests have each outcome."""
+        from sqlalchemy import func, select
+
         table = self._requests
         mine = table.c.model == self._model
-        query = table.select().where(mine).order_by(table.c.number.desc()).limit(limit)
+        query = select(table.c.outcome, func.count()).where(mine).group_by(table.c.outcome)
         with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings().all()
-        inner = ("number", "model")
-        return [{k: v for k, v in row.items() if k not in inner} for row in reversed(rows)]
+            found = {Outcome(name): count for name, count in connection.execute(query)}
+        return {outcome: found.get(outcome, 0) for outcome in Outcome}
 
     def taken_since(self, when: datetime) -> int:
         """How many automatic requests were taken at or after ``when``."""
@@ -201,6 +262,50 @@ class MonitorStore:
         with self._engine.begin() as connection:
             connection.execute(table.delete().where(self._named(name)))
 
+    def claim_key(
+        self, key: str, digest: str, *, owner: str, now: datetime, retake: bool = True
+    ) -> Claim:
+        """Claim an idempotency key for ``owner``, or hear who did and what the answer was.
+
+        A claim whose owner is another process that never answered is taken over, if ``retake``.
+        """
+        from sqlalchemy.exc import IntegrityError
+
+        table, mine = self._answers, self._keyed(key)
+        fresh = uuid.uuid4().hex
+        row = {"model": self._model, "key": key, "digest": digest, "owner": owner, "id": fresh}
+        old = table.c.created < (now - KEYS_LAST).timestamp()
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(table.delete().where(old))
+                connection.execute(
+                    table.insert().values({**row, "created": now.timestamp(), "body": ""})
+                )
+            return Claim(fresh, True, digest, None, "")
+        except IntegrityError:
+            orphan = table.update().where(mine, table.c.owner != owner, table.c.status.is_(None))
+            orphan = orphan.where(table.c.digest == digest).values(owner=owner)
+            with self._engine.begin() as connection:
+                taken = retake and connection.execute(orphan).rowcount == 1
+                found = connection.execute(table.select().where(mine)).first()
+        if found is None:  # it was given up just now
+            return self.claim_key(key, digest, owner=owner, now=now, retake=retake)
+        return Claim(found.id, taken, found.digest, found.status, found.body)
+
+    def answer_key(self, key: str, status: int | None, body: str = "") -> None:
+        """Keep the answer to a key that was claimed; with no status, give the claim up."""
+        table, mine = self._answers, self._keyed(key)
+        with self._engine.begin() as connection:
+            if status is None:
+                connection.execute(table.delete().where(mine))
+            else:
+                connection.execute(table.update().where(mine).values(status=status, body=body))
+
+    def _keyed(self, key: str) -> ColumnElement[bool]:
+        from sqlalchemy import and_
+
+        return and_(self._answers.c.model == self._model, self._answers.c.key == key)
+
     def _due(self, connection: Connection, name: str) -> datetime | None:
         table = self._schedules
         row = connection.execute(table.select().where(self._named(name))).first()
@@ -237,45 +342,5 @@ def _request(row: Row[Any]) -> RetrainRequest:
     return replace(request, created=datetime.fromisoformat(row.created))
 
 
-@lru_cache(maxsize=1)
-def _tables() -> tuple[Table, Table, Table]:
-    from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text
-
-    metadata = MetaData()
-    requests = Table(
-        "requests",
-        metadata,
-        Column("number", Integer, primary_key=True),
-        Column("model", String(255), nullable=False),
-        Column("id", String(32), unique=True, nullable=False),
-        Column("kind", String(20), nullable=False),
-        Column("reason", Text, nullable=False),
-        Column("created", String(40), nullable=False),
-        Column("outcome", String(20), nullable=False),
-        Column("why", Text, nullable=False),
-        Column("started", String(40)),
-        Column("ended", String(40)),
-    )
-    alone = requests.c.outcome.in_([str(Outcome.PENDING), str(Outcome.RUNNING)])
-    Index(
-        "one_pending_one_running",
-        requests.c.model,
-        requests.c.outcome,
-        unique=True,
-        sqlite_where=alone,
-        postgresql_where=alone,
-    )
-    schedules = Table(
-        "schedules",
-        metadata,
-        Column("model", String(255), primary_key=True),
-        Column("name", String(80), primary_key=True),
-        Column("due", Float(53), nullable=False),
-    )
-    state = Table(
-        "state",
-        metadata,
-        Column("model", String(255), primary_key=True),
-        Column("value", Text, nullable=False),
-    )
-    return requests, schedules, state
+def _entry(row: RowMapping) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k not in ("number", "model")}

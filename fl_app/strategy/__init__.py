@@ -4,7 +4,7 @@
 from fl_app.strategy.evaluation import MetricError
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.report import Origin, RoundReport, SessionReport
+from fl_app.strategy.report import DataUsed, Origin, RoundReport, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.session import RunFailedError
 from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
@@ -14,6 +14,7 @@ __all__ = [
     "AtMost",
     "BeatsChampion",
     "BestSoFar",
+    "DataUsed",
     "Finite",
     "LifecycleStrategy",
     "MetricError",

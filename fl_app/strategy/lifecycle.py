@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +40,7 @@ from fl_app.strategy.evaluation import (
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, run_tags, version_tags
-from fl_app.strategy.report import Artifacts, Hook, Monitor, Origin, RoundReport
+from fl_app.strategy.report import Artifacts, DataUsed, Hook, Monitor, Origin, RoundReport
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
     Decision,
@@ -51,6 +50,7 @@ from registry import (
     ModelStore,
     Policy,
     RegistryError,
+    Serving,
     Stage,
     Tracker,
     app_home,
@@ -93,6 +93,10 @@ class LifecycleStrategy(Strategy):
         Called at the end; the files that they return are logged to the MLflow run.
     model : Mapping[str, object]
         What the model is, kept beside its weights (for YOLO: size, classes, image size).
+    serving : Serving | None
+        How MLflow itself loads and serves the versions; None leaves that out.
+    holdout : DataUsed | None
+        What ``evaluate_fn`` scores on; noted in the MLflow run.
     params : Mapping[str, object]
         Logged as params of the MLflow run, beside the inner strategy's name.
     origin : Origin
@@ -127,6 +131,8 @@ class LifecycleStrategy(Strategy):
         hooks: Sequence[Hook] = (),
         artifacts: Sequence[Artifacts] = (),
         model: Mapping[str, object] | None = None,
+        serving: Serving | None = None,
+        holdout: DataUsed | None = None,
         params: Mapping[str, object] | None = None,
         origin: Origin | None = None,
         home: str | Path | None = None,
@@ -143,6 +149,8 @@ class LifecycleStrategy(Strategy):
         self.hooks = tuple(hooks)
         self.artifacts = (plot_metrics, *artifacts)
         self.model = dict(model or {})
+        self.serving = serving
+        self.holdout = holdout
         self.params = {"strategy": type(self.strategy).__name__, **(params or {})}
         self.origin = origin or Origin()
         self.home = app_home(home)
@@ -225,7 +233,7 @@ class LifecycleStrategy(Strategy):
         # Register.
         tags = {**session.tags, **version_tags(closed.round, closed.nodes)}
         version = self.store.save_model_version(
-            closed.weights, session.run_id, finite(metrics), tags
+            closed.weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
         forget_rounds(session.folder, before=closed.round)
         # Gate.
@@ -234,11 +242,10 @@ class LifecycleStrategy(Strategy):
         # Stage.
         report = self._stage(session, version, decision, closed, metrics)
         # Tell the monitor.
-        self._tell_monitor(metrics, closed.round)
+        if self.monitor is not None and self.metric is not None:
+            self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
         # Report.
         self._report(session, report)
-
-    # Steps of a round.
 
     def _champion(self, session: Session) -> Mapping[str, float] | None:
         if Stage.PRODUCTION not in self.policy:
@@ -275,19 +282,13 @@ class LifecycleStrategy(Strategy):
 
     def _record_failure(self, session: Session, failed: FailedRound) -> None:
         self.tracker.set_tags({f"failed_round.{failed.round}": failed.problem})
-        self._report(
-            session,
-            RoundReport(failed.round, session.num_rounds, reason=failed.problem, failed=True),
-        )
+        report = RoundReport(failed.round, session.num_rounds, reason=failed.problem, failed=True)
+        self._report(session, report)
         session.count_failure(failed)
 
     def _log(self, session: Session, metrics: Mapping[str, float], step: int) -> None:
         self.tracker.log_metrics(metrics, step=step)
         session.remember(metrics, step)
-
-    def _tell_monitor(self, metrics: Mapping[str, float], server_round: int) -> None:
-        if self.monitor is not None and self.metric is not None:
-            self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=server_round)
 
     def _report(self, session: Session, report: RoundReport) -> None:
         session.reports.append(report)
@@ -347,6 +348,8 @@ class LifecycleStrategy(Strategy):
         )
         try:
             self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})
+            if self.holdout is not None:
+                self.tracker.log_dataset(*astuple(self.holdout), context="holdout")
             yield self._open_session
         finally:
             error = sys.exception()
@@ -365,23 +368,17 @@ class LifecycleStrategy(Strategy):
         self._log(session, first, 0)
         if self.origin.parent_version is not None:
             session.scores[self.origin.parent_version] = first
-            self._tell_monitor(first, 0)
+            if self.monitor is not None and self.metric is not None:
+                self.monitor.start_from(self.origin.parent_version, first[self.metric])
         session.best = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
 
     def _conclude(self, session: Session) -> None:
         """Promote if nobody needs to be asked, log the pictures, print the table."""
         if self.approval == "auto":
             session.promote_waiting(self.store)
-        self._log_artifacts(session)
+        session.log_artifacts(self.store, self.tracker, self.artifacts)
         logger.info("%s", "\n" + session_table(session.reports, self.metric))
         logger.info("next: %s", "  |  ".join(next_commands(session.reports)))
-
-    def _log_artifacts(self, session: Session) -> None:
-        report = session.report(self.store)
-        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
-            for make in self.artifacts:
-                for path in make(report, Path(folder)):
-                    self.tracker.log_artifact(path)
 
     @property
     def _session(self) -> Session:

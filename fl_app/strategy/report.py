@@ -36,6 +36,25 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class DataUsed:
+    """Data that scores are taken on.
+
+    Attributes
+    ----------
+    name : str
+        What people call them.
+    digest : str
+        Digest of their content; equal digests make scores comparable.
+    source : str
+        Where they are.
+    """
+
+    name: str
+    digest: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class RoundReport:
     """One round, once its model has been evaluated, registered and staged.
 
@@ -102,5 +121,8 @@ Artifacts = Callable[[SessionReport, Path], Iterable[Path]]
 class Monitor(Protocol):
     """Who is told how good each round's model is."""
 
+    def start_from(self, version: str, score: float) -> None:
+        """Hear which registered version a session starts from, and its score."""
+
     def update_metrics(self, accuracy: float, round_num: int) -> None:
-        """Take the score of a round; round 0 is the version that the session starts from."""
+        """Take the score of a round."""

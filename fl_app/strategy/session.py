@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from fl_app.strategy.checkpoint import Schema, load_round, schema_of
 from fl_app.strategy.evaluation import EvaluateFn, evaluate
 from fl_app.strategy.provenance import Contribution
-from fl_app.strategy.report import RoundReport, SessionReport
-from registry import ModelStore, Stage
+from fl_app.strategy.report import Artifacts, RoundReport, SessionReport
+from registry import ModelStore, Stage, Tracker
 
 MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
@@ -137,6 +138,16 @@ class Session:
         """Time that the rounds after ``server_round`` will take at the pace so far."""
         pace = (time.monotonic() - self.started) / server_round
         return pace * (self.num_rounds - server_round)
+
+    def log_artifacts(
+        self, store: ModelStore, tracker: Tracker, artifacts: Sequence[Artifacts]
+    ) -> None:
+        """Have the pictures and files of the session made, and log them to its run."""
+        report = self.report(store)
+        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+            for make in artifacts:
+                for path in make(report, Path(folder)):
+                    tracker.log_artifact(path)
 
     def report(self, store: ModelStore) -> SessionReport:
         """The whole session, with the weights of its best version, or else of its last one."""

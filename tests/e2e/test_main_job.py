@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,25 @@ def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
     from_arrays(model, load_weights(manager.weights_path("8")))
     scores = Holdout(spec, image_size=96)(model)
     assert scores == pytest.approx({k: version.metrics[k] for k in scores}, abs=1e-4)
+
+
+def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> None:
+    from mlflow.pyfunc import load_model
+
+    from fl_app.client.data import data_digest, load_data_spec
+
+    flower, _ = trained
+    manager = ModelManager(home=flower.fl_app_home)
+    spec = load_data_spec(next((flower.fl_app_home / "data").glob("*/data.yaml")), 7)
+    served = load_model(str(manager.weights_path("8").parent))
+    pictures = [base64.b64encode(path.read_bytes()).decode() for path in spec.val[:4]]
+    found = served.predict({"image": pictures})
+    assert len(found) == 4
+    names = {box["name"] for boxes in found for box in boxes}
+    assert names
+    assert names <= set(spec.names)
+    run = manager.client.get_run(manager.get_version("8").run_id)
+    assert run.data.tags["dataset.holdout"] == data_digest(spec.val)
 
 
 def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str]) -> None:

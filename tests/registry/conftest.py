@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from registry_servers import mlflow_server, postgres, postgres_programs
 from safetensors.numpy import save_file
 
 from registry import InMemoryModelStore, ModelManager
@@ -51,10 +53,40 @@ def weights(tmp_path: Path) -> MakeWeights:
     return make
 
 
-@pytest.fixture(params=["memory", "mlflow"])
-def store(request: pytest.FixtureRequest) -> JournalledStore:
-    """Return each of the model stores in turn."""
+@pytest.fixture(scope="session")
+def served_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of an MLflow server."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def postgres_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a PostgreSQL database with MLflow's tables in it."""
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with postgres(programs) as address:
+        ModelManager(address, home=tmp_path_factory.mktemp("home")).list_all_versions()
+        yield address
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "mlflow",
+        pytest.param("server", marks=pytest.mark.slow),
+        pytest.param("postgres", marks=pytest.mark.slow),
+    ]
+)
+def store(request: pytest.FixtureRequest, home: Path) -> JournalledStore:
+    """Return each of the model stores in turn; in a database that is shared, under a new name."""
     if request.param == "memory":
         return InMemoryModelStore()
-    found: ModelManager = request.getfixturevalue("manager")
-    return found
+    if request.param == "mlflow":
+        found: ModelManager = request.getfixturevalue("manager")
+        return found
+    address = {"server": "served_mlflow", "postgres": "postgres_mlflow"}[request.param]
+    name = f"model-{uuid.uuid4().hex[:12]}"
+    return ModelManager(request.getfixturevalue(address), name, home=home, experiment_name=name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from registry import (
     ArtifactError,
     FederatedLearningTracker,
     InMemoryTracker,
+    InvalidName,
     ModelManager,
     RegistryError,
     Tracker,
@@ -195,6 +198,173 @@ def test_the_fake_keeps_what_was_logged(tmp_path: Path) -> None:
     assert run.metrics == {"mAP50_B": [(2, 0.5)]}
     assert run.artifacts == ["out/f.txt"]
     assert (run.tags, run.status) == ({"t": "1"}, "FINISHED")
+
+
+def test_the_guide_s_lines_work(
+    mlflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "predictions.json").write_text("[]")
+    tracker = FederatedLearningTracker()
+    tracker.start_run("fl_training_round_1")
+    tracker.log_params({"rounds": 10, "clients": 3, "model": "yolov8n"})
+    tracker.log_metrics({"inference_accuracy": 0.87, "avg_latency_ms": 45}, step=1)
+    tracker.log_artifact("predictions.json")
+    assert tracker.run is not None
+    run_id = tracker.run.info.run_id
+    tracker.end_run()
+    client = ModelManager(home=mlflow_home).client
+    assert client.get_run(run_id).info.run_name == "fl_training_round_1"
+    assert [a.path for a in client.list_artifacts(run_id)] == ["predictions.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fl-app-home", "predictions.json"]
+
+
+def test_trackers_in_two_threads_do_not_disturb_each_other(
+    mlflow_home: Path, manager: ModelManager
+) -> None:
+    failures: list[BaseException] = []
+    runs: dict[int, list[str]] = {0: [], 1: []}
+
+    def work(who: int) -> None:
+        try:
+            tracker = FederatedLearningTracker(None, f"experiment-{who}", home=mlflow_home)
+            for number in range(3):
+                with tracker:
+                    for step in range(4):
+                        tracker.log_metrics({"m": who * 100 + number * 10 + step}, step=step)
+                    tracker.set_tags({"who": str(who)})
+                assert tracker.run is not None
+                runs[who].append(tracker.run.info.run_id)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for who, ids in runs.items():
+        for number, run_id in enumerate(ids):
+            stored = manager.client.get_run(run_id)
+            assert (stored.data.tags["who"], stored.info.status) == (str(who), "FINISHED")
+            values = [m.value for m in manager.client.get_metric_history(run_id, "m")]
+            assert values == [who * 100 + number * 10 + step for step in range(4)]
+
+
+def test_an_unfinished_run_is_found_by_its_tags_and_continued(
+    mlflow_home: Path, manager: ModelManager
+) -> None:
+    def left_running(**tags: str) -> str:
+        run_id: str = FederatedLearningTracker(home=mlflow_home).start_run(tags=tags).info.run_id
+        time.sleep(0.002)  # MLflow orders runs by the millisecond
+        return run_id
+
+    oldest = left_running(flower="7", session="1")
+    wanted = left_running(flower="7", session="1", by='it\'s "quoted"')
+    left_running(flower="7", session="2")
+    with FederatedLearningTracker(home=mlflow_home) as ended:
+        ended.set_tags({"flower": "7", "session": "1"})
+
+    tracker = FederatedLearningTracker(home=mlflow_home)
+    assert tracker.adopt_run({"flower": "7", "session": "3"}) is None
+    assert tracker.run is None
+    found = tracker.adopt_run({"flower": "7", "by": 'it\'s "quoted"'})
+    assert found is not None
+    assert found.info.run_id == wanted
+    tracker.log_metrics({"m": 1.0}, step=4)
+    with pytest.raises(RegistryError, match="already active"):
+        tracker.adopt_run({"flower": "7"})
+    tracker.end_run()
+    assert manager.client.get_run(wanted).info.status == "FINISHED"
+    again = FederatedLearningTracker(home=mlflow_home).adopt_run({"flower": "7", "session": "1"})
+    assert again is not None
+    assert again.info.run_id == oldest
+
+
+def test_both_trackers_adopt_alike(any_tracker: Tracker) -> None:
+    with pytest.raises(RegistryError, match="at least one"):
+        any_tracker.adopt_run({})
+    assert any_tracker.adopt_run({"a": "1"}) is None
+    any_tracker.start_run(tags={"a": "1"})
+    any_tracker.end_run()
+    assert any_tracker.adopt_run({"a": "1"}) is None
+
+
+def test_the_fake_adopts_the_newest_unfinished_run() -> None:
+    tracker = InMemoryTracker()
+    for _ in range(2):
+        tracker.start_run(tags={"a": "1"})
+        tracker.run = None  # as if its process had gone
+    found = tracker.adopt_run({"a": "1"})
+    assert found is tracker.runs[1]
+
+
+def test_the_data_that_scores_are_taken_on_are_noted(
+    tracker: FederatedLearningTracker, manager: ModelManager
+) -> None:
+    digest = "0123456789abcdef" * 4
+    with tracker:
+        tracker.log_dataset("shapes/val", digest, "/data/shapes", context="holdout")
+        tracker.log_dataset("shapes/val", digest, "/data/shapes")  # twice is once
+    assert tracker.run is not None
+    stored = manager.client.get_run(tracker.run.info.run_id)
+    (used,) = stored.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("shapes/val", digest[:36])
+    assert "/data/shapes" in used.dataset.source
+    assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "holdout"}
+    assert stored.data.tags["dataset.holdout"] == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "context"),
+    [("", "d", "holdout"), ("x" * 501, "d", "h"), ("n", "", "h"), ("n", "d", ""), ("n", "d", "a(")],
+)
+def test_both_trackers_refuse_the_same_data_sets(
+    any_tracker: Tracker, name: str, digest: str, context: str
+) -> None:
+    with pytest.raises(RegistryError, match="No run is active"):
+        any_tracker.log_dataset("n", "d")
+    with any_tracker, pytest.raises(InvalidName):
+        any_tracker.log_dataset(name, digest, context=context)
+
+
+def test_a_password_in_a_data_set_s_address_is_not_kept(
+    tracker: FederatedLearningTracker, manager: ModelManager
+) -> None:
+    with tracker:
+        tracker.log_dataset("n", "d", "https://ada:s3cret@host/data")
+    assert tracker.run is not None
+    (used,) = manager.client.get_run(tracker.run.info.run_id).inputs.dataset_inputs
+    assert "s3cret" not in used.dataset.source
+
+
+def test_system_metrics_are_logged_on_request(
+    mlflow_home: Path,
+    manager: ModelManager,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = FederatedLearningTracker(home=mlflow_home, system_metrics=True)
+    before = threading.active_count()
+    with tracker:
+        time.sleep(0.9)
+        assert mlflow.active_run() is None
+    assert threading.active_count() == before
+    assert tracker.run is not None
+    first = manager.client.get_run(tracker.run.info.run_id).data.metrics
+    assert "system/cpu_utilization_percentage" in first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fl-app-home"]
+    plain = FederatedLearningTracker(home=mlflow_home)
+    with plain:
+        time.sleep(0.5)
+    assert plain.run is not None
+    assert manager.client.get_run(plain.run.info.run_id).data.metrics == {}
 
 
 def test_no_global_state_of_mlflow_is_touched(tracker: FederatedLearningTracker) -> None:

@@ -4,43 +4,57 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import JournalError, StageError
+from registry.errors import InvalidName, JournalError, StageError
 from registry.journal import (
-    Move,
-    State,
+    Ledger,
+    Page,
+    as_moment,
+    carried_over,
     fold,
+    is_date,
     new_entry,
-    plan,
+    production_at,
     read_chain,
-    rollback_target,
+    read_page,
 )
+from registry.moves import Move, State, plan, rollback_target, under_its_name
 from registry.records import Stage
 
 VERSIONS = ["1", "2", "3", "4"]
-moves = st.lists(st.tuples(st.sampled_from(list(Move)), st.sampled_from([None, *VERSIONS])))
+OPS = [op for op in Move if op is not Move.CARRY]
+moves = st.lists(st.tuples(st.sampled_from(OPS), st.sampled_from([None, *VERSIONS])))
 
 
-def play(wanted: list[tuple[Move, str | None]]) -> tuple[list[str], list[State]]:
-    """Try moves one after the other, as a store does; return the texts and all states."""
-    texts: list[str] = []
-    states = [State()]
+def play(
+    wanted: list[tuple[Move, str | None]], page_length: int = 1000
+) -> tuple[list[Page], list[State]]:
+    """Try moves one after the other, as a store does; return the pages and all states."""
+    pages, ledger, states = [Page()], Ledger(), [State()]
     for op, version in wanted:
-        state = states[-1]
         try:
-            target = version or rollback_target(state)
-            displaced = plan(state, op, target)
+            target = version or rollback_target(ledger.state)
+            named = under_its_name(ledger.state, op, target)
+            displaced = plan(ledger.state, named, target)
         except StageError:
             continue
         if displaced is not None:
-            texts.append(new_entry(texts, op, version=target, displaced=displaced).encode())
-        states.append(fold(read_chain(texts)))
-    return texts, states
+            if len(ledger.page.texts) >= page_length:
+                pages.append(carried_over(ledger))
+                ledger = read_page(pages[-1])
+            text = new_entry(ledger, named, version=target, displaced=displaced).encode()
+            page = pages[-1]
+            pages[-1] = Page((*page.texts, text), page.carried, page.first)
+            ledger = read_page(pages[-1], ledger)
+        states.append(ledger.state)
+    return pages, states
 
 
 @given(moves)
@@ -66,8 +80,38 @@ def test_nothing_that_had_a_stage_returns_to_none(wanted: list[tuple[Move, str |
         for version in VERSIONS:
             if before.stage_of(version) is not Stage.NONE:
                 assert after.stage_of(version) is not Stage.NONE
-            if before.stage_of(version) is Stage.ARCHIVED:
-                assert after.stage_of(version) is not Stage.STAGING
+
+
+@given(moves)
+def test_only_restoring_takes_an_archived_version_to_staging(
+    wanted: list[tuple[Move, str | None]],
+) -> None:
+    pages, _ = play(wanted)
+    state = State()
+    for entry in read_chain(pages):
+        if state.stage_of(entry.version) is Stage.ARCHIVED:
+            assert entry.op in (Move.RESTORE, Move.ROLLBACK, Move.ADOPT, Move.RETIRE)
+        state = fold(found for found in read_chain(pages) if found.number <= entry.number)
+
+
+@given(moves)
+def test_promoting_what_was_in_production_before_is_called_a_rollback(
+    wanted: list[tuple[Move, str | None]],
+) -> None:
+    pages, _ = play(wanted)
+    served: set[str] = set()
+    for entry in read_chain(pages):
+        if entry.op in (Move.PROMOTE, Move.ROLLBACK):
+            archived_before = entry.version in served
+            assert entry.op is Move.ROLLBACK or not archived_before or _was_staged(pages, entry)
+        if entry.op in (Move.PROMOTE, Move.ROLLBACK, Move.ADOPT):
+            served.add(entry.version)
+
+
+def _was_staged(pages: list[Page], entry: object) -> bool:
+    number = entry.number  # type: ignore[attr-defined]
+    state = fold(found for found in read_chain(pages) if found.number < number)
+    return state.staging == entry.version  # type: ignore[attr-defined]
 
 
 @given(moves)
@@ -77,33 +121,119 @@ def test_rolling_back_twice_returns(wanted: list[tuple[Move, str | None]]) -> No
         assert states[-3].production == states[-1].production
 
 
-@given(moves.filter(lambda found: len(play(found)[0]) > 1), st.data())
+@given(moves.filter(lambda found: len(play(found)[0][0].texts) > 1), st.data())
 def test_a_change_anywhere_in_the_chain_is_found(
     wanted: list[tuple[Move, str | None]], data: st.DataObject
 ) -> None:
-    texts, _ = play(wanted)
+    texts = play(wanted)[0][0].texts
     place = data.draw(st.integers(0, len(texts) - 2))
     changed = json.loads(texts[place]) | {"reason": "forged"}
     with pytest.raises(JournalError, match=f"Entry {place + 2} of the journal does not follow"):
-        read_chain([*texts[:place], json.dumps(changed), *texts[place + 1 :]])
+        read_chain([Page((*texts[:place], json.dumps(changed), *texts[place + 1 :]))])
     with pytest.raises(JournalError, match="does not follow"):
-        read_chain([*texts[:place], *texts[place + 1 :]])
+        read_chain([Page((*texts[:place], *texts[place + 1 :]))])
+
+
+@given(moves, st.integers(1, 4))
+def test_a_journal_in_several_runs_says_what_one_in_a_single_run_says(
+    wanted: list[tuple[Move, str | None]], length: int
+) -> None:
+    whole, states = play(wanted)
+    pages, turned = play(wanted, page_length=length)
+    assert turned == states
+    moved = [(e.op, e.version, e.displaced) for e in read_chain(pages) if e.op is not Move.CARRY]
+    assert moved == [(e.op, e.version, e.displaced) for e in read_chain(whole)]
+    assert [e.number for e in read_chain(pages)] == list(range(1, len(read_chain(pages)) + 1))
+
+
+@given(moves.filter(lambda found: len(play(found, page_length=1)[0]) > 1), st.data())
+def test_a_change_in_an_earlier_run_is_found_at_the_next_ones_first_entry(
+    wanted: list[tuple[Move, str | None]], data: st.DataObject
+) -> None:
+    pages, _ = play(wanted, page_length=1)
+    place = data.draw(st.integers(0, len(pages) - 2))
+    page = pages[place]
+    changed = json.dumps(json.loads(page.texts[-1]) | {"reason": "forged"})
+    forged = [*pages]
+    forged[place] = Page((*page.texts[:-1], changed), page.carried, page.first)
+    following = pages[place + 1].first
+    with pytest.raises(JournalError, match=f"Entry {following} of the journal does not follow"):
+        read_chain(forged)
+    lighter = pages[place + 1]
+    forged = [*pages]
+    forged[place + 1] = Page(lighter.texts, State().encode(), lighter.first)
+    if lighter.carried != State().encode():
+        with pytest.raises(JournalError, match=f"entry {following} of the journal carries"):
+            read_chain(forged)
+
+
+@given(
+    st.frozensets(st.integers(1, 40).map(str)),
+    st.frozensets(st.integers(1, 40).map(str)),
+    st.sampled_from([None, "7"]),
+)
+def test_a_state_is_read_back(
+    archived: frozenset[str], served: frozenset[str], production: str | None
+) -> None:
+    state = State(production, None, "41", archived, served)
+    assert State.decode(state.encode()) == state
+
+
+def test_what_was_in_production_on_a_date() -> None:
+    ledger, days = Ledger(), ["2026-11-20", "2026-11-21", "2026-11-23"]
+    for number, day in enumerate(days, start=1):
+        entry = new_entry(ledger, Move.PROMOTE, version=str(number), displaced="")
+        text = replace(entry, time=f"{day}T12:00:00.000+00:00").encode()
+        ledger = read_page(Page((*ledger.page.texts, text)), ledger)
+
+    def at(when: str) -> str | None:
+        return production_at(ledger.entries, as_moment(when))
+
+    assert at("2026-11-19") is None
+    assert at("2026-11-20T11:59:59") is None
+    assert at("2026-11-20T12:00:00+00:00") == "1"
+    assert at("2026-11-20T13:30:00+02:00") is None
+    assert at("2026-11-20") == "1"
+    assert at("2026-11-22") == "2"
+    assert at("2100-01-01") == "3"
+    assert production_at(ledger.entries, as_moment(date(2026, 11, 21))) == "2"
+    late = datetime(2026, 11, 23, 11, tzinfo=UTC)
+    assert production_at(ledger.entries, as_moment(late)) == "2"
+
+
+@pytest.mark.parametrize("when", ["", "yesterday", "2026-13-01", "2026-11-23Tmorning", "7"])
+def test_what_is_not_a_date_is_told(when: str) -> None:
+    with pytest.raises(InvalidName, match="not a date; expected one such as '2026-11-23'"):
+        as_moment(when)
+
+
+def test_digits_are_a_version_and_not_a_date() -> None:
+    assert not is_date("20261123")
+    assert not is_date("3")
+    assert is_date(" 2026-11-23 ")
+
+
+def test_time_never_goes_back_where_a_clock_does() -> None:
+    first = new_entry(Ledger(), Move.STAGE, version="1", displaced="")
+    ahead = replace(first, time="2999-01-01T00:00:00.000+00:00")
+    ledger = read_page(Page((ahead.encode(),)))
+    assert new_entry(ledger, Move.STAGE, version="2", displaced="1").time == ahead.time
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"op": "dance", "from": ""}', "null"])
 def test_an_entry_that_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(JournalError, match="Entry 1 of the journal cannot be read"):
-        read_chain([text])
+        read_chain([Page((text,))])
 
 
 @given(st.text(max_size=5000), st.text(max_size=500))
 def test_an_entry_is_read_back_and_fits_into_a_param(reason: str, actor: str) -> None:
-    entry = new_entry([], Move.STAGE, version="1", displaced="", actor=actor, reason=reason)
-    assert read_chain([entry.encode()]) == (entry,)
+    entry = new_entry(Ledger(), Move.STAGE, version="1", displaced="", actor=actor, reason=reason)
+    assert read_chain([Page((entry.encode(),))]) == (entry,)
     assert len(entry.encode()) < 6000
     assert "\n" not in entry.reason
 
 
 def test_a_long_reason_of_quotes_fits_too() -> None:
-    entry = new_entry([], Move.STAGE, version="1", displaced="", reason='"\\' * 5000)
+    entry = new_entry(Ledger(), Move.STAGE, version="1", displaced="", reason='"\\' * 5000)
     assert len(entry.encode()) < 6000

@@ -17,6 +17,7 @@ from registry import (
     ArtifactError,
     InvalidMetric,
     InvalidName,
+    ModelManager,
     ModelStore,
     Stage,
     StageError,
@@ -70,7 +71,7 @@ def test_versions_are_listed_newest_first(store: JournalledStore, weights: MakeW
     rows = store.list_all_versions()
     assert [row["version"] for row in rows] == [str(n) for n in range(11, 0, -1)]
     assert set(rows[0]) == {
-        "version", "stage", "created", "metrics", "tags", "sha256", "size", "run_id"
+        "version", "stage", "created", "metrics", "tags", "sha256", "size", "run_id", "description"
     }  # fmt: skip
     assert datetime.fromisoformat(rows[0]["created"]).utcoffset() == timedelta(0)
     assert rows[0] == store.get_version(11).as_row()
@@ -140,8 +141,9 @@ def test_rolling_back_twice_returns(store: JournalledStore, weights: MakeWeights
     [
         ("promote_to_staging", "1", "archived and cannot go to staging"),
         ("promote_to_staging", "2", "in production and cannot go back to staging"),
-        ("promote_to_production", "1", r"rollback\(to='1'\)"),
-        ("promote_to_production", "3", "save the file again"),
+        ("promote_to_production", "3", r"restore_version\('3'\) puts it back into staging"),
+        ("restore_version", "2", "in production and cannot go back"),
+        ("restore_version", "4", "not archived, so there is nothing to restore"),
         ("archive_version", "2", "there must always be one"),
         ("rollback", "4", "never been in production"),
     ],
@@ -199,6 +201,8 @@ def test_comparing_tells_by_how_much_the_second_exceeds_the_first(
 def test_changed_or_lost_weights_are_neither_promoted_nor_loaded(
     store: JournalledStore, weights: MakeWeights
 ) -> None:
+    if isinstance(store, ModelManager) and store.tracking_uri.startswith("http"):
+        pytest.skip("the files lie with the server; a damaged download is fetched again")
     save(store, weights, 3)
     store.promote_to_production("1")
     store.weights_path("2").write_bytes(weights(3).read_bytes())

@@ -16,6 +16,7 @@ from local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.strategy import (
+    DataUsed,
     MetricError,
     Origin,
     RunFailedError,
@@ -24,7 +25,7 @@ from fl_app.strategy import (
     default_policy,
 )
 from models.weights import load_weights, read_manifest
-from registry import InMemoryModelStore, InMemoryTracker, RegistryError, Stage
+from registry import InMemoryModelStore, InMemoryTracker, RegistryError, Serving, Stage
 
 
 @pytest.fixture
@@ -79,6 +80,18 @@ def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(
         np.testing.assert_array_equal(mine, flowers)
     assert [a.dtype for a in saved] == [np.float32, np.int64]
     assert read_manifest(path).model == {"family": "toy"}
+
+
+def test_versions_are_servable_and_the_holdout_is_noted(
+    parts: dict[str, Any], store: InMemoryModelStore, tracker: InMemoryTracker, tmp_path: Path
+) -> None:
+    code = tmp_path / "code.py"
+    code.write_text("def load(weights, spec, config): ...")
+    data = DataUsed("digits/val", "ab" * 32, "/data/digits")
+    strategy = LifecycleStrategy(serving=Serving(code), holdout=data, **parts)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=1)
+    assert (store.weights_path("1").parent / "MLmodel").is_file()
+    assert tracker.runs[0].datasets == {"holdout": ("digits/val", "ab" * 32)}
 
 
 def test_provenance_is_in_the_tags(parts: dict[str, Any], store: InMemoryModelStore) -> None:
@@ -273,6 +286,10 @@ def test_the_monitor_hears_the_start_and_every_round(
     class Heard:
         def __init__(self) -> None:
             self.scores: list[tuple[int, float]] = []
+            self.start: tuple[str, float] | None = None
+
+        def start_from(self, version: str, score: float) -> None:
+            self.start = (version, round(score, 6))
 
         def update_metrics(self, accuracy: float, round_num: int) -> None:
             self.scores.append((round_num, round(accuracy, 6)))
@@ -284,7 +301,8 @@ def test_the_monitor_hears_the_start_and_every_round(
     LifecycleStrategy(
         metric="accuracy", monitor=monitor, origin=Origin(parent_version="1"), **parts
     ).start(LocalGrid(add_one), model(1), num_rounds=2, evaluate_fn=holdout)
-    assert monitor.scores == [(0, 0.1), (1, 0.2), (2, 0.3)]
+    assert monitor.start == ("1", 0.1)
+    assert monitor.scores == [(1, 0.2), (2, 0.3)]
 
 
 def test_artifacts_get_the_whole_session(parts: dict[str, Any], tracker: InMemoryTracker) -> None:

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API's Flask app: the monitor's routes, and all errors as JSON."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from flask import Flask, Response, g, request
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
+
+from fl_app.retraining.api_guard import SAFE_METHODS, Guard, check_form
+from fl_app.retraining.api_input import (
+    MAX_BODY,
+    ApiError,
+    checked_fields,
+    error_answer,
+    json_object,
+    number_argument,
+    text_field,
+    wants_prometheus,
+)
+from fl_app.retraining.api_replies import Answer, Once, reply
+from fl_app.retraining.api_versions import add_version_routes
+from fl_app.retraining.manager import RetrainingManager
+from fl_app.retraining.triggers import Outcome
+from registry import ModelStore
+
+logger = logging.getLogger("flwr.fl_app")
+
+OPENAPI = Path(__file__).with_name("openapi.yaml")
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+QUERIES = {
+    "metrics": {"format"},
+    "trigger_history": {"limit", "before"},
+    "list_versions": {"limit", "before"},
+}
+"""What may stand behind the question mark, by route."""
+STATUSES = {
+    Outcome.JOINED: "joined",
+    Outcome.SUPPRESSED: "suppressed",
+    Outcome.SUGGESTED: "suggested",
+}
+"""How a request is answered; all others are accepted."""
+
+
+def make_app(manager: RetrainingManager, store: ModelStore | None, guard: Guard) -> Flask:
+    """Put the app together."""
+    app = Flask("fl_app", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
+    app.url_map.merge_slashes = False
+    app.extensions["fl_app"] = guard
+    app.before_request(lambda: _before(guard))
+    app.after_request(_after)
+    app.register_error_handler(ApiError, _refused)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(SQLAlchemyError, _no_memory)
+    app.register_error_handler(Exception, _bug)
+    once = Once(manager.store)
+    _add_monitor_routes(app, manager, once)
+    if store is not None:
+        add_version_routes(app, store, once)
+    _add_description(app, guard, versions=store is not None)
+    return app
+
+
+def _before(guard: Guard) -> None:
+    """All checks that do not depend on the route, in front of it."""
+    guard.admit(request)
+    if request.routing_exception is not None:
+        raise request.routing_exception
+    unknown = set(request.args) - QUERIES.get(request.endpoint or "", set())
+    if unknown:
+        raise ApiError(400, f"?{sorted(unknown)[0][:80]}= is not known here; leave it out.")
+    if any(len(values) > 1 for _, values in request.args.lists()):
+        raise ApiError(400, "A query parameter is there twice; send it once.")
+    if request.method not in SAFE_METHODS:
+        g.body = json_object(check_form(request))
+
+
+def _after(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Content-Security-Policy"] = "default-src 'none'"
+    return response
+
+
+def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> None:
+    memory = manager.store
+
+    @app.post("/trigger_retrain")
+    def trigger_retrain() -> Response:
+        checked_fields(g.body, reason=str, force=bool)
+        reason = text_field(g.body, "reason")
+        return once(lambda new_id: _trigger(manager, reason, g.body.get("force", True), new_id))
+
+    @app.get("/trigger_history")
+    def trigger_history() -> Response:
+        limit = number_argument(request.args, "limit", 100, 1000)
+        before = request.args.get("before")
+        if before is not None and not re.fullmatch(r"[0-9a-f]{32}", before, re.ASCII):
+            raise ApiError(400, "?before= must be the id of a request.")
+        if before is not None and memory.get(before) is None:
+            raise ApiError(404, "There is no request with that id.")
+        return reply(200, memory.history(limit, before or ""))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        if wants_prometheus(request.headers.get("Accept", ""), request.args.get("format")):
+            response = Response(_prometheus(manager), mimetype=None, content_type=PROMETHEUS)
+        else:
+            response = reply(200, _metrics(manager))
+        response.headers["Vary"] = "Accept"
+        return response
+
+    @app.get("/status")
+    def status() -> Response:
+        found = {str(o): memory.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
+        rows = {name: r if r is None else memory.get(r.id) for name, r in found.items()}
+        return reply(200, {"monitoring": manager.monitoring, **rows})
+
+    @app.get("/health")
+    def health() -> Response:
+        return reply(200, {"status": "ok"})
+
+
+def _trigger(manager: RetrainingManager, reason: str, force: bool, new_id: str) -> Answer:
+    """Put a request into the mailbox; it is written down when this returns."""
+    request_id = manager.manual_trigger(reason, force=force, request_id=new_id)
+    row = manager.store.get(new_id) or {}
+    status = STATUSES.get(Outcome(row["outcome"]), "accepted")
+    why = {"why": row["why"]} if row["why"] else {}
+    return 202, {"status": status, "request_id": request_id, "reason": row["reason"], **why}
+
+
+def _metrics(manager: RetrainingManager) -> dict[str, Any]:
+    return {
+        "best_accuracy": manager.best_accuracy,
+        "current_accuracy": manager.current_accuracy,
+        "accuracy_threshold": manager.accuracy_threshold,
+        "monitoring": manager.monitoring,
+        "requests": {str(outcome): n for outcome, n in manager.store.counts().items()},
+    }
+
+
+def _prometheus(manager: RetrainingManager) -> str:
+    """The same numbers in Prometheus' text format; what is not known is left out."""
+    found = _metrics(manager)
+    requests = found.pop("requests")
+    told = {
+        "best_accuracy": "Best score since the baseline was set.",
+        "current_accuracy": "Last score.",
+        "accuracy_threshold": "Lasting fall of the score that asks for retraining.",
+        "monitoring": "1 while the monitor looks at its schedules.",
+    }
+    lines = []
+    for name, value in found.items():
+        if value is not None:
+            lines += [f"# HELP fl_app_{name} {told[name]}", f"# TYPE fl_app_{name} gauge"]
+            lines.append(f"fl_app_{name} {float(value)}")
+    lines += ["# HELP fl_app_retrain_requests Requests for retraining by what became of them."]
+    lines += ["# TYPE fl_app_retrain_requests gauge"]
+    lines += [f'fl_app_retrain_requests{{outcome="{o}"}} {n}' for o, n in requests.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _add_description(app: Flask, guard: Guard, *, versions: bool) -> None:
+    description = yaml.safe_load(OPENAPI.read_text("utf-8"))
+    if not versions:
+        paths = description["paths"]
+        ours = {rule.rule.replace("<", "{").replace(">", "}") for rule in app.url_map.iter_rules()}
+        description["paths"] = {k: v for k, v in paths.items() if k in {*ours, "/openapi.json"}}
+    if guard.token is None:
+        del description["security"]
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return reply(200, description)
+
+
+def _refused(error: ApiError) -> Response:
+    return reply(error.status, error.answer, **error.headers)
+
+
+def _http_error(error: HTTPException) -> Response:
+    details = {
+        404: "There is nothing here; GET /openapi.json tells what there is.",
+        405: f"{request.method[:20]} cannot be used here; see the header Allow.",
+        413: f"The body is larger than {MAX_BODY // 1024} KiB; send a shorter one.",
+    }
+    status = error.code or 500
+    detail = details.get(status, "The request cannot be read; check its address and headers.")
+    headers = {k: v for k, v in error.get_headers() if k in ("Allow", "Retry-After")}
+    return reply(status, error_answer(status, detail), **headers)
+
+
+def _no_memory(error: SQLAlchemyError) -> Response:
+    logger.warning("the monitor's memory did not answer the API: %s", type(error).__name__)
+    detail = "The monitor's memory does not answer; nothing is known to be done, try again."
+    return reply(503, error_answer(503, detail), Retry_After="1")
+
+
+def _bug(error: Exception) -> Response:
+    logger.error("the API failed on %s", request.endpoint, exc_info=error)
+    return reply(500, error_answer(500, "Something went wrong here; the server's log tells more."))

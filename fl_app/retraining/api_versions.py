@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API's routes to the registry: list versions, promote, approve, roll back."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Flask, Response, g, request
+
+from fl_app.retraining.api_input import ApiError, checked_fields, number_argument, text_field
+from fl_app.retraining.api_replies import Answer, Once, reply
+from registry import (
+    ArtifactError,
+    InvalidName,
+    ModelStore,
+    RegistryError,
+    Stage,
+    StageError,
+    StoreUnavailable,
+    UnknownVersion,
+)
+
+AT_ONCE = 4
+"""Calls to the registry at once; an MLflow that is slow must not hold all of the API's threads."""
+MAX_NAME = 100
+STATUSES: Mapping[type[RegistryError], int] = {
+    UnknownVersion: 404,
+    StageError: 409,
+    ArtifactError: 409,
+    InvalidName: 400,
+    StoreUnavailable: 503,
+}
+"""HTTP status of the registry's errors; 500 for all others."""
+
+
+def add_version_routes(app: Flask, store: ModelStore, once: Once) -> None:
+    """Add the routes to an app."""
+    versions = _Versions(store)
+
+    @app.get("/versions")
+    def list_versions() -> Response:
+        limit = number_argument(request.args, "limit", 100, 1000)
+        before = request.args.get("before")
+        return reply(200, versions.rows(limit, before if before is None else _number(before)))
+
+    @app.post("/versions/<version>/promote")
+    def promote(version: str) -> Response:
+        number, by, to = _number(version), _by(to=str), g.body.get("to", "production")
+        if to not in ("production", "staging"):
+            raise ApiError(400, "The field 'to' must be 'production' or 'staging'.")
+        return once(lambda _: versions.promote(number, to, by))
+
+    @app.post("/versions/<version>/approve")
+    def approve(version: str) -> Response:
+        number, by = _number(version), _by()
+        return once(lambda _: versions.approve(number, by))
+
+    @app.post("/rollback")
+    def roll_back() -> Response:
+        by, to = _by(to=str), g.body.get("to")
+        goal = None if to is None else _number(to)
+        return once(lambda _: versions.roll_back(goal, by), repeatable=goal is not None)
+
+
+@dataclass(frozen=True)
+class _By:
+    """Who decides, and why."""
+
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Versions:
+    """The registry, with its errors as the API's."""
+
+    store: ModelStore
+    places: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(AT_ONCE)
+    )
+
+    def rows(self, limit: int, before: str | None) -> list[dict[str, Any]]:
+        """Newest first."""
+        with self._asked():
+            rows = self.store.list_all_versions()
+        older = [row for row in rows if before is None or int(row["version"]) < int(before)]
+        return older[:limit]
+
+    def promote(self, version: str, to: str, by: _By) -> Answer:
+        with self._asked():
+            if to == "staging":
+                self.store.promote_to_staging(version, actor=by.actor, reason=by.reason)
+                return 200, {"version": version, "stage": str(Stage.STAGING)}
+            return self._to_production(version, by)
+
+    def approve(self, version: str, by: _By) -> Answer:
+        """Like a promotion, of a version that waits for it."""
+        with self._asked():
+            approval = self.store.get_version(version).tags.get("approval", "none")
+            if approval not in ("pending", "approved"):
+                raise ApiError(
+                    409,
+                    f"Version {version} does not wait for approval (it is {approval!r}); "
+                    "promote it if it is wanted all the same.",
+                )
+            return self._to_production(version, by)
+
+    def roll_back(self, to: str | None, by: _By) -> Answer:
+        with self._asked():
+            version = self.store.rollback(to, actor=by.actor, reason=by.reason)
+        return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
+
+    def _to_production(self, version: str, by: _By) -> Answer:
+        self.store.promote_to_production(version, actor=by.actor, reason=by.reason)
+        self.store.set_version_tags(version, {"approval": "approved"})
+        return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        if not self.places.acquire(blocking=False):
+            raise ApiError(503, "The registry is busy; try again.", Retry_After="1")
+        try:
+            yield
+        except RegistryError as error:
+            raise ApiError(STATUSES.get(type(error), 500), str(error)) from error
+        finally:
+            self.places.release()
+
+
+def _number(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text, re.ASCII):
+        raise ApiError(404, "That is not a version; versions are numbers such as 3.")
+    return text
+
+
+def _by(**more: type) -> _By:
+    """Read who decides and why from the body, and refuse fields beyond these and ``more``."""
+    checked_fields(g.body, by=str, note=str, **more)
+    actor = text_field(g.body, "by", "api", MAX_NAME)
+    return _By(actor, text_field(g.body, "note"))

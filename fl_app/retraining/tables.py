@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of the monitor's memory; what is done with them is in `fl_app.retraining.store`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from fl_app.retraining.triggers import Outcome
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+
+@lru_cache(maxsize=1)
+def tables() -> tuple[Table, Table, Table, Table]:
+    """Requests, schedules, state and answers: the same tables for every store of this process."""
+    from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text
+
+    metadata = MetaData()
+    requests = Table(
+        "requests",
+        metadata,
+        Column("number", Integer, primary_key=True),
+        Column("model", String(255), nullable=False),
+        Column("id", String(32), unique=True, nullable=False),
+        Column("kind", String(20), nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("created", String(40), nullable=False),
+        Column("outcome", String(20), nullable=False),
+        Column("why", Text, nullable=False),
+        Column("started", String(40)),
+        Column("ended", String(40)),
+    )
+    alone = requests.c.outcome.in_([str(Outcome.PENDING), str(Outcome.RUNNING)])
+    Index(
+        "one_pending_one_running",
+        requests.c.model,
+        requests.c.outcome,
+        unique=True,
+        sqlite_where=alone,
+        postgresql_where=alone,
+    )
+    schedules = Table(
+        "schedules",
+        metadata,
+        Column("model", String(255), primary_key=True),
+        Column("name", String(80), primary_key=True),
+        Column("due", Float(53), nullable=False),
+    )
+    state = Table(
+        "state",
+        metadata,
+        Column("model", String(255), primary_key=True),
+        Column("value", Text, nullable=False),
+    )
+    answers = Table(
+        "answers",
+        metadata,
+        Column("model", String(255), primary_key=True),
+        Column("key", String(255), primary_key=True),
+        Column("id", String(32), nullable=False),
+        Column("digest", String(64), nullable=False),
+        Column("owner", String(32), nullable=False),
+        Column("created", Float(53), nullable=False, index=True),
+        Column("status", Integer),
+        Column("body", Text, nullable=False),
+    )
+    return requests, schedules, state, answers

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between two versions: numbers, settings, arrays, data, single examples. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_DRAWS, _SEED, _CONFIDENCE = 2000, 0, 0.95
+_FEWEST = 20  # examples; below, the interval of a bootstrap is far too narrow
+_BLOCK = 2_000_000  # numbers drawn at a time
+
+
+def metric_differences(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much `two` exceeds `one` in each metric that both have."""
+    return {name: two[name] - one[name] for name in one if name in two}
+
+
+def param_differences(
+    one: Mapping[str, str] | None, two: Mapping[str, str] | None
+) -> dict[str, list[str | None]] | None:
+    """Return the params that differ as ``{name: [in one, in two]}``; None where a side is unknown.
+
+    A param that only one of them has is None on the other side.
+    """
+    if one is None or two is None:
+        return None
+    names = sorted(one.keys() | two.keys())
+    return {n: [one.get(n), two.get(n)] for n in names if one.get(n) != two.get(n)}
+
+
+def architecture_differences(one: bytes | None, two: bytes | None) -> dict[str, Any] | None:
+    """Return which arrays differ, by the ``spec.json`` of both; None where one is missing.
+
+    ``only_in_version1`` and ``only_in_version2`` hold names; ``changed`` holds
+    ``{name: [{"dtype", "shape"} in one, the same in two]}``.
+    """
+    first, second = _arrays(one), _arrays(two)
+    if first is None or second is None:
+        return None
+    return {
+        "only_in_version1": [name for name in first if name not in second],
+        "only_in_version2": [name for name in second if name not in first],
+        "changed": {
+            name: [first[name], second[name]]
+            for name in first
+            if name in second and first[name] != second[name]
+        },
+    }
+
+
+def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
+    """Return how the training data differ, by the tag ``nodes`` of both; None where one is missing.
+
+    ``changed`` names the nodes whose data are known to be others; ``num_nodes`` and
+    ``num_examples`` are the totals of both sides.
+    """
+    first, second = _nodes(one), _nodes(two)
+    if first is None or second is None:
+        return None
+    both = first.keys() & second.keys()
+    digests = {n: (first[n][1], second[n][1]) for n in both}
+    return {
+        "only_in_version1": sorted(first.keys() - second.keys()),
+        "only_in_version2": sorted(second.keys() - first.keys()),
+        "changed": sorted(n for n, (a, b) in digests.items() if a and b and a != b),
+        "num_nodes": [len(first), len(second)],
+        "num_examples": [sum(count for count, _ in side.values()) for side in (first, second)],
+    }
+
+
+def read_scores(content: bytes | None) -> dict[str, float] | None:
+    """Return results per example as stored, or None where they cannot be read."""
+    try:
+        return {str(k): float(v) for k, v in json.loads(content or b"null").items()}
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def paired_verdict(
+    one: Mapping[str, float] | None, two: Mapping[str, float] | None
+) -> dict[str, Any] | None:
+    """Return whether the second version is better on the examples that both were scored on.
+
+    A paired bootstrap over examples: the differences of the shared examples are drawn anew,
+    with replacement, 2,000 times with a fixed seed, and the interval runs between the 2.5 and
+    97.5 percentiles of their means (the percentile interval of B. Efron and R. Tibshirani, *An
+    Introduction to the Bootstrap*, 1993, chapter 13; used on paired results of two systems by
+    P. Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004).
+    "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
+    20 shared examples it is always "undecided". Higher scores are better.
+
+    None where a side has no results per example.
+    """
+    if not one or not two:
+        return None
+    shared = sorted(one.keys() & two.keys())
+    differences = np.array([two[name] - one[name] for name in shared])
+    low, high = _interval(differences) if shared else (None, None)
+    verdict = "undecided"
+    if low is not None and high is not None and len(shared) >= _FEWEST:
+        verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return {
+        "verdict": verdict,
+        "mean_difference": float(differences.mean()) if shared else None,
+        "interval": None if low is None else [low, high],
+        "confidence": _CONFIDENCE,
+        "examples": len(shared),
+        "only_in_version1": len(one) - len(shared),
+        "only_in_version2": len(two) - len(shared),
+        "draws": _DRAWS,
+        "seed": _SEED,
+    }
+
+
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+    random, count = np.random.default_rng(_SEED), len(differences)
+    rows = max(1, _BLOCK // count)
+    means = [
+        differences[random.integers(0, count, (min(rows, _DRAWS - start), count))].mean(axis=1)
+        for start in range(0, _DRAWS, rows)
+    ]
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:
+    try:
+        rows = json.loads(spec or b"null")["arrays"]
+        return {str(r["name"]): {"dtype": r["dtype"], "shape": r["shape"]} for r in rows}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _nodes(tag: str | None) -> dict[str, tuple[float, str]] | None:
+    try:
+        return {
+            str(n["node_id"]): (float(n["num_examples"]), str(n.get("data_digest", "")))
+            for n in json.loads(tag or "null")
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of versions in MLflow, each version's in a logged model of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from registry.artifacts import WEIGHTS_FILE, file_digest
+from registry.connection import Connection
+from registry.errors import ArtifactError, error_code
+from registry.files import VersionFiles, own_bytes, remove_folder
+from registry.records import ModelVersion
+from registry.retention import Removal
+from registry.stamps import Stamp, stamp
+
+logger = logging.getLogger(__name__)
+
+_WORK = "retiring."  # tags on the registered model: what a clean-up still has to remove
+
+
+class MlflowFiles(VersionFiles):
+    """The files of one registered model's versions.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where MLflow is.
+    name : str
+        The registered model's name.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._locations: dict[str, str] = {}
+        self._whole: dict[Path, Stamp] = {}  # downloaded files that had the right digest
+
+    def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
+        """Return where a file of a version is, or should be; one that lies elsewhere is fetched."""
+        location = self._location(record)
+        folder = _folder(location)
+        return self._fetched(location, name, sha256) if folder is None else folder / name
+
+    def read(self, record: ModelVersion, name: str) -> bytes | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            location = self._location(record)
+            folder = _folder(location)
+            if folder is not None:
+                return (folder / name).read_bytes()
+            with tempfile.TemporaryDirectory(dir=self._connection.home) as scratch:
+                return self._download(location, name, Path(scratch)).read_bytes()
+        except (OSError, ArtifactError, MlflowException) as error:
+            logger.info("version %s: %s cannot be read: %s", record.version, name, type(error))
+            return None
+
+    def add(self, record: ModelVersion, file: Path) -> None:
+        self._location(record)
+        with self._connection.errors(f"store {file.name} of version {record.version}"):
+            self._connection.client.log_model_artifact(record.tags["model_id"], str(file))
+
+    def is_whole(self, record: ModelVersion) -> bool:
+        """Return whether the weights are whole; elsewhere, whether their size is right."""
+        try:
+            folder = _folder(self._location(record))
+        except ArtifactError:
+            return False
+        if folder is not None:
+            file = folder / WEIGHTS_FILE
+            return file.is_file() and file_digest(file) == record.sha256
+        return self._sizes(record.tags["model_id"]).get(WEIGHTS_FILE) == record.size
+
+    def size(self, record: ModelVersion) -> int:
+        try:
+            location = self._location(record)
+        except ArtifactError:
+            return 0
+        with self._connection.errors(f"look at the files of version {record.version}"):
+            others = self._others(record.tags["model_id"], record.version)
+            return 0 if others else self._bytes(location)
+
+    def note(self, record: ModelVersion) -> None:
+        model_id, location = record.tags.get("model_id", ""), ""
+        try:
+            location = self._location(record)
+        except ArtifactError:
+            model_id = ""
+        text = json.dumps({"model_id": model_id, "location": location, "sha256": record.sha256})
+        with self._connection.errors(f"note the removal of version {record.version}"):
+            self._connection.client.set_registered_model_tag(
+                self._name, _WORK + record.version, text
+            )
+
+    def noted(self) -> Mapping[str, int]:
+        found = {}
+        for tag, text in self._notes().items():
+            location = json.loads(text)["location"]
+            with self._connection.errors("look at the files of a removed version"):
+                found[tag.removeprefix(_WORK)] = self._bytes(location) if location else 0
+        return found
+
+    def remove(self, version: str) -> Removal:
+        """Remove a retired version, then its logged model, then its files, then the note of it.
+
+        Doing it again finishes what was cut short. Only what the note names is touched, and
+        nothing that another version still refers to.
+        """
+        note = json.loads(self._notes().get(_WORK + version, "{}"))
+        model_id, location = note.get("model_id", ""), note.get("location", "")
+        client = self._connection.client
+        with self._connection.errors(f"remove version {version}"):
+            _if_there(client.delete_model_version, self._name, version)
+            others = self._others(model_id, version) if model_id else []
+            if others:
+                done = Removal(left=f"{', '.join(others)} still refers to its files")
+            else:
+                done = self._delete(model_id, location) if model_id else Removal()
+            if note.get("sha256", "").isalnum():  # a downloaded copy on this machine
+                remove_folder(self._connection.home / "cache" / note["sha256"])
+            if others or not done.left:
+                _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
+        return done
+
+    def _notes(self) -> dict[str, str]:
+        with self._connection.errors("read what is to be removed"):
+            found = _if_there(self._connection.client.get_registered_model, self._name)
+        return {k: v for k, v in (found.tags if found else {}).items() if k.startswith(_WORK)}
+
+    def _others(self, model_id: str, version: str) -> list[str]:
+        """Return the versions, of any registered model, that refer to a logged model."""
+        client, found = self._connection.client, set()
+        for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
+            for row in client.search_model_versions(condition, max_results=100):
+                found.add((str(row.name), str(row.version)))
+        return [f"{name} {v}" for name, v in sorted(found - {(self._name, version)})]
+
+    def _delete(self, model_id: str, location: str) -> Removal:
+        if model_id not in PurePosixPath(unquote(urlsplit(location).path)).parts:
+            return Removal(left=f"{location} is not a folder of the logged model {model_id}")
+        _if_there(self._connection.client.delete_logged_model, model_id)
+        self._locations.pop(model_id, None)
+        folder = _folder(location)
+        return self._delete_elsewhere(location) if folder is None else remove_folder(folder)
+
+    def _delete_elsewhere(self, location: str) -> Removal:
+        """Remove files through MLflow, and look whether they are gone."""
+        before = self._bytes(location)
+        try:
+            self._store(location).delete_artifacts()
+        except NotImplementedError:
+            return Removal(left=f"MLflow cannot delete files at {location}; remove them there")
+        after = self._bytes(location)
+        return Removal(before - after, f"{after} bytes are still at {location}" if after else "")
+
+    def _bytes(self, location: str) -> int:
+        folder = _folder(location)
+        return sum(_walk(self._store(location))) if folder is None else own_bytes(folder)
+
+    def _store(self, location: str) -> Any:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        return get_artifact_repository(location, tracking_uri=self._connection.uri)
+
+    def _location(self, record: ModelVersion) -> str:
+        model_id = record.tags.get("model_id", "")
+        if not model_id:
+            raise ArtifactError(
+                f"Version {record.version} does not say which logged model holds its files; "
+                "save its file with save_model_version again."
+            )
+        if model_id not in self._locations:
+            with self._connection.errors(f"find the files of version {record.version}"):
+                found = _if_there(self._connection.client.get_logged_model, model_id)
+            if found is None:
+                raise ArtifactError(
+                    f"The logged model {model_id}, which holds the files of version "
+                    f"{record.version}, was deleted in MLflow; restore it, or use another version."
+                )
+            self._locations[model_id] = str(found.artifact_location)
+        return self._locations[model_id]
+
+    def _sizes(self, model_id: str) -> dict[str, int]:
+        with self._connection.errors(f"list the files of {model_id}"):
+            files = self._connection.client.list_logged_model_artifacts(model_id)
+        return {str(file.path): int(file.file_size or 0) for file in files if not file.is_dir}
+
+    def _fetched(self, location: str, name: str, sha256: str) -> Path:
+        """Return the downloaded file; one that is there and whole is not fetched again."""
+        kept = self._connection.home / "cache" / sha256 / name
+        known, seen = self._whole.get(kept), stamp(kept)
+        if known is not None and known.still(kept):
+            return kept
+        if seen is not None and file_digest(kept) == sha256:
+            self._whole[kept] = seen
+            return kept
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            self._connection.errors(f"download {name}"),
+            tempfile.TemporaryDirectory(dir=kept.parent) as folder,
+        ):
+            self._download(location, name, Path(folder)).replace(kept)
+        return kept
+
+    def _download(self, location: str, name: str, folder: Path) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        return Path(
+            download_artifacts(
+                artifact_uri=f"{location}/{name}",
+                dst_path=str(folder),
+                tracking_uri=self._connection.uri,
+            )
+        )
+
+
+def _folder(location: str) -> Path | None:
+    """Return the folder of a location on this machine; None for one elsewhere."""
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def _walk(store: Any, folder: str | None = None) -> Iterator[int]:
+    for file in store.list_artifacts(folder):
+        if file.is_dir:
+            yield from _walk(store, file.path)
+        else:
+            yield int(file.file_size or 0)
+
+
+def _if_there(call: Any, *arguments: object) -> Any:
+    """Return what a call returns, or None if MLflow does not have what it names (any more)."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call(*arguments)
+    except MlflowException as error:
+        if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the registry's tests do in other processes, which are forked from one that is warmed up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow.store.model_registry.sqlalchemy_store
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what takes seconds is imported once
+from registry_faults import told
+
+from registry import ModelManager
+
+
+def context() -> Any:
+    """Return how to start processes in a tenth of a second each."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["registry_children"])
+    before = os.environ.get("PYTHONPATH", "")
+    # The server that is forked from does not get our sys.path in Python 3.11.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.environ["PYTHONPATH"] = before
+    return found
+
+
+def promote(  # noqa: PLR0917 - a process gets them by place
+    address: str, home: Path, names: list[str], version: str, barrier: Any, results: Any
+) -> None:
+    """Promote a version of each model when all are ready; tell the errors if there are any."""
+    said = []
+    for name in names:
+        try:
+            manager = ModelManager(address, name, home=home)
+            manager.get_version(version)
+            barrier.wait(120)
+            manager.promote_to_production(version, actor=f"process {version}")
+        except BaseException as error:  # noqa: BLE001 - the parent tells of it
+            said.append(f"{name}: {error!r}")
+    results.put((version, said))
+
+
+def begin(  # noqa: PLR0917 - a process gets them by place
+    address: str, home: Path, names: list[str], version: str, barrier: Any, results: Any
+) -> None:
+    """Archive a version of each model when all are ready, and tell which journal it went to."""
+    said = []
+    for name in names:
+        manager = ModelManager(address, name, home=home)
+        manager.get_version(version)
+        barrier.wait(120)
+        manager.archive_version(version)
+        said.append(manager._journal._here.run_id)  # type: ignore[union-attr]
+    results.put((version, said))
+
+
+def killed(address: str, home: Path, name: str, failpoint: str) -> None:
+    """Promote version 2, and die as a process does that is killed, where `failpoint` says.
+
+    The fail point is ``<n>:<before|after>``: the n-th call to MLflow of the promotion. It is in
+    the environment too, as it would be for a process that was started by hand.
+    """
+    os.environ["FAILPOINT"] = failpoint
+    manager = ModelManager(address, name, home=home)
+    manager.get_version("2")
+    calls, within, wanted = 0, [0], os.environ["FAILPOINT"]
+
+    def die(_: str, when: str) -> None:
+        nonlocal calls
+        if when == "before":
+            calls += 1
+            within.append(calls)
+        if wanted == f"{within[-1]}:{when}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if when == "after":
+            within.pop()  # one call of the client may make another
+
+    told(manager, die)
+    manager.promote_to_production("2")
