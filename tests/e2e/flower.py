@@ -78,7 +78,7 @@ class Flower:
         found = re.search(r"started run (\d+)", done.stdout)
         assert found, done.stdout[-4000:]
         listed = self.command("flwr", "list", "--run-id", found.group(1), cwd=self.folder)
-        assert "finished:completed" in listed.stdout, done.stdout[-6000:]
+        assert "finished:completed" in listed.stdout, listed.stdout + done.stdout[-6000:]
         return done.stdout
 
     def stop(self) -> None:
