@@ -21,6 +21,21 @@ from registry import InMemoryModelStore
 TOKEN = "canary-7f3a9c51d2e8b640"  # noqa: S105 - it guards nothing
 JSON = "application/json"
 
+ROUTES = [
+    ("GET", "/health"),
+    ("GET", "/status"),
+    ("GET", "/metrics"),
+    ("GET", "/trigger_history"),
+    ("GET", "/openapi.json"),
+    ("GET", "/versions"),
+    ("POST", "/trigger_retrain"),
+    ("POST", "/versions/1/promote"),
+    ("POST", "/versions/1/approve"),
+    ("POST", "/rollback"),
+    ("GET", "/nowhere"),
+]
+"""Every route, and one that is none."""
+
 SERVER = """
 import sys, time
 from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
@@ -79,6 +94,13 @@ class Client:
     def post(self, path: str, body: object, **headers: str) -> Reply:
         """Ask for a change."""
         return self.ask("POST", path, body, **headers)
+
+
+def refused(reply: Reply, status: int) -> bool:
+    """Whether a reply is an error in the one form that errors have."""
+    assert set(reply.json) == {"error", "detail"}
+    assert reply.json["detail"].endswith(".")
+    return reply.status == status
 
 
 def versions(folder: Path, count: int = 3) -> InMemoryModelStore:
