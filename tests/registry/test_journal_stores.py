@@ -215,7 +215,7 @@ def test_a_version_without_its_file_is_not_adopted(
 ) -> None:
     fill(store, weights, 2)
     store.promote_to_production("1")
-    store.weights_path("2").write_bytes(b"something else")
+    forge_tag(store, "2", "sha256", "0" * 64)  # as if the file were another one
     move_alias(store, "production", "2")
     with pytest.raises(ArtifactError, match="version 2"):
         store.adopt()
