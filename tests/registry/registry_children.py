@@ -8,6 +8,8 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +38,42 @@ def promote(  # noqa: PLR0917 - a process gets them by place
     address: str, home: Path, names: list[str], version: str, barrier: Any, results: Any
 ) -> None:
     """Promote a version of each model when all are ready; tell the errors if there are any."""
-    said = []
-    for name in names:
-        try:
-            manager = ModelManager(address, name, home=home)
-            manager.get_version(version)
-            barrier.wait(120)
-            manager.promote_to_production(version, actor=f"process {version}")
-        except BaseException as error:  # noqa: BLE001 - the parent tells of it
-            said.append(f"{name}: {error!r}")
-    results.put((version, said))
+
+    def act(manager: ModelManager) -> str:
+        manager.promote_to_production(version, actor=f"process {version}")
+        return ""
+
+    results.put((version, [_at_once(address, home, name, version, barrier, act) for name in names]))
 
 
 def begin(  # noqa: PLR0917 - a process gets them by place
     address: str, home: Path, names: list[str], version: str, barrier: Any, results: Any
 ) -> None:
     """Archive a version of each model when all are ready, and tell which journal it went to."""
-    said = []
-    for name in names:
+
+    def act(manager: ModelManager) -> str:
+        manager.archive_version(version)
+        return manager._journal._here.run_id  # type: ignore[union-attr]
+
+    results.put((version, [_at_once(address, home, name, version, barrier, act) for name in names]))
+
+
+def _at_once(  # noqa: PLR0917 - the same ones again
+    address: str,
+    home: Path,
+    name: str,
+    version: str,
+    barrier: Any,
+    act: Callable[[ModelManager], str],
+) -> str:
+    """Do something to a model when all are ready; return what it says, or its error."""
+    try:
         manager = ModelManager(address, name, home=home)
         manager.get_version(version)
         barrier.wait(120)
-        manager.archive_version(version)
-        said.append(manager._journal._here.run_id)  # type: ignore[union-attr]
-    results.put((version, said))
+        return act(manager)
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent tells of it
+        return traceback.format_exc()
 
 
 def killed(address: str, home: Path, name: str, failpoint: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_what_was_in_production_on_a_date_and_the_way_back_there(
 ) -> None:
     fill(store, weights, 3)
     before = datetime.now(UTC)
+    time.sleep(0.002)  # the journal's times are whole milliseconds
     assert store.production_at(before) is None
     store.promote_to_production("1")
     first = datetime.fromisoformat(store.history()[-1].time)
