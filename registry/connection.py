@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from registry.retries import again
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.tracking._model_registry.client import ModelRegistryClient
+
+_LOOK_AGAIN = 10.0  # seconds for which a server that answered is taken to be there
 
 
 class Connection:
@@ -37,11 +40,19 @@ class Connection:
         self._client: MlflowClient | None = None
         self._marker: ModelRegistryClient | None = None
         self._lock = threading.Lock()
+        self._looked = -_LOOK_AGAIN
 
     @property
     def client(self) -> MlflowClient:
-        """The client; made on first use, which takes seconds."""
+        """The client; made on first use, which takes seconds.
+
+        MLflow's client waits minutes for a server that is down, and how long is set for the whole
+        process by environment variables only; so every few seconds we look first.
+        """
         with self._lock:
+            if self.is_server and time.monotonic() - self._looked >= _LOOK_AGAIN:
+                self.check()
+                self._looked = time.monotonic()
             if self._client is None:
                 with self.errors("be opened"):
                     self._client = self._connect()
@@ -120,7 +131,7 @@ class Connection:
     def _connect(self) -> MlflowClient:
         """Make the client; of several processes that find no database yet, one creates it."""
         file = sqlite_file(self.uri)
-        if kind_of(self.uri) == "sqlite":
+        if not self.is_server:
             check_address(self.uri)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # At the end of a run MLflow would print its address, with the password in it.

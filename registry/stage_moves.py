@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from registry.errors import InvalidMetric, JournalError, StageError
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 50  # claims lost in a row before giving up; each loss means that another move was won
 _RECENT = 3  # entries whose versions a new store object looks at
+_SETTLING = 2.0  # seconds after a move in which its aliases may still be on their way
 _NEEDS_METRICS = (Move.STAGE, Move.PROMOTE, Move.RESTORE, Move.ADOPT)
 
 
@@ -178,10 +180,16 @@ class StageMoves(ABC):
     def drift(self) -> tuple[Drift, ...]:
         """Return the aliases that were moved outside the registry.
 
-        A move that was cut short is not among them: the next operation finishes it.
+        A move that was cut short is not among them: the next operation finishes it. Right after
+        a move this waits a moment, since another process may still be writing its aliases.
         """
-        state = self._read(fresh=True).state
-        return self._by_hand(state, self._differing(state))
+        ledger = self._read(fresh=True)
+        found = self._by_hand(ledger.state, self._differing(ledger.state))
+        while found and _is_fresh(ledger):
+            time.sleep(0.2)
+            ledger = self._read()
+            found = self._by_hand(ledger.state, self._differing(ledger.state))
+        return found
 
     def adopt(self, *, actor: str = "", reason: str = "") -> tuple[Entry, ...]:
         """Journal the aliases that were moved outside the registry, and return the entries.
@@ -195,8 +203,8 @@ class StageMoves(ABC):
             The version that the alias names may not be there; `reconcile` puts the alias back.
         """
         said = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
-        state, entries = self._read(fresh=True).state, []
-        for op, version in _adoptions(self.drift(), state):
+        drift, entries = self.drift(), []
+        for op, version in _adoptions(drift, self._read().state):
             _, entry, _ = self._commit(op, version, settle=False, actor=actor, reason=said)
             entries += [entry] if entry is not None else []
         self._settled()
@@ -206,7 +214,7 @@ class StageMoves(ABC):
         """Bring aliases, tags and stages in line with the journal, whatever was left undone."""
         ledger = self._read(fresh=True)
         while True:
-            self._tell(ledger.state, self._wrong(ledger.state))
+            self._tell(ledger, self._wrong(ledger.state))
             self._apply(ledger.state, None)
             self._shown = ledger.length
             newer = self._read()
@@ -304,7 +312,7 @@ class StageMoves(ABC):
             differing, behind = self._wrong(ledger.state), self._behind(ledger)
             if not differing and not behind:
                 return ledger
-            self._tell(ledger.state, differing)
+            self._tell(ledger, differing)
             self._apply(ledger.state, behind or _touched(ledger.entries[-_RECENT:]))
             self._shown = max(self._shown, ledger.length)
             newer = self._read()
@@ -344,13 +352,23 @@ class StageMoves(ABC):
                 found.append(drift)
         return tuple(found)
 
-    def _tell(self, state: State, differing: Sequence[Drift]) -> None:
-        if by_hand := self._by_hand(state, differing):
+    def _tell(self, ledger: Ledger, differing: Sequence[Drift]) -> None:
+        if not differing or _is_fresh(ledger):
+            return  # another process may still be writing the aliases of its move
+        if by_hand := self._by_hand(ledger.state, differing):
             logger.warning(
                 "aliases were moved outside the registry and are put back (adopt() keeps such a "
                 "change): %s",
                 "; ".join(str(drift) for drift in by_hand),
             )
+
+
+def _is_fresh(ledger: Ledger) -> bool:
+    """Return whether the last move was made just now."""
+    if not ledger.entries:
+        return False
+    age = datetime.now(UTC) - datetime.fromisoformat(ledger.entries[-1].time)
+    return abs(age.total_seconds()) < _SETTLING
 
 
 def _touched(entries: Iterable[Entry]) -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -67,6 +68,7 @@ def _at_once(  # noqa: PLR0917 - the same ones again
     act: Callable[[ModelManager], str],
 ) -> str:
     """Do something to a model when all are ready; return what it says, or its error."""
+    faulthandler.dump_traceback_later(90, exit=True)  # a process that hangs says where
     try:
         manager = ModelManager(address, name, home=home)
         manager.get_version(version)

@@ -96,7 +96,7 @@ def postgres(programs: Path) -> Iterator[str]:
 def _run(command: Sequence[str | Path]) -> None:
     # The cluster keeps whatever output it is given, so a pipe would never come to its end.
     with tempfile.TemporaryFile() as log:
-        done = subprocess.run(command, check=False, cwd="/", stdout=log, stderr=log)
+        done = subprocess.run(command, check=False, cwd="/", stdout=log, stderr=log, timeout=90)
         log.seek(0)
         assert done.returncode == 0, log.read().decode()
 

@@ -27,6 +27,12 @@ from registry.store import JournalledStore
 MakeWeights = Callable[[float], Path]
 
 
+@pytest.fixture(autouse=True)
+def _all_moves_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no alias be taken for one that another process is about to write."""
+    monkeypatch.setattr("registry.stage_moves._SETTLING", 0.0)
+
+
 def fill(store: JournalledStore, weights: MakeWeights, count: int) -> None:
     for number in range(1, count + 1):
         store.save_model_version(weights(number), metrics={"accuracy": number / 10})
@@ -183,6 +189,26 @@ def test_a_move_puts_back_what_was_moved_by_hand(
     store.promote_to_staging("3")
     assert aliases(store) == {"production": "1", "staging": "3"}
     assert sum("moved outside" in message for message in caplog.messages) == 1
+
+
+def test_right_after_a_move_a_wrong_alias_is_put_right_without_a_word(
+    store: JournalledStore,
+    weights: MakeWeights,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another process may just be writing the aliases of its move: that is no drift."""
+    monkeypatch.setattr("registry.stage_moves._SETTLING", 60.0)
+    fill(store, weights, 3)
+    for version in "12":
+        store.promote_to_production(version)
+    move_alias(store, "production", "1")
+    store.promote_to_staging("3")
+    assert aliases(store)["production"] == "2"
+    assert not any("moved outside" in message for message in caplog.messages)
+    monkeypatch.setattr("registry.stage_moves._SETTLING", 1.0)
+    move_alias(store, "production", "1")
+    assert store.drift() == (Drift("production", "2", "1"),)
 
 
 def test_what_was_done_by_hand_can_be_adopted(store: JournalledStore, weights: MakeWeights) -> None:

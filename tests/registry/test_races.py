@@ -44,7 +44,7 @@ def together(work: Callable[..., None], *arguments: Any, count: int) -> list[lis
     ]
     for process in processes:
         process.start()
-    said = [results.get(timeout=580) for _ in processes]
+    said = [results.get(timeout=120 + 10 * TRIALS) for _ in processes]
     for process in processes:
         process.join(60)
     return [found for _, found in sorted(said)]
@@ -118,11 +118,12 @@ def test_managers_in_threads_of_one_process(address: str, home: Path, weights: M
     for number in range(1, 5):
         manager.save_model_version(weights(number))
     threads = [
-        threading.Thread(target=manager.promote_to_production, args=(str(n),)) for n in range(1, 5)
+        threading.Thread(target=manager.promote_to_production, args=(str(n),), daemon=True)
+        for n in range(1, 5)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert sorted(entry.version for entry in manager.history()) == ["1", "2", "3", "4"]
     assert manager.drift() == ()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that is down is told at once, though MLflow's own client would wait for minutes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from registry import ModelManager, StoreUnavailable
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_never_was_there_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        ModelManager(f"http://127.0.0.1:{port}").list_all_versions()
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_went_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.connection._LOOK_AGAIN", 0.0)
+    before = dict(os.environ)
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        manager = ModelManager(f"http://127.0.0.1:{server.server_port}")
+        assert manager.client is not None
+        server.shutdown()
+        thread.join()
+    began = time.monotonic()
+    for ask in (manager.list_all_versions, manager.rollback, manager.reconcile):
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            ask()
+    assert time.monotonic() - began < 10
+    changed = {key for key, value in os.environ.items() if before.get(key) != value}
+    assert {key for key in changed if key.startswith("MLFLOW_HTTP")} == set()
