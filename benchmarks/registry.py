@@ -186,15 +186,19 @@ def fresh_process(home: Path, code: str) -> None:
 
 def move(home: Path, weights: Path) -> Iterator[Row]:
     """A rollback: back and forth between two versions, with a journal that grows."""
-    manager = ModelManager(None, "moves", home=home)
+    manager, bare = ModelManager(None, "moves", home=home), ModelManager(None, "bare", home=home)
     for number in ("1", "2"):
-        manager.save_model_version(weights, tags={"round": number})
-        manager.promote_to_production(number)
+        for each in (manager, bare):
+            each.save_model_version(weights, tags={"round": number})
+            each.promote_to_production(number)
+    there = itertools.cycle(("1", "2"))
 
     def aliases() -> None:
-        client = manager.client
-        client.set_registered_model_alias("moves", "previous-production", "1")
-        client.set_registered_model_alias("moves", "production", "2")
+        """What the move does to the aliases, on a model of its own: else it would be drift."""
+        to = next(there)
+        before = "2" if to == "1" else "1"
+        bare.client.set_registered_model_alias("bare", "previous-production", before)
+        bare.client.set_registered_model_alias("bare", "production", to)
 
     def ours() -> str:
         return manager.rollback()

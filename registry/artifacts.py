@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import ArtifactError
+from registry.stamps import Stamp, stamp
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "spec.json"
@@ -97,35 +98,54 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def verify(path: Path, sha256: str, *, version: str) -> Path:
-    """Return `path` if its content has the digest that was recorded for `version`.
+class WholeFiles:
+    """Files that had their digest; one that nobody touched since is not read again."""
 
-    Raises
-    ------
-    ArtifactError
-        The file is missing or has changed since it was saved.
-    """
-    if not path.is_file():
-        raise ArtifactError(
-            f"The weights of version {version} are missing ({path}); restore the file from a "
-            "backup, or use another version."
-        )
-    if file_digest(path) != sha256:
-        raise _changed(path, version)
-    return path
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[str, Stamp]] = {}
 
+    def has(self, path: Path, sha256: str) -> bool:
+        """Return whether the file is there and has this digest."""
+        digest, seen = self._seen.get(path, ("", None))
+        if digest == sha256 and seen is not None and seen.still(path):
+            return True
+        seen = stamp(path)
+        if seen is None or file_digest(path) != sha256:
+            return False
+        self._seen[path] = (sha256, seen)
+        return True
 
-def read_verified(path: Path, sha256: str, *, version: str) -> bytes:
-    """Return the content of `path`, read once; refused like `verify` does."""
-    try:
+    def verify(self, path: Path, sha256: str, *, version: str) -> Path:
+        """Return `path` if its content has the digest that was recorded for `version`.
+
+        Raises
+        ------
+        ArtifactError
+            The file is missing or has changed since it was saved.
+        """
+        if not path.is_file():
+            raise _missing(path, version)
+        if not self.has(path, sha256):
+            raise _changed(path, version)
+        return path
+
+    def read(self, path: Path, sha256: str, *, version: str) -> bytes:
+        """Return the content of `path`, read once; refused as `verify` does."""
+        seen = stamp(path)
+        if seen is None:
+            raise _missing(path, version)
         content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    if not content:
-        verify(path, sha256, version=version)
-    if digest_of(content) != sha256:
-        raise _changed(path, version)
-    return content
+        if digest_of(content) != sha256:
+            raise _changed(path, version)
+        self._seen[path] = (sha256, seen)
+        return content
+
+
+def _missing(path: Path, version: str) -> ArtifactError:
+    return ArtifactError(
+        f"The weights of version {version} are missing ({path}); restore the file from a "
+        "backup, or use another version."
+    )
 
 
 def _changed(path: Path, version: str) -> ArtifactError:

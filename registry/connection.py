@@ -39,6 +39,7 @@ class Connection:
         self.uri = absolute_address(tracking_uri, self.home)
         self._client: MlflowClient | None = None
         self._marker: ModelRegistryClient | None = None
+        self._experiments: dict[str, str] = {}
         self._lock = threading.Lock()
         self._looked = -_LOOK_AGAIN
 
@@ -92,7 +93,9 @@ class Connection:
         check_address(self.uri)
 
     def experiment_id(self, name: str) -> str:
-        """Return the id of the experiment of that name, and create it if needed."""
+        """Return the id of the experiment of that name, and create it if needed; asked once."""
+        if name in self._experiments:
+            return self._experiments[name]
         client = self.client
         with self.errors(f"open the experiment {name!r}"):
             found = client.get_experiment_by_name(name)
@@ -103,7 +106,7 @@ class Connection:
             raise RegistryError(
                 f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
             )
-        return str(found.experiment_id)
+        return self._experiments.setdefault(name, str(found.experiment_id))
 
     def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> None:
         """Create an experiment; of several processes that create the same one, one wins."""

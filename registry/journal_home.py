@@ -74,10 +74,15 @@ class JournalHome:
             runs = client.search_runs([experiment], f"tags.{_MARK} = '{mark}'")
             return [run.info.run_id for run in sorted(runs, key=_age)]
 
+        def create() -> str:
+            run = client.create_run(experiment, tags=tags, run_name=f"journal of {self._name}")
+            return str(run.info.run_id)
+
         return create_once(
-            lambda: client.create_run(experiment, tags=tags, run_name=f"journal of {self._name}"),
+            create,
             find,
             drop=lambda run_id: again(client.delete_run, run_id),
+            alone=not self._connection.is_server,
         )
 
     def gone(self, run_id: str) -> JournalError:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.artifacts import read_verified, verify
+from registry.artifacts import WholeFiles
 from registry.errors import ArtifactError
-from registry.stamps import Stamp, stamp
 
 _KEPT = 2  # models; production and the one before it
 
@@ -29,7 +28,6 @@ class Weights:
 @dataclass(frozen=True)
 class _Ready:
     module: Any
-    stamp: Stamp | None
     arrays: tuple[tuple[Any, str, Any, int, int], ...]  # holder, name, tensor, changes, address
 
     def untouched(self) -> bool:
@@ -49,7 +47,8 @@ class ReadyModels:
     replaced (by training, ``half()``, a move to another device), or when newer ones push it out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: WholeFiles) -> None:
+        self._whole = whole
         self._ready: OrderedDict[Hashable, _Ready] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -59,9 +58,9 @@ class ReadyModels:
         with self._lock:
             found = self._ready.pop(key, None)
             if found is not None and found.untouched():
-                found = _unchanged(found, weights)
+                self._whole.verify(weights.path, weights.sha256, version=weights.version)
             else:
-                found = _load(weights, model_class, device)
+                found = _ready(self.load(weights, model_class, device=device))
             self._ready[key] = found
             while len(self._ready) > _KEPT:
                 self._ready.popitem(last=False)
@@ -69,31 +68,28 @@ class ReadyModels:
             found.module.eval()
         return found.module
 
+    def load(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
+        """Return a new module with these weights, on `device`, ready for inference.
 
-def load_module(weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
-    """Return a new module with these weights, on `device`, ready for inference.
+        Raises
+        ------
+        ArtifactError
+            The file is missing or has changed, or does not fit the module.
+        """
+        import torch
 
-    Raises
-    ------
-    ArtifactError
-        The file is missing or has changed, or does not fit the module.
-    """
-    if not callable(model_class):
-        raise ArtifactError(
-            f"model_class is {model_class!r:.60}; expected a function that makes the model, such "
-            "as lambda: get_model(model_size='n', num_classes=7)."
-        )
-    content = read_verified(weights.path, weights.sha256, version=weights.version)
-    module = _fill(model_class(), content, version=weights.version)
-    return module.to(device).eval()
+        if not callable(model_class):
+            raise ArtifactError(
+                f"model_class is {model_class!r:.60}; expected a function that makes the model, "
+                "such as lambda: get_model(model_size='n', num_classes=7)."
+            )
+        content = self._whole.read(weights.path, weights.sha256, version=weights.version)
+        with torch.inference_mode(False):  # tensors made inside of it do not tell of changes
+            module = _fill(model_class(), content, version=weights.version)
+            return module.to(device).eval()
 
 
-def _load(weights: Weights, model_class: Callable[[], Any], device: str) -> _Ready:
-    import torch
-
-    seen = stamp(weights.path)
-    with torch.inference_mode(False):  # tensors made inside of it do not tell that they changed
-        module = load_module(weights, model_class, device=device)
+def _ready(module: Any) -> _Ready:
     arrays = [
         (holder, name, tensor, tensor._version, tensor.data_ptr())
         for part in module.modules()
@@ -101,15 +97,7 @@ def _load(weights: Weights, model_class: Callable[[], Any], device: str) -> _Rea
         for name, tensor in holder.items()
         if tensor is not None
     ]
-    return _Ready(module, seen, tuple(arrays))
-
-
-def _unchanged(found: _Ready, weights: Weights) -> _Ready:
-    if found.stamp is not None and found.stamp.still(weights.path):
-        return found
-    seen = stamp(weights.path)
-    verify(weights.path, weights.sha256, version=weights.version)
-    return replace(found, stamp=seen)
+    return _Ready(module, tuple(arrays))
 
 
 def _maker(model_class: Callable[[], Any]) -> Hashable:

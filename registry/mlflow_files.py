@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from registry.artifacts import WEIGHTS_FILE, file_digest
+from registry.artifacts import WEIGHTS_FILE, WholeFiles, file_digest
 from registry.connection import Connection
 from registry.errors import ArtifactError, error_code
 from registry.files import VersionFiles, own_bytes, remove_folder
 from registry.records import ModelVersion
 from registry.retention import Removal
-from registry.stamps import Stamp, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class MlflowFiles(VersionFiles):
         self._connection = connection
         self._name = name
         self._locations: dict[str, str] = {}
-        self._whole: dict[Path, Stamp] = {}  # downloaded files that had the right digest
+        self._downloaded = WholeFiles()
 
     def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
         """Return where a file of a version is, or should be; one that lies elsewhere is fetched."""
@@ -194,11 +193,7 @@ class MlflowFiles(VersionFiles):
     def _fetched(self, location: str, name: str, sha256: str) -> Path:
         """Return the downloaded file; one that is there and whole is not fetched again."""
         kept = self._connection.home / "cache" / sha256 / name
-        known, seen = self._whole.get(kept), stamp(kept)
-        if known is not None and known.still(kept):
-            return kept
-        if seen is not None and file_digest(kept) == sha256:
-            self._whole[kept] = seen
+        if self._downloaded.has(kept, sha256):
             return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with (

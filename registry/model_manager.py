@@ -106,7 +106,8 @@ class ModelManager(JournalledStore):
                 model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
                 return create_once(
                     lambda: self._register(model, run_id=run_id, tags=mine, description=text),
-                    lambda: self._saved_as(mine["save_key"]),
+                    # Another process may have saved it at the same moment.
+                    lambda: self._saved_as(mine["save_key"], anew=True),
                     drop=lambda echo: again(
                         self.client.delete_model_version, self.registered_model_name, echo
                     ),
@@ -128,6 +129,7 @@ class ModelManager(JournalledStore):
             ),
             lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
+            alone=not self._connection.is_server,
         )
         if serving is not None:
             write_serving(serving, artifact.folder, model_id=model.model_id)
@@ -136,12 +138,12 @@ class ModelManager(JournalledStore):
 
     def _register(
         self, model: LoggedModel, *, run_id: str | None, tags: Mapping[str, str], description: str
-    ) -> None:
-        """Create the version, with all its tags in the one call."""
+    ) -> str:
+        """Create the version, with all its tags in the one call, and return its number."""
         # A server takes only models:/ sources; without one, MLflow would look such a source up
         # at the process's global address instead of ours.
         served = self._connection.is_server
-        self.client.create_model_version(
+        created = self.client.create_model_version(
             self.registered_model_name,
             f"models:/{model.model_id}" if served else model.artifact_location,
             run_id,
@@ -150,14 +152,20 @@ class ModelManager(JournalledStore):
             await_creation_for=0,
             model_id=model.model_id if served else None,
         )
+        return str(created.version)
 
-    def _saved_as(self, save_key: str) -> list[str]:
-        """Return the versions that were saved under a key and are not retired, oldest first."""
+    def _saved_as(self, save_key: str, *, anew: bool = False) -> list[str]:
+        """Return the versions that were saved under a key and are not retired, oldest first.
+
+        With `anew` one of them was saved just now: if it is the only one there is no more to ask.
+        """
         found = self.client.search_model_versions(
             f"name = '{self.registered_model_name}' and tags.save_key = '{save_key}'"
         )
         kept = {str(row.version) for row in found}
-        return sorted(kept - self._state().retired if kept else kept, key=int)
+        if kept and not (anew and len(kept) == 1):
+            kept -= self._state().retired
+        return sorted(kept, key=int)
 
     def _page(self, *, fresh: bool) -> Page:
         return self._journal.page(fresh=fresh)

@@ -12,7 +12,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.artifacts import HALF_FILE, SCORES_FILE, SPEC_FILE, WEIGHTS_FILE, digest_of, verify
+from registry.artifacts import (
+    HALF_FILE,
+    SCORES_FILE,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    WholeFiles,
+    digest_of,
+)
 from registry.comparison import (
     architecture_differences,
     data_differences,
@@ -24,7 +31,7 @@ from registry.comparison import (
 from registry.compression import read_half
 from registry.errors import ArtifactError, UnknownVersion
 from registry.files import VersionFiles
-from registry.loading import ReadyModels, Weights, load_module
+from registry.loading import ReadyModels, Weights
 from registry.moves import State
 from registry.records import ModelVersion, Stage
 from registry.stage_moves import StageMoves
@@ -38,7 +45,8 @@ class VersionQueries(StageMoves):
 
     def __init__(self, files: VersionFiles) -> None:
         self._files = files
-        self._ready = ReadyModels()
+        self._whole = WholeFiles()
+        self._ready = ReadyModels(self._whole)
         # Answers, each with what the store looked like before; the second with its time too.
         self._states: tuple[Hashable, State] | None = None
         self._productions: tuple[Hashable, float, ModelVersion | None] | None = None
@@ -159,7 +167,7 @@ class VersionQueries(StageMoves):
             return None
         weights = self._weights(record, half=half)
         if copy:
-            return load_module(weights, model_class, device=device)
+            return self._ready.load(weights, model_class, device=device)
         return self._ready.get(weights, model_class, device=device)
 
     def _production(self, max_age: float) -> ModelVersion | None:
@@ -191,7 +199,7 @@ class VersionQueries(StageMoves):
 
     def _verified(self, record: ModelVersion) -> Path:
         path = self._files.path(record, WEIGHTS_FILE, _digest(record))
-        return verify(path, record.sha256, version=record.version)
+        return self._whole.verify(path, record.sha256, version=record.version)
 
     def _params(self, record: ModelVersion) -> Mapping[str, str] | None:
         return self._run_params(record.run_id) if record.run_id else None

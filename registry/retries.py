@@ -44,28 +44,34 @@ def again(call: Callable[..., T], *arguments: object, **named: object) -> T:
 
 
 def create_once(
-    create: Callable[[], object],
+    create: Callable[[], T],
     find: Callable[[], Sequence[T]],
     *,
     drop: Callable[[T], object],
+    alone: bool = False,
 ) -> T:
     """Create something that MLflow knows no unique name for, and leave exactly one of it.
 
     Parameters
     ----------
-    create : Callable[[], object]
-        Creates it, marked so that `find` finds it.
+    create : Callable[[], T]
+        Creates it, marked so that `find` finds it, and returns it.
     find : Callable[[], Sequence[T]]
         Returns what bears the mark, the one to keep first.
     drop : Callable[[T], object]
         Removes an echo: a create that was repeated since its reply was lost.
+    alone : bool
+        Whether a create that returned was carried out once, and by nobody else: then there is
+        nothing to look for. A server's client repeats calls; a database does not.
     """
     from mlflow.exceptions import MlflowException
 
     for attempt in range(_ATTEMPTS):
         began = time.monotonic()
         try:
-            create()
+            created = create()
+            if alone:
+                return created
             break
         except MlflowException as error:
             if again(find):

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import settings
 from safetensors.numpy import save_file
 
 from registry import ArtifactError, InMemoryModelStore, ModelManager
+from registry.artifacts import file_digest
 from registry.store import JournalledStore
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -85,3 +88,21 @@ def test_every_damage_is_found_before_load_promotion_and_rollback(tmp_path: Path
 
 def test_damage_is_found_in_mlflow_too(manager: ModelManager, tmp_path: Path) -> None:
     check(manager, tmp_path, 1 if NIGHTLY else 50)
+
+
+def test_a_file_is_read_again_only_after_somebody_touched_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = InMemoryModelStore(), []
+    prepared(store, tmp_path)
+    path = store.weights_path("1")
+    time.sleep(0.1)  # longer than a tick of the file system's clock
+    monkeypatch.setattr(
+        "registry.artifacts.file_digest", lambda path: read.append(path) or file_digest(path)
+    )
+    for _ in range(3):
+        store.weights_path("1")
+    assert read == [path]
+    os.utime(path)
+    store.weights_path("1")
+    assert read == [path, path]
