@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_servers import mlflow_server, postgres, postgres_programs
+from registry_servers import mlflow_server
 from safetensors.numpy import save_file
 
 from registry import InMemoryModelStore, ModelManager
@@ -61,15 +61,10 @@ def served_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of a PostgreSQL database with MLflow's tables in it."""
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    with postgres(programs) as address:
-        ModelManager(address, home=tmp_path_factory.mktemp("home")).list_all_versions()
-        yield address
+def postgres_mlflow(postgres_address: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the address of a PostgreSQL database with MLflow's tables in it."""
+    ModelManager(postgres_address, home=tmp_path_factory.mktemp("home")).list_all_versions()
+    return postgres_address
 
 
 @pytest.fixture(

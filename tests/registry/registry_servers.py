@@ -1,29 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the registry's tests start: an MLflow server, PostgreSQL, a proxy that drops replies."""
+"""What the registry's tests start: an MLflow server, and a proxy that drops replies."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
 
+from postgres_server import free_port
+
 _STARTED = 120.0  # seconds that a server may take to answer
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -59,46 +54,6 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         time.sleep(0.3)
     raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
-
-
-def postgres_programs() -> Path | None:
-    """Return the folder of PostgreSQL's programs, or None where they are not installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    path = shutil.which("initdb")
-    return Path(path).parent if path else None
-
-
-@contextlib.contextmanager
-def postgres(programs: Path) -> Iterator[str]:
-    """Run a PostgreSQL cluster of our own; yield the address of its database.
-
-    It is not below the tests' own folders: those are closed to the user who must run it.
-    """
-    port = free_port()
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    with tempfile.TemporaryDirectory(prefix="fl-app-postgres-") as name:
-        folder = Path(name)
-        data = folder / "data"
-        if user:
-            shutil.chown(folder, "postgres")
-        _run([*user, programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"])
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        control = [*user, programs / "pg_ctl", "-D", data, "-w"]
-        _run([*control, "-l", folder / "postgres.log", "-o", options, "start"])
-        try:
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            _run([*control, "-m", "immediate", "stop"])
-
-
-def _run(command: Sequence[str | Path]) -> None:
-    # The cluster keeps whatever output it is given, so a pipe would never come to its end.
-    with tempfile.TemporaryFile() as log:
-        done = subprocess.run(command, check=False, cwd="/", stdout=log, stderr=log, timeout=90)
-        log.seek(0)
-        assert done.returncode == 0, log.read().decode()
 
 
 class Proxy:

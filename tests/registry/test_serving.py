@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -316,15 +317,21 @@ def test_mlflow_loads_what_is_in_production_by_its_own_address(
 
 @contextmanager
 def served(home: Path, log: Path) -> Iterator[str]:
-    """`mlflow models serve` on a free port, stopped at the end with its children."""
+    """The README's `mlflow models serve` on a free port, stopped at the end with its children."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["mlflow", "models", "serve", "-m", "models:/fl-global-model@production"]
+    (command,) = (
+        block
+        for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "mlflow models serve" in block
+    )
+    command = command.replace("$HOME/.fl-app", str(home)).replace("uv run ", "")
+    inherited = {k: v for k, v in environment(home).items() if k != "MLFLOW_TRACKING_URI"}
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--env-manager", "local", "--port", str(port)],
+            ["bash", "-c", command.replace("5002", str(port))],
             cwd=home,
-            env=environment(home),
+            env=inherited,
             stdout=output,
             stderr=output,
             start_new_session=True,
