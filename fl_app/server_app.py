@@ -25,6 +25,7 @@ from fl_app.retraining import (
 )
 from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
 from fl_app.retraining.store import default_url
+from fl_app.stopped import when_stopped
 from fl_app.strategy import (
     LifecycleStrategy,
     Origin,
@@ -100,15 +101,22 @@ def main(grid: Grid, context: Context) -> None:
             evaluate_fn=yolo.evaluate,
         )
 
+    def end_at_once() -> None:
+        logger.warning("Flower has stopped this run; what is not finished is left for the next one")
+        monitor.leave()
+        tracker.end_run("KILLED")
+
     api = start_api(config, monitor, store, token)
     monitor.start_monitoring()
     try:
-        train_and_retrain(
-            run_session,
-            monitor,
-            max_retrains=config.max_retrains,
-            continuous=config.continuous,
-        )
+        with when_stopped(end_at_once):
+            train_and_retrain(
+                run_session,
+                monitor,
+                max_retrains=config.max_retrains,
+                continuous=config.continuous,
+                completed=lambda request: served(config, store, request),
+            )
     finally:
         if api is not None:
             api.close()
@@ -133,6 +141,15 @@ def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
     if config.retrain_interval_days:
         monitor.schedule_periodic_retrain(config.retrain_interval_days)
     return monitor
+
+
+def served(config: ServerConfig, store: ModelManager, request: RetrainRequest) -> bool:
+    """Whether a session for this request came to its end; its MLflow run says so."""
+    experiment = store.client.get_experiment_by_name(config.experiment_name)
+    if experiment is None:
+        return False
+    ended = f"tags.request_id = '{request.id}' AND attributes.status = 'FINISHED'"
+    return bool(store.client.search_runs([experiment.experiment_id], ended, max_results=1))
 
 
 def api_token(config: ServerConfig) -> str | None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test stands on: a home of its own, and Flower's identity of a running task."""
+"""What every test stands on: a home of its own, Flower's identity of a task, and PostgreSQL."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, settings
+from postgres_server import postgres, postgres_programs
 
 settings.register_profile("default", deadline=None)
 settings.register_profile(
@@ -27,3 +29,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _task_identity() -> None:
     """Flower builds no Message outside of a running task."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+
+
+@pytest.fixture(scope="session")
+def postgres_address() -> Iterator[str]:
+    """Yield the address of an empty database on a PostgreSQL cluster of our own."""
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with postgres(programs) as address:
+        yield address

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.triggers import RetrainRequest
+
+logger = logging.getLogger("flwr.fl_app")
 
 T = TypeVar("T")
 
@@ -20,11 +23,12 @@ def train_and_retrain(
     *,
     max_retrains: int,
     continuous: bool = False,
+    completed: Callable[[RetrainRequest], bool] = lambda request: False,
 ) -> list[T]:
     """Run a session, and one more for each request.
 
-    A request that was waiting before, for instance from a process that was killed, is served by the
-    first session.
+    A request that was waiting before, or whose session a crash cut short, is served by the first
+    session.
 
     Parameters
     ----------
@@ -37,14 +41,25 @@ def train_and_retrain(
         ``continuous`` there is no such limit.
     continuous : bool
         Wait for the next request instead of ending when there is none.
+    completed : Callable[[RetrainRequest], bool]
+        Asked for a request whose server crashed: whether its session came to its end all the same,
+        so that it is not run twice.
 
     Returns
     -------
     list[T]
         What each session returned.
     """
-    manager.recover()
-    request, results = manager.take(), list[T]()
+
+    def next_request(wait: float) -> RetrainRequest | None:
+        request = manager.take(wait=wait)
+        while request is not None and request.cut_short and completed(request):
+            with manager.running(request):
+                logger.info("request %s had been served before the crash", request.id)
+            request = manager.take(wait=wait)
+        return request
+
+    request, results = next_request(0.0), list[T]()
     while True:
         if request is None:
             results.append(run_session(len(results) + 1, None))
@@ -53,6 +68,6 @@ def train_and_retrain(
                 results.append(run_session(len(results) + 1, request))
         if not continuous and len(results) > max_retrains:
             return results
-        request = manager.take(wait=FOREVER if continuous else 0.0)
+        request = next_request(FOREVER if continuous else 0.0)
         if request is None:
             return results

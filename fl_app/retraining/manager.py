@@ -16,8 +16,9 @@ from typing import Any, Literal
 from fl_app.retraining.degradation import RULES, Mode
 from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
 from fl_app.retraining.schedule import Cron, Every, Schedule
-from fl_app.retraining.store import MonitorStore
+from fl_app.retraining.store import MonitorStore, default_url
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
+from registry import app_home
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -56,7 +57,7 @@ class RetrainingManager:
     on_request : "auto" | "suggest"
         ``suggest`` writes automatic requests down and leaves them to a person.
     store : MonitorStore | None
-        Where it is remembered; in memory by default.
+        Where it is remembered; ``monitor.db`` in ``FL_APP_HOME`` by default.
     now : Callable[[], datetime]
         The wall clock, in UTC; it decides due times, cooldown hours and the budget's window.
 
@@ -90,7 +91,7 @@ class RetrainingManager:
         self._policy = RetrainPolicy(
             min_rounds_between_retrain, min_hours_between_retrain, budget, on_request
         )
-        self._store = store or MonitorStore()
+        self._store = store or MonitorStore(default_url(app_home()))
         self._now = now
         self._changed = threading.Condition(threading.RLock())
         self._monitor: threading.Thread | None = None
@@ -101,6 +102,7 @@ class RetrainingManager:
         self._rounds_since: int | None = None
         self._errors_in_a_row = 0
         self._recovered = True
+        self._leaving = False
         self._restore()
 
     @property
@@ -229,37 +231,50 @@ class RetrainingManager:
     def take(self, *, wait: float = 0.0) -> RetrainRequest | None:
         """The request that waits, if any, or that comes within ``wait`` seconds.
 
-        It is in flight from now on, until ``running`` ends.
+        It is in flight from now on, until ``running`` ends; until then nobody gets another. One
+        that a crash cut short comes first.
         """
         until = time.monotonic() + wait
         with self._changed:
-            while True:
+            request = None
+            while not self._leaving:
                 request = self._store.take(self._now())
                 left = until - time.monotonic()
                 if request is not None or left <= 0:
                     break
                 self._changed.wait(min(left, POLL_SECONDS))
             if request is not None:
+                if request.cut_short:
+                    logger.info("request %s was cut short and is served again", request.id)
                 self._rounds_since = 0
                 self._save()
             return request
 
-    def recover(self) -> None:
-        """After a crash: put the request that was being served back, to be served again."""
-        with self._changed:
-            lost = self._store.recover()
-            if lost is not None:
-                logger.info("request %s was cut short by a crash and waits again", lost.id)
-
     @contextmanager
     def running(self, request: RetrainRequest) -> Iterator[None]:
-        """The time in which ``request`` is being served."""
-        outcome = Outcome.FAILED
+        """The time in which ``request`` is being served.
+
+        An error marks it as failed. Where the process is made to end, by ``leave`` or by what is
+        no ``Exception``, it stays as it is and is served again.
+        """
+        outcome: Outcome | None = Outcome.DONE
         try:
             yield
-            outcome = Outcome.DONE
+        except BaseException as error:
+            stopped = self._leaving or not isinstance(error, Exception)
+            outcome = None if stopped else Outcome.FAILED
+            raise
         finally:
-            self._store.finish(request.id, outcome, self._now())
+            if outcome is None:
+                self._store.abandon()
+            else:
+                self._store.finish(request.id, outcome, self._now())
+
+    def leave(self) -> None:
+        """Nobody waits for requests any more: the process is about to end."""
+        with self._changed:
+            self._leaving = True
+            self._changed.notify_all()
 
     def _put(self, request: RetrainRequest) -> str:
         outcome, why = decide(self._policy, request, self._situation())

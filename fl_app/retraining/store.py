@@ -16,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_app.retraining.tables import tables
+from fl_app.retraining.serving import Serving
+from fl_app.retraining.tables import create_tables, tables
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class MonitorStore:
         self._model = model
         self._engine = create_engine(url, **(memory if url == IN_MEMORY else {}))
         self._requests, self._schedules, self._state, self._answers = tables()
-        self._requests.metadata.create_all(self._engine)
+        self._serving = Serving(self._engine, model)
+        create_tables(self._engine)
 
     def add(
         self, request: RetrainRequest, outcome: Outcome, why: str = ""
@@ -132,40 +134,43 @@ class MonitorStore:
         return None if row is None else _entry(row)
 
     def take(self, now: datetime) -> RetrainRequest | None:
-        """Turn the request that waits into the one that runs, and return it, once."""
-        from sqlalchemy.exc import IntegrityError
+        """Turn the request that waits into the one that runs, and return it, once.
 
-        waiting = self.find(Outcome.PENDING)
-        if waiting is None or self.find(Outcome.RUNNING) is not None:
+        One that a crash cut short, since nobody who lives serves it, comes first and is the same
+        again. Whoever gets a request serves alone until ``finish`` or ``abandon``.
+        """
+        if not (self.find(Outcome.RUNNING) or self.find(Outcome.PENDING)):
             return None
+        if not self._serving.acquire():
+            return None
+        taken = None
         try:
-            won = self._turn(waiting.id, Outcome.PENDING, Outcome.RUNNING, started=now.isoformat())
-        except IntegrityError:
-            return None  # another process has just taken one
-        return waiting if won else None
+            lost = self.find(Outcome.RUNNING)
+            found = lost or self.find(Outcome.PENDING)
+            before = Outcome.PENDING if lost is None else Outcome.RUNNING
+            started = now.isoformat()
+            if found and self._turn(found.id, before, Outcome.RUNNING, started=started):
+                taken = replace(found, cut_short=lost is not None)
+            return taken
+        finally:
+            if taken is None:
+                self._serving.release()
 
     def finish(self, request_id: str, outcome: Outcome, now: datetime) -> None:
-        """Say how the request that runs ended."""
-        self._turn(request_id, Outcome.RUNNING, outcome, ended=now.isoformat())
+        """Say how the request that runs ended, and let others serve."""
+        try:
+            self._turn(request_id, Outcome.RUNNING, outcome, ended=now.isoformat())
+        finally:
+            self._serving.release()
 
-    def recover(self) -> RetrainRequest | None:
-        """After a crash: what ran is to be served again, and what waits meanwhile joins it.
+    def abandon(self) -> None:
+        """Let others serve what this one was serving, if it was."""
+        self._serving.release()
 
-        Only the one server of this database may call it, and before it takes requests.
-        """
-        lost = self.find(Outcome.RUNNING)
-        if lost is None:
-            return None
-        waiting = self.find(Outcome.PENDING)
-        if waiting is not None:
-            self._turn(
-                waiting.id,
-                Outcome.PENDING,
-                Outcome.JOINED,
-                why=f"it joins request {lost.id}, which a crash cut short",
-            )
-        self._turn(lost.id, Outcome.RUNNING, Outcome.PENDING, started=None)
-        return lost
+    def close(self) -> None:
+        """Abandon what is being served, and give the connections back."""
+        self.abandon()
+        self._engine.dispose()
 
     def history(self, limit: int | None = None, before: str = "") -> list[dict[str, Any]]:
         """All requests, or the last ``limit`` of them (before the one with that id), oldest first.

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from fl_app.retraining.triggers import Outcome
 
 if TYPE_CHECKING:
-    from sqlalchemy import Table
+    from sqlalchemy import Engine, Table
+
+_CREATING = 0x666C2D617070
+"""Key of the advisory lock under which tables are made; "fl-app" in ASCII."""
 
 
 @lru_cache(maxsize=1)
@@ -67,3 +70,17 @@ def tables() -> tuple[Table, Table, Table, Table]:
         Column("body", Text, nullable=False),
     )
     return requests, schedules, state, answers
+
+
+def create_tables(engine: Engine) -> None:
+    """Make what is missing; several processes may do so at once."""
+    from sqlalchemy import func, select
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # there `IF NOT EXISTS` looks before it leaps
+            connection.execute(select(func.pg_advisory_xact_lock(_CREATING)))
+        for table in tables():
+            connection.execute(CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))

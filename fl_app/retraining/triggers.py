@@ -46,6 +46,8 @@ class RetrainRequest:
         32 hexadecimal digits.
     created : datetime
         UTC.
+    cut_short : bool
+        Whether a session was begun for it before, by a process that crashed or was stopped.
     """
 
     kind: TriggerKind
@@ -53,3 +55,4 @@ class RetrainRequest:
     force: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
+    cut_short: bool = False

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fl_app.retraining import (
     BestMinusThreshold,
     CappedCusum,
+    MonitorStore,
     RetrainingManager,
     RetrainRequest,
     train_and_retrain,
@@ -108,7 +109,9 @@ def test_falls_are_measured_against_the_version_that_is_served() -> None:
 
 @given(st.lists(st.one_of(st.floats(), st.just("manual"), st.just("take")), max_size=60))
 def test_at_most_one_request_waits_and_each_ends_once(events: list[float | str]) -> None:
-    manager = RetrainingManager(min_rounds_between_retrain=2, policy="best_minus_threshold")
+    manager = RetrainingManager(
+        min_rounds_between_retrain=2, policy="best_minus_threshold", store=MonitorStore()
+    )
     for event in events:
         if event == "manual":
             manager.manual_trigger("why not")
