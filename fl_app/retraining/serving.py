@@ -63,8 +63,8 @@ class Serving:
         from sqlalchemy import func, select
 
         connection = stack.enter_context(self._engine.connect())
+        connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()  # it is closed, not given back, and the lock with it
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         key = int.from_bytes(self._digest[:8], "big", signed=True)
         return bool(connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one())
 

@@ -6,25 +6,21 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import croniter  # noqa: F401 - what takes long is imported once
 import filelock  # noqa: F401
 import sqlalchemy  # noqa: F401
 
-import fl_app.retraining
-from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining import MonitorStore, RetrainRequest
 from fl_app.retraining.triggers import Outcome, TriggerKind
 
 DUE = datetime(2026, 1, 4, tzinfo=UTC)
-SOURCES = str(Path(fl_app.retraining.__file__).parent)
 
 
 def context() -> Any:
@@ -100,50 +96,3 @@ ACTIONS: dict[str, Callable[[MonitorStore], Any]] = {
     "key": _key,
     "state": _state,
 }
-
-
-def serve(url: str, sessions: Path, die_at: int = 0) -> int:
-    """Serve what waits; die as by `kill -9` before that line of the monitor's, if it comes.
-
-    A session notes in a file that it began, and that it was completed. Returns the number of lines.
-    """
-    lines = 0
-
-    def line(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            if lines == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return line
-
-    def trace(frame: FrameType, _: str, __: object) -> Any:
-        return line if frame.f_code.co_filename.startswith((SOURCES, __file__)) else None
-
-    manager = RetrainingManager(store=MonitorStore(url))
-    sys.settrace(trace)
-    train_and_retrain(
-        lambda number, request: _session(sessions, request),
-        manager,
-        max_retrains=5,
-        completed=lambda request: f"completed {request.id}" in noted(sessions),
-    )
-    sys.settrace(None)
-    manager.store.close()
-    return lines
-
-
-def _session(sessions: Path, request: RetrainRequest | None) -> None:
-    name = "" if request is None else request.id
-    _note(sessions, f"began {name}")
-    _note(sessions, f"completed {name}")
-
-
-def _note(sessions: Path, line: str) -> None:
-    with sessions.open("a") as file:
-        file.write(f"{line}\n")
-
-
-def noted(sessions: Path) -> list[str]:
-    """Return what sessions have noted, in their order."""
-    return sessions.read_text().splitlines() if sessions.exists() else []

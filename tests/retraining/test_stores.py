@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of the monitor's memory, in memory, in a SQLite file and on PostgreSQL."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from monitor_children import DUE, at_once
+
+from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining.triggers import Outcome, TriggerKind
+
+NOW = datetime(2026, 1, 4, 12, tzinfo=UTC)
+POSTGRES = pytest.param("postgres", marks=pytest.mark.slow)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the address of a database of the wanted kind."""
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_address"))
+    return "sqlite://" if request.param == "memory" else f"sqlite:///{tmp_path / 'monitor.db'}"
+
+
+@pytest.fixture
+def model() -> str:
+    """Return a name of its own, since PostgreSQL's database is shared by all tests."""
+    return f"model-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def store(url: str, model: str) -> Iterator[MonitorStore]:
+    store = MonitorStore(url, model)
+    yield store
+    store.close()
+
+
+all_kinds = pytest.mark.parametrize("url", ["memory", "sqlite", POSTGRES], indirect=True)
+shared_kinds = pytest.mark.parametrize("url", ["sqlite", POSTGRES], indirect=True)
+
+
+def asked(reason: str = "new pictures", kind: TriggerKind = TriggerKind.MANUAL) -> RetrainRequest:
+    return RetrainRequest(kind, reason)
+
+
+@all_kinds
+def test_what_is_added_is_found_again_as_it_was(store: MonitorStore) -> None:
+    request = asked("quotes ' and \N{SNOWMAN}", TriggerKind.DRIFT)
+    assert store.add(request, Outcome.PENDING) is None
+    assert store.find(Outcome.PENDING) == request
+    entry = store.get(request.id)
+    assert entry == store.history()[0]
+    assert entry is not None
+    assert entry["reason"] == request.reason
+    assert entry["created"] == request.created.isoformat()
+    assert (entry["kind"], entry["started"], entry["ended"]) == ("drift", None, None)
+    assert store.get("0" * 32) is None
+    assert store.add(request, Outcome.PENDING) == request  # again: nothing changes
+    assert len(store.history()) == 1
+
+
+@all_kinds
+def test_one_waits_and_others_join_it(store: MonitorStore) -> None:
+    first, second = asked("first"), asked("second")
+    store.add(first, Outcome.PENDING)
+    assert store.add(second, Outcome.PENDING) == first
+    assert store.counts() == {o: {"pending": 1, "joined": 1}.get(str(o), 0) for o in Outcome}
+    assert first.id in store.history()[-1]["why"]
+
+
+@all_kinds
+def test_history_is_read_in_pages(store: MonitorStore) -> None:
+    requests = [asked(f"{number}") for number in range(5)]
+    for request in requests:
+        store.add(request, Outcome.SUPPRESSED, "why not")
+    assert [e["reason"] for e in store.history(2)] == ["3", "4"]
+    assert [e["reason"] for e in store.history(2, requests[3].id)] == ["1", "2"]
+    assert store.history(2, "0" * 32) == []
+
+
+@all_kinds
+def test_a_request_is_taken_once_and_ends_once(store: MonitorStore) -> None:
+    assert store.take(NOW) is None
+    request = asked(kind=TriggerKind.SCHEDULE)
+    store.add(request, Outcome.PENDING)
+    taken = store.take(NOW)
+    assert taken == request
+    store.add(asked("next"), Outcome.PENDING)
+    assert store.take(NOW) is None  # one is being served
+    assert store.taken_since(NOW) == 1
+    assert store.taken_since(NOW + timedelta(seconds=1)) == 0
+    assert store.last_taken() == NOW
+    store.finish(request.id, Outcome.DONE, NOW)
+    store.finish(request.id, Outcome.FAILED, NOW)
+    entry = store.get(request.id)
+    assert entry is not None
+    assert (entry["outcome"], entry["ended"]) == ("done", NOW.isoformat())
+    following = store.take(NOW)
+    assert following is not None
+    assert following.reason == "next"
+    assert not following.cut_short
+
+
+@all_kinds
+def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStore) -> None:
+    request = asked()
+    store.add(request, Outcome.PENDING)
+    store.take(NOW)
+    store.add(asked("next"), Outcome.PENDING)
+    store.abandon()
+    again = store.take(NOW)
+    assert again is not None
+    assert (again.id, again.cut_short) == (request.id, True)
+
+
+@shared_kinds
+def test_what_another_process_serves_is_not_cut_short(
+    store: MonitorStore, url: str, model: str
+) -> None:
+    other = MonitorStore(url, model)
+    elsewhere = MonitorStore(url, f"{model}-2")
+    store.add(asked("first"), Outcome.PENDING)
+    first = store.take(NOW)
+    store.add(asked("second"), Outcome.PENDING)
+    elsewhere.add(asked("of another model"), Outcome.PENDING)
+    assert first is not None
+    assert other.take(NOW) is None
+    assert elsewhere.take(NOW) is not None
+    store.finish(first.id, Outcome.DONE, NOW)
+    second = other.take(NOW)
+    assert second is not None
+    assert (second.reason, second.cut_short) == ("second", False)
+    assert store.take(NOW) is None
+    other.close()
+    elsewhere.close()
+
+
+@all_kinds
+def test_state_is_kept_whole(store: MonitorStore) -> None:
+    assert store.load_state() == {}
+    for state in ({"a": [1, 2.5, None]}, {"b": {"c": "d"}}):
+        store.save_state(state)
+        assert store.load_state() == state
+
+
+@all_kinds
+def test_a_due_time_is_claimed_once(store: MonitorStore) -> None:
+    later = DUE + timedelta(days=7)
+    store.set_schedule("weekly", DUE)
+    store.set_schedule("weekly", later)  # it has one already
+    assert store.due("weekly") == DUE
+    assert store.claim_due("weekly", DUE, later)
+    assert not store.claim_due("weekly", DUE, later)
+    assert store.due("weekly") == later
+    store.drop_schedule("weekly")
+    assert store.due("weekly") is None
+    assert not store.claim_due("weekly", later, later)
+
+
+@all_kinds
+def test_a_key_is_claimed_once_and_its_answer_kept_for_a_day(store: MonitorStore) -> None:
+    first = store.claim_key("k", "digest", owner="a", now=NOW)
+    assert (first.mine, first.status) == (True, None)
+    again = store.claim_key("k", "digest", owner="a", now=NOW)
+    assert (again.mine, again.id, again.status) == (False, first.id, None)
+    store.answer_key("k", 202, '{"x": 1}')
+    for owner in ("a", "b"):
+        known = store.claim_key("k", "another", owner=owner, now=NOW + timedelta(hours=23))
+        assert not known.mine
+        assert (known.digest, known.status, known.body) == ("digest", 202, '{"x": 1}')
+    fresh = store.claim_key("k", "another", owner="a", now=NOW + timedelta(hours=25))
+    assert fresh.mine
+    assert fresh.id != first.id
+
+
+@all_kinds
+def test_an_answer_that_never_came_is_left_to_another_owner(store: MonitorStore) -> None:
+    first = store.claim_key("k", "digest", owner="a", now=NOW)
+    assert not store.claim_key("k", "digest", owner="b", now=NOW, retake=False).mine
+    assert not store.claim_key("k", "another", owner="b", now=NOW).mine
+    taken = store.claim_key("k", "digest", owner="b", now=NOW)
+    assert (taken.mine, taken.id) == (True, first.id)
+    store.answer_key("k", None)
+    assert store.claim_key("k", "another", owner="c", now=NOW).mine
+
+
+@shared_kinds
+def test_two_models_do_not_meet(store: MonitorStore, url: str, model: str) -> None:
+    other = MonitorStore(url, f"{model}-2")
+    store.add(asked(), Outcome.PENDING)
+    store.save_state({"a": 1})
+    store.set_schedule("weekly", DUE)
+    store.claim_key("k", "digest", owner="a", now=NOW)
+    assert other.history() == []
+    assert other.take(NOW) is None
+    assert other.load_state() == {}
+    assert other.due("weekly") is None
+    assert other.claim_key("k", "digest", owner="a", now=NOW).mine
+    other.close()
+
+
+@shared_kinds
+@pytest.mark.slow
+def test_of_several_processes_one_gets_what_there_is_one_of(url: str, model: str) -> None:
+    assert at_once("state", url, model, 4) == [None] * 4  # the tables are made here, by all
+    store = MonitorStore(url, model)
+    assert len(set(at_once("add", url, model, 4))) == 1
+    assert Counter(e["outcome"] for e in store.history()) == {"pending": 1, "joined": 3}
+    taken = at_once("take", url, model, 4)
+    waiting = store.history()[0]["id"]
+    assert sorted(map(str, taken)) == sorted([waiting, "None", "None", "None"])
+    store.set_schedule("weekly", DUE)
+    assert sorted(at_once("claim", url, model, 4)) == [False, False, False, True]
+    claims = at_once("key", url, model, 4)
+    assert len({key for key, _ in claims}) == 1
+    assert [mine for _, mine in claims].count(True) == 1
+    store.close()
+
+
+@shared_kinds
+@pytest.mark.slow
+def test_the_manager_and_the_loop_work_on_it(url: str, model: str) -> None:
+    manager = RetrainingManager(store=MonitorStore(url, model))
+    manager.start_from("1", 0.8)
+    manager.update_metrics(0.79, 1)
+    manager.manual_trigger("new pictures")
+    served: list[str] = []
+    train_and_retrain(
+        lambda number, request: served.append("" if request is None else request.reason),
+        manager,
+        max_retrains=1,
+    )
+    manager.store.close()
+    assert served == ["new pictures"]
+    again = RetrainingManager(store=MonitorStore(url, model))
+    assert (again.best_accuracy, again.current_accuracy) == (0.8, 0.79)
+    assert [e["outcome"] for e in again.trigger_history] == ["done"]
+    again.store.close()
