@@ -82,7 +82,7 @@ class JournalHome:
             create,
             find,
             drop=lambda run_id: again(client.delete_run, run_id),
-            alone=not self._connection.is_server,
+            alone=lambda _: not self._connection.is_server,  # whose client repeats calls
         )
 
     def gone(self, run_id: str) -> JournalError:

@@ -95,10 +95,8 @@ class MlflowJournal:
 
     def claim(self, number: int, text: str) -> bool:
         """Write entry `number` if it is free; say whether `text` is what stands there now."""
-        self.ensure()
+        here = self.ensure()
         with self._connection.errors("write the journal"):
-            self._here = self._here or self._follow(self._get(self._home.find()))
-            here = self._here
             if len(here.page.texts) >= self._page_length:
                 self._turn_over(here)
                 return False
@@ -108,11 +106,12 @@ class MlflowJournal:
                 self._here = replace(here, page=page)
             return won
 
-    def ensure(self) -> None:
-        """Make sure that the registered model and its one journal exist."""
+    def ensure(self) -> _Here:
+        """Make sure that the registered model and its one journal exist; return where it is."""
         if self._here is None:
             with self._connection.errors("open the journal"):
-                self._home.ensure()
+                self._here = self._follow(self._get(self._home.ensure()))
+        return self._here
 
     def _won(self, run_id: str, number: int, text: str) -> bool:
         from mlflow.exceptions import MlflowException

@@ -67,6 +67,7 @@ class ModelManager(JournalledStore):
         self._connection = Connection(tracking_uri, home)
         super().__init__(MlflowFiles(self._connection, self.registered_model_name))
         self._experiment_name = experiment_name
+        self._last_saved = 0
         self._journal = MlflowJournal(self._connection, self.registered_model_name)
 
     @property
@@ -100,18 +101,22 @@ class ModelManager(JournalledStore):
             self._journal.ensure()
             experiment = self._connection.experiment_id(self._experiment_name)
             with self._connection.errors("save the version"):
+                last = self._last_saved  # known before the look
                 earlier = self._saved_as(mine["save_key"])
                 if earlier:
                     return earlier[0]
                 model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
-                return create_once(
+                saved = create_once(
                     lambda: self._register(model, run_id=run_id, tags=mine, description=text),
-                    # Another process may have saved it at the same moment.
-                    lambda: self._saved_as(mine["save_key"], anew=True),
+                    lambda: self._saved_as(mine["save_key"]),
                     drop=lambda echo: again(
                         self.client.delete_model_version, self.registered_model_name, echo
                     ),
+                    # Numbers are given in order: nobody saved meanwhile, nor was the call repeated.
+                    alone=lambda version: int(version) == last + 1,
                 )
+                self._last_saved = int(saved)
+                return saved
 
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
         with self._connection.errors(f"tag version {version}"):
@@ -129,7 +134,7 @@ class ModelManager(JournalledStore):
             ),
             lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
-            alone=not self._connection.is_server,
+            alone=lambda _: not self._connection.is_server,  # whose client repeats calls
         )
         if serving is not None:
             write_serving(serving, artifact.folder, model_id=model.model_id)
@@ -154,18 +159,13 @@ class ModelManager(JournalledStore):
         )
         return str(created.version)
 
-    def _saved_as(self, save_key: str, *, anew: bool = False) -> list[str]:
-        """Return the versions that were saved under a key and are not retired, oldest first.
-
-        With `anew` one of them was saved just now: if it is the only one there is no more to ask.
-        """
+    def _saved_as(self, save_key: str) -> list[str]:
+        """Return the versions that were saved under a key and are not retired, oldest first."""
         found = self.client.search_model_versions(
             f"name = '{self.registered_model_name}' and tags.save_key = '{save_key}'"
         )
         kept = {str(row.version) for row in found}
-        if kept and not (anew and len(kept) == 1):
-            kept -= self._state().retired
-        return sorted(kept, key=int)
+        return sorted(kept - self._state().retired if kept else kept, key=int)
 
     def _page(self, *, fresh: bool) -> Page:
         return self._journal.page(fresh=fresh)

@@ -48,7 +48,7 @@ def create_once(
     find: Callable[[], Sequence[T]],
     *,
     drop: Callable[[T], object],
-    alone: bool = False,
+    alone: Callable[[T], bool],
 ) -> T:
     """Create something that MLflow knows no unique name for, and leave exactly one of it.
 
@@ -60,9 +60,8 @@ def create_once(
         Returns what bears the mark, the one to keep first.
     drop : Callable[[T], object]
         Removes an echo: a create that was repeated since its reply was lost.
-    alone : bool
-        Whether a create that returned was carried out once, and by nobody else: then there is
-        nothing to look for. A server's client repeats calls; a database does not.
+    alone : Callable[[T], bool]
+        Whether what `create` returned is certainly the only one, so that there is no need to look.
     """
     from mlflow.exceptions import MlflowException
 
@@ -70,7 +69,7 @@ def create_once(
         began = time.monotonic()
         try:
             created = create()
-            if alone:
+            if alone(created):
                 return created
             break
         except MlflowException as error:
