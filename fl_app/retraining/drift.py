@@ -9,20 +9,28 @@ matter, and what comes back each season.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import logging
 import math
-from collections import Counter
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from fl_app.retraining.drift_merge import (
+    Merged,
+    direction,
+    e_value,
+    effect,
+    least_effect,
+    merge,
+    shared,
+)
+from fl_app.retraining.drift_nodes import compare_with_kept, let_in
 from fl_app.retraining.drift_state import HISTORY, RECENT, SLOTS, DriftState, Window
-from fl_app.summaries import PARTS, DataSummary, Feature, FeatureKind
-
-logger = logging.getLogger("flwr.fl_app")
+from fl_app.summaries import DataSummary, Feature
 
 Policy = Literal["evidence", "per_check"]
 DAY = 86_400.0
@@ -32,13 +40,7 @@ LEAST_WAIT = 20.0
 """Checks without a false alarm that are asked for at least, however rare checks are."""
 KNOWN_INTERVAL = 12
 """Checks after which the time between them is taken from them."""
-E_CAP, LEAST_P = 1e15, 1e-300
-CRITICAL = 1.3581
-"""95 % quantile of Kolmogorov's distribution; its square's mean and variance are below."""
-SQUARE_MEAN = math.pi**2 / 12
-SQUARE_VARIANCE = 7 * math.pi**4 / 720 - SQUARE_MEAN**2
-MOST_NODES = 1_000
-"""Nodes without memory whose references are kept."""
+PER_CHECK_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,6 @@ class DriftCheck:
 
     Attributes
     ----------
-    rings : bool
-        Whether to retrain.
     drifted : tuple[FeatureDrift, ...]
         The features that the alarm is about, the most moved first.
     features : tuple[FeatureDrift, ...]
@@ -128,12 +128,16 @@ class DriftCheck:
         Mean evidence at which the alarm rings.
     """
 
-    rings: bool
     drifted: tuple[FeatureDrift, ...]
     features: tuple[FeatureDrift, ...]
     nodes: int
     rows: int
     height: float
+
+    @property
+    def rings(self) -> bool:
+        """Whether to retrain."""
+        return bool(self.drifted)
 
     @property
     def reason(self) -> str:
@@ -154,42 +158,114 @@ def check(
 
     ``time`` is in seconds since 1970.
     """
-    state, told = _remember_nodes(state, [s for s in summaries if s.reference == state.reference])
-    features, told = _shared(told)
-    if not told:
+    current = [summary for summary in summaries if summary.reference == state.reference]
+    state, whole = compare_with_kept(state, current)
+    features, told = shared(whole)
+    if not features:
         return state, None
-    bins = told[0].counts.shape[2]
-    state = state.about(features, bins)
+    state = state.about(features, told[0].counts.shape[2])
     merged = merge(told, state.features, time)
-    p = np.where(merged.window.rows > 0, kolmogorov_p(merged.shift, merged.variance), 1.0)
-    state = _counted(state, merged.window, time, settings)
-    height = alarm_height(state, time, settings)
-    seen = merged.window.rows > 0
-    evidence = np.where(seen, (state.evidence + 1) * e_value(p), state.evidence)
-    evidence = np.minimum(evidence, 100 * height * len(evidence))
-    hold = bool(evidence.mean() >= height)
-    labels = map(str, state.features)
-    heard = (time, dict(zip(labels, np.round(evidence, 3).tolist(), strict=True)))
-    state = replace(
-        state, evidence=evidence, hold=hold, history=(*state.history, heard)[-HISTORY:]
-    )
+    state = _with_window(state, merged.window, settings.season)
+    height = alarm_height(state, settings)
+    state = _with_evidence(state, merged, height)
+    compared = {summary.node_id for summary in whole}
+    state = let_in(state, [summary for summary in current if summary.node_id in compared])
     if settings.policy == "per_check":
-        effect, drifted = merged.shift, p < 0.05
+        size, drifted = effect(merged.window), merged.p < PER_CHECK_P
     else:
-        effect, matters = _effects(state, settings, merged, time)
-        drifted = matters & (evidence >= height) & hold
-    state = _grown_nodes(state, summaries)
+        size, matters = _gate(state, settings)
+        drifted = matters & (state.evidence >= height) & state.hold
+    return state, _finding(state, merged, size, drifted, height)
+
+
+def alarm_height(state: DriftState, settings: DriftSettings) -> float:
+    """Mean evidence at which the alarm rings: checks in ``false_alarm_days``.
+
+    A Shiryaev-Roberts sum of e-values reaches A after at least A checks, on average, without drift;
+    so does the mean of several, however they depend on each other.
+    """
+    interval = settings.check_interval
+    if state.checks >= KNOWN_INTERVAL and state.first is not None:
+        interval = max((state.recent[-1].time - state.first) / (state.checks - 1), 1e-3)
+    return max(settings.false_alarm_days * DAY / interval, LEAST_WAIT)
+
+
+def _with_window(state: DriftState, window: Window, season: float | None) -> DriftState:
+    """Remember the check by itself, and in its part of the season."""
+    parts = state.season
+    if season is not None:
+        begin = window.time - window.time % (season / SLOTS)
+        parts = tuple(part for part in parts if part.time > begin - season)
+        if parts and parts[-1].time == begin:
+            parts = (*parts[:-1], replace(parts[-1] + window, time=begin))
+        else:
+            parts = (*parts, replace(window, time=begin))
+    return replace(
+        state,
+        recent=(*state.recent, window)[-RECENT:],
+        season=parts,
+        first=window.time if state.first is None else state.first,
+        checks=state.checks + 1,
+    )
+
+
+def _with_evidence(state: DriftState, merged: Merged, height: float) -> DriftState:
+    """Add the check's e-values: M becomes (M + 1) e; what nobody told of stays as it is."""
+    told = merged.window.rows > 0
+    evidence = np.where(told, (state.evidence + 1) * e_value(merged.p), state.evidence)
+    # The cap lets evidence of a shift that went away go soon.
+    evidence = np.minimum(evidence, 100 * height * len(evidence))
+    labels = map(str, state.features)
+    heard = dict(zip(labels, np.round(evidence, 3).tolist(), strict=True))
+    return replace(
+        state,
+        evidence=evidence,
+        hold=bool(evidence.mean() >= height),
+        history=(*state.history, (merged.window.time, heard))[-HISTORY:],
+    )
+
+
+def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Size of the shift of each feature, and whether it matters.
+
+    The last checks are taken together in as many as show the shift best. With a season they count
+    only if the shift is gross; a smaller one must show in a whole season.
+    """
+    lately = list(itertools.accumulate(reversed(state.recent), operator.add))
+    limits = np.stack([least_effect(window) for window in lately])
+    sizes = np.stack([effect(window) for window in lately])
+    best = limits.argmax(axis=0)[None]
+    size = np.take_along_axis(sizes, best, axis=0)[0]
+    limit = limits.max(axis=0)
+    if settings.season is None:
+        return size, limit >= settings.min_effect
+    matters = limit >= max(settings.min_effect, GROSS_EFFECT)
+    if state.first is not None and state.recent[-1].time - state.first >= settings.season:
+        whole = functools.reduce(operator.add, state.season)
+        matters |= least_effect(whole, nodes=False) >= settings.min_effect
+    return size, matters
+
+
+def _finding(
+    state: DriftState, merged: Merged, size: np.ndarray, drifted: np.ndarray, height: float
+) -> DriftCheck:
+    gaps = merged.window.now - merged.window.expected
     found = [
         FeatureDrift(
-            feature,
-            float(p[i]),
-            float(evidence[i]),
-            float(effect[i]),
-            direction(feature, merged.window.now[i] - merged.window.expected[i]),
-            int(merged.moved[i]),
+            feature=feature,
+            p=float(merged.p[i]),
+            evidence=float(state.evidence[i]),
+            effect=float(size[i]),
+            direction=direction(feature, gaps[i]),
+            nodes_moved=int(merged.moved[i]),
         )
         for i, feature in enumerate(state.features)
     ]
-    worst = sorted((f for f, d in zip(found, drifted, strict=True) if d), key=lambda f: -f.effect)
-    rows = int(merged.window.rows.max())
-    return state, DriftCheck(bool(worst), tuple(worst), tuple(found), len(told), rows, height)
+    named = [found[i] for i in np.flatnonzero(drifted)]
+    return DriftCheck(
+        drifted=tuple(sorted(named, key=lambda one: -one.effect)),
+        features=tuple(found),
+        nodes=merged.nodes,
+        rows=int(merged.window.rows.max()),
+        height=height,
+    )

@@ -115,7 +115,7 @@ class DriftState:
             return np.concatenate([values, np.zeros((1, *values.shape[1:]))])[source]
 
         def window(old: Window) -> Window:
-            return replace(old, **{name: moved(values) for name, values in old.arrays.items()})
+            return Window(old.time, **{name: moved(v) for name, v in old.arrays.items()})
 
         return replace(
             self,

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often drift rules cry wolf, how long a real shift takes them, and what a check costs.
+
+50 nodes, 10 of them in each check, 200 new rows a node; each node's columns are normal about means
+of its own (standard deviation 0, 0.3 or 1). Every rule sees the same rows: ours by way of the
+nodes' summaries, the others with all rows in one place, against all nodes' reference rows, as they
+are meant to be used. A false alarm is a check that asks for retraining when nothing moved; a delay is
+the median number of checks after a shift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ks_2samp, kstwo
+
+from fl_app.client.reference import Reference, new_reference
+from fl_app.retraining.drift import DriftSettings, check
+from fl_app.retraining.drift_state import DriftState
+from fl_app.summaries import read_summary
+
+NODES, TAKING_PART, ROWS, BASELINE = 50, 10, 200, 1000
+INTERVAL = 300.0
+NEVER, REPEATS = 999, 11
+NO_SEASON, SEASON = DriftSettings(season=None), DriftSettings()
+Row = dict[str, Any]
+RNG = np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A change of the mean of the first features, from a check on, on some nodes.
+
+    Attributes
+    ----------
+    size : float
+        In standard deviations.
+    share : float
+        Of the nodes.
+    """
+
+    size: float = 0.0
+    features: int = 1
+    share: float = 1.0
+    begin: int = 0
+
+
+class Federation:
+    """Nodes whose references grow, and the rows they draw."""
+
+    def __init__(self, seed: int, features: int, means: float, *, cycle: float = 0.0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.means = means * self.rng.standard_normal((NODES, features))
+        self.cycle = cycle
+        days = [cycle * np.sin(2 * np.pi * self.rng.random((BASELINE, 1))) for _ in range(NODES)]
+        first = [self.draw(node, BASELINE, moved) for node, moved in enumerate(days)]
+        self.pooled = np.sort(np.concatenate(first), axis=0)
+        nothing = np.array([], np.uint64)
+        self.references: list[Reference] = [
+            new_reference("", named(rows), nothing) for rows in first
+        ]
+
+    def draw(self, node: int, rows: int, moved: float | np.ndarray = 0.0) -> np.ndarray:
+        """New rows of a node, shape (rows, features)."""
+        shape = (rows, self.means.shape[1])
+        return self.means[node] + moved + self.rng.standard_normal(shape)
+
+    def summary(self, node: int, rows: np.ndarray, *, hold: bool) -> dict[str, object]:
+        """What the node sends of its new rows."""
+        reference = self.references[node].settled(hold=hold)
+        reference = reference.with_rows(named(rows), np.array([], np.uint64))
+        self.references[node], summary = reference.summarised(str(node), RNG)
+        return dict(summary.to_record())
+
+
+def named(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns by name."""
+    return {f"x{i}": column for i, column in enumerate(np.ascontiguousarray(rows.T))}
+
+
+def peers_say(rows: np.ndarray, pooled: np.ndarray) -> dict[str, bool]:
+    """What the peers say of one check; both arrays of shape (rows, features), ``pooled`` sorted."""
+    n, m = len(rows), len(pooled)
+    p, psi, wasserstein = [], [], []
+    for column, past in zip(np.sort(rows, axis=0).T, np.ascontiguousarray(pooled.T), strict=True):
+        place = np.searchsorted(past, column, "right") / m
+        left = np.searchsorted(past, column, "left") / m
+        d = max((np.arange(1, n + 1) / n - place).max(), (left - np.arange(n) / n).max())
+        p.append(kstwo.sf(d, round(n * m / (n + m))))
+        now = np.diff(
+            np.searchsorted(column, past[np.arange(1, 10) * m // 10]), prepend=0, append=n
+        )
+        share = np.maximum(now / n, 1e-4)
+        psi.append(((share - 0.1) * np.log(share / 0.1)).sum())
+        quantiles = past[((np.arange(n) + 0.5) / n * m).astype(int)]
+        wasserstein.append(np.abs(column - quantiles).mean() / past.std())
+    ps = np.array(p)
+    return {
+        "guide: any p < 0.05": bool((ps < 0.05).any()),
+        "Bonferroni": bool((ps < 0.05 / len(ps)).any()),
+        "Evidently: half of W1 >= 0.1": bool((np.array(wasserstein) >= 0.1).mean() >= 0.5),
+        "any PSI >= 0.2": bool((np.array(psi) >= 0.2).any()),
+    }
+
+
+def alarms(
+    federation: Federation,
+    checks: int,
+    settings: DriftSettings,
+    *,
+    shift: Shift | None = None,
+    rows: int = ROWS,
+    peers: bool = True,
+    stop: bool = False,
+) -> dict[str, list[int]]:
+    """Checks in which each rule asks; ours as the server would run it."""
+    shift = shift or Shift()
+    moving = federation.rng.permutation(NODES)[: round(NODES * shift.share)]
+    found: dict[str, list[int]] = {"ours": []}
+    state = DriftState()
+    for number in range(checks):
+        records, drawn = {}, []
+        for node in federation.rng.permutation(NODES)[:TAKING_PART].tolist():
+            moved = np.full(
+                federation.means.shape[1], federation.cycle * np.sin(2 * np.pi * number / 288)
+            )
+            if number >= shift.begin and node in moving:
+                moved[: shift.features] += shift.size
+            drawn.append(federation.draw(node, rows, moved))
+            records[node] = federation.summary(node, drawn[-1], hold=state.hold)
+        summaries = [read_summary(record, str(node)) for node, record in records.items()]
+        state, verdict = check(state, summaries, number * INTERVAL, settings)
+        said = peers_say(np.concatenate(drawn), federation.pooled) if peers else {}
+        said["ours"] = verdict is not None and verdict.rings
+        for name, rings in said.items():
+            found.setdefault(name, []).extend([number] if rings else [])
+        if stop and said["ours"] and number >= shift.begin:
+            break
+    return found
+
+
+def false_alarms(checks: int = 1000) -> Iterator[Row]:
+    """No drift at all, with more and more features and differing nodes."""
+    for features in (3, 10, 100):
+        for means in (0.0, 0.3, 1.0):
+            label = f"false alarms in {checks:,} checks, {features} features, means {means:g} sd"
+            found = alarms(Federation(1, features, means), checks, NO_SEASON)
+            yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+
+
+def delays() -> Iterator[Row]:
+    """Checks from a shift to the alarm, with nodes whose means differ by 0.3 sd."""
+    kinds = {
+        "+0.2 sd in one of 10 features": (Shift(0.2, begin=20), 5),
+        "+0.5 sd in one of 10 features on 20 % of the nodes": (Shift(0.5, share=0.2, begin=20), 3),
+        "+0.5 sd in 10 of 10 features on 20 % of the nodes": (Shift(0.5, 10, 0.2, 20), 3),
+    }
+    for label, (shift, goal) in kinds.items():
+        late = [
+            delay(alarms(Federation(10 + seed, 10, 0.3), 60, NO_SEASON, shift=shift), shift)
+            for seed in range(REPEATS)
+        ]
+        yield row(f"delay in checks without a season, {label}", medians(late), goal)
+        later = replace(shift, begin=300)
+        late = [
+            delay(
+                alarms(
+                    Federation(10 + s, 10, 0.3), 800, SEASON, shift=later, peers=False, stop=True
+                ),
+                shift,
+            )
+            for s in range(3)
+        ]
+        yield row(f"delay in checks with a season of 24 h, {label}", medians(late), None)
+
+
+def delay(found: dict[str, list[int]], shift: Shift) -> dict[str, int]:
+    """Checks from the shift to each rule's first alarm after it, both counted."""
+    begin = shift.begin
+    return {
+        name: next((number - begin + 1 for number in rung if number >= begin), NEVER)
+        for name, rung in found.items()
+    }
+
+
+def medians(late: Sequence[dict[str, int]]) -> dict[str, float]:
+    """The median of each rule."""
+    return {name: statistics.median(one[name] for one in late) for name in late[0]}
+
+
+def quiet() -> Iterator[Row]:
+    """Shifts that are none, or too small to matter."""
+    tiny = Shift(0.02, features=10)
+    found = alarms(Federation(3, 10, 0.0), 200, NO_SEASON, shift=tiny, rows=5000)
+    label = "false alarms in 200 checks, a shift of 0.02 sd at 50,000 rows a check"
+    yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+    found = alarms(Federation(4, 5, 0.3, cycle=0.3), 2880, SEASON)
+    label = "false alarms in 10 days, a daily cycle of 0.3 sd, season of 24 h"
+    yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+
+
+def speed(rows: int = 10_000, features: int = 100) -> Iterator[Row]:
+    """A node's summary and the server's check, against a loop over `ks_2samp`, in turn."""
+    rng = np.random.default_rng(5)
+    past, now = rng.standard_normal((2, rows, features))
+    nothing = np.array([], np.uint64)
+    reference = new_reference("", named(past), nothing)
+    seconds: dict[str, list[float]] = {"ours": [], "loop over scipy.stats.ks_2samp": []}
+    for _ in range(5):
+        begun = time.perf_counter()
+        _, sent = reference.with_rows(named(now), nothing).summarised("1", RNG)
+        check(DriftState(), [read_summary(sent.to_record(), "1")], 0.0, SEASON)
+        ours = time.perf_counter()
+        for column in range(features):
+            ks_2samp(now[:, column], past[:, column])
+        seconds["ours"].append(ours - begun)
+        seconds["loop over scipy.stats.ks_2samp"].append(time.perf_counter() - ours)
+    ms = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    mine, peer = ms.values()
+    label = f"ms for {rows:,} rows x {features} features: summary, wire and check"
+    yield {**row(label, ms, None), "ratio": peer / mine, "goal": 20, "met": peer >= 20 * mine}
+
+
+def row(label: str, values: dict[str, float], goal: float | None) -> Row:
+    """A row of the results; met if ours is at most ``goal``."""
+    mine, others = values["ours"], {k: v for k, v in values.items() if k != "ours"}
+    peer = next(iter(others), None)
+    return {
+        "row": label,
+        "ours": mine,
+        "peer": peer,
+        "peer_value": None if peer is None else others[peer],
+        "ratio": None,
+        "goal": goal,
+        "met": None if goal is None else mine <= goal,
+        "all": values,
+    }
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    target = parser.parse_args().json
+    rows = []
+    for part in (speed, delays, quiet, false_alarms):
+        for found in part():
+            rows.append(found)
+            print(f"\n{found['row']}{'  (goal missed)' if found['met'] is False else ''}")
+            for name, value in found["all"].items():
+                print(f"  {name:32} {value:8.4g}", flush=True)
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
