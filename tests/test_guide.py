@@ -14,31 +14,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from guide import SNIPPETS, Names, run
 
 from models.model import get_model
 from registry import FederatedLearningTracker, ModelManager, StageError
 
-SNIPPETS = Path(__file__).with_name("guide_snippets.md")
 NAME = "fl-global-model"
-Names = dict[str, Any]
-
-
-def snippet(title: str) -> str:
-    (code,) = re.findall(rf"## {title}\n.*?```python\n(.*?)```", SNIPPETS.read_text(), re.DOTALL)
-    return str(code)
-
-
-def run(title: str, given: Names, *, address: str = "") -> Names:
-    """Run a snippet with the names that its reader has by then, and return all of them."""
-    code = snippet(title)
-    if address:  # the one thing that is the reader's own
-        code = code.replace("http://localhost:5000", address)
-    exec(compile(code, f"guide: {title}", "exec"), given)  # noqa: S102 - that is the test
-    return given
 
 
 @pytest.fixture(scope="session")
@@ -198,8 +182,17 @@ def test_troubleshooting(manager: ModelManager, capsys: pytest.CaptureFixture[st
 
 
 def test_the_complete_workflow(folder: Path) -> None:
-    names = run("Complete Workflow", {"accuracy": 0.85})
-    manager, tracker = names["manager"], names["tracker"]
+    asked: list[str] = []
+    given = {"accuracy": 0.85, "start_new_training": lambda trigger: asked.append(trigger.reason)}
+    names = run("Complete Workflow", given)
+    manager, tracker, monitor = names["manager"], names["tracker"], names["retrain_mgr"]
+    assert (monitor.monitoring, monitor.current_accuracy) == (True, 0.85)
+    monitor.manual_trigger("new pictures")
+    deadline = time.monotonic() + 10
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    monitor.stop_monitoring()
+    assert asked == ["new pictures"]
     record = manager.get_version(names["version"])
     assert record.stage == "Production"
     assert record.run_id == tracker.run.info.run_id
@@ -211,8 +204,8 @@ def test_the_complete_workflow(folder: Path) -> None:
 
 def test_every_snippet_is_run() -> None:
     titles = re.findall(r"^## (.*)$", SNIPPETS.read_text(), re.MULTILINE)
-    run_here = re.findall(r'run\(\s*"([^"]+)"', Path(__file__).read_text())
-    assert set(titles) == set(run_here)
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_guide*.py"))
+    assert set(titles) == set(re.findall(r'(?:run|snippet)\(\s*"([^"]+)"', tests))
 
 
 @pytest.fixture

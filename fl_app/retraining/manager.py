@@ -96,6 +96,7 @@ class RetrainingManager:
         self._changed = threading.Condition(threading.RLock())
         self._monitor: threading.Thread | None = None
         self._stop = threading.Event()
+        self._called: tuple[RetrainRequest, float] | None = None
         self._schedules: list[Schedule] = []
         self._rule = RULES[policy](accuracy_threshold, mode)
         self._served_version: str | None = None
@@ -177,6 +178,15 @@ class RetrainingManager:
         with self._changed:
             return self._put(request)
 
+    def ask(self, kind: TriggerKind, reason: str) -> str:
+        """Ask for retraining for a reason that was found elsewhere, such as drift.
+
+        The policy decides about it as about a fall of the score. Returns the id of the request, or
+        of the one that waits already.
+        """
+        with self._changed:
+            return self._put(RetrainRequest(kind, reason))
+
     def schedule_periodic_retrain(
         self, interval_days: float | None = None, *, cron: str | None = None
     ) -> None:
@@ -194,7 +204,8 @@ class RetrainingManager:
     def set_retrain_callback(self, callback: Callback) -> None:
         """Hand requests to ``callback`` while monitoring, each in a thread of its own.
 
-        What it raises marks the request as failed; the monitor goes on.
+        What it raises marks the request as failed. As long as it has not returned, its request runs
+        and at most one other waits; the monitor goes on, and tells how long that has been.
         """
         self.retrain_callback = callback
 
@@ -308,26 +319,45 @@ class RetrainingManager:
 
     def _watch(self) -> None:
         """The monitor's thread: what is due, then what waits for the callback."""
-        next_check = time.monotonic()
+        from sqlalchemy.exc import SQLAlchemyError
+
+        next_check, pause = time.monotonic(), min(POLL_SECONDS, self.check_interval)
         while not self._stop.is_set():
-            if time.monotonic() >= next_check:
-                self.check_schedules()
-                next_check = time.monotonic() + self.check_interval
-            callback = self.retrain_callback
-            request = None
-            if callback is not None:
-                request = self.take(wait=min(POLL_SECONDS, self.check_interval))
-            else:
-                self._stop.wait(min(POLL_SECONDS, self.check_interval))
-            if request is not None and callback is not None:
-                work = threading.Thread(target=self._serve, args=(callback, request), daemon=True)
-                work.start()
+            try:
+                if time.monotonic() >= next_check:
+                    self._tell_of_callback()
+                    self.check_schedules()
+                    next_check = time.monotonic() + self.check_interval
+                self._call_back(pause)
+            except SQLAlchemyError as error:  # a database may be away for a while
+                logger.warning("the monitor's memory does not answer: %s", type(error).__name__)
+                self._stop.wait(pause)
+
+    def _call_back(self, wait: float) -> None:
+        callback = self.retrain_callback
+        if callback is None:
+            self._stop.wait(wait)
+            return
+        request = self.take(wait=wait)
+        if request is not None:
+            work = threading.Thread(target=self._serve, args=(callback, request), daemon=True)
+            work.start()
+
+    def _tell_of_callback(self) -> None:
+        if self._called is not None:
+            request, began = self._called
+            seconds = time.monotonic() - began
+            logger.info("the retrain callback has had request %s for %.1f s", request.id, seconds)
 
     def _serve(self, callback: Callback, request: RetrainRequest) -> None:
         began = time.monotonic()
+        self._called = (request, began)
         try:
             with self.running(request):
-                callback(request)
+                try:
+                    callback(request)
+                finally:
+                    self._called = None
         except Exception:  # somebody else's code: it must not end the monitor
             logger.warning("the retrain callback failed on request %s", request.id, exc_info=True)
         logger.info("request %s took %.1f s", request.id, time.monotonic() - began)

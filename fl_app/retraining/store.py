@@ -80,7 +80,8 @@ class MonitorStore:
         memory = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
         memory["connect_args"] = {"check_same_thread": False}
         self._model = model
-        self._engine = create_engine(url, **(memory if url == IN_MEMORY else {}))
+        lasting = {"pool_pre_ping": True}  # a database may start anew while a server waits
+        self._engine = create_engine(url, **(memory if url == IN_MEMORY else lasting))
         self._requests, self._schedules, self._state, self._answers = tables()
         self._serving = Serving(self._engine, model)
         create_tables(self._engine)

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,20 +20,6 @@ from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
 from fl_app.retraining.api_guard import read_token
 
 ROOT = Path(__file__).parents[2]
-CURL = """
-curl -X POST http://localhost:5001/trigger_retrain \\
-  -H "Content-Type: application/json" \\
-  -d '{"reason": "Manual trigger for testing"}'
-curl http://localhost:5001/trigger_history
-curl http://localhost:5001/metrics
-"""
-GUIDE_APP = """
-from fl_app import RetrainingManager, create_trigger_api
-retrain_mgr = RetrainingManager()
-app = create_trigger_api(retrain_mgr)
-if __name__ == '__main__':
-    app.run(host='0.0.0.0', port=5001)
-"""
 
 
 def test_a_memory_that_fails_is_told_as_that(api: Client, manager: RetrainingManager) -> None:
@@ -151,36 +135,6 @@ def test_the_server_app_opens_it_for_a_server_that_waits(
     answers = [client.get("/versions", Host=host).status for host in ("other", "fl-server", "no")]
     server.close()
     assert answers == [200, 200, 403]
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
-def test_the_guide_s_own_lines(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    script = tmp_path / "app.py"
-    script.write_text(GUIDE_APP.replace("5001", port))
-    with subprocess.Popen(
-        [sys.executable, str(script)], cwd=ROOT, env=None, stderr=subprocess.DEVNULL
-    ) as child:
-        try:
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", int(port)), timeout=1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
-            lines = CURL.replace("5001", port).replace("curl ", "curl -sS -w '\\n' ")
-            said = subprocess.run(
-                ["bash", "-ec", lines], capture_output=True, text=True, check=True
-            ).stdout.splitlines()
-        finally:
-            child.terminate()
-    asked, history, metrics = (json.loads(line) for line in said)
-    assert (asked["status"], asked["reason"]) == ("accepted", "Manual trigger for testing")
-    assert history[0]["id"] == asked["request_id"]
-    assert metrics["best_accuracy"] is None
 
 
 def test_flask_and_waitress_are_the_api_s_alone_and_loaded_when_used() -> None:
