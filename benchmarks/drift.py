@@ -4,8 +4,8 @@
 50 nodes, 10 of them in each check, 200 new rows a node; each node's columns are normal about means
 of its own (standard deviation 0, 0.3 or 1). Every rule sees the same rows: ours by way of the
 nodes' summaries, the others with all rows in one place, against all nodes' reference rows, as they
-are meant to be used. A false alarm is a check that asks for retraining when nothing moved; a delay is
-the median number of checks after a shift.
+are meant to be used. A false alarm is a check that asks for retraining when nothing moved; a delay
+is the median number of checks after a shift.
 """
 
 from __future__ import annotations
@@ -170,15 +170,12 @@ def delays() -> Iterator[Row]:
         ]
         yield row(f"delay in checks without a season, {label}", medians(late), goal)
         later = replace(shift, begin=300)
-        late = [
-            delay(
-                alarms(
-                    Federation(10 + s, 10, 0.3), 800, SEASON, shift=later, peers=False, stop=True
-                ),
-                shift,
+        late = []
+        for seed in range(3):
+            nodes = Federation(10 + seed, 10, 0.3)
+            late.append(
+                delay(alarms(nodes, 800, SEASON, shift=later, peers=False, stop=True), later)
             )
-            for s in range(3)
-        ]
         yield row(f"delay in checks with a season of 24 h, {label}", medians(late), None)
 
 

@@ -58,10 +58,10 @@ def box_statistics(
     scores : Sequence[np.ndarray] | None
         For a model's finds how sure it is of each, shape (n,).
     """
-    classes = [np.bincount(b[:, 0].astype(int)).argmax() if len(b) else None for b in boxes]
-    columns = {
+    classes = [_main_class(b[:, 0], names) if len(b) else None for b in boxes]
+    columns: dict[str, np.ndarray] = {
         "boxes": np.array([len(b) for b in boxes], np.float64),
-        "main class": np.array([None if c is None else names[c] for c in classes], object),
+        "main class": np.array(classes, np.object_),
         "box size": np.array([_median(np.sqrt(b[:, 3] * b[:, 4])) for b in boxes]),
     }
     if scores is not None:
@@ -81,6 +81,7 @@ def _statistics(path: Path) -> Sequence[float]:
 
     try:
         with Image.open(path) as image:
+            image.draft("RGB", SIZE)  # a large JPEG is decoded small
             pixels = np.asarray(image.convert("RGB").resize(SIZE), np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return [np.nan] * len(PIXEL_STATISTICS)
@@ -97,6 +98,10 @@ def _statistics(path: Path) -> Sequence[float]:
         float(np.log1p(laplacian.var())),
         float((np.abs(laplacian) > EDGE).mean()),
     ]
+
+
+def _main_class(classes: np.ndarray, names: Sequence[str]) -> str:
+    return names[int(np.bincount(classes.astype(int)).argmax())]
 
 
 def _median(values: np.ndarray) -> float:

@@ -22,7 +22,6 @@ import numpy as np
 from fl_app.retraining.drift_merge import (
     Merged,
     direction,
-    e_value,
     effect,
     least_effect,
     merge,
@@ -212,7 +211,7 @@ def _with_window(state: DriftState, window: Window, season: float | None) -> Dri
 def _with_evidence(state: DriftState, merged: Merged, height: float) -> DriftState:
     """Add the check's e-values: M becomes (M + 1) e; what nobody told of stays as it is."""
     told = merged.window.rows > 0
-    evidence = np.where(told, (state.evidence + 1) * e_value(merged.p), state.evidence)
+    evidence = np.where(told, (state.evidence + 1) * merged.e, state.evidence)
     # The cap lets evidence of a shift that went away go soon.
     evidence = np.minimum(evidence, 100 * height * len(evidence))
     labels = map(str, state.features)

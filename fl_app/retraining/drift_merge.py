@@ -35,17 +35,28 @@ class Merged:
     window : Window
         The counts, and where the frozen baselines expected them.
     p : np.ndarray
-        Chance of so much difference from the grown references without drift; 1 where no rows are.
+        Chance of so much difference from the grown references without drift, all rows together; 1
+        where there are no rows.
+    nodes_p : np.ndarray
+        The same of the nodes' own differences, by Fisher's combination of their p-values: some
+        nodes that moved hardly show in the sum of all.
     moved : np.ndarray
-        Nodes whose own rows differ from their own baseline (p < 0.01).
+        Nodes whose own rows differ from their own reference (p < 0.01).
     nodes : int
         Nodes that told.
     """
 
     window: Window
     p: np.ndarray
+    nodes_p: np.ndarray
     moved: np.ndarray
     nodes: int
+
+    @property
+    def e(self) -> np.ndarray:
+        """Evidence of this check: the mean of two e-values, which is one."""
+        e: np.ndarray = (e_value(self.p) + e_value(self.nodes_p)) / 2
+        return e
 
 
 def kolmogorov_p(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -100,12 +111,15 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
     The nodes' rows are independent, so the variance of the difference is the sum of their variances
     by the square of their shares: ``sum w^2 (1/n + 1/r)``, plus that of noise, ``B sigma^2 / n^2``.
     """
+    from scipy.special import gammaincc
+
     place = {feature: number for number, feature in enumerate(features)}
     bins = summaries[0].counts.shape[2]
     flat, square = (len(features),), (len(features), bins)
     now, grown, frozen = np.zeros(square), np.zeros(square), np.zeros(square)
     rows, noise, variance, base = (np.zeros(flat) for _ in range(4))
-    spread, spread_variance, moved = np.zeros(flat), np.zeros(flat), np.zeros(flat, int)
+    spread, spread_variance = np.zeros(flat), np.zeros(flat)
+    surprise, told, moved = np.zeros(flat), np.zeros(flat, int), np.zeros(flat, int)
     for summary in summaries:
         mine = [i for i, feature in enumerate(summary.features) if feature in place]
         to = [place[summary.features[i]] for i in mine]
@@ -117,17 +131,23 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
         frozen[to] += expected[:, 2]
         rows[to] += n
         noise[to] += v_now
-        variance[to] += n + v_now + n**2 * (1 / r + v_grown / r**2)
-        base[to] += n**2 * (1 / b + v_base / b**2)
-        own = (n + v_now) / n**2 + 1 / b + v_base / b**2
+        fresh = (n + v_now) / n**2
+        own = fresh + 1 / r + v_grown / r**2
+        variance[to] += n**2 * own
+        p = kolmogorov_p(difference(counts[:, 0], expected[:, 1], n), own)
+        surprise[to] -= np.log(np.maximum(p, LEAST_P))
+        moved[to] += p < MOVED_P
+        told[to] += 1
+        since_base = 1 / b + v_base / b**2
+        base[to] += n**2 * since_base
         shift = difference(counts[:, 0], expected[:, 2], n)
-        spread[to] += n * (shift**2 - SQUARE_MEAN * own)
-        spread_variance[to] += n**2 * SQUARE_VARIANCE * own**2
-        moved[to] += kolmogorov_p(shift, own) < MOVED_P
+        spread[to] += n * (shift**2 - SQUARE_MEAN * (fresh + since_base))
+        spread_variance[to] += n**2 * SQUARE_VARIANCE * (fresh + since_base) ** 2
     window = Window(time, now, frozen, rows, noise, np.sqrt(base), spread, spread_variance)
     some = np.maximum(rows, 1)
     p = kolmogorov_p(difference(now, grown, some), np.maximum(variance, 1) / some**2)
-    return Merged(window, np.where(rows > 0, p, 1.0), moved, len(summaries))
+    nodes_p = gammaincc(np.maximum(told, 1), surprise)
+    return Merged(window, np.where(rows > 0, p, 1.0), nodes_p, moved, len(summaries))
 
 
 def difference(now: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> np.ndarray:
