@@ -227,17 +227,25 @@ class RetrainingManager:
             self._monitor.join()
 
     def check_schedules(self) -> None:
-        """Put in a request for what is due; several processes on one store do so once."""
+        """Put in a request for what is due; one due time makes one request, whoever looks.
+
+        The request has the due time's own id, so that a crash before the next due time is set, or a
+        clock that goes back, does not make another.
+        """
         with self._changed:
             now = self._now()
             for schedule in self._schedules:
                 due = self._store.due(schedule.name)
                 if due is None or (due > now and not schedule.too_far(now, due)):
                     continue
-                claimed = self._store.claim_due(schedule.name, due, schedule.after(now, due))
-                if claimed and due <= now:
+                if due <= now:
                     reason = f"{schedule.name}, due {due:%Y-%m-%d %H:%M} UTC"
-                    self._put(RetrainRequest(TriggerKind.SCHEDULE, reason))
+                    self._put(
+                        RetrainRequest(
+                            TriggerKind.SCHEDULE, reason, id=self._store.id_of(schedule.name, due)
+                        )
+                    )
+                self._store.claim_due(schedule.name, due, schedule.after(now, due))
 
     def take(self, *, wait: float = 0.0) -> RetrainRequest | None:
         """The request that waits, if any, or that comes within ``wait`` seconds.

@@ -251,6 +251,11 @@ class MonitorStore:
         with self._engine.connect() as connection:
             return self._due(connection, name)
 
+    def id_of(self, name: str, due: datetime) -> str:
+        """The id of the request that is made when ``name`` is due then, always the same."""
+        text = f"fl-app {self._model} {name} {due.timestamp()!r}"
+        return uuid.uuid5(uuid.NAMESPACE_OID, text).hex
+
     def claim_due(self, name: str, due: datetime, following: datetime) -> bool:
         """Move ``name`` on from ``due`` to ``following``; True for one caller for each due time."""
         table = self._schedules

@@ -14,12 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fl_app.retraining import (
     Cron,
-    Every,
     MonitorStore,
     RetrainingManager,
     RetrainRequest,
@@ -151,40 +148,6 @@ def test_due_while_down_runs_once_at_start_and_keeps_the_rhythm(url: str) -> Non
     manager.check_schedules()
     assert outcomes(manager) == ["pending"]
     assert MonitorStore(url).due("every 7 days") == START + timedelta(days=28)
-
-
-jumps = st.lists(st.floats(-400, 400).map(lambda days: timedelta(days=days)), max_size=100)
-
-
-@given(jumps, st.sampled_from([Every(7), Every(0.5), Cron("0 2 * * 0")]))
-def test_clock_jumps_never_run_a_due_time_twice_nor_catch_up_twice(
-    jumps: list[timedelta], schedule: Every | Cron
-) -> None:
-    clock = Clock()
-    manager = RetrainingManager(
-        now=clock,
-        min_rounds_between_retrain=0,
-        min_hours_between_retrain=0,
-        budget=10**9,
-        store=MonitorStore(),
-    )
-    if isinstance(schedule, Every):
-        manager.schedule_periodic_retrain(schedule.days)
-    else:
-        manager.schedule_periodic_retrain(cron=schedule.expression)
-    for jump in jumps:
-        clock.now += jump
-        before = len(manager.trigger_history)
-        for _ in range(3):
-            manager.check_schedules()
-        assert len(manager.trigger_history) - before <= 1
-        due = manager._store.due(schedule.name)
-        assert due is not None
-        assert clock.now < due <= schedule.after(clock.now)
-        request = manager.take()
-        if request is not None:
-            with manager.running(request):
-                pass
 
 
 @pytest.mark.parametrize("cron", ["", "every sunday", "0 2 * *", "61 2 * * 0", "0 0 2 * * 0"])
