@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fl_app.doctor import examine
 from fl_app.retraining import MonitorStore, Outcome, RetrainingManager
 from fl_app.retraining.store import default_url
 from registry import ModelManager, RegistryError, app_home
@@ -35,19 +39,22 @@ Note = Annotated[str, typer.Option("--note", help="Why; kept with the decision."
 Monitor = Annotated[
     str, typer.Option("--monitor", help="SQLAlchemy URL of the monitor's memory; default: SQLite.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 DEFAULT_NAME = "fl-global-model"
 
 
 @app.command()
-def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME) -> None:
+def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME, as_json: Json = False) -> None:
     """List all versions, newest first."""
     rows = _manager(uri, name).list_all_versions()
+    if as_json:
+        return _print_json(rows)
     table = Table(box=None, pad_edge=False)
     for column in ("version", "stage", "round", "session", "score", "created (UTC)", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in ("score", "created (UTC)"))
     for row in rows:
         tags = row["tags"]
-        waits = " (pending approval)" if tags.get("approval") == "pending" else ""
+        waits = " (pending approval)" if _is_pending(row) else ""
         table.add_row(
             f"{row['version']}",
             f"{row['stage']}{waits}",
@@ -61,12 +68,17 @@ def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME) -> None:
         out.print(table)
     else:
         out.print(f"No versions of {escape(name)} yet: `flwr run . --stream` makes some.")
+    return None
 
 
 @app.command()
-def compare(first: str, second: str, *, uri: Uri = "", name: Name = DEFAULT_NAME) -> None:
-    """Show two versions side by side, and by how much each metric differs."""
+def compare(
+    first: str, second: str, *, uri: Uri = "", name: Name = DEFAULT_NAME, as_json: Json = False
+) -> None:
+    """Show two versions side by side, and what differs between them."""
     result = _manager(uri, name).compare_versions(first, second)
+    if as_json:
+        return _print_json(result)
     one, two = result["version1"], result["version2"]
     table = Table(box=None, pad_edge=False)
     for column in ("", f"version {first}", f"version {second}", "difference"):
@@ -75,7 +87,20 @@ def compare(first: str, second: str, *, uri: Uri = "", name: Name = DEFAULT_NAME
     for metric in sorted({**one["metrics"], **two["metrics"]}):
         values = [_number(side["metrics"].get(metric)) for side in (one, two)]
         table.add_row(escape(metric), *values, _number(result["differences"].get(metric), "+"))
+    for param, values in (result["params"] or {}).items():
+        table.add_row(escape(param), *(escape(str(value)) for value in values), "")
+    data = result["data"]
+    if data is not None:
+        table.add_row("nodes", *map(str, data["num_nodes"]), "")
+        table.add_row("examples", *(f"{count:g}" for count in data["num_examples"]), "")
     out.print(table)
+    paired = result["paired"]
+    if paired is not None:
+        out.print(
+            f"On {paired['examples']} examples that both were scored on, version {escape(second)} "
+            f"is {paired['verdict']}."
+        )
+    return None
 
 
 @app.command()
@@ -87,6 +112,7 @@ def promote(
     note: Note = "",
     uri: Uri = "",
     name: Name = DEFAULT_NAME,
+    as_json: Json = False,
 ) -> None:
     """Move a version to Production (or Staging); the old one there is archived."""
     manager = _manager(uri, name)
@@ -96,21 +122,84 @@ def promote(
     move(version, actor=by or _account(), reason=note)
     if to == "production":
         manager.set_version_tags(version, {"approval": "approved"})
-    out.print(f"Version {escape(version)} of {escape(name)} is in {to.capitalize()} now.")
+    _moved(version, name, to.capitalize(), "is in {} now", as_json)
+
+
+@app.command()
+def approve(
+    version: str,
+    *,
+    by: By = "",
+    note: Note = "",
+    uri: Uri = "",
+    name: Name = DEFAULT_NAME,
+    as_json: Json = False,
+) -> None:
+    """Let a version that waits for approval go to Production."""
+    _manager(uri, name).approve_version(version, actor=by or _account(), reason=note)
+    _moved(version, name, "Production", "is approved and in {} now", as_json)
+
+
+@app.command()
+def reject(
+    version: str,
+    *,
+    by: By = "",
+    note: Note = "",
+    uri: Uri = "",
+    name: Name = DEFAULT_NAME,
+    as_json: Json = False,
+) -> None:
+    """Archive a version that waits for approval."""
+    _manager(uri, name).reject_version(version, actor=by or _account(), reason=note)
+    _moved(version, name, "Archived", "is rejected and {} now", as_json)
 
 
 @app.command()
 def rollback(
     *,
-    to: Annotated[str, typer.Option(help="Version; default: the one in Production before.")] = "",
+    to: Annotated[
+        str, typer.Option(help="Version or date; default: the one in Production before.")
+    ] = "",
     by: By = "",
     note: Note = "",
     uri: Uri = "",
     name: Name = DEFAULT_NAME,
+    as_json: Json = False,
 ) -> None:
     """Bring the version that was in Production before back."""
     version = _manager(uri, name).rollback(to or None, actor=by or _account(), reason=note)
-    out.print(f"Version {escape(version)} of {escape(name)} is back in Production.")
+    _moved(version, name, "Production", "is back in {}", as_json)
+
+
+@app.command()
+def prune(
+    *,
+    keep: Annotated[int, typer.Option(help="Newest versions that stay in any case.")] = 10,
+    days: Annotated[float, typer.Option(help="Only versions older than this go.")] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run/--remove", help="Only tell what would go.")
+    ] = True,
+    by: By = "",
+    uri: Uri = "",
+    name: Name = DEFAULT_NAME,
+    as_json: Json = False,
+) -> None:
+    """Remove old versions that were never in Production, or tell which would go."""
+    report = _manager(uri, name).prune(
+        keep=keep, older_than=timedelta(days=days), dry_run=dry_run, actor=by or _account()
+    )
+    if as_json:
+        return _print_json(asdict(report))
+    verb, size = "would be removed" if dry_run else "were removed", report.freed / 1e6
+    out.print(f"{len(report.versions)} versions {verb}, {size:.1f} MB; {len(report.kept)} stay.")
+    if report.versions:
+        out.print(f"Versions {', '.join(report.versions)}.")
+    for version, why in report.left.items():
+        out.print(f"Of version {version} something is left: {escape(why)}")
+    if dry_run and report.versions:
+        out.print("`fl-app prune --remove` removes them.")
+    return None
 
 
 @app.command()
@@ -119,20 +208,25 @@ def trigger(
     reason: Annotated[str, typer.Option(help="Why; it names the session that follows.")],
     monitor: Monitor = "",
     name: Name = DEFAULT_NAME,
+    as_json: Json = False,
 ) -> None:
     """Ask for a retraining session; a server that waits starts it, else the next run does."""
     manager = RetrainingManager(store=_memory(monitor, name))
     request = manager.manual_trigger(f"{reason} (asked by {_account()})")
-    out.print(f"Request {request} waits for {escape(name)}.")
+    if as_json:
+        return _print_json({"request": request})
+    return out.print(f"Request {request} waits for {escape(name)}.")
 
 
 @app.command()
-def history(*, monitor: Monitor = "", name: Name = DEFAULT_NAME) -> None:
+def history(*, monitor: Monitor = "", name: Name = DEFAULT_NAME, as_json: Json = False) -> None:
     """List all retraining requests, newest last, with what became of them."""
+    rows = _memory(monitor, name).history()
+    if as_json:
+        return _print_json(rows)
     table = Table(box=None, pad_edge=False)
     for column in ("asked (UTC)", "by", "outcome", "reason", "why"):
         table.add_column(column, overflow="fold", no_wrap=column == "asked (UTC)")
-    rows = _memory(monitor, name).history()
     for row in rows:
         asked = row["created"][:19].replace("T", " ")
         table.add_row(asked, row["kind"], row["outcome"], escape(row["reason"]), escape(row["why"]))
@@ -140,23 +234,61 @@ def history(*, monitor: Monitor = "", name: Name = DEFAULT_NAME) -> None:
         out.print(table)
     else:
         out.print(f"Nobody has asked for retraining of {escape(name)} yet.")
+    return None
 
 
 @app.command()
-def status(*, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_NAME) -> None:
+def status(
+    *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_NAME, as_json: Json = False
+) -> None:
     """What is in Production, what waits for approval, what the monitor has in hand."""
     rows = _manager(uri, name).list_all_versions()
     memory = _memory(monitor, name)
+    staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
+    waits = [row["version"] for row in staged.values() if _is_pending(row)]
+    requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
+    if as_json:
+        return _print_json(
+            {
+                "production": staged.get("Production"),
+                "staging": staged.get("Staging"),
+                "pending_approval": waits,
+                "requests": {k: asdict(r) if r else None for k, r in requests.items()},
+            }
+        )
     table = Table(box=None, pad_edge=False, show_header=False)
     for stage in ("Production", "Staging"):
-        found = [row for row in rows if row["stage"] == stage]
-        table.add_row(stage, _version(found[0]) if found else "-")
-    waits = [row["version"] for row in rows if row["tags"].get("approval") == "pending"]
+        table.add_row(stage, _version(staged[stage]) if stage in staged else "-")
     table.add_row("pending approval", ", ".join(waits) or "-")
-    for outcome in (Outcome.RUNNING, Outcome.PENDING):
-        request = memory.find(outcome)
+    for outcome, request in requests.items():
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
-    out.print(table)
+    return out.print(table)
+
+
+@app.command()
+def doctor(
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First bring aliases and stages in line.")
+    ] = False,
+    uri: Uri = "",
+    monitor: Monitor = "",
+    name: Name = DEFAULT_NAME,
+    as_json: Json = False,
+) -> None:
+    """Check store, ledger, weights, disk and versions; ends with 1 if something is wrong."""
+    manager = ModelManager(uri or None, name)
+    if repair:
+        manager.reconcile()
+    checks = examine(manager, lambda: _memory(monitor, name))
+    if as_json:
+        _print_json([check.as_row() for check in checks])
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for check in checks:
+            table.add_row("ok" if check.ok else "WRONG", check.name, escape(check.detail))
+        out.print(table)
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
 @app.command()
@@ -212,6 +344,20 @@ def _manager(uri: str, name: str) -> ModelManager:
 
 def _memory(url: str, name: str) -> MonitorStore:
     return MonitorStore(url or default_url(app_home()), name)
+
+
+def _moved(version: str, name: str, stage: str, said: str, as_json: bool) -> None:
+    if as_json:
+        return _print_json({"version": version, "stage": stage})
+    return out.print(f"Version {escape(version)} of {escape(name)} {said.format(stage)}.")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(f"{json.dumps(value, indent=1, default=str)}\n")
+
+
+def _is_pending(row: dict[str, Any]) -> bool:
+    return bool(row["stage"] == "Staging" and row["tags"].get("approval") == "pending")
 
 
 def _version(row: dict[str, Any]) -> str:

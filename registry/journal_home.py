@@ -45,15 +45,27 @@ class JournalHome:
         model = self._model()
         if model is None:
             return ""
+        found = self._noted(model)
+        if not found and (lost := self._lost(model)):
+            found = self._noted(self._model())  # another process may have begun it meanwhile
+            if not found:
+                raise JournalError(
+                    f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
+                    "its journal; set the tag to that id in MLflow, or delete that run if the "
+                    "model was registered anew."
+                )
+        return found
+
+    def _noted(self, model: Any) -> str:
+        """Return what the model, or the experiment that claims it, says; empty for nothing."""
         if JOURNAL_TAG in model.tags:
             return str(model.tags[JOURNAL_TAG])
         claimed = self._connection.client.get_experiment_by_name(self._claim_name(model))
-        if claimed is not None:
-            found = str(claimed.tags[JOURNAL_TAG])
-            self.point_to(found)
-            return found
-        self._refuse_lost(model)
-        return ""
+        if claimed is None:
+            return ""
+        found = str(claimed.tags[JOURNAL_TAG])
+        self.point_to(found)
+        return found
 
     def ensure(self) -> str:
         """Return the id of the journal run; create it, and the registered model, if needed."""
@@ -128,24 +140,22 @@ class JournalHome:
     def _claim_name(self, model: Any) -> str:
         return f"{JOURNAL_EXPERIMENT} of {self._name:.150} since {model.creation_timestamp}"
 
-    def _refuse_lost(self, model: Any) -> None:
-        """Refuse to begin a second journal where only the tag of the first was removed."""
+    def _lost(self, model: Any) -> str:
+        """Return the run with the journal of a model that says nothing of it; empty for none.
+
+        There only the tag was removed, and a second journal must not begin.
+        """
         client = self._connection.client
         experiment = client.get_experiment_by_name(JOURNAL_EXPERIMENT)
         if experiment is None:
-            return
+            return ""
         runs = client.search_runs(
             [experiment.experiment_id],
             f"tags.{_FOR_TAG} = '{self._name}' and params.`op.000001` LIKE '%'",
         )
         since = model.creation_timestamp - _SINCE
         kept = [run.info.run_id for run in sorted(runs, key=_age) if run.info.start_time >= since]
-        if kept:
-            raise JournalError(
-                f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {kept[0]} holds "
-                "its journal; set the tag to that id in MLflow, or delete that run if the model "
-                "was registered anew."
-            )
+        return str(kept[0]) if kept else ""
 
     def _model(self) -> Any | None:
         from mlflow.exceptions import MlflowException

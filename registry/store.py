@@ -20,7 +20,7 @@ from registry.compression import HalfCopy, write_half
 from registry.errors import StageError
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
-from registry.records import ModelVersion
+from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import Serving
 from registry.versions import checked_metrics, checked_tags
@@ -84,6 +84,43 @@ class JournalledStore(VersionQueries):
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""
         new, record = checked_tags(tags), self.get_version(version)
         self._tag(record.version, new)
+
+    def approve_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+        """Promote a version that waits for approval: its tag ``approval`` is ``pending``.
+
+        Raises
+        ------
+        StageError
+            It does not wait for approval, or may not go into production.
+        ArtifactError, InvalidMetric
+            Its weights are missing or have changed; a metric is not a finite number.
+        """
+        record = self._waiting(version, ("approved", Stage.PRODUCTION))
+        self.promote_to_production(record.version, actor=actor, reason=reason)
+        self._tag(record.version, {"approval": "approved"})
+
+    def reject_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+        """Archive a version that waits for approval; the journal keeps who and why.
+
+        Raises
+        ------
+        StageError
+            It does not wait for approval.
+        """
+        record = self._waiting(version, ("rejected", Stage.ARCHIVED))
+        self.archive_version(record.version, actor=actor, reason=reason or "rejected")
+        self._tag(record.version, {"approval": "rejected"})
+
+    def _waiting(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
+        """Return a version that waits for approval, or for which the same is `done` already."""
+        record = self.get_version(version)
+        approval = record.tags.get("approval", "none")
+        if approval != "pending" and (approval, record.stage) != done:
+            raise StageError(
+                f"Version {record.version} does not wait for approval (it is {approval!r}); "
+                "promote or archive it if that is wanted all the same."
+            )
+        return record
 
     def compress_version(
         self,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +101,75 @@ def test_promote_and_rollback_move_production_and_say_who(
 def test_promote_to_staging(manager: ModelManager, fl_app: Command) -> None:
     fl_app("promote", "1", "--to", "staging")
     assert manager.get_latest_version("Staging") == "1"
+
+
+def test_what_waits_is_approved_or_rejected_by_name(manager: ModelManager, fl_app: Command) -> None:
+    for version, verb in (("2", "approve"), ("3", "reject")):
+        assert "does not wait for approval (it is 'none')" in fl_app(verb, version).stderr
+        manager.promote_to_staging(version)
+        manager.set_version_tags(version, {"approval": "pending"})
+        done = fl_app(verb, version, "--by", "Ada", "--note", "the sharks")
+        assert done.returncode == 0
+        assert fl_app(verb, version).returncode == 0  # done already
+    stages = {row["version"]: row["stage"] for row in manager.list_all_versions()}
+    assert stages == {"1": "None", "2": "Production", "3": "Archived"}
+    told = [(e.op, e.version, e.actor, e.reason) for e in manager.history() if e.actor == "Ada"]
+    assert told == [("promote", "2", "Ada", "the sharks"), ("archive", "3", "Ada", "the sharks")]
+    assert [manager.get_version(v).tags["approval"] for v in "23"] == ["approved", "rejected"]
+
+
+def test_prune_tells_first_and_removes_when_told_to(manager: ModelManager, fl_app: Command) -> None:
+    said = fl_app("prune", "--keep", "1").stdout
+    assert said.startswith("2 versions would be removed")
+    assert len(manager.list_all_versions()) == 3
+    assert fl_app("prune", "--keep", "1", "--remove").stdout.startswith("2 versions were removed")
+    assert [row["version"] for row in manager.list_all_versions()] == ["3"]
+
+
+def test_every_answer_comes_as_json_too(manager: ModelManager, fl_app: Command) -> None:
+    def told(*words: str) -> Any:
+        return json.loads(fl_app(*words, "--json").stdout)
+
+    assert [row["version"] for row in told("versions")] == ["3", "2", "1"]
+    assert told("compare", "1", "2")["differences"] == {"mAP50": pytest.approx(0.1)}
+    assert told("promote", "1") == {"version": "1", "stage": "Production"}
+    assert told("promote", "2", "--to", "staging") == {"version": "2", "stage": "Staging"}
+    manager.set_version_tags("2", {"approval": "pending"})
+    assert told("status")["pending_approval"] == ["2"]
+    assert told("approve", "2")["stage"] == "Production"
+    assert told("rollback") == {"version": "1", "stage": "Production"}
+    assert told("prune", "--keep", "1")["dry_run"] is True
+    request = told("trigger", "--reason", "a hunch")["request"]
+    assert [row["id"] for row in told("history")] == [request]
+    assert told("status")["requests"]["pending"]["id"] == request
+    assert {row["name"]: row["ok"] for row in told("doctor")}["ledger"] is True
+
+
+def test_doctor_finds_what_is_wrong_and_repairs_what_can_be(
+    manager: ModelManager, fl_app: Command
+) -> None:
+    for version in "12":
+        manager.promote_to_production(version)
+    well = fl_app("doctor")
+    assert well.returncode == 0, well.stdout
+    assert "2 entries follow one another" in well.stdout
+    manager.client.set_registered_model_alias("fl-global-model", "production", "3")
+    time.sleep(2.1)  # until then it could be a move that another process is about to finish
+    moved = fl_app("doctor")
+    assert moved.returncode == 1
+    assert any(line.startswith("WRONG  aliases") for line in moved.stdout.splitlines())
+    assert fl_app("doctor", "--repair").returncode == 0
+    weights = manager.weights_path("2")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    broken = fl_app("doctor")
+    assert broken.returncode == 1
+    assert "have changed since they were saved" in broken.stdout
+
+
+def test_doctor_names_a_store_that_does_not_answer(fl_app: Command) -> None:
+    said = fl_app("doctor", "--tracking-uri", "http://127.0.0.1:9/")
+    assert said.returncode == 1
+    assert any(line.startswith("WRONG  store") for line in said.stdout.splitlines())
 
 
 def test_a_request_by_hand_is_on_disk_and_in_the_history(fl_app: Command, home: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API's routes to the registry: list versions, promote, approve, roll back."""
+"""The API's routes to the registry: list versions, promote, approve, reject, roll back."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def add_version_routes(app: Flask, store: ModelStore, once: Once) -> None:
         number, by = _number(version), _by()
         return once(lambda _: versions.approve(number, by))
 
+    @app.post("/versions/<version>/reject")
+    def reject(version: str) -> Response:
+        number, by = _number(version), _by()
+        return once(lambda _: versions.reject(number, by))
+
     @app.post("/rollback")
     def roll_back() -> Response:
         by, to = _by(to=str), g.body.get("to")
@@ -96,28 +101,24 @@ class _Versions:
             if to == "staging":
                 self.store.promote_to_staging(version, actor=by.actor, reason=by.reason)
                 return 200, {"version": version, "stage": str(Stage.STAGING)}
-            return self._to_production(version, by)
+            self.store.promote_to_production(version, actor=by.actor, reason=by.reason)
+            self.store.set_version_tags(version, {"approval": "approved"})
+        return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
     def approve(self, version: str, by: _By) -> Answer:
         """Like a promotion, of a version that waits for it."""
         with self._asked():
-            approval = self.store.get_version(version).tags.get("approval", "none")
-            if approval not in ("pending", "approved"):
-                raise ApiError(
-                    409,
-                    f"Version {version} does not wait for approval (it is {approval!r}); "
-                    "promote it if it is wanted all the same.",
-                )
-            return self._to_production(version, by)
+            self.store.approve_version(version, actor=by.actor, reason=by.reason)
+        return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
+
+    def reject(self, version: str, by: _By) -> Answer:
+        with self._asked():
+            self.store.reject_version(version, actor=by.actor, reason=by.reason)
+        return 200, {"version": version, "stage": str(Stage.ARCHIVED)}
 
     def roll_back(self, to: str | None, by: _By) -> Answer:
         with self._asked():
             version = self.store.rollback(to, actor=by.actor, reason=by.reason)
-        return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
-
-    def _to_production(self, version: str, by: _By) -> Answer:
-        self.store.promote_to_production(version, actor=by.actor, reason=by.reason)
-        self.store.set_version_tags(version, {"approval": "approved"})
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
     @contextmanager

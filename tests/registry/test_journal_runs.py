@@ -13,7 +13,7 @@ import pytest
 from registry_faults import told
 
 from registry import JournalError, ModelManager
-from registry.journal_home import JOURNAL_EXPERIMENT, JOURNAL_TAG
+from registry.journal_home import JOURNAL_EXPERIMENT, JOURNAL_TAG, JournalHome
 from registry.mlflow_journal import MlflowJournal
 from registry.moves import Move
 
@@ -167,6 +167,27 @@ def test_a_model_that_lost_its_tag_gets_no_second_journal(
     manager.client.set_registered_model_tag(NAME, JOURNAL_TAG, journal)
     other.promote_to_production("2")
     assert other.verify() == 2
+
+
+def test_a_journal_that_another_process_begins_meanwhile_is_not_a_lost_one(
+    mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, other = ModelManager(home=mlflow_home), ModelManager(home=mlflow_home)
+    manager.client.create_registered_model(NAME)
+    for _ in range(2):
+        manager.client.create_model_version(NAME, "s3://bucket/model", await_creation_for=0)
+    look, begun = JournalHome._lost, list[str]()
+
+    def too_late(home: JournalHome, model: Any) -> str:
+        if not begun:
+            begun.append("by the other")
+            other.archive_version("1")
+        return look(home, model)
+
+    monkeypatch.setattr(JournalHome, "_lost", too_late)
+    manager.archive_version("2")
+    assert [entry.version for entry in manager.history()] == ["1", "2"]
+    assert len(journal_runs(manager)) == 1
 
 
 def test_of_two_rollbacks_at_once_the_second_does_not_undo_the_first(

@@ -31,6 +31,7 @@ ROUTES = [
     ("POST", "/trigger_retrain"),
     ("POST", "/versions/1/promote"),
     ("POST", "/versions/1/approve"),
+    ("POST", "/versions/1/reject"),
     ("POST", "/rollback"),
     ("GET", "/nowhere"),
 ]

@@ -154,6 +154,16 @@ def test_only_a_version_that_waits_is_approved(api: Client, store: InMemoryModel
     assert store.get_version("3").tags["approval"] == "approved"
 
 
+def test_a_version_that_waits_can_be_rejected(api: Client, store: InMemoryModelStore) -> None:
+    assert api.post("/versions/3/reject", {"by": "Ada"}).status == 409
+    store.promote_to_staging("3")
+    store.set_version_tags("3", {"approval": "pending"})
+    said = api.post("/versions/3/reject", {"by": "Ada", "note": "misses ships"})
+    assert said.json == {"version": "3", "stage": "Archived"}
+    assert (store.history()[-1].actor, store.history()[-1].reason) == ("Ada", "misses ships")
+    assert api.post("/versions/3/approve", {"by": "Ada"}).status == 409
+
+
 def test_errors_of_the_registry_have_a_status_of_their_own(
     api: Client, store: InMemoryModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
