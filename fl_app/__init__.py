@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model lifecycle for Flower: the names that other apps may rely on."""
 
-from fl_app.retraining import RetrainingManager, create_trigger_api
+from fl_app.retraining import RetrainingManager, check_data_drift, create_trigger_api
 from fl_app.strategy import LifecycleStrategy, RoundReport
 
-__all__ = ["LifecycleStrategy", "RetrainingManager", "RoundReport", "create_trigger_api"]
+__all__ = [
+    "LifecycleStrategy",
+    "RetrainingManager",
+    "RoundReport",
+    "check_data_drift",
+    "create_trigger_api",
+]

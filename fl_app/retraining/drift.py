@@ -33,6 +33,7 @@ from fl_app.summaries import DataSummary, Feature
 
 Policy = Literal["evidence", "per_check"]
 DAY = 86_400.0
+UNITS = {"m": 60.0, "h": 3600.0, "d": DAY}
 GROSS_EFFECT = 0.2
 """Effect in the last checks that counts whatever the season; half a standard deviation."""
 LEAST_WAIT = 20.0
@@ -53,9 +54,9 @@ class DriftSettings:
     min_effect : float
         Smallest shift that matters, as the greatest difference of two distribution functions: 0.05
         is an eighth of a standard deviation of a normal feature.
-    season : float | None
-        Seconds after which data repeat themselves; the effect is taken over all of them. None
-        takes it over the last 12 checks.
+    season : str | None
+        Time after which data repeat themselves, such as ``24h``, ``7d`` or ``90m``; the effect is
+        taken over all of it. None takes it over the last 12 checks.
     policy : "evidence" | "per_check"
         ``per_check`` is the rule of any p < 0.05 in any check.
     check_interval : float
@@ -64,7 +65,7 @@ class DriftSettings:
 
     false_alarm_days: float = 365.0
     min_effect: float = 0.05
-    season: float | None = DAY
+    season: str | None = "24h"
     policy: Policy = "evidence"
     check_interval: float = 300.0
 
@@ -75,12 +76,24 @@ class DriftSettings:
             )
         if not 0 <= self.min_effect < 1:
             raise ValueError(f"min_effect is {self.min_effect}, expected 0 or more, less than 1.")
-        if self.season is not None and not 0 < self.season < math.inf:
-            raise ValueError(f"season is {self.season} s, expected more than 0, or None.")
+        if self.season is not None and not self.season_seconds:
+            raise ValueError(
+                f"season is {self.season!r}, expected a time such as '24h', '7d' or '90m', or None."
+            )
         if self.policy not in ("evidence", "per_check"):
             raise ValueError(
                 f"drift_policy is {self.policy!r}, expected 'evidence' or 'per_check'."
             )
+
+    @property
+    def season_seconds(self) -> float | None:
+        """The season in seconds; None without one, 0 where its text is no time."""
+        if self.season is None:
+            return None
+        number, unit = self.season[:-1], self.season[-1:]
+        if not number.isdecimal() or unit not in UNITS:
+            return 0.0
+        return int(number) * UNITS[unit]
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ def check(
         return state, None
     state = state.about(features, told[0].counts.shape[2])
     merged = merge(told, state.features, time)
-    state = _with_window(state, merged.window, settings.season)
+    state = _with_window(state, merged.window, settings.season_seconds)
     height = alarm_height(state, settings)
     state = _with_evidence(state, merged, height)
     compared = {summary.node_id for summary in whole}
@@ -236,10 +249,11 @@ def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.nd
     best = limits.argmax(axis=0)[None]
     size = np.take_along_axis(sizes, best, axis=0)[0]
     limit = limits.max(axis=0)
-    if settings.season is None:
+    season = settings.season_seconds
+    if season is None:
         return size, limit >= settings.min_effect
     matters = limit >= max(settings.min_effect, GROSS_EFFECT)
-    if state.first is not None and state.recent[-1].time - state.first >= settings.season:
+    if state.first is not None and state.recent[-1].time - state.first >= season:
         whole = functools.reduce(operator.add, state.season)
         matters |= least_effect(whole, nodes=False) >= settings.min_effect
     return size, matters

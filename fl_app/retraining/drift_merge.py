@@ -19,8 +19,8 @@ logger = logging.getLogger("flwr.fl_app")
 SQUARE_MEAN = math.pi**2 / 12
 SQUARE_VARIANCE = 7 * math.pi**4 / 720 - SQUARE_MEAN**2
 """Mean and variance of the square of a variable with Kolmogorov's distribution."""
-CRITICAL = 1.3581
-"""The 95 % quantile of that distribution."""
+CRITICAL, NORMAL = 1.6276, 2.3263
+"""The 99 % quantiles of that distribution and of the normal one."""
 LEAST_P, MOST_P = 1e-300, 0.999
 E_CAP = 1e15
 MOVED_P = 0.01
@@ -138,11 +138,11 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
         surprise[to] -= np.log(np.maximum(p, LEAST_P))
         moved[to] += p < MOVED_P
         told[to] += 1
-        since_base = 1 / b + v_base / b**2
-        base[to] += n**2 * since_base
-        shift = difference(counts[:, 0], expected[:, 2], n)
-        spread[to] += n * (shift**2 - SQUARE_MEAN * (fresh + since_base))
-        spread_variance[to] += n**2 * SQUARE_VARIANCE * (fresh + since_base) ** 2
+        own_base = 1 / b + v_base / b**2
+        base[to] += n**2 * own_base
+        shift, error = difference(counts[:, 0], expected[:, 2], n), fresh + own_base
+        spread[to] += n * (shift**2 - SQUARE_MEAN * error)
+        spread_variance[to] += n**2 * (SQUARE_VARIANCE * error**2 + shift**2 * error)
     window = Window(time, now, frozen, rows, noise, np.sqrt(base), spread, spread_variance)
     some = np.maximum(rows, 1)
     p = kolmogorov_p(difference(now, grown, some), np.maximum(variance, 1) / some**2)
@@ -169,7 +169,7 @@ def effect(window: Window) -> np.ndarray:
 
 
 def least_effect(window: Window, *, nodes: bool = True) -> np.ndarray:
-    """Lower 95 % limit of ``effect``, or with ``nodes=False`` of the nodes together alone.
+    """Lower 99 % limit of ``effect``, or with ``nodes=False`` of the nodes together alone.
 
     The first by the inequality of Dvoretzky, Kiefer, Wolfowitz and Massart, the second by the
     normal approximation.
@@ -178,7 +178,7 @@ def least_effect(window: Window, *, nodes: bool = True) -> np.ndarray:
     error = np.sqrt(window.rows + window.noise + window.base_error**2) / rows
     limit: np.ndarray = difference(window.now, window.expected, rows) - CRITICAL * error
     if nodes:
-        square = (window.spread - 1.645 * np.sqrt(window.spread_variance)) / rows
+        square = (window.spread - NORMAL * np.sqrt(window.spread_variance)) / rows
         limit = np.maximum(limit, np.sqrt(np.maximum(square, 0)))
     return limit
 

@@ -81,6 +81,8 @@ class DriftState:
         How many there were.
     hold : bool
         Whether the evidence suffices, so that nodes must not let their last rows in.
+    asked : float | None
+        When the alarm that lasts last asked for retraining.
     history : tuple[tuple[float, dict[str, float]], ...]
         Time and evidence of the last checks, by feature.
     nodes : Mapping[str, Mapping[Feature, np.ndarray]]
@@ -95,6 +97,7 @@ class DriftState:
     first: float | None = None
     checks: int = 0
     hold: bool = False
+    asked: float | None = None
     history: tuple[tuple[float, dict[str, float]], ...] = ()
     nodes: Mapping[str, Mapping[Feature, np.ndarray]] = field(default_factory=dict)
 
@@ -136,6 +139,7 @@ class DriftState:
             "first": self.first,
             "checks": self.checks,
             "hold": self.hold,
+            "asked": self.asked,
             "history": [[time, evidence] for time, evidence in self.history],
             "nodes": {
                 node: [[f.name, str(f.kind), _pack(counts)] for f, counts in mine.items()]
@@ -159,6 +163,7 @@ class DriftState:
             first=value["first"],
             checks=value["checks"],
             hold=value["hold"],
+            asked=value["asked"],
             history=tuple((time, evidence) for time, evidence in value["history"]),
             nodes=nodes,
         )

@@ -146,7 +146,7 @@ def test_other_columns_begin_anew(node: Node) -> None:
 def test_a_shift_shows_where_it_should(node: Node) -> None:
     first = table(1000)
     node.tell(first)
-    rows = np.concatenate([first, table(500, seed=1) + [0, 2, 0]])
+    rows = np.concatenate([first, table(500, seed=1) + np.array([0, 2, 0])])
     counts = node.sees(rows).counts
     share = counts / counts.sum(axis=2, keepdims=True)
     gaps = np.abs(np.cumsum(share[:, 0] - share[:, 1], axis=1)).max(axis=1)
