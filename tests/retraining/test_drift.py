@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The drift test: how often it cries wolf, what it finds, what it names, and what it remembers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drift_nodes import MINUTES, NO_SEASON, Nodes, run, rung
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ks_2samp, uniform
+
+from fl_app.retraining.drift import DriftSettings, check
+from fl_app.retraining.drift_merge import difference, e_value, kolmogorov_p, merge
+from fl_app.retraining.drift_state import DriftState, Window
+from fl_app.summaries import DataSummary, Feature, FeatureKind
+
+
+def one(*values: float) -> np.ndarray:
+    """A shift of the first columns of four."""
+    return np.array([*values, *[0.0] * (4 - len(values))])
+
+
+@pytest.mark.parametrize("means", [0.0, 1.0])
+def test_no_alarm_without_drift_however_much_the_nodes_differ(means: float) -> None:
+    _, found = run(Nodes(10, 4, means=means), 300)
+    assert rung(found) is None
+
+
+def test_who_takes_part_is_no_drift() -> None:
+    nodes, state = Nodes(20, 4, means=3.0), DriftState()
+    for number in range(200):
+        few = nodes.rng.permutation(nodes.tell(hold=state.hold))[:3].tolist()  # type: ignore[arg-type]
+        state, found = check(state, few, number * MINUTES, NO_SEASON)
+        assert found is not None
+        assert not found.rings
+
+
+def test_a_low_height_is_reached_no_oftener_than_promised() -> None:
+    """At an alarm each 200 checks, 1,500 checks may ring 7 times on average."""
+    settings = replace(NO_SEASON, false_alarm_days=200 * MINUTES / 86_400, min_effect=0.0)
+    held = 0
+    for seed in range(3):
+        nodes, state = Nodes(3, 3, rows=60, baseline=60, seed=seed), DriftState()
+        for number in range(500):
+            state, _ = check(state, nodes.tell(hold=state.hold), number * MINUTES, settings)
+            held += state.hold
+            if state.hold:
+                state = replace(state, evidence=np.zeros_like(state.evidence), hold=False)
+    assert held <= 14
+
+
+@pytest.mark.parametrize(
+    ("shift", "share", "most"),
+    [(one(0.2), 1.0, 5), (one(0.5), 1.0, 2), (one(0.5), 0.2, 3), (one(0.2, -0.2, 0.2), 1.0, 4)],
+)
+def test_a_shift_is_found_in_a_few_checks(shift: np.ndarray, share: float, most: int) -> None:
+    nodes = Nodes(10, 4, means=0.3, baseline=1000)
+    state, _ = run(nodes, 12)
+    _, found = run(nodes, most, moved=shift, share=share, state=state)
+    alarm = rung(found)
+    assert alarm is not None
+    assert {str(f.feature) for f in alarm.drifted} <= {f"x{i}" for i in np.flatnonzero(shift)}
+
+
+def test_opposite_shifts_of_the_nodes_do_not_cancel() -> None:
+    nodes = Nodes(10, 2, means=0.0)
+    state, _ = run(nodes, 3)
+    for number in range(3):
+        up, down = nodes.tell(0.5, hold=state.hold), nodes.tell(-0.5, hold=state.hold)
+        half = up[:5] + down[5:]
+        state, found = check(state, half, (number + 3) * MINUTES, NO_SEASON)
+    assert found is not None
+    assert found.rings
+
+
+def test_the_reason_names_features_direction_effect_and_nodes() -> None:
+    nodes = Nodes(5, 4, means=0.3)
+    state, _ = run(nodes, 3)
+    _, found = run(nodes, 3, moved=one(1.5, 0, -1.0), share=0.4, state=state)
+    alarm = rung(found)
+    assert alarm is not None
+    assert [str(f.feature) for f in alarm.drifted] == ["x0", "x2"]
+    assert [f.direction for f in alarm.drifted] == ["higher", "lower"]
+    assert "x0 higher (effect 0." in alarm.reason
+    assert "2 of 5 nodes" in alarm.reason
+
+
+def test_a_wider_spread_is_no_direction() -> None:
+    nodes = Nodes(3, 1, means=0.0)
+    state, _ = run(nodes, 2)
+    wide = nodes.rng.standard_normal((3, 200, 1)) * 4
+    told = [replace(s) for s in nodes.tell()]
+    for node, rows in enumerate(wide):
+        reference = nodes.references[node].with_rows({"x0": rows[:, 0]}, np.array([], np.uint64))
+        _, told[node] = reference.summarised(str(node), nodes.rng)
+    _, found = check(state, told, 2 * MINUTES, NO_SEASON)
+    assert found is not None
+    assert found.drifted[0].direction == "with another spread"
+
+
+def test_a_shift_too_small_to_matter_is_the_gate_s_business() -> None:
+    def asks(min_effect: float) -> bool:
+        nodes = Nodes(5, 2, means=0.0, rows=10_000, baseline=10_000)
+        _, found = run(nodes, 25, replace(NO_SEASON, min_effect=min_effect), moved=0.04)
+        return rung(found) is not None
+
+    assert not asks(0.05)
+    assert asks(0.002)
+
+
+def rings_in_two_days(settings: DriftSettings, gross: float = 0.0) -> list[int]:
+    """Checks each half hour of data with a daily cycle; from the 90th on they are shifted too."""
+    nodes, state, rings = Nodes(2, 2, means=0.0, rows=100), DriftState(), []
+    for number in range(96):
+        cycle = 0.3 * np.sin(2 * np.pi * number / 48) + (gross if number >= 90 else 0)
+        state, found = check(state, nodes.tell(cycle, hold=state.hold), number * 1800.0, settings)
+        if found is not None and found.rings:
+            rings.append(number)
+    return rings
+
+
+def test_a_daily_cycle_is_a_season_and_a_gross_shift_is_not() -> None:
+    assert rings_in_two_days(DriftSettings()) == []
+    assert rings_in_two_days(NO_SEASON)
+    assert min(rings_in_two_days(DriftSettings(), gross=1.5)) in (90, 91)
+
+
+def test_a_lasting_shift_shows_in_a_whole_season() -> None:
+    nodes = Nodes(4, 2, means=0.0)
+    settings = DriftSettings(season="2h")
+    state, found = run(nodes, 25, settings)
+    _, found = run(nodes, 30, settings, moved=0.3, state=state)
+    assert rung(found) is not None
+    assert 5 < len(found) < 25
+
+
+def test_evidence_of_what_went_away_goes_too() -> None:
+    nodes = Nodes(5, 3, means=0.0)
+    state, _ = run(nodes, 2)
+    state, _ = run(nodes, 2, replace(NO_SEASON, min_effect=0.9), moved=0.5, state=state)
+    assert state.hold
+    state, _ = run(nodes, 60, replace(NO_SEASON, min_effect=0.9), state=state)
+    assert not state.hold
+
+
+def test_what_is_held_back_stays_out_of_the_reference() -> None:
+    nodes = Nodes(3, 2, means=0.0)
+    state, _ = run(nodes, 3)
+    for number in range(4):
+        told = nodes.tell(2.0, hold=state.hold)
+        state, _ = check(state, told, (3 + number) * MINUTES, NO_SEASON)
+    grown = [int(r.grown[0].sum()) for r in nodes.references]
+    assert grown == [600 + 3 * 200] * 3
+
+
+def test_the_height_is_the_checks_in_the_days_without_false_alarm() -> None:
+    nodes = Nodes(2, 1)
+    _, found = run(nodes, 5)
+    assert found[-1] is not None
+    assert found[-1].height == pytest.approx(365 * 86_400 / 300)
+    _, found = run(nodes, 15, interval=3600.0)
+    assert found[-1] is not None
+    assert found[-1].height == pytest.approx(365 * 24)
+
+
+def test_the_guide_s_rule_asks_at_any_small_p() -> None:
+    settings = DriftSettings(policy="per_check")
+    rings = 0
+    for seed in range(60):
+        _, found = run(Nodes(2, 10, seed=seed), 1, settings)
+        rings += rung(found) is not None
+    assert 10 <= rings <= 40  # 1 - 0.95 ** 10 is 0.4
+
+
+def test_a_node_without_a_disk_is_compared_with_what_the_server_kept() -> None:
+    nodes, state = Nodes(5, 3, means=1.0), DriftState()
+    state, found = check(state, nodes.bare(), 0.0, NO_SEASON)
+    assert found is None
+    for number in range(1, 60):
+        state, found = check(state, nodes.bare(), number * MINUTES, NO_SEASON)
+        assert found is not None
+        assert not found.rings
+    assert {str(f.feature) for f in found.features} == {"x0", "x1", "x2"}
+    for number in range(60, 63):
+        state, found = check(state, nodes.bare(1.0), number * MINUTES, NO_SEASON)
+    assert found is not None
+    assert found.rings
+
+
+def test_noise_is_no_drift_and_a_shift_shows_through_it() -> None:
+    nodes = Nodes(5, 3, rows=2000, baseline=4000, variance=70.0)
+    state, found = run(nodes, 60)
+    assert rung(found) is None
+    _, found = run(nodes, 5, moved=0.5, state=state)
+    assert rung(found) is not None
+
+
+def test_the_noise_s_variance_is_in_the_test() -> None:
+    """Uncorrected, noise of this size alone is significant nearly always."""
+    p, without = [], []
+    for seed in range(40):
+        nodes = Nodes(3, 3, rows=600, baseline=2000, seed=seed, variance=900.0)
+        told = nodes.tell()
+        names = told[0].features
+        p += merge(told, names, 0.0).p.tolist()
+        without += merge([replace(s, noise=(0.0,) * 3) for s in told], names, 0.0).p.tolist()
+    assert np.mean(np.array(without) < 0.05) > 0.5
+    assert np.mean(np.array(p) < 0.05) < 0.08
+
+
+def test_missing_rows_are_named() -> None:
+    features = (Feature("age"), Feature("age", FeatureKind.MISSING))
+
+    def told(missing: int) -> list[DataSummary]:
+        summaries = []
+        for node in range(3):
+            counts = np.zeros((2, 3, 64))
+            counts[0, :, :4] = [[(400 - missing) / 4] * 4, [100] * 4, [100] * 4]
+            counts[1, :, :2] = [[400 - missing, missing], [400, 0], [400, 0]]
+            summaries.append(DataSummary(str(node), "", features, counts, (0.0,) * 3))
+        return summaries
+
+    state, found = check(DriftState(), told(0), 0.0, NO_SEASON)
+    assert found is not None
+    assert not found.rings
+    state, found = check(state, told(120), MINUTES, NO_SEASON)
+    assert found is not None
+    assert "age (missing) more often" in found.reason
+
+
+def test_one_node_cannot_add_columns_or_other_bins() -> None:
+    nodes = Nodes(3, 2)
+    told = nodes.tell()
+    names = (*told[0].features, Feature("mine"))
+    told[0] = replace(told[0], features=names, counts=told[0].counts[[0, 1, 1]])
+    told[1] = replace(told[1], counts=told[1].counts.reshape(2, 3, 16, 4).sum(axis=3))
+    state, found = check(DriftState(), told, 0.0, NO_SEASON)
+    assert found is not None
+    assert [str(f) for f in state.features] == ["x0", "x1"]
+    assert found.nodes == 2
+
+
+def test_summaries_for_another_reference_are_left_out() -> None:
+    nodes = Nodes(2, 2)
+    state, found = check(DriftState("new"), nodes.tell(5.0), 0.0, NO_SEASON)
+    assert found is None
+    assert state.checks == 0
+
+
+def test_the_state_outlives_json_exactly_enough() -> None:
+    nodes = Nodes(3, 3)
+    state, _ = run(nodes, 30, DriftSettings())
+    state, _ = check(state, nodes.bare(), 30 * MINUTES, DriftSettings())
+    kept = DriftState.from_json(json.loads(json.dumps(state.to_json())))
+    assert json.dumps(kept.to_json()) == json.dumps(state.to_json())
+    told = nodes.tell(0.5)
+    _, mine = check(state, told, 31 * MINUTES, NO_SEASON)
+    _, theirs = check(kept, told, 31 * MINUTES, NO_SEASON)
+    assert mine is not None
+    assert theirs is not None
+    assert [f.effect for f in mine.features] == pytest.approx([f.effect for f in theirs.features])
+
+
+def test_a_feature_that_nobody_tells_of_any_more_is_forgotten() -> None:
+    nodes = Nodes(2, 2)
+    state, _ = run(nodes, 3)
+    for number in range(3, 17):
+        told = [replace(s, features=s.features[:1], counts=s.counts[:1]) for s in nodes.tell()]
+        state, _ = check(state, told, number * MINUTES, NO_SEASON)
+    assert [str(f) for f in state.features] == ["x0"]
+
+
+def test_e_values_of_uniform_p_have_a_mean_of_at_most_one() -> None:
+    p = (np.arange(10**6) + 0.5) / 10**6
+    assert e_value(p).mean() <= 1.0 + 1e-3
+    assert e_value(np.array([0.0, 1e-320, 1.0])).tolist() == pytest.approx(
+        [1e15, 1e15, 0.5], rel=1e-2
+    )
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_e_values_fall_as_p_grows(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert e_value(np.array(low)) >= e_value(np.array(high)) - 1e-6
+
+
+def test_the_p_value_is_scipy_s_where_there_is_one_node_and_many_bins() -> None:
+    rng = np.random.default_rng(1)
+    past, now = np.sort(uniform.rvs(size=4000, random_state=rng)), rng.random(1000) ** 1.05
+    edges = past[np.arange(1, 1000) * 4]
+    counts = [np.bincount(np.searchsorted(edges, x), minlength=1000) for x in (now, past)]
+    d = difference(counts[0], counts[1] / 4.0, np.array(1000))
+    exact = ks_2samp(now, past, method="asymp")
+    assert d == pytest.approx(exact.statistic, abs=0.003)
+    assert kolmogorov_p(d, np.array(1 / 1000 + 1 / 4000)) == pytest.approx(exact.pvalue, rel=0.15)
+
+
+def test_windows_add_up() -> None:
+    flat, square = np.ones(2), np.ones((2, 4))
+    window = Window(3.0, square, square, flat, flat, flat, flat, flat)
+    both = window + replace(window, time=1.0)
+    assert both.time == 3.0
+    assert all((values == 2).all() for values in both.arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"false_alarm_days": 0.0}, "false_alarm_days"),
+        ({"min_effect": 1.0}, "min_effect"),
+        ({"season": "a day"}, "'24h'"),
+        ({"season": "0h"}, "'24h'"),
+        ({"policy": "guide"}, "per_check"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DriftSettings(**wrong)  # type: ignore[arg-type]
