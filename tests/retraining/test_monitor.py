@@ -210,3 +210,6 @@ def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
     snippet = next(s.split("```")[0] for s in snippets if "RetrainingManager" in s)
     exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102  (our own README)
     assert "new pictures" in capsys.readouterr().out
+    waiting = RetrainingManager().take()  # as a server would that starts later
+    assert waiting is not None
+    assert waiting.reason == "new pictures"
