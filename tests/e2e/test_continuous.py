@@ -48,8 +48,8 @@ def serves_requests_until_it_is_stopped(run: WaitingRun, *reasons: str) -> None:
         assert (tags["trigger"], tags["session"]) == (reason, str(number))
         assert tags["flower_run_id"] == run.run_id
         row = next(row for row in run.get("/trigger_history") if row["id"] == asked)
-        assert datetime.fromisoformat(row["started"]).timestamp() - answered < 1
-        assert session.info.start_time / 1000 - answered < 1
+        assert datetime.fromisoformat(row["started"]).timestamp() - answered < 5
+        assert session.info.start_time / 1000 - answered < 5
         wait_until(lambda a=asked: run.ended(request_id=a), 120, "the end of the session")
         wait_until(lambda: run.get("/status")["running"] is None, 10, "the end of the request")
     assert "running" in run.status()
