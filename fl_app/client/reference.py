@@ -110,8 +110,9 @@ class Reference:
         Counts of the last summary, which join ``grown`` unless the server holds them back.
     waiting : np.ndarray
         Counts of new rows that are too few to be sent.
-    seen : np.ndarray
-        uint64, sorted: digests of the rows that were there last time.
+    seen, accepted : np.ndarray
+        uint64, sorted: digests of the rows that were there last time, and when rows were last let
+        in.
     noise : tuple[float, float, float]
         Variance of the noise in each count of ``sent``, ``grown`` and ``baseline``.
     """
@@ -123,6 +124,7 @@ class Reference:
     sent: np.ndarray
     waiting: np.ndarray
     seen: np.ndarray
+    accepted: np.ndarray
     noise: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
@@ -133,12 +135,15 @@ class Reference:
     def settled(self, *, hold: bool) -> Reference:
         """Let what was sent last join the reference, or drop it on the server's word."""
         now, grown, baseline = self.noise
-        if not hold:
-            grown += now if self.sent.any() else 0.0
+        empty = np.zeros_like(self.sent)
+        if hold:
+            return replace(self, sent=empty)
+        grown += now if self.sent.any() else 0.0
         return replace(
             self,
-            grown=self.grown if hold else self.grown + self.sent,
-            sent=np.zeros_like(self.sent),
+            grown=self.grown + self.sent,
+            sent=empty,
+            accepted=self.seen,
             noise=(now, grown, baseline),
         )
 
@@ -186,7 +191,8 @@ def new_reference(
     if noise is not None:
         counts = counts + np.sqrt(variance) * noise.standard_normal(counts.shape)
     empty = np.zeros_like(counts)
-    return Reference(name, learnt, counts, counts, empty, empty, np.sort(digests), (variance,) * 3)
+    seen = np.sort(digests)
+    return Reference(name, learnt, counts, counts, empty, empty, seen, seen, (variance,) * 3)
 
 
 def count_rows(columns: Sequence[Column], rows: Columns, bins: int) -> np.ndarray:
@@ -236,7 +242,7 @@ def load_reference(path: Path) -> Reference | None:
     return Reference(about["name"], columns, **arrays, noise=tuple(about["noise"]))
 
 
-_ARRAYS = ("baseline", "grown", "sent", "waiting", "seen")
+_ARRAYS = ("baseline", "grown", "sent", "waiting", "seen", "accepted")
 
 
 def _is_numeric(rows: np.ndarray) -> bool:

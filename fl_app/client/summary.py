@@ -62,8 +62,9 @@ def data_summary_mod(
     The first rows of a node become its reference; rows that are new in a later message are counted
     in the reference's quantile bins, and the counts go into the reply to a train message. What was
     sent joins the reference with the next message, unless that message says to hold it back
-    (``data-hold``) or to begin anew with the present rows (another ``data-reference``). What goes
-    wrong here is logged and costs the summary, never the reply.
+    (``data-hold``) or to begin anew (another ``data-reference``): with the rows that were held
+    back, if they are enough, else with all. What goes wrong here is logged and costs the summary,
+    never the reply.
 
     Parameters
     ----------
@@ -145,14 +146,14 @@ class _Summariser:
         digests = np.array([], np.uint64) if self.fresh else row_digests(rows)
         reference = load_reference(path)
         if reference is None or reference.name != name or not self._is_its_noise(reference):
-            self._begin(rows, digests, path, name)
+            self._begin(rows, digests, path, name, reference)
             return None
         reference = reference.settled(hold=hold)
         new = None if self.fresh else new_rows(digests, reference.seen)
         if new is None or len(new):
             columns = read_rows(rows, new)
             if not reference.fits(columns):
-                self._begin(rows, digests, path, name)
+                self._begin(rows, digests, path, name, None)
                 return None
             reference = reference.with_rows(columns, digests)
         summary = None
@@ -161,8 +162,15 @@ class _Summariser:
         save_reference(reference, path)
         return summary
 
-    def _begin(self, rows: Any, digests: np.ndarray, path: Path, name: str) -> None:
-        columns = read_rows(rows)
+    def _begin(
+        self, rows: Any, digests: np.ndarray, path: Path, name: str, old: Reference | None
+    ) -> None:
+        """Make a reference of the rows that the old one had not let in, or else of all."""
+        which = None
+        if old is not None and not self.fresh:
+            late = new_rows(digests, old.accepted)
+            which = late if len(late) >= _least(old.noise[0]) else None
+        columns = read_rows(rows, which)
         count, variance = count_of(columns), self._variance(len(columns))
         if count < _least(variance):
             logger.info("%d rows make no data reference, %d do", count, _least(variance))

@@ -8,12 +8,15 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from fl_app.retraining.callback import Callback, CallbackThread
 from fl_app.retraining.degradation import RULES, Mode
+from fl_app.retraining.drift import DriftSettings
+from fl_app.retraining.drift_watch import DriftWatch
 from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
 from fl_app.retraining.schedule import Cron, Every, Schedule
 from fl_app.retraining.store import MonitorStore, default_url
@@ -21,8 +24,6 @@ from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 from registry import app_home
 
 logger = logging.getLogger("flwr.fl_app")
-
-Callback = Callable[[RetrainRequest], object]
 
 MAX_ERRORS_IN_A_ROW = 4
 """Non-finite scores in a row after which the monitor warns that it is blind."""
@@ -56,6 +57,8 @@ class RetrainingManager:
         How a fall is told from noise; see the rules in ``fl_app.retraining.degradation``.
     on_request : "auto" | "suggest"
         ``suggest`` writes automatic requests down and leaves them to a person.
+    drift : DriftSettings | None
+        When the nodes' data count as moved; a false alarm a year by default.
     store : MonitorStore | None
         Where it is remembered; ``monitor.db`` in ``FL_APP_HOME`` by default.
     now : Callable[[], datetime]
@@ -78,6 +81,7 @@ class RetrainingManager:
         mode: Mode = "max",
         policy: Literal["capped_cusum", "best_minus_threshold"] = "capped_cusum",
         on_request: Literal["auto", "suggest"] = "auto",
+        drift: DriftSettings | None = None,
         store: MonitorStore | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -96,9 +100,10 @@ class RetrainingManager:
         self._changed = threading.Condition(threading.RLock())
         self._monitor: threading.Thread | None = None
         self._stop = threading.Event()
-        self._called: tuple[RetrainRequest, float] | None = None
+        self._callback_thread = CallbackThread(self.running)
         self._schedules: list[Schedule] = []
         self._rule = RULES[policy](accuracy_threshold, mode)
+        self._drift = DriftWatch(drift or DriftSettings())
         self._served_version: str | None = None
         self._rounds_since: int | None = None
         self._errors_in_a_row = 0
@@ -131,6 +136,11 @@ class RetrainingManager:
         """Every request, oldest first, with its outcome, and why it did not go through."""
         return self._store.history()
 
+    @property
+    def drift(self) -> DriftWatch:
+        """The drift test, its evidence and what the last round showed."""
+        return self._drift
+
     def start_from(self, version: str, score: float) -> None:
         """Hear which version a session starts from, and its score on the session's holdout.
 
@@ -161,6 +171,18 @@ class RetrainingManager:
                 self._recovered = not fall and (self._recovered or self._rule.healthy)
             self._save()
 
+    def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
+        """Take what the nodes tell of their data, by node id; drift becomes a request."""
+        with self._changed:
+            moved = self._drift.update(summaries, self._now().timestamp())
+            if moved:
+                self.ask(TriggerKind.DRIFT, f"in round {round_num} {moved}")
+            self._save()
+
+    def data_orders(self) -> Mapping[str, str | bool]:
+        """What the next train message tells the nodes of the data that they compare with."""
+        return self._drift.orders
+
     def manual_trigger(
         self, reason: str = "", *, force: bool = True, request_id: str | None = None
     ) -> str:
@@ -179,7 +201,7 @@ class RetrainingManager:
             return self._put(request)
 
     def ask(self, kind: TriggerKind, reason: str) -> str:
-        """Ask for retraining for a reason that was found elsewhere, such as drift.
+        """Ask for retraining for a reason that was found elsewhere.
 
         The policy decides about it as about a fall of the score. Returns the id of the request, or
         of the one that waits already.
@@ -266,6 +288,8 @@ class RetrainingManager:
                 if request.cut_short:
                     logger.info("request %s was cut short and is served again", request.id)
                 self._rounds_since = 0
+                if request.kind is TriggerKind.DRIFT or self._drift.state.hold:
+                    self._drift.restart(request.id)
                 self._save()
             return request
 
@@ -333,7 +357,7 @@ class RetrainingManager:
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= next_check:
-                    self._tell_of_callback()
+                    self._callback_thread.tell()
                     self.check_schedules()
                     next_check = time.monotonic() + self.check_interval
                 self._call_back(pause)
@@ -348,27 +372,7 @@ class RetrainingManager:
             return
         request = self.take(wait=wait)
         if request is not None:
-            work = threading.Thread(target=self._serve, args=(callback, request), daemon=True)
-            work.start()
-
-    def _tell_of_callback(self) -> None:
-        if self._called is not None:
-            request, began = self._called
-            seconds = time.monotonic() - began
-            logger.info("the retrain callback has had request %s for %.1f s", request.id, seconds)
-
-    def _serve(self, callback: Callback, request: RetrainRequest) -> None:
-        began = time.monotonic()
-        self._called = (request, began)
-        try:
-            with self.running(request):
-                try:
-                    callback(request)
-                finally:
-                    self._called = None
-        except Exception:  # somebody else's code: it must not end the monitor
-            logger.warning("the retrain callback failed on request %s", request.id, exc_info=True)
-        logger.info("request %s took %.1f s", request.id, time.monotonic() - began)
+            self._callback_thread.start(callback, request)
 
     def _restore(self) -> None:
         state = self._store.load_state()
@@ -380,6 +384,7 @@ class RetrainingManager:
             self._recovered = state["recovered"]
         self._rounds_since = state["rounds_since"]
         self._errors_in_a_row = state["errors_in_a_row"]
+        self._drift.restore(state["drift"])
 
     def _save(self) -> None:
         self._store.save_state(
@@ -389,5 +394,6 @@ class RetrainingManager:
                 "rounds_since": self._rounds_since,
                 "errors_in_a_row": self._errors_in_a_row,
                 "recovered": self._recovered,
+                "drift": self._drift.to_json(),
             }
         )

@@ -39,7 +39,7 @@ from fl_app.strategy.evaluation import (
 )
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, run_tags, version_tags
+from fl_app.strategy.provenance import contributions, run_tags, summaries, version_tags
 from fl_app.strategy.report import Artifacts, DataUsed, Hook, Monitor, Origin, RoundReport
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
@@ -86,7 +86,7 @@ class LifecycleStrategy(Strategy):
     store, tracker : ModelStore, Tracker
         Registry and tracking; MLflow under ``FL_APP_HOME`` by default.
     monitor : Monitor | None
-        Told the metric after each round, for instance a ``RetrainingManager``.
+        Told the metric and the nodes' data summaries, for instance a ``RetrainingManager``.
     hooks : Sequence[Hook]
         Called with a ``RoundReport`` after each round.
     artifacts : Sequence[Artifacts]
@@ -171,8 +171,10 @@ class LifecycleStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the inner strategy choose nodes and write their messages."""
+        """Let the inner strategy choose nodes and write their messages, with the monitor's word."""
         self._session.opened = time.monotonic()
+        if self.monitor is not None:
+            config.update(self.monitor.data_orders())
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -242,8 +244,10 @@ class LifecycleStrategy(Strategy):
         # Stage.
         report = self._stage(session, version, decision, closed, metrics)
         # Tell the monitor.
-        if self.monitor is not None and self.metric is not None:
-            self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
+        if self.monitor is not None:
+            self.monitor.update_data(summaries(closed.nodes), closed.round)
+            if self.metric is not None:
+                self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
         # Report.
         self._report(session, report)
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fl_app.strategy.report import Origin
+from fl_app.summaries import SUMMARY_RECORD
 
 NODE_RECORD = "node"
 """Key of the ConfigRecord in which a ClientApp may say what data it trained on."""
@@ -18,11 +19,12 @@ NODE_RECORD = "node"
 
 @dataclass(frozen=True)
 class Contribution:
-    """A node's part in a round."""
+    """A node's part in a round, and what it tells of its data, if it does."""
 
     node_id: str
     num_examples: float
     data_digest: str
+    summary: Mapping[str, object] | None = None
 
 
 def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contribution, ...]:
@@ -39,9 +41,15 @@ def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contrib
                 node_id=str(message.metadata.src_node_id),
                 num_examples=float(examples) if isinstance(examples, int | float) else 0.0,
                 data_digest=str(node.get("data-digest", "")),
+                summary=message.content.config_records.get(SUMMARY_RECORD),
             )
         )
     return tuple(found)
+
+
+def summaries(nodes: Iterable[Contribution]) -> dict[str, Mapping[str, object]]:
+    """What nodes tell of their data, by node id."""
+    return {node.node_id: node.summary for node in nodes if node.summary is not None}
 
 
 def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str, str]:
@@ -59,7 +67,11 @@ def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str
 
 def version_tags(server_round: int, nodes: Iterable[Contribution]) -> dict[str, str]:
     """The tags of a version that tell it from others of its session."""
-    return {"round": str(server_round), "nodes": json.dumps([asdict(node) for node in nodes])}
+    rows = [
+        {"node_id": n.node_id, "num_examples": n.num_examples, "data_digest": n.data_digest}
+        for n in nodes
+    ]
+    return {"round": str(server_round), "nodes": json.dumps(rows)}
 
 
 def app_version() -> str:

@@ -119,10 +119,16 @@ Artifacts = Callable[[SessionReport, Path], Iterable[Path]]
 
 
 class Monitor(Protocol):
-    """Who is told how good each round's model is."""
+    """Who is told how good each round's model is, and what the nodes tell of their data."""
 
     def start_from(self, version: str, score: float) -> None:
         """Hear which registered version a session starts from, and its score."""
 
     def update_metrics(self, accuracy: float, round_num: int) -> None:
         """Take the score of a round."""
+
+    def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
+        """Take what nodes tell of their data in a round, by node id; it may be malformed."""
+
+    def data_orders(self) -> Mapping[str, str | bool]:
+        """Say what the next train message tells the nodes of the data that they compare with."""

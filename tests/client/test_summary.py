@@ -137,6 +137,22 @@ def test_another_reference_begins_anew_with_the_present_rows(node: Node) -> None
     assert summary.counts[0, 1:].sum(axis=1).tolist() == [80, 80]
 
 
+def test_a_new_reference_is_made_of_what_the_old_one_did_not_let_in(node: Node) -> None:
+    rows = table(100)
+    node.tell(rows)
+    rows = np.concatenate([rows, table(60, seed=1, mean=5)])
+    node.sees(rows)
+    node.order = {HOLD_KEY: True, REFERENCE_KEY: ""}
+    rows = np.concatenate([rows, table(60, seed=2, mean=5)])
+    node.sees(rows)
+    node.order = {HOLD_KEY: False, REFERENCE_KEY: "after the alarm"}
+    assert node.tell(rows) is None
+    counts = node.sees(np.concatenate([rows, table(60, seed=3, mean=5)])).counts
+    assert counts[0].sum(axis=1).tolist() == [60, 120, 120]
+    share = counts[0] / counts[0].sum(axis=1, keepdims=True)
+    assert np.abs(np.cumsum(share[0] - share[1])).max() < 0.3
+
+
 def test_other_columns_begin_anew(node: Node) -> None:
     node.tell({"a": np.arange(100)})
     assert node.tell({"b": np.arange(200)}) is None

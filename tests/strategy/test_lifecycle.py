@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
 from local_grid import LocalGrid, add_one, model, reply
 
@@ -286,6 +286,7 @@ def test_the_monitor_hears_the_start_and_every_round(
     class Heard:
         def __init__(self) -> None:
             self.scores: list[tuple[int, float]] = []
+            self.data: list[tuple[int, dict[str, dict[str, object]]]] = []
             self.start: tuple[str, float] | None = None
 
         def start_from(self, version: str, score: float) -> None:
@@ -294,15 +295,32 @@ def test_the_monitor_hears_the_start_and_every_round(
         def update_metrics(self, accuracy: float, round_num: int) -> None:
             self.scores.append((round_num, round(accuracy, 6)))
 
+        def update_data(
+            self, summaries: Mapping[str, Mapping[str, object]], round_num: int
+        ) -> None:
+            self.data.append((round_num, {node: dict(told) for node, told in summaries.items()}))
+
+        def data_orders(self) -> dict[str, str | bool]:
+            return {"data-reference": "first"}
+
+    def tells(node_id: int, message: Message) -> RecordDict:
+        records = add_one(node_id, message)
+        if node_id == 11 and message.metadata.message_type == "train":
+            records["data-summary"] = ConfigRecord({"version": 1})
+        return records
+
     LifecycleStrategy(metric="accuracy", **parts).start(
         LocalGrid(add_one), model(), num_rounds=1, evaluate_fn=holdout
     )
     monitor = Heard()
     LifecycleStrategy(
         metric="accuracy", monitor=monitor, origin=Origin(parent_version="1"), **parts
-    ).start(LocalGrid(add_one), model(1), num_rounds=2, evaluate_fn=holdout)
+    ).start(grid := LocalGrid(tells), model(1), num_rounds=2, evaluate_fn=holdout)
     assert monitor.start == ("1", 0.1)
     assert monitor.scores == [(1, 0.2), (2, 0.3)]
+    assert monitor.data == [(1, {"11": {"version": 1}}), (2, {"11": {"version": 1}})]
+    orders = {m.content.config_records["config"].get("data-reference") for m in grid.sent}
+    assert orders == {"first", None}  # to train, and to evaluate
 
 
 def test_artifacts_get_the_whole_session(parts: dict[str, Any], tracker: InMemoryTracker) -> None:
