@@ -137,21 +137,21 @@ def figures(fired: Sequence[list[list[int]]]) -> tuple[float, list[float]]:
 def quiet_by_the_guide(seed: int) -> int:
     """Retrainings in quiet days by the guide's rule as it is written."""
     rng = np.random.default_rng(seed)
-    asked, last, free, best = 0, -10, 0, 0.0
+    asked, rounds, last, free, best = 0, 0, -10, 0, 0.0
     reference = rng.normal(size=(FEATURES, REFERENCE))
     for number in range(DAYS * 24 * CHECKS_AN_HOUR):
-        hour, first = divmod(number, CHECKS_AN_HOUR)
         if number < free:
             continue
         fell = False
-        if first == 0:  # a round
+        if number % CHECKS_AN_HOUR == 0:
+            rounds += 1
             score = LEVEL + rng.normal(0, 0.02)
             best = max(best, score)
             fell = best - score > THRESHOLD
-        if hour - last < 10:
+        if rounds - last < 10:
             continue
         if fell or any(ks_2samp(rng.normal(size=ROWS), r).pvalue < 0.05 for r in reference):
-            asked, last, best = asked + 1, hour, 0.0
+            asked, last, best = asked + 1, rounds, 0.0
             free = number + HOURS_OF_TRAINING * CHECKS_AN_HOUR
             reference = rng.normal(size=(FEATURES, REFERENCE))
     return asked
