@@ -14,9 +14,10 @@ REFUSED = (401, 403)
 def when_stopped(then: Callable[[], None]) -> Iterator[None]:
     """Call ``then``, from another thread, once the SuperLink no longer lets this run speak.
 
-    ``flwr stop`` takes the run's token away. Flower 1.41's own threads in this process, which send
-    heartbeats and the log, end with an exception then, and nothing else does: a ServerApp that
-    waits would wait for ever. It is known within half a minute.
+    ``flwr stop`` takes the run's token away. Flower 1.41 interrupts its main thread when that is
+    noticed, which ends a deployed ServerApp. In a simulation the ServerApp is another thread, which
+    nothing reaches: one that waits would wait for ever. What can be seen from there is that
+    Flower's heartbeat thread ends with an exception, within half a minute.
     """
     before = threading.excepthook
 
