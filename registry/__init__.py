@@ -18,11 +18,20 @@ from registry.errors import (
     UnknownVersion,
 )
 from registry.experiment_tracking import FederatedLearningTracker
-from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
+from registry.gates import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    BestSoFar,
+    Finite,
+    NoRegression,
+    decide_stage,
+)
 from registry.home import app_home
 from registry.memory import InMemoryModelStore, InMemoryTracker
 from registry.model_manager import ModelManager
 from registry.moves import Drift
+from registry.paired import ExampleScores
 from registry.records import (
     Decision,
     Evidence,
@@ -30,6 +39,7 @@ from registry.records import (
     ModelStore,
     ModelVersion,
     Policy,
+    Results,
     Stage,
     Tracker,
     Verdict,
@@ -46,6 +56,7 @@ __all__ = [
     "Decision",
     "Drift",
     "Evidence",
+    "ExampleScores",
     "FederatedLearningTracker",
     "Finite",
     "Gate",
@@ -58,9 +69,11 @@ __all__ = [
     "ModelManager",
     "ModelStore",
     "ModelVersion",
+    "NoRegression",
     "Policy",
     "PruneReport",
     "RegistryError",
+    "Results",
     "Serving",
     "Stage",
     "StageError",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-_DRAWS, _SEED, _CONFIDENCE = 2000, 0, 0.95
-_FEWEST = 20  # examples; below, the interval of a bootstrap is far too narrow
-_BLOCK = 2_000_000  # numbers drawn at a time
+from registry.paired import DRAWS, FEWEST, SEED, ExampleScores, bootstrap_interval
+
+_CONFIDENCE = 0.95
 
 
 def metric_differences(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
@@ -85,11 +85,7 @@ def paired_verdict(
 ) -> dict[str, Any] | None:
     """Return whether the second version is better on the examples that both were scored on.
 
-    A paired bootstrap over examples: the differences of the shared examples are drawn anew,
-    with replacement, 2,000 times with a fixed seed, and the interval runs between the 2.5 and
-    97.5 percentiles of their means (the percentile interval of B. Efron and R. Tibshirani, *An
-    Introduction to the Bootstrap*, 1993, chapter 13; used on paired results of two systems by
-    P. Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004).
+    The interval is that of `registry.paired.bootstrap_interval` for the mean difference.
     "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
     20 shared examples it is always "undecided". Higher scores are better.
 
@@ -99,33 +95,24 @@ def paired_verdict(
         return None
     shared = sorted(one.keys() & two.keys())
     differences = np.array([two[name] - one[name] for name in shared])
-    low, high = _interval(differences) if shared else (None, None)
+    sides = [ExampleScores({"score": [side[name] for name in shared]}) for side in (one, two)]
+    interval = None
+    if shared:
+        interval = bootstrap_interval(sides[0], sides[1], "score", confidence=_CONFIDENCE)
     verdict = "undecided"
-    if low is not None and high is not None and len(shared) >= _FEWEST:
-        verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    if interval is not None and len(shared) >= FEWEST:
+        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "undecided"
     return {
         "verdict": verdict,
         "mean_difference": float(differences.mean()) if shared else None,
-        "interval": None if low is None else [low, high],
+        "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),
         "only_in_version1": len(one) - len(shared),
         "only_in_version2": len(two) - len(shared),
-        "draws": _DRAWS,
-        "seed": _SEED,
+        "draws": DRAWS,
+        "seed": SEED,
     }
-
-
-def _interval(differences: np.ndarray) -> tuple[float, float]:
-    random, count = np.random.default_rng(_SEED), len(differences)
-    rows = max(1, _BLOCK // count)
-    means = [
-        differences[random.integers(0, count, (min(rows, _DRAWS - start), count))].mean(axis=1)
-        for start in range(0, _DRAWS, rows)
-    ]
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:

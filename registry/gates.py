@@ -7,10 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from registry.records import Decision, Evidence, Policy, Stage, Verdict
+import numpy as np
+
+from registry.paired import FEWEST, ExampleScores, bootstrap_interval, mcnemar
+from registry.records import Decision, Evidence, Policy, Results, Stage, Verdict
 from registry.versions import as_number
 
 _CLIMB = (Stage.STAGING, Stage.PRODUCTION)
+_NAMED = 3  # classes or nodes told in one reason
 _HAIR = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
 
 
@@ -102,7 +106,11 @@ class BestSoFar:
 
 @dataclass(frozen=True)
 class BeatsChampion:
-    """Passes when `metric` is better than production's on the same data, or there is none.
+    """Passes when `metric` is surely better than production's on the same data, or there is none.
+
+    Sure is what the results of both on each example say: an exact McNemar test where these are
+    right or wrong and any gain will do, else a paired bootstrap. Without such results the two
+    numbers decide, and the reason says so.
 
     Parameters
     ----------
@@ -112,15 +120,23 @@ class BeatsChampion:
         How much better it must be. 0 asks for any gain; below 0 allows that much of a loss.
     mode : {"max", "min"}
         Which direction is better.
+    confidence : float | None
+        Confidence of the two-sided interval of the gain, which must lie above `margin`. None
+        asks for none: the two numbers decide.
     """
 
     metric: str
     margin: float = 0.0
     mode: str = "max"
+    confidence: float | None = 0.95
 
     def __post_init__(self) -> None:
         _check_number(self.margin, "margin")
         _check_mode(self.mode)
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(
+                f"The confidence of a gate must lie between 0 and 1, not be {self.confidence}."
+            )
 
     def __call__(self, evidence: Evidence) -> Verdict:
         name, value = f"BeatsChampion({self.metric})", _finite(evidence.metrics, self.metric)
@@ -132,12 +148,121 @@ class BeatsChampion:
         other = _finite(evidence.champion, self.metric)
         if other is None:
             return _absent(name, evidence.champion, self.metric, "the production version")
-        gain = _gain(value, other, self.mode)
-        passed = gain > 0 if self.margin == 0 else gain >= self.margin - _HAIR
+        passed, why = self._paired(evidence, self.confidence) if self.confidence else (None, "")
+        surely = "surely " if passed is False else ""
+        if passed is None:
+            passed = self._enough(_gain(value, other, self.mode))
         got, bound = _words(value, other)
-        verb = "beats" if passed else "does not beat"
+        verb = "beats" if passed else f"does not {surely}beat"
         by = f" by {_number(self.margin)}" if self.margin else ""
-        return Verdict(name, passed, f"{self.metric} {got} {verb} production's {bound}{by}")
+        return Verdict(name, passed, f"{self.metric} {got} {verb} production's {bound}{by}{why}")
+
+    def _enough(self, gain: float) -> bool:
+        return gain > 0 if self.margin == 0 else gain >= self.margin - _HAIR
+
+    def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
+        """Whether the results per example are sure of it, None if there are none, and why."""
+        old, new = evidence.champion_results, evidence.results
+        if old is None or new is None:
+            return None, " (two numbers alone: there are no results per example)"
+        if len(old) != len(new):
+            return False, f": it has {len(new)} results per example, production {len(old)}"
+        right = [r.correct(self.metric) for r in (old, new) if isinstance(r, ExampleScores)]
+        if self.margin == 0 and len(right) == 2 and right[0] is not None and right[1] is not None:
+            return self._mcnemar(right[0], right[1], confidence)
+        return self._bootstrap(old, new, confidence)
+
+    def _mcnemar(self, old: np.ndarray, new: np.ndarray, confidence: float) -> tuple[bool, str]:
+        won, lost, p = mcnemar(*((old, new) if self.mode == "max" else (new, old)))
+        why = f": {won} of {len(new)} examples speak for it, {lost} against it, p {_number(p)}"
+        return won > lost and p <= 1 - confidence, why
+
+    def _bootstrap(self, old: Results, new: Results, confidence: float) -> tuple[bool | None, str]:
+        if len(new) < FEWEST:
+            return False, f": {len(new)} examples are too few, {FEWEST} would do"
+        interval = bootstrap_interval(old, new, self.metric, confidence=confidence)
+        if interval is None:
+            return None, f" (two numbers alone: there is no {self.metric} per example)"
+        if not np.isfinite(interval).all():
+            return False, ": not every result per example is a finite number"
+        low, high = interval if self.mode == "max" else (-interval[1], -interval[0])
+        sure = f"{100 * confidence:g} % sure on {len(new)} examples"
+        return self._enough(low), f": the gain is {_number(low)} to {_number(high)}, {sure}"
+
+
+@dataclass(frozen=True)
+class NoRegression:
+    """Passes when `metric` falls below production's nowhere: in no class, or on no node.
+
+    Classes are the metrics named ``<metric>/<class>``. Nodes are those that scored both versions
+    on the same data; others are not compared.
+
+    Parameters
+    ----------
+    metric : str
+        The metric compared.
+    margin : float
+        How much worse it may be in a class or on a node.
+    by : {"class", "node"}
+        Where it is compared.
+    mode : {"max", "min"}
+        Which direction is better.
+    """
+
+    metric: str
+    margin: float = 0.0
+    by: str = "class"
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        _check_number(self.margin, "margin")
+        _check_mode(self.mode)
+        if self.margin < 0 or self.by not in ("class", "node"):
+            raise ValueError(
+                'NoRegression expects a margin of 0 or more and by="class" or by="node", not '
+                f"margin={self.margin} and by={self.by!r}."
+            )
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name = f"NoRegression({self.metric} by {self.by})"
+        if evidence.champion is None:
+            return Verdict(name, True, "there is no production version to fall below")
+        pairs = self._of_classes(evidence) if self.by == "class" else self._of_nodes(evidence)
+        if not pairs:
+            where = f"class ({self.metric}/…)" if self.by == "class" else "node that scored both"
+            return Verdict(name, False, f"there is no {self.metric} of production by {where}")
+        gains = {
+            place: -math.inf if value is None or old is None else _gain(value, old, self.mode)
+            for place, (value, old) in pairs.items()
+        }
+        worst = sorted(gains, key=lambda place: gains[place])
+        fallen = [place for place in worst if gains[place] < -self.margin - _HAIR]
+        if not fallen:
+            reason = f"no {self.by} loses more than {_number(self.margin)} of {self.metric}"
+            return Verdict(name, True, f"{reason}; {self._words(worst[0], *pairs[worst[0]])}")
+        parts = [self._words(place, *pairs[place]) for place in fallen[:_NAMED]]
+        more = f" and {len(fallen) - _NAMED} more" if len(fallen) > _NAMED else ""
+        reason = f"more than {_number(self.margin)} of {self.metric} is lost: "
+        return Verdict(name, False, f"{reason}{', '.join(parts)}{more}")
+
+    def _of_classes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
+        prefix, champion = f"{self.metric}/", evidence.champion or {}
+        names = [key for key in champion if str(key).startswith(prefix)]
+        return {
+            key.removeprefix(prefix): (_finite(evidence.metrics, key), _finite(champion, key))
+            for key in names
+        }
+
+    def _of_nodes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
+        return {
+            node: (_finite(evidence.nodes[node], self.metric), _finite(old, self.metric))
+            for node, old in evidence.champion_nodes.items()
+            if node in evidence.nodes and self.metric in old
+        }
+
+    def _words(self, place: str, value: float | None, old: float | None) -> str:
+        numbers = ["no number" if n is None else _number(n) for n in (old, value)]
+        return f"{self.by} {place} goes from {numbers[0]} to {numbers[1]}"
 
 
 def decide_stage(policy: Policy, evidence: Evidence) -> Decision:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from registry.serving import Serving
 
 
@@ -84,6 +86,22 @@ class Verdict:
     reason: str
 
 
+class Results(Protocol):
+    """A model's results on each example of a data set, from which metrics can be had anew.
+
+    `ExampleScores` keeps it for means; a metric that is no mean needs a class of its own.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
+        """Return `metric` for each row of `counts`, which says how often each example is drawn.
+
+        `counts` has the shape (samples, examples); None where there is no such metric.
+        """
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The numbers that gates look at.
@@ -96,11 +114,19 @@ class Evidence:
         The production version scored on the same data; None where there is no production yet.
     best : Mapping[str, float] | None
         The best candidate so far on the same data; None for the first one.
+    results, champion_results : Results | None
+        Results of both on each example of that data; None where they are not known.
+    nodes, champion_nodes : Mapping[str, Mapping[str, float]]
+        Metrics of both on each node's own data, by what tells that data from others.
     """
 
     metrics: Mapping[str, float]
     champion: Mapping[str, float] | None = None
     best: Mapping[str, float] | None = None
+    results: Results | None = None
+    champion_results: Results | None = None
+    nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    champion_nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 Gate = Callable[[Evidence], Verdict]

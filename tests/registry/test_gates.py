@@ -24,6 +24,8 @@ from registry import (
     decide_stage,
 )
 
+ALONE = " (two numbers alone: there are no results per example)"
+
 GATES: list[Gate] = [
     Finite(),
     AtLeast("m", -1e300),
@@ -84,25 +86,25 @@ maybe = st.none() | st.fixed_dictionaries({}, optional={"m": numbers})
             BeatsChampion("m"),
             Evidence({"m": 0.5}, champion={"m": 0.5}),
             False,
-            "m 0.50 does not beat production's 0.50",
+            f"m 0.50 does not beat production's 0.50{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.01),
             Evidence({"m": 0.57}, champion={"m": 0.56}),
             True,
-            "m 0.57 beats production's 0.56 by 0.01",
+            f"m 0.57 beats production's 0.56 by 0.01{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.02),
             Evidence({"m": 0.57}, champion={"m": 0.56}),
             False,
-            "m 0.57 does not beat production's 0.56 by 0.02",
+            f"m 0.57 does not beat production's 0.56 by 0.02{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.1, mode="min"),
             Evidence({"m": 1.0}, champion={"m": 1.2}),
             True,
-            "m 1.00 beats production's 1.20 by 0.10",
+            f"m 1.00 beats production's 1.20 by 0.10{ALONE}",
         ),
         (
             BeatsChampion("m"),
@@ -191,7 +193,7 @@ def test_the_reason_names_the_stage_and_every_refusal() -> None:
     assert decision.stage is Stage.STAGING
     assert decision.reason == (
         "Staging: all 1 metrics are finite; m 0.60 is at least 0.50. "
-        "not Production: m 0.60 is below 0.90; m 0.60 does not beat production's 0.70"
+        f"not Production: m 0.60 is below 0.90; m 0.60 does not beat production's 0.70{ALONE}"
     )
     assert decide_stage({}, Evidence({"m": 1.0})).stage is Stage.NONE
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a detector found in each picture of a set, kept so that its mAP can be had anew.
+
+mAP is no mean over pictures: on another sample of the pictures it must be counted again, from
+the confidence of each box and whether it is right. Nothing is detected or matched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+_STEPS = 100  # COCO reads precision at recalls of 0, 0.01, … 1
+_HAIR = 1e-4  # in such steps; float32 tells apart the recalls of up to 10,000 true boxes
+_BLOCK = 8_000_000  # numbers held at a time
+_IOU50, _ALL = slice(0, 1), slice(None)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Boxes found in a set of pictures, and the true ones.
+
+    Parameters
+    ----------
+    num_pictures : int
+        Pictures in the set; those without any box count too.
+    picture, category, conf : np.ndarray
+        Picture, class and confidence of each found box, shape (found,).
+    right : np.ndarray
+        Whether a found box matches a true one, bool, shape (found, thresholds), at an IoU of
+        0.5 in the first column.
+    true_picture, true_category : np.ndarray
+        Picture and class of each true box, shape (true,).
+    names : Sequence[str]
+        Class names by class number.
+    """
+
+    num_pictures: int
+    picture: np.ndarray
+    category: np.ndarray
+    conf: np.ndarray
+    right: np.ndarray
+    true_picture: np.ndarray
+    true_category: np.ndarray
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return self.num_pictures
+
+    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
+        """Return ``mAP50``, ``mAP50-95`` or one class' (``mAP50/fish``) for each row of `counts`.
+
+        As Ultralytics counts them: 101 recalls, and classes without true boxes left out. None
+        for any other metric; NaN where a sample has no true box.
+
+        Parameters
+        ----------
+        counts : np.ndarray
+            How often each picture is in each sample, shape (samples, pictures).
+        """
+        kind, _, name = metric.partition("/")
+        columns = {"mAP50": _IOU50, "mAP50-95": _ALL}.get(kind)
+        chosen = [c for c in self._categories if not name or self.names[c] == name]
+        if columns is None or not chosen:
+            return None
+        thresholds = range(*columns.indices(self.right.shape[1]))
+        total, present = np.zeros(len(counts)), np.zeros(len(counts))
+        for category in chosen:
+            here = self.true_category == category
+            boxes = np.bincount(self.true_picture[here], minlength=self.num_pictures)
+            true = counts @ boxes.astype(np.float32)
+            precisions = [self._ap(category, column, counts, true) for column in thresholds]
+            total += np.mean(precisions, axis=0)
+            present += true > 0
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / present)
+
+    @property
+    def _categories(self) -> list[int]:
+        return [int(c) for c in np.unique(self.true_category)]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(-self.conf, kind="stable")
+
+    def _ap(self, category: int, column: int, counts: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """Average precision of a class at one IoU for each sample, 0 where it has no true box.
+
+        Precision as Ultralytics reads it steps down only where a box is right: between two such
+        boxes it is the best precision from the next one on. So the right boxes are enough, each
+        with the wrong ones that were found with more confidence.
+        """
+        found = self._order[self.category[self._order] == category]
+        right = self.right[found, column]
+        if not right.any():
+            return np.zeros(len(counts))
+        hits_until, wrong_before = self._ranked(self.picture[found], right)
+        result = np.empty(len(counts))
+        for rows in _blocks(len(counts), int(right.sum())):
+            hits = counts[rows] @ hits_until
+            boxes = hits + counts[rows] @ wrong_before
+            precision = np.divide(hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall = hits / np.maximum(true[rows], 1)[:, None]
+            # How many of the recalls that COCO reads lie below that of each right box. The
+            # trapezoid rule counts the first of them half.
+            read = np.maximum(np.ceil(_STEPS * recall - _HAIR) - 0.5, 0)
+            steps = np.einsum("ij,ij->i", best[:, 1:], read[:, 1:] - read[:, :-1])
+            result[rows] = (best[:, 0] * read[:, 0] + steps) / _STEPS
+        return result
+
+    def _ranked(self, pictures: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Right boxes up to each right one and wrong ones before it, in each picture.
+
+        Both have the shape (pictures, right boxes); boxes come in order of falling confidence.
+        """
+        shape, ranks = (self.num_pictures, int(right.sum())), np.cumsum(right)
+        hits, wrong = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        hits[pictures[right], np.arange(shape[1])] = 1
+        before = ~right & (ranks < shape[1])
+        np.add.at(wrong, (pictures[before], ranks[before]), 1)
+        return np.cumsum(hits, axis=1), np.cumsum(wrong, axis=1)
+
+
+def _blocks(samples: int, boxes: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // boxes)
+    return (slice(start, start + step) for start in range(0, samples, step))
