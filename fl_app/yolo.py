@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 
 from fl_app.client.data import DataSpec, data_digest
 from fl_app.config import ConfigError, ServerConfig
-from fl_app.strategy import DataUsed, SessionReport
+from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from models import serving
 from models.holdout import Holdout, draw_predictions
 from models.model import ModelMismatchError, from_arrays, get_model, to_arrays
@@ -33,6 +33,7 @@ class YoloOnServer:
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
         self.data = data
         self.image_size = config.image_size
+        self._metric = config.metric
         self.description: dict[str, object] = {
             "family": "yolov8",
             "size": config.model_size,
@@ -80,9 +81,16 @@ class YoloOnServer:
             ) from None
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1."""
+        """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1.
+
+        The metric that gates look at is there by class too, as ``mAP50/fish``, and so is what was
+        found in each picture.
+        """
         self._load(arrays)
-        return MetricRecord(dict(self._scores(self._model)))
+        scores = self._scores(self._model)
+        by_class = self._scores.per_class(self._metric)
+        classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
+        return ScoredRecord({**scores, **classes}, self._scores.matches)
 
     def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
         """Draw what the session's best version sees on the holdout, into ``predictions.png``."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from models.dataset import PictureDataset
+from models.matches import Matches
 from models.model import YoloModel
 from models.pictures import LabelledData, Picture, read_pictures
 from models.upstream import DetectionValidator, build_dataloader, non_max_suppression
@@ -80,12 +81,33 @@ class Holdout:
         }
 
     @property
-    def per_class(self) -> dict[str, float]:
-        """AP50 by class name in the latest call; classes without true boxes are left out."""
+    def matches(self) -> Matches:
+        """What the latest call found in each picture, and what it should have found."""
+        stats, names = self._scorer.stats, self._scorer.metrics.names
+        found = [len(confs) for confs in stats["conf"]]
+        true = [len(numbers) for numbers in stats["target_cls"]]
+        return Matches(
+            num_pictures=len(true),
+            picture=np.repeat(np.arange(len(found)), found),
+            category=np.concatenate(stats["pred_cls"]).astype(int),
+            conf=np.concatenate(stats["conf"]),
+            right=np.concatenate(stats["tp"]),
+            true_picture=np.repeat(np.arange(len(true)), true),
+            true_category=np.concatenate(stats["target_cls"]).astype(int),
+            names=[str(names[number]) for number in range(len(names))],
+        )
+
+    def per_class(self, metric: str = "mAP50") -> dict[str, float]:
+        """Return one of the scores by class name in the latest call.
+
+        Classes without true boxes are left out. Empty for what is not scored.
+        """
         metrics = self._scorer.metrics
+        box = metrics.box
+        scores = {"mAP50": box.ap50, "mAP50-95": box.ap, "precision": box.p, "recall": box.r}
         return {
-            str(metrics.names[int(number)]): float(ap50)
-            for number, ap50 in zip(metrics.ap_class_index, metrics.box.ap50, strict=True)
+            str(metrics.names[int(number)]): float(score)
+            for number, score in zip(metrics.ap_class_index, scores.get(metric, ()), strict=False)
         }
 
 
@@ -129,6 +151,8 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             for raw in self.dataloader:
                 batch = self.preprocess(raw)
                 self.update_metrics(self.postprocess(network(batch["img"])), batch)
+        # A list of arrays for each picture; Ultralytics empties its own.
+        self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
         return dict(self.get_stats())
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.sparse import csr_array
 
 _STEPS = 100  # COCO reads precision at recalls of 0, 0.01, … 1
 _HAIR = 1e-4  # in such steps; float32 tells apart the recalls of up to 10,000 true boxes
@@ -69,11 +70,12 @@ class Matches:
             return None
         thresholds = range(*columns.indices(self.right.shape[1]))
         total, present = np.zeros(len(counts)), np.zeros(len(counts))
+        # Samples come last: sums and maxima over boxes then run along memory.
+        drawn = np.ascontiguousarray(counts.T, dtype=np.float32)
         for category in chosen:
-            here = self.true_category == category
-            boxes = np.bincount(self.true_picture[here], minlength=self.num_pictures)
-            true = counts @ boxes.astype(np.float32)
-            precisions = [self._ap(category, column, counts, true) for column in thresholds]
+            here = self.true_picture[self.true_category == category]
+            true = np.bincount(here, minlength=self.num_pictures).astype(np.float32) @ drawn
+            precisions = [self._ap(category, column, drawn, true) for column in thresholds]
             total += np.mean(precisions, axis=0)
             present += true > 0
         with np.errstate(invalid="ignore"):
@@ -87,7 +89,7 @@ class Matches:
     def _order(self) -> np.ndarray:
         return np.argsort(-self.conf, kind="stable")
 
-    def _ap(self, category: int, column: int, counts: np.ndarray, true: np.ndarray) -> np.ndarray:
+    def _ap(self, category: int, column: int, drawn: np.ndarray, true: np.ndarray) -> np.ndarray:
         """Average precision of a class at one IoU for each sample, 0 where it has no true box.
 
         Precision as Ultralytics reads it steps down only where a box is right: between two such
@@ -97,33 +99,30 @@ class Matches:
         found = self._order[self.category[self._order] == category]
         right = self.right[found, column]
         if not right.any():
-            return np.zeros(len(counts))
-        hits_until, wrong_before = self._ranked(self.picture[found], right)
-        result = np.empty(len(counts))
-        for rows in _blocks(len(counts), int(right.sum())):
-            hits = counts[rows] @ hits_until
-            boxes = hits + counts[rows] @ wrong_before
+            return np.zeros(len(true))
+        pictures = self.picture[found]
+        wrong = self._wrong_before(pictures, right)
+        result = np.empty(len(true))
+        for part in _blocks(len(true), int(right.sum())):
+            hits = np.cumsum(drawn[pictures[right], part], axis=0)
+            boxes = hits + np.cumsum(wrong @ drawn[:, part], axis=0)
             precision = np.divide(hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
-            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            recall = hits / np.maximum(true[rows], 1)[:, None]
+            best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
             # How many of the recalls that COCO reads lie below that of each right box. The
             # trapezoid rule counts the first of them half.
+            recall = hits / np.maximum(true[part], 1)
             read = np.maximum(np.ceil(_STEPS * recall - _HAIR) - 0.5, 0)
-            steps = np.einsum("ij,ij->i", best[:, 1:], read[:, 1:] - read[:, :-1])
-            result[rows] = (best[:, 0] * read[:, 0] + steps) / _STEPS
+            steps = np.einsum("ij,ij->j", best[1:], read[1:] - read[:-1])
+            result[part] = (best[0] * read[0] + steps) / _STEPS
         return result
 
-    def _ranked(self, pictures: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Right boxes up to each right one and wrong ones before it, in each picture.
-
-        Both have the shape (pictures, right boxes); boxes come in order of falling confidence.
-        """
-        shape, ranks = (self.num_pictures, int(right.sum())), np.cumsum(right)
-        hits, wrong = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        hits[pictures[right], np.arange(shape[1])] = 1
-        before = ~right & (ranks < shape[1])
-        np.add.at(wrong, (pictures[before], ranks[before]), 1)
-        return np.cumsum(hits, axis=1), np.cumsum(wrong, axis=1)
+    def _wrong_before(self, pictures: np.ndarray, right: np.ndarray) -> csr_array:
+        """Wrong boxes of each picture between a right box and the one before, (right, pictures)."""
+        slots = np.cumsum(right)
+        between = ~right & (slots < slots[-1])
+        ones = np.ones(int(between.sum()), np.float32)
+        shape = (int(slots[-1]), self.num_pictures)
+        return csr_array((ones, (slots[between], pictures[between])), shape=shape)
 
 
 def _blocks(samples: int, boxes: int) -> Iterator[slice]:

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
 
-from fl_app.strategy.evaluation import MetricError
+from fl_app.strategy.evaluation import MetricError, ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import DataUsed, Origin, RoundReport, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.session import RunFailedError
-from registry.gates import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, decide_stage
+from registry.gates import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    BestSoFar,
+    Finite,
+    NoRegression,
+    decide_stage,
+)
 
 __all__ = [
     "AtLeast",
@@ -18,10 +26,12 @@ __all__ = [
     "Finite",
     "LifecycleStrategy",
     "MetricError",
+    "NoRegression",
     "Origin",
     "RoundReport",
     "RunFailedError",
     "ScheduledFedAvg",
+    "ScoredRecord",
     "SessionReport",
     "decide_stage",
     "default_policy",

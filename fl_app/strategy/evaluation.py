@@ -4,15 +4,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fl_app.strategy.provenance import NodeScore
+from registry import Evidence, ExampleScores, Results
+
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+"""Flower's. Gates can pair the results per example if the record has a list
+``per-example/<metric>`` (one number per example, always in the same order, whose mean is the
+metric), or is a `ScoredRecord`."""
+
+PER_EXAMPLE = "per-example/"
 
 
 class MetricError(ValueError):
     """The metric that the gates look at is not among those that were reported."""
+
+
+class ScoredRecord(MetricRecord):
+    """Metrics with results per example from which a metric that is no mean can be had anew.
+
+    Parameters
+    ----------
+    metrics : Mapping[str, float]
+        The metrics.
+    results : Results
+        The results on each example.
+    """
+
+    def __init__(self, metrics: Mapping[str, float], results: Results) -> None:
+        super().__init__(dict(metrics))
+        self.results = results
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How good a model is.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, float]
+        Its metrics on the holdout; empty without one.
+    results : Results | None
+        Its results on each example, if they are told.
+    nodes : Mapping[str, float]
+        The metric on each node that evaluated it, by `NodeScore.key`.
+    """
+
+    metrics: Mapping[str, float]
+    results: Results | None = None
+    nodes: Mapping[str, float] = field(default_factory=dict)
 
 
 def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str, float]:
@@ -23,9 +67,39 @@ def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str,
     return {f"{prefix}{key}": float(value) for key, value in scalars.items()}
 
 
-def evaluate(fn: EvaluateFn | None, server_round: int, arrays: ArrayRecord) -> dict[str, float]:
-    """Metrics of ``arrays`` on the server's holdout; empty without a holdout."""
-    return plain_metrics(fn(server_round, arrays)) if fn is not None else {}
+def evaluate(fn: EvaluateFn | None, server_round: int, arrays: ArrayRecord) -> Scored:
+    """Score ``arrays`` on the server's holdout."""
+    record = fn(server_round, arrays) if fn is not None else None
+    if isinstance(record, ScoredRecord):
+        return Scored(plain_metrics(record), record.results)
+    lists = {
+        key.removeprefix(PER_EXAMPLE): value
+        for key, value in (record or {}).items()
+        if key.startswith(PER_EXAMPLE) and isinstance(value, list)
+    }
+    return Scored(plain_metrics(record), ExampleScores(lists) if lists else None)
+
+
+def gather_evidence(
+    metrics: Mapping[str, float],
+    holdout: Scored,
+    nodes: Sequence[NodeScore],
+    metric: str | None,
+    *,
+    champion: Scored | None,
+    best: Mapping[str, float] | None,
+) -> Evidence:
+    """Put side by side what gates look at; nodes are paired where both had the same data."""
+    name, old = metric or "", champion or Scored({})
+    return Evidence(
+        metrics=metrics,
+        champion=champion.metrics if champion is not None else None,
+        best=best,
+        results=holdout.results,
+        champion_results=old.results,
+        nodes={n.node_id: {name: n.score} for n in nodes},
+        champion_nodes={n.node_id: {name: old.nodes[n.key]} for n in nodes if n.key in old.nodes},
+    )
 
 
 def round_metrics(

@@ -33,18 +33,18 @@ from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
     finite,
+    gather_evidence,
     holdout_record,
     require_metric,
     round_metrics,
 )
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, run_tags, summaries, version_tags
+from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries, version_tags
 from fl_app.strategy.report import Artifacts, DataUsed, Hook, Monitor, Origin, RoundReport
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
     Decision,
-    Evidence,
     FederatedLearningTracker,
     ModelManager,
     ModelStore,
@@ -77,7 +77,7 @@ class LifecycleStrategy(Strategy):
         Whether more or less of ``metric`` is better.
     policy : Mapping[Stage, Sequence[Gate]] | None
         Gates before each stage. By default Staging takes the best version so far, and Production
-        one that beats the present Production on the same data.
+        one that surely beats the present one on the same data.
     approval : "manual" | "auto"
         ``manual``: what passes the gates of Production waits in Staging, marked
         ``approval=pending``. ``auto``: the best of the session is promoted at its end.
@@ -208,7 +208,8 @@ class LifecycleStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Close the round: hand it to the worker, once the worker has finished the one before."""
-        session = self._session
+        session, replies = self._session, list(replies)
+        scores = node_scores(replies, self.metric)
         clients = self.strategy.aggregate_evaluate(server_round, replies)
         self._wait_for_worker()
         if isinstance(session.current, FailedRound):
@@ -216,7 +217,7 @@ class LifecycleStrategy(Strategy):
             return clients
         session.failed_in_a_row = 0
         seconds = time.monotonic() - session.opened
-        closed = replace(session.current, clients=clients, seconds=seconds)
+        closed = replace(session.current, clients=clients, node_scores=scores, seconds=seconds)
         if self._worker is not None:
             session.unfinished = self._worker.submit(self._finish_round, session, closed)
         else:
@@ -227,19 +228,21 @@ class LifecycleStrategy(Strategy):
         """Evaluate, log, register, gate, stage, tell the monitor, report: the lifecycle."""
         # Evaluate, on the same data as the present Production.
         holdout = evaluate(session.evaluate_fn, closed.round, closed.arrays)
-        metrics = round_metrics(holdout, closed.train, closed.clients)
+        metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
         require_metric(self.metric, metrics)
-        champion = self._champion(session)
+        champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
         # Log.
         self._log(session, metrics, closed.round)
         # Register.
-        tags = {**session.tags, **version_tags(closed.round, closed.nodes)}
+        tags = {**session.tags, **version_tags(closed.round, closed.nodes, closed.node_scores)}
         version = self.store.save_model_version(
             closed.weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
         forget_rounds(session.folder, before=closed.round)
         # Gate.
-        evidence = Evidence(metrics=metrics, champion=champion, best=session.best)
+        evidence = gather_evidence(
+            metrics, holdout, closed.node_scores, self.metric, champion=champion, best=session.best
+        )
         decision = decide_stage(self.policy, evidence)
         # Stage.
         report = self._stage(session, version, decision, closed, metrics)
@@ -250,11 +253,6 @@ class LifecycleStrategy(Strategy):
                 self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
         # Report.
         self._report(session, report)
-
-    def _champion(self, session: Session) -> Mapping[str, float] | None:
-        if Stage.PRODUCTION not in self.policy:
-            return None
-        return session.score_of(self.store, self.store.get_latest_version(Stage.PRODUCTION))
 
     def _stage(
         self,
@@ -318,7 +316,7 @@ class LifecycleStrategy(Strategy):
     ) -> Result:
         """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
 
-        ``evaluate_fn`` scores the holdout in the worker; its metrics are in the result as always.
+        ``evaluate_fn`` (see `EvaluateFn`) scores the holdout in the worker, for the result too.
         """
         with self._run(grid, initial_arrays, num_rounds, evaluate_fn) as session:
             self._before_first_round(session, initial_arrays)
@@ -366,15 +364,16 @@ class LifecycleStrategy(Strategy):
     def _before_first_round(self, session: Session, arrays: ArrayRecord) -> None:
         """Score what the session starts with, and what is in Staging, on the holdout."""
         first = evaluate(session.evaluate_fn, 0, arrays)
-        if not first:
+        if not first.metrics:
             return
-        require_metric(self.metric, first)
-        self._log(session, first, 0)
+        require_metric(self.metric, first.metrics)
+        self._log(session, first.metrics, 0)
         if self.origin.parent_version is not None:
             session.scores[self.origin.parent_version] = first
             if self.monitor is not None and self.metric is not None:
-                self.monitor.start_from(self.origin.parent_version, first[self.metric])
-        session.best = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
+                self.monitor.start_from(self.origin.parent_version, first.metrics[self.metric])
+        staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
+        session.best = staged.metrics if staged is not None else None
 
     def _conclude(self, session: Session) -> None:
         """Promote if nobody needs to be asked, log the pictures, print the table."""

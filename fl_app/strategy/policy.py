@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from registry import AtLeast, AtMost, BeatsChampion, BestSoFar, Finite, Gate, Policy, Stage
+from registry import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    BestSoFar,
+    Finite,
+    Gate,
+    NoRegression,
+    Policy,
+    Stage,
+)
 
 
 def default_policy(
@@ -14,8 +24,10 @@ def default_policy(
     *,
     threshold: float | None = None,
     margin: float = 0.0,
+    confidence: float | None = 0.95,
+    class_margin: float | None = None,
 ) -> Policy:
-    """Staging takes the best version so far, Production one that beats the present Production.
+    """Staging takes the best version so far, Production one that surely beats the present one.
 
     Parameters
     ----------
@@ -27,13 +39,22 @@ def default_policy(
         What a version must reach before it may go to Staging.
     margin : float
         By how much a version must beat Production.
+    confidence : float | None
+        How sure that must be where there are results per example; None asks for no certainty.
+    class_margin : float | None
+        How much worse than Production a version may be in any one class (metrics named
+        ``<metric>/<class>``); None does not look at classes.
     """
     if metric is None:
         return {}
     good_enough: list[Gate] = []
     if threshold is not None:
         good_enough = [(AtLeast if mode == "max" else AtMost)(metric, threshold)]
+    floors: list[Gate] = []
+    if class_margin is not None:
+        floors = [NoRegression(metric, margin=class_margin, mode=mode)]
+    champion = BeatsChampion(metric, margin=margin, mode=mode, confidence=confidence)
     return {
         Stage.STAGING: [Finite(), *good_enough, BestSoFar(metric, mode=mode)],
-        Stage.PRODUCTION: [BeatsChampion(metric, margin=margin, mode=mode)],
+        Stage.PRODUCTION: [*floors, champion],
     }

@@ -16,6 +16,9 @@ from fl_app.summaries import SUMMARY_RECORD
 NODE_RECORD = "node"
 """Key of the ConfigRecord in which a ClientApp may say what data it trained on."""
 
+NODE_SCORES = "node_scores"
+"""Tag of a version: its metric on each node that evaluated it."""
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -47,6 +50,34 @@ def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contrib
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class NodeScore:
+    """The score of a node's evaluation; ``key`` stays the same as long as its data do."""
+
+    node_id: str
+    key: str
+    score: float
+
+
+def node_scores(replies: Iterable[Message], metric: str | None) -> tuple[NodeScore, ...]:
+    """Read from evaluate replies how well each node scored the model; others are left out.
+
+    A node that does not say what data it has is taken to keep them as long as its id.
+    """
+    found = []
+    for message in replies:
+        if message.has_error():
+            continue
+        metrics = next(iter(message.content.metric_records.values()), MetricRecord())
+        score = metrics.get(metric or "")
+        node = message.content.config_records.get(NODE_RECORD, ConfigRecord())
+        node_id = str(message.metadata.src_node_id)
+        digest = str(node.get("data-digest", ""))
+        if isinstance(score, int | float):
+            found.append(NodeScore(node_id, digest[:16] or f"node {node_id}", float(score)))
+    return tuple(found)
+
+
 def summaries(nodes: Iterable[Contribution]) -> dict[str, Mapping[str, object]]:
     """What nodes tell of their data, by node id."""
     return {node.node_id: node.summary for node in nodes if node.summary is not None}
@@ -65,13 +96,25 @@ def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str
     }
 
 
-def version_tags(server_round: int, nodes: Iterable[Contribution]) -> dict[str, str]:
+def version_tags(
+    server_round: int, nodes: Iterable[Contribution], scores: Iterable[NodeScore] = ()
+) -> dict[str, str]:
     """The tags of a version that tell it from others of its session."""
     rows = [
         {"node_id": n.node_id, "num_examples": n.num_examples, "data_digest": n.data_digest}
         for n in nodes
     ]
-    return {"round": str(server_round), "nodes": json.dumps(rows)}
+    tags = {"round": str(server_round), "nodes": json.dumps(rows)}
+    by_key = {score.key: round(score.score, 6) for score in scores}
+    return tags | ({NODE_SCORES: json.dumps(by_key)} if by_key else {})
+
+
+def read_node_scores(tags: Mapping[str, str]) -> dict[str, float]:
+    """What a version's tags tell of its nodes' scores, by `NodeScore.key`."""
+    try:
+        return {str(k): float(v) for k, v in json.loads(tags.get(NODE_SCORES, "{}")).items()}
+    except (ValueError, TypeError, AttributeError):  # anybody may write tags
+        return {}
 
 
 def app_version() -> str:

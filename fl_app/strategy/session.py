@@ -13,8 +13,8 @@ from pathlib import Path
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.checkpoint import Schema, load_round, schema_of
-from fl_app.strategy.evaluation import EvaluateFn, evaluate
-from fl_app.strategy.provenance import Contribution
+from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate
+from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores
 from fl_app.strategy.report import Artifacts, RoundReport, SessionReport
 from registry import ModelStore, Stage, Tracker
 
@@ -36,6 +36,7 @@ class ClosedRound:
     nodes: tuple[Contribution, ...]
     train: MetricRecord | None = None
     clients: MetricRecord | None = None
+    node_scores: tuple[NodeScore, ...] = ()
     seconds: float = 0.0
 
 
@@ -61,7 +62,7 @@ class Session:
         Where the global arrays of the last round are.
     schema : Schema
         Arrays that the first global model has, and every later one must have.
-    scores : dict[str, Mapping[str, float]]
+    scores : dict[str, Scored]
         Registered versions scored on this session's holdout.
     best : Mapping[str, float] | None
         Metrics of the best version so far.
@@ -79,7 +80,7 @@ class Session:
     evaluate_fn: EvaluateFn | None
     started: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
-    scores: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: dict[str, Scored] = field(default_factory=dict)
     best: Mapping[str, float] | None = None
     failed_in_a_row: int = 0
     current: ClosedRound | FailedRound = field(default_factory=lambda: FailedRound(0, "no round"))
@@ -101,10 +102,11 @@ class Session:
         for name, value in metrics.items():
             self.history.setdefault(name, []).append((step, value))
 
-    def score_of(self, store: ModelStore, version: str | None) -> Mapping[str, float] | None:
-        """Metrics of a registered version on this session's holdout, taken once per session.
+    def score_of(self, store: ModelStore, version: str | None) -> Scored | None:
+        """Scores of a registered version on this session's holdout, taken once per session.
 
-        None if there is no such version; empty if it cannot be scored, which no gate lets pass.
+        None if there is no such version; without metrics if it cannot be scored, which no gate
+        lets pass. Results per example stay in memory, to be paired with every round's.
         """
         if version is None:
             return None
@@ -113,6 +115,14 @@ class Session:
             comparable = schema_of(arrays) == self.schema
             self.scores[version] = evaluate(self.evaluate_fn if comparable else None, 0, arrays)
         return self.scores[version]
+
+    def champion(self, store: ModelStore) -> Scored | None:
+        """Scores of the present Production, on the holdout and on the nodes; None without one."""
+        version = store.get_latest_version(Stage.PRODUCTION)
+        scored = self.score_of(store, version)
+        if version is None or scored is None:
+            return None
+        return replace(scored, nodes=read_node_scores(store.get_version(version).tags))
 
     def supersede(self, store: ModelStore, version: str) -> None:
         """Make room in Staging for ``version``: what is there waits for approval no longer."""

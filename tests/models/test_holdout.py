@@ -58,8 +58,8 @@ def test_scores_are_those_of_ultralytics(
     assert scores["mAP50"] > 0.1
     for name, value in scores.items():
         assert value == pytest.approx(plain.results_dict[f"metrics/{name}(B)"], abs=5e-5), name
-    assert list(holdout.per_class.values()) == pytest.approx(list(plain.box.ap50), abs=5e-5)
-    assert set(holdout.per_class) <= set(labelled_by_model.names)
+    assert list(holdout.per_class().values()) == pytest.approx(list(plain.box.ap50), abs=5e-5)
+    assert set(holdout.per_class()) <= set(labelled_by_model.names)
 
 
 def test_scores_are_repeatable_and_leave_the_model_alone(

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `BeatsChampion` decides about two detectors whose true difference is known.
+
+Beside it stands the comparison of two numbers: promote what scored higher. Both see the same
+holdout of 127 pictures, drawn anew for each trial from one endless population:
+
+- A picture has 1 to about 50 true boxes (geometric, 7 on average, as in a set of aquarium
+  photographs), eight in ten of one class; half of all are of the most frequent of 7 classes.
+- How hard a box is to find is a normal number: in equal parts the picture's, the box's own, and
+  noise that each model has for itself. A model finds the box if its skill exceeds that, and the
+  confidence grows with by how much. So both models err on much the same boxes, not on all.
+- About 20 wrong boxes a picture, two thirds of them found by both models; their confidence is
+  mostly low and sometimes high.
+
+Equally good models have equal skill, so that neither is better by construction. For a true
+difference the candidate's skill is raised until its mAP50 on 20,000 pictures is that much higher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# This folder last: else `registry` would be benchmarks/registry.py.
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+
+import numpy as np
+
+from models.matches import Matches
+from registry import BeatsChampion, Evidence
+
+PICTURES, POPULATION = 127, 20_000
+TRIALS, POWER_TRIALS, SESSIONS, ROUNDS = 1000, 400, 100, 8
+SHARES = np.array([0.5, 0.17, 0.11, 0.08, 0.06, 0.05, 0.03])  # of the classes
+SKILL, CLEAR = 0.7, 4.0
+WRONG_SHARED, WRONG_OWN = 13.0, 7.0
+
+Row = dict[str, Any]
+Random = np.random.Generator
+
+
+class Holdout:
+    """Pictures with true boxes and with what tempts a model to find one where there is none."""
+
+    def __init__(self, random: Random, pictures: int = PICTURES) -> None:
+        counts = random.geometric(1 / 7, pictures)
+        subject = random.choice(len(SHARES), pictures, p=SHARES)
+        self.pictures, self.subject = pictures, subject
+        self.picture = np.repeat(np.arange(pictures), counts)
+        other = random.choice(len(SHARES), len(self.picture), p=SHARES)
+        stray = random.random(len(self.picture)) < 0.2
+        self.category = np.where(stray, other, subject[self.picture])
+        self.hardness = random.normal(size=pictures)[self.picture]
+        self.hardness += random.normal(size=len(self.picture))
+        self.wrong = self._tempt(random, WRONG_SHARED)
+
+    def _tempt(self, random: Random, mean: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Picture, class and mean confidence of wrong boxes."""
+        picture = np.repeat(np.arange(self.pictures), random.poisson(mean, self.pictures))
+        other = random.choice(len(SHARES), len(picture), p=SHARES)
+        category = np.where(random.random(len(picture)) < 0.5, other, self.subject[picture])
+        return picture, category, random.normal(-3.0, 1.3, len(picture))
+
+    def found_by(self, random: Random, skill: float) -> Matches:
+        """What a model of that skill finds, with noise of its own."""
+        ease = skill - (self.hardness + random.normal(size=len(self.picture))) / np.sqrt(3)
+        right = ease > 0
+        own = self._tempt(random, WRONG_OWN)
+        picture, category, tempting = (
+            np.concatenate(parts) for parts in zip(self.wrong, own, strict=True)
+        )
+        sure = [CLEAR * ease[right] - 2, tempting + random.normal(0, 0.7, len(tempting))]
+        return Matches(
+            num_pictures=self.pictures,
+            picture=np.concatenate([self.picture[right], picture]),
+            category=np.concatenate([self.category[right], category]),
+            conf=1 / (1 + np.exp(-np.concatenate(sure))),
+            right=np.repeat([True, False], [right.sum(), len(picture)])[:, None],
+            true_picture=self.picture,
+            true_category=self.category,
+            names=[*"abcdefg"],
+        )
+
+
+def score(found: Matches) -> float:
+    """mAP50 of the set as it is."""
+    scored = found.resampled("mAP50", np.ones((1, len(found)), np.float32))
+    assert scored is not None  # noqa: S101  # mAP50 is what it scores
+    return float(scored[0])
+
+
+@functools.cache
+def true_score(skill: float) -> float:
+    """mAP50 of a model on the population; the same pictures and noise for every skill."""
+    random = np.random.default_rng(11)
+    return score(Holdout(random, POPULATION).found_by(random, skill))
+
+
+def skill_for(gain: float) -> float:
+    """Skill with which a model scores that much more on the population."""
+    low, high = SKILL, SKILL + 2.0
+    while gain and high - low > 1e-3:
+        middle = (low + high) / 2
+        enough = true_score(middle) - true_score(SKILL) >= gain
+        low, high = (low, middle) if enough else (middle, high)
+    return low
+
+
+def decide(old: Matches, new: Matches) -> tuple[bool, bool]:
+    """Whether the gate, and whether the two numbers alone, let the candidate pass."""
+    numbers = score(old), score(new)
+    evidence = Evidence(
+        {"mAP50": numbers[1]}, {"mAP50": numbers[0]}, results=new, champion_results=old
+    )
+    return BeatsChampion("mAP50")(evidence).passed, numbers[1] > numbers[0]
+
+
+def promoted(gain: float, trials: int, seed: int) -> tuple[float, float]:
+    """Share of trials in which the gate and the two numbers promote a candidate so much better."""
+    random, skill = np.random.default_rng(seed), skill_for(gain)
+    passed = np.zeros(2)
+    for _ in range(trials):
+        holdout = Holdout(random)
+        passed += decide(holdout.found_by(random, SKILL), holdout.found_by(random, skill))
+    return passed[0] / trials, passed[1] / trials
+
+
+def promoted_in_a_session(sessions: int, seed: int) -> tuple[float, float]:
+    """Share of sessions in which any of the rounds' equally good candidates is promoted."""
+    random, passed = np.random.default_rng(seed), np.zeros(2)
+    for _ in range(sessions):
+        holdout = Holdout(random)
+        old = holdout.found_by(random, SKILL)
+        looks = [decide(old, holdout.found_by(random, SKILL)) for _ in range(ROUNDS)]
+        passed += np.any(looks, axis=0)
+    return passed[0] / sessions, passed[1] / sessions
+
+
+def seconds_per_decision(repeats: int = 15) -> tuple[float, float]:
+    """Median seconds of one decision by the gate, and of counting the two numbers."""
+    random = np.random.default_rng(5)
+    holdout = Holdout(random)
+    old, new = holdout.found_by(random, SKILL), holdout.found_by(random, SKILL)
+    took = np.empty((repeats, 2))
+    for repeat in range(repeats):
+        began = time.perf_counter()
+        decide(old, new)
+        middle = time.perf_counter()
+        score(old), score(new)
+        took[repeat] = middle - began, time.perf_counter() - middle
+    ours, numbers = np.median(took, axis=0)
+    return float(ours - numbers), float(numbers)
+
+
+def row(name: str, values: tuple[float, float], goal: float | None = None, unit: str = "") -> Row:
+    """One line of the table; a goal is an upper bound of ours."""
+    ours, peer = values
+    met = None if goal is None else ours <= goal
+    told = "" if goal is None else f"<= {goal:<5} {'met' if met else 'MISSED'}"
+    print(f"{name:52} {ours:8.4f} {peer:8.4f} {unit:3} {told}", flush=True)
+    return {
+        "row": name,
+        "ours": ours,
+        "peer": "two numbers on the same pictures",
+        "peer_value": peer,
+        "ratio": ours / peer if peer else None,
+        "goal": goal,
+        "met": met,
+    }
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    target = parser.parse_args().json
+    print(f"{'':52} {'gate':>8} {'numbers':>8}")
+    began = time.perf_counter()
+    rows = [row("seconds per decision, 127 pictures", seconds_per_decision(), unit="s")]
+    null = promoted(0.0, TRIALS, seed=1)
+    rows.append(row(f"promoted, equally good ({TRIALS} trials)", null, goal=0.05))
+    for gain in (0.02, 0.05):
+        name = f"promoted, {100 * gain:.0f} points better ({POWER_TRIALS} trials)"
+        rows.append(row(name, promoted(gain, POWER_TRIALS, seed=2)))
+    name = f"any of {ROUNDS} rounds promoted, equally good ({SESSIONS} sessions)"
+    rows.append(row(name, promoted_in_a_session(SESSIONS, seed=3)))
+    print(f"{time.perf_counter() - began:.0f} s")
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

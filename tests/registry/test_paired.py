@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates on results per example: how sure they are, how often wrong, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry import BeatsChampion, Evidence, ExampleScores, NoRegression, Verdict
+from registry.paired import bootstrap_interval, mcnemar
+
+Random = np.random.Generator
+
+
+def asked(old: Sequence[float], new: Sequence[float], gate: BeatsChampion | None = None) -> Verdict:
+    """What a gate says of two models whose metric is the mean of these numbers."""
+    means = [float(np.mean(side)) for side in (new, old)]
+    return (gate or BeatsChampion("m"))(
+        Evidence(
+            {"m": means[0]},
+            {"m": means[1]},
+            results=ExampleScores({"m": new}),
+            champion_results=ExampleScores({"m": old}),
+        )
+    )
+
+
+def test_a_gain_on_each_example_is_sure_and_a_lucky_one_is_not() -> None:
+    random = np.random.default_rng(1)
+    old = random.normal(0.5, 0.2, 100)
+    sure = asked(old.tolist(), (old + random.normal(0.05, 0.05, 100)).tolist())
+    assert sure.passed
+    assert "95 % sure on 100 examples" in sure.reason
+    lucky = asked(old.tolist(), random.normal(0.52, 0.2, 100).tolist())
+    assert not lucky.passed
+    assert "does not surely beat" in lucky.reason
+
+
+def test_a_margin_and_a_direction_count_in_the_interval() -> None:
+    random = np.random.default_rng(2)
+    old = random.normal(0.5, 0.2, 100)
+    less = (old - random.normal(0.05, 0.05, 100)).tolist()
+    assert asked(old.tolist(), less, BeatsChampion("m", mode="min")).passed
+    assert asked(old.tolist(), less, BeatsChampion("m", margin=0.03, mode="min")).passed
+    assert not asked(old.tolist(), less, BeatsChampion("m", margin=0.06, mode="min")).passed
+    assert not asked(old.tolist(), less).passed
+    assert asked(old.tolist(), less, BeatsChampion("m", margin=-0.1)).passed
+
+
+def test_right_and_wrong_are_compared_by_mcnemar() -> None:
+    old, new = [0.0] * 6 + [1.0] * 10, [1.0] * 6 + [1.0] * 10
+    won = asked(old, new)
+    assert won.passed  # 16 examples would be too few for a bootstrap
+    assert "6 of 16 examples speak for it, 0 against it, p 0.0312" in won.reason
+    assert not asked([0.0] * 5 + [1.0] * 11, [1.0] * 16).passed  # p is 0.0625
+    assert asked(new, old, BeatsChampion("m", mode="min")).passed
+    assert not asked(new, old).passed
+    assert mcnemar(np.array([True, False]), np.array([True, False])) == (0, 0, 1.0)
+
+
+def test_what_cannot_be_paired_says_so() -> None:
+    few = asked([0.1] * 10, [0.9] * 10)
+    assert not few.passed
+    assert "10 examples are too few" in few.reason
+    evidence = Evidence({"m": 0.9}, {"m": 0.1}, results=ExampleScores({"m": [0.9] * 30}))
+    alone = BeatsChampion("m")(evidence)
+    assert alone.passed
+    assert "two numbers alone: there are no results per example" in alone.reason
+    others = ExampleScores({"other": [0.1] * 30})
+    missing = Evidence({"m": 0.9}, {"m": 0.1}, results=evidence.results, champion_results=others)
+    assert "there is no m per example" in BeatsChampion("m")(missing).reason
+    unlike = asked([0.1] * 30, [0.9] * 29)
+    assert not unlike.passed
+    assert "29 results per example, production 30" in unlike.reason
+    broken = asked([0.1] * 30, [0.9] * 29 + [math.inf])
+    assert not broken.passed
+    numbers = BeatsChampion("m", confidence=None)
+    assert asked([0.1] * 10, [0.9] * 10, numbers).reason == "m 0.90 beats production's 0.10"
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, math.nan])
+def test_a_confidence_out_of_range_is_refused(confidence: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        BeatsChampion("m", confidence=confidence)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_equally_good_models_are_seldom_promoted_and_better_ones_mostly(binary: bool) -> None:
+    random, wrong, right = np.random.default_rng(3), 0, 0
+    for _ in range(200):
+        hard = random.normal(size=100)
+        old, same, better = (hard + random.normal(gain, 0.5, 100) for gain in (0, 0, 0.4))
+        if binary:
+            old, same, better = ((side > 0).astype(float) for side in (old, same, better))
+        wrong += asked(old.tolist(), same.tolist()).passed
+        right += asked(old.tolist(), better.tolist()).passed
+    assert wrong <= 16  # 2.5 % are to be expected
+    assert right >= 100
+
+
+def test_the_interval_is_the_same_for_the_same_results() -> None:
+    one, two = (ExampleScores({"m": side}) for side in ([0.0] * 20 + [1.0] * 10, [0.5] * 30))
+    first = bootstrap_interval(one, two, "m")
+    assert first == bootstrap_interval(one, two, "m")
+    turned = bootstrap_interval(two, one, "m")
+    assert first is not None
+    assert turned is not None
+    assert turned == pytest.approx((-first[1], -first[0]), abs=0.02)
+
+
+SCORES = st.lists(st.floats(-10, 10), min_size=20, max_size=40)
+
+
+@settings(deadline=None, max_examples=30)
+@given(scores=SCORES, gain=st.floats(0, 5), more=st.floats(0, 5), data=st.data())
+def test_what_is_better_on_every_example_passes_wherever_the_worse_one_does(
+    scores: list[float], gain: float, more: float, data: st.DataObject
+) -> None:
+    noise = data.draw(st.lists(st.floats(-1, 1), min_size=len(scores), max_size=len(scores)))
+    weaker = [s + gain + n for s, n in zip(scores, noise, strict=True)]
+    stronger = [s + more for s in weaker]
+    gate = BeatsChampion("m", margin=0.5)
+    assert asked(scores, weaker, gate).passed <= asked(scores, stronger, gate).passed
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    old=st.lists(st.floats(), max_size=40),
+    new=st.lists(st.floats(), max_size=40),
+    mode=st.sampled_from(["max", "min"]),
+)
+def test_no_results_of_any_kind_crash_a_gate(old: Any, new: Any, mode: str) -> None:
+    evidence = Evidence(
+        {"m": 1.0},
+        {"m": 1.0},
+        results=ExampleScores({"m": new}),
+        champion_results=ExampleScores({"m": old}),
+    )
+    verdict = BeatsChampion("m", mode=mode)(evidence)
+    assert verdict.reason
+    if not np.isfinite([*old, *new]).all():
+        assert not verdict.passed
+
+
+# Nowhere worse.
+
+
+CHAMPION = {"m": 0.6, "m/fish": 0.5, "m/shark": 0.7, "other/ray": 0.9}
+
+
+def test_a_class_that_falls_is_named_and_others_are_not() -> None:
+    gate = NoRegression("m", margin=0.05)
+    verdict = gate(Evidence({"m": 0.9, "m/fish": 0.4, "m/shark": 0.66}, CHAMPION))
+    assert not verdict.passed
+    assert verdict.reason == "more than 0.05 of m is lost: class fish goes from 0.50 to 0.40"
+    kept = gate(Evidence({"m": 0.5, "m/fish": 0.5, "m/shark": 0.65}, CHAMPION))
+    assert kept.passed
+    assert "class shark goes from 0.70 to 0.65" in kept.reason
+    assert gate(Evidence({"m": 0.1})).passed
+
+
+def test_a_class_that_is_missing_or_no_number_is_a_loss() -> None:
+    for metrics in ({"m/shark": 0.9}, {"m/shark": 0.9, "m/fish": math.nan}):
+        verdict = NoRegression("m", margin=0.9)(Evidence(metrics, CHAMPION))
+        assert not verdict.passed
+        assert "class fish goes from 0.50 to no number" in verdict.reason
+    verdict = NoRegression("m", margin=0.9)(Evidence({"m": 0.9, "m/fish": 0.9}, {"m": 0.5}))
+    assert not verdict.passed
+    assert "no m of production by class (m/…)" in verdict.reason
+
+
+def test_a_node_that_falls_is_named_and_only_shared_ones_count() -> None:
+    gate = NoRegression("m", margin=0.1, by="node")
+    nodes = {"11": {"m": 0.2}, "12": {"m": 0.6}, "13": {"m": 0.1}}
+    before = {"11": {"m": 0.5}, "12": {"m": 0.5}, "14": {"m": 0.9}}
+    verdict = gate(Evidence({}, {}, nodes=nodes, champion_nodes=before))
+    assert not verdict.passed
+    assert verdict.reason == "more than 0.10 of m is lost: node 11 goes from 0.50 to 0.20"
+    assert gate(Evidence({}, {}, nodes=nodes, champion_nodes={"12": before["12"]})).passed
+    unknown = gate(Evidence({}, {}, nodes=nodes))
+    assert not unknown.passed
+    assert "node that scored both" in unknown.reason
+
+
+def test_the_worst_are_named_first_and_the_rest_counted() -> None:
+    champion = {f"m/{name}": 0.9 for name in "abcde"}
+    metrics = {f"m/{name}": 0.1 * rank for rank, name in enumerate("abcde")}
+    reason = NoRegression("m")(Evidence(metrics, champion)).reason
+    assert reason.index("class a") < reason.index("class b") < reason.index("class c")
+    assert reason.endswith("and 2 more")
+
+
+def test_less_can_be_better_in_every_class() -> None:
+    gate = NoRegression("loss", margin=0.1, mode="min")
+    champion = {"loss/fish": 0.5}
+    assert gate(Evidence({"loss/fish": 0.1}, champion)).passed
+    assert not gate(Evidence({"loss/fish": 0.7}, champion)).passed
+
+
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"by": "site"}, {"mode": "up"}])
+def test_a_floor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"must be|expects"):
+        NoRegression("m", **wrong)
+
+
+VALUES = st.floats() | st.none()
+
+
+@given(
+    old=st.dictionaries(st.sampled_from("abc"), VALUES),
+    new=st.dictionaries(st.sampled_from("abc"), VALUES),
+    margin=st.floats(0, 1e6),
+    by=st.sampled_from(["class", "node"]),
+)
+def test_a_wider_margin_never_refuses_more(old: Any, new: Any, margin: float, by: str) -> None:
+    evidence = Evidence(
+        {f"m/{name}": value for name, value in new.items()},
+        {f"m/{name}": value for name, value in old.items()},
+        nodes={name: {"m": value} for name, value in new.items()},
+        champion_nodes={name: {"m": value} for name, value in old.items()},
+    )
+    tight, wide = (NoRegression("m", m, by=by)(evidence) for m in (margin / 2, margin))
+    assert tight.passed <= wide.passed
+    assert tight.reason
