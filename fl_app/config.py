@@ -102,6 +102,17 @@ class ServerConfig(_Settings):
     champion_margin: float = Field(
         0.0, ge=0, description="How much better than Production a version must be to replace it."
     )
+    champion_confidence: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="How sure that must be, picture by picture; 0: the two scores alone decide.",
+    )
+    class_margin: float = Field(
+        0.1,
+        ge=0,
+        description="How much worse than Production a version may be in any one class.",
+    )
     approval: Literal["manual", "auto"] = Field(
         "manual",
         description="`manual`: Production waits for a person; `auto`: the best goes there.",
@@ -128,6 +139,25 @@ class ServerConfig(_Settings):
     )
     on_request: Literal["auto", "suggest"] = Field(
         "auto", description="`suggest`: the monitor's requests are written down for a person."
+    )
+    drift_false_alarm_days: float = Field(
+        365.0, gt=0, description="Days on average, at least, before a false alarm of drift."
+    )
+    drift_min_effect: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Smallest shift of the data that matters; 0.05: an eighth of a standard "
+        "deviation.",
+    )
+    drift_season: str = Field(
+        "24h",
+        pattern=r"^([1-9][0-9]*[mhd])?$",
+        description="Time after which data repeat themselves (`90m`, `24h`, `7d`); empty: the "
+        "last 12 checks decide.",
+    )
+    drift_policy: Literal["evidence", "per_check"] = Field(
+        "evidence", description="`per_check`: any p < 0.05 in any round asks for retraining."
     )
     retrain_interval_days: float = Field(
         0.0, ge=0, description="Ask for retraining each so many days; 0: do not."
@@ -179,6 +209,15 @@ class ClientConfig(_Settings):
 
     local_epochs: int = Field(2, ge=1, description="Epochs of a local round.")
     threads: int = Field(1, ge=1, description="CPU threads of a local round.")
+    data_summaries: bool = Field(
+        True, description="Whether nodes tell counts of their new pictures, for drift."
+    )
+    summary_epsilon: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Differential privacy of a summary's pictures, delta 1e-5; 0: no noise.",
+    )
     partition_id: int | None = Field(None, ge=0, exclude=True)
     num_partitions: int | None = Field(None, ge=1, exclude=True)
 

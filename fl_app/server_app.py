@@ -16,6 +16,7 @@ from fl_app.client.shapes import shapes_data
 from fl_app.config import ServerConfig, absolute_data
 from fl_app.retraining import (
     ApiServer,
+    DriftSettings,
     MonitorStore,
     RetrainingManager,
     RetrainRequest,
@@ -24,6 +25,7 @@ from fl_app.retraining import (
     train_and_retrain,
 )
 from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
+from fl_app.retraining.drift_plot import drift_artifacts
 from fl_app.retraining.store import default_url
 from fl_app.stopped import when_stopped
 from fl_app.strategy import (
@@ -73,12 +75,14 @@ def main(grid: Grid, context: Context) -> None:
                 config.metric_mode,
                 threshold=config.staging_threshold,
                 margin=config.champion_margin,
+                confidence=config.champion_confidence or None,
+                class_margin=config.class_margin,
             ),
             approval=config.approval,
             store=store,
             tracker=tracker,
             monitor=monitor,
-            artifacts=[yolo.picture],
+            artifacts=[yolo.picture, drift_artifacts(monitor)],
             model=yolo.description,
             serving=yolo.serving,
             holdout=yolo.holdout,
@@ -134,6 +138,12 @@ def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
         mode=config.metric_mode,
         policy=config.degradation_policy,
         on_request=config.on_request,
+        drift=DriftSettings(
+            config.drift_false_alarm_days,
+            config.drift_min_effect,
+            config.drift_season or None,
+            config.drift_policy,
+        ),
         store=MonitorStore(url, config.registered_model_name),
     )
     if config.retrain_cron:

@@ -114,6 +114,14 @@ def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
     return boxes[np.sort(first)]
 
 
+def usable_boxes(picture: Path, num_classes: int) -> np.ndarray:
+    """The boxes of ``read_boxes``, or none where they can't be used."""
+    try:
+        return read_boxes(picture, num_classes)
+    except PictureError:
+        return np.zeros((0, 5), np.float32)
+
+
 def _to_box(row: Sequence[str]) -> list[float]:
     values = [float(value) for value in row]
     if len(values) == 5:

@@ -29,13 +29,11 @@ from fl_app.client.data import (
     DataError,
     DataSpec,
     data_digest,
-    load_data_spec,
-    partition,
-    split_holdout,
+    node_pictures,
 )
-from fl_app.client.shapes import shapes_data
+from fl_app.client.picture_summary import tell_of_pictures
 from fl_app.client.training import TrainingError, torch_threads, train_locally
-from fl_app.config import ClientConfig, ConfigError, absolute_data
+from fl_app.config import ClientConfig, ConfigError
 from models.holdout import Holdout
 from models.model import (
     ModelMismatchError,
@@ -45,7 +43,6 @@ from models.model import (
     to_arrays,
 )
 from models.pictures import read_pictures
-from registry import app_home
 
 logger = logging.getLogger(__name__)
 
@@ -85,21 +82,7 @@ def load_node_data(config: ClientConfig) -> NodeData:
     DataError
         If the data can't be used.
     """
-    home = app_home(config.home or None)
-    file = absolute_data(config.data) if config.data else shapes_data(home)
-    spec = load_data_spec(file, config.num_classes)
-    if config.partition_id is None or config.num_partitions is None:
-        train, holdout = list(spec.train), list(spec.val)
-    else:
-        share = partition(
-            spec,
-            num_partitions=config.num_partitions,
-            partition_id=config.partition_id,
-            kind=config.partitioning,
-            alpha=config.alpha,
-            seed=config.seed,
-        )
-        train, holdout = split_holdout(share)
+    spec, train, holdout = node_pictures(config)
     return NodeData(spec, tuple(train), tuple(holdout), data_digest([*train, *holdout]))
 
 
@@ -127,7 +110,7 @@ def tells_errors(handler: Handler) -> Handler:
     return guarded
 
 
-@app.train()
+@app.train(mods=[tell_of_pictures])
 @tells_errors
 def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's pictures and send back all arrays."""

@@ -14,7 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from fl_app.client.shapes import shapes_data
+from fl_app.config import ClientConfig, absolute_data
 from models.pictures import SUFFIXES, PictureError, label_file, read_boxes
+from registry import app_home
 
 Partitioning = Literal["iid", "dirichlet"]
 
@@ -72,6 +75,30 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
     train = _list_pictures(content, "train", root, file)
     val = _list_pictures(content, "val", root, file)
     return DataSpec(root, train, val, names, num_classes)
+
+
+def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path]]:
+    """Return the data set, and this node's pictures to train on and to evaluate on.
+
+    Raises
+    ------
+    DataError
+        If the data can't be used.
+    """
+    home = app_home(config.home or None)
+    file = absolute_data(config.data) if config.data else shapes_data(home)
+    spec = load_data_spec(file, config.num_classes)
+    if config.partition_id is None or config.num_partitions is None:
+        return spec, list(spec.train), list(spec.val)
+    share = partition(
+        spec,
+        num_partitions=config.num_partitions,
+        partition_id=config.partition_id,
+        kind=config.partitioning,
+        alpha=config.alpha,
+        seed=config.seed,
+    )
+    return spec, *split_holdout(share)
 
 
 def partition(

@@ -16,6 +16,8 @@ SIZE = (192, 144)
 """Width and height in pixels at which statistics are taken, so that they do not depend on it."""
 EDGE = 20.0
 """Second difference of brightness, from 0 to 255, from which a pixel counts as an edge."""
+UNREADABLE = (OSError, SyntaxError, ValueError, ImportError)
+"""What Pillow raises on a damaged file; the last where Ultralytics made it look for a plugin."""
 PIXEL_STATISTICS = (
     "brightness",
     "contrast",
@@ -83,7 +85,7 @@ def _statistics(path: Path) -> Sequence[float]:
         with Image.open(path) as image:
             image.draft("RGB", SIZE)  # a large JPEG is decoded small
             pixels = np.asarray(image.convert("RGB").resize(SIZE), np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (*UNREADABLE, Image.DecompressionBombError):
         return [np.nan] * len(PIXEL_STATISTICS)
     grey, total = pixels.mean(axis=2), pixels.sum(dtype=np.float64) + 1e-9
     greatest, least = pixels.max(axis=2), pixels.min(axis=2)

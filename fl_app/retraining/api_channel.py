@@ -47,6 +47,7 @@ class JsonErrors(ErrorTask):  # type: ignore[misc]
     }
 
     def execute(self) -> None:
+        self.request.path = ""  # waitress names it in its log where the client has gone
         code = self.request.error.code
         code = code if code in self.DETAILS else 400
         answer = error_answer(code, self.DETAILS[code])

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import csv
-import functools
-import operator
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +36,7 @@ def drift_artifacts(manager: RetrainingManager) -> Callable[[object, Path], Iter
 
 
 def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
-    """Evidence over time, and the most moved features: the last checks against their baselines."""
+    """Evidence over time, and the most moved features: the last check against the baselines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,7 +46,7 @@ def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
     grid = figure.add_gridspec(2, SHOWN, height_ratios=[1.2, 1])
     _evidence(figure.add_subplot(grid[0, :]), state, last)
     place = {feature: number for number, feature in enumerate(state.features)}
-    window = functools.reduce(operator.add, state.recent)
+    window = state.recent[-1]
     for column, found in enumerate(worst):
         axes = figure.add_subplot(grid[1, column])
         now, expected = (counts[place[found.feature]] for counts in (window.now, window.expected))

@@ -323,7 +323,7 @@ class RetrainingManager:
         outcome, why = decide(self._policy, request, self._situation())
         waiting = self._store.add(request, outcome, why)
         if waiting is not None:
-            logger.info("retraining is asked for already (request %s)", waiting.id)
+            logger.debug("retraining is asked for already (request %s)", waiting.id)
             return waiting.id
         if outcome is Outcome.PENDING:
             logger.info("retraining is asked for: %s", request.reason)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,3 +93,11 @@ def test_arrays_that_cannot_be_compared_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         check_data_drift(now, past)
+
+
+def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")]
+    (snippet,) = (block for block in blocks[1:] if "check_data_drift" in block)
+    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - our own README
+    assert "('age',)" in capsys.readouterr().out

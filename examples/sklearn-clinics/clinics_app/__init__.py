@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Federated logistic regression on the tables of two clinics."""

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ServerApp: a lifecycle with a monitor."""
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from clinics_app.task import first_arrays, holdout, model_of
+from fl_app import LifecycleStrategy, RetrainingManager
+from fl_app.retraining.drift_plot import drift_artifacts
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train, and let the monitor look at what the clinics tell of their data."""
+    monitor = RetrainingManager()
+    strategy = LifecycleStrategy(
+        FedAvg(fraction_evaluate=0.0),
+        metric="accuracy",
+        registered_model_name="clinics",
+        monitor=monitor,
+        artifacts=[drift_artifacts(monitor)],
+    )
+    strategy.start(
+        grid,
+        first_arrays(),
+        num_rounds=int(context.run_config["num-server-rounds"]),
+        evaluate_fn=evaluate,
+    )
+
+
+def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    """Accuracy on the holdout."""
+    return MetricRecord({"accuracy": float(model_of(arrays).score(*holdout()))})

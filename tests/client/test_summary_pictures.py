@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures as columns: what a camera does to them shows, and what can't be read costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+from fl_app.client.data import DataSpec
+from fl_app.client.pictures import PIXEL_STATISTICS, box_statistics, file_key, pixel_statistics
+
+
+@pytest.fixture
+def picture(shapes: DataSpec) -> Image.Image:
+    with Image.open(shapes.train[0]) as file:
+        return file.convert("RGB")
+
+
+def statistics(picture: Image.Image, folder: Path) -> dict[str, float]:
+    picture.save(folder / "picture.png")
+    return {k: float(v[0]) for k, v in pixel_statistics([folder / "picture.png"]).items()}
+
+
+def test_blur_darkness_and_colour_move_their_own_statistic(
+    picture: Image.Image, tmp_path: Path
+) -> None:
+    plain = statistics(picture, tmp_path)
+    assert tuple(plain) == PIXEL_STATISTICS
+    assert plain["red share"] + plain["green share"] + plain["blue share"] == pytest.approx(1)
+    blurred = statistics(picture.filter(ImageFilter.GaussianBlur(3)), tmp_path)
+    assert blurred["sharpness"] < plain["sharpness"] - 1
+    assert blurred["edge share"] < plain["edge share"]
+    dark = statistics(ImageEnhance.Brightness(picture).enhance(0.5), tmp_path)
+    assert dark["brightness"] == pytest.approx(plain["brightness"] / 2, rel=0.05)
+    grey = statistics(picture.convert("L"), tmp_path)
+    assert grey["saturation"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_picture_that_cannot_be_read_is_missing(tmp_path: Path, shapes: DataSpec) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    columns = pixel_statistics([tmp_path / "broken.jpg", shapes.train[0], tmp_path / "none.jpg"])
+    for values in columns.values():
+        assert np.isnan(values).tolist() == [True, False, True]
+
+
+def test_boxes_are_counted_named_and_measured() -> None:
+    boxes = np.array([[1, 0.5, 0.5, 0.4, 0.1], [1, 0.5, 0.5, 0.2, 0.2], [0, 0.5, 0.5, 0.3, 0.3]])
+    columns = box_statistics(
+        [boxes, boxes[:0]], ["cat", "dog"], [np.array([0.9, 0.2, 0.4]), boxes[:0, 0]]
+    )
+    assert columns["boxes"].tolist() == [3, 0]
+    assert columns["main class"].tolist() == ["dog", None]
+    assert columns["box size"] == pytest.approx([0.2, np.nan], nan_ok=True)
+    assert columns["top score"] == pytest.approx([0.9, np.nan], nan_ok=True)
+    assert columns["median score"] == pytest.approx([0.4, np.nan], nan_ok=True)
+
+
+def test_a_key_changes_with_the_file_and_not_otherwise(tmp_path: Path) -> None:
+    file, label = tmp_path / "a.jpg", tmp_path / "a.txt"
+    file.write_bytes(b"1")
+    before = file_key(file, label)
+    assert file_key(file, label) == before
+    label.write_text("0 0.5 0.5 0.1 0.1\n")
+    assert file_key(file, label) != before
