@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from flower import Flower
-
-ROOT = Path(__file__).parents[2]
-OWN_ENVIRONMENT = {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+from flower import OWN_ENVIRONMENT, ROOT, Flower
 
 
 @pytest.fixture(scope="session")

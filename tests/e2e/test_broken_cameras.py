@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from flower import Flower
+from flower import ROOT, Flower
 
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.store import default_url

@@ -9,9 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conftest import OWN_ENVIRONMENT, ROOT
 from deployment import WaitingRun, deployment, start, start_waiting, wait_until
-from flower import Flower
+from flower import OWN_ENVIRONMENT, ROOT, Flower
 from hypothesis import settings
 
 from fl_app.client.shapes import shapes_data

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import OWN_ENVIRONMENT, ROOT
-from flower import Flower
+from flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from registry import ModelManager
 

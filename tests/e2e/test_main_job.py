@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from flower import Flower
+from flower import ROOT, Flower
 
 from models.weights import load_weights, read_manifest
 from registry import FederatedLearningTracker, ModelManager

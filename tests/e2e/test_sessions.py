@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
-from flower import Flower
+from flower import ROOT, Flower
 
 from models.weights import load_weights, save_weights
 from registry import ModelManager
