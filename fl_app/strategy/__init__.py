@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
 
+from fl_app.events import RoundReport
 from fl_app.strategy.evaluation import MetricError, ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.report import DataUsed, Origin, RoundReport, SessionReport
+from fl_app.strategy.report import DataUsed, Origin, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.session import RunFailedError
 from registry.gates import (

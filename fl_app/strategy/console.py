@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fl_app.strategy.report import RoundReport
+from fl_app.events import RoundReport
 
 WIDTH = 100
 

@@ -21,6 +21,7 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
+from fl_app.events import Hook, RoundReport
 from fl_app.strategy.checkpoint import (
     check_arrays,
     forget_rounds,
@@ -41,7 +42,7 @@ from fl_app.strategy.evaluation import (
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries, version_tags
-from fl_app.strategy.report import Artifacts, DataUsed, Hook, Monitor, Origin, RoundReport
+from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
     Decision,

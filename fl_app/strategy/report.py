@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session tells about itself: frozen records, handed to hooks and to the monitor."""
+"""What a session is told and tells: its origin, its data, its report, and its monitor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from registry import Stage
-
-Approval = Literal["none", "pending", "approved", "superseded"]
+from fl_app.events import RoundReport
 
 
 @dataclass(frozen=True)
@@ -55,41 +53,6 @@ class DataUsed:
 
 
 @dataclass(frozen=True)
-class RoundReport:
-    """One round, once its model has been evaluated, registered and staged.
-
-    Attributes
-    ----------
-    round, num_rounds : int
-        Flower's server round, from 1, and how many there are.
-    metrics : Mapping[str, float]
-        Holdout metrics by plain name; clients' as ``client/…``, local training as ``train/…``.
-    version : str | None
-        Registered version; None if the round failed.
-    stage : Stage
-        Stage that the version was given.
-    approval : str
-        ``pending`` while the version waits in Staging for a person.
-    reason : str
-        Why it got this stage, or why the round failed.
-    failed : bool
-        True if the round left the global arrays as they were.
-    seconds : float
-        Wall time from the round's first message to the end of its client evaluation.
-    """
-
-    round: int
-    num_rounds: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    version: str | None = None
-    stage: Stage = Stage.NONE
-    approval: Approval = "none"
-    reason: str = ""
-    failed: bool = False
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class SessionReport:
     """A whole session, for those who make pictures or files of it.
 
@@ -110,9 +73,6 @@ class SessionReport:
     history: Mapping[str, tuple[tuple[int, float], ...]]
     weights: Path | None
 
-
-Hook = Callable[[RoundReport], None]
-"""Called after each round; what it raises is logged and changes nothing."""
 
 Artifacts = Callable[[SessionReport, Path], Iterable[Path]]
 """Called at the end of a session with an empty folder; the files it returns go to MLflow."""

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fl_app.events import RoundReport
 from fl_app.strategy.checkpoint import Schema, load_round, schema_of
 from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate
 from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores
-from fl_app.strategy.report import Artifacts, RoundReport, SessionReport
+from fl_app.strategy.report import Artifacts, SessionReport
 from registry import ModelStore, Stage, Tracker
 
 MAX_FAILED_ROUNDS = 3
