@@ -6,7 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from registry.journal import Entry
 
 _USER_INFO = re.compile(r"(://[^:/?#\s@]*):[^@\s/]*@")
 _SECRET_FIELD = re.compile(
@@ -34,7 +38,15 @@ class StageError(RegistryError):
 
 
 class JournalError(RegistryError):
-    """A journal whose entries do not follow from one another, or cannot be read."""
+    """A journal whose entries do not follow from one another, or cannot be read.
+
+    Attributes
+    ----------
+    before : tuple[Entry, ...]
+        The entries before the fault, which do follow; what comes after it cannot be trusted.
+    """
+
+    before: tuple[Entry, ...] = ()
 
 
 class StoreUnavailable(RegistryError):  # noqa: N818 - says what is wrong

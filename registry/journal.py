@@ -116,14 +116,18 @@ def read_page(page: Page, known: Ledger | None = None) -> Ledger:
     if known is None or page.texts[: len(known.page.texts)] != known.page.texts:
         known = Ledger()
     entries, state = list(known.entries), known.state
-    for place, text in enumerate(page.texts[len(entries) :], start=len(entries)):
-        entry = decode(text, number=page.first + place)
-        if place:
-            _check_link(entry, page.first + place, _digest(page.texts[place - 1]))
-            state = step(state, entry.op, entry.version)
-        else:
-            state = _start(entry, page)
-        entries.append(entry)
+    try:
+        for place, text in enumerate(page.texts[len(entries) :], start=len(entries)):
+            entry = decode(text, number=page.first + place)
+            if place:
+                _check_link(entry, page.first + place, _digest(page.texts[place - 1]))
+                state = step(state, entry.op, entry.version)
+            else:
+                state = _start(entry, page)
+            entries.append(entry)
+    except JournalError as error:
+        error.before = tuple(entries)
+        raise
     return Ledger(tuple(entries), state, page)
 
 
@@ -138,18 +142,14 @@ def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     before = Ledger()
     for page in pages:
-        ledger = read_page(page)
-        if entries and ledger.entries:
-            first = ledger.entries[0]
-            _check_link(first, entries[-1].number + 1, _digest(before.page.texts[-1]))
-            if page.carried != before.state.encode():
-                raise JournalError(
-                    f"Entry {first.number} of the journal carries another state than the entries "
-                    "before it lead to: it was changed from outside; restore the registry's "
-                    "database from a backup."
-                )
+        try:
+            ledger = read_page(page)
+            _check_page(before, ledger)
+        except JournalError as error:
+            error.before = (*entries, *error.before)
+            raise
         entries += ledger.entries
-        before = ledger
+        before = ledger if ledger.entries else before
     return tuple(entries)
 
 
@@ -244,6 +244,20 @@ def decode(text: str, *, number: int) -> Entry:
             "backup, or update the app."
         ) from error
     return entry
+
+
+def _check_page(before: Ledger, ledger: Ledger) -> None:
+    """Check that a page follows from the one before it."""
+    if not before.entries or not ledger.entries:
+        return
+    first = ledger.entries[0]
+    _check_link(first, before.length + 1, _digest(before.page.texts[-1]))
+    if ledger.page.carried != before.state.encode():
+        raise JournalError(
+            f"Entry {first.number} of the journal carries another state than the entries "
+            "before it lead to: it was changed from outside; restore the registry's "
+            "database from a backup."
+        )
 
 
 def _start(entry: Entry, page: Page) -> State:

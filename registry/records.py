@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:
     import numpy as np
 
+    from registry.journal import Entry
+    from registry.journal import Entry
     from registry.serving import Serving
 
 
@@ -181,6 +183,10 @@ class ModelStore(Protocol):
     def rollback(
         self, to: str | int | None = None, *, actor: str = "", reason: str = ""
     ) -> str: ...
+
+    def history(self) -> tuple[Entry, ...]: ...
+
+    def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
 
     def list_all_versions(self) -> list[dict[str, Any]]: ...
 

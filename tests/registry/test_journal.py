@@ -157,8 +157,11 @@ def test_a_change_in_an_earlier_run_is_found_at_the_next_ones_first_entry(
     forged = [*pages]
     forged[place] = Page((*page.texts[:-1], changed), page.carried, page.first)
     following = pages[place + 1].first
-    with pytest.raises(JournalError, match=f"Entry {following} of the journal does not follow"):
+    with pytest.raises(
+        JournalError, match=f"Entry {following} of the journal does not follow"
+    ) as found:
         read_chain(forged)
+    assert [entry.number for entry in found.value.before] == [*range(1, following)]
     lighter = pages[place + 1]
     forged = [*pages]
     forged[place + 1] = Page(lighter.texts, State().encode(), lighter.first)
@@ -232,6 +235,14 @@ def test_an_entry_is_read_back_and_fits_into_a_param(reason: str, actor: str) ->
     assert read_chain([Page((entry.encode(),))]) == (entry,)
     assert len(entry.encode()) < 6000
     assert "\n" not in entry.reason
+
+
+def test_an_empty_page_breaks_no_chain_and_mends_none() -> None:
+    pages, _ = play([(Move.PROMOTE, version) for version in "123"], page_length=1)
+    between = [pages[0], Page(), *pages[1:]]
+    assert read_chain(between) == read_chain(pages)
+    with pytest.raises(JournalError, match="Entry 2 of the journal does not follow"):
+        read_chain([pages[0], Page(), *pages[2:]])
 
 
 def test_a_long_reason_of_quotes_fits_too() -> None:
