@@ -53,6 +53,8 @@ def test_a_full_journal_goes_on_in_a_new_run(
     assert len(manager._pages()) == len(journal_runs(manager)) >= 4
     assert len(manager._page(fresh=True).texts) <= 3
     newest = ModelManager(home=mlflow_home)
+    for number in range(len(history) + 1):  # within the newest run, and across older ones
+        assert newest.history(after=number) == history[number:]
     assert newest.get_latest_version("Production") == "9"
     assert [row["stage"] for row in newest.list_all_versions()[1:]] == ["Archived"] * 8
     assert newest.rollback(to="1") == "1"

@@ -158,6 +158,8 @@ def test_the_journal_says_how_many_entries_it_has(
     for version in "123":
         store.promote_to_production(version)
     assert store.verify() == 3
+    assert [entry.version for entry in store.history(after=1)] == ["2", "3"]
+    assert store.history(after=3) == ()
 
 
 def test_an_alias_moved_by_hand_is_reported_and_put_back_with_one_warning(
