@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from registry.journal import Entry
-    from registry.journal import Entry
     from registry.serving import Serving
 
 
@@ -183,8 +182,6 @@ class ModelStore(Protocol):
     def rollback(
         self, to: str | int | None = None, *, actor: str = "", reason: str = ""
     ) -> str: ...
-
-    def history(self) -> tuple[Entry, ...]: ...
 
     def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
 
