@@ -21,6 +21,7 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
+from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.strategy.checkpoint import (
     check_arrays,
@@ -45,7 +46,6 @@ from fl_app.strategy.provenance import contributions, node_scores, run_tags, sum
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from registry import (
-    Decision,
     FederatedLearningTracker,
     ModelManager,
     ModelStore,
@@ -88,8 +88,8 @@ class LifecycleStrategy(Strategy):
         Registry and tracking; MLflow under ``FL_APP_HOME`` by default.
     monitor : Monitor | None
         Told the metric and the nodes' data summaries, for instance a ``RetrainingManager``.
-    hooks : Sequence[Hook]
-        Called with a ``RoundReport`` after each round.
+    hooks : Sequence[Hook] | Hooks
+        Called with what happens (see ``fl_app.events``), each in a thread of its own.
     artifacts : Sequence[Artifacts]
         Called at the end; the files that they return are logged to the MLflow run.
     model : Mapping[str, object]
@@ -129,7 +129,7 @@ class LifecycleStrategy(Strategy):
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
         monitor: Monitor | None = None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] | Hooks = (),
         artifacts: Sequence[Artifacts] = (),
         model: Mapping[str, object] | None = None,
         serving: Serving | None = None,
@@ -147,7 +147,7 @@ class LifecycleStrategy(Strategy):
         self.store = store or ModelManager(None, registered_model_name, home=home)
         self.tracker = tracker or FederatedLearningTracker(home=home)
         self.monitor = monitor
-        self.hooks = tuple(hooks)
+        self.hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks, self.store)
         self.artifacts = (plot_metrics, *artifacts)
         self.model = dict(model or {})
         self.serving = serving
@@ -246,7 +246,7 @@ class LifecycleStrategy(Strategy):
         )
         decision = decide_stage(self.policy, evidence)
         # Stage.
-        report = self._stage(session, version, decision, closed, metrics)
+        report = session.stage(self.store, version, decision, closed, metrics)
         # Tell the monitor.
         if self.monitor is not None:
             self.monitor.update_data(summaries(closed.nodes), closed.round)
@@ -255,38 +255,9 @@ class LifecycleStrategy(Strategy):
         # Report.
         self._report(session, report)
 
-    def _stage(
-        self,
-        session: Session,
-        version: str,
-        decision: Decision,
-        closed: ClosedRound,
-        metrics: Mapping[str, float],
-    ) -> RoundReport:
-        """Move the version as decided; Production is only marked, a person or the end grants it."""
-        staged = decision.stage is not Stage.NONE
-        ready = decision.stage is Stage.PRODUCTION
-        if staged:
-            session.supersede(self.store, version)
-            self.store.promote_to_staging(version, actor="policy", reason=decision.reason)
-            session.best = metrics
-        approval: Literal["none", "pending"] = "pending" if ready else "none"
-        self.store.set_version_tags(version, {"reason": decision.why, "approval": approval})
-        return RoundReport(
-            round=closed.round,
-            num_rounds=session.num_rounds,
-            metrics=metrics,
-            version=version,
-            stage=Stage.STAGING if staged else Stage.NONE,
-            approval=approval,
-            reason=decision.why,
-            seconds=closed.seconds,
-        )
-
     def _record_failure(self, session: Session, failed: FailedRound) -> None:
         self.tracker.set_tags({f"failed_round.{failed.round}": failed.problem})
-        report = RoundReport(failed.round, session.num_rounds, reason=failed.problem, failed=True)
-        self._report(session, report)
+        self._report(session, session.failed_report(failed))
         session.count_failure(failed)
 
     def _log(self, session: Session, metrics: Mapping[str, float], step: int) -> None:
@@ -297,11 +268,8 @@ class LifecycleStrategy(Strategy):
         session.reports.append(report)
         left = session.seconds_left(report.round)
         logger.info("%s", round_line(report, self.metric, left))
-        for hook in self.hooks:
-            try:
-                hook(report)
-            except Exception:  # somebody else's code: it must not end a run
-                logger.warning("hook %r failed; the round goes on", hook, exc_info=True)
+        self.hooks.look()
+        self.hooks(report)
 
     # The session, on top of Flower's own loop.
 
@@ -353,14 +321,19 @@ class LifecycleStrategy(Strategy):
             self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})
             if self.holdout is not None:
                 self.tracker.log_dataset(*astuple(self.holdout), context="holdout")
+            self.hooks.look()
+            self.hooks(self._open_session.started(self.origin, self.store))
             yield self._open_session
         finally:
-            error = sys.exception()
             if self._worker is not None:
                 self._worker.shutdown(cancel_futures=True)
-            ended = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self.tracker.end_run("FINISHED" if error is None else ended)
+            ended = self._session.ended(self.origin, sys.exception())
             self._open_session = self._worker = None
+            try:
+                self.tracker.end_run(ended.status.upper())
+            finally:
+                self.hooks(ended)
+                self.hooks.flush()
 
     def _before_first_round(self, session: Session, arrays: ArrayRecord) -> None:
         """Score what the session starts with, and what is in Staging, on the holdout."""
@@ -380,6 +353,7 @@ class LifecycleStrategy(Strategy):
         """Promote if nobody needs to be asked, log the pictures, print the table."""
         if self.approval == "auto":
             session.promote_waiting(self.store)
+        self.hooks.look()
         session.log_artifacts(self.store, self.tracker, self.artifacts)
         logger.info("%s", "\n" + session_table(session.reports, self.metric))
         logger.info("next: %s", "  |  ".join(next_commands(session.reports)))

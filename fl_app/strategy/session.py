@@ -9,18 +9,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from fl_app.events import RoundReport
+from fl_app.events import RoundReport, SessionEnded, SessionStarted
 from fl_app.strategy.checkpoint import Schema, load_round, schema_of
 from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate
 from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores
-from fl_app.strategy.report import Artifacts, SessionReport
-from registry import ModelStore, Stage, Tracker
+from fl_app.strategy.report import Artifacts, Origin, SessionReport
+from registry import Decision, ModelStore, Stage, Tracker
 
 MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
+MAX_REASON = 500
+"""Characters of an error that hooks hear."""
 
 
 class RunFailedError(RuntimeError):
@@ -79,7 +82,7 @@ class Session:
     folder: Path
     schema: Schema
     evaluate_fn: EvaluateFn | None
-    started: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     scores: dict[str, Scored] = field(default_factory=dict)
     best: Mapping[str, float] | None = None
@@ -88,6 +91,45 @@ class Session:
     unfinished: Future[None] | None = None
     reports: list[RoundReport] = field(default_factory=list)
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def started(self, origin: Origin, store: ModelStore) -> SessionStarted:
+        """What hooks hear before the first round."""
+        return SessionStarted(
+            run_id=self.run_id,
+            session=origin.session,
+            num_rounds=self.num_rounds,
+            parent_version=origin.parent_version,
+            trigger=origin.trigger,
+            request_id=origin.request_id,
+            production=store.get_latest_version(Stage.PRODUCTION),
+            staging=store.get_latest_version(Stage.STAGING),
+        )
+
+    def ended(self, origin: Origin, error: BaseException | None) -> SessionEnded:
+        """What hooks hear at the end; ``error`` is what ended it before its last round."""
+        failed: Literal["failed", "killed"] = "failed" if isinstance(error, Exception) else "killed"
+        said = "" if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
+        waiting = [r.version for r in self.reports if r.approval == "pending"]
+        return SessionEnded(
+            run_id=self.run_id,
+            session=origin.session,
+            status="finished" if error is None else failed,
+            reason=said[:MAX_REASON],
+            versions=tuple(r.version for r in self.reports if r.version is not None),
+            pending=waiting[-1] if waiting else None,
+            failed_rounds=sum(r.failed for r in self.reports),
+            seconds=time.monotonic() - self.started_at,
+        )
+
+    def failed_report(self, failed: FailedRound) -> RoundReport:
+        """What hooks hear of a round without a new model."""
+        return RoundReport(
+            round=failed.round,
+            num_rounds=self.num_rounds,
+            reason=failed.problem,
+            failed=True,
+            run_id=self.run_id,
+        )
 
     def count_failure(self, failed: FailedRound) -> None:
         """Count a round without a new model; too many in a row raise RunFailedError."""
@@ -125,6 +167,35 @@ class Session:
             return None
         return replace(scored, nodes=read_node_scores(store.get_version(version).tags))
 
+    def stage(
+        self,
+        store: ModelStore,
+        version: str,
+        decision: Decision,
+        closed: ClosedRound,
+        metrics: Mapping[str, float],
+    ) -> RoundReport:
+        """Move the version as decided; Production is only marked, a person or the end grants it."""
+        staged = decision.stage is not Stage.NONE
+        ready = decision.stage is Stage.PRODUCTION
+        if staged:
+            self.supersede(store, version)
+            store.promote_to_staging(version, actor="policy", reason=decision.reason)
+            self.best = metrics
+        approval: Literal["none", "pending"] = "pending" if ready else "none"
+        store.set_version_tags(version, {"reason": decision.why, "approval": approval})
+        return RoundReport(
+            round=closed.round,
+            num_rounds=self.num_rounds,
+            metrics=metrics,
+            version=version,
+            stage=Stage.STAGING if staged else Stage.NONE,
+            approval=approval,
+            reason=decision.why,
+            seconds=closed.seconds,
+            run_id=self.run_id,
+        )
+
     def supersede(self, store: ModelStore, version: str) -> None:
         """Make room in Staging for ``version``: what is there waits for approval no longer."""
         old = store.get_latest_version(Stage.STAGING)
@@ -147,7 +218,7 @@ class Session:
 
     def seconds_left(self, server_round: int) -> float:
         """Time that the rounds after ``server_round`` will take at the pace so far."""
-        pace = (time.monotonic() - self.started) / server_round
+        pace = (time.monotonic() - self.started_at) / server_round
         return pace * (self.num_rounds - server_round)
 
     def log_artifacts(
