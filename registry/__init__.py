@@ -46,6 +46,7 @@ from registry.records import (
 )
 from registry.retention import PruneReport
 from registry.serving import Serving, torch_serving
+from registry.tenure import Tenure, tenures
 
 __all__ = [
     "ArtifactError",
@@ -78,10 +79,12 @@ __all__ = [
     "Stage",
     "StageError",
     "StoreUnavailable",
+    "Tenure",
     "Tracker",
     "UnknownVersion",
     "Verdict",
     "app_home",
     "decide_stage",
+    "tenures",
     "torch_serving",
 ]

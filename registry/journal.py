@@ -167,6 +167,12 @@ def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
     return fold(earlier).production
 
 
+def touched(entries: Iterable[Entry]) -> list[str]:
+    """Return the versions that entries moved, in the order of their numbers."""
+    named = {version for entry in entries for version in (entry.version, entry.displaced)}
+    return sorted(filter(None, named), key=int)
+
+
 def is_date(value: object) -> bool:
     """Return whether a value means a day or a moment, and not a version."""
     return isinstance(value, date) or (isinstance(value, str) and bool(_DATE.match(value.strip())))
@@ -191,7 +197,10 @@ def as_moment(when: date | str) -> datetime:
         ) from error
     if not isinstance(found, datetime):
         found = datetime.combine(found, time.max)
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    try:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except OverflowError:  # at either end of the calendar zones make no difference
+        return found.replace(tzinfo=UTC)
 
 
 def new_entry(

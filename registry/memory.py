@@ -54,6 +54,8 @@ class InMemoryModelStore(JournalledStore):
     ----------
     aliases : dict[str, str]
         What MLflow would show as aliases; whoever changes it moves them by hand.
+    runs : dict[str, MemoryRun]
+        What `log_production` logged, by the id of the run.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -67,6 +69,7 @@ class InMemoryModelStore(JournalledStore):
         super().__init__(FolderFiles(self._folder, lambda version: self._saved.pop(version, None)))
         self._journal: list[str] = []
         self.aliases: dict[str, str] = {}
+        self.runs: dict[str, MemoryRun] = {}
         self._lock = threading.RLock()
 
     def save_model_version(
@@ -96,6 +99,22 @@ class InMemoryModelStore(JournalledStore):
 
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
         self._stored(version).tags.update(tags)
+
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        *,
+        step: int,
+        time: datetime,
+    ) -> None:
+        with self._lock:
+            run = self.runs.setdefault(run_id, MemoryRun(MemoryRunInfo(run_id, "")))
+            for name, value in metrics.items():
+                points = run.metrics.setdefault(name, [])
+                points += [] if (step, value) in points else [(step, value)]
+            run.artifacts += [path for path in texts if path not in run.artifacts]
 
     def _run_params(self, run_id: str) -> Mapping[str, str] | None:
         return None

@@ -123,6 +123,24 @@ class ModelManager(JournalledStore):
             for key, value in tags.items():
                 self.client.set_model_version_tag(self.registered_model_name, version, key, value)
 
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        *,
+        step: int,
+        time: datetime,
+    ) -> None:
+        from mlflow.entities import Metric
+
+        milliseconds = int(time.timestamp() * 1000)
+        fields = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
+        with self._connection.errors(f"log to run {run_id}"):
+            self.client.log_batch(run_id, metrics=fields)
+            for path, text in texts.items():
+                self.client.log_text(run_id, text, path)
+
     def _upload(
         self, artifact: Artifact, experiment: str, *, run_id: str | None, serving: Serving | None
     ) -> LoggedModel:

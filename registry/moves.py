@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -172,6 +172,15 @@ def under_its_name(state: State, op: Move, version: str) -> Move:
     return Move.ROLLBACK if op is Move.PROMOTE and was_there else op
 
 
+def require_production(state: State, version: str) -> None:
+    """Raise `StageError` unless `version`, if it is given, is the one in production."""
+    if version and state.production != version:
+        raise StageError(
+            f"Version {version} is not in production any more, {state.production or 'none'} is; "
+            "nothing was moved."
+        )
+
+
 def rollback_target(state: State) -> str:
     """Return the version that a rollback without a target goes to."""
     if state.previous is None:
@@ -180,6 +189,20 @@ def rollback_target(state: State) -> str:
             "promote two versions to production first, or name one with to=."
         )
     return state.previous
+
+
+def adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
+    """Return the moves that make the journal say what MLflow says."""
+    wanted: list[tuple[Move, str]] = []
+    for drift in drifts:
+        if drift.alias == "production" and drift.mlflow:
+            wanted.append((Move.ADOPT, drift.mlflow))
+        if drift.alias == "staging" and drift.mlflow:
+            archived = state.stage_of(drift.mlflow) is Stage.ARCHIVED
+            wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
+        if drift.alias == "staging" and drift.journal and not drift.mlflow:
+            wanted.append((Move.ARCHIVE, drift.journal))
+    return wanted
 
 
 def _plan_stage(state: State, op: Move, version: str) -> str | None:

@@ -180,7 +180,12 @@ class ModelStore(Protocol):
     def reject_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None: ...
 
     def rollback(
-        self, to: str | int | None = None, *, actor: str = "", reason: str = ""
+        self,
+        to: str | int | None = None,
+        *,
+        actor: str = "",
+        reason: str = "",
+        displacing: str = "",
     ) -> str: ...
 
     def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
@@ -196,6 +201,16 @@ class ModelStore(Protocol):
     def weights_path(self, version: str | int) -> Path: ...
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None: ...
+
+    def log_production(
+        self,
+        version: str | int,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        time: datetime,
+        texts: Mapping[str, str] | None = None,
+    ) -> None: ...
 
     def load_production_model(
         self,

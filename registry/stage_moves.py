@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -25,8 +25,18 @@ from registry.journal import (
     production_at,
     read_chain,
     read_page,
+    touched,
 )
-from registry.moves import Drift, Move, State, plan, rollback_target, under_its_name
+from registry.moves import (
+    Drift,
+    Move,
+    State,
+    adoptions,
+    plan,
+    require_production,
+    rollback_target,
+    under_its_name,
+)
 from registry.records import ModelVersion, Stage
 from registry.versions import checked_version
 
@@ -130,7 +140,12 @@ class StageMoves(ABC):
         self._move(Move.RESTORE, checked_version(version), actor=actor, reason=reason)
 
     def rollback(
-        self, to: str | int | date | None = None, *, actor: str = "", reason: str = ""
+        self,
+        to: str | int | date | None = None,
+        *,
+        actor: str = "",
+        reason: str = "",
+        displacing: str = "",
     ) -> str:
         """Put a version that has been in production back there, and return its number.
 
@@ -141,15 +156,18 @@ class StageMoves(ABC):
         to : str | int | date | None
             A version; or a day or moment, such as ``"2026-11-23"``: what was there then (see
             `production_at`).
+        displacing : str
+            Only go back if this version is still the one in production; empty: whichever is.
 
         Raises
         ------
         StageError
-            There is no such version.
+            There is no such version, or another one than `displacing` is in production.
         ArtifactError
             Its weights are missing or have changed since they were saved.
         """
-        return self._move(Move.ROLLBACK, self._goal(to), actor=actor, reason=reason)
+        goal = self._goal(to)
+        return self._move(Move.ROLLBACK, goal, displacing, actor=actor, reason=reason)
 
     def production_at(self, when: date | str) -> str | None:
         """Return the version that was in production on a day (at its end) or at a moment, in UTC.
@@ -210,7 +228,7 @@ class StageMoves(ABC):
         """
         said = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
         drift, entries = self.drift(), []
-        for op, version in _adoptions(drift, self._read().state):
+        for op, version in adoptions(drift, self._read().state):
             _, entry, _ = self._commit(op, version, settle=False, actor=actor, reason=said)
             entries += [entry] if entry is not None else []
         self._settled()
@@ -249,26 +267,26 @@ class StageMoves(ABC):
             )
         return found
 
-    def _move(self, op: Move, version: str | None, *, actor: str, reason: str) -> str:
+    def _move(self, op: Move, version: str | None, displacing: str = "", **why: str) -> str:
         """Commit a move and show it; show more where the journal grew meanwhile."""
-        target, entry, ledger = self._commit(op, version, settle=True, actor=actor, reason=reason)
+        target, entry, ledger = self._commit(op, version, displacing, settle=True, **why)
         if entry is None:
             return target
-        logger.info("%s: version %s (%s)", entry.op, target, reason or "no reason given")
+        logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
         now = read_page(
             Page((*ledger.page.texts, entry.encode()), ledger.page.carried, ledger.page.first),
             ledger,
         )
         # Before the first entry the aliases may be anything: other tools may have set them.
         before = ledger.state if ledger.entries else None
-        self._apply(now.state, _touched([entry]), before=before)
+        self._apply(now.state, touched([entry]), before=before)
         self._shown = max(self._shown, now.length)
         if self._read().length > now.length:
             self._settled()
         return target
 
     def _commit(
-        self, op: Move, version: str | None, *, settle: bool, actor: str, reason: str
+        self, op: Move, version: str | None, displacing: str = "", *, settle: bool, **why: str
     ) -> tuple[str, Entry | None, Ledger]:
         """Plan, verify and claim; plan again whenever another process was first.
 
@@ -277,6 +295,7 @@ class StageMoves(ABC):
         target, checked = version or "", False
         for _ in range(_ATTEMPTS):
             ledger = self._settled() if settle else self._read()
+            require_production(ledger.state, displacing)
             # Chosen once: of two rollbacks at the same time, the second must not undo the first.
             target = target or rollback_target(ledger.state)
             named = under_its_name(ledger.state, op, target)
@@ -287,9 +306,7 @@ class StageMoves(ABC):
             if not checked:
                 self._check(named, record)
                 checked = True
-            entry = new_entry(
-                ledger, named, version=target, displaced=displaced, actor=actor, reason=reason
-            )
+            entry = new_entry(ledger, named, version=target, displaced=displaced, **why)
             if self._claim(entry.number, entry.encode()):
                 return target, entry, ledger
         raise JournalError(
@@ -319,7 +336,7 @@ class StageMoves(ABC):
             if not differing and not behind:
                 return ledger
             self._tell(ledger, differing)
-            self._apply(ledger.state, behind or _touched(ledger.entries[-_RECENT:]))
+            self._apply(ledger.state, behind or touched(ledger.entries[-_RECENT:]))
             self._shown = max(self._shown, ledger.length)
             newer = self._read()
             if newer.length == ledger.length:
@@ -331,9 +348,9 @@ class StageMoves(ABC):
         if not ledger.entries or ledger.length <= self._shown:
             return []
         if ledger.entries[0].number <= self._shown:
-            return _touched(entry for entry in ledger.entries if entry.number > self._shown)
+            return touched(entry for entry in ledger.entries if entry.number > self._shown)
         state = ledger.state
-        named = {*_touched(ledger.entries[-_RECENT:]), *filter(None, state.aliases.values())}
+        named = {*touched(ledger.entries[-_RECENT:]), *filter(None, state.aliases.values())}
         return sorted(named, key=int)
 
     def _wrong(self, state: State) -> tuple[Drift, ...]:
@@ -375,23 +392,3 @@ def _is_fresh(ledger: Ledger) -> bool:
         return False
     age = datetime.now(UTC) - datetime.fromisoformat(ledger.entries[-1].time)
     return abs(age.total_seconds()) < _SETTLING
-
-
-def _touched(entries: Iterable[Entry]) -> list[str]:
-    """Return the versions that entries moved."""
-    named = {version for entry in entries for version in (entry.version, entry.displaced)}
-    return sorted(filter(None, named), key=int)
-
-
-def _adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
-    """Return the moves that make the journal say what MLflow says."""
-    wanted: list[tuple[Move, str]] = []
-    for drift in drifts:
-        if drift.alias == "production" and drift.mlflow:
-            wanted.append((Move.ADOPT, drift.mlflow))
-        if drift.alias == "staging" and drift.mlflow:
-            archived = state.stage_of(drift.mlflow) is Stage.ARCHIVED
-            wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
-        if drift.alias == "staging" and drift.journal and not drift.mlflow:
-            wanted.append((Move.ARCHIVE, drift.journal))
-    return wanted

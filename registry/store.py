@@ -11,18 +11,19 @@ import logging
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from registry.artifacts import HALF_FILE, file_digest
 from registry.comparison import metric_differences
 from registry.compression import HalfCopy, write_half
-from registry.errors import StageError
+from registry.errors import RegistryError, StageError
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import Serving
+from registry.tracking_input import clean_metrics
 from registry.versions import checked_metrics, checked_tags
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,57 @@ class JournalledStore(VersionQueries):
     @abstractmethod
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a version, the registry's own included."""
+
+    @abstractmethod
+    def _log(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        *,
+        step: int,
+        time: datetime,
+    ) -> None:
+        """Log to a run, whether it has ended or not; `RegistryError` where there is none."""
+
+    def log_production(
+        self,
+        version: str | int,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        time: datetime,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log how a version does in production to the run that made it.
+
+        The run's status stays as it is. Logging the same numbers again changes nothing.
+
+        Parameters
+        ----------
+        version : str | int
+            The version.
+        metrics : Mapping[str, float]
+            By name; what is not a finite number is left out with a warning.
+        step : int
+            Place of the numbers in the run's curves.
+        time : datetime
+            When they were told, in UTC.
+        texts : Mapping[str, str] | None
+            Files to store with the run: content by path.
+
+        Raises
+        ------
+        RegistryError
+            The version names no run, or one that is gone.
+        """
+        record = self.get_version(version)
+        if not record.run_id:
+            raise RegistryError(
+                f"Version {record.version} was saved without a run, so there is none to log its "
+                "time in production to; save versions with run_id=."
+            )
+        self._log(record.run_id, clean_metrics(metrics), texts or {}, step=step, time=time)
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""

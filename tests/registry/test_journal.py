@@ -202,6 +202,8 @@ def test_what_was_in_production_on_a_date() -> None:
     assert production_at(ledger.entries, as_moment(date(2026, 11, 21))) == "2"
     late = datetime(2026, 11, 23, 11, tzinfo=UTC)
     assert production_at(ledger.entries, as_moment(late)) == "2"
+    assert at("0001-01-01T00:00:00+14:00") is None
+    assert at("9999-12-31T23:59:59-12:00") == "3"
 
 
 @pytest.mark.parametrize("when", ["", "yesterday", "2026-13-01", "2026-11-23Tmorning", "7"])
