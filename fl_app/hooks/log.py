@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hook that writes each event into the log, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from fl_app.events import Event, as_json
+
+logger = logging.getLogger("flwr.fl_app.events")
+
+
+def log_event(event: Event) -> None:
+    """Log ``event`` at INFO, as one line that programs can read (see `as_json`)."""
+    logger.info("%s", json.dumps(as_json(event), allow_nan=False))

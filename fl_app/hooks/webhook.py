@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hook that posts each event to a URL: signed, tried again, and only to hosts that may be asked.
+
+It waits where the receiver makes it wait; who must not wait calls it through ``Hooks``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import os
+import random
+import ssl
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from fl_app.events import Event, as_json
+from fl_app.hooks.targets import ForbiddenAddressError, Target
+
+logger = logging.getLogger("flwr.fl_app")
+
+SECRET_VARIABLE = "FL_APP_WEBHOOK_SECRET"  # noqa: S105 - a name, no secret
+PAUSES = (1.0, 5.0, 20.0, 60.0)
+"""Seconds between the tries for one event, a fifth more or less."""
+MAX_PAUSE = 300.0
+"""The most that a receiver may ask for by ``Retry-After``."""
+TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_MIN_KEY = 24
+_PREFIX = "whsec_"
+
+
+class Webhook:
+    """Posts each event as JSON, in the form and with the signature of Standard Webhooks.
+
+    The headers are ``webhook-id``, the event's id, by which a receiver knows what it has had;
+    ``webhook-timestamp``, the time of this try in seconds; and ``webhook-signature``, ``v1,`` and
+    the base64 of HMAC-SHA256 over ``id.timestamp.body``. The body is what `as_json` gives, with the
+    model's name. Source: https://www.standardwebhooks.com, version 1.0.
+
+    What cannot be connected to, does not answer in time, or answers 408, 425, 429 or 5xx is tried
+    again; after the last try, or any other answer, the event is given up with a warning. No
+    redirect is followed and no proxy used. The host is looked up for each try, and the connection
+    goes to the address that was checked, with the certificate checked for the host.
+
+    Parameters
+    ----------
+    url : str
+        ``https://…``; see `Target.of`.
+    secret : str
+        Key of the signature, at least 24 bytes; ``whsec_`` and base64, or any text.
+    hosts : Collection[str]
+        Hosts it may go to; named ones may be private. Without any: every public one.
+    model : str
+        The registered model's name, told with each event.
+    timeout : float
+        Seconds to connect, and to wait for an answer.
+    pauses : Sequence[float]
+        Seconds between tries; one try more than there are pauses.
+
+    Raises
+    ------
+    ValueError
+        If the URL, the secret or a host cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: str,
+        *,
+        hosts: Collection[str] = (),
+        model: str = "",
+        timeout: float = 10.0,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        self._target = Target.of(url, hosts)
+        self._key = read_key(secret)
+        self._model = model
+        self._timeout = timeout
+        self._pauses = tuple(pauses)
+        self._tls = ssl.create_default_context()
+
+    def __repr__(self) -> str:
+        return f"Webhook to {self._target.host}"
+
+    def check(self) -> None:
+        """Look the host up before there is anything to send.
+
+        A host that cannot be found now is warned of; it may be there later.
+
+        Raises
+        ------
+        ValueError
+            If it is at an address that may not be asked.
+        """
+        try:
+            self._target.addresses()
+        except OSError as error:
+            logger.warning("%r: the host cannot be found (%s)", self, error)
+
+    def __call__(self, event: Event) -> None:
+        """Post an event, and return when it was taken or given up."""
+        body = json.dumps({**as_json(event), "model": self._model}, allow_nan=False).encode()
+        for number, pause in enumerate((*self._pauses, None), start=1):
+            try:
+                return self._post(event.id, body, number)
+            except _NotTakenError as error:
+                if pause is None or error.final:
+                    logger.warning(
+                        "%r: %s is given up after %d tries: %s", self, event.id, number, error
+                    )
+                    return None
+                time.sleep(max(pause * random.uniform(0.8, 1.2), error.after))  # noqa: S311
+
+    def _post(self, event_id: str, body: bytes, number: int) -> None:
+        try:
+            addresses = self._target.addresses()
+            address = addresses[number % len(addresses)]
+            answer = self._send(address, self._headers(event_id, body), body)
+        except ForbiddenAddressError as error:
+            raise _NotTakenError(str(error), final=True) from None
+        except (HTTPError, OSError) as error:
+            raise _NotTakenError(f"{type(error).__name__}: {error}") from None
+        status, after = answer
+        if 300 <= status < 400:
+            raise _NotTakenError(f"it redirects ({status}), which is not followed", final=True)
+        if not 200 <= status < 300:
+            again = status in TRY_AGAIN
+            raise _NotTakenError(f"it answers {status}", final=not again, after=_seconds(after))
+
+    def _send(self, address: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
+        """Return the status of the answer, and when to come again."""
+        target = self._target
+        pool: urllib3.HTTPConnectionPool
+        if target.scheme == "https":
+            pool = urllib3.HTTPSConnectionPool(
+                address, target.port, ssl_context=self._tls, server_hostname=target.host
+            )
+        else:
+            pool = urllib3.HTTPConnectionPool(address, target.port)
+        with pool:
+            answer = pool.urlopen(
+                "POST",
+                target.path,
+                body=body,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                timeout=urllib3.Timeout(self._timeout, read=self._timeout),
+                preload_content=False,
+            )
+            answer.close()
+            return answer.status, answer.headers.get("Retry-After", "")
+
+    def _headers(self, event_id: str, body: bytes) -> dict[str, str]:
+        timestamp = int(time.time())
+        return {
+            "Host": self._target.authority,
+            "Content-Type": "application/json",
+            "User-Agent": "fl-app",
+            "webhook-id": event_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._key, event_id, timestamp, body),
+        }
+
+
+class _NotTakenError(Exception):
+    """A try that failed; ``after`` is how many seconds the receiver asks to be left alone."""
+
+    def __init__(self, why: str, *, final: bool = False, after: float = 0.0) -> None:
+        super().__init__(why)
+        self.final = final
+        self.after = after
+
+
+def sign(key: bytes, event_id: str, timestamp: int, body: bytes) -> str:
+    """Return the value of ``webhook-signature``; `Webhook` says what it is made of."""
+    signed = f"{event_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def read_key(secret: str) -> bytes:
+    """Return the key that a secret stands for.
+
+    Raises
+    ------
+    ValueError
+        If it is too short, or ``whsec_`` is not followed by base64.
+    """
+    key = secret.encode()
+    if secret.startswith(_PREFIX):
+        try:
+            key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+        except binascii.Error:
+            raise ValueError(
+                f"The webhook's secret starts with {_PREFIX}, but what follows is not base64; "
+                "copy it again."
+            ) from None
+    if len(key) < _MIN_KEY:
+        raise ValueError(
+            f"The webhook's secret has {len(key)} bytes, expected at least {_MIN_KEY}; make one "
+            "with `openssl rand -hex 32`."
+        )
+    return key
+
+
+def read_secret(path: str = "") -> str:
+    """Return the secret from a file, else from ``FL_APP_WEBHOOK_SECRET``.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or the file cannot be read.
+    """
+    if not path:
+        secret = os.environ.get(SECRET_VARIABLE, "").strip()
+        if not secret:
+            raise ValueError(
+                "The webhook has no secret to sign with; put one into a file that "
+                f"webhook-secret-file names, or into {SECRET_VARIABLE}."
+            )
+        return secret
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeError):
+        raise ValueError(
+            f"The webhook's secret file {path!r} cannot be read; check webhook-secret-file."
+        ) from None
+
+
+def _seconds(retry_after: str) -> float:
+    """Seconds that a ``Retry-After`` header asks for; nought where it says nothing sensible."""
+    try:
+        if retry_after.isascii() and retry_after.isdigit():
+            wanted = float(retry_after)
+        else:
+            when = parsedate_to_datetime(retry_after)
+            when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
+            wanted = (when - datetime.now(UTC)).total_seconds()
+    except ValueError:
+        return 0.0
+    return min(max(wanted, 0.0), MAX_PAUSE)
