@@ -6,7 +6,7 @@ Flask is imported when an app is made, not with this file.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from fl_app.retraining.api_guard import LOOPBACK, Guard, RateLimit
@@ -14,6 +14,7 @@ from fl_app.retraining.manager import RetrainingManager
 
 if TYPE_CHECKING:
     from flask import Flask
+    from prometheus_client.registry import Collector
 
     from registry import ModelStore
 
@@ -26,6 +27,7 @@ def create_trigger_api(
     allowed_hosts: Collection[str] = LOOPBACK,
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
+    collectors: Iterable[Collector] = (),
 ) -> Flask:
     """Make the REST API of a monitor.
 
@@ -48,6 +50,8 @@ def create_trigger_api(
         page cannot reach it under a name of its own. ``"*"`` allows any, with a token.
     posts_per_second, posts_at_once : float
         How many requests a client may make that change something; beyond it gets a 429.
+    collectors : Iterable[Collector]
+        Whose numbers ``/metrics`` adds where Prometheus asks, for instance ``PrometheusMetrics``.
 
     Raises
     ------
@@ -57,4 +61,4 @@ def create_trigger_api(
     from fl_app.retraining.api_routes import make_app
 
     limit = RateLimit(posts_per_second, posts_at_once)
-    return make_app(manager, store, Guard.of(token, allowed_hosts, limit))
+    return make_app(manager, store, Guard.of(token, allowed_hosts, limit), collectors)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 from flask import Flask, Response, g, request
+from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
@@ -24,6 +26,12 @@ from fl_app.retraining.api_input import (
     text_field,
     wants_prometheus,
 )
+from fl_app.retraining.api_metrics import (
+    PROMETHEUS,
+    all_metrics,
+    monitor_metrics,
+    prometheus_text,
+)
 from fl_app.retraining.api_replies import Answer, Once, reply
 from fl_app.retraining.api_versions import add_version_routes
 from fl_app.retraining.manager import RetrainingManager
@@ -33,7 +41,6 @@ from registry import ModelStore
 logger = logging.getLogger("flwr.fl_app")
 
 OPENAPI = Path(__file__).with_name("openapi.yaml")
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 QUERIES = {
     "metrics": {"format"},
     "trigger_history": {"limit", "before"},
@@ -48,7 +55,12 @@ STATUSES = {
 """How a request is answered; all others are accepted."""
 
 
-def make_app(manager: RetrainingManager, store: ModelStore | None, guard: Guard) -> Flask:
+def make_app(
+    manager: RetrainingManager,
+    store: ModelStore | None,
+    guard: Guard,
+    collectors: Iterable[Collector] = (),
+) -> Flask:
     """Put the app together."""
     app = Flask("fl_app", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -63,6 +75,7 @@ def make_app(manager: RetrainingManager, store: ModelStore | None, guard: Guard)
     app.register_error_handler(Exception, _bug)
     once = Once(manager.store)
     _add_monitor_routes(app, manager, once)
+    _add_metrics_route(app, manager, all_metrics(manager, collectors))
     if store is not None:
         add_version_routes(app, store, once)
     _add_description(app, guard, versions=store is not None)
@@ -109,15 +122,6 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
             raise ApiError(404, "There is no request with that id.")
         return reply(200, memory.history(limit, before or ""))
 
-    @app.get("/metrics")
-    def metrics() -> Response:
-        if wants_prometheus(request.headers.get("Accept", ""), request.args.get("format")):
-            response = Response(_prometheus(manager), mimetype=None, content_type=PROMETHEUS)
-        else:
-            response = reply(200, _metrics(manager))
-        response.headers["Vary"] = "Accept"
-        return response
-
     @app.get("/status")
     def status() -> Response:
         found = {str(o): memory.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
@@ -129,6 +133,17 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
         return reply(200, {"status": "ok"})
 
 
+def _add_metrics_route(app: Flask, manager: RetrainingManager, registry: CollectorRegistry) -> None:
+    @app.get("/metrics")
+    def metrics() -> Response:
+        if wants_prometheus(request.headers.get("Accept", ""), request.args.get("format")):
+            response = Response(prometheus_text(registry), content_type=PROMETHEUS)
+        else:
+            response = reply(200, monitor_metrics(manager))
+        response.headers["Vary"] = "Accept"
+        return response
+
+
 def _trigger(manager: RetrainingManager, reason: str, force: bool, new_id: str) -> Answer:
     """Put a request into the mailbox; it is written down when this returns."""
     request_id = manager.manual_trigger(reason, force=force, request_id=new_id)
@@ -136,37 +151,6 @@ def _trigger(manager: RetrainingManager, reason: str, force: bool, new_id: str) 
     status = STATUSES.get(Outcome(row["outcome"]), "accepted")
     why = {"why": row["why"]} if row["why"] else {}
     return 202, {"status": status, "request_id": request_id, "reason": row["reason"], **why}
-
-
-def _metrics(manager: RetrainingManager) -> dict[str, Any]:
-    return {
-        "best_accuracy": manager.best_accuracy,
-        "current_accuracy": manager.current_accuracy,
-        "accuracy_threshold": manager.accuracy_threshold,
-        "monitoring": manager.monitoring,
-        "requests": {str(outcome): n for outcome, n in manager.store.counts().items()},
-    }
-
-
-def _prometheus(manager: RetrainingManager) -> str:
-    """The same numbers in Prometheus' text format; what is not known is left out."""
-    found = _metrics(manager)
-    requests = found.pop("requests")
-    told = {
-        "best_accuracy": "Best score since the baseline was set.",
-        "current_accuracy": "Last score.",
-        "accuracy_threshold": "Lasting fall of the score that asks for retraining.",
-        "monitoring": "1 while the monitor looks at its schedules.",
-    }
-    lines = []
-    for name, value in found.items():
-        if value is not None:
-            lines += [f"# HELP fl_app_{name} {told[name]}", f"# TYPE fl_app_{name} gauge"]
-            lines.append(f"fl_app_{name} {float(value)}")
-    lines += ["# HELP fl_app_retrain_requests Requests for retraining by what became of them."]
-    lines += ["# TYPE fl_app_retrain_requests gauge"]
-    lines += [f'fl_app_retrain_requests{{outcome="{o}"}} {n}' for o, n in requests.items()]
-    return "\n".join(lines) + "\n"
 
 
 def _add_description(app: Flask, guard: Guard, *, versions: bool) -> None:
