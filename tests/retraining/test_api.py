@@ -112,7 +112,7 @@ def test_prometheus_gets_text(api: Client, manager: RetrainingManager, accept: s
     lines = reply.body.decode().splitlines()
     assert all(line.startswith("# ") or sample.fullmatch(line) for line in lines)
     assert "fl_app_best_accuracy 0.875" in lines
-    assert 'fl_app_retrain_requests{outcome="pending"} 0' in lines
+    assert 'fl_app_retrain_requests{outcome="pending"} 0.0' in lines
 
 
 @pytest.mark.parametrize("accept", OTHERS)
