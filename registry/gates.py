@@ -110,7 +110,8 @@ class BeatsChampion:
 
     Sure is what the results of both on each example say: an exact McNemar test where these are
     right or wrong and any gain will do, else a paired bootstrap. Without such results the two
-    numbers decide, and the reason says so.
+    numbers decide, and the reason says so. What is left to chance is shared among the looks of a
+    session (C. Bonferroni, 1936): the best of many candidates looks better than it is.
 
     Parameters
     ----------
@@ -121,8 +122,8 @@ class BeatsChampion:
     mode : {"max", "min"}
         Which direction is better.
     confidence : float | None
-        Confidence of the two-sided interval of the gain, which must lie above `margin`. None
-        asks for none: the two numbers decide.
+        Confidence of the two-sided interval of the gain, which must lie above `margin`, in all
+        looks together. None asks for none: the two numbers decide.
     """
 
     metric: str
@@ -163,6 +164,7 @@ class BeatsChampion:
     def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
         """Whether the results per example are sure of it, None if there are none, and why."""
         old, new = evidence.champion_results, evidence.results
+        confidence = 1 - (1 - confidence) / evidence.looks
         if old is None or new is None:
             return None, " (two numbers alone: there are no results per example)"
         if len(old) != len(new):
@@ -186,7 +188,7 @@ class BeatsChampion:
         if not np.isfinite(interval).all():
             return False, ": not every result per example is a finite number"
         low, high = interval if self.mode == "max" else (-interval[1], -interval[0])
-        sure = f"{100 * confidence:g} % sure on {len(new)} examples"
+        sure = f"{100 * confidence:.4g} % sure on {len(new)} examples"
         return self._enough(low), f": the gain is {_number(low)} to {_number(high)}, {sure}"
 
 

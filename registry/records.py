@@ -119,6 +119,8 @@ class Evidence:
         Results of both on each example of that data; None where they are not known.
     nodes, champion_nodes : Mapping[str, Mapping[str, float]]
         Metrics of both on each node's own data, by what tells that data from others.
+    looks : int
+        How many candidates are compared with the champion on that data; a session has one a round.
     """
 
     metrics: Mapping[str, float]
@@ -128,6 +130,7 @@ class Evidence:
     champion_results: Results | None = None
     nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     champion_nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    looks: int = 1
 
 
 Gate = Callable[[Evidence], Verdict]

@@ -18,7 +18,13 @@ from registry.paired import bootstrap_interval, mcnemar
 Random = np.random.Generator
 
 
-def asked(old: Sequence[float], new: Sequence[float], gate: BeatsChampion | None = None) -> Verdict:
+def asked(
+    old: Sequence[float],
+    new: Sequence[float],
+    gate: BeatsChampion | None = None,
+    *,
+    looks: int = 1,
+) -> Verdict:
     """What a gate says of two models whose metric is the mean of these numbers."""
     means = [float(np.mean(side)) for side in (new, old)]
     return (gate or BeatsChampion("m"))(
@@ -27,6 +33,7 @@ def asked(old: Sequence[float], new: Sequence[float], gate: BeatsChampion | None
             {"m": means[1]},
             results=ExampleScores({"m": new}),
             champion_results=ExampleScores({"m": old}),
+            looks=looks,
         )
     )
 
@@ -102,6 +109,37 @@ def test_equally_good_models_are_seldom_promoted_and_better_ones_mostly(binary: 
         right += asked(old.tolist(), better.tolist()).passed
     assert wrong <= 16  # 2.5 % are to be expected
     assert right >= 100
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_best_of_many_equally_good_candidates_is_seldom_promoted(binary: bool) -> None:
+    random, rounds, sessions = np.random.default_rng(9), 8, 60
+    promoted = {1: 0, rounds: 0}
+    for _ in range(sessions):
+        examples = random.random((rounds + 1, 100))
+        old, *new = (examples < 0.6).astype(float) if binary else examples
+        for looks in promoted:
+            promoted[looks] += any(asked(old, one, looks=looks).passed for one in new)
+    assert promoted[rounds] <= 0.1 * sessions  # 5 % are promised, and chance
+    assert promoted[1] > promoted[rounds]  # what the promise costs nothing to break
+
+
+def test_the_reason_tells_how_sure_each_look_has_to_be() -> None:
+    old = np.random.default_rng(1).normal(0.5, 0.2, 100)
+    verdict = asked(old.tolist(), (old + 0.1).tolist(), looks=8)
+    assert verdict.passed
+    assert "99.38 % sure on 100 examples" in verdict.reason
+
+
+def test_a_tail_that_the_draws_do_not_reach_is_the_normal_one() -> None:
+    random = np.random.default_rng(4)
+    old = ExampleScores({"m": random.normal(0.5, 0.2, 400).tolist()})
+    new = ExampleScores({"m": random.normal(0.5, 0.2, 400).tolist()})
+    intervals = {c: bootstrap_interval(old, new, "m", confidence=c) for c in (0.99, 0.996, 0.9999)}
+    widths = [high - low for low, high in filter(None, intervals.values())]
+    assert widths == sorted(widths)
+    error = math.hypot(*(np.std(side.scores["m"]) / 20 for side in (old, new)))
+    assert widths[2] == pytest.approx(2 * 3.8906 * error, rel=0.06)
 
 
 def test_the_interval_is_the_same_for_the_same_results() -> None:
