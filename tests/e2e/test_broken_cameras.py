@@ -97,10 +97,3 @@ def test_the_same_pictures_saved_anew_start_none(
     state = MonitorStore(default_url(home)).load_state()["drift"]
     assert state["checks"] == 1  # they were new, and were looked at
     assert len(ModelManager(home=home).list_all_versions()) == 3
-
-
-def test_another_app_s_tables_are_watched_by_one_line_in_its_client(flower: Flower) -> None:
-    flower.run(ROOT / "examples" / "sklearn-clinics")
-    (request,) = MonitorStore(default_url(flower.fl_app_home)).history()
-    assert request["kind"] == "drift"
-    assert "mean radius higher" in str(request["reason"])
