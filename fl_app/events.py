@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from registry import Stage
 
-Approval = Literal["none", "pending", "approved", "superseded"]
+Approval = Literal["none", "pending", "approved", "rejected", "superseded"]
 
 
 def _now() -> datetime:

@@ -46,6 +46,7 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         replies = []
         for message in messages:
+            message.metadata.__dict__["_message_id"] = str(len(self.sent))
             self.sent.append(message)
             node_id = message.metadata.dst_node_id
             reply = Message(self.answer(node_id, message), reply_to=message)

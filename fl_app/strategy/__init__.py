@@ -8,6 +8,7 @@ from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import DataUsed, Origin, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.session import RunFailedError
+from fl_app.strategy.shadow import ShadowEvaluation
 from registry.gates import (
     AtLeast,
     AtMost,
@@ -34,6 +35,7 @@ __all__ = [
     "ScheduledFedAvg",
     "ScoredRecord",
     "SessionReport",
+    "ShadowEvaluation",
     "decide_stage",
     "default_policy",
 ]

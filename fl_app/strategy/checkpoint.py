@@ -19,6 +19,15 @@ def schema_of(arrays: ArrayRecord) -> Schema:
     return {name: (np.dtype(a.dtype), tuple(a.shape)) for name, a in arrays.items()}
 
 
+def fits(arrays: ArrayRecord, schema: Schema) -> bool:
+    """Whether arrays are of the same model; one-dimensional bytes may be of any length."""
+    found = schema_of(arrays)
+    return list(found) == list(schema) and all(
+        found[name] == (dtype, shape) or (found[name][0] == dtype and _opaque(dtype, shape))
+        for name, (dtype, shape) in schema.items()
+    )
+
+
 def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
     """Say what is wrong with an aggregate, or nothing if it may become the model.
 
@@ -30,12 +39,15 @@ def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
     for name, array in arrays.items():
         values = array.numpy()
         dtype, shape = schema[name]
-        opaque = dtype == np.uint8 and len(shape) == 1
-        if values.shape != shape and not opaque:
+        if values.shape != shape and not _opaque(dtype, shape):
             return f"the aggregate's {name!r} has shape {values.shape}, expected {shape}"
         if not np.all(np.isfinite(values)):
             return f"the aggregate's {name!r} is not finite"
     return ""
+
+
+def _opaque(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    return dtype == np.uint8 and len(shape) == 1
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from fl_app.events import RoundReport
+from fl_app.strategy.report import DECIDED, ShadowReport
 
 WIDTH = 100
 
@@ -22,6 +24,56 @@ def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> 
         return f"{head}  failed: {report.reason}  ({left})"
     score = f"  {metric} {report.metrics[metric]:.4f}" if metric else ""
     return f"{head}{score}  version {report.version} {_stage(report)}  ({left})"
+
+
+def shadow_line(report: ShadowReport) -> str:
+    """One line on a shadow round: its scores, what all rounds together say, what it cost."""
+    test, scores = report.test, report.scores
+    if report.why and not report.extra_bytes:
+        return f"shadow evaluation of version {report.candidate}: {report.why}"
+    new = "nothing new"
+    if scores:
+        new = f"{scores['candidate']:.4f} against {scores['champion']:.4f}"
+    told = [
+        f"shadow round {test.rounds}/{report.budget}  version {report.candidate}",
+        f"{report.metric} {new}",
+        _counts(report),
+        f"evidence {_evidence(report)}",
+        f"{_bytes(report.extra_bytes)} extra",
+        f"decided: {test.outcome}" if report.why == DECIDED else report.why,
+    ]
+    return "  ".join(filter(None, told))
+
+
+def shadow_reason(report: ShadowReport) -> str:
+    """What a shadow evaluation came to, as the version's tag and the journal keep it."""
+    test = report.test
+    verb = "undecided beside" if test.outcome == "undecided" else f"{test.outcome} than"
+    found = f"{verb} version {report.champion} on the nodes: {_counts(report)}"
+    if math.isfinite(test.mean_difference):
+        side = "better" if test.mean_difference > 0 else "worse"
+        found += f", {report.metric} {abs(test.mean_difference):.4f} {side} on average"
+    rounds = f"{test.rounds} round{'' if test.rounds == 1 else 's'}"
+    why = "" if report.why == DECIDED else f"; {report.why}"
+    return f"{found}, evidence {_evidence(report)}, {rounds}{why}"
+
+
+def _counts(report: ShadowReport) -> str:
+    test, what = report.test, "pairs of nodes" if report.ab_test else "nodes"
+    equal = f", equal on {test.equal}" if test.equal else ""
+    total = test.better + test.worse + test.equal
+    return f"better on {test.better}, worse on {test.worse}{equal} of {total} {what}"
+
+
+def _evidence(report: ShadowReport) -> str:
+    test = report.test
+    best = max(test.evidence_better, test.evidence_worse)
+    side = "better" if test.evidence_better >= test.evidence_worse else "worse"
+    return f"{best:.3g} for {side} ({test.needed:.3g} decides)"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def session_table(reports: Sequence[RoundReport], metric: str | None) -> str:

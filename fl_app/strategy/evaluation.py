@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.provenance import NodeScore
+from fl_app.strategy.report import ShadowReport
 from registry import Evidence, ExampleScores, Results
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -88,6 +89,7 @@ def gather_evidence(
     *,
     champion: Scored | None,
     best: Mapping[str, float] | None,
+    looks: int,
 ) -> Evidence:
     """Put side by side what gates look at; nodes are paired where both had the same data."""
     name, old = metric or "", champion or Scored({})
@@ -99,6 +101,7 @@ def gather_evidence(
         champion_results=old.results,
         nodes={n.node_id: {name: n.score} for n in nodes},
         champion_nodes={n.node_id: {name: old.nodes[n.key]} for n in nodes if n.key in old.nodes},
+        looks=looks,
     )
 
 
@@ -118,6 +121,21 @@ def round_metrics(
         **plain_metrics(clients, prefix="" if plain_clients else "client/"),
         **holdout,
     }
+
+
+def shadow_metrics(report: ShadowReport) -> dict[str, float]:
+    """The metrics of a shadow round: means of this round, and the evidence of all so far."""
+    means = {f"shadow/{arm}/{report.metric}": mean for arm, mean in report.scores.items()}
+    test = report.test
+    return finite(
+        {
+            **means,
+            "shadow/difference": test.mean_difference,
+            "shadow/evidence-better": test.evidence_better,
+            "shadow/evidence-worse": test.evidence_worse,
+            "shadow/extra-bytes": float(report.extra_bytes),
+        }
+    )
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -39,12 +39,15 @@ from fl_app.strategy.evaluation import (
     holdout_record,
     require_metric,
     round_metrics,
+    shadow_metrics,
 )
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries, version_tags
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
+from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
+from fl_app.strategy.shadow_messages import NodeEvaluation
 from registry import (
     FederatedLearningTracker,
     ModelManager,
@@ -82,6 +85,9 @@ class LifecycleStrategy(Strategy):
     approval : "manual" | "auto"
         ``manual``: what passes the gates of Production waits in Staging, marked
         ``approval=pending``. ``auto``: the best of the session is promoted at its end.
+    shadow : ShadowEvaluation | None
+        Have the nodes compare what passed with Production first: what is worse is archived, and
+        where they are undecided it waits for a person, also with ``auto``.
     registered_model_name : str
         Name of the model in the default store; one for each app that shares a store.
     store, tracker : ModelStore, Tracker
@@ -125,6 +131,7 @@ class LifecycleStrategy(Strategy):
         mode: Literal["max", "min"] = "max",
         policy: Policy | None = None,
         approval: Literal["manual", "auto"] = "manual",
+        shadow: ShadowEvaluation | None = None,
         registered_model_name: str = "fl-global-model",
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
@@ -144,6 +151,7 @@ class LifecycleStrategy(Strategy):
         self.mode = mode
         self.policy = policy if policy is not None else default_policy(metric, mode)
         self.approval = approval
+        self.shadow = shadow
         self.store = store or ModelManager(None, registered_model_name, home=home)
         self.tracker = tracker or FederatedLearningTracker(home=home)
         self.monitor = monitor
@@ -242,7 +250,13 @@ class LifecycleStrategy(Strategy):
         forget_rounds(session.folder, before=closed.round)
         # Gate.
         evidence = gather_evidence(
-            metrics, holdout, closed.node_scores, self.metric, champion=champion, best=session.best
+            metrics,
+            holdout,
+            closed.node_scores,
+            self.metric,
+            champion=champion,
+            best=session.best,
+            looks=session.num_rounds,
         )
         decision = decide_stage(self.policy, evidence)
         # Stage.
@@ -293,6 +307,8 @@ class LifecycleStrategy(Strategy):
                 grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config
             )
             self._wait_for_worker()
+            nodes = NodeEvaluation(self.strategy, grid, num_rounds, evaluate_config, timeout)
+            self._shadow_rounds(session, nodes)
             self._conclude(session)
             for report in session.reports:
                 if not report.failed and evaluate_fn is not None:
@@ -349,9 +365,24 @@ class LifecycleStrategy(Strategy):
         staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
         session.best = staged.metrics if staged is not None else None
 
+    def _shadow_rounds(self, session: Session, evaluation: NodeEvaluation) -> None:
+        """Have the nodes score what waits for approval and Production, side by side."""
+        for report in shadow_rounds(
+            self.shadow,
+            self.store,
+            metric=self.metric,
+            mode=self.mode,
+            schema=session.schema,
+            evaluation=evaluation,
+        ):
+            session.shadow = report
+            self.tracker.log_metrics(shadow_metrics(report), step=report.server_round)
+
     def _conclude(self, session: Session) -> None:
         """Promote if nobody needs to be asked, log the pictures, print the table."""
-        if self.approval == "auto":
+        if session.shadow is not None:
+            session.settle(self.store, session.shadow, promote=self.approval == "auto")
+        elif self.approval == "auto":
             session.promote_waiting(self.store)
         self.hooks.look()
         session.log_artifacts(self.store, self.tracker, self.artifacts)

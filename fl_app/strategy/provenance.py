@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 
 from flwr.app import ConfigRecord, Message, MetricRecord
 
-from fl_app.strategy.report import Origin
+from fl_app.strategy.report import Origin, ShadowReport
 from fl_app.summaries import SUMMARY_RECORD
 
 NODE_RECORD = "node"
@@ -115,6 +116,15 @@ def read_node_scores(tags: Mapping[str, str]) -> dict[str, float]:
         return {str(k): float(v) for k, v in json.loads(tags.get(NODE_SCORES, "{}")).items()}
     except (ValueError, TypeError, AttributeError):  # anybody may write tags
         return {}
+
+
+def shadow_tag(report: ShadowReport) -> str:
+    """What a version's tag ``shadow`` holds: the result and its numbers as JSON."""
+    numbers = {**asdict(report.test), "extra_bytes": report.total_bytes}
+    kept = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in numbers.items()}
+    return json.dumps(
+        {"champion": report.champion, "metric": report.metric, **kept, "why": report.why}
+    )
 
 
 def app_version() -> str:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from fl_app.events import RoundReport
+from registry.sequential import SequentialResult
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,50 @@ class DataUsed:
     source: str = ""
 
 
+DECIDED = "decided"
+"""Why no shadow round follows, if all went well."""
+
+
+@dataclass(frozen=True)
+class ShadowReport:
+    """A candidate beside the champion on the nodes' own data, after a shadow round.
+
+    Attributes
+    ----------
+    candidate, champion : str
+        The version that waits for approval and the one in Production.
+    metric : str
+        The metric that the nodes report.
+    test : SequentialResult
+        What all rounds together say.
+    server_round : int
+        Number of the round for the inner strategy and MLflow; training rounds come before.
+    budget : int
+        Most rounds there may be.
+    ab_test : bool
+        Whether each node scored one of the two only.
+    scores : Mapping[str, float]
+        Mean of the metric over the nodes that this round counted, for ``candidate`` and
+        ``champion``; empty if it counted none.
+    extra_bytes, total_bytes : int
+        Bytes of the records that were sent and received, in this round and in all of the session.
+    why : str
+        Why no round follows; empty if one does.
+    """
+
+    candidate: str
+    champion: str
+    metric: str
+    test: SequentialResult
+    server_round: int
+    budget: int
+    ab_test: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)
+    extra_bytes: int = 0
+    total_bytes: int = 0
+    why: str = ""
+
+
 @dataclass(frozen=True)
 class SessionReport:
     """A whole session, for those who make pictures or files of it.
@@ -66,12 +111,15 @@ class SessionReport:
         For each metric its values as ``(step, value)``; step 0 is before the first round.
     weights : Path | None
         Weights file of the best version, or of the last one where none was staged.
+    shadow : ShadowReport | None
+        The end of the shadow evaluation; None if there was none.
     """
 
     rounds: tuple[RoundReport, ...]
     run_id: str
     history: Mapping[str, tuple[tuple[int, float], ...]]
     weights: Path | None
+    shadow: ShadowReport | None = None
 
 
 Artifacts = Callable[[SessionReport, Path], Iterable[Path]]

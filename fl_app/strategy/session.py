@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from fl_app.events import RoundReport, SessionEnded, SessionStarted
-from fl_app.strategy.checkpoint import Schema, load_round, schema_of
+from fl_app.events import Approval, RoundReport, SessionEnded, SessionStarted
+from fl_app.strategy.checkpoint import Schema, fits, load_round
+from fl_app.strategy.console import shadow_reason
 from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate
-from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores
-from fl_app.strategy.report import Artifacts, Origin, SessionReport
-from registry import Decision, ModelStore, Stage, Tracker
+from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores, shadow_tag
+from fl_app.strategy.report import Artifacts, Origin, SessionReport, ShadowReport
+from registry import Decision, ModelStore, Stage, StageError, Tracker
 
+logger = logging.getLogger("flwr.fl_app")
+
+SHADOW = "shadow evaluation: "
+"""What the words on a shadow evaluation begin with, in a version's reason."""
 MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
 MAX_REASON = 500
@@ -74,6 +80,8 @@ class Session:
         What aggregation made of the round that is under way.
     unfinished : Future | None
         The round that the worker has in hand.
+    shadow : ShadowReport | None
+        What the shadow evaluation at the end has come to.
     """
 
     run_id: str
@@ -90,6 +98,7 @@ class Session:
     current: ClosedRound | FailedRound = field(default_factory=lambda: FailedRound(0, "no round"))
     unfinished: Future[None] | None = None
     reports: list[RoundReport] = field(default_factory=list)
+    shadow: ShadowReport | None = None
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def started(self, origin: Origin, store: ModelStore) -> SessionStarted:
@@ -155,7 +164,7 @@ class Session:
             return None
         if version not in self.scores:
             arrays = load_round(store.weights_path(version))
-            comparable = schema_of(arrays) == self.schema
+            comparable = fits(arrays, self.schema)
             self.scores[version] = evaluate(self.evaluate_fn if comparable else None, 0, arrays)
         return self.scores[version]
 
@@ -216,6 +225,34 @@ class Session:
                 store.set_version_tags(report.version, {"approval": "approved"})
                 self.reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
+    def settle(self, store: ModelStore, shadow: ShadowReport, *, promote: bool) -> None:
+        """Do what a shadow evaluation asks for: archive what is worse; ``promote`` what is better.
+
+        What is neither, or has been moved meanwhile by a person, is left to people.
+        """
+        version, said = shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
+        gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
+        reason = f"{gates}; {said}".removeprefix("; ")
+        store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
+        logger.info("version %s: %s", version, said)
+        champion = store.get_latest_version(Stage.PRODUCTION)
+        try:
+            if champion != shadow.champion:
+                logger.warning("version %s is in Production by now: a person decides", champion)
+            elif shadow.test.outcome == "worse":
+                store.reject_version(version, actor="policy", reason=said)
+            elif shadow.test.outcome == "better" and promote:
+                store.approve_version(version, actor="policy", reason=reason)
+        except StageError as error:
+            logger.warning("the shadow evaluation changes nothing: %s", error)
+        record = store.get_version(version)
+        for index, report in enumerate(self.reports):
+            if report.version == version:
+                approval = cast("Approval", record.tags.get("approval", report.approval))
+                self.reports[index] = replace(
+                    report, stage=record.stage, approval=approval, reason=reason
+                )
+
     def seconds_left(self, server_round: int) -> float:
         """Time that the rounds after ``server_round`` will take at the pace so far."""
         pace = (time.monotonic() - self.started_at) / server_round
@@ -245,4 +282,5 @@ class Session:
             run_id=self.run_id,
             history={name: tuple(values) for name, values in self.history.items()},
             weights=store.weights_path(shown[0]) if shown else None,
+            shadow=self.shadow,
         )

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of a shadow round: who scores which model, and which answers belong together."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.exception import AppExitException
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_app.strategy.provenance import NodeScore, node_scores
+from fl_app.strategy.shadow_scores import Paired
+
+logger = logging.getLogger("flwr.fl_app")
+
+Arm = Literal["candidate", "champion"]
+ARMS: tuple[Arm, Arm] = ("candidate", "champion")
+
+_LONGEST = 120  # characters of a node's error that are told
+
+
+@dataclass
+class NodeEvaluation:
+    """How a session has nodes evaluate: the inner strategy's way, on the session's grid.
+
+    Attributes
+    ----------
+    strategy : Strategy
+        Chooses the nodes and writes their messages.
+    grid : Grid
+        Where these are sent.
+    server_round : int
+        The last round that the strategy was told; its numbers go on from there.
+    config : ConfigRecord | None
+        The evaluate config of the session.
+    timeout : float
+        Seconds to wait for a round's replies.
+    """
+
+    strategy: Strategy
+    grid: Grid
+    server_round: int
+    config: ConfigRecord | None
+    timeout: float
+
+    def messages(self, arrays: ArrayRecord) -> list[Message]:
+        """Return the strategy's messages of one more round."""
+        self.server_round += 1
+        config = self.config if self.config is not None else ConfigRecord()
+        number, grid = self.server_round, self.grid
+        return list(self.strategy.configure_evaluate(number, arrays, config, grid))
+
+    def send(self, messages: Sequence[Message]) -> list[Message]:
+        """Send messages and return the replies."""
+        if not messages:
+            return []
+        return list(self.grid.send_and_receive(messages, timeout=self.timeout))
+
+    def aggregate(self, replies: Sequence[Message]) -> None:
+        """Let the strategy see the replies to its own messages, as after any round."""
+        try:
+            self.strategy.aggregate_evaluate(self.server_round, replies)
+        except AppExitException as error:
+            logger.warning("shadow evaluation: the replies do not fit together: %s", error)
+
+    def nodes(self) -> set[str]:
+        """Return the ids of all connected nodes."""
+        return {str(node_id) for node_id in self.grid.get_node_ids()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message on its way: which pair of scores it serves, and whose score it asks for."""
+
+    pair: int
+    arm: Arm
+    node: str
+    message: Message
+
+
+def ask_both(
+    messages: Iterable[Message], models: Mapping[Arm, ArrayRecord], skip: Iterable[str]
+) -> list[Asked]:
+    """Have each node score both models: the inner strategy's message, and one like it."""
+    skipped = set(skip)
+    return [
+        asked
+        for number, message in enumerate(messages)
+        if _node(message) not in skipped
+        for asked in (_asked(number, arm, message, models) for arm in ARMS)
+    ]
+
+
+def ask_one_each(
+    messages: Iterable[Message],
+    models: Mapping[Arm, ArrayRecord],
+    skip: Iterable[str],
+    chance: random.Random,
+) -> list[Asked]:
+    """Have each node score one model: nodes are paired at random, and so is who scores which."""
+    skipped = set(skip)
+    free = [message for message in messages if _node(message) not in skipped]
+    chance.shuffle(free)
+    couples = zip(free[::2], free[1::2], strict=False)  # an odd one out is not asked
+    return [
+        _asked(number, arm, message, models)
+        for number, couple in enumerate(couples)
+        for arm, message in zip(ARMS, couple, strict=True)
+    ]
+
+
+def _asked(number: int, arm: Arm, message: Message, models: Mapping[Arm, ArrayRecord]) -> Asked:
+    return Asked(number, arm, _node(message), _with_arrays(message, models, arm))
+
+
+def _node(message: Message) -> str:
+    return str(message.metadata.dst_node_id)
+
+
+def _with_arrays(message: Message, models: Mapping[Arm, ArrayRecord], arm: Arm) -> Message:
+    """Return the message, with the champion's arrays in place of the candidate's if need be."""
+    if arm == "candidate":
+        return message
+    content = RecordDict(
+        {
+            key: models["champion"] if record == models["candidate"] else record
+            for key, record in message.content.items()
+        }
+    )
+    sent = message.metadata
+    return Message(
+        content, sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
+    )
+
+
+def carries(message: Message, arrays: ArrayRecord) -> bool:
+    """Whether a message brings these arrays as they are."""
+    return any(record == arrays for record in message.content.array_records.values())
+
+
+def size(messages: Iterable[Message]) -> int:
+    """Bytes of the records in messages; Flower's own headers come on top."""
+    return sum(
+        record.count_bytes()
+        for message in messages
+        if message.has_content()
+        for record in message.content.values()
+    )
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The replies of a shadow round beside what was asked.
+
+    A reply is told by the id of the message that it answers, which Flower gives a message as it
+    is sent, and which errors bear too. No message says which of the two models it brings.
+    """
+
+    asked: Sequence[Asked]
+    replies: Sequence[Message]
+    metric: str
+
+    def of(self, arm: Arm) -> list[Message]:
+        """Return the replies on one model."""
+        ids = {asked.message.metadata.message_id for asked in self.asked if asked.arm == arm}
+        return [m for m in self.replies if m.metadata.reply_to_message_id in ids]
+
+    def pairs(self) -> Iterator[Paired | str]:
+        """Return each pair of scores, or what keeps it from being one."""
+        for candidate, champion in zip(self.asked[::2], self.asked[1::2], strict=True):
+            yield self._pair(candidate, champion)
+
+    def _pair(self, *couple: Asked) -> Paired | str:
+        by_id = {m.metadata.reply_to_message_id: m for m in self.replies}
+        scores = []
+        for asked in couple:
+            reply = by_id.get(asked.message.metadata.message_id)
+            score = _score(reply, self.metric)
+            if isinstance(score, str):
+                return f"node {asked.node}, asked about the {asked.arm}: {score}"
+            scores.append(score)
+        nodes = tuple(dict.fromkeys(asked.node for asked in couple))
+        keys = tuple(score.key for score in scores)
+        if len(nodes) == 1 and keys[0] != keys[1]:
+            return f"node {nodes[0]}: its data changed between its two answers"
+        return Paired(scores[0].score, scores[1].score, nodes, keys[: len(nodes)])
+
+
+def _score(reply: Message | None, metric: str) -> NodeScore | str:
+    """What a reply says, or what is wrong with it."""
+    if reply is None:
+        return "no answer in time"
+    if reply.has_error():
+        return " ".join((reply.error.reason or f"error {reply.error.code}").split())[:_LONGEST]
+    found = node_scores([reply], metric)
+    if found:
+        return found[0]
+    seen = next(iter(reply.content.metric_records.values()), MetricRecord())
+    return f"no {metric!r} in the answer, but {sorted(seen)}"
