@@ -35,7 +35,6 @@ from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
     finite,
-    gather_evidence,
     holdout_record,
     require_metric,
     round_metrics,
@@ -249,15 +248,7 @@ class LifecycleStrategy(Strategy):
         )
         forget_rounds(session.folder, before=closed.round)
         # Gate.
-        evidence = gather_evidence(
-            metrics,
-            holdout,
-            closed.node_scores,
-            self.metric,
-            champion=champion,
-            best=session.best,
-            looks=session.num_rounds,
-        )
+        evidence = session.evidence(metrics, holdout, closed, metric=self.metric, champion=champion)
         decision = decide_stage(self.policy, evidence)
         # Stage.
         report = session.stage(self.store, version, decision, closed, metrics)

@@ -17,10 +17,10 @@ from flwr.app import ArrayRecord, MetricRecord
 from fl_app.events import Approval, RoundReport, SessionEnded, SessionStarted
 from fl_app.strategy.checkpoint import Schema, fits, load_round
 from fl_app.strategy.console import shadow_reason
-from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate
+from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate, gather_evidence
 from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores, shadow_tag
 from fl_app.strategy.report import Artifacts, Origin, SessionReport, ShadowReport
-from registry import Decision, ModelStore, Stage, StageError, Tracker
+from registry import Decision, Evidence, ModelStore, Stage, StageError, Tracker
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -175,6 +175,26 @@ class Session:
         if version is None or scored is None:
             return None
         return replace(scored, nodes=read_node_scores(store.get_version(version).tags))
+
+    def evidence(
+        self,
+        metrics: Mapping[str, float],
+        holdout: Scored,
+        closed: ClosedRound,
+        *,
+        metric: str | None,
+        champion: Scored | None,
+    ) -> Evidence:
+        """What the gates look at after a round."""
+        return gather_evidence(
+            metrics,
+            holdout,
+            closed.node_scores,
+            metric,
+            champion=champion,
+            best=self.best,
+            looks=self.num_rounds,
+        )
 
     def stage(
         self,
