@@ -112,12 +112,12 @@ class Guard:
         return cls(token, names, limit)
 
     def admit(self, request: Request) -> None:
-        """Let a request through, or refuse it.
+        """Let a request through to the question of who asks, or refuse it.
 
         Raises
         ------
         ApiError
-            401, 403 or 429.
+            403 or 429.
         """
         host = request.environ.get("HTTP_HOST", "")
         self._check_host(host)
@@ -129,8 +129,30 @@ class Guard:
                 raise ApiError(
                     429, f"Too many requests; try again in {later} s.", Retry_After=later
                 )
-        if self.token is not None and request.path not in OPEN_PATHS:
-            self._check_token(request.headers.get("Authorization", ""))
+
+    def admit_bearer(self, request: Request) -> None:
+        """Let whoever names the token through; without a token, and to what is open, anybody.
+
+        Raises
+        ------
+        ApiError
+            401.
+        """
+        if self.token is None or request.path in OPEN_PATHS:
+            return
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if not (self.is_token(given.strip()) and scheme.lower() == "bearer"):
+            raise ApiError(
+                401,
+                "The token is missing or wrong; send the header 'Authorization: Bearer <token>'.",
+                WWW_Authenticate="Bearer",
+            )
+
+    def is_token(self, given: str) -> bool:
+        """Whether a text is the token, in a time that does not depend on how much is right."""
+        expected = (self.token or "").encode()
+        same = hmac.compare_digest(given.encode("utf-8", "replace"), expected)
+        return same and self.token is not None
 
     def _check_host(self, host: str) -> None:
         found = _HOST.match(host)
@@ -145,20 +167,13 @@ class Guard:
         if origin is not None and origin.lower() not in own:
             raise ApiError(403, "Web pages of another origin may not use this API.")
 
-    def _check_token(self, header: str) -> None:
-        scheme, _, given = header.partition(" ")
-        expected = (self.token or "").encode()
-        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), expected)
-        if not (same and scheme.lower() == "bearer"):
-            raise ApiError(
-                401,
-                "The token is missing or wrong; send the header 'Authorization: Bearer <token>'.",
-                WWW_Authenticate="Bearer",
-            )
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
 
 
-def check_form(request: Request) -> bytes:
-    """Return the body of a request that changes something, if it may be read as JSON.
+def read_body(request: Request, kind: str = JSON) -> bytes:
+    """Return the body of a request that changes something, if it says that it is of that kind.
 
     Raises
     ------
@@ -167,11 +182,10 @@ def check_form(request: Request) -> bytes:
     """
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     coded = request.headers.get("Content-Encoding", "identity").lower() != "identity"
-    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8") or coded:
+    if request.mimetype != kind or charset not in ("utf-8", "utf8") or coded:
+        name = "JSON" if kind == JSON else "form fields"
         raise ApiError(
-            415,
-            "The body must be plain JSON in UTF-8; send the header "
-            "'Content-Type: application/json'.",
+            415, f"The body must be plain {name} in UTF-8; send the header 'Content-Type: {kind}'."
         )
     length = request.content_length
     body = b"" if length is not None and length > MAX_BODY else request.get_data()

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fl_app.retraining.manager import RetrainingManager
+from fl_app.retraining.standing import standing
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TOLD = {
@@ -24,10 +25,11 @@ _TOLD = {
 
 def monitor_metrics(manager: RetrainingManager) -> dict[str, Any]:
     """Return the scores, and how many requests have each outcome."""
+    known = standing(manager)
     return {
-        "best_accuracy": manager.best_accuracy,
-        "current_accuracy": manager.current_accuracy,
-        "accuracy_threshold": manager.accuracy_threshold,
+        "best_accuracy": known.best,
+        "current_accuracy": known.current,
+        "accuracy_threshold": known.threshold,
         "monitoring": manager.monitoring,
         "requests": {str(outcome): n for outcome, n in manager.store.counts().items()},
     }

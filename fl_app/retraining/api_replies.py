@@ -29,7 +29,7 @@ class Once:
         self._owner = uuid.uuid4().hex
 
     def __call__(self, work: Callable[[str], Answer], *, repeatable: bool = True) -> Response:
-        """Do the work, unless it was done.
+        """Answer the request at hand: do its work, unless it was done.
 
         Parameters
         ----------
@@ -42,6 +42,19 @@ class Once:
         if key is None:
             return reply(*work(uuid.uuid4().hex))
         asked = f"{request.path}\n{json.dumps(g.body, sort_keys=True)}"
+        status, answer, headers = self.under(key, asked, work, repeatable=repeatable)
+        return reply(status, answer, **headers)
+
+    def under(
+        self, key: str, asked: str, work: Callable[[str], Answer], *, repeatable: bool = True
+    ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
+        """Return status, answer and headers of what is asked under a key.
+
+        Raises
+        ------
+        ApiError
+            409 or 422 if the key is in use; a 5xx of the work, which may be tried again.
+        """
         digest = hashlib.sha256(asked.encode()).hexdigest()
         now = datetime.now(UTC)
         claim = self._memory.claim_key(key, digest, owner=self._owner, now=now, retake=repeatable)
@@ -56,9 +69,11 @@ class Once:
                 "try again, and if it stays so, look at what was done and use a new key.",
                 Retry_After="1",
             )
-        return reply(claim.status, json.loads(claim.body), Idempotency_Replayed="true")
+        return claim.status, json.loads(claim.body), {"Idempotency-Replayed": "true"}
 
-    def _first(self, key: str, work: Callable[[], Answer]) -> Response:
+    def _first(
+        self, key: str, work: Callable[[], Answer]
+    ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
         status, answer, headers = None, dict[str, Any](), dict[str, str]()
         try:
             status, body = work()
@@ -69,7 +84,7 @@ class Once:
             status, answer, headers = error.status, dict(error.answer), error.headers
         finally:
             self._memory.answer_key(key, status, json.dumps(answer))
-        return reply(status, answer, **headers)
+        return status, answer, headers
 
 
 def reply(status: int, answer: object, **headers: str) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
-from fl_app.retraining.api_guard import SAFE_METHODS, Guard, check_form
+from fl_app.retraining.api_guard import SAFE_METHODS, Guard, read_body
 from fl_app.retraining.api_input import (
     MAX_BODY,
     ApiError,
@@ -32,8 +32,10 @@ from fl_app.retraining.api_metrics import (
     monitor_metrics,
     prometheus_text,
 )
+from fl_app.retraining.api_page import page_routes, problem
 from fl_app.retraining.api_replies import Answer, Once, reply
-from fl_app.retraining.api_versions import add_version_routes
+from fl_app.retraining.api_session import PAGE, SignIns
+from fl_app.retraining.api_versions import Versions, add_version_routes
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.triggers import Outcome
 from registry import ModelStore
@@ -45,6 +47,7 @@ QUERIES = {
     "metrics": {"format"},
     "trigger_history": {"limit", "before"},
     "list_versions": {"limit", "before"},
+    "page.show": {"metric"},
 }
 """What may stand behind the question mark, by route."""
 STATUSES = {
@@ -76,8 +79,11 @@ def make_app(
     once = Once(manager.store)
     _add_monitor_routes(app, manager, once)
     _add_metrics_route(app, manager, all_metrics(manager, collectors))
-    if store is not None:
-        add_version_routes(app, store, once)
+    versions = None if store is None else Versions(store)
+    if versions is not None:
+        add_version_routes(app, versions, once)
+    signs = SignIns(app, needed=guard.token is not None)
+    app.register_blueprint(page_routes(manager, versions, once, signs, guard))
     _add_description(app, guard, versions=store is not None)
     return app
 
@@ -85,6 +91,8 @@ def make_app(
 def _before(guard: Guard) -> None:
     """All checks that do not depend on the route, in front of it."""
     guard.admit(request)
+    if request.blueprint != PAGE:  # where people sign in with the token instead
+        guard.admit_bearer(request)
     if request.routing_exception is not None:
         raise request.routing_exception
     unknown = set(request.args) - QUERIES.get(request.endpoint or "", set())
@@ -92,14 +100,14 @@ def _before(guard: Guard) -> None:
         raise ApiError(400, f"?{sorted(unknown)[0][:80]}= is not known here; leave it out.")
     if any(len(values) > 1 for _, values in request.args.lists()):
         raise ApiError(400, "A query parameter is there twice; send it once.")
-    if request.method not in SAFE_METHODS:
-        g.body = json_object(check_form(request))
+    if request.method not in SAFE_METHODS and request.blueprint != PAGE:
+        g.body = json_object(read_body(request))
 
 
 def _after(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Content-Security-Policy"] = "default-src 'none'"
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
     return response
 
 
@@ -167,8 +175,15 @@ def _add_description(app: Flask, guard: Guard, *, versions: bool) -> None:
         return reply(200, description)
 
 
+def _problem(status: int, answer: Mapping[str, str], **headers: str) -> Response:
+    """An error as JSON, or for people where it is the page's."""
+    if request.blueprint == PAGE:
+        return problem(status, answer["detail"], headers)
+    return reply(status, answer, **headers)
+
+
 def _refused(error: ApiError) -> Response:
-    return reply(error.status, error.answer, **error.headers)
+    return _problem(error.status, error.answer, **error.headers)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -180,15 +195,17 @@ def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
     detail = details.get(status, "The request cannot be read; check its address and headers.")
     headers = {k: v for k, v in error.get_headers() if k in ("Allow", "Retry-After")}
-    return reply(status, error_answer(status, detail), **headers)
+    return _problem(status, error_answer(status, detail), **headers)
 
 
 def _no_memory(error: SQLAlchemyError) -> Response:
     logger.warning("the monitor's memory did not answer the API: %s", type(error).__name__)
     detail = "The monitor's memory does not answer; nothing is known to be done, try again."
-    return reply(503, error_answer(503, detail), Retry_After="1")
+    return _problem(503, error_answer(503, detail), Retry_After="1")
 
 
 def _bug(error: Exception) -> Response:
     logger.error("the API failed on %s", request.endpoint, exc_info=error)
-    return reply(500, error_answer(500, "Something went wrong here; the server's log tells more."))
+    return _problem(
+        500, error_answer(500, "Something went wrong here; the server's log tells more.")
+    )

@@ -14,9 +14,11 @@ from flask import Flask, Response, g, request
 
 from fl_app.retraining.api_input import ApiError, checked_fields, number_argument, text_field
 from fl_app.retraining.api_replies import Answer, Once, reply
+from fl_app.retraining.page.overview import Look
 from registry import (
     ArtifactError,
     InvalidName,
+    JournalError,
     ModelStore,
     RegistryError,
     Stage,
@@ -38,42 +40,43 @@ STATUSES: Mapping[type[RegistryError], int] = {
 """HTTP status of the registry's errors; 500 for all others."""
 
 
-def add_version_routes(app: Flask, store: ModelStore, once: Once) -> None:
+def add_version_routes(app: Flask, versions: Versions, once: Once) -> None:
     """Add the routes to an app."""
-    versions = _Versions(store)
 
     @app.get("/versions")
     def list_versions() -> Response:
         limit = number_argument(request.args, "limit", 100, 1000)
         before = request.args.get("before")
-        return reply(200, versions.rows(limit, before if before is None else _number(before)))
+        return reply(
+            200, versions.rows(limit, before if before is None else version_number(before))
+        )
 
     @app.post("/versions/<version>/promote")
     def promote(version: str) -> Response:
-        number, by, to = _number(version), _by(to=str), g.body.get("to", "production")
+        number, by, to = version_number(version), _by(to=str), g.body.get("to", "production")
         if to not in ("production", "staging"):
             raise ApiError(400, "The field 'to' must be 'production' or 'staging'.")
         return once(lambda _: versions.promote(number, to, by))
 
     @app.post("/versions/<version>/approve")
     def approve(version: str) -> Response:
-        number, by = _number(version), _by()
+        number, by = version_number(version), _by()
         return once(lambda _: versions.approve(number, by))
 
     @app.post("/versions/<version>/reject")
     def reject(version: str) -> Response:
-        number, by = _number(version), _by()
+        number, by = version_number(version), _by()
         return once(lambda _: versions.reject(number, by))
 
     @app.post("/rollback")
     def roll_back() -> Response:
         by, to = _by(to=str), g.body.get("to")
-        goal = None if to is None else _number(to)
+        goal = None if to is None else version_number(to)
         return once(lambda _: versions.roll_back(goal, by), repeatable=goal is not None)
 
 
 @dataclass(frozen=True)
-class _By:
+class By:
     """Who decides, and why."""
 
     actor: str
@@ -81,7 +84,7 @@ class _By:
 
 
 @dataclass(frozen=True)
-class _Versions:
+class Versions:
     """The registry, with its errors as the API's."""
 
     store: ModelStore
@@ -96,7 +99,16 @@ class _Versions:
         older = [row for row in rows if before is None or int(row["version"]) < int(before)]
         return older[:limit]
 
-    def promote(self, version: str, to: str, by: _By) -> Answer:
+    def look(self) -> Look:
+        """All versions and the journal, for the page; a journal that breaks off is told."""
+        with self._asked():
+            try:
+                entries = self.store.history()
+                return Look(tuple(self.store.list_all_versions()), entries)
+            except JournalError as error:
+                return Look((), error.before, str(error))
+
+    def promote(self, version: str, to: str, by: By) -> Answer:
         with self._asked():
             if to == "staging":
                 self.store.promote_to_staging(version, actor=by.actor, reason=by.reason)
@@ -105,18 +117,18 @@ class _Versions:
             self.store.set_version_tags(version, {"approval": "approved"})
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
-    def approve(self, version: str, by: _By) -> Answer:
+    def approve(self, version: str, by: By) -> Answer:
         """Like a promotion, of a version that waits for it."""
         with self._asked():
             self.store.approve_version(version, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
-    def reject(self, version: str, by: _By) -> Answer:
+    def reject(self, version: str, by: By) -> Answer:
         with self._asked():
             self.store.reject_version(version, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.ARCHIVED)}
 
-    def roll_back(self, to: str | None, by: _By) -> Answer:
+    def roll_back(self, to: str | None, by: By) -> Answer:
         with self._asked():
             version = self.store.rollback(to, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
@@ -133,14 +145,14 @@ class _Versions:
             self.places.release()
 
 
-def _number(text: str) -> str:
+def version_number(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text, re.ASCII):
         raise ApiError(404, "That is not a version; versions are numbers such as 3.")
     return text
 
 
-def _by(**more: type) -> _By:
+def _by(**more: type) -> By:
     """Read who decides and why from the body, and refuse fields beyond these and ``more``."""
     checked_fields(g.body, by=str, note=str, **more)
     actor = text_field(g.body, "by", "api", MAX_NAME)
-    return _By(actor, text_field(g.body, "note"))
+    return By(actor, text_field(g.body, "note"))

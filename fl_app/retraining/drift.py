@@ -13,9 +13,9 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from fl_app.retraining.drift_merge import (
 )
 from fl_app.retraining.drift_nodes import compare_with_kept, let_in
 from fl_app.retraining.drift_state import HISTORY, RECENT, SLOTS, DriftState, Window
-from fl_app.summaries import DataSummary, Feature
+from fl_app.summaries import DataSummary, Feature, FeatureKind
 
 Policy = Literal["evidence", "per_check"]
 DAY = 86_400.0
@@ -161,6 +161,37 @@ class DriftCheck:
         more = f" and {len(self.drifted) - 3} more" if len(self.drifted) > 3 else ""
         moved = max((found.nodes_moved for found in self.drifted), default=0)
         return f"the data moved: {names}{more}; {moved} of {self.nodes} nodes show it by themselves"
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole record, as JSON can hold it."""
+        return {
+            "features": [_found_to_json(found) for found in self.features],
+            "drifted": [_found_to_json(found) for found in self.drifted],
+            "nodes": self.nodes,
+            "rows": self.rows,
+            "height": self.height,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> DriftCheck:
+        """The record that ``to_json`` gave."""
+        return DriftCheck(
+            drifted=tuple(map(_found_from_json, value["drifted"])),
+            features=tuple(map(_found_from_json, value["features"])),
+            nodes=value["nodes"],
+            rows=value["rows"],
+            height=value["height"],
+        )
+
+
+def _found_to_json(found: FeatureDrift) -> list[Any]:
+    values = (found.p, found.evidence, found.effect, found.direction, found.nodes_moved)
+    return [found.feature.name, str(found.feature.kind), *values]
+
+
+def _found_from_json(value: Sequence[Any]) -> FeatureDrift:
+    name, kind, *values = value
+    return FeatureDrift(Feature(name, FeatureKind(kind)), *values)
 
 
 def check(

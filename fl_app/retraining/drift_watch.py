@@ -75,9 +75,16 @@ class DriftWatch:
         return found.reason if due else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Its state, as JSON can hold it."""
-        return self.state.to_json()
+        """Its state and what the last round showed, as JSON can hold it."""
+        last = None if self.last is None else self.last.to_json()
+        return {**self.state.to_json(), "last": last}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that was kept."""
-        self.state = DriftState.from_json(state)
+        self.state, self.last = DriftState.from_json(state), kept_check(state)
+
+
+def kept_check(state: Mapping[str, Any]) -> DriftCheck | None:
+    """What the last round with summaries showed, from what ``DriftWatch.to_json`` gave."""
+    last = state.get("last")
+    return None if last is None else DriftCheck.from_json(last)

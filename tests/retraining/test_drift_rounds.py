@@ -137,6 +137,8 @@ def test_evidence_and_reference_outlive_the_process(tmp_path: Path) -> None:
     session(first, Federation(tmp_path, begin=4).grid(), 5)
     again = RetrainingManager(drift=NO_SEASON, store=MonitorStore(url))
     assert again.drift.to_json() == first.drift.to_json()
+    assert again.drift.last == first.drift.last
+    assert again.drift.last is not None
     assert again.data_orders() == first.data_orders() == {"data-reference": "", "data-hold": True}
 
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is signed in on the page: a signed cookie that ends, and a token in each form."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from flask import request, session
+from flask.sessions import SecureCookieSessionInterface
+
+if TYPE_CHECKING:
+    from flask import Flask, Response
+    from flask.sessions import SessionMixin
+
+PAGE = "page"
+"""The blueprint that has sessions; the rest of the API knows none."""
+SIGNED_IN_FOR = timedelta(hours=8)
+MOST_ENDED = 4096
+"""Sessions that are remembered as signed out before their time."""
+
+
+class PageSessions(SecureCookieSessionInterface):
+    """Flask's signed cookie, under a name for each port, and for HTTPS only where it came by it.
+
+    Browsers send a host's cookies to all its ports, so two servers on one machine need two names.
+    """
+
+    salt = "fl-app page"
+    digest_method = staticmethod(hashlib.sha256)
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        if request.blueprint == PAGE:
+            super().save_session(app, session, response)
+
+    def get_cookie_name(self, app: Flask) -> str:
+        port = request.environ.get("HTTP_HOST", "").rpartition(":")[2]
+        return f"fl_app_{port}" if port.isascii() and port.isdigit() else "fl_app"
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return bool(session.get("https"))
+
+
+class SignIns:
+    """Signing in, staying so, and signing out. The key is this process's own and is never kept.
+
+    Parameters
+    ----------
+    app : Flask
+        The app whose cookies it signs.
+    needed : bool
+        Whether there is a token to sign in with; else everybody is.
+    """
+
+    def __init__(self, app: Flask, *, needed: bool) -> None:
+        self.needed = needed
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+        app.secret_key = secrets.token_bytes(32)
+        app.session_interface = PageSessions()
+        app.config["PERMANENT_SESSION_LIFETIME"] = SIGNED_IN_FOR
+        app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
+        app.config["SESSION_REFRESH_EACH_REQUEST"] = False
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether the visitor may see and change anything."""
+        if not self.needed:
+            return True
+        with self._lock:
+            ended = session.get("id") in self._ended
+        return not ended and time.time() < session.get("until", 0)
+
+    def begin(self) -> None:
+        """Sign the visitor in, under a new id."""
+        session.clear()
+        session["https"] = request.headers.get("Origin", "").startswith("https://")
+        session["id"] = secrets.token_hex(16)
+        session["until"] = time.time() + SIGNED_IN_FOR.total_seconds()
+
+    def end(self) -> None:
+        """Sign the visitor out; a copy of the cookie is worth nothing any more."""
+        with self._lock:
+            self._ended[session.get("id", "")] = None
+            while len(self._ended) > MOST_ENDED:
+                self._ended.popitem(last=False)
+        session.clear()
+
+
+def form_token() -> str:
+    """The token that each form of this visitor bears; made with the first form."""
+    if "form" not in session:
+        session.permanent = True
+        session["form"] = secrets.token_hex(16)
+    return str(session["form"])
+
+
+def is_own_form(given: str) -> bool:
+    """Whether a form that was sent is one that this visitor was given."""
+    expected = str(session.get("form", ""))
+    return bool(expected) and hmac.compare_digest(
+        given.encode("utf-8", "replace"), expected.encode()
+    )
