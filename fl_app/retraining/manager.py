@@ -8,11 +8,14 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from fl_app.dispatch import Hooks
+from fl_app.events import Hook
+from fl_app.retraining.calendar import Calendar
 from fl_app.retraining.callback import Callback, CallbackThread
 from fl_app.retraining.degradation import RULES, Mode
 from fl_app.retraining.drift import DriftSettings
@@ -20,7 +23,7 @@ from fl_app.retraining.drift_watch import DriftWatch
 from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
 from fl_app.retraining.schedule import Cron, Every, Schedule
 from fl_app.retraining.store import MonitorStore, default_url
-from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
+from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind, requested
 from registry import app_home
 
 logger = logging.getLogger("flwr.fl_app")
@@ -61,6 +64,8 @@ class RetrainingManager:
         When the nodes' data count as moved; a false alarm a year by default.
     store : MonitorStore | None
         Where it is remembered; ``monitor.db`` in ``FL_APP_HOME`` by default.
+    hooks : Sequence[Hook] | Hooks
+        Told of each request that this object writes down (`RetrainingRequested`).
     now : Callable[[], datetime]
         The wall clock, in UTC; it decides due times, cooldown hours and the budget's window.
 
@@ -83,6 +88,7 @@ class RetrainingManager:
         on_request: Literal["auto", "suggest"] = "auto",
         drift: DriftSettings | None = None,
         store: MonitorStore | None = None,
+        hooks: Sequence[Hook] | Hooks = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not (math.isfinite(check_interval) and check_interval > 0):
@@ -96,12 +102,13 @@ class RetrainingManager:
             min_rounds_between_retrain, min_hours_between_retrain, budget, on_request
         )
         self._store = store or MonitorStore(default_url(app_home()))
+        self._hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
         self._now = now
         self._changed = threading.Condition(threading.RLock())
         self._monitor: threading.Thread | None = None
         self._stop = threading.Event()
         self._callback_thread = CallbackThread(self.running)
-        self._schedules: list[Schedule] = []
+        self._calendar = Calendar(self._store)
         self._rule = RULES[policy](accuracy_threshold, mode)
         self._drift = DriftWatch(drift or DriftSettings())
         self._served_version: str | None = None
@@ -200,14 +207,14 @@ class RetrainingManager:
         with self._changed:
             return self._put(request)
 
-    def ask(self, kind: TriggerKind, reason: str) -> str:
+    def ask(self, kind: TriggerKind, reason: str, *, request_id: str | None = None) -> str:
         """Ask for retraining for a reason that was found elsewhere.
 
-        The policy decides about it as about a fall of the score. Returns the id of the request, or
-        of the one that waits already.
+        The policy decides about it as about a fall of the score. Returns as ``manual_trigger``.
         """
+        request = RetrainRequest(kind, reason, id=request_id or uuid.uuid4().hex)
         with self._changed:
-            return self._put(RetrainRequest(kind, reason))
+            return self._put(request)
 
     def schedule_periodic_retrain(
         self, interval_days: float | None = None, *, cron: str | None = None
@@ -220,8 +227,7 @@ class RetrainingManager:
             raise ValueError("Expected either interval_days or cron, and not both.")
         schedule: Schedule = Cron(cron) if cron is not None else Every(interval_days or 0.0)
         with self._changed:
-            self._store.set_schedule(schedule.name, schedule.after(self._now()))
-            self._schedules = [s for s in self._schedules if s.name != schedule.name] + [schedule]
+            self._calendar.add(schedule, self._now())
 
     def set_retrain_callback(self, callback: Callback) -> None:
         """Hand requests to ``callback`` while monitoring, each in a thread of its own.
@@ -249,25 +255,10 @@ class RetrainingManager:
             self._monitor.join()
 
     def check_schedules(self) -> None:
-        """Put in a request for what is due; one due time makes one request, whoever looks.
-
-        The request has the due time's own id, so that a crash before the next due time is set, or a
-        clock that goes back, does not make another.
-        """
+        """Put in a request for what is due; one due time makes one request, whoever looks."""
         with self._changed:
-            now = self._now()
-            for schedule in self._schedules:
-                due = self._store.due(schedule.name)
-                if due is None or (due > now and not schedule.too_far(now, due)):
-                    continue
-                if due <= now:
-                    reason = f"{schedule.name}, due {due:%Y-%m-%d %H:%M} UTC"
-                    self._put(
-                        RetrainRequest(
-                            TriggerKind.SCHEDULE, reason, id=self._store.id_of(schedule.name, due)
-                        )
-                    )
-                self._store.claim_due(schedule.name, due, schedule.after(now, due))
+            for request in self._calendar.due(self._now()):
+                self._put(request)
 
     def take(self, *, wait: float = 0.0) -> RetrainRequest | None:
         """The request that waits, if any, or that comes within ``wait`` seconds.
@@ -322,6 +313,9 @@ class RetrainingManager:
     def _put(self, request: RetrainRequest) -> str:
         outcome, why = decide(self._policy, request, self._situation())
         waiting = self._store.add(request, outcome, why)
+        row = self._store.get(request.id)
+        if row is not None and (waiting is None or waiting.id != request.id):
+            self._hooks(requested(row))
         if waiting is not None:
             logger.debug("retraining is asked for already (request %s)", waiting.id)
             return waiting.id

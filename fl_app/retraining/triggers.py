@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
+
+from fl_app.events import RetrainingRequested
 
 
 class TriggerKind(StrEnum):
@@ -15,6 +19,7 @@ class TriggerKind(StrEnum):
     DEGRADATION = "degradation"
     SCHEDULE = "schedule"
     DRIFT = "drift"
+    PROBATION = "probation"
     MANUAL = "manual"
 
 
@@ -56,3 +61,15 @@ class RetrainRequest:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     cut_short: bool = False
+
+
+def requested(row: Mapping[str, Any]) -> RetrainingRequested:
+    """What hooks hear of a request, from its row in the history."""
+    return RetrainingRequested(
+        request_id=row["id"],
+        kind=row["kind"],
+        reason=row["reason"],
+        outcome=row["outcome"],
+        why=row["why"],
+        time=datetime.fromisoformat(row["created"]),
+    )
