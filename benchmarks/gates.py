@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `BeatsChampion` decides about two detectors whose true difference is known.
+"""What `BeatsChampion` and the shadow evaluation decide about models whose difference is known.
 
-Beside it stands the comparison of two numbers: promote what scored higher. Both see the same
-holdout of 127 pictures, drawn anew for each trial from one endless population:
+`BeatsChampion` first, on two detectors. Beside it stands the comparison of two numbers: promote
+what scored higher. Both see the same holdout of 127 pictures, drawn anew for each trial from one
+endless population:
 
 - A picture has 1 to about 50 true boxes (geometric, 7 on average, as in a set of aquarium
   photographs), eight in ten of one class; half of all are of the most frequent of 7 classes.
@@ -14,6 +15,15 @@ holdout of 127 pictures, drawn anew for each trial from one endless population:
 
 Equally good models have equal skill, so that neither is better by construction. For a true
 difference the candidate's skill is raised until its mAP50 on 20,000 pictures is that much higher.
+
+Then the shadow evaluation, of two classifiers that nodes score, 4 other nodes in each of up to 10
+rounds (where no other number is told), with a look after every round. Beside it stands a paired
+t-test at 5 % (for A/B one of two samples) after every round, which is made for one look:
+
+- A node has 60 examples at the median (log-normal, 20 to some 300). The two models disagree on
+  a tenth of them.
+- The data of nodes differ: the true difference on a node is normal around that of all nodes, with
+  a standard deviation of 2 points, and so is the score of both, with one of 10 points.
 """
 
 from __future__ import annotations
@@ -30,15 +40,19 @@ from typing import Any
 sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
+from scipy.stats import ttest_1samp, ttest_ind
 
 from models.matches import Matches
 from registry import BeatsChampion, Evidence
+from registry.sequential import sequential_test
 
 PICTURES, POPULATION = 127, 20_000
 TRIALS, POWER_TRIALS, SESSIONS, ROUNDS = 1000, 400, 200, 8
 SHARES = np.array([0.5, 0.17, 0.11, 0.08, 0.06, 0.05, 0.03])  # of the classes
 SKILL, CLEAR = 0.7, 4.0
 WRONG_SHARED, WRONG_OWN = 13.0, 7.0
+SHADOW_ROUNDS, NODES_A_ROUND, DISAGREE, POINTS_APART = 10, 4, 0.1, 0.02
+PEERS = {"holdout": "two numbers on the same pictures", "shadow": "t-test after every round"}
 
 Row = dict[str, Any]
 Random = np.random.Generator
@@ -161,7 +175,68 @@ def seconds_per_decision(repeats: int = 15) -> tuple[float, float]:
     return float(ours - numbers), float(numbers)
 
 
-def row(name: str, values: tuple[float, float], goal: float | None = None, unit: str = "") -> Row:
+def node_scores(random: Random, gain: float, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy of champion and candidate, so much better on average, on each of some nodes."""
+    examples = np.maximum(20, random.lognormal(np.log(60), 0.7, nodes)).astype(int)
+    ahead = np.clip(random.normal(gain, POINTS_APART, nodes), -DISAGREE, DISAGREE)
+    both = random.normal(0.75, 0.1, nodes).clip(0.4, 0.9 - DISAGREE / 2)
+    chances = np.stack(
+        [both, (DISAGREE - ahead) / 2, (DISAGREE + ahead) / 2, 1 - both - DISAGREE], axis=1
+    )
+    right, old, new, _ = random.multinomial(examples, chances).T
+    return (right + old) / examples, (right + new) / examples
+
+
+def shadow_evaluation(
+    random: Random, gain: float, *, rounds: int, ab_test: bool
+) -> tuple[str, str]:
+    """What ours and the t-tests decide, rounds one after the other, until they do."""
+    ours: list[np.ndarray] = []
+    peer, told = "undecided", sequential_test([])
+    every: list[tuple[np.ndarray, np.ndarray]] = []
+    for _ in range(rounds):
+        old, new = node_scores(random, gain, NODES_A_ROUND)
+        if ab_test:  # half of the nodes score one model each
+            old, new = old[::2], new[1::2]
+        ours.append(new - old)
+        every.append((old, new))
+        if told.outcome == "undecided":
+            told = sequential_test(ours)
+        if peer == "undecided" and len(every) > 1:
+            peer = t_test(*np.concatenate(every, axis=1), ab_test=ab_test)
+    return told.outcome, peer
+
+
+def t_test(old: np.ndarray, new: np.ndarray, *, ab_test: bool) -> str:
+    """What a t-test at 5 % says of all scores so far."""
+    result = ttest_ind(new, old) if ab_test else ttest_1samp(new - old, 0)
+    if not result.pvalue < 0.05:
+        return "undecided"
+    return "better" if result.statistic > 0 else "worse"
+
+
+def found(
+    outcomes: tuple[str, ...],
+    gain: float,
+    trials: int,
+    *,
+    rounds: int = SHADOW_ROUNDS,
+    ab_test: bool = False,
+) -> tuple[float, float]:
+    """Share of shadow evaluations in which ours and the t-tests come to one of these outcomes."""
+    random = np.random.default_rng(5)
+    ends = [shadow_evaluation(random, gain, rounds=rounds, ab_test=ab_test) for _ in range(trials)]
+    ours, peer = ([end in outcomes for end in side] for side in zip(*ends, strict=True))
+    return float(np.mean(ours)), float(np.mean(peer))
+
+
+def row(
+    name: str,
+    values: tuple[float, float],
+    goal: float | None = None,
+    unit: str = "",
+    peer_name: str = PEERS["holdout"],
+) -> Row:
     """One line of the table; a goal is an upper bound of ours."""
     ours, peer = values
     met = None if goal is None else ours <= goal
@@ -170,7 +245,7 @@ def row(name: str, values: tuple[float, float], goal: float | None = None, unit:
     return {
         "row": name,
         "ours": ours,
-        "peer": "two numbers on the same pictures",
+        "peer": peer_name,
         "peer_value": peer,
         "ratio": ours / peer if peer else None,
         "goal": goal,
@@ -178,13 +253,8 @@ def row(name: str, values: tuple[float, float], goal: float | None = None, unit:
     }
 
 
-def main() -> None:
-    """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
-    print(f"{'':52} {'gate':>8} {'numbers':>8}")
-    began = time.perf_counter()
+def holdout_rows() -> list[Row]:
+    """`BeatsChampion` on a holdout of pictures."""
     rows = [row("seconds per decision, 127 pictures", seconds_per_decision(), unit="s")]
     null = promoted(0.0, TRIALS, seed=1)
     rows.append(row(f"promoted, equally good ({TRIALS} trials)", null, goal=0.05))
@@ -195,10 +265,43 @@ def main() -> None:
     rows.append(row(name, promoted_in_a_session(0.0, SESSIONS, seed=3), goal=0.05))
     name = f"any of {ROUNDS} rounds promoted, 5 points better ({SESSIONS} sessions)"
     rows.append(row(name, promoted_in_a_session(0.05, SESSIONS, seed=4)))
+    return rows
+
+
+def shadow_rows() -> list[Row]:
+    """The shadow evaluation on the nodes."""
+    rows, peer = [], PEERS["shadow"]
+    wrong = ("better", "worse")
+    for ab_test in (False, True):
+        name = f"decided, equally good{', A/B' * ab_test} ({TRIALS} evaluations)"
+        null = found(wrong, 0.0, TRIALS, ab_test=ab_test)
+        rows.append(row(name, null, goal=0.05, peer_name=peer))
+    for gain, rounds in ((0.02, 3), (0.02, 10), (0.02, 25), (0.05, 3), (0.05, 10)):
+        nodes = rounds * NODES_A_ROUND
+        name = f"found, {100 * gain:.0f} points better, {nodes} nodes ({POWER_TRIALS} evaluations)"
+        share = found(("better",), gain, POWER_TRIALS, rounds=rounds)
+        rows.append(row(name, share, peer_name=peer))
+    name = f"better, 2 points worse ({TRIALS} evaluations)"
+    rows.append(row(name, found(("better",), -0.02, TRIALS), goal=0.05, peer_name=peer))
+    return rows
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    parts = {"holdout": holdout_rows, "shadow": shadow_rows}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=parts, help="this part alone")
+    asked = parser.parse_args()
+    rows, began = [], time.perf_counter()
+    for name, part in parts.items():
+        if asked.only in (None, name):
+            print(f"{f'{name}; beside it: {PEERS[name]}':52} {'ours':>8} {'peer':>8}")
+            rows += part()
     print(f"{time.perf_counter() - began:.0f} s")
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":
