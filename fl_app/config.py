@@ -117,6 +117,18 @@ class ServerConfig(_Settings):
         "manual",
         description="`manual`: Production waits for a person; `auto`: the best goes there.",
     )
+    shadow_rounds: int = Field(
+        0,
+        ge=0,
+        description="Rounds in which nodes compare what waits for approval with Production; "
+        "0: none.",
+    )
+    shadow_confidence: float = Field(
+        0.95, gt=0, lt=1, description="How sure they must be; what is surely worse is archived."
+    )
+    shadow_ab_test: bool = Field(
+        False, description="Each node scores one of the two only; needs many more nodes."
+    )
     restart_from: Literal["production", "latest", "scratch"] = Field(
         "production",
         description="Weights a session starts with; `production` falls back to Staging, "
@@ -185,6 +197,21 @@ class ServerConfig(_Settings):
     )
     api_token_file: str = Field(
         "", description="File with the API's token; empty: `$FL_APP_API_TOKEN`, else none."
+    )
+    webhook_url: str = Field(
+        "", description="URL that each event is posted to, signed; empty: none."
+    )
+    webhook_secret_file: str = Field(
+        "",
+        description="File with the key of the signature; empty: `$FL_APP_WEBHOOK_SECRET`.",
+    )
+    webhook_hosts: str = Field(
+        "",
+        description="Hosts it may go to, with commas; those may be private. Empty: any public "
+        "one, by https.",
+    )
+    log_events: bool = Field(
+        False, description="Whether each event is a line of JSON in the log as well."
     )
     monitor_database_url: str = Field(
         "", description="SQLAlchemy URL of the monitor's memory; empty: SQLite in `home`."

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.client.data import DataSpec, load_data_spec
 from fl_app.client.shapes import shapes_data
-from fl_app.config import ServerConfig, absolute_data
+from fl_app.config import ConfigError, ServerConfig, absolute_data
 from fl_app.retraining import (
     ApiServer,
     DriftSettings,
@@ -32,6 +32,7 @@ from fl_app.strategy import (
     LifecycleStrategy,
     Origin,
     ScheduledFedAvg,
+    ShadowEvaluation,
     default_policy,
 )
 from fl_app.strategy.checkpoint import load_round
@@ -49,6 +50,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Check everything that can be wrong, then train, and train again when the monitor asks."""
     config = ServerConfig.from_run_config(context.run_config)
+    shadow = shadow_evaluation(config)
     home = app_home(config.home or None)
     store = ModelManager(
         config.mlflow_tracking_uri or None, config.registered_model_name, home=home
@@ -79,6 +81,7 @@ def main(grid: Grid, context: Context) -> None:
                 class_margin=config.class_margin,
             ),
             approval=config.approval,
+            shadow=shadow,
             store=store,
             tracker=tracker,
             monitor=monitor,
@@ -180,6 +183,22 @@ def start_api(
     named = {name.strip() for name in config.api_allowed_hosts.split(",") if name.strip()}
     app = create_trigger_api(monitor, store=store, token=token, allowed_hosts={*LOOPBACK, *named})
     return serve_api(app, host=config.api_host, port=config.api_port)
+
+
+def shadow_evaluation(config: ServerConfig) -> ShadowEvaluation | None:
+    """How the nodes compare what waits for approval with Production, if they do."""
+    if not config.shadow_rounds:
+        return None
+    if not config.fraction_evaluate:
+        raise ConfigError(
+            f"shadow-rounds={config.shadow_rounds} needs nodes that evaluate, and "
+            "fraction-evaluate=0.0 asks none; set one of the two differently."
+        )
+    return ShadowEvaluation(
+        rounds=config.shadow_rounds,
+        confidence=config.shadow_confidence,
+        ab_test=config.shadow_ab_test,
+    )
 
 
 def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:

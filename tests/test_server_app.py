@@ -44,6 +44,11 @@ def test_a_wrong_value(home: Path) -> None:
         start(home, batch_size=0)
 
 
+def test_a_shadow_evaluation_without_nodes_that_evaluate(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"shadow-rounds=3 needs nodes .* fraction-evaluate=0\.0"):
+        start(home, shadow_rounds=3, fraction_evaluate=0.0)
+
+
 def test_an_unknown_key(home: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown run-config key 'rounds'"):
         start(home, rounds=3)
