@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,10 @@ from flwr.serverapp.strategy import Result
 from fl_app.client.data import DataSpec, load_data_spec
 from fl_app.client.shapes import shapes_data
 from fl_app.config import ConfigError, ServerConfig, absolute_data
+from fl_app.dispatch import HOOK_SECONDS, Hooks
+from fl_app.events import Hook
+from fl_app.hooks import PrometheusMetrics, Webhook, log_event
+from fl_app.hooks.webhook import read_secret
 from fl_app.retraining import (
     ApiServer,
     DriftSettings,
@@ -39,9 +45,14 @@ from fl_app.strategy.checkpoint import load_round
 from registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from fl_app.yolo import YoloOnServer
 
 logger = logging.getLogger("flwr.fl_app")
+
+FLUSH_SECONDS = 15.0
+"""How long the end of the run waits for hooks, unless it is told to end."""
 
 app = ServerApp()
 
@@ -55,12 +66,14 @@ def main(grid: Grid, context: Context) -> None:
     store = ModelManager(
         config.mlflow_tracking_uri or None, config.registered_model_name, home=home
     )
+    metrics = PrometheusMetrics()
+    hooks = Hooks([metrics, *event_hooks(config)], store)
     store.ping()
     spec = dataset(config, home)
     tracker = FederatedLearningTracker(
         config.mlflow_tracking_uri or None, config.experiment_name, home=home
     )
-    monitor = retraining_manager(config, home)
+    monitor = retraining_manager(config, home, hooks)
     token = api_token(config)
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
@@ -85,12 +98,14 @@ def main(grid: Grid, context: Context) -> None:
             store=store,
             tracker=tracker,
             monitor=monitor,
+            hooks=hooks,
             artifacts=[yolo.picture, drift_artifacts(monitor)],
             model=yolo.description,
             serving=yolo.serving,
             holdout=yolo.holdout,
             params=config.model_dump(
-                by_alias=True, exclude={"mlflow_tracking_uri", "monitor_database_url"}
+                by_alias=True,
+                exclude={"mlflow_tracking_uri", "monitor_database_url", "webhook_url"},
             ),
             origin=Origin(
                 session=number,
@@ -113,10 +128,11 @@ def main(grid: Grid, context: Context) -> None:
         monitor.leave()
         tracker.end_run("KILLED")
 
-    api = start_api(config, monitor, store, token)
+    hooks.look()  # what is in the journal by now is history
+    api = start_api(config, monitor, store, token, [metrics])
     monitor.start_monitoring()
     try:
-        with when_stopped(end_at_once):
+        with when_stopped(end_at_once), hooks.watching():
             train_and_retrain(
                 run_session,
                 monitor,
@@ -128,9 +144,29 @@ def main(grid: Grid, context: Context) -> None:
         if api is not None:
             api.close()
         monitor.stop_monitoring()
+        told_to_end = not isinstance(sys.exception(), Exception | None)
+        hooks.flush(HOOK_SECONDS if told_to_end else FLUSH_SECONDS)
 
 
-def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
+def event_hooks(config: ServerConfig) -> list[Hook]:
+    """Whom the settings name to be told of what happens."""
+    hooks: list[Hook] = [log_event] if config.log_events else []
+    hosts = [name.strip() for name in config.webhook_hosts.split(",") if name.strip()]
+    if config.webhook_url:
+        secret = read_secret(config.webhook_secret_file)
+        model = config.registered_model_name
+        webhook = Webhook(config.webhook_url, secret, hosts=hosts, model=model)
+        webhook.check()
+        hooks.append(webhook)
+    elif hosts or config.webhook_secret_file:
+        raise ConfigError(
+            "webhook-hosts or webhook-secret-file is set and webhook-url is not, so nobody would "
+            "be told; set it, or leave the others out."
+        )
+    return hooks
+
+
+def retraining_manager(config: ServerConfig, home: Path, hooks: Hooks) -> RetrainingManager:
     """The monitor as the settings describe it, with its memory on disk and its schedule set."""
     url = config.monitor_database_url or default_url(home)
     monitor = RetrainingManager(
@@ -148,6 +184,7 @@ def retraining_manager(config: ServerConfig, home: Path) -> RetrainingManager:
             config.drift_policy,
         ),
         store=MonitorStore(url, config.registered_model_name),
+        hooks=hooks,
     )
     if config.retrain_cron:
         monitor.schedule_periodic_retrain(cron=config.retrain_cron)
@@ -175,13 +212,23 @@ def api_token(config: ServerConfig) -> str | None:
 
 
 def start_api(
-    config: ServerConfig, monitor: RetrainingManager, store: ModelManager, token: str | None
+    config: ServerConfig,
+    monitor: RetrainingManager,
+    store: ModelManager,
+    token: str | None,
+    collectors: Sequence[Collector] = (),
 ) -> ApiServer | None:
     """The API of a server that waits for requests; training goes on without it."""
     if not (config.continuous and config.api_port):
         return None
     named = {name.strip() for name in config.api_allowed_hosts.split(",") if name.strip()}
-    app = create_trigger_api(monitor, store=store, token=token, allowed_hosts={*LOOPBACK, *named})
+    app = create_trigger_api(
+        monitor,
+        store=store,
+        token=token,
+        allowed_hosts={*LOOPBACK, *named},
+        collectors=collectors,
+    )
     return serve_api(app, host=config.api_host, port=config.api_port)
 
 
