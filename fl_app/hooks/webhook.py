@@ -117,7 +117,7 @@ class Webhook:
             except _NotTakenError as error:
                 if pause is None or error.final:
                     logger.warning(
-                        "%r: %s is given up after %d tries: %s", self, event.id, number, error
+                        "%r: %s is given up at try %d: %s", self, event.id, number, error
                     )
                     return None
                 time.sleep(max(pause * random.uniform(0.8, 1.2), error.after))  # noqa: S311
