@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a session has learnt enough: a rule over its rounds' metric. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session has come; plain values, to be saved and restored whole.
+
+    Attributes
+    ----------
+    best : float | None
+        The best score so far; None before the first one.
+    best_round : int
+        Its round.
+    waited : int
+        Rounds with a new model since then.
+    """
+
+    best: float | None = None
+    best_round: int = 0
+    waited: int = 0
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the metric has not improved for some rounds.
+
+    Only rounds with a new model count, from round 1 on: what a session starts with is no best yet,
+    since a model that was in Production often falls before it rises. A score that is missing or
+    not finite is no improvement.
+
+    Parameters
+    ----------
+    patience : int
+        Rounds without an improvement after which no further one is trained.
+    min_delta : float
+        An improvement is more than this.
+
+    Raises
+    ------
+    ValueError
+        If ``patience`` is not positive or ``min_delta`` is negative.
+    """
+
+    patience: int
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not self.min_delta >= 0:
+            raise ValueError(
+                "EarlyStopping expects a patience of at least 1 round and a min_delta of at least "
+                f"0, not {self.patience} and {self.min_delta}."
+            )
+
+    def after(
+        self,
+        progress: Progress,
+        server_round: int,
+        score: float | None,
+        *,
+        mode: Literal["max", "min"],
+    ) -> Progress:
+        """Return the progress after a round; ``mode`` tells whether more or less is better."""
+        if score is None or not math.isfinite(score) or not self._improves(progress, score, mode):
+            return Progress(progress.best, progress.best_round, progress.waited + 1)
+        return Progress(score, server_round)
+
+    def _improves(self, progress: Progress, score: float, mode: Literal["max", "min"]) -> bool:
+        if progress.best is None:
+            return True
+        gain = score - progress.best if mode == "max" else progress.best - score
+        return gain > self.min_delta
+
+    def verdict(self, progress: Progress, metric: str) -> str:
+        """Return why to stop, in one sentence, or an empty text to go on."""
+        if progress.waited < self.patience:
+            return ""
+        if progress.best is None:
+            return f"{metric} was not a finite number in any of {progress.waited} rounds"
+        return (
+            f"{metric} has not improved by more than {self.min_delta:g} for {progress.waited} "
+            f"rounds; the best was {progress.best:.4f} in round {progress.best_round}"
+        )
