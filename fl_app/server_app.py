@@ -13,8 +13,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
-from fl_app.client.data import DataSpec, load_data_spec
-from fl_app.client.shapes import shapes_data
+from fl_app.client.data import DataSpec, generated_data, load_data_spec
 from fl_app.config import ConfigError, ServerConfig, absolute_data
 from fl_app.dispatch import HOOK_SECONDS, Hooks
 from fl_app.events import Hook
@@ -264,7 +263,7 @@ def dataset(config: ServerConfig, home: Path) -> DataSpec:
     """The data set that the run names, or the generated one, drawn now if it is not there yet."""
     if config.data:
         return load_data_spec(absolute_data(config.data), config.num_classes)
-    return load_data_spec(shapes_data(home), config.num_classes)
+    return generated_data(home, config.num_classes)
 
 
 def starting_point(

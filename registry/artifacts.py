@@ -8,14 +8,14 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import ArtifactError
+from registry.atomic import scratch_folder
+from registry.errors import ArtifactError, disk_errors
 from registry.stamps import Stamp, stamp
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -63,28 +63,34 @@ def prepared(
     ------
     ArtifactError
         The file is missing, empty, damaged, unsafe to read, or not a model file.
+    StoreUnavailable
+        There is no room for it, or `scratch` cannot be written.
     """
     source = _checked_path(model_path)
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="save-") as name:
-        folder = Path(name)
-        weights = folder / WEIGHTS_FILE
-        if source.suffix.lower() in _CHECKPOINTS:
-            from registry.checkpoints import import_checkpoint
+    with ExitStack() as stack:
+        with disk_errors(f"prepare {source.name} in {scratch}"):
+            folder = stack.enter_context(scratch_folder(scratch, name="save"))
+            artifact = _laid_out(source, folder, per_example)
+        yield artifact
 
-            import_checkpoint(source, weights)
-        else:
-            _link_or_copy(source, weights)
-        header = read_header(weights, shown=source)
-        digest = file_digest(weights)
-        spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
-        (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
-        scores = folder / SCORES_FILE
-        if per_example:
-            text = json.dumps(per_example, sort_keys=True, separators=(",", ":"))
-            scores.write_text(text, encoding="utf-8")
-        of_scores = file_digest(scores) if per_example else ""
-        yield Artifact(folder, digest, weights.stat().st_size, of_scores)
+
+def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | None) -> Artifact:
+    weights, scores = folder / WEIGHTS_FILE, folder / SCORES_FILE
+    if source.suffix.lower() in _CHECKPOINTS:
+        from registry.checkpoints import import_checkpoint
+
+        import_checkpoint(source, weights)
+    else:
+        _link_or_copy(source, weights)
+    header = read_header(weights, shown=source)
+    digest = file_digest(weights)
+    spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
+    (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
+    if per_example:
+        text = json.dumps(per_example, sort_keys=True, separators=(",", ":"))
+        scores.write_text(text, encoding="utf-8")
+    of_scores = file_digest(scores) if per_example else ""
+    return Artifact(folder, digest, weights.stat().st_size, of_scores)
 
 
 def file_digest(path: Path) -> str:

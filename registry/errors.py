@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
+
+from registry.redaction import has_secret, printable, redact
 
 if TYPE_CHECKING:
     from registry.journal import Entry
 
-_USER_INFO = re.compile(r"(://[^:/?#\s@]*):[^@\s/]*@")
-_SECRET_FIELD = re.compile(
-    r"(?i)\b(password|passwd|pwd|token|secret|odbc_connect)(=|%3D)[^&;\s'\"]+"
-)
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _FOREIGN = ("mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "sqlite3")
@@ -61,23 +57,6 @@ class InvalidMetric(RegistryError):  # noqa: N818 - says what is wrong
     """A metric that is not a finite number."""
 
 
-def redact(text: str, uri: str = "") -> str:
-    """Return `text` without the passwords of `uri` or of any other address in it."""
-    for secret in _passwords(uri):
-        text = text.replace(secret, "***")
-    text = _USER_INFO.sub(r"\1:***@", text)
-    return _SECRET_FIELD.sub(r"\1\2***", text)
-
-
-def _passwords(uri: str) -> list[str]:
-    _, _, rest = uri.partition("://")
-    user_info, at, _ = rest.partition("?")[0].rpartition("@")
-    _, _, password = user_info.partition(":")
-    if not at or not password:
-        return []
-    return sorted({password, unquote(password)}, key=len, reverse=True)
-
-
 @contextmanager
 def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
     """Turn errors of MLflow and of the transport into ours; let everything else through.
@@ -104,6 +83,13 @@ def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
             if secret:  # the foreign text may hold the password, so nothing leads to it
                 ours.__context__ = None
             raise
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn errors of the disk in the block into ours; `doing` follows "could not"."""
+    with foreign_errors(doing, uri=""):
+        yield
 
 
 def translate(error: Exception, *, doing: str, uri: str) -> RegistryError | None:
@@ -155,9 +141,10 @@ def _has_secret(error: BaseException | None, uri: str) -> bool:
         if redact(str(error), uri) != str(error):
             return True
         error = error.__cause__ or error.__context__
-    return bool(_passwords(uri))
+    return has_secret(uri)
 
 
 def _first_line(text: str) -> str:
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    line = printable(line)
     return line if len(line) <= 300 else line[:297] + "..."

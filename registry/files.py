@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from registry.artifacts import WEIGHTS_FILE, file_digest
+from registry.atomic import copy_whole
+from registry.errors import disk_errors
 from registry.records import ModelVersion
 from registry.retention import Removal
 
@@ -78,7 +80,8 @@ class FolderFiles(VersionFiles):
         return file.read_bytes() if file.is_file() else None
 
     def add(self, record: ModelVersion, file: Path) -> None:
-        shutil.copyfile(file, self._folder / record.version / file.name)
+        with disk_errors(f"store {file.name} of version {record.version}"):
+            copy_whole(file, self._folder / record.version / file.name)
 
     def is_whole(self, record: ModelVersion) -> bool:
         file = self._folder / record.version / WEIGHTS_FILE

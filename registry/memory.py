@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from registry.artifacts import prepared
-from registry.errors import RegistryError, StoreUnavailable, UnknownVersion
+from registry.errors import RegistryError, StoreUnavailable, UnknownVersion, disk_errors
 from registry.files import FolderFiles
 from registry.journal import Page
 from registry.moves import State
@@ -89,13 +89,22 @@ class InMemoryModelStore(JournalledStore):
             for version, saved in self._saved.items():
                 if saved.tags["save_key"] == mine["save_key"]:
                     return version
-            if serving is not None:
-                write_serving(serving, artifact.folder)
+            version = str(self._count + 1)
+            with disk_errors(f"store the files of version {version}"):
+                if serving is not None:
+                    write_serving(serving, artifact.folder)
+                self._copy(artifact.folder, self._folder / version)
             self._count += 1
-            version = str(self._count)
-            shutil.copytree(artifact.folder, self._folder / version, dirs_exist_ok=True)
             self._saved[version] = _Saved(run_id or "", datetime.now(UTC), mine, text)
             return version
+
+    @staticmethod
+    def _copy(source: Path, target: Path) -> None:
+        try:
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
 
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
         self._stored(version).tags.update(tags)

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from registry.artifacts import WEIGHTS_FILE, WholeFiles, file_digest
+from registry.atomic import scratch_folder
 from registry.connection import Connection
-from registry.errors import ArtifactError, error_code
+from registry.errors import ArtifactError, RegistryError, error_code
 from registry.files import VersionFiles, own_bytes, remove_folder
 from registry.records import ModelVersion
 from registry.retention import Removal
@@ -54,8 +54,8 @@ class MlflowFiles(VersionFiles):
             folder = _folder(location)
             if folder is not None:
                 return (folder / name).read_bytes()
-            with tempfile.TemporaryDirectory(dir=self._connection.home) as scratch:
-                return self._download(location, name, Path(scratch)).read_bytes()
+            with scratch_folder(self._connection.home / "tmp") as scratch:
+                return self._download(location, name, scratch).read_bytes()
         except (OSError, ArtifactError, MlflowException) as error:
             logger.info("version %s: %s cannot be read: %s", record.version, name, type(error))
             return None
@@ -127,6 +127,18 @@ class MlflowFiles(VersionFiles):
                 _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
         return done
 
+    def discard(self, model_id: str, location: str) -> None:
+        """Remove what is there of a logged model that no version refers to, as far as that goes."""
+        from mlflow.exceptions import MlflowException
+
+        folder = _folder(location)
+        if folder is not None and model_id in folder.parts:
+            remove_folder(folder)  # first: where the disk is full the database takes nothing
+        try:
+            self._connection.client.delete_logged_model(model_id)
+        except (MlflowException, RegistryError, OSError) as error:
+            logger.info("the logged model %s is left without files: %s", model_id, type(error))
+
     def _notes(self) -> dict[str, str]:
         with self._connection.errors("read what is to be removed"):
             found = _if_there(self._connection.client.get_registered_model, self._name)
@@ -195,12 +207,13 @@ class MlflowFiles(VersionFiles):
         kept = self._connection.home / "cache" / sha256 / name
         if self._downloaded.has(kept, sha256):
             return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
         with (
             self._connection.errors(f"download {name}"),
-            tempfile.TemporaryDirectory(dir=kept.parent) as folder,
+            scratch_folder(self._connection.home / "tmp") as folder,
         ):
-            self._download(location, name, Path(folder)).replace(kept)
+            found = self._download(location, name, folder)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            found.replace(kept)
         return kept
 
     def _download(self, location: str, name: str, folder: Path) -> Path:

@@ -65,7 +65,8 @@ class ModelManager(JournalledStore):
     ) -> None:
         self.registered_model_name = _checked_name(registered_model_name)
         self._connection = Connection(tracking_uri, home)
-        super().__init__(MlflowFiles(self._connection, self.registered_model_name))
+        self._stored = MlflowFiles(self._connection, self.registered_model_name)
+        super().__init__(self._stored)
         self._experiment_name = experiment_name
         self._last_saved = 0
         self._journal = MlflowJournal(self._connection, self.registered_model_name)
@@ -154,10 +155,14 @@ class ModelManager(JournalledStore):
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
             alone=lambda _: not self._connection.is_server,  # whose client repeats calls
         )
-        if serving is not None:
-            write_serving(serving, artifact.folder, model_id=model.model_id)
-        client.log_model_artifacts(model.model_id, str(artifact.folder))
-        return again(client.finalize_logged_model, model.model_id, "READY")
+        try:
+            if serving is not None:
+                write_serving(serving, artifact.folder, model_id=model.model_id)
+            client.log_model_artifacts(model.model_id, str(artifact.folder))
+            return again(client.finalize_logged_model, model.model_id, "READY")
+        except Exception:
+            self._stored.discard(model.model_id, str(model.artifact_location))
+            raise
 
     def _register(
         self, model: LoggedModel, *, run_id: str | None, tags: Mapping[str, str], description: str

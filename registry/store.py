@@ -11,13 +11,14 @@ import logging
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from registry.artifacts import HALF_FILE, file_digest
 from registry.comparison import metric_differences
 from registry.compression import HalfCopy, write_half
-from registry.errors import RegistryError, StageError
+from registry.errors import RegistryError, StageError, disk_errors
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
@@ -202,9 +203,11 @@ class JournalledStore(VersionQueries):
         """
         record = self.get_version(version)
         full = self._verified(record)
-        with tempfile.TemporaryDirectory(prefix="fl-app-half-") as folder:
-            target = Path(folder) / HALF_FILE
-            write_half(full, target)
+        with ExitStack() as stack:
+            with disk_errors(f"halve the weights of version {record.version}"):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-app-half-"))
+                target = Path(folder) / HALF_FILE
+                write_half(full, target)
             changes = {}
             if evaluate is not None:
                 before, after = (checked_metrics(evaluate(path)) for path in (full, target))

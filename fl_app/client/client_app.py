@@ -43,6 +43,7 @@ from models.model import (
     to_arrays,
 )
 from models.pictures import read_pictures
+from registry import RegistryError
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def tells_errors(handler: Handler) -> Handler:
     def guarded(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
-        except (ConfigError, DataError, ModelMismatchError, TrainingError) as error:
+        except (ConfigError, DataError, ModelMismatchError, RegistryError, TrainingError) as error:
             reason = str(error)
             logger.warning("this node sits out: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

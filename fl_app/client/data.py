@@ -77,6 +77,23 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
     return DataSpec(root, train, val, names, num_classes)
 
 
+def generated_data(home: Path, num_classes: int) -> DataSpec:
+    """Return the generated data set below the app's folder, drawn now if it is not there yet.
+
+    Raises
+    ------
+    DataError
+        If there is no room for it, or the class count differs.
+    """
+    try:
+        return load_data_spec(shapes_data(home), num_classes)
+    except OSError as error:
+        raise DataError(
+            f"the generated data set can't be written below {home} ({error.strerror or error}): "
+            "make room there, or set data to a data.yaml of your own"
+        ) from error
+
+
 def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path]]:
     """Return the data set, and this node's pictures to train on and to evaluate on.
 
@@ -86,8 +103,10 @@ def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path
         If the data can't be used.
     """
     home = app_home(config.home or None)
-    file = absolute_data(config.data) if config.data else shapes_data(home)
-    spec = load_data_spec(file, config.num_classes)
+    if config.data:
+        spec = load_data_spec(absolute_data(config.data), config.num_classes)
+    else:
+        spec = generated_data(home, config.num_classes)
     if config.partition_id is None or config.num_partitions is None:
         return spec, list(spec.train), list(spec.val)
     share = partition(

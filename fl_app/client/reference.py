@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
 from fl_app.client.rows import Columns
 from fl_app.summaries import BINS, DataSummary, Feature, FeatureKind
+from registry.atomic import replacing
+from registry.redaction import printable
 
 logger = logging.getLogger("flwr.fl_app")
 
 VERSION = 1
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, BadZipFile)
-"""What numpy and zipfile raise on a damaged file."""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    BadZipFile,
+)
+"""What numpy, json and zipfile raise on a file that is damaged, or not one of ours."""
 
 
 @dataclass(frozen=True)
@@ -210,16 +220,8 @@ def save_reference(reference: Reference, path: Path) -> None:
         "noise": reference.noise,
     }
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    with replacing(path, mode=0o600) as file:  # the node's values are for nobody else
+        np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
 
 def load_reference(path: Path) -> Reference | None:
@@ -227,22 +229,47 @@ def load_reference(path: Path) -> Reference | None:
     if not path.is_file():
         return None
     try:
+        _require_plain_zip(path)
         with np.load(path, allow_pickle=False) as file:
             about: dict[str, Any] = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in _ARRAYS}
-        columns = tuple(
-            Column(c["name"], c["edges"] and tuple(c["edges"]), tuple(c["levels"]))
-            for c in about["columns"]
-        )
-        if about["version"] != VERSION:
-            raise ValueError(f"version {about['version']}, expected {VERSION}")
+        return _checked(about, arrays)
     except UNREADABLE as error:
-        logger.warning("the data reference %s is unreadable (%s); it starts anew", path, error)
+        said = printable(str(error))[:200]
+        logger.warning("the data reference %s is unreadable (%s); it starts anew", path, said)
         return None
-    return Reference(about["name"], columns, **arrays, noise=tuple(about["noise"]))
 
 
 _ARRAYS = ("baseline", "grown", "sent", "waiting", "seen", "accepted")
+
+
+def _require_plain_zip(path: Path) -> None:
+    """Refuse a file that would be larger in memory than on disk, as numpy never writes one."""
+    with ZipFile(path) as file:
+        parts = file.infolist()
+    if any(part.compress_type for part in parts) or (
+        sum(part.file_size for part in parts) > path.stat().st_size
+    ):
+        raise ValueError("its parts are packed or overlap")
+
+
+def _checked(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reference:
+    if about["version"] != VERSION:
+        raise ValueError(f"version {about['version']}, expected {VERSION}")
+    columns = tuple(
+        Column(str(c["name"]), c["edges"] and tuple(map(float, c["edges"])), tuple(c["levels"]))
+        for c in about["columns"]
+    )
+    now, grown, baseline = map(float, about["noise"])
+    bins = arrays["baseline"].shape[-1]
+    for name, array in arrays.items():
+        rows = name in ("seen", "accepted")
+        expected = np.dtype("u8") if rows else np.dtype("f8")
+        if array.dtype != expected or (rows and array.ndim != 1):
+            raise ValueError(f"{name} is of {array.dtype} with {array.ndim} dimensions")
+        if not rows and (array.shape != (2 * len(columns), bins) or bins < 2):
+            raise ValueError(f"{name} has shape {array.shape} for {len(columns)} columns")
+    return Reference(str(about["name"]), columns, **arrays, noise=(now, grown, baseline))
 
 
 def _is_numeric(rows: np.ndarray) -> bool:

@@ -7,12 +7,12 @@ The set is drawn once and kept; it needs numpy and Pillow, no network.
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from registry.atomic import new_folder
 
 NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond")
 VERSION = 1
@@ -47,30 +47,21 @@ def shapes_data(
         Side of a picture in pixels.
     seed : int
         Seed of the pictures.
+
+    Raises
+    ------
+    OSError
+        They cannot be written; nothing of them is left then.
     """
     name = f"shapes7-v{VERSION}-{train}-{val}-{image_size}px-seed{seed}"
     folder = Path(home).absolute() / "data" / name
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-        try:
+        with new_folder(folder) as draft:
             for number, (split, count) in enumerate({"train": train, "val": val}.items()):
                 rng = np.random.default_rng([seed, number])
                 _draw_split(draft, split, count, image_size=image_size, rng=rng)
             (draft / "data.yaml").write_text(_yaml(), encoding="utf-8")
-            draft.chmod(0o755)
-            _give_name(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return folder / "data.yaml"
-
-
-def _give_name(draft: Path, folder: Path) -> None:
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process was first: its pictures are the same
-            raise
 
 
 def _yaml() -> str:

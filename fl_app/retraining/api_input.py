@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn
 
+from registry.redaction import printable
+
 MAX_BODY = 64 * 1024
 """Bytes of a request's body."""
 MAX_DEPTH = 8
@@ -17,9 +19,6 @@ MAX_TEXT = 500
 
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _KEY = re.compile(r'\A(?:"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255}))\Z')
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
-)
 
 
 class ApiError(Exception):
@@ -40,11 +39,6 @@ class ApiError(Exception):
 def error_answer(status: int, detail: str) -> dict[str, str]:
     """Return the one form that all errors have."""
     return {"error": HTTPStatus(status).phrase.lower(), "detail": printable(detail)}
-
-
-def printable(text: str) -> str:
-    """Return text with control characters, and those that turn lines around, as escapes."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def json_object(data: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from flask import Blueprint, Response, g, redirect, request, session
 
 from fl_app.retraining.api_guard import FORM, SAFE_METHODS, Guard, read_body
-from fl_app.retraining.api_input import ApiError, printable, text_field
+from fl_app.retraining.api_input import ApiError, text_field
 from fl_app.retraining.api_replies import Answer, Once
 from fl_app.retraining.api_session import PAGE, SignIns, form_token, is_own_form
 from fl_app.retraining.api_versions import MAX_NAME, By, Versions, version_number
@@ -24,6 +24,7 @@ from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.page.markup import ICON, render
 from fl_app.retraining.page.overview import overview
 from fl_app.retraining.page.style import STYLE
+from registry.redaction import printable
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response as AnyResponse

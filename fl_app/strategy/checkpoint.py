@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from models.weights import load_weights, save_weights
+from models.weights import WeightsError, load_weights, save_weights
+
+logger = logging.getLogger("flwr.fl_app")
+
+
+class CheckpointError(RuntimeError):
+    """A round's arrays could not be written to disk; the text says where, and why."""
+
 
 Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
@@ -70,9 +78,23 @@ def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
 def save_round(
     arrays: ArrayRecord, folder: Path, server_round: int, model: Mapping[str, object]
 ) -> Path:
-    """Write the global arrays of a round, whole or not at all, and return the file."""
+    """Write the global arrays of a round, whole or not at all, and return the file.
+
+    Raises
+    ------
+    CheckpointError
+        They could not be written. Files of other rounds are as they were, and none is half there.
+    """
     path = folder / f"round-{server_round:04d}.safetensors"
-    save_weights({name: array.numpy() for name, array in arrays.items()}, path, model=model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights({name: array.numpy() for name, array in arrays.items()}, path, model=model)
+    except (OSError, MemoryError, WeightsError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"the arrays of round {server_round} could not be written to {path} ({reason}); make "
+            "room on that disk"
+        ) from error
     return path
 
 
@@ -82,7 +104,11 @@ def load_round(path: Path) -> ArrayRecord:
 
 
 def forget_rounds(folder: Path, *, before: int) -> None:
-    """Delete the files of rounds that the registry holds by now."""
-    for path in folder.glob("round-*.safetensors"):
-        if int(path.stem.removeprefix("round-")) < before:
-            path.unlink(missing_ok=True)
+    """Delete the files of rounds that the registry holds by now; one that stays is only logged."""
+    for path in folder.glob("round-[0-9]*.safetensors"):
+        number = path.stem.removeprefix("round-")
+        if number.isdecimal() and int(number) < before:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s could not be deleted: %s", path, error.strerror)

@@ -21,6 +21,7 @@ from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate, gather_evid
 from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores, shadow_tag
 from fl_app.strategy.report import Artifacts, Origin, SessionReport, ShadowReport
 from registry import Decision, Evidence, ModelStore, Stage, StageError, Tracker
+from registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -281,12 +282,19 @@ class Session:
     def log_artifacts(
         self, store: ModelStore, tracker: Tracker, artifacts: Sequence[Artifacts]
     ) -> None:
-        """Have the pictures and files of the session made, and log them to its run."""
+        """Have the pictures and files of the session made, and log them to its run.
+
+        One that cannot be made or stored is left out with a warning: the versions are worth more.
+        """
         report = self.report(store)
-        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
-            for make in artifacts:
-                for path in make(report, Path(folder)):
-                    tracker.log_artifact(path)
+        for make in artifacts:
+            try:
+                with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+                    for path in make(report, Path(folder)):
+                        tracker.log_artifact(path)
+            except Exception as error:  # noqa: BLE001 - somebody else's code, or a full disk
+                name = getattr(make, "__name__", type(make).__name__)
+                logger.warning("%s is not logged: %s", name, one_line(error))
 
     def report(self, store: ModelStore) -> SessionReport:
         """The whole session, with the weights of its best version, or else of its last one."""

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from fl_app.retraining.api_input import printable
 from fl_app.retraining.page import curves
 from fl_app.retraining.page.monitor_markup import MONITOR
 from fl_app.retraining.page.registry_markup import CHART, REGISTRY
 from fl_app.retraining.page.stages import MOVES, is_pending, number_text, score_text
+from registry.redaction import printable
 
 MOST_CHARACTERS = 600
 """Of a text from outside, that are shown."""

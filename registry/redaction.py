@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be shown of a text that others wrote: no secrets, and nothing that moves the cursor."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import quote, unquote
+
+HIDDEN = "***"
+_PASSWORD = re.compile(r"(://[^:/?#\s@]*):[^@\s/]*@")
+_USER_ONLY = re.compile(r"((?:https?|wss?|ftp)://)[^:/?#\s@]+@", re.IGNORECASE)
+_TELLING = (
+    r"[\w.-]{0,40}(?:pass(?:word|wd|phrase)?|pwd|token|secret|credential|signature|"
+    r"api[_-]?key|(?:access|account|private|shared)[_-]?key|odbc_connect)[\w.-]{0,40}"
+)
+_FIELD = re.compile(rf"(?i)(?<![\w.-])({_TELLING}|sig|auth)(=|%3D|['\"]\s*[:=]\s*['\"])[^&;\s'\"]+")
+_HEADER = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:(bearer|basic)\s+)?[^\s'\",]+")
+_BEARER = re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]{8,}")
+_VARIABLE = re.compile(rf"(?i){_TELLING}")
+_LEAST = 6  # characters; what is shorter is found in too many words that are no secret
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def redact(text: str, uri: str = "") -> str:
+    """Return `text` with ``***`` in the place of secrets.
+
+    These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
+    the like, ``Authorization`` headers, and the values of environment variables whose names say
+    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``.
+    """
+    for secret in sorted({*_passwords(uri), *secrets_of(os.environ)}, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
+    text = _USER_ONLY.sub(rf"\1{HIDDEN}@", text)
+    text = _HEADER.sub(rf"\1{HIDDEN}", text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    return _FIELD.sub(rf"\1\2{HIDDEN}", text)
+
+
+def has_secret(uri: str) -> bool:
+    """Return whether an address holds a password or a token."""
+    return bool(_passwords(uri)) or redact(uri) != uri
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """Return the values of the variables whose names say that they are secret; no paths."""
+    found = set()
+    for name, value in environment.items():
+        plain = value.strip()
+        is_path = plain.startswith(("/", "~", "."))
+        if is_path or len(plain) < _LEAST or not _VARIABLE.fullmatch(name):
+            continue
+        found |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
+    return sorted(found)
+
+
+def printable(text: str) -> str:
+    """Return text with control characters, and those that turn lines around, as escapes."""
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """Return a text of others as one printable line of at most `limit` characters, no secrets."""
+    line = printable(redact(str(text)))
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def _passwords(uri: str) -> list[str]:
+    _, _, rest = uri.partition("://")
+    user_info, at, _ = rest.partition("?")[0].rpartition("@")
+    user, colon, password = user_info.partition(":")
+    secret = password if colon else user if uri.lower().startswith("http") else ""
+    if not at or not secret:
+        return []
+    return sorted({secret, unquote(secret)}, key=len, reverse=True)
