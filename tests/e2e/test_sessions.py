@@ -10,6 +10,7 @@ import pytest
 import yaml
 from flower import ROOT, Flower
 
+from fl_app.client.shapes import shapes_data
 from models.weights import load_weights, save_weights
 from registry import ModelManager
 
@@ -41,9 +42,11 @@ def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
     champion = manager.save_model_version(good, metrics={"mAP50": 0.9}, tags={"round": "8"})
     manager.promote_to_production(champion, actor="test")
 
+    few = shapes_data(tmp_path, train=96)  # with the pictures to score that the champion knows
     printed = flower.run(
         poisoned_app(tmp_path / "poisoned"),
-        f'home="{home}" registered-model-name="{name}" num-server-rounds=3 max-retrains=1',
+        f'home="{home}" data="{few}" registered-model-name="{name}" num-server-rounds=3 '
+        "local-epochs=1 max-retrains=1",
     )
     assert printed.count("retraining is asked for") == 1
     rows = manager.list_all_versions()
