@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.doctor import examine
 from fl_app.retraining import MonitorStore, Outcome, RetrainingManager
 from fl_app.retraining.store import default_url
+from fl_app.serve import serve
 from registry import ModelManager, RegistryError, app_home
 
 app = typer.Typer(
@@ -29,18 +31,6 @@ app = typer.Typer(
     add_completion=False,
 )
 out = Console(highlight=False)
-
-Uri = Annotated[
-    str, typer.Option("--tracking-uri", help="MLflow to use; default: SQLite in FL_APP_HOME.")
-]
-Name = Annotated[str, typer.Option("--name", help="Name in the model registry.")]
-By = Annotated[str, typer.Option("--by", help="Who decides; default: the account's name.")]
-Note = Annotated[str, typer.Option("--note", help="Why; kept with the decision.")]
-Monitor = Annotated[
-    str, typer.Option("--monitor", help="SQLAlchemy URL of the monitor's memory; default: SQLite.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-DEFAULT_NAME = "fl-global-model"
 
 
 @app.command()
@@ -326,6 +316,9 @@ def run(ctx: typer.Context) -> None:
     status = subprocess.run(listed, capture_output=True, text=True, check=False).stdout
     if "finished:completed" not in status:
         _fail(f"Run {run_id} did not complete; the reason is in the lines above.")
+
+
+app.command()(serve)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -99,7 +99,7 @@ def next_commands(reports: Sequence[RoundReport]) -> list[str]:
     """What to type now."""
     waiting = [r.version for r in reports if r.approval == "pending"]
     promote = [f"fl-app promote {waiting[-1]}"] if waiting else []
-    return ["fl-app versions", *promote, "fl-app ui"]
+    return ["fl-app versions", *promote, "fl-app serve", "fl-app ui"]
 
 
 def _stage(report: RoundReport) -> str:
