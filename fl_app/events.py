@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,28 @@ Approval = Literal["none", "pending", "approved", "rejected", "superseded"]
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A node's reply that did not count in a round.
+
+    Attributes
+    ----------
+    node_id : str
+        Flower's id of the node.
+    phase : "train" | "evaluate"
+        What it answered to.
+    reason : str
+        What was wrong with it.
+    in_a_row : int
+        How many of its last replies in this phase did not count.
+    """
+
+    node_id: str
+    phase: Literal["train", "evaluate"]
+    reason: str
+    in_a_row: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,8 @@ class RoundReport:
         Wall time from the round's first message to the end of its client evaluation.
     run_id : str
         MLflow run of the session.
+    set_aside : tuple[SetAside, ...]
+        Replies that did not count.
     time : datetime
         When it was reported, in UTC.
     """
@@ -58,6 +82,7 @@ class RoundReport:
     failed: bool = False
     seconds: float = 0.0
     run_id: str = ""
+    set_aside: tuple[SetAside, ...] = ()
     time: datetime = field(default_factory=_now)
 
     @property
@@ -245,6 +270,8 @@ def _plain(value: object) -> object:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, SetAside):
+        return asdict(value)
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
     if isinstance(value, float):

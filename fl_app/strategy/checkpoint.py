@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fl_app.strategy.payload import ArrayError, is_bytes, require_finite, view
 from models.weights import WeightsError, load_weights, save_weights
 
 logger = logging.getLogger("flwr.fl_app")
@@ -28,34 +29,36 @@ def schema_of(arrays: ArrayRecord) -> Schema:
 
 
 def fits(arrays: ArrayRecord, schema: Schema) -> bool:
-    """Whether arrays are of the same model; one-dimensional bytes may be of any length."""
+    """Whether arrays are of the same model; a document may be of any length."""
     found = schema_of(arrays)
-    return list(found) == list(schema) and all(
-        found[name] == (dtype, shape) or (found[name][0] == dtype and _opaque(dtype, shape))
-        for name, (dtype, shape) in schema.items()
+    return list(found.items()) == list(schema.items()) or (
+        list(found) == list(schema) and is_document(schema) and is_document(found)
     )
+
+
+def is_document(schema: Schema) -> bool:
+    """Whether a model is one array of bytes that may be of any length: the trees of XGBoost."""
+    return [(str(dtype), len(shape)) for dtype, shape in schema.values()] == [("uint8", 1)]
 
 
 def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
     """Say what is wrong with an aggregate, or nothing if it may become the model.
 
-    One-dimensional bytes (the trees of XGBoost) may change their length; all else keeps its shape.
+    A document may change its length; all else keeps its shape.
     """
     if list(arrays) != list(schema):
         foreign = sorted(set(arrays) ^ set(schema))[:3]
         return f"the aggregate has other arrays than the global model: {foreign}"
     for name, array in arrays.items():
-        values = array.numpy()
         dtype, shape = schema[name]
-        if values.shape != shape and not _opaque(dtype, shape):
-            return f"the aggregate's {name!r} has shape {values.shape}, expected {shape}"
-        if not np.all(np.isfinite(values)):
-            return f"the aggregate's {name!r} is not finite"
+        try:
+            values = view(array)
+            if values.shape != shape and not (is_document(schema) and is_bytes(values)):
+                raise ArrayError(f"has shape {values.shape}, expected {shape}")
+            require_finite(values, dtype)
+        except ArrayError as error:
+            return f"the aggregate's {name!r} {error}"
     return ""
-
-
-def _opaque(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
-    return dtype == np.uint8 and len(shape) == 1
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:

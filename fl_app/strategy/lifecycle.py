@@ -17,19 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
-from fl_app.strategy.checkpoint import (
-    check_arrays,
-    forget_rounds,
-    restore_dtypes,
-    save_round,
-    schema_of,
-)
+from fl_app.strategy.checkpoint import forget_rounds, restore_dtypes, save_round, schema_of
 from fl_app.strategy.console import next_commands, round_line, session_table
 from fl_app.strategy.evaluation import (
     EvaluateFn,
@@ -40,10 +33,12 @@ from fl_app.strategy.evaluation import (
     round_metrics,
     shadow_metrics,
 )
+from fl_app.strategy.inner import aggregate, aggregate_evaluate
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries, version_tags
+from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin
+from fl_app.strategy.screening import Screening, needs_of, screen_evaluate
 from fl_app.strategy.session import ClosedRound, FailedRound, Session
 from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
 from fl_app.strategy.shadow_messages import NodeEvaluation
@@ -74,6 +69,9 @@ class LifecycleStrategy(Strategy):
     ----------
     strategy : Strategy | None
         The strategy that samples nodes and aggregates; ``FedAvg()`` by default.
+    screening : Screening | None
+        What a reply must be like to count. None lets everything pass, for inner strategies whose
+        nodes send something else than models, such as masked ones.
     metric : str | None
         The metric that gates and the monitor look at. None promotes nothing.
     mode : "max" | "min"
@@ -126,6 +124,7 @@ class LifecycleStrategy(Strategy):
         self,
         strategy: Strategy | None = None,
         *,
+        screening: Screening | None = Screening(),  # noqa: B008  (it is frozen)
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
         policy: Policy | None = None,
@@ -146,6 +145,7 @@ class LifecycleStrategy(Strategy):
         pipeline: bool = True,
     ) -> None:
         self.strategy = strategy or FedAvg()
+        self.screening = screening
         self.metric = metric
         self.mode = mode
         self.policy = policy if policy is not None else default_policy(metric, mode)
@@ -180,7 +180,7 @@ class LifecycleStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy choose nodes and write their messages, with the monitor's word."""
-        self._session.opened = time.monotonic()
+        self._session.opened, self._session.sent = time.monotonic(), arrays
         if self.monitor is not None:
             config.update(self.monitor.data_orders())
         return self.strategy.configure_train(server_round, arrays, config, grid)
@@ -188,23 +188,19 @@ class LifecycleStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate, check the result and write it to disk; a bad one leaves the old arrays."""
-        session, replies = self._session, list(replies)
-        nodes = contributions(replies, getattr(self.strategy, "weighted_by_key", "num-examples"))
-        try:
-            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-            problem = "no client sent a valid reply"
-        except AppExitException as err:
-            arrays, metrics, problem = None, None, f"the replies do not fit together: {err}"
-        if arrays is not None:
-            problem = check_arrays(arrays, session.schema)
-        if arrays is None or problem:
-            session.current = FailedRound(server_round, problem)
-            return None, metrics
-        arrays = restore_dtypes(arrays, session.schema)
+        """Screen, aggregate, check and write to disk; a bad result leaves the old arrays."""
+        session, needs = self._session, needs_of(self.strategy)
+        screened = session.screen(replies, self.screening, needs)
+        made = aggregate(self.strategy, server_round, screened, session.schema)
+        session.set_aside.note("train", server_round, screened, made.set_aside)
+        if made.arrays is None:
+            session.current = FailedRound(server_round, made.problem)
+            return None, made.metrics
+        arrays = restore_dtypes(made.arrays, session.schema)
         weights = save_round(arrays, session.folder, server_round, self.model)
-        session.current = ClosedRound(server_round, arrays, weights, nodes, train=metrics)
-        return arrays, metrics
+        nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
+        session.current = ClosedRound(server_round, arrays, weights, nodes, train=made.metrics)
+        return arrays, made.metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -216,9 +212,12 @@ class LifecycleStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Close the round: hand it to the worker, once the worker has finished the one before."""
-        session, replies = self._session, list(replies)
-        scores = node_scores(replies, self.metric)
-        clients = self.strategy.aggregate_evaluate(server_round, replies)
+        session, needs = self._session, needs_of(self.strategy, evaluate=True)
+        screened = screen_evaluate(replies, self.screening, needs=needs)
+        clients = aggregate_evaluate(self.strategy, server_round, screened)
+        scores = node_scores(screened.replies, self.metric)
+        session.set_aside.note("evaluate", server_round, screened)
+        session.current = replace(session.current, set_aside=session.set_aside.this_round)
         self._wait_for_worker()
         if isinstance(session.current, FailedRound):
             self._record_failure(session, session.current)
@@ -237,12 +236,12 @@ class LifecycleStrategy(Strategy):
         # Evaluate, on the same data as the present Production.
         holdout = evaluate(session.evaluate_fn, closed.round, closed.arrays)
         metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
-        require_metric(self.metric, metrics)
+        session.require_metric(self.metric, metrics)
         champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
         # Log.
         self._log(session, metrics, closed.round)
         # Register.
-        tags = {**session.tags, **version_tags(closed.round, closed.nodes, closed.node_scores)}
+        tags = session.version_tags(closed)
         version = self.store.save_model_version(
             closed.weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
@@ -261,7 +260,7 @@ class LifecycleStrategy(Strategy):
         self._report(session, report)
 
     def _record_failure(self, session: Session, failed: FailedRound) -> None:
-        self.tracker.set_tags({f"failed_round.{failed.round}": failed.problem})
+        self.tracker.set_tags(failed.tags())
         self._report(session, session.failed_report(failed))
         session.count_failure(failed)
 
@@ -322,7 +321,7 @@ class LifecycleStrategy(Strategy):
         folder.mkdir(parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(1, "fl-app-round") if self.pipeline else None
         self._open_session = Session(
-            run_id, tags, num_rounds, folder, schema_of(initial_arrays), evaluate_fn
+            run_id, tags, num_rounds, folder, schema_of(initial_arrays), evaluate_fn, initial_arrays
         )
         try:
             self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})

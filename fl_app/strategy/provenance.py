@@ -20,6 +20,8 @@ NODE_RECORD = "node"
 NODE_SCORES = "node_scores"
 """Tag of a version: its metric on each node that evaluated it."""
 
+_MAX_DIGEST = 128
+
 
 @dataclass(frozen=True)
 class Contribution:
@@ -31,20 +33,20 @@ class Contribution:
     summary: Mapping[str, object] | None = None
 
 
-def contributions(replies: Iterable[Message], weighted_by: str) -> tuple[Contribution, ...]:
-    """Read, before any strategy takes them apart, who answered and with how many examples."""
+def contributions(replies: Iterable[Message], weighted_by: str | None) -> tuple[Contribution, ...]:
+    """Read who answered and with how many examples."""
     found = []
     for message in replies:
         if message.has_error():
             continue
         metrics = next(iter(message.content.metric_records.values()), MetricRecord())
-        examples = metrics.get(weighted_by, 0)
+        examples = metrics.get(weighted_by or "num-examples", 0)
         node = message.content.config_records.get(NODE_RECORD, ConfigRecord())
         found.append(
             Contribution(
                 node_id=str(message.metadata.src_node_id),
                 num_examples=float(examples) if isinstance(examples, int | float) else 0.0,
-                data_digest=str(node.get("data-digest", "")),
+                data_digest=_digest(node),
                 summary=message.content.config_records.get(SUMMARY_RECORD),
             )
         )
@@ -73,10 +75,17 @@ def node_scores(replies: Iterable[Message], metric: str | None) -> tuple[NodeSco
         score = metrics.get(metric or "")
         node = message.content.config_records.get(NODE_RECORD, ConfigRecord())
         node_id = str(message.metadata.src_node_id)
-        digest = str(node.get("data-digest", ""))
+        digest = _digest(node)
         if isinstance(score, int | float):
             found.append(NodeScore(node_id, digest[:16] or f"node {node_id}", float(score)))
     return tuple(found)
+
+
+def _digest(node: ConfigRecord) -> str:
+    """What a node calls its data; nothing if that is no short text."""
+    digest = node.get("data-digest")
+    fits = isinstance(digest, str) and len(digest) <= _MAX_DIGEST and digest.isprintable()
+    return str(digest) if fits else ""
 
 
 def summaries(nodes: Iterable[Contribution]) -> dict[str, Mapping[str, object]]:

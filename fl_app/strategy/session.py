@@ -4,22 +4,37 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fl_app.events import Approval, RoundReport, SessionEnded, SessionStarted
+from fl_app.events import Approval, RoundReport, SessionEnded, SessionStarted, SetAside
 from fl_app.strategy.checkpoint import Schema, fits, load_round
 from fl_app.strategy.console import shadow_reason
-from fl_app.strategy.evaluation import EvaluateFn, Scored, evaluate, gather_evidence
-from fl_app.strategy.provenance import Contribution, NodeScore, read_node_scores, shadow_tag
+from fl_app.strategy.evaluation import (
+    EvaluateFn,
+    Scored,
+    evaluate,
+    gather_evidence,
+    require_metric,
+)
+from fl_app.strategy.provenance import (
+    Contribution,
+    NodeScore,
+    read_node_scores,
+    shadow_tag,
+    version_tags,
+)
 from fl_app.strategy.report import Artifacts, Origin, SessionReport, ShadowReport
+from fl_app.strategy.screening import Needs, Screened, Screening, screen_train
+from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
 from registry import Decision, Evidence, ModelStore, Stage, StageError, Tracker
 from registry.redaction import one_line
 
@@ -49,6 +64,7 @@ class ClosedRound:
     clients: MetricRecord | None = None
     node_scores: tuple[NodeScore, ...] = ()
     seconds: float = 0.0
+    set_aside: tuple[SetAside, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,12 @@ class FailedRound:
 
     round: int
     problem: str
+    set_aside: tuple[SetAside, ...] = ()
+
+    def tags(self) -> dict[str, str]:
+        """The tags of the session's run that tell of it."""
+        told = {"failed_round": self.problem, **set_aside_tag(self.set_aside)}
+        return {f"{name}.{self.round}": value for name, value in told.items()}
 
 
 @dataclass
@@ -73,6 +95,10 @@ class Session:
         Where the global arrays of the last round are.
     schema : Schema
         Arrays that the first global model has, and every later one must have.
+    sent : ArrayRecord
+        What the nodes were sent in the round that is under way.
+    set_aside : SetAsideNodes
+        Nodes whose replies did not count.
     scores : dict[str, Scored]
         Registered versions scored on this session's holdout.
     best : Mapping[str, float] | None
@@ -91,6 +117,8 @@ class Session:
     folder: Path
     schema: Schema
     evaluate_fn: EvaluateFn | None
+    sent: ArrayRecord
+    set_aside: SetAsideNodes = field(default_factory=SetAsideNodes)
     started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     scores: dict[str, Scored] = field(default_factory=dict)
@@ -139,6 +167,7 @@ class Session:
             reason=failed.problem,
             failed=True,
             run_id=self.run_id,
+            set_aside=failed.set_aside,
         )
 
     def count_failure(self, failed: FailedRound) -> None:
@@ -149,6 +178,24 @@ class Session:
                 f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
                 f"{failed.problem}; look at the clients' log and run again."
             )
+
+    def screen(self, replies: Iterable[Message], rules: Screening | None, needs: Needs) -> Screened:
+        """Screen the replies to what the nodes were sent in this round."""
+        return screen_train(replies, rules, needs=needs, model=self.sent, schema=self.schema)
+
+    def require_metric(self, metric: str | None, metrics: dict[str, float]) -> None:
+        """Raise MetricError if nobody reports the metric; once it was told, it may be missing.
+
+        Then it is not a number, which stages nothing.
+        """
+        if metric is not None and metric in self.history:
+            metrics.setdefault(metric, math.nan)
+        require_metric(metric, metrics)
+
+    def version_tags(self, closed: ClosedRound) -> dict[str, str]:
+        """The tags of the version that a round becomes."""
+        own = version_tags(closed.round, closed.nodes, closed.node_scores)
+        return {**self.tags, **own, **set_aside_tag(closed.set_aside)}
 
     def remember(self, metrics: Mapping[str, float], step: int) -> None:
         """Keep the metrics of a step for the pictures at the end."""
@@ -224,6 +271,7 @@ class Session:
             reason=decision.why,
             seconds=closed.seconds,
             run_id=self.run_id,
+            set_aside=closed.set_aside,
         )
 
     def supersede(self, store: ModelStore, version: str) -> None:

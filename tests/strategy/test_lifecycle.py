@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,29 +222,24 @@ def test_an_unknown_client_metric_fails_after_round_one(
         LifecycleStrategy(metric="mAP", **parts).start(LocalGrid(add_one), model(), num_rounds=3)
 
 
-def poisoned(value: float) -> Any:
-    def answer(node_id: int, message: Message) -> Any:
-        if node_id == 12 and message.metadata.message_type == "train":
-            arrays = message.content["arrays"].to_numpy_ndarrays()
-            return reply(ArrayRecord([np.full_like(arrays[0], value), arrays[1]]), loss=1.0)
-        return add_one(node_id, message)
+class FailsOnce(FedAvg):
+    """Divides by zero in the second round."""
 
-    return answer
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        if arrays is not None and server_round == 2:
+            spoilt = [np.full_like(a, np.nan, dtype=float) for a in arrays.to_numpy_ndarrays()]
+            arrays = ArrayRecord(spoilt)
+        return arrays, metrics
 
 
 def test_a_round_that_is_not_finite_keeps_the_old_arrays(
     parts: dict[str, Any], store: InMemoryModelStore
 ) -> None:
-    calls = {"n": 0}
-
-    def answer(node_id: int, message: Message) -> Any:
-        if message.metadata.message_type == "train":
-            calls["n"] += 1
-        return (poisoned(np.nan) if 4 <= calls["n"] <= 6 else add_one)(node_id, message)
-
     reports: list[RoundReport] = []
-    result = LifecycleStrategy(metric="accuracy", hooks=[rounds_into(reports)], **parts).start(
-        LocalGrid(answer), model(), num_rounds=3, evaluate_fn=holdout
+    hooks = [rounds_into(reports)]
+    result = LifecycleStrategy(FailsOnce(), metric="accuracy", hooks=hooks, **parts).start(
+        LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout
     )
     assert [r.failed for r in reports] == [False, True, False]
     assert "not finite" in reports[1].reason
@@ -268,12 +263,13 @@ def test_replies_that_do_not_fit_together_are_a_failed_round(
     parts: dict[str, Any], store: InMemoryModelStore
 ) -> None:
     def answer(node_id: int, message: Message) -> Any:
-        if node_id == 12:
-            return reply(ArrayRecord([np.zeros(3)]), loss=1.0)
-        return add_one(node_id, message)
+        return reply(ArrayRecord([np.zeros(node_id)]), loss=1.0)
 
-    with pytest.raises(RunFailedError, match="do not fit together"):
-        LifecycleStrategy(FedAvg(fraction_evaluate=0.0), **parts).start(
+    inner = FedAvg(fraction_evaluate=0.0)
+    with pytest.raises(RunFailedError, match=r"node 11: its arrays are not the model's: it lacks"):
+        LifecycleStrategy(inner, **parts).start(LocalGrid(answer), model(), num_rounds=3)
+    with pytest.raises(RunFailedError, match=r"the replies do not fit together|raised ValueError"):
+        LifecycleStrategy(inner, screening=None, **parts).start(
             LocalGrid(answer), model(), num_rounds=3
         )
 

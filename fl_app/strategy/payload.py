@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values of Flower's ``Array`` seen in place, and whether they may be averaged.
+
+Nothing is copied or executed. Whose arrays they are and what becomes of bad ones is decided
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+from flwr.app import Array
+
+_STYPE = "numpy.ndarray"
+_HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
+_MAX_HEADER = 10_000  # as in numpy
+_NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
+_HEADER = re.compile(
+    rb"\s*\{\s*'descr':\s*'([<>|=]?[biufc][0-9]{1,2})',\s*'fortran_order':\s*(True|False),"
+    rb"\s*'shape':\s*\(((?:\s*N\s*,)+\s*N?\s*|\s*)\),?\s*\}\s*".replace(b"N", _NUMBER)
+)
+_WIDEST = 8
+_EXACT = 2**53
+"""The largest integer up to which float64, in which integers are averaged, has them all."""
+
+
+class ArrayError(ValueError):
+    """An array is not what was expected; the text says what is wrong with it."""
+
+
+def view(array: Array) -> np.ndarray:
+    """Return the values of ``array``, read-only and without a copy, in the order they are stored.
+
+    The payload must be what ``numpy.save`` writes of numbers, to the byte. Its header is read by
+    a pattern and never evaluated.
+
+    Raises
+    ------
+    ArrayError
+        If it is anything else, or other than ``array`` says of itself.
+    """
+    if array.stype != _STYPE:
+        raise ArrayError(f"is serialized as {array.stype!r}, expected {_STYPE!r}")
+    dtype, fortran, shape, start = _read_header(array.data)
+    if tuple(array.shape) != shape or array.dtype != str(dtype):
+        raise ArrayError(
+            f"says it is {array.dtype!r} of shape {array.shape}, but holds {dtype} of shape {shape}"
+        )
+    count = math.prod(shape)
+    if len(array.data) - start != count * dtype.itemsize:
+        raise ArrayError(
+            f"has {len(array.data) - start} bytes of values, expected {count * dtype.itemsize}"
+        )
+    values = np.frombuffer(array.data, dtype, count, start)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_header(data: bytes) -> tuple[np.dtype, bool, tuple[int, ...], int]:
+    """Return dtype, whether in Fortran's order, shape, and where the values begin."""
+    field = _HEADER_LENGTH.get(data[6:8])
+    if data[:6] != b"\x93NUMPY" or field is None or len(data) < 8 + field:
+        raise ArrayError("does not begin as numpy's format does")
+    start = 8 + field + int.from_bytes(data[8 : 8 + field], "little")
+    if start > _MAX_HEADER or start > len(data):
+        raise ArrayError(f"has a header of {start} bytes")
+    found = _HEADER.fullmatch(data, 8 + field, start)
+    if found is None:
+        raise ArrayError("does not hold plain numbers, or has a header that numpy does not write")
+    try:
+        dtype = np.dtype(found[1].decode())
+    except TypeError:
+        raise ArrayError(f"holds numbers of an unknown kind {found[1].decode()!r}") from None
+    shape = tuple(int(size) for size in found[3].split(b",") if size.strip())
+    return dtype, found[2] == b"True", shape, start
+
+
+def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Require values that may take part in an average with a model's array.
+
+    They must be of the same kind (floats, integers, truth values), have its shape, be finite, and
+    be so small that neither an average nor a square of them leaves the model's range.
+
+    Raises
+    ------
+    ArrayError
+        If they are not.
+    """
+    if values.shape != shape:
+        raise ArrayError(f"has shape {values.shape}, expected {shape}")
+    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > max(
+        _WIDEST, dtype.itemsize
+    ):
+        raise ArrayError(f"holds {values.dtype}, expected {dtype}")
+    if values.dtype.kind == "b":
+        if values.size and values.view(np.uint8).max() > 1:
+            raise ArrayError("holds bytes that are neither true nor false")
+    elif values.dtype.kind in "iu":
+        _require_range(values, dtype)
+    elif not _squares_fit(values, dtype):
+        require_finite(values, dtype)
+        raise ArrayError(f"is too large: {dtype} cannot hold the square of its norm")
+
+
+def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
+    """Require that ``values`` are finite, and stay so as ``dtype``.
+
+    Raises
+    ------
+    ArrayError
+        If they are not.
+    """
+    if not values.size or (values.dtype.kind in "fc" and _squares_fit(values, dtype)):
+        return
+    if not np.isfinite(values).all():
+        raise ArrayError("is not finite")
+    if values.dtype != dtype and dtype.kind in "iuf":
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        if values.min() < limits.min or values.max() > limits.max:
+            raise ArrayError(f"has values that {dtype} cannot hold")
+
+
+def is_bytes(values: np.ndarray) -> bool:
+    """Whether values are bytes in one dimension."""
+    return values.dtype == np.uint8 and values.ndim == 1
+
+
+def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the sum of all squares is finite, in one pass; then so is each value."""
+    if values.dtype.kind != "f" or dtype.kind != "f":
+        return bool(values.dtype == dtype and np.isfinite(values).all())
+    if min(values.itemsize, dtype.itemsize) < 4:  # too coarse to be squared at all
+        largest = np.abs(values).max(initial=0)
+        return bool(largest <= np.finfo(dtype).max) and bool(np.isfinite(largest))
+    flat = values.ravel(order="K")
+    with np.errstate(all="ignore"):
+        return bool(np.dot(flat, flat) <= np.finfo(dtype).max)
+
+
+def _require_range(values: np.ndarray, dtype: np.dtype) -> None:
+    if not values.size or (values.dtype == dtype and dtype.itemsize < 8):
+        return
+    limits = np.iinfo(dtype)
+    low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
+    found = int(values.min()), int(values.max())
+    if found[0] < low or found[1] > high:
+        raise ArrayError(f"has values from {found[0]} to {found[1]}, expected {low} to {high}")
+
+
+def _family(dtype: np.dtype) -> str:
+    return "i" if dtype.kind == "u" else dtype.kind

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which replies may take part in a round, whatever the inner strategy; pure.
+
+They are looked at before it, since some strategies take the arrays out of them. How it aggregates
+is not decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
+from flwr.supercore.differential_privacy import KEY_NORM_BIT
+
+from fl_app.strategy.checkpoint import Schema, is_document
+from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
+from fl_app.strategy.reply_metrics import Value, brief, is_finite, quoted, sound_metrics
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
+
+
+class ReplyError(ValueError):
+    """A reply may not take part in the round; the text says why."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What a reply must be like to take part in a round.
+
+    Always: one ArrayRecord with the names and shapes of the global model, floats for floats and
+    integers for integers, at least as precise (what is less precise is widened), all finite and
+    with a norm whose square is; one MetricRecord with a positive number of examples. Metrics that
+    cannot be averaged are left out, and the reply counts.
+
+    Parameters
+    ----------
+    max_examples : float
+        Most examples that a node may say it has trained on: FedAvg weighs nodes by what they say.
+    max_update_norm : float | None
+        Largest L2 norm of the difference between a reply and the global model, over all floats.
+    norm_action : "clip" | "refuse"
+        What happens beyond it: the difference is scaled down to it, or the reply does not count.
+
+    Raises
+    ------
+    ValueError
+        If a limit is not positive or ``norm_action`` is another word.
+    """
+
+    max_examples: float = 1e8
+    max_update_norm: float | None = None
+    norm_action: Literal["clip", "refuse"] = "clip"
+
+    def __post_init__(self) -> None:
+        if not self.max_examples > 0:
+            raise ValueError(f"max_examples is {self.max_examples}, expected a positive number.")
+        if self.max_update_norm is not None and not self.max_update_norm > 0:
+            raise ValueError(
+                f"max_update_norm is {self.max_update_norm}, expected a positive number or None."
+            )
+        if self.norm_action not in ("clip", "refuse"):
+            raise ValueError(f"norm_action is {self.norm_action!r}, expected 'clip' or 'refuse'.")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a strategy takes from each reply, so that a reply without it does not count.
+
+    Attributes
+    ----------
+    weighted_by : str | None
+        The metric that nodes are weighed by; None if it does not weigh them.
+    metrics : frozenset[str]
+        Other metrics that it cannot do without.
+    """
+
+    weighted_by: str | None = "num-examples"
+    metrics: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> frozenset[str]:
+        """All of these metrics."""
+        return self.metrics | ({self.weighted_by} if self.weighted_by is not None else set())
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The replies of a round, and which of them do not count.
+
+    Attributes
+    ----------
+    replies : tuple[Message, ...]
+        What goes to the inner strategy, in the order of arrival: good replies and errors.
+    nodes : tuple[str, ...]
+        The ids of all nodes that answered.
+    set_aside : Mapping[str, str]
+        By node id why its reply does not count; errors are among them.
+    notes : Mapping[str, str]
+        By node id what was left out of a reply that counts, or was clipped.
+    """
+
+    replies: tuple[Message, ...]
+    nodes: tuple[str, ...]
+    set_aside: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def good(self) -> list[Message]:
+        """The replies that count."""
+        return [message for message in self.replies if message.has_content()]
+
+    def without(self, nodes: Collection[str]) -> list[Message]:
+        """All replies but those of some nodes."""
+        return [m for m in self.replies if str(m.metadata.src_node_id) not in nodes]
+
+
+def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
+    """Return what Flower's strategies need; wrappers need what they wrap needs, and more."""
+    weighted_by, metrics = None, set()
+    while isinstance(strategy, Strategy):
+        weighted_by = getattr(strategy, "weighted_by_key", weighted_by)
+        metrics.add(getattr(strategy, "train_loss_key", None))
+        if isinstance(strategy, DifferentialPrivacyClientSideAdaptiveClipping):
+            metrics.add(KEY_NORM_BIT)
+        strategy = getattr(strategy, "strategy", None)
+    found = frozenset(name for name in metrics if isinstance(name, str))
+    return Needs(weighted_by, frozenset() if evaluate else found)
+
+
+def screen_train(
+    replies: Iterable[Message],
+    rules: Screening | None,
+    *,
+    needs: Needs,
+    model: ArrayRecord,
+    schema: Schema,
+) -> Screened:
+    """Screen the replies of a round of training; ``model`` is what the nodes were sent.
+
+    Without rules all that is no error passes.
+    """
+
+    def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
+        if rules is None:
+            return content, []
+        metrics, faults = _screen_metrics(content, rules, needs)
+        arrays = _screen_arrays(_only(content, ArrayRecord), schema)
+        arrays, clipped = _bound_update(arrays, model, rules)
+        return _with_records(content, arrays, metrics), [*clipped, *faults]
+
+    return _screen(replies, check)
+
+
+def screen_evaluate(
+    replies: Iterable[Message], rules: Screening | None, *, needs: Needs
+) -> Screened:
+    """Screen the replies of a round of evaluation, in which only metrics count."""
+
+    def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
+        if rules is None:
+            return content, []
+        metrics, faults = _screen_metrics(content, rules, needs)
+        return _with_records(content, None, metrics), faults
+
+    return _screen(replies, check)
+
+
+def _screen(
+    replies: Iterable[Message], check: Callable[[RecordDict], tuple[RecordDict, list[str]]]
+) -> Screened:
+    passed: list[Message] = []
+    nodes: dict[str, None] = {}
+    set_aside, notes = {}, {}
+    for message in replies:
+        node = str(message.metadata.src_node_id)
+        nodes[node] = None
+        if message.has_error():
+            passed.append(_with_plain_error(message))
+            set_aside[node] = brief(f"it answered with an error: {message.error.reason}")
+            continue
+        try:
+            content, faults = check(message.content)
+        except ReplyError as error:
+            set_aside[node] = brief(error)
+        except Exception as error:  # noqa: BLE001  (nothing that a node sends may end the round)
+            set_aside[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
+        else:
+            passed.append(_with_content(message, content))
+            if faults:
+                notes[node] = brief("; ".join(faults))
+    return Screened(tuple(passed), tuple(nodes), set_aside, notes)
+
+
+def _only(content: RecordDict, kind: type[Record]) -> Record:
+    """Return the one record of a kind."""
+    found = [record for record in content.values() if isinstance(record, kind)]
+    if len(found) != 1:
+        raise ReplyError(f"it has {len(found)} {kind.__name__}s, expected exactly one")
+    return found[0]
+
+
+def _screen_metrics(
+    content: RecordDict, rules: Screening, needs: Needs
+) -> tuple[MetricRecord, list[str]]:
+    """Return the sound metrics of a reply, and what was wrong with others."""
+    record = _only(content, MetricRecord)
+    if needs.weighted_by is not None:
+        _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
+    sound, faults = sound_metrics(record, needs.all)
+    for name in sorted(needs.metrics):
+        if not isinstance(sound.get(name), int | float):
+            raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
+    return (MetricRecord(dict(sound)) if faults else record), faults
+
+
+def _require_count(count: Value | None, name: str, most: float) -> None:
+    if isinstance(count, list) or count is None:
+        found = "missing" if count is None else "a list"
+        raise ReplyError(f"metric {quoted(name)} is {found}, expected the number of examples")
+    if not is_finite(count) or not 0 < count <= most:
+        raise ReplyError(
+            f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
+        )
+
+
+def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+    """Return arrays that fit the schema, in its order and at least as precise."""
+    if arrays.keys() != schema.keys():
+        differ = {"lacks": schema.keys() - arrays.keys(), "has": arrays.keys() - schema.keys()}
+        told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
+        raise ReplyError(f"its arrays are not the model's: it {' and '.join(told)}")
+    wider = {}
+    for name, (dtype, shape) in schema.items():
+        try:
+            values = view(arrays[name])
+            document = is_document(schema) and is_bytes(values)
+            require_like(values, dtype, values.shape if document else shape)
+        except ArrayError as error:
+            raise ReplyError(f"array {quoted(name)} {error}") from None
+        if values.dtype.itemsize < dtype.itemsize:
+            wider[name] = Array(values.astype(dtype))
+    if not wider and list(arrays) == list(schema):
+        return arrays
+    return ArrayRecord({name: wider.get(name, arrays[name]) for name in schema})
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{quoted(first)} and {len(rest)} more" if rest else quoted(first)
+
+
+def _bound_update(
+    arrays: ArrayRecord, model: ArrayRecord, rules: Screening
+) -> tuple[ArrayRecord, list[str]]:
+    """Hold a reply to the largest update norm, if there is one."""
+    if rules.max_update_norm is None:
+        return arrays, []
+    updates = {
+        name: np.subtract(view(array), view(model[name]), dtype=np.float64)
+        for name, array in arrays.items()
+        if np.dtype(array.dtype).kind == "f"
+    }
+    norm = math.sqrt(sum(float(np.vdot(update, update)) for update in updates.values()))
+    if norm <= rules.max_update_norm:
+        return arrays, []
+    told = f"its update has norm {norm:.4g}"
+    if rules.norm_action == "refuse" or not math.isfinite(norm):
+        raise ReplyError(f"{told}, expected at most {rules.max_update_norm:g}")
+    bounded = dict(arrays.items())
+    for name, update in updates.items():
+        old, dtype = view(model[name]), np.dtype(arrays[name].dtype)
+        new = old + update * (rules.max_update_norm / norm)
+        bounded[name] = Array(np.asarray(new, dtype=dtype))
+    return ArrayRecord(bounded), [f"{told}, clipped to {rules.max_update_norm:g}"]
+
+
+def _with_records(
+    content: RecordDict, arrays: ArrayRecord | None, metrics: MetricRecord
+) -> RecordDict:
+    """Return the same content with these records in the place of those of their kind."""
+    changed: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
+    for key, record in content.items():
+        if isinstance(record, MetricRecord):
+            changed[key] = metrics
+        elif isinstance(record, ArrayRecord) and arrays is not None:
+            changed[key] = arrays
+        else:
+            changed[key] = record
+    return RecordDict(changed)
+
+
+def _with_content(message: Message, content: RecordDict) -> Message:
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def _with_plain_error(message: Message) -> Message:
+    """Return the message with an error whose reason fits into one line of Flower's log."""
+    error = message.error
+    return Message(  # type: ignore[call-overload, no-any-return]
+        error=Error(error.code, brief(error.reason)), metadata=message.metadata
+    )
