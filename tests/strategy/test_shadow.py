@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from fl_app import LifecycleStrategy
 from fl_app.strategy import Finite, ShadowEvaluation
 from fl_app.strategy.shadow_messages import size
 from registry import InMemoryModelStore, InMemoryTracker, Stage
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 def test_what_is_better_waits_with_the_numbers(world: World, lines: Callable[[], str]) -> None:
@@ -279,3 +282,19 @@ def test_a_session_that_was_cut_short_is_gone_on_with(world: World) -> None:
     assert len(grid.sent) == 16 + 2 * 6
     assert world.result()["rounds"] == 2
     assert world.result()["better"] == 8
+
+
+def test_the_readme_s_nodes_decide(world: World) -> None:
+    (snippet,) = (
+        block.split("```")[0]
+        for block in README.read_text().split("```python\n")
+        if "ShadowEvaluation(" in block
+    )
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+    told = names["strategy"]
+    more = {"policy": told.policy, "approval": told.approval}
+    world.session(Nodes(grows), told.shadow, **more)
+    assert world.stage() is Stage.PRODUCTION
+    world.session(Nodes(mixed), told.shadow, start=4, **more)
+    assert world.stage("3") is Stage.STAGING
