@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.address import absolute_address, check_address, kind_of, sqlite_file
-from registry.errors import RegistryError, foreign_errors
+from registry.breaker import Breaker
+from registry.errors import RegistryError, StoreUnavailable, foreign_errors
 from registry.home import app_home, file_lock
 from registry.retries import again
 
@@ -42,18 +44,20 @@ class Connection:
         self._experiments: dict[str, str] = {}
         self._lock = threading.Lock()
         self._looked = -_LOOK_AGAIN
+        self._breaker = Breaker(first=0.25, longest=2.0)
+        self._trouble = ""
 
     @property
     def client(self) -> MlflowClient:
         """The client; made on first use, which takes seconds.
 
-        MLflow's client waits minutes for a server that is down, and how long is set for the whole
-        process by environment variables only; so every few seconds we look first.
+        Every few seconds we look whether a server is there before it is used. What failed a moment
+        ago is not tried again but fails at once, so that nobody queues up for a server that is
+        down.
         """
         with self._lock:
-            if self.is_server and time.monotonic() - self._looked >= _LOOK_AGAIN:
-                self.check()
-                self._looked = time.monotonic()
+            if self.is_server:
+                self._look()
             if self._client is None:
                 with self.errors("be opened"):
                     self._client = self._connect()
@@ -85,8 +89,14 @@ class Connection:
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turn foreign errors in the block into ours; `doing` follows "could not"."""
-        with foreign_errors(doing, uri=self.uri):
-            yield
+        try:
+            with foreign_errors(doing, uri=self.uri):
+                yield
+        except StoreUnavailable as error:
+            self._failed(error)
+            raise
+        else:
+            self._breaker = self._breaker.succeeded()
 
     def check(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the address cannot be used."""
@@ -112,6 +122,26 @@ class Connection:
         """Create an experiment; of several processes that create the same one, one wins."""
         where = self._artifact_location()
         again(self.client.create_experiment, name, artifact_location=where, tags=tags)
+
+    def _look(self) -> None:
+        """Raise `StoreUnavailable` if the server failed a moment ago, or is not there now."""
+        now = time.monotonic()
+        if not self._breaker.allows(now):
+            raise StoreUnavailable(self._trouble)
+        if self._breaker.failures or now - self._looked >= _LOOK_AGAIN:
+            try:
+                self.check()
+            except StoreUnavailable as error:
+                self._failed(error)
+                raise
+            self._looked = time.monotonic()
+
+    def _failed(self, error: StoreUnavailable) -> None:
+        """Leave a server alone for a while, unless that is why it failed."""
+        now = time.monotonic()
+        if self.is_server and self._breaker.allows(now):
+            self._trouble = str(error)
+            self._breaker = self._breaker.failed(now, random.random())  # noqa: S311 - no secret
 
     def _create_experiment(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -141,6 +171,10 @@ class Connection:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
+        if self.is_server:
+            from registry.limits import limit_waits
+
+            limit_waits(self.uri)
         if file is None:
             return MlflowClient(self.uri, self.uri)
         with file_lock(file.with_name(f"{file.name}.lock")):

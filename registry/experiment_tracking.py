@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import json
-import time
+import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from registry.connection import Connection
-from registry.errors import RegistryError, redact
+from registry.errors import RegistryError
+from registry.redaction import redact
+from registry.retries import again, create_once
 from registry.tracking_input import (
     checked_artifact,
     checked_dataset,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
 _MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 8000, 36  # characters
+_MARK = "created_by_call"  # tells a run that was created though the reply got lost
 
 
 class FederatedLearningTracker:
@@ -96,11 +100,11 @@ class FederatedLearningTracker:
         if run_id is None:
             experiment = self._connection.experiment_id(self.experiment_name)
             with self._connection.errors("start a run"):
-                run = client.create_run(experiment, run_name=run_name, tags=texts)
+                run = self._create(experiment, run_name, texts)
         else:
             with self._connection.errors(f"continue run {run_id}"):
-                client.update_run(run_id, status="RUNNING", name=run_name)
-                run = client.get_run(run_id)
+                again(client.update_run, run_id, status="RUNNING", name=run_name)
+                run = again(client.get_run, run_id)
         self.run, self._running = run, True
         if run_id is not None:
             self.set_tags(texts)
@@ -143,16 +147,23 @@ class FederatedLearningTracker:
         for start in range(0, len(fields), _MAX_FIELDS):
             self._log("log params", params=fields[start : start + _MAX_FIELDS])
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        *,
+        time: datetime | None = None,
+    ) -> None:
         """Log metrics in one synchronous batch.
 
         Names that MLflow refuses are cleaned (``mAP50(B)`` becomes ``mAP50_B``); what is not a
-        finite number is left out with a warning.
+        finite number is left out with a warning. Logging the same numbers again for the same
+        ``time``, which is now by default, changes nothing.
         """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        fields = [Metric(k, v, now, step or 0) for k, v in clean_metrics(metrics).items()]
+        moment = int((time or datetime.now(UTC)).timestamp() * 1000)
+        fields = [Metric(k, v, moment, step or 0) for k, v in clean_metrics(metrics).items()]
         for start in range(0, len(fields), _MAX_METRICS):
             self._log("log metrics", metrics=fields[start : start + _MAX_METRICS])
 
@@ -211,7 +222,7 @@ class FederatedLearningTracker:
             self._monitor = None
         client = self._connection.client
         with self._connection.errors("end the run"):
-            client.set_terminated(run_id, status)
+            again(client.set_terminated, run_id, status)
         self._running = False
 
     def __enter__(self) -> Self:
@@ -226,6 +237,20 @@ class FederatedLearningTracker:
         trace: TracebackType | None,
     ) -> None:
         self.end_run("FINISHED" if kind is None else "FAILED")
+
+    def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
+        """Create a run, one even where the reply to the call is lost."""
+        client, mark = self._connection.client, uuid.uuid4().hex
+
+        def find() -> list[Run]:
+            return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))
+
+        return create_once(
+            lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
+            find,
+            drop=lambda echo: again(client.delete_run, echo.info.run_id),
+            alone=lambda _: not self._connection.is_server,  # whose client may repeat calls
+        )
 
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -246,4 +271,4 @@ class FederatedLearningTracker:
         run_id = self._run_id()
         client = self._connection.client
         with self._connection.errors(doing):
-            client.log_batch(run_id, **batch)
+            again(client.log_batch, run_id, **batch)

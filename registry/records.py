@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from registry.journal import Entry
+    from registry.lease import Lease
     from registry.serving import Serving
+    from registry.writer import WhenBusy, Writer
 
 
 class Stage(StrEnum):
@@ -169,18 +171,49 @@ class ModelStore(Protocol):
     ) -> str: ...
 
     def promote_to_staging(
-        self, version: str | int, *, actor: str = "", reason: str = ""
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
     ) -> None: ...
 
     def promote_to_production(
-        self, version: str | int, *, actor: str = "", reason: str = ""
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
     ) -> None: ...
 
-    def archive_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None: ...
+    def archive_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
 
-    def approve_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None: ...
+    def approve_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
 
-    def reject_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None: ...
+    def reject_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
 
     def rollback(
         self,
@@ -189,7 +222,10 @@ class ModelStore(Protocol):
         actor: str = "",
         reason: str = "",
         displacing: str = "",
+        lease: Lease | None = None,
     ) -> str: ...
+
+    def writer(self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = 60.0) -> Writer: ...
 
     def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
 
@@ -246,7 +282,13 @@ class Tracker(Protocol):
 
     def log_params(self, params: Mapping[str, object]) -> None: ...
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None: ...
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        *,
+        time: datetime | None = None,
+    ) -> None: ...
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
 

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short waits for one MLflow server, whatever the environment of the process says of others.
+
+MLflow's client takes no time-out: it waits 120 seconds for a reply and sends each call up to eight
+times, creates included. Its requests go through a session on which addresses can be given an
+adapter of their own, and that is what the addresses of this app get.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
+)
+from mlflow.utils.request_utils import (
+    _TRANSIENT_FAILURE_RESPONSE_CODES,
+    TCPKeepAliveHTTPAdapter,
+    _get_request_session,
+)
+from urllib3.util import Retry
+
+CONNECT_SECONDS, REPLY_SECONDS = 4.0, 10.0
+BYTES_PER_SECOND = 1e6
+"""A reply may take a second more for each so many bytes that were sent: files are stored first."""
+
+
+class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has no types
+    """Sends a request once; a GET once more, and any if no connection came about.
+
+    A reply that says that the server is in trouble is an error, as after MLflow's last attempt.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_retries=Retry(1, allowed_methods=("GET",), backoff_factor=0.1))
+
+    def send(
+        self, request: requests.PreparedRequest, stream: bool = False, **options: Any
+    ) -> requests.Response:
+        """Send a request, with our time-outs in the place of the caller's."""
+        size = int(request.headers.get("Content-Length") or 0)
+        options["timeout"] = (CONNECT_SECONDS, REPLY_SECONDS + size / BYTES_PER_SECOND)
+        reply: requests.Response = super().send(request, stream=stream, **options)
+        if reply.status_code in _TRANSIENT_FAILURE_RESPONSE_CODES:
+            raise requests.exceptions.RetryError(
+                f"the server answers {reply.status_code}: {reply.text[:200]}"
+            )
+        return reply
+
+
+def limit_waits(uri: str) -> None:
+    """Have MLflow's requests to the server at `uri` end within seconds.
+
+    Where the environment says how long they may take or how often they are repeated, that holds.
+    """
+    chosen = (MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.name)
+    if any(name in os.environ for name in chosen):
+        return
+    session: requests.Session = _get_request_session(
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
+        MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
+        _TRANSIENT_FAILURE_RESPONSE_CODES,
+        True,
+        MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
+    )
+    parts = urlsplit(uri)
+    for place in {parts.netloc, parts.netloc.rpartition("@")[2]}:
+        prefix = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/"
+        if prefix not in session.adapters:
+            session.mount(prefix, BriefAdapter())
