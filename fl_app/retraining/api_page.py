@@ -18,7 +18,7 @@ from flask import Blueprint, Response, g, redirect, request, session
 from fl_app.retraining.api_guard import FORM, SAFE_METHODS, Guard, read_body
 from fl_app.retraining.api_input import ApiError, text_field
 from fl_app.retraining.api_replies import Answer, Once
-from fl_app.retraining.api_session import PAGE, SignIns, form_token, is_own_form
+from fl_app.retraining.api_session import SignIns, form_token, is_own_form
 from fl_app.retraining.api_versions import MAX_NAME, By, Versions, version_number
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.page.markup import ICON, render
@@ -53,9 +53,8 @@ def page_routes(
     manager: RetrainingManager, versions: Versions | None, once: Once, signs: SignIns, guard: Guard
 ) -> Blueprint:
     """Make the page's routes."""
-    page = Blueprint(PAGE, __name__)
+    page = Blueprint("page", __name__)
     page.before_request(lambda: _check_form(signs))
-    page.after_request(_with_policy)
 
     @page.get("/")
     def show() -> str:
@@ -165,12 +164,6 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
     if request.endpoint != "page.sign_in" and not signs.signed_in:
         return _back("refused", SIGNED_OUT)
     return None
-
-
-def _with_policy(response: Response) -> Response:
-    response.headers["Content-Security-Policy"] = POLICY
-    response.headers["Referrer-Policy"] = "same-origin"
-    return response
 
 
 def _who(reason: str = "note") -> By:

@@ -32,9 +32,9 @@ from fl_app.retraining.api_metrics import (
     monitor_metrics,
     prometheus_text,
 )
-from fl_app.retraining.api_page import page_routes, problem
+from fl_app.retraining.api_page import POLICY, page_routes, problem
 from fl_app.retraining.api_replies import Answer, Once, reply
-from fl_app.retraining.api_session import PAGE, SignIns
+from fl_app.retraining.api_session import SignIns, on_page
 from fl_app.retraining.api_versions import Versions, add_version_routes
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.triggers import Outcome
@@ -91,7 +91,7 @@ def make_app(
 def _before(guard: Guard) -> None:
     """All checks that do not depend on the route, in front of it."""
     guard.admit(request)
-    if request.blueprint != PAGE:  # where people sign in with the token instead
+    if not on_page():  # where people sign in with the token instead
         guard.admit_bearer(request)
     if request.routing_exception is not None:
         raise request.routing_exception
@@ -100,14 +100,15 @@ def _before(guard: Guard) -> None:
         raise ApiError(400, f"?{sorted(unknown)[0][:80]}= is not known here; leave it out.")
     if any(len(values) > 1 for _, values in request.args.lists()):
         raise ApiError(400, "A query parameter is there twice; send it once.")
-    if request.method not in SAFE_METHODS and request.blueprint != PAGE:
+    if request.method not in SAFE_METHODS and not on_page():
         g.body = json_object(read_body(request))
 
 
 def _after(response: Response) -> Response:
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'")
+    response.headers["Content-Security-Policy"] = POLICY if on_page() else "default-src 'none'"
+    response.headers["Referrer-Policy"] = "same-origin"  # browsers name no origin to "no-referrer"
     return response
 
 
@@ -177,7 +178,7 @@ def _add_description(app: Flask, guard: Guard, *, versions: bool) -> None:
 
 def _problem(status: int, answer: Mapping[str, str], **headers: str) -> Response:
     """An error as JSON, or for people where it is the page's."""
-    if request.blueprint == PAGE:
+    if on_page():
         return problem(status, answer["detail"], headers)
     return reply(status, answer, **headers)
 

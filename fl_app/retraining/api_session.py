@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from flask import Flask, Response
     from flask.sessions import SessionMixin
 
-PAGE = "page"
-"""The blueprint that has sessions; the rest of the API knows none."""
 SIGNED_IN_FOR = timedelta(hours=8)
 MOST_ENDED = 4096
 """Sessions that are remembered as signed out before their time."""
@@ -36,7 +34,7 @@ class PageSessions(SecureCookieSessionInterface):
     digest_method = staticmethod(hashlib.sha256)
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        if request.blueprint == PAGE:
+        if on_page():  # the rest of the API knows none
             super().save_session(app, session, response)
 
     def get_cookie_name(self, app: Flask) -> str:
@@ -80,6 +78,7 @@ class SignIns:
     def begin(self) -> None:
         """Sign the visitor in, under a new id."""
         session.clear()
+        session.permanent = True
         session["https"] = request.headers.get("Origin", "").startswith("https://")
         session["id"] = secrets.token_hex(16)
         session["until"] = time.time() + SIGNED_IN_FOR.total_seconds()
@@ -91,6 +90,11 @@ class SignIns:
             while len(self._ended) > MOST_ENDED:
                 self._ended.popitem(last=False)
         session.clear()
+
+
+def on_page() -> bool:
+    """Whether a request is about the page rather than the API for programs."""
+    return request.path == "/" or request.path.startswith("/page/")
 
 
 def form_token() -> str:

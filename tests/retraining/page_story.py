@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 from fl_app.retraining.drift import DriftCheck, FeatureDrift
 from fl_app.summaries import Feature
-from models.weights import save_weights
 from registry import InMemoryModelStore
 
 CLOCKS = [
@@ -65,8 +65,9 @@ class Story:
     def __init__(self, folder: Path, clock: Clock) -> None:
         self.folder, self.clock = folder, clock
         self.store = InMemoryModelStore()
-        memory = MonitorStore(f"sqlite:///{folder / 'monitor.db'}")
-        self.manager = RetrainingManager(store=memory, min_rounds_between_retrain=0, now=self._now)
+        self.manager = RetrainingManager(
+            store=MonitorStore(), min_rounds_between_retrain=0, now=self._now
+        )
         self._live()
 
     def _now(self) -> datetime:
@@ -110,7 +111,7 @@ class Story:
     def save(self, session: int, server_round: int, score: float, **tags: str) -> str:
         """Register a version."""
         path = self.folder / "weights.safetensors"
-        save_weights({"w": np.full(3, score, dtype=np.float32)}, path)
+        save_file({"w": np.full(3, score, dtype=np.float32)}, path)
         nodes = [{"node_id": str(n), "num_examples": 205 + n, "data_digest": ""} for n in (1, 2)]
         better = {1: ", and there is no production version to beat"}.get(
             session, ", surely better than version 8 on the same 127 pictures (95 %)"

@@ -238,7 +238,7 @@ def _served(
 ) -> tuple[tuple[Mark, ...], str]:
     """Marks and path of what was in Production; what has no such score leaves a gap."""
     places = [bisect_right(created, move.time) for move in moves]
-    ends = [*places[1:], len(created)]
+    ends = [*places[1:], len(created)] if places else []
     marks: list[Mark] = []
     parts: list[str] = []
     room = -math.inf
