@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every `fl-app` command in the README, run as it stands there on a store with a past."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_app import cli
+from fl_app.retraining import MonitorStore
+from fl_app.retraining.store import default_url
+from models.weights import save_weights
+from registry import ModelManager
+
+ROOT = Path(__file__).parents[1]
+IN_THE_TEXT, IN_A_BLOCK = "`", "^"
+COMMAND = r"uv run (fl-app (?:[^`\n\"#]|\"[^\"\n]*\")+)"
+LASTING = {"ui", "serve", "run"}
+"""Commands that go on until they are ended; their own tests start them."""
+
+
+def commands(where: str) -> list[list[str]]:
+    """The README's commands in its order, without `uv run fl-app`."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(f"(?:{where}){COMMAND}", readme, re.MULTILINE)
+    return [shlex.split(words)[1:] for words in found]
+
+
+@pytest.fixture
+def manager(home: Path, tmp_path: Path) -> ModelManager:
+    """Nine versions: 6 and then 7 in production, 8 waiting for approval."""
+    manager = ModelManager()
+    for number in range(1, 10):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        tags = {"round": str(number), "metric": "mAP50"}
+        manager.save_model_version(path, metrics={"mAP50": number / 10}, tags=tags)
+    for version in ("6", "7"):
+        manager.promote_to_production(version)
+    manager.promote_to_staging("8")
+    manager.set_version_tags("8", {"approval": "pending"})
+    return manager
+
+
+@pytest.mark.parametrize(
+    ("where", "moves"),
+    [
+        (IN_THE_TEXT, ["promote 8 looked at the picture", "rollback 7 "]),
+        (IN_A_BLOCK, ["promote 8 it sees well", "promote 9 by hand", "rollback 8 9 misses ships"]),
+    ],
+)
+def test_they_run_as_written_and_do_what_is_said(
+    manager: ModelManager,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    moves: list[str],
+) -> None:
+    before = manager.verify()
+    for words in commands(where):
+        if words[0] in LASTING:
+            continue
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        said = capsys.readouterr()
+        assert not ended.value.code, f"{words}: {said.out}{said.err}"
+        assert said.out.strip()
+    assert [f"{e.op} {e.version} {e.reason}" for e in manager.history()[before:]] == moves
+    (request,) = MonitorStore(default_url(home)).history()
+    assert str(request["reason"]).startswith("new pictures")
+
+
+def test_the_readme_shows_every_command() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "fl_app.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    known = set(re.findall(r"^[│|] (\w+) ", text, re.MULTILINE))
+    assert len(known) > 10
+    shown = {words[0] for where in (IN_THE_TEXT, IN_A_BLOCK) for words in commands(where)}
+    assert known - shown == {"reject"}  # it is named beside `approve`
