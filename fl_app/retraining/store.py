@@ -82,9 +82,14 @@ class MonitorStore:
         self._model = model
         lasting = {"pool_pre_ping": True}  # a database may start anew while a server waits
         self._engine = create_engine(url, **(memory if url == IN_MEMORY else lasting))
-        self._requests, self._schedules, self._state, self._answers = tables()
+        self._requests, self._schedules, self._state, self._answers, self._notes = tables()
         self._serving = Serving(self._engine, model)
         create_tables(self._engine)
+
+    @property
+    def model(self) -> str:
+        """The registered model that it is about."""
+        return self._model
 
     def add(
         self, request: RetrainRequest, outcome: Outcome, why: str = ""
@@ -238,6 +243,31 @@ class MonitorStore:
             change = table.update().where(table.c.model == self._model).values(value=value)
             if connection.execute(change).rowcount == 0:
                 connection.execute(table.insert().values(model=self._model, value=value))
+
+    def read_note(self, name: str) -> tuple[int, dict[str, Any]]:
+        """What processes keep in common under a name, and its revision; 0 and empty at first."""
+        table = self._notes
+        mine = table.select().where(table.c.model == self._model, table.c.name == name)
+        with self._engine.connect() as connection:
+            row = connection.execute(mine).first()
+        return (0, {}) if row is None else (row.revision, dict(json.loads(row.value)))
+
+    def swap_note(self, name: str, revision: int, value: Mapping[str, Any]) -> bool:
+        """Write a note whose revision is still the one that was read; say whether it was."""
+        from sqlalchemy.exc import IntegrityError
+
+        table = self._notes
+        new = {"revision": revision + 1, "value": json.dumps(value)}
+        change = table.update().where(table.c.model == self._model, table.c.name == name)
+        try:
+            with self._engine.begin() as connection:
+                if revision == 0:
+                    first = {"model": self._model, "name": name, **new}
+                    return connection.execute(table.insert().values(first)).rowcount == 1
+                change = change.where(table.c.revision == revision).values(new)
+                return bool(connection.execute(change).rowcount == 1)
+        except IntegrityError:
+            return False
 
     def set_schedule(self, name: str, due: datetime) -> None:
         """Set when ``name`` is due next, unless it has a due time already."""

@@ -16,8 +16,8 @@ _CREATING = 0x666C2D617070
 
 
 @lru_cache(maxsize=1)
-def tables() -> tuple[Table, Table, Table, Table]:
-    """Requests, schedules, state and answers: the same tables for every store of this process."""
+def tables() -> tuple[Table, Table, Table, Table, Table]:
+    """Requests, schedules, state, answers, notes: the same for every store of this process."""
     from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text
 
     metadata = MetaData()
@@ -69,7 +69,15 @@ def tables() -> tuple[Table, Table, Table, Table]:
         Column("status", Integer),
         Column("body", Text, nullable=False),
     )
-    return requests, schedules, state, answers
+    notes = Table(
+        "notes",
+        metadata,
+        Column("model", String(255), primary_key=True),
+        Column("name", String(80), primary_key=True),
+        Column("revision", Integer, nullable=False),
+        Column("value", Text, nullable=False),
+    )
+    return requests, schedules, state, answers, notes
 
 
 def create_tables(engine: Engine) -> None:

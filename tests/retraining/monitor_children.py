@@ -89,10 +89,20 @@ def _state(store: MonitorStore) -> None:
     store.save_state({"of": os.getpid()})
 
 
+def _count(store: MonitorStore) -> int:
+    """Add ten, one by one, to what all have in common, however often others are first."""
+    for _ in range(10):
+        revision, note = store.read_note("count")
+        while not store.swap_note("count", revision, {"count": note.get("count", 0) + 1}):
+            revision, note = store.read_note("count")
+    return store.read_note("count")[0]
+
+
 ACTIONS: dict[str, Callable[[MonitorStore], Any]] = {
     "add": _add,
     "take": _take,
     "claim": _claim,
     "key": _key,
     "state": _state,
+    "count": _count,
 }

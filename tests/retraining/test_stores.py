@@ -196,12 +196,26 @@ def test_two_models_do_not_meet(store: MonitorStore, url: str, model: str) -> No
     store.save_state({"a": 1})
     store.set_schedule("weekly", DUE)
     store.claim_key("k", "digest", owner="a", now=NOW)
+    store.swap_note("n", 0, {"a": 1})
     assert other.history() == []
+    assert other.read_note("n") == (0, {})
     assert other.take(NOW) is None
     assert other.load_state() == {}
     assert other.due("weekly") is None
     assert other.claim_key("k", "digest", owner="a", now=NOW).mine
     other.close()
+
+
+@all_kinds
+def test_a_note_is_written_only_over_the_revision_that_was_read(store: MonitorStore) -> None:
+    assert store.read_note("n") == (0, {})
+    assert store.swap_note("n", 0, {"first": "\N{SNOWMAN}"})
+    assert not store.swap_note("n", 0, {"late": 1})
+    assert store.swap_note("n", 1, {"second": [1, None]})
+    assert not store.swap_note("n", 1, {"late": 2})
+    assert not store.swap_note("n", 3, {"early": 3})
+    assert store.read_note("n") == (2, {"second": [1, None]})
+    assert store.read_note("other") == (0, {})
 
 
 @shared_kinds
@@ -219,6 +233,8 @@ def test_of_several_processes_one_gets_what_there_is_one_of(url: str, model: str
     claims = at_once("key", url, model, 4)
     assert len({key for key, _ in claims}) == 1
     assert [mine for _, mine in claims].count(True) == 1
+    at_once("count", url, model, 4)
+    assert store.read_note("count") == (40, {"count": 40})
     store.close()
 
 
