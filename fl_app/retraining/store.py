@@ -263,7 +263,8 @@ class MonitorStore:
             with self._engine.begin() as connection:
                 if revision == 0:
                     first = {"model": self._model, "name": name, **new}
-                    return connection.execute(table.insert().values(first)).rowcount == 1
+                    connection.execute(table.insert().values(first))
+                    return True
                 change = change.where(table.c.revision == revision).values(new)
                 return bool(connection.execute(change).rowcount == 1)
         except IntegrityError:
