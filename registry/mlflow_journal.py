@@ -69,28 +69,17 @@ class MlflowJournal:
 
         Params never change, so only what is new is asked for, unless `fresh` says otherwise.
         """
-        with self._connection.errors("read the journal"):
-            if self._here is None or fresh:
-                run_id = self._here.run_id if self._here else self._home.find()
-                if not run_id:
-                    return Page()
-                self._here = self._follow(self._get(run_id))
-            else:
-                grown = self._grown(self._here)
-                self._here = self._follow(grown) if grown is not None else self._here
-            return self._here.page
+        here = self._look(fresh=fresh)
+        return Page() if here is None else here.page
 
     def pages(self) -> list[Page]:
         """Return all runs, oldest first, read again."""
-        newest = self.page(fresh=True)
-        if self._here is None:
-            return []
-        pages, before = [newest], self._here.before
+        here = self._look(fresh=True)
+        pages = [] if here is None else [here.page]
         with self._connection.errors("read the journal"):
-            while before:
-                here = self._read(self._get(before))
+            while here is not None and here.before:
+                here = self._read(self._get(here.before))
                 pages.append(here.page)
-                before = here.before
         return pages[::-1]
 
     def claim(self, number: int, text: str) -> bool:
@@ -112,6 +101,19 @@ class MlflowJournal:
             with self._connection.errors("open the journal"):
                 self._here = self._follow(self._get(self._home.ensure()))
         return self._here
+
+    def _look(self, *, fresh: bool) -> _Here | None:
+        """Read the run that is written to; another thread may keep an older reading meanwhile."""
+        here = self._here
+        with self._connection.errors("read the journal"):
+            if here is None or fresh:
+                run_id = here.run_id if here else self._home.find()
+                here = self._follow(self._get(run_id)) if run_id else None
+            else:
+                grown = self._grown(here)
+                here = self._follow(grown) if grown is not None else here
+        self._here = here
+        return here
 
     def _won(self, run_id: str, number: int, text: str) -> bool:
         from mlflow.exceptions import MlflowException
