@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_app.dispatch import Hooks
@@ -59,7 +59,7 @@ def check(told: list[StageMoved], store: JournalledStore, before: int) -> None:
         assert (moved.production, moved.staging) == (state.production, state.staging)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # files are written
 @given(before=st.lists(MOVES, max_size=4), acts=st.lists(st.one_of(MOVES, LOOK), max_size=20))
 def test_each_entry_is_told_once_and_in_order(
     weights_folder: Path, before: list[tuple[str, str]], acts: list[tuple[str, str]]
