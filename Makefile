@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 UV_RUN = uv run --group test --group lint
 
-.PHONY: help check lint test fast nightly bench
+.PHONY: help check lint test fast nightly screenshots bench
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -21,6 +21,9 @@ fast:  ## The tests that start no real process.
 
 nightly:  ## The whole suite with many more generated cases.
 	uv run --group test pytest --hypothesis-profile nightly
+
+screenshots:  ## The status page's pictures in docs/, anew.
+	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/retraining/test_page_browser.py
 
 bench:  ## All benchmarks; tables here, rows in benchmarks/results.
 	for script in benchmarks/*.py; do \

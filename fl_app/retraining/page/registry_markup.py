@@ -88,8 +88,10 @@ NOW = """\
 <section id="approval" class="card attention" aria-labelledby="approval-{{ one.version }}">
 <h2 id="approval-{{ one.version }}">Version {{ one.version }} waits for approval</h2>
 <p>{{ one.gates }}</p>
-<p class="muted">{{ one.score }}; registered {{ one.created|when }}{% if one.made_by %}, from
- {{ one.made_by }}{% endif %}.</p>
+<p class="muted">{{ one.score }}
+ {%- if held.production and held.production.score %}; in Production is version
+ {{ held.production.version }} with {{ held.production.score }}{% endif %}. Registered
+ {{ one.created|when }}{% if one.made_by %}, from {{ one.made_by }}{% endif %}.</p>
 <form method="post" action="/page/decide" class="fields">
 {{ hidden(form, once(), one.version) }}
 <fieldset>

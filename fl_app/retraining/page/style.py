@@ -84,6 +84,7 @@ dl.facts { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin-bottom: 1rem
 dl.facts div { display: flex; gap: .5rem; }
 dt { color: var(--muted); }
 dd { margin: 0; }
+dl + p { margin-top: .5rem; }
 
 .chip {
   display: inline-block; padding: .0625rem .5rem; border-radius: 1rem; font-size: .875rem;
@@ -114,6 +115,7 @@ thead th {
 tbody th { font-weight: 600; }
 td { white-space: nowrap; }
 td.text { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+time { white-space: nowrap; }
 .num { font-variant-numeric: tabular-nums; }
 .bar { display: flex; align-items: center; gap: .5rem; }
 .bar svg { width: 8rem; height: .5rem; flex: none; border-radius: 4px; }
