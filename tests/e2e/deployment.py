@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SuperLink with two SuperNodes, each a process of its own, and a server that waits."""
+"""A SuperLink with SuperNodes, each a process of its own, and a server that waits."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,15 @@ def process(flower: Flower, log: Path, words: Sequence[str]) -> Iterator[None]:
             child.wait()
 
 
+def accepts_connections(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+
+
 @contextmanager
 def deployment(flower: Flower, data: Sequence[Path]) -> Iterator[str]:
-    """A SuperLink and a SuperNode for each `data.yaml`; yields the SuperLink's name."""
+    """A SuperLink and a SuperNode for each data set; yields the SuperLink's name."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     config = Path(flower.environment["FLWR_HOME"]) / "config.toml"
@@ -182,17 +189,14 @@ def deployment(flower: Flower, data: Sequence[Path]) -> Iterator[str]:
         f'[superlink]\ndefault = "dep"\n\n[superlink.dep]\naddress = "{address}"\ninsecure = true\n'
     )
     link = ("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
-    with process(flower, flower.folder / "superlink.log", link):
-        with_nodes = [
-            (
+    with ExitStack() as processes:
+        processes.enter_context(process(flower, flower.folder / "superlink.log", link))
+        wait_until(lambda: accepts_connections(port), 60, "the SuperLink")
+        for number, path in enumerate(data):
+            node = (
                 *("flower-supernode", "--insecure", "--superlink", address),
                 *("--host", "127.0.0.1", "--port", str(free_port())),
                 *("--node-config", f'data="{path}"'),
             )
-            for path in data
-        ]
-        with (
-            process(flower, flower.folder / "node-0.log", with_nodes[0]),
-            process(flower, flower.folder / "node-1.log", with_nodes[1]),
-        ):
-            yield "dep"
+            processes.enter_context(process(flower, flower.folder / f"node-{number}.log", node))
+        yield "dep"
