@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
+    from fl_app.retraining.probation_watch import Probation
     from registry import ModelStore
 
 
@@ -28,6 +29,7 @@ def create_trigger_api(
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
     collectors: Iterable[Collector] = (),
+    probation: Probation | None = None,
 ) -> Flask:
     """Make the REST API of a monitor.
 
@@ -40,8 +42,8 @@ def create_trigger_api(
     manager : RetrainingManager
         The mailbox that requests go to. They are on disk, if its store is, when they are answered.
     store : ModelStore | None
-        The registry; adds ``/versions``, ``/versions/<version>/promote`` and ``/approve``, and
-        ``/rollback``.
+        The registry; adds ``/versions``, ``/versions/<version>/promote`` and ``/approve``,
+        ``/rollback`` and ``/production_metrics``.
     token : str | None
         What ``Authorization: Bearer`` must name on all routes but ``/health``; at least 16
         characters.
@@ -52,6 +54,8 @@ def create_trigger_api(
         How many requests a client may make that change something; beyond it gets a 429.
     collectors : Iterable[Collector]
         Whose numbers ``/metrics`` adds where Prometheus asks, for instance ``PrometheusMetrics``.
+    probation : Probation | None
+        What ``/production_metrics`` tells; with ``store``, one with the settings' defaults.
 
     Raises
     ------
@@ -61,4 +65,5 @@ def create_trigger_api(
     from fl_app.retraining.api_routes import make_app
 
     limit = RateLimit(posts_per_second, posts_at_once)
-    return make_app(manager, store, Guard.of(token, allowed_hosts, limit), collectors)
+    guard = Guard.of(token, allowed_hosts, limit)
+    return make_app(manager, store, guard, collectors, probation)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -54,7 +56,12 @@ def json_object(data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8")
         if _depth(text) > MAX_DEPTH:
             raise ApiError(400, f"The body is nested more than {MAX_DEPTH} deep; send a flat one.")
-        value = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_once_each,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise ApiError(400, "The body is not valid Unicode; send JSON in UTF-8.") from None
@@ -66,20 +73,29 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 def checked_fields(body: Mapping[str, Any], **expected: type) -> None:
-    """Refuse fields that are not expected or have the wrong type.
+    """Refuse fields that are not expected or have the wrong type (float: any number).
 
     Raises
     ------
     ApiError
         400, naming the first of them.
     """
-    names = {str: "text", bool: "true or false"}
+    names = {str: "text", bool: "true or false", float: "a number", dict: "an object"}
     for name, value in body.items():
         if name not in expected:
             known = ", ".join(sorted(expected))
             raise ApiError(400, f"The field {name[:80]!r} is not known; known are {known}.")
-        if type(value) is not expected[name]:
-            raise ApiError(400, f"The field {name!r} must be {names[expected[name]]}.")
+        kind = expected[name]
+        right = is_number(value) if kind is float else kind is object or type(value) is kind
+        if not right:
+            raise ApiError(400, f"The field {name!r} must be {names[kind]}.")
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number that a float can hold, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def text_field(body: Mapping[str, Any], name: str, default: str = "", limit: int = MAX_TEXT) -> str:
@@ -174,6 +190,12 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ApiError(400, f"The field {name[:80]!r} is there twice; send it once.")
         found[name] = value
     return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ApiError(400, f"The number {text[:20]} is too large; send a smaller one.")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -33,10 +33,12 @@ from fl_app.retraining.api_metrics import (
     prometheus_text,
 )
 from fl_app.retraining.api_page import POLICY, page_routes, problem
+from fl_app.retraining.api_production import add_production_routes, probation_status
 from fl_app.retraining.api_replies import Answer, Once, reply
 from fl_app.retraining.api_session import SignIns, on_page
 from fl_app.retraining.api_versions import Versions, add_version_routes
 from fl_app.retraining.manager import RetrainingManager
+from fl_app.retraining.probation_watch import Probation
 from fl_app.retraining.triggers import Outcome
 from registry import ModelStore
 
@@ -63,6 +65,7 @@ def make_app(
     store: ModelStore | None,
     guard: Guard,
     collectors: Iterable[Collector] = (),
+    probation: Probation | None = None,
 ) -> Flask:
     """Put the app together."""
     app = Flask("fl_app", static_folder=None)
@@ -77,11 +80,14 @@ def make_app(
     app.register_error_handler(SQLAlchemyError, _no_memory)
     app.register_error_handler(Exception, _bug)
     once = Once(manager.store)
-    _add_monitor_routes(app, manager, once)
-    _add_metrics_route(app, manager, all_metrics(manager, collectors))
     versions = None if store is None else Versions(store)
-    if versions is not None:
+    watch = probation or (None if store is None else Probation(store, manager))
+    _add_monitor_routes(app, manager, once)
+    _add_status_route(app, manager, watch, versions)
+    _add_metrics_route(app, manager, all_metrics(manager, collectors))
+    if versions is not None and watch is not None:
         add_version_routes(app, versions, once)
+        add_production_routes(app, watch, versions, once)
     signs = SignIns(app, needed=guard.token is not None)
     app.register_blueprint(page_routes(manager, versions, once, signs, guard))
     _add_description(app, guard, versions=store is not None)
@@ -131,15 +137,24 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
             raise ApiError(404, "There is no request with that id.")
         return reply(200, memory.history(limit, before or ""))
 
+    @app.get("/health")
+    def health() -> Response:
+        failing = sorted(manager.health.failing)
+        return reply(200, {"status": "degraded", "failing": failing} if failing else {"status": "ok"})
+
+
+def _add_status_route(
+    app: Flask, manager: RetrainingManager, watch: Probation | None, versions: Versions | None
+) -> None:
+    memory = manager.store
+
     @app.get("/status")
     def status() -> Response:
         found = {str(o): memory.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
         rows = {name: r if r is None else memory.get(r.id) for name, r in found.items()}
-        return reply(200, {"monitoring": manager.monitoring, **rows})
-
-    @app.get("/health")
-    def health() -> Response:
-        return reply(200, {"status": "ok"})
+        stands = probation_status(watch, versions)
+        known = {"probation": stands, "failing": manager.health.failing}
+        return reply(200, {"monitoring": manager.monitoring, **rows, **known})
 
 
 def _add_metrics_route(app: Flask, manager: RetrainingManager, registry: CollectorRegistry) -> None:

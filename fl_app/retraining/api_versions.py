@@ -39,6 +39,8 @@ STATUSES: Mapping[type[RegistryError], int] = {
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
+_DATE = re.compile(r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]{1,20}(Z|[+-][0-9:]{2,6})?)?\Z")
+
 
 def add_version_routes(app: Flask, versions: Versions, once: Once) -> None:
     """Add the routes to an app."""
@@ -71,7 +73,7 @@ def add_version_routes(app: Flask, versions: Versions, once: Once) -> None:
     @app.post("/rollback")
     def roll_back() -> Response:
         by, to = _by(to=str), g.body.get("to")
-        goal = None if to is None else version_number(to)
+        goal = None if to is None else _goal(to)
         return once(lambda _: versions.roll_back(goal, by), repeatable=goal is not None)
 
 
@@ -94,14 +96,14 @@ class Versions:
 
     def rows(self, limit: int, before: str | None) -> list[dict[str, Any]]:
         """Newest first."""
-        with self._asked():
+        with self.asked():
             rows = self.store.list_all_versions()
         older = [row for row in rows if before is None or int(row["version"]) < int(before)]
         return older[:limit]
 
     def look(self) -> Look:
         """All versions and the journal, for the page; a journal that breaks off is told."""
-        with self._asked():
+        with self.asked():
             try:
                 entries = self.store.history()
                 return Look(tuple(self.store.list_all_versions()), entries)
@@ -109,7 +111,7 @@ class Versions:
                 return Look((), error.before, str(error))
 
     def promote(self, version: str, to: str, by: By) -> Answer:
-        with self._asked():
+        with self.asked():
             if to == "staging":
                 self.store.promote_to_staging(version, actor=by.actor, reason=by.reason)
                 return 200, {"version": version, "stage": str(Stage.STAGING)}
@@ -119,22 +121,23 @@ class Versions:
 
     def approve(self, version: str, by: By) -> Answer:
         """Like a promotion, of a version that waits for it."""
-        with self._asked():
+        with self.asked():
             self.store.approve_version(version, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
     def reject(self, version: str, by: By) -> Answer:
-        with self._asked():
+        with self.asked():
             self.store.reject_version(version, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.ARCHIVED)}
 
     def roll_back(self, to: str | None, by: By) -> Answer:
-        with self._asked():
+        with self.asked():
             version = self.store.rollback(to, actor=by.actor, reason=by.reason)
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def asked(self) -> Iterator[None]:
+        """The time of a call to the registry, with its errors as the API's; few at once."""
         if not self.places.acquire(blocking=False):
             raise ApiError(503, "The registry is busy; try again.", Retry_After="1")
         try:
@@ -143,6 +146,11 @@ class Versions:
             raise ApiError(STATUSES.get(type(error), 500), str(error)) from error
         finally:
             self.places.release()
+
+
+def _goal(text: str) -> str:
+    """Return what a rollback may go to: a version, or a day or moment as ISO-8601 has it."""
+    return text if _DATE.match(text) else version_number(text)
 
 
 def version_number(text: str) -> str:

@@ -33,6 +33,7 @@ ROUTES = [
     ("POST", "/versions/1/approve"),
     ("POST", "/versions/1/reject"),
     ("POST", "/rollback"),
+    ("POST", "/production_metrics"),
     ("GET", "/nowhere"),
 ]
 """Every route, and one that is none."""
