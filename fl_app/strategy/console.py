@@ -95,13 +95,6 @@ def session_table(reports: Sequence[RoundReport], metric: str | None) -> str:
     return text.getvalue().rstrip()
 
 
-def next_commands(reports: Sequence[RoundReport]) -> list[str]:
-    """What to type now."""
-    waiting = [r.version for r in reports if r.approval == "pending"]
-    promote = [f"fl-app promote {waiting[-1]}"] if waiting else []
-    return ["fl-app versions", *promote, "fl-app serve", "fl-app ui"]
-
-
 def _stage(report: RoundReport) -> str:
     waits = " (pending approval)" if report.approval == "pending" else ""
     return f"{report.stage}{waits}"

@@ -23,7 +23,8 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.strategy.checkpoint import forget_rounds, restore_dtypes, save_round, schema_of
-from fl_app.strategy.console import next_commands, round_line, session_table
+from fl_app.strategy.commands import next_commands
+from fl_app.strategy.console import round_line, session_table
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
@@ -377,7 +378,7 @@ class LifecycleStrategy(Strategy):
         self.hooks.look()
         session.log_artifacts(self.store, self.tracker, self.artifacts)
         logger.info("%s", "\n" + session_table(session.reports, self.metric))
-        logger.info("next: %s", "  |  ".join(next_commands(session.reports)))
+        logger.info("%s", next_commands(session.reports, self.store, self.home))
 
     @property
     def _session(self) -> Session:
