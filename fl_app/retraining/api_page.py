@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, g, redirect, request, session
 
@@ -50,9 +50,15 @@ SIGNED_OUT = (
 
 
 def page_routes(
-    manager: RetrainingManager, versions: Versions | None, once: Once, signs: SignIns, guard: Guard
+    manager: RetrainingManager,
+    versions: Versions | None,
+    once: Once,
+    *,
+    signs: SignIns,
+    guard: Guard,
+    stands: Callable[[], Mapping[str, Any] | None],
 ) -> Blueprint:
-    """Make the page's routes."""
+    """Make the page's routes; ``stands`` tells where the version in production stands."""
     page = Blueprint("page", __name__)
     page.before_request(lambda: _check_form(signs))
 
@@ -62,7 +68,8 @@ def page_routes(
         if not signs.signed_in:
             return render("sign_in", **shared)
         look = None if versions is None else versions.look
-        seen = overview(manager, look, request.args.get("metric", ""))
+        metric = request.args.get("metric", "")
+        seen = overview(manager, look, metric, probation=stands)
         return render(
             "page",
             **shared,

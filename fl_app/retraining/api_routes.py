@@ -89,7 +89,16 @@ def make_app(
         add_version_routes(app, versions, once)
         add_production_routes(app, watch, versions, once)
     signs = SignIns(app, needed=guard.token is not None)
-    app.register_blueprint(page_routes(manager, versions, once, signs, guard))
+    app.register_blueprint(
+        page_routes(
+            manager,
+            versions,
+            once,
+            signs=signs,
+            guard=guard,
+            stands=lambda: probation_status(watch, versions),
+        )
+    )
     _add_description(app, guard, versions=store is not None)
     return app
 
@@ -140,7 +149,9 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
     @app.get("/health")
     def health() -> Response:
         failing = sorted(manager.health.failing)
-        return reply(200, {"status": "degraded", "failing": failing} if failing else {"status": "ok"})
+        return reply(
+            200, {"status": "degraded", "failing": failing} if failing else {"status": "ok"}
+        )
 
 
 def _add_status_route(

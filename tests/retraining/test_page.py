@@ -417,6 +417,38 @@ def test_a_memory_that_fails_leaves_the_registry_on_the_page(
     assert "Version 24 waits for approval" in page
 
 
+def test_a_probation_and_what_came_of_it_are_told(person: FlaskClient, story: Story) -> None:
+    def report(accuracy: float) -> None:
+        sent = {"Authorization": f"Bearer {TOKEN}"}
+        reply = person.post("/production_metrics", json={"accuracy": accuracy}, headers=sent)
+        assert reply.status_code == 200
+
+    def told() -> str:
+        return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", look(person))))
+
+    assert "Probation it is not watched" in told().replace("Probation", "Probation ")
+    for _ in range(12):
+        report(0.9)
+    send(person, "decide", version="24", by="Ada", note="", decision="approve")
+    assert "it is watched until" in told()
+    report(0.9)
+    report(0.5)
+    assert "1 of 10 reports were all right, and the last 1 critical" in told()
+    report(0.5)
+    report(0.5)
+    page = told()
+    assert "Version 24 failed" in page
+    assert "version 8 came back by itself." in page
+    assert story.store.get_latest_version("Production") == "8"
+
+
+def test_what_fails_while_the_run_goes_on_is_told(person: FlaskClient, story: Story) -> None:
+    story.manager.health.fails("the outbox", "the disk is full")
+    assert "the outbox fails, and the run goes on: the disk is full" in look(person)
+    story.manager.health.works("the outbox")
+    assert "the outbox" not in look(person)
+
+
 def test_any_metric_can_be_drawn_and_an_unknown_one_is_not(person: FlaskClient) -> None:
     assert '<title id="chart-title">train/loss by round</title>' in look(
         person, "/?metric=train/loss"

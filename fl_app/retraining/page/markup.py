@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from fl_app.retraining.page import curves
 from fl_app.retraining.page.monitor_markup import MONITOR
 from fl_app.retraining.page.registry_markup import CHART, REGISTRY
-from fl_app.retraining.page.stages import MOVES, is_pending, number_text, score_text
+from fl_app.retraining.page.stages import MOVES, PHASES, is_pending, number_text, score_text
 from registry.redaction import printable
 
 MOST_CHARACTERS = 600
@@ -120,7 +120,7 @@ PARTS = """\
 
 PAGE = """\
 {% extends "layout" %}
-{% from "parts" import message %}
+{% from "parts" import message, fault %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -152,6 +152,9 @@ PAGE = """\
 </nav>
 <main id="main" tabindex="-1">
 {{ message(said) }}
+{% for part, why in page.failing|dictsort %}
+{{ fault(part ~ " fails, and the run goes on: " ~ why) }}
+{% endfor %}
 {% if page.registry %}{% include "registry" %}{% endif %}
 {% include "monitor" %}
 {% if page.registry %}{% include "ledger" %}{% endif %}
@@ -215,7 +218,7 @@ def _environment() -> Environment:
     )
     made.filters.update(when=_when, score=score_text, number=number_text, pending=is_pending)
     made.filters.update(evidence=_evidence)
-    made.globals.update(moves=MOVES, curves=curves)
+    made.globals.update(moves=MOVES, phases=PHASES, curves=curves)
     return made
 
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.api_input import ApiError
 from fl_app.retraining.manager import RetrainingManager
@@ -52,13 +52,18 @@ class Overview:
         What the registry holds; the newest entries first.
     watching : bool
         Whether the monitor runs in this process.
+    failing : Mapping[str, str]
+        What does not work at the moment though the run goes on, and why.
     requests, standing, drift
         What the monitor knows.
+    probation : Mapping[str, Any] | None
+        Where the version in production stands, as ``Probation.status`` tells it.
     """
 
     read_at: str
     registry: bool
     watching: bool
+    failing: Mapping[str, str]
     problem: str = ""
     memory_problem: str = ""
     fault: str = ""
@@ -70,10 +75,15 @@ class Overview:
     requests: Requests | None = None
     standing: Standing | None = None
     drift: Drift | None = None
+    probation: Mapping[str, Any] | None = None
 
 
 def overview(
-    manager: RetrainingManager, look: Callable[[], Look] | None, metric: str = ""
+    manager: RetrainingManager,
+    look: Callable[[], Look] | None,
+    metric: str = "",
+    *,
+    probation: Callable[[], Mapping[str, Any] | None] = lambda: None,
 ) -> Overview:
     """Read monitor and registry for a page.
 
@@ -85,11 +95,20 @@ def overview(
         Asks the registry, or raises ``ApiError``; None where there is none.
     metric : str
         What the curves show; by default, and where no version has it, what gates look at.
+    probation : Callable[[], Mapping[str, Any] | None]
+        Tells where the version in production stands, if that is known.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    page = Overview(now, registry=look is not None, watching=manager.monitoring)
+    page = Overview(
+        now,
+        registry=look is not None,
+        watching=manager.monitoring,
+        failing=manager.health.failing,
+    )
     page = _with_monitor(page, manager)
-    return page if look is None else _with_registry(page, look, metric)
+    if look is None:
+        return page
+    return replace(_with_registry(page, look, metric), probation=probation())
 
 
 def _with_monitor(page: Overview, manager: RetrainingManager) -> Overview:

@@ -44,7 +44,15 @@ NOW = """\
 <h2 id="now-title">Now</h2>
 {{ fault(page.problem) }}
 {{ fault(page.fault) }}
-{% set held = page.stages %}
+{% set held, trial = page.stages, page.probation %}
+{% set fall = trial.last_failure if trial else none %}
+{% if fall and (not fall.back or fall.back == trial.version) %}
+<p class="verified bad"><strong>Version {{ fall.version }} failed</strong> {{ fall.time|when }}:
+ {{ fall.reason }};
+ {%- if fall.back %} version {{ fall.back }} came back by itself.
+ {%- elif fall.back is none %} the one before is about to come back.
+ {%- else %} there was none to bring back.{% endif %}</p>
+{% endif %}
 <div class="cards">
 {% for title, one, nothing in (
   ("Production", held.production, "Nothing is in Production."),
@@ -60,6 +68,13 @@ NOW = """\
 {% if one.why %}<div><dt>Why</dt><dd>{{ one.why }}</dd></div>{% endif %}
 {% if one.gates and one.gates != one.why %}
 <div><dt>Gates</dt><dd>{{ one.gates }}</dd></div>
+{% endif %}
+{% if title == "Production" and trial and trial.version == one.version %}
+<div><dt>Probation</dt><dd>{{ phases.get(trial.phase, trial.phase) }}
+ {%- if trial.phase == "watching" %} until {{ trial.until|when }} at least;
+ {{ trial.reports }} of {{ trial.reports_needed }} reports were all right
+ {%- if trial.critical_in_a_row %}, and the last {{ trial.critical_in_a_row }} critical{% endif %}
+ {%- endif %}</dd></div>
 {% endif %}
 </dl>
 {% else %}

@@ -28,6 +28,13 @@ MOVES = {
     "carry": "journal continued",
 }
 """The journal's moves in words."""
+PHASES = {
+    "watching": "it is watched",
+    "passed": "it has passed",
+    "failed": "it has failed",
+    "exempt": "it is not watched",
+}
+"""Where a version in production stands, in words."""
 
 Row = Mapping[str, Any]
 """A version as `ModelVersion.as_row` gives it."""

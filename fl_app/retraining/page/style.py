@@ -79,7 +79,7 @@ main.narrow h1 { margin-bottom: .75rem; }
 .big { font-size: 1.125rem; font-weight: 600; margin-bottom: .5rem; }
 .score { font-weight: 400; }
 dl { margin: 0; }
-dl div { display: grid; grid-template-columns: 4rem 1fr; gap: .5rem; }
+dl div { display: grid; grid-template-columns: 5rem 1fr; gap: .5rem; }
 dl.facts { display: flex; flex-wrap: wrap; gap: .25rem 2rem; margin-bottom: 1rem; }
 dl.facts div { display: flex; gap: .5rem; }
 dt { color: var(--muted); }
