@@ -168,10 +168,12 @@ def faults(page: Any, axe: str) -> list[str]:
 
 
 def shoot(page: Any, path: Path, height: int) -> None:
-    """Take a screenshot in few colours, which keeps the file small."""
+    """Take a screenshot in 256 colours, which keeps the file small."""
     from PIL import Image
 
     page.screenshot(path=path, full_page=True)
     with Image.open(path) as image:
         part = image.convert("RGB").crop((0, 0, image.width, height or image.height))
-    part.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    part.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
