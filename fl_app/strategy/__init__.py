@@ -7,6 +7,7 @@ from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import DataUsed, Origin, SessionReport
 from fl_app.strategy.schedule import ScheduledFedAvg
+from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import RunFailedError
 from fl_app.strategy.shadow import ShadowEvaluation
 from registry.gates import (
@@ -34,6 +35,7 @@ __all__ = [
     "RunFailedError",
     "ScheduledFedAvg",
     "ScoredRecord",
+    "Screening",
     "SessionReport",
     "ShadowEvaluation",
     "decide_stage",

@@ -22,6 +22,9 @@ from fl_app.strategy.screening import Screened, needs_of
 
 logger = logging.getLogger("flwr.fl_app")
 
+MAX_TRIED = 20
+"""Replies up to which each is left out in turn, if that is what it takes."""
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -50,9 +53,9 @@ def aggregate(
 ) -> Aggregate:
     """Let the inner strategy aggregate, and check what it made.
 
-    If it raises, or makes what cannot be the model, its state is put back, each reply is tried by
-    itself, and the strategy gets those that do no harm. In the end there is a new model, or the
-    strategy is as it was.
+    If it raises, or makes what cannot be the model, its state is put back, and it gets the replies
+    that do no harm by themselves, or all but one if that helps. In the end there is a new model,
+    or the strategy is as it was.
     """
     put_back = state_of(strategy)
     first = _attempt(strategy, server_round, screened.replies, schema, loud=True)
@@ -66,20 +69,23 @@ def aggregate(
         name, count = type(strategy).__name__, len(screened.good)
         return replace(first, problem=f"{name} made no model of {count} replies")
     put_back()
-    logger.warning("round %d: %s; each reply is tried by itself", server_round, first.problem)
+    logger.warning("round %d: %s; trying with fewer replies", server_round, first.problem)
+    nodes = {str(message.metadata.src_node_id): message for message in screened.good}
     harmful: dict[str, str] = {}
-    for message in screened.good:
+    for node, message in nodes.items():
         alone = _attempt(strategy, server_round, [message], schema)
         put_back()
         if alone.problem:
-            harmful[str(message.metadata.src_node_id)] = alone.problem
-    if not 0 < len(harmful) < len(screened.good):
-        return first
-    rest = screened.without(harmful)
-    again = _attempt(strategy, server_round, rest, schema)
-    if again.problem:
+            harmful[node] = alone.problem
+    suspects = [harmful] if harmful else []
+    if 2 < len(nodes) <= MAX_TRIED:
+        suspects += [{node: first.problem} for node in nodes]
+    for left_out in suspects:
+        again = _attempt(strategy, server_round, screened.without(left_out), schema)
+        if again.arrays is not None:
+            return replace(again, set_aside=left_out)
         put_back()
-    return replace(again, set_aside=harmful)
+    return first
 
 
 def aggregate_evaluate(
