@@ -171,6 +171,30 @@ class ServerConfig(_Settings):
     drift_policy: Literal["evidence", "per_check"] = Field(
         "evidence", description="`per_check`: any p < 0.05 in any round asks for retraining."
     )
+    probation_watch: str = Field(
+        "federated,feed",
+        pattern=r"^((federated|feed|drift)(, ?(federated|feed|drift))*)?$",
+        description="What may bring the version before back after a promotion: sessions, reports "
+        "to the API, `drift`; empty: nothing.",
+    )
+    probation_drop: float = Field(
+        0.1, gt=0, description="Fall of the accuracy, or of the metric, that is critical then."
+    )
+    probation_in_a_row: int = Field(
+        3, ge=1, description="Critical reports in a row that are needed."
+    )
+    probation_hours: float = Field(
+        24.0, ge=0, description="Hours after a promotion that a probation lasts at least."
+    )
+    probation_reports: int = Field(
+        10, ge=1, description="Reports, or else one session, that must have been all right by then."
+    )
+    probation_max_latency_ms: float = Field(
+        0.0, ge=0, description="Mean latency above which a report is critical; 0: no limit."
+    )
+    probation_min_throughput: float = Field(
+        0.0, ge=0, description="Predictions a second below which a report is critical; 0: no limit."
+    )
     retrain_interval_days: float = Field(
         0.0, ge=0, description="Ask for retraining each so many days; 0: do not."
     )

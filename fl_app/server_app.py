@@ -23,6 +23,8 @@ from fl_app.retraining import (
     ApiServer,
     DriftSettings,
     MonitorStore,
+    Probation,
+    ProbationSettings,
     RetrainingManager,
     RetrainRequest,
     create_trigger_api,
@@ -31,6 +33,7 @@ from fl_app.retraining import (
 )
 from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
 from fl_app.retraining.drift_plot import drift_artifacts
+from fl_app.retraining.probation_state import Source
 from fl_app.retraining.store import default_url
 from fl_app.stopped import when_stopped
 from fl_app.strategy import (
@@ -73,6 +76,7 @@ def main(grid: Grid, context: Context) -> None:
         config.mlflow_tracking_uri or None, config.experiment_name, home=home
     )
     monitor = retraining_manager(config, home, hooks)
+    probation = Probation(store, monitor, probation_settings(config))
     token = api_token(config)
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
@@ -128,7 +132,7 @@ def main(grid: Grid, context: Context) -> None:
         tracker.end_run("KILLED")
 
     hooks.look()  # what is in the journal by now is history
-    api = start_api(config, monitor, store, token, [metrics])
+    api = start_api(config, monitor, store, token, [metrics], probation)
     monitor.start_monitoring()
     try:
         with when_stopped(end_at_once), hooks.watching():
@@ -192,6 +196,23 @@ def retraining_manager(config: ServerConfig, home: Path, hooks: Hooks) -> Retrai
     return monitor
 
 
+def probation_settings(config: ServerConfig) -> ProbationSettings:
+    """When a version that was promoted has to go, as the settings say."""
+    named = [name.strip() for name in config.probation_watch.split(",") if name.strip()]
+    return ProbationSettings(
+        watch=[Source(name) for name in named],
+        drop=config.probation_drop,
+        in_a_row=config.probation_in_a_row,
+        hours=config.probation_hours,
+        reports=config.probation_reports,
+        max_latency_ms=config.probation_max_latency_ms or None,
+        min_throughput_qps=config.probation_min_throughput or None,
+        metric=config.metric,
+        mode=config.metric_mode,
+        confidence=config.champion_confidence or None,
+    )
+
+
 def served(config: ServerConfig, store: ModelManager, request: RetrainRequest) -> bool:
     """Whether a session for this request came to its end; its MLflow run says so."""
     experiment = store.client.get_experiment_by_name(config.experiment_name)
@@ -216,6 +237,7 @@ def start_api(
     store: ModelManager,
     token: str | None,
     collectors: Sequence[Collector] = (),
+    probation: Probation | None = None,
 ) -> ApiServer | None:
     """The API of a server that waits for requests; training goes on without it."""
     if not (config.continuous and config.api_port):
@@ -227,6 +249,7 @@ def start_api(
         token=token,
         allowed_hosts={*LOOPBACK, *named},
         collectors=collectors,
+        probation=probation,
     )
     return serve_api(app, host=config.api_host, port=config.api_port)
 
