@@ -132,7 +132,7 @@ def main(grid: Grid, context: Context) -> None:
         tracker.end_run("KILLED")
 
     hooks.look()  # what is in the journal by now is history
-    api = start_api(config, monitor, store, token, [metrics], probation)
+    api = start_api(config, monitor, store, token, collectors=[metrics], probation=probation)
     monitor.start_monitoring()
     try:
         with when_stopped(end_at_once), hooks.watching():
@@ -236,6 +236,7 @@ def start_api(
     monitor: RetrainingManager,
     store: ModelManager,
     token: str | None,
+    *,
     collectors: Sequence[Collector] = (),
     probation: Probation | None = None,
 ) -> ApiServer | None:
