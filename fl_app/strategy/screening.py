@@ -75,6 +75,9 @@ class Screening:
             raise ValueError(f"norm_action is {self.norm_action!r}, expected 'clip' or 'refuse'.")
 
 
+DEFAULT_SCREENING = Screening()
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a strategy takes from each reply, so that a reply without it does not count.

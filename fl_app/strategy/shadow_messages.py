@@ -10,19 +10,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_app.strategy.inner import aggregate_evaluate
 from fl_app.strategy.provenance import NodeScore, node_scores
+from fl_app.strategy.reply_metrics import brief
+from fl_app.strategy.screening import (
+    DEFAULT_SCREENING,
+    Screening,
+    needs_of,
+    screen_evaluate,
+)
 from fl_app.strategy.shadow_scores import Paired
 
 logger = logging.getLogger("flwr.fl_app")
 
 Arm = Literal["candidate", "champion"]
 ARMS: tuple[Arm, Arm] = ("candidate", "champion")
-
-_LONGEST = 120  # characters of a node's error that are told
 
 
 @dataclass
@@ -41,6 +46,8 @@ class NodeEvaluation:
         The evaluate config of the session.
     timeout : float
         Seconds to wait for a round's replies.
+    screening : Screening | None
+        What a reply must be like to reach the strategy.
     """
 
     strategy: Strategy
@@ -48,6 +55,7 @@ class NodeEvaluation:
     server_round: int
     config: ConfigRecord | None
     timeout: float
+    screening: Screening | None = DEFAULT_SCREENING
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Return the strategy's messages of one more round."""
@@ -64,10 +72,11 @@ class NodeEvaluation:
 
     def aggregate(self, replies: Sequence[Message]) -> None:
         """Let the strategy see the replies to its own messages, as after any round."""
-        try:
-            self.strategy.aggregate_evaluate(self.server_round, replies)
-        except AppExitException as error:
-            logger.warning("shadow evaluation: the replies do not fit together: %s", error)
+        needs = needs_of(self.strategy, evaluate=True)
+        screened = screen_evaluate(replies, self.screening, needs=needs)
+        for node, why in screened.set_aside.items():
+            logger.warning("shadow evaluation: the reply of node %s is set aside: %s", node, why)
+        aggregate_evaluate(self.strategy, self.server_round, screened)
 
     def nodes(self) -> set[str]:
         """Return the ids of all connected nodes."""
@@ -197,9 +206,9 @@ def _score(reply: Message | None, metric: str) -> NodeScore | str:
     if reply is None:
         return "no answer in time"
     if reply.has_error():
-        return " ".join((reply.error.reason or f"error {reply.error.code}").split())[:_LONGEST]
+        return brief(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
     found = node_scores([reply], metric)
     if found:
         return found[0]
     seen = next(iter(reply.content.metric_records.values()), MetricRecord())
-    return f"no {metric!r} in the answer, but {sorted(seen)}"
+    return brief(f"no {metric!r} in the answer, but {sorted(seen)}")

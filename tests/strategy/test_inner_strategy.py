@@ -22,6 +22,7 @@ from local_grid import LocalGrid
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.strategy import RunFailedError, Screening
 from fl_app.strategy.inner import state_of
+from fl_app.strategy.shadow_messages import NodeEvaluation
 from registry import InMemoryModelStore, InMemoryTracker
 
 
@@ -341,3 +342,21 @@ def test_the_norm_of_an_update_is_that_from_the_round_s_own_model() -> None:
     assert [r.set_aside[0].reason for r in reports] == [
         "its update has norm 3000, expected at most 3"
     ] * 3
+
+
+def test_a_hostile_answer_in_a_shadow_round_does_not_reach_the_strategy() -> None:
+    seen: list[float] = []
+
+    class Watched(FedAvg):
+        def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> Any:
+            merged = super().aggregate_evaluate(server_round, replies)
+            seen.append(merged["accuracy"] if merged is not None else np.nan)
+            return merged
+
+    def answer(node: int, message: Message) -> RecordDict:
+        wrong = {"num-examples": -7} if node == 2 else {"num-examples": 10, "accuracy": 0.5}
+        return RecordDict({"metrics": MetricRecord(dict(wrong))})
+
+    evaluation = NodeEvaluation(Watched(), LocalGrid(answer, (1, 2, 3)), 3, None, 10.0)
+    evaluation.aggregate(evaluation.send(evaluation.messages(first_model())))
+    assert seen == [0.5]
