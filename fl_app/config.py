@@ -91,6 +91,17 @@ class ServerConfig(_Settings):
         1.0, ge=0, le=1, description="Share of nodes asked to evaluate; 0 asks none."
     )
     round_timeout: float = Field(3600.0, gt=0, description="Seconds to wait for replies.")
+    max_examples_per_node: float = Field(
+        1e8, gt=0, description="A reply that tells of more examples than this does not count."
+    )
+    max_update_norm: float = Field(
+        0.0,
+        ge=0,
+        description="Largest L2 norm of the difference between a reply and the model; 0: none.",
+    )
+    norm_action: Literal["clip", "refuse"] = Field(
+        "clip", description="Beyond it, scale the difference down, or let the reply not count."
+    )
     learning_rate: float = Field(
         0.002, gt=0, description="Rate at its height; halved in round 1, then falling to a tenth."
     )

@@ -40,6 +40,7 @@ from fl_app.strategy import (
     LifecycleStrategy,
     Origin,
     ScheduledFedAvg,
+    Screening,
     ShadowEvaluation,
     default_policy,
 )
@@ -86,6 +87,9 @@ def main(grid: Grid, context: Context) -> None:
         parent, arrays = starting_point(config, store, yolo)
         strategy = LifecycleStrategy(
             inner_strategy(config),
+            screening=Screening(
+                config.max_examples_per_node, config.max_update_norm or None, config.norm_action
+            ),
             metric=config.metric,
             mode=config.metric_mode,
             policy=default_policy(
