@@ -23,6 +23,7 @@ from fl_app.doctor import examine
 from fl_app.retraining import MonitorStore, Outcome, RetrainingManager
 from fl_app.retraining.store import default_url
 from fl_app.serve import serve
+from fl_app.strategy.set_aside import read_set_aside
 from registry import ModelManager, RegistryError, app_home
 
 app = typer.Typer(
@@ -237,6 +238,7 @@ def status(
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     waits = [row["version"] for row in staged.values() if _is_pending(row)]
     requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
+    bad = read_set_aside(rows[0]["tags"]) if rows else []
     if as_json:
         return _print_json(
             {
@@ -244,6 +246,7 @@ def status(
                 "staging": staged.get("Staging"),
                 "pending_approval": waits,
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
+                "set_aside": [asdict(one) for one in bad],
             }
         )
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -252,6 +255,8 @@ def status(
     table.add_row("pending approval", ", ".join(waits) or "-")
     for outcome, request in requests.items():
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
+    for one in bad:
+        table.add_row(f"node {one.node_id} set aside", escape(one.told()))
     return out.print(table)
 
 

@@ -39,6 +39,11 @@ class SetAside:
     reason: str
     in_a_row: int = 1
 
+    def told(self) -> str:
+        """One line on it."""
+        replies = f"{self.in_a_row} replies in a row" if self.in_a_row > 1 else "a reply"
+        return f"{replies} ({self.phase}): {self.reason}"
+
 
 @dataclass(frozen=True)
 class RoundReport:

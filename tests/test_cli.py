@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from fl_app import cli
+from fl_app.events import SetAside
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.store import default_url
+from fl_app.strategy.set_aside import set_aside_tag
 from models.weights import save_weights
 from registry import ModelManager
 
@@ -195,6 +197,18 @@ def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app
     assert told["pending approval"] == "3"
     assert told["request pending"].startswith("a hunch")
     assert told["request running"] == "-"
+    assert not any("set aside" in name for name in told)
+
+
+def test_status_names_the_nodes_that_were_set_aside(manager: ModelManager, fl_app: Command) -> None:
+    bad = SetAside("77", "train", "array 'w' [red] is not finite", in_a_row=3)
+    manager.set_version_tags("3", set_aside_tag([bad]))
+    assert (
+        "node 77 set aside  3 replies in a row (train): array 'w' [red] is not finite"
+        in fl_app("status").stdout
+    )
+    told = json.loads(fl_app("status", "--json").stdout)
+    assert told["set_aside"] == [asdict(bad)]
 
 
 @pytest.mark.parametrize(

@@ -58,21 +58,11 @@ class SetAsideNodes:
                 continue
             count = self.in_a_row.get((phase, node), 0) + 1
             self.in_a_row[phase, node] = count
-            self.this_round += (SetAside(node, phase, bad[node], count),)
-            logger.warning(
-                "round %d: the %s reply of node %s is set aside: %s",
-                server_round,
-                phase,
-                node,
-                bad[node],
-            )
+            found = SetAside(node, phase, bad[node], count)
+            self.this_round += (found,)
+            logger.warning("round %d: node %s is set aside: %s", server_round, node, found.told())
             if count == TOO_OFTEN:
-                logger.warning(
-                    "node %s: %d %s replies in a row were set aside; look at it, or leave it out",
-                    node,
-                    count,
-                    phase,
-                )
+                logger.warning("node %s keeps failing: look at it, or leave it out", node)
 
 
 def set_aside_tag(nodes: Iterable[SetAside]) -> dict[str, str]:

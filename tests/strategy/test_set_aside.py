@@ -82,13 +82,12 @@ def test_a_node_is_reported_once_after_three(caplog: pytest.LogCaptureFixture) -
         Rounds({(12, "train"): {1, 2, 3, 4, 5}}, 5)
     said = [r.getMessage() for r in caplog.records if r.name == "flwr.fl_app"]
     assert said[0] == (
-        "round 1: the train reply of node 12 is set aside: its arrays are not the model's: it "
+        "round 1: node 12 is set aside: a reply (train): its arrays are not the model's: it "
         "lacks '1'"
     )
-    reported = [line for line in said if "in a row" in line]
-    assert reported == [
-        "node 12: 3 train replies in a row were set aside; look at it, or leave it out"
-    ]
+    assert said[2].startswith("round 3: node 12 is set aside: 3 replies in a row (train): its")
+    reported = [line for line in said if "keeps failing" in line]
+    assert reported == ["node 12 keeps failing: look at it, or leave it out"]
 
 
 def test_errors_of_a_node_count_too() -> None:
