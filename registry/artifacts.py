@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from registry.atomic import scratch_folder
 from registry.errors import ArtifactError, disk_errors
+from registry.parsing import read_json
 from registry.stamps import Stamp, stamp
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -23,7 +25,9 @@ SPEC_FILE = "spec.json"
 HALF_FILE = "weights_fp16.safetensors"
 SCORES_FILE = "per_example.json"
 WEIGHTS_FORMAT = "fl-app-weights/1"
-_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
+_MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays. Read, it takes ten times as much
+_LARGEST, _AXES = 1 << 63, 66
+DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKPOINTS = (".pt", ".pth")
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
@@ -83,6 +87,7 @@ def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | Non
     else:
         _link_or_copy(source, weights)
     header = read_header(weights, shown=source)
+    _require_readable(weights, source)
     digest = file_digest(weights)
     spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
     (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
@@ -168,7 +173,8 @@ def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
     names, model = list(fields), {}
     if metadata.get("format") == WEIGHTS_FORMAT:
         try:
-            names, model = json.loads(metadata["order"]), json.loads(metadata.get("model", "{}"))
+            names = read_json(metadata["order"], strict=True)
+            model = read_json(metadata.get("model", "{}"), strict=True)
             complete = sorted(names) == sorted(fields)
         except (KeyError, ValueError, TypeError):
             complete = False
@@ -181,7 +187,10 @@ def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
 
 
 def _checked_path(model_path: str | Path) -> Path:
-    source = Path(model_path).expanduser()
+    try:
+        source = Path(model_path).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        source = Path(model_path)
     if source.is_dir():
         raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
     if not source.is_file():
@@ -199,36 +208,58 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def read_header(path: Path, *, shown: Path) -> dict[str, Any]:
-    """Read a safetensors header and check that it and the data fill the file exactly."""
+    """Read a safetensors header and check that it and the data fill the file exactly.
+
+    Raises
+    ------
+    ArtifactError
+        It is damaged, or could mean different things to different readers.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         available = path.stat().st_size - 8
         if not 2 <= length <= min(available, _MAX_HEADER):
-            raise _damaged(shown, "it has no safetensors header")
+            raise _damaged(shown, "it has no safetensors header, or one that is far too long")
         try:
-            header = json.loads(file.read(length))
-            arrays = {k: v for k, v in header.items() if k != "__metadata__"}
-            spans = sorted(tuple(v["data_offsets"]) for v in arrays.values())
-            sizes = {k: _size(v) for k, v in arrays.items()}
-            fits = all(
-                v["data_offsets"][1] - v["data_offsets"][0] == sizes[k]
-                for k, v in arrays.items()
-                if sizes[k] is not None
-            )
+            header = _checked_header(read_json(file.read(length), strict=True))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(shown, "its safetensors header cannot be read") from error
-    if not arrays:
+    spans = sorted(v["data_offsets"] for k, v in header.items() if k != "__metadata__")
+    if not spans:
         raise ArtifactError(f"The model file {shown} holds no arrays; save the model again.")
     ends = [0, *(end for _, end in spans)]
     gapless = all(start == end for (start, _), end in zip(spans, ends, strict=False))
-    if not (fits and gapless and ends[-1] == available - length):
+    if not (gapless and ends[-1] == available - length):
         raise _damaged(shown, "it is cut off, or its arrays do not fill it")
-    return dict(header)
+    return header
 
 
-def _size(array: Mapping[str, Any]) -> int | None:
-    bits = _BITS.get(array["dtype"])
-    return None if bits is None else math.prod(array["shape"]) * bits // 8
+def _checked_header(header: dict[str, Any]) -> dict[str, Any]:
+    """Return the header if each row has the fields of the format, and they agree."""
+    for name, row in header.items():
+        if name == "__metadata__":
+            if not all(isinstance(value, str) for value in row.values()):
+                raise ValueError("its metadata are no texts")
+            continue
+        numbers = [*row["shape"], *row["data_offsets"]]
+        if not all(type(n) is int and 0 <= n < _LARGEST for n in numbers) or len(numbers) > _AXES:
+            raise ValueError(f"{name[:60]!r} has sizes that are none")
+        first, last = row["data_offsets"]
+        bits = _BITS.get(row["dtype"])
+        if last < first or (bits and math.prod(row["shape"]) * bits != (last - first) * 8):
+            raise ValueError(f"{name[:60]!r} has another size than its shape")
+    return header
+
+
+def _require_readable(path: Path, shown: Path) -> None:
+    """Refuse what safetensors itself would refuse later, when the version is to be loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise _damaged(shown, "safetensors cannot read it") from error
 
 
 def _dtype(code: str) -> str:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from registry.paired import DRAWS, FEWEST, SEED, ExampleScores, bootstrap_interval
+from registry.parsing import read_json
 
 _CONFIDENCE = 0.95
 
@@ -75,8 +75,8 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
 def read_scores(content: bytes | None) -> dict[str, float] | None:
     """Return results per example as stored, or None where they cannot be read."""
     try:
-        return {str(k): float(v) for k, v in json.loads(content or b"null").items()}
-    except (ValueError, TypeError, AttributeError):
+        return {str(k): float(v) for k, v in read_json(content or b"null").items()}
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -117,7 +117,7 @@ def paired_verdict(
 
 def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:
     try:
-        rows = json.loads(spec or b"null")["arrays"]
+        rows = read_json(spec or b"null")["arrays"]
         return {str(r["name"]): {"dtype": r["dtype"], "shape": r["shape"]} for r in rows}
     except (ValueError, TypeError, KeyError):
         return None
@@ -127,7 +127,7 @@ def _nodes(tag: str | None) -> dict[str, tuple[float, str]] | None:
     try:
         return {
             str(n["node_id"]): (float(n["num_examples"]), str(n.get("data_digest", "")))
-            for n in json.loads(tag or "null")
+            for n in read_json(tag or "null")
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

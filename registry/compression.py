@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from registry.artifacts import read_header
+from registry.artifacts import DIGEST, read_header
+from registry.atomic import write_whole
 from registry.errors import ArtifactError
+from registry.parsing import read_json
 
 _WIDE = {"F32": "<f4", "F64": "<f8"}
 
@@ -55,7 +57,10 @@ def read_half(version: str, tag: str | None) -> HalfCopy:
         The version has no half-precision copy.
     """
     try:
-        return HalfCopy(version=version, **json.loads(tag or "{}"))
+        copy = HalfCopy(version=version, **read_json(tag or "{}"))
+        if not DIGEST.fullmatch(copy.sha256):
+            raise ValueError("its digest is none")
+        return copy
     except (ValueError, TypeError) as error:
         raise ArtifactError(
             f"Version {version} has no half-precision copy; make one with compress_version."
@@ -83,7 +88,7 @@ def write_half(source: Path, target: Path) -> None:
     fields: dict[str, Any] = ({"__metadata__": metadata} if metadata else {}) | rows
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    target.write_bytes(b"".join((len(text).to_bytes(8, "little"), text, *parts)))
+    write_whole(target, b"".join((len(text).to_bytes(8, "little"), text, *parts)))
 
 
 def _halved(name: str, code: str, data: bytes) -> tuple[str, bytes]:

@@ -14,6 +14,8 @@ from registry.errors import disk_errors
 from registry.records import ModelVersion
 from registry.retention import Removal
 
+_LARGEST = 64 << 20  # bytes; descriptions and results per example are far smaller
+
 
 class VersionFiles(ABC):
     """The files of a registered model's versions."""
@@ -77,7 +79,7 @@ class FolderFiles(VersionFiles):
 
     def read(self, record: ModelVersion, name: str) -> bytes | None:
         file = self._folder / record.version / name
-        return file.read_bytes() if file.is_file() else None
+        return read_small(file) if file.is_file() else None
 
     def add(self, record: ModelVersion, file: Path) -> None:
         with disk_errors(f"store {file.name} of version {record.version}"):
@@ -99,6 +101,13 @@ class FolderFiles(VersionFiles):
     def remove(self, version: str) -> Removal:
         self._forget(version)
         return remove_folder(self._folder / version)
+
+
+def read_small(path: Path) -> bytes | None:
+    """Return the content of a file; None for one that is larger than any of ours."""
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    return content if len(content) <= _LARGEST else None
 
 
 def remove_folder(folder: Path) -> Removal:

@@ -6,21 +6,39 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from registry.artifacts import WEIGHTS_FILE, WholeFiles, file_digest
+from registry.artifacts import DIGEST, WEIGHTS_FILE, WholeFiles, file_digest
 from registry.atomic import scratch_folder
 from registry.connection import Connection
 from registry.errors import ArtifactError, RegistryError, error_code
-from registry.files import VersionFiles, own_bytes, remove_folder
+from registry.files import VersionFiles, own_bytes, read_small, remove_folder
+from registry.locations import checked_location, is_model_id, local_folder
+from registry.parsing import read_json
 from registry.records import ModelVersion
+from registry.redaction import one_line
 from registry.retention import Removal
 
 logger = logging.getLogger(__name__)
 
 _WORK = "retiring."  # tags on the registered model: what a clean-up still has to remove
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What a clean-up that was begun still has to remove."""
+
+    model_id: str = ""
+    location: str = ""
+    sha256: str = ""
+    wrong: str = ""  # why it is not followed; never written
+
+    def encode(self) -> str:
+        fields = asdict(self)
+        del fields["wrong"]
+        return json.dumps(fields)
 
 
 class MlflowFiles(VersionFiles):
@@ -43,7 +61,7 @@ class MlflowFiles(VersionFiles):
     def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
         """Return where a file of a version is, or should be; one that lies elsewhere is fetched."""
         location = self._location(record)
-        folder = _folder(location)
+        folder = local_folder(location)
         return self._fetched(location, name, sha256) if folder is None else folder / name
 
     def read(self, record: ModelVersion, name: str) -> bytes | None:
@@ -51,11 +69,11 @@ class MlflowFiles(VersionFiles):
 
         try:
             location = self._location(record)
-            folder = _folder(location)
+            folder = local_folder(location)
             if folder is not None:
-                return (folder / name).read_bytes()
+                return read_small(folder / name)
             with scratch_folder(self._connection.home / "tmp") as scratch:
-                return self._download(location, name, scratch).read_bytes()
+                return read_small(self._download(location, name, scratch))
         except (OSError, ArtifactError, MlflowException) as error:
             logger.info("version %s: %s cannot be read: %s", record.version, name, type(error))
             return None
@@ -68,7 +86,7 @@ class MlflowFiles(VersionFiles):
     def is_whole(self, record: ModelVersion) -> bool:
         """Return whether the weights are whole; elsewhere, whether their size is right."""
         try:
-            folder = _folder(self._location(record))
+            folder = local_folder(self._location(record))
         except ArtifactError:
             return False
         if folder is not None:
@@ -91,7 +109,7 @@ class MlflowFiles(VersionFiles):
             location = self._location(record)
         except ArtifactError:
             model_id = ""
-        text = json.dumps({"model_id": model_id, "location": location, "sha256": record.sha256})
+        text = _Note(model_id, location, record.sha256).encode()
         with self._connection.errors(f"note the removal of version {record.version}"):
             self._connection.client.set_registered_model_tag(
                 self._name, _WORK + record.version, text
@@ -99,10 +117,9 @@ class MlflowFiles(VersionFiles):
 
     def noted(self) -> Mapping[str, int]:
         found = {}
-        for tag, text in self._notes().items():
-            location = json.loads(text)["location"]
+        for version, note in self._notes().items():
             with self._connection.errors("look at the files of a removed version"):
-                found[tag.removeprefix(_WORK)] = self._bytes(location) if location else 0
+                found[version] = self._bytes(note.location) if note.location else 0
         return found
 
     def remove(self, version: str) -> Removal:
@@ -111,18 +128,20 @@ class MlflowFiles(VersionFiles):
         Doing it again finishes what was cut short. Only what the note names is touched, and
         nothing that another version still refers to.
         """
-        note = json.loads(self._notes().get(_WORK + version, "{}"))
-        model_id, location = note.get("model_id", ""), note.get("location", "")
+        note = self._notes().get(version, _Note())
+        model_id, location = note.model_id, note.location
         client = self._connection.client
         with self._connection.errors(f"remove version {version}"):
             _if_there(client.delete_model_version, self._name, version)
             others = self._others(model_id, version) if model_id else []
-            if others:
+            if note.wrong:
+                done = Removal(left=note.wrong)
+            elif others:
                 done = Removal(left=f"{', '.join(others)} still refers to its files")
             else:
                 done = self._delete(model_id, location) if model_id else Removal()
-            if note.get("sha256", "").isalnum():  # a downloaded copy on this machine
-                remove_folder(self._connection.home / "cache" / note["sha256"])
+            if note.sha256:  # a downloaded copy on this machine
+                remove_folder(self._connection.home / "cache" / note.sha256)
             if others or not done.left:
                 _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
         return done
@@ -131,7 +150,7 @@ class MlflowFiles(VersionFiles):
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
         from mlflow.exceptions import MlflowException
 
-        folder = _folder(location)
+        folder = local_folder(location)
         if folder is not None and model_id in folder.parts:
             remove_folder(folder)  # first: where the disk is full the database takes nothing
         try:
@@ -139,10 +158,26 @@ class MlflowFiles(VersionFiles):
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
 
-    def _notes(self) -> dict[str, str]:
+    def _notes(self) -> dict[str, _Note]:
         with self._connection.errors("read what is to be removed"):
             found = _if_there(self._connection.client.get_registered_model, self._name)
-        return {k: v for k, v in (found.tags if found else {}).items() if k.startswith(_WORK)}
+        tags = found.tags if found else {}
+        noted = {k.removeprefix(_WORK): v for k, v in tags.items() if k.startswith(_WORK)}
+        return {version: self._read_note(text) for version, text in noted.items()}
+
+    def _read_note(self, text: str) -> _Note:
+        """Return what a note says; it names nothing to remove where it cannot be right."""
+        try:
+            fields = read_json(text)
+            note = _Note(**{k: str(fields.get(k, "")) for k in ("model_id", "location", "sha256")})
+            if note.location:
+                self._checked(note.location, note.model_id)
+            return note if DIGEST.fullmatch(note.sha256) else replace(note, sha256="")
+        except (ValueError, TypeError, AttributeError, ArtifactError) as error:
+            return _Note(wrong=f"the note of what to remove cannot be right: {one_line(error)}")
+
+    def _checked(self, location: str, model_id: str) -> str:
+        return checked_location(location, model_id, tracking_uri=self._connection.uri)
 
     def _others(self, model_id: str, version: str) -> list[str]:
         """Return the versions, of any registered model, that refer to a logged model."""
@@ -153,11 +188,9 @@ class MlflowFiles(VersionFiles):
         return [f"{name} {v}" for name, v in sorted(found - {(self._name, version)})]
 
     def _delete(self, model_id: str, location: str) -> Removal:
-        if model_id not in PurePosixPath(unquote(urlsplit(location).path)).parts:
-            return Removal(left=f"{location} is not a folder of the logged model {model_id}")
         _if_there(self._connection.client.delete_logged_model, model_id)
         self._locations.pop(model_id, None)
-        folder = _folder(location)
+        folder = local_folder(location)
         return self._delete_elsewhere(location) if folder is None else remove_folder(folder)
 
     def _delete_elsewhere(self, location: str) -> Removal:
@@ -171,7 +204,7 @@ class MlflowFiles(VersionFiles):
         return Removal(before - after, f"{after} bytes are still at {location}" if after else "")
 
     def _bytes(self, location: str) -> int:
-        folder = _folder(location)
+        folder = local_folder(location)
         return sum(_walk(self._store(location))) if folder is None else own_bytes(folder)
 
     def _store(self, location: str) -> Any:
@@ -181,7 +214,7 @@ class MlflowFiles(VersionFiles):
 
     def _location(self, record: ModelVersion) -> str:
         model_id = record.tags.get("model_id", "")
-        if not model_id:
+        if not is_model_id(model_id):
             raise ArtifactError(
                 f"Version {record.version} does not say which logged model holds its files; "
                 "save its file with save_model_version again."
@@ -194,7 +227,7 @@ class MlflowFiles(VersionFiles):
                     f"The logged model {model_id}, which holds the files of version "
                     f"{record.version}, was deleted in MLflow; restore it, or use another version."
                 )
-            self._locations[model_id] = str(found.artifact_location)
+            self._locations[model_id] = self._checked(str(found.artifact_location), model_id)
         return self._locations[model_id]
 
     def _sizes(self, model_id: str) -> dict[str, int]:
@@ -226,12 +259,6 @@ class MlflowFiles(VersionFiles):
                 tracking_uri=self._connection.uri,
             )
         )
-
-
-def _folder(location: str) -> Path | None:
-    """Return the folder of a location on this machine; None for one elsewhere."""
-    parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
 
 
 def _walk(store: Any, folder: str | None = None) -> Iterator[int]:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from registry.artifacts import Artifact
+from registry.artifacts import DIGEST, Artifact
 from registry.errors import InvalidMetric, InvalidName, StageError, UnknownVersion
 from registry.moves import State
+from registry.parsing import read_json
 from registry.records import ModelVersion, Stage
 
 RESERVED = frozenset(
@@ -25,6 +26,8 @@ RESERVED = frozenset(
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
 _TAG_NAME = re.compile(r"[\w.\- :/]+")  # what MLflow takes
+_VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -147,8 +150,8 @@ def checked_description(description: str) -> str:
 def checked_version(version: str | int) -> str:
     """Return a version's number as text without leading zeros, or raise `UnknownVersion`."""
     text = str(version).strip()
-    if isinstance(version, bool) or not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise UnknownVersion(f"{version!r} is not a version; expected a number such as '3'.")
+    if isinstance(version, bool) or not _VERSION.fullmatch(text) or not int(text):
+        raise UnknownVersion(f"{version!r:.60} is not a version; expected a number such as '3'.")
     return str(int(text))
 
 
@@ -181,11 +184,16 @@ def read_version(
         created=_read_time(tags.get("created", ""), created),
         metrics=_read_metrics(tags.get("metrics", "{}")),
         tags={**tags, "stage": str(stage)},
-        sha256=tags.get("sha256", ""),
+        sha256=_read_digest(tags.get("sha256", "")),
         run_id=run_id,
-        size=int(tags["size"]) if tags.get("size", "").isdigit() else 0,
+        size=int(tags["size"]) if _SIZE.fullmatch(tags.get("size", "")) else 0,
         description=description,
     )
+
+
+def _read_digest(text: str) -> str:
+    """Return a digest; empty for any other text, which might be a path as well."""
+    return text if DIGEST.fullmatch(text) else ""
 
 
 def _read_time(text: str, otherwise: datetime) -> datetime:
@@ -197,6 +205,6 @@ def _read_time(text: str, otherwise: datetime) -> datetime:
 
 def _read_metrics(text: str) -> dict[str, float]:
     try:
-        return {str(k): float(v) for k, v in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError):
+        return {str(k): float(v) for k, v in read_json(text).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return {}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook
+from fl_app.health import Health
 from fl_app.retraining.calendar import Calendar
 from fl_app.retraining.callback import Callback, CallbackThread
 from fl_app.retraining.degradation import RULES, Mode
@@ -23,6 +24,7 @@ from fl_app.retraining.drift_watch import DriftWatch
 from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
 from fl_app.retraining.schedule import Cron, Every, Schedule
 from fl_app.retraining.store import MonitorStore, default_url
+from fl_app.retraining.tables import MEMORY, memory_errors
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind, requested
 from registry import app_home
 
@@ -66,6 +68,8 @@ class RetrainingManager:
         Where it is remembered; ``monitor.db`` in ``FL_APP_HOME`` by default.
     hooks : Sequence[Hook] | Hooks
         Told of each request that this object writes down (`RetrainingRequested`).
+    health : Health | None
+        Where it is noted that the store cannot be written; rounds go on then.
     now : Callable[[], datetime]
         The wall clock, in UTC; it decides due times, cooldown hours and the budget's window.
 
@@ -89,6 +93,7 @@ class RetrainingManager:
         drift: DriftSettings | None = None,
         store: MonitorStore | None = None,
         hooks: Sequence[Hook] | Hooks = (),
+        health: Health | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not (math.isfinite(check_interval) and check_interval > 0):
@@ -102,6 +107,7 @@ class RetrainingManager:
             min_rounds_between_retrain, min_hours_between_retrain, budget, on_request
         )
         self._store = store or MonitorStore(default_url(app_home()))
+        self.health = health or Health()
         self._hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
         self._now = now
         self._changed = threading.Condition(threading.RLock())
@@ -164,7 +170,7 @@ class RetrainingManager:
 
         A score that is not finite is an error, never a value: it changes neither best nor current.
         """
-        with self._changed:
+        with self._changed, self.health.going_on(MEMORY, *memory_errors()):
             if self._rounds_since is not None:
                 self._rounds_since += 1
             if not math.isfinite(accuracy):
@@ -180,7 +186,7 @@ class RetrainingManager:
 
     def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
         """Take what the nodes tell of their data, by node id; drift becomes a request."""
-        with self._changed:
+        with self._changed, self.health.going_on(MEMORY, *memory_errors()):
             moved = self._drift.update(summaries, self._now().timestamp())
             if moved:
                 self.ask(TriggerKind.DRIFT, f"in round {round_num} {moved}")

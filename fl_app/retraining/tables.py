@@ -11,6 +11,7 @@ from fl_app.retraining.triggers import Outcome
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
 
+MEMORY = "the monitor's memory"
 _CREATING = 0x666C2D617070
 """Key of the advisory lock under which tables are made; "fl-app" in ASCII."""
 
@@ -78,6 +79,13 @@ def tables() -> tuple[Table, Table, Table, Table, Table]:
         Column("value", Text, nullable=False),
     )
     return requests, schedules, state, answers, notes
+
+
+def memory_errors() -> tuple[type[Exception], ...]:
+    """What is raised where the database, or the disk below it, does not do what it is asked."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return SQLAlchemyError, OSError
 
 
 def create_tables(engine: Engine) -> None:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON that others may have written: whatever is wrong with it is a `ValueError`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+
+def read_json(text: str | bytes, *, strict: bool = False) -> Any:
+    """Return what a JSON text says.
+
+    Parameters
+    ----------
+    text : str | bytes
+        The text.
+    strict : bool
+        Refuse what two readers may read differently: a name that comes twice, NaN, infinities.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, is nested too deeply, or is not strict.
+    """
+    try:
+        if strict:
+            return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_constant)
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
