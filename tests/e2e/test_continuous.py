@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from deployment import WaitingRun, deployment, start, start_waiting, wait_until
 from flower import OWN_ENVIRONMENT, ROOT, Flower
 from hypothesis import settings
+from webhook_receiver import Receiver, receiving
 
 from fl_app.client.shapes import shapes_data
 from fl_app.retraining import MonitorStore, RetrainingManager
@@ -67,9 +69,41 @@ def serves_requests_until_it_is_stopped(run: WaitingRun, *reasons: str) -> None:
     assert [(row["reason"], row["outcome"]) for row in history] == [(r, "done") for r in reasons]
 
 
+def is_told_of_a_move_by_another_process(run: WaitingRun, receiver: Receiver) -> None:
+    """Approve by the command line while the server waits: its hooks hear of it."""
+    run.flower.command("fl-app", "approve", "1", "--by", "Ada", cwd=run.flower.folder)
+    wait_until(lambda: receiver.told("stage.moved", op="promote"), 30, "the webhook")
+    (moved,) = receiver.told("stage.moved", op="promote")
+    assert (moved["actor"], moved["production"], moved["staging"]) == ("Ada", "1", None)
+    address = f"http://127.0.0.1:{run.port}/metrics?format=prometheus"
+    with urllib.request.urlopen(address, timeout=5) as reply:
+        lines = reply.read().decode().splitlines()
+    for line in (
+        'fl_app_version{stage="production"} 1.0',
+        'fl_app_rounds_total{result="ok"} 1.0',
+        'fl_app_sessions_total{status="finished"} 1.0',
+        'fl_app_retrain_requests{outcome="pending"} 0.0',
+    ):
+        assert line in lines
+
+
 def test_in_simulation(own: Flower, tmp_path: Path) -> None:
-    run = start_waiting(own, ROOT, f'{SMALL} data="{few_shapes(tmp_path)}"')
-    serves_requests_until_it_is_stopped(run, "new pictures")
+    secret = tmp_path / "secret"
+    secret.write_text("canary-0c2f6d1b9e8a4735f1\n")
+    with receiving() as receiver:
+        told = f'webhook-url="{receiver.url()}" webhook-hosts="127.0.0.1"'
+        told += f' webhook-secret-file="{secret}" staging-threshold=0.0'
+        run = start_waiting(own, ROOT, f'{SMALL} data="{few_shapes(tmp_path)}" {told}')
+        is_told_of_a_move_by_another_process(run, receiver)
+        serves_requests_until_it_is_stopped(run, "new pictures")
+        assert [event["type"] for event in receiver.events if event["type"] != "stage.moved"] == [
+            *("session.started", "round.finished", "session.ended"),
+            "retraining.requested",
+            *("session.started", "round.finished", "session.ended"),
+        ]
+        assert len(set(receiver.ids)) == len(receiver.ids)
+        assert {event["model"] for event in receiver.events} == {"fl-global-model"}
+        assert receiver.told("session.started", parent_version="1", trigger="new pictures")
 
 
 def test_on_a_superlink_with_two_supernodes(own: Flower, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from receiver import OK, Delivery, Receiver, no_waiting, receiving
+from webhook_receiver import OK, Delivery, Receiver, no_waiting, receiving
 
 from fl_app.dispatch import Hooks
 from fl_app.events import RoundReport, StageMoved

@@ -43,6 +43,15 @@ class Receiver:
         return f"{scheme}://{host}:{self.port}/hook?key=1"
 
     @property
+    def events(self) -> list[dict[str, Any]]:
+        return [delivery.json for delivery in self.got]
+
+    def told(self, kind: str, **data: object) -> list[dict[str, Any]]:
+        """The data of the events of a kind that have these values."""
+        found = [event["data"] for event in self.events if event["type"] == kind]
+        return [each for each in found if data.items() <= each.items()]
+
+    @property
     def ids(self) -> list[str]:
         return [delivery.headers["webhook-id"] for delivery in self.got]
 
