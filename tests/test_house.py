@@ -51,6 +51,11 @@ def folder(name: str) -> set[str]:
         ("models/", "flwr"),
         ("fl_app/strategy/", "fl_app.retraining"),
         ("fl_app/retraining/", "fl_app.strategy"),
+        *[
+            (neutral, part)
+            for neutral in ("fl_app/hooks/", "fl_app/events", "fl_app/dispatch", "fl_app/follower")
+            for part in ("fl_app.strategy", "fl_app.retraining")
+        ],
         ("fl_app/strategy/", "models.model"),
         ("fl_app/strategy/", "ultralytics"),
         ("fl_app/strategy/", "torch"),
@@ -92,14 +97,17 @@ def loaded_by(statement: str, *modules: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import fl_app.strategy", "import registry", "import models.weights"]
+    "statement",
+    ["import fl_app.strategy", "import fl_app.hooks", "import registry", "import models.weights"],
 )
 def test_the_light_parts_load_nothing_heavy(statement: str) -> None:
     heavy = ("mlflow", "ultralytics", "torch", "torchvision", "sqlalchemy", "matplotlib", "cv2")
     assert loaded_by(statement, *heavy) == []
 
 
-@pytest.mark.parametrize("package", ["fl_app", "fl_app.strategy", "fl_app.retraining", "registry"])
+@pytest.mark.parametrize(
+    "package", ["fl_app", "fl_app.hooks", "fl_app.strategy", "fl_app.retraining", "registry"]
+)
 def test_all_public_names_exist_and_are_sorted(package: str) -> None:
     module = __import__(package, fromlist=["__all__"])
     assert sorted(set(module.__all__)) == list(module.__all__) or set(module.__all__)

@@ -49,6 +49,40 @@ def test_a_shadow_evaluation_without_nodes_that_evaluate(home: Path) -> None:
         start(home, shadow_rounds=3, fraction_evaluate=0.0)
 
 
+SECRET = "canary-9b74c9897bac770ffc029102a200c5de"  # noqa: S105 - it guards nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"webhook_url": "http://hooks.example/"}, "plain http"),
+        ({"webhook_url": "https://127.0.0.1:1/"}, "not a public address"),
+        ({"webhook_url": "https://localhost:1/"}, "not a public address"),
+        ({"webhook_url": "hooks.example"}, "https://hooks.example.org/fl-app"),
+        ({"webhook_url": "https://a.example/", "webhook_hosts": "b.example"}, "not among"),
+        (
+            {"webhook_url": "https://a.example/", "webhook_secret_file": "/nowhere"},
+            "cannot be read",
+        ),
+        ({"webhook_hosts": "a.example"}, "webhook-url is not"),
+        ({"webhook_secret_file": "/nowhere"}, "webhook-url is not"),
+    ],
+)
+def test_a_webhook_that_cannot_be(
+    home: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], said: str
+) -> None:
+    monkeypatch.setenv("FL_APP_WEBHOOK_SECRET", SECRET)
+    with pytest.raises(ValueError, match=said) as caught:
+        start(home, **changes)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_webhook_without_a_secret(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FL_APP_WEBHOOK_SECRET", raising=False)
+    with pytest.raises(ValueError, match="no secret to sign with"):
+        start(home, webhook_url="https://hooks.example/")
+
+
 def test_an_unknown_key(home: Path) -> None:
     with pytest.raises(ConfigError, match="Unknown run-config key 'rounds'"):
         start(home, rounds=3)
