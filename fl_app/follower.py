@@ -58,7 +58,7 @@ class JournalFollower:
         for entry in self._store.history(after=number):
             state = step(state, entry.op, entry.version)
             self._seen = (entry.number, state)
-            if entry.op is not Move.CARRY:
+            if entry.op not in (Move.CARRY, Move.LEASE):
                 yield _moved(entry, state)
 
 

@@ -12,6 +12,8 @@ from registry.errors import (
     InvalidMetric,
     InvalidName,
     JournalError,
+    LeaseLost,
+    ModelBusy,
     RegistryError,
     StageError,
     StoreUnavailable,
@@ -28,6 +30,7 @@ from registry.gates import (
     decide_stage,
 )
 from registry.home import app_home
+from registry.lease import Lease
 from registry.memory import InMemoryModelStore, InMemoryTracker
 from registry.model_manager import ModelManager
 from registry.moves import Drift
@@ -47,6 +50,7 @@ from registry.records import (
 from registry.retention import PruneReport
 from registry.serving import Serving, torch_serving
 from registry.tenure import Tenure, tenures
+from registry.writer import Writer
 
 __all__ = [
     "ArtifactError",
@@ -67,6 +71,9 @@ __all__ = [
     "InvalidMetric",
     "InvalidName",
     "JournalError",
+    "Lease",
+    "LeaseLost",
+    "ModelBusy",
     "ModelManager",
     "ModelStore",
     "ModelVersion",
@@ -83,6 +90,7 @@ __all__ = [
     "Tracker",
     "UnknownVersion",
     "Verdict",
+    "Writer",
     "app_home",
     "decide_stage",
     "tenures",

@@ -45,6 +45,14 @@ class JournalError(RegistryError):
     before: tuple[Entry, ...] = ()
 
 
+class ModelBusy(RegistryError):  # noqa: N818 - says what is wrong
+    """Another server writes to the model."""
+
+
+class LeaseLost(RegistryError):  # noqa: N818 - says what is wrong
+    """Another server has taken over the model, so this one may not move its versions any more."""
+
+
 class StoreUnavailable(RegistryError):  # noqa: N818 - says what is wrong
     """MLflow does not answer, refuses us, or its address cannot be used."""
 

@@ -11,10 +11,11 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time
 
 from registry.errors import InvalidName, JournalError
+from registry.lease import Lease
 from registry.moves import Move, State, step
 
 _LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
@@ -46,6 +47,8 @@ class Entry:
         Unique; tells two equal moves apart.
     carried : str
         SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
+    epoch : int
+        The lease under which a server moved it by rule; 0 for whatever else.
     """
 
     number: int
@@ -58,10 +61,13 @@ class Entry:
     previous_hash: str
     id: str
     carried: str = ""
+    epoch: int = 0
 
     def encode(self) -> str:
         """Return the text that is stored; the same entry always gives the same text."""
         fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
+        if not self.epoch:
+            del fields["epoch"]
         return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -121,7 +127,7 @@ def read_page(page: Page, known: Ledger | None = None) -> Ledger:
             entry = decode(text, number=page.first + place)
             if place:
                 _check_link(entry, page.first + place, _digest(page.texts[place - 1]))
-                state = step(state, entry.op, entry.version)
+                state = _after(state, entry)
             else:
                 state = _start(entry, page)
             entries.append(entry)
@@ -157,7 +163,7 @@ def fold(entries: Iterable[Entry]) -> State:
     """Return the state that a journal leads to, read from its first entry."""
     state = State()
     for entry in entries:
-        state = step(state, entry.op, entry.version)
+        state = _after(state, entry)
     return state
 
 
@@ -212,6 +218,7 @@ def new_entry(
     actor: str = "",
     reason: str = "",
     carried: str = "",
+    epoch: int = 0,
 ) -> Entry:
     """Return the entry that would follow `ledger`; too long a reason is cut."""
     last = ledger.entries[-1] if ledger.entries else None
@@ -228,6 +235,7 @@ def new_entry(
         previous_hash=_digest(ledger.page.texts[-1]) if last else "",
         id=uuid.uuid4().hex,
         carried=carried,
+        epoch=epoch,
     )
 
 
@@ -269,11 +277,18 @@ def _check_page(before: Ledger, ledger: Ledger) -> None:
         )
 
 
+def _after(state: State, entry: Entry) -> State:
+    """Return the state after an entry that follows."""
+    if entry.op is Move.LEASE:
+        return replace(state, lease=Lease(entry.number, entry.actor))
+    return step(state, entry.op, entry.version)
+
+
 def _start(entry: Entry, page: Page) -> State:
     """Return the state after the first entry of a page."""
     if entry.op is not Move.CARRY:
         _check_link(entry, 1, "")
-        return step(State(), entry.op, entry.version)
+        return _after(State(), entry)
     try:
         if _digest(page.carried) == entry.carried:
             return State.decode(page.carried)

@@ -19,6 +19,7 @@ from registry.artifacts import prepared
 from registry.errors import RegistryError, StoreUnavailable, UnknownVersion, disk_errors
 from registry.files import FolderFiles
 from registry.journal import Page
+from registry.lease import Beat
 from registry.moves import State
 from registry.records import ModelVersion
 from registry.serving import Serving, write_serving
@@ -68,6 +69,7 @@ class InMemoryModelStore(JournalledStore):
         self._count = 0
         super().__init__(FolderFiles(self._folder, lambda version: self._saved.pop(version, None)))
         self._journal: list[str] = []
+        self._beat = Beat()
         self.aliases: dict[str, str] = {}
         self.runs: dict[str, MemoryRun] = {}
         self._lock = threading.RLock()
@@ -136,6 +138,15 @@ class InMemoryModelStore(JournalledStore):
                 f"The folder {self._folder} cannot be created; choose another."
             ) from error
 
+    def last_beat(self) -> Beat:
+        return self._beat
+
+    def give_beat(self, beat: Beat) -> None:
+        self._beat = beat
+
+    def lease_file(self) -> Path | None:
+        return None
+
     def _page(self, *, fresh: bool) -> Page:
         return Page(tuple(self._journal))
 
@@ -158,7 +169,7 @@ class InMemoryModelStore(JournalledStore):
     def _apply(
         self, state: State, versions: Sequence[str] | None, *, before: State | None = None
     ) -> None:
-        if state == State():
+        if state.untouched:
             return
         with self._lock:
             for alias, version in state.aliases.items():
@@ -213,6 +224,7 @@ class MemoryRun:
     artifacts: list[str] = field(default_factory=list)
     datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
     status: str = "RUNNING"
+    logged: set[tuple[str, int, float, datetime]] = field(default_factory=set, repr=False)
 
 
 class InMemoryTracker:
@@ -256,10 +268,19 @@ class InMemoryTracker:
     def log_params(self, params: Mapping[str, object]) -> None:
         self._active().params.update({k: str(v) for k, v in distinct_keys(params).items()})
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        run = self._active()
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        *,
+        time: datetime | None = None,
+    ) -> None:
+        run, point = self._active(), step or 0
         for name, value in clean_metrics(metrics).items():
-            run.metrics.setdefault(name, []).append((step or 0, value))
+            key = (name, point, value, time or datetime.now(UTC))
+            if key not in run.logged:
+                run.logged.add(key)
+                run.metrics.setdefault(name, []).append((point, value))
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         checked = checked_artifact(path)

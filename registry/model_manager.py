@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from registry.artifacts import Artifact, prepared
 from registry.connection import Connection
 from registry.errors import InvalidName, error_code
 from registry.journal import Page
+from registry.lease import Beat
 from registry.mirror import show_aliases, show_marks, show_move
 from registry.mlflow_files import MlflowFiles
 from registry.mlflow_journal import MlflowJournal, missing_version
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 _MAX_NAME = 250
+_BEAT = "lease"  # on the registered model: the last sign of life of the server that writes
 _MARK = "created_by_call"  # on a logged model: tells an echo of a create from the first one
 
 
@@ -199,17 +202,26 @@ class ModelManager(JournalledStore):
     def _claim(self, number: int, text: str) -> bool:
         return self._journal.claim(number, text)
 
-    def _aliases(self) -> dict[str, str]:
-        from mlflow.exceptions import MlflowException
+    def last_beat(self) -> Beat:
+        with self._connection.errors("read who writes"):
+            model = self._model()
+        return Beat.decode(model.tags.get(_BEAT, "") if model is not None else "")
 
+    def give_beat(self, beat: Beat) -> None:
+        with self._connection.errors("write who writes"):
+            tag = (self.registered_model_name, _BEAT, beat.encode())
+            again(self.client.set_registered_model_tag, *tag)
+
+    def lease_file(self) -> Path | None:
+        shared = f"{self._connection.uri}\n{self.registered_model_name}"
+        name = hashlib.sha256(shared.encode()).hexdigest()[:16]
+        return self._connection.home / "leases" / f"{name}.lock"
+
+    def _aliases(self) -> dict[str, str]:
         with self._connection.errors("read the aliases"):
-            try:
-                model = again(self.client.get_registered_model, self.registered_model_name)
-            except MlflowException as error:
-                if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
-        return {alias: str(version) for alias, version in model.aliases.items()}
+            model = self._model()
+        aliases = model.aliases if model is not None else {}
+        return {alias: str(version) for alias, version in aliases.items()}
 
     def _mark(self, version: str) -> str:
         with self._connection.errors(f"read version {version}"):
@@ -219,7 +231,7 @@ class ModelManager(JournalledStore):
     def _apply(
         self, state: State, versions: Sequence[str] | None, *, before: State | None = None
     ) -> None:
-        if state == State():
+        if state.untouched:
             return
         name, client = self.registered_model_name, self._connection.marker
         with self._connection.errors("show the stages"):
@@ -255,6 +267,16 @@ class ModelManager(JournalledStore):
     def _fingerprint(self) -> Hashable | None:
         file = self._connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
+
+    def _model(self) -> Any | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return again(self.client.get_registered_model, self.registered_model_name)
+        except MlflowException as error:
+            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def _search(self, page: int) -> Iterator[Any]:
         """Yield MLflow's rows, newest first."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from registry.errors import StageError
+from registry.lease import NOBODY, Lease
 from registry.records import Stage
 
 
@@ -23,6 +24,7 @@ class Move(StrEnum):
     RESTORE = "restore"
     ADOPT = "adopt"  # takes over a production alias that was moved outside the registry
     RETIRE = "retire"  # the version is being removed for good
+    LEASE = "lease"  # moves nothing: another server is the one that writes from here on
     CARRY = "carry"  # moves nothing: the first entry of a further journal run
 
 
@@ -40,6 +42,8 @@ class State:
         Versions that have been in production at some time.
     retired : frozenset[str]
         Versions that are removed for good, or about to be.
+    lease : Lease
+        Which server may move versions by rule.
     """
 
     production: str | None = None
@@ -48,6 +52,12 @@ class State:
     archived: frozenset[str] = frozenset()
     served: frozenset[str] = frozenset()
     retired: frozenset[str] = frozenset()
+    lease: Lease = NOBODY
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no version has ever been moved."""
+        return replace(self, lease=NOBODY) == State()
 
     def stage_of(self, version: str) -> Stage:
         """Return the stage of `version`."""
@@ -76,6 +86,8 @@ class State:
             "served": _ranges(self.served),
             "retired": _ranges(self.retired),
         }
+        if self.lease.epoch:
+            fields["lease"] = f"{self.lease.epoch} {self.lease.owner}"
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -89,6 +101,7 @@ class State:
             archived=_versions(fields["archived"]),
             served=_versions(fields["served"]),
             retired=_versions(fields["retired"]),
+            lease=_lease(fields.get("lease", "0 ")),
         )
 
 
@@ -108,7 +121,7 @@ class Drift:
 
 def step(state: State, op: Move, version: str) -> State:
     """Return the state after a move."""
-    if op is Move.CARRY:
+    if op in (Move.CARRY, Move.LEASE):
         return state
     if op is Move.RETIRE:
         return replace(state, retired=state.retired | {version})
@@ -254,6 +267,11 @@ def _ranges(versions: Iterable[str]) -> str:
     firsts, lasts = [numbers[0], *(b for _, b in breaks)], [*(a for a, _ in breaks), numbers[-1]]
     spans = zip(firsts, lasts, strict=True)
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _lease(text: str) -> Lease:
+    epoch, _, owner = text.partition(" ")
+    return Lease(int(epoch), owner)
 
 
 def _versions(text: str) -> frozenset[str]:

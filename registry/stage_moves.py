@@ -8,27 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from abc import abstractmethod
+from datetime import date
 from pathlib import Path
 
 from registry.errors import InvalidMetric, JournalError, StageError
-from registry.journal import (
-    Entry,
-    Ledger,
-    Page,
-    as_moment,
-    is_date,
-    new_entry,
-    production_at,
-    read_chain,
-    read_page,
-    touched,
-)
+from registry.journal import Entry, Ledger, Page, is_date, new_entry, read_page, touched
+from registry.lease import Lease, require_lease
 from registry.moves import (
-    Drift,
     Move,
     State,
     adoptions,
@@ -37,55 +24,23 @@ from registry.moves import (
     rollback_target,
     under_its_name,
 )
-from registry.records import ModelVersion, Stage
+from registry.records import ModelVersion
+from registry.settling import SettledJournal
 from registry.versions import checked_version
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 50  # claims lost in a row before giving up; each loss means that another move was won
-_RECENT = 3  # entries whose versions a new store object looks at
-_SETTLING = 2.0  # seconds after a move in which its aliases may still be on their way
+_CONTENDED = "other processes kept moving versions at the same time; try again."
 _NEEDS_METRICS = (Move.STAGE, Move.PROMOTE, Move.RESTORE, Move.ADOPT)
 
 
-class StageMoves(ABC):
+class StageMoves(SettledJournal):
     """The half of a model store that moves versions between stages.
 
-    The journal is the truth. Aliases and marks are derived from it and put right before each
-    move; what this object has seen right is not looked at again until the journal grows.
+    A move that a server makes by rule names its `lease`; it is refused with `LeaseLost` once
+    another server has taken over. Moves of people name none.
     """
-
-    _known = Ledger()  # the journal as last read
-    _shown = 0  # entries up to this number were seen right in aliases and marks
-
-    @abstractmethod
-    def _page(self, *, fresh: bool) -> Page:
-        """Return the journal's current page; `fresh` reads again what cannot have changed."""
-
-    @abstractmethod
-    def _pages(self) -> Sequence[Page]:
-        """Return the whole journal, oldest page first, read again."""
-
-    @abstractmethod
-    def _claim(self, number: int, text: str) -> bool:
-        """Write entry `number` if nobody has; say whether it is ours now. This is the commit."""
-
-    @abstractmethod
-    def _aliases(self) -> Mapping[str, str]:
-        """Return the aliases as they stand."""
-
-    @abstractmethod
-    def _mark(self, version: str) -> str:
-        """Return the stage that a version is marked with; empty where it is not."""
-
-    @abstractmethod
-    def _apply(
-        self, state: State, versions: Sequence[str] | None, *, before: State | None = None
-    ) -> None:
-        """Make aliases and the marks of `versions` (None: of all) say what `state` says.
-
-        `before` is what they say now, where that is known. Doing it twice changes nothing.
-        """
 
     @abstractmethod
     def _one(self, version: str, state: State) -> ModelVersion:
@@ -95,7 +50,14 @@ class StageMoves(ABC):
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
 
-    def promote_to_staging(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+    def promote_to_staging(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None:
         """Put a new version into staging; the one that was there is archived.
 
         Raises
@@ -105,10 +67,16 @@ class StageMoves(ABC):
         ArtifactError, InvalidMetric
             Its weights are missing or have changed; a metric is not a finite number.
         """
-        self._move(Move.STAGE, checked_version(version), actor=actor, reason=reason)
+        number = checked_version(version)
+        self._move(Move.STAGE, number, lease=lease, actor=actor, reason=reason)
 
     def promote_to_production(
-        self, version: str | int, *, actor: str = "", reason: str = ""
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
     ) -> None:
         """Put a version into production; the one that was there is archived.
 
@@ -121,11 +89,20 @@ class StageMoves(ABC):
         ArtifactError, InvalidMetric
             Its weights are missing or have changed; a metric is not a finite number.
         """
-        self._move(Move.PROMOTE, checked_version(version), actor=actor, reason=reason)
+        number = checked_version(version)
+        self._move(Move.PROMOTE, number, lease=lease, actor=actor, reason=reason)
 
-    def archive_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+    def archive_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None:
         """Archive a version; the one in production is refused with `StageError`."""
-        self._move(Move.ARCHIVE, checked_version(version), actor=actor, reason=reason)
+        number = checked_version(version)
+        self._move(Move.ARCHIVE, number, lease=lease, actor=actor, reason=reason)
 
     def restore_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
         """Put an archived version back into staging; the one that was there is archived.
@@ -146,6 +123,7 @@ class StageMoves(ABC):
         actor: str = "",
         reason: str = "",
         displacing: str = "",
+        lease: Lease | None = None,
     ) -> str:
         """Put a version that has been in production back there, and return its number.
 
@@ -167,53 +145,7 @@ class StageMoves(ABC):
             Its weights are missing or have changed since they were saved.
         """
         goal = self._goal(to)
-        return self._move(Move.ROLLBACK, goal, displacing, actor=actor, reason=reason)
-
-    def production_at(self, when: date | str) -> str | None:
-        """Return the version that was in production on a day (at its end) or at a moment, in UTC.
-
-        Raises
-        ------
-        InvalidName
-            `when` is not a date.
-        JournalError
-            The journal was changed from outside.
-        """
-        return production_at(self.history(), as_moment(when))
-
-    def history(self, *, after: int = 0) -> tuple[Entry, ...]:
-        """Return the journal, oldest first, its hash chain checked.
-
-        With `after`, only the entries behind that number: asking for them often costs little.
-        """
-        recent = self._read().entries if after else ()
-        if not recent or recent[0].number > after + 1:
-            recent = read_chain(self._pages())
-        return tuple(entry for entry in recent if entry.number > after)
-
-    def verify(self) -> int:
-        """Check the whole journal from its first entry, and return how many it has.
-
-        Raises
-        ------
-        JournalError
-            Names the first entry that is missing, unreadable, or does not follow.
-        """
-        return len(self.history())
-
-    def drift(self) -> tuple[Drift, ...]:
-        """Return the aliases that were moved outside the registry.
-
-        A move that was cut short is not among them: the next operation finishes it. Right after
-        a move this waits a moment, since another process may still be writing its aliases.
-        """
-        ledger = self._read(fresh=True)
-        found = self._by_hand(ledger.state, self._differing(ledger.state))
-        while found and _is_fresh(ledger):
-            time.sleep(0.2)
-            ledger = self._read()
-            found = self._by_hand(ledger.state, self._differing(ledger.state))
-        return found
+        return self._move(Move.ROLLBACK, goal, displacing, lease=lease, actor=actor, reason=reason)
 
     def adopt(self, *, actor: str = "", reason: str = "") -> tuple[Entry, ...]:
         """Journal the aliases that were moved outside the registry, and return the entries.
@@ -234,25 +166,31 @@ class StageMoves(ABC):
         self._settled()
         return tuple(entries)
 
-    def reconcile(self) -> None:
-        """Bring aliases, tags and stages in line with the journal, whatever was left undone."""
-        ledger = self._read(fresh=True)
-        while True:
-            self._tell(ledger, self._wrong(ledger.state))
-            self._apply(ledger.state, None)
-            self._shown = ledger.length
-            newer = self._read()
-            if newer.length == ledger.length:
-                return
-            ledger = newer
+    def current_lease(self) -> Lease:
+        """Return the lease in force, whether it has ended or not; epoch 0 if there was none."""
+        return self._read().state.lease
 
-    def _state(self) -> State:
-        return self._read().state
+    def take_lease(self, owner: str, *, over: Lease, reason: str = "") -> Lease | None:
+        """Journal a new lease in the place of `over`, or return None if that is not in force.
 
-    def _read(self, *, fresh: bool = False) -> Ledger:
-        page = self._page(fresh=fresh)
-        self._known = read_page(page, None if fresh else self._known)
-        return self._known
+        Whether `over` may be replaced is decided by who calls (see `Writer`).
+
+        Raises
+        ------
+        JournalError
+            Other processes kept moving versions at the same time.
+        """
+        for _ in range(_ATTEMPTS):
+            ledger = self._read()
+            if ledger.state.lease != over:
+                return None
+            entry = new_entry(
+                ledger, Move.LEASE, version="", displaced="", actor=owner, reason=reason
+            )
+            if self._claim(entry.number, entry.encode()):
+                logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
+                return Lease(entry.number, entry.actor)
+        raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
 
     def _goal(self, to: str | int | date | None) -> str | None:
         if to is None:
@@ -267,9 +205,19 @@ class StageMoves(ABC):
             )
         return found
 
-    def _move(self, op: Move, version: str | None, displacing: str = "", **why: str) -> str:
+    def _move(
+        self,
+        op: Move,
+        version: str | None,
+        displacing: str = "",
+        *,
+        lease: Lease | None = None,
+        **why: str,
+    ) -> str:
         """Commit a move and show it; show more where the journal grew meanwhile."""
-        target, entry, ledger = self._commit(op, version, displacing, settle=True, **why)
+        target, entry, ledger = self._commit(
+            op, version, displacing, settle=True, lease=lease, **why
+        )
         if entry is None:
             return target
         logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
@@ -278,7 +226,7 @@ class StageMoves(ABC):
             ledger,
         )
         # Before the first entry the aliases may be anything: other tools may have set them.
-        before = ledger.state if ledger.entries else None
+        before = None if ledger.state.untouched else ledger.state
         self._apply(now.state, touched([entry]), before=before)
         self._shown = max(self._shown, now.length)
         if self._read().length > now.length:
@@ -286,7 +234,14 @@ class StageMoves(ABC):
         return target
 
     def _commit(
-        self, op: Move, version: str | None, displacing: str = "", *, settle: bool, **why: str
+        self,
+        op: Move,
+        version: str | None,
+        displacing: str = "",
+        *,
+        settle: bool,
+        lease: Lease | None = None,
+        **why: str,
     ) -> tuple[str, Entry | None, Ledger]:
         """Plan, verify and claim; plan again whenever another process was first.
 
@@ -295,6 +250,8 @@ class StageMoves(ABC):
         target, checked = version or "", False
         for _ in range(_ATTEMPTS):
             ledger = self._settled() if settle else self._read()
+            # What wins the place after these entries has seen every lease before it.
+            require_lease(ledger.state.lease, lease)
             require_production(ledger.state, displacing)
             # Chosen once: of two rollbacks at the same time, the second must not undo the first.
             target = target or rollback_target(ledger.state)
@@ -306,13 +263,17 @@ class StageMoves(ABC):
             if not checked:
                 self._check(named, record)
                 checked = True
-            entry = new_entry(ledger, named, version=target, displaced=displaced, **why)
+            entry = new_entry(
+                ledger,
+                named,
+                version=target,
+                displaced=displaced,
+                epoch=lease.epoch if lease is not None else 0,
+                **why,
+            )
             if self._claim(entry.number, entry.encode()):
                 return target, entry, ledger
-        raise JournalError(
-            f"Version {target} could not be moved: other processes kept moving versions at the "
-            "same time; try again."
-        )
+        raise JournalError(f"Version {target} could not be moved: {_CONTENDED}")
 
     def _check(self, op: Move, record: ModelVersion) -> None:
         """Refuse a version whose files or numbers are not what they must be."""
@@ -327,68 +288,3 @@ class StageMoves(ABC):
                 f"Version {record.version} cannot be moved on: not a finite number: "
                 f"{', '.join(wrong)}; save its file again with the right metrics."
             )
-
-    def _settled(self) -> Ledger:
-        """Read the journal and finish what it says; again until it stood still meanwhile."""
-        ledger = self._read()
-        while True:
-            differing, behind = self._wrong(ledger.state), self._behind(ledger)
-            if not differing and not behind:
-                return ledger
-            self._tell(ledger, differing)
-            self._apply(ledger.state, behind or touched(ledger.entries[-_RECENT:]))
-            self._shown = max(self._shown, ledger.length)
-            newer = self._read()
-            if newer.length == ledger.length:
-                return newer
-            ledger = newer
-
-    def _behind(self, ledger: Ledger) -> list[str]:
-        """Return the versions whose marks this object has not seen right yet."""
-        if not ledger.entries or ledger.length <= self._shown:
-            return []
-        if ledger.entries[0].number <= self._shown:
-            return touched(entry for entry in ledger.entries if entry.number > self._shown)
-        state = ledger.state
-        named = {*touched(ledger.entries[-_RECENT:]), *filter(None, state.aliases.values())}
-        return sorted(named, key=int)
-
-    def _wrong(self, state: State) -> tuple[Drift, ...]:
-        """Return the aliases to put right; those of a time before the journal are left alone."""
-        if state == State():
-            return ()
-        found = self._differing(state)
-        return tuple(drift for drift in found if drift.journal or drift.alias == "staging")
-
-    def _differing(self, state: State) -> tuple[Drift, ...]:
-        """Return the aliases that do not say what the journal says."""
-        aliases = self._aliases()
-        pairs = ((name, version, aliases.get(name)) for name, version in state.aliases.items())
-        return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
-
-    def _by_hand(self, state: State, differing: Sequence[Drift]) -> tuple[Drift, ...]:
-        """Leave out what a move that was cut short explains: marks are written after aliases."""
-        found = []
-        for drift in differing:
-            version = drift.journal or drift.mlflow or ""
-            if (self._mark(version) or Stage.NONE) == state.stage_of(version):
-                found.append(drift)
-        return tuple(found)
-
-    def _tell(self, ledger: Ledger, differing: Sequence[Drift]) -> None:
-        if not differing or _is_fresh(ledger):
-            return  # another process may still be writing the aliases of its move
-        if by_hand := self._by_hand(ledger.state, differing):
-            logger.warning(
-                "aliases were moved outside the registry and are put back (adopt() keeps such a "
-                "change): %s",
-                "; ".join(str(drift) for drift in by_hand),
-            )
-
-
-def _is_fresh(ledger: Ledger) -> bool:
-    """Return whether the last move was made just now."""
-    if not ledger.entries:
-        return False
-    age = datetime.now(UTC) - datetime.fromisoformat(ledger.entries[-1].time)
-    return abs(age.total_seconds()) < _SETTLING

@@ -19,6 +19,7 @@ from registry.artifacts import HALF_FILE, file_digest
 from registry.comparison import metric_differences
 from registry.compression import HalfCopy, write_half
 from registry.errors import RegistryError, StageError, disk_errors
+from registry.lease import Beat, Lease
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
@@ -26,6 +27,7 @@ from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import Serving
 from registry.tracking_input import clean_metrics
 from registry.versions import checked_metrics, checked_tags
+from registry.writer import LEASE_SECONDS, WhenBusy, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,24 @@ class JournalledStore(VersionQueries):
     @abstractmethod
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
+
+    @abstractmethod
+    def last_beat(self) -> Beat:
+        """Return the last sign of life of the server that writes; who gave it may have lost it."""
+
+    @abstractmethod
+    def give_beat(self, beat: Beat) -> None:
+        """Store a sign of life."""
+
+    @abstractmethod
+    def lease_file(self) -> Path | None:
+        """Return a file to lock that only this machine's servers of this model have, or None."""
+
+    def writer(
+        self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = LEASE_SECONDS
+    ) -> Writer:
+        """Return the right to write to this model, to be used as ``with store.writer(…):``."""
+        return Writer(self, name, when_busy=when_busy, lasts=lasts)
 
     @abstractmethod
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
@@ -138,7 +158,14 @@ class JournalledStore(VersionQueries):
         new, record = checked_tags(tags), self.get_version(version)
         self._tag(record.version, new)
 
-    def approve_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+    def approve_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None:
         """Promote a version that waits for approval: its tag ``approval`` is ``pending``.
 
         Raises
@@ -149,10 +176,17 @@ class JournalledStore(VersionQueries):
             Its weights are missing or have changed; a metric is not a finite number.
         """
         record = self._waiting(version, ("approved", Stage.PRODUCTION))
-        self.promote_to_production(record.version, actor=actor, reason=reason)
+        self.promote_to_production(record.version, actor=actor, reason=reason, lease=lease)
         self._tag(record.version, {"approval": "approved"})
 
-    def reject_version(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+    def reject_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None:
         """Archive a version that waits for approval; the journal keeps who and why.
 
         Raises
@@ -161,7 +195,7 @@ class JournalledStore(VersionQueries):
             It does not wait for approval.
         """
         record = self._waiting(version, ("rejected", Stage.ARCHIVED))
-        self.archive_version(record.version, actor=actor, reason=reason or "rejected")
+        self.archive_version(record.version, actor=actor, reason=reason or "rejected", lease=lease)
         self._tag(record.version, {"approval": "rejected"})
 
     def _waiting(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:

@@ -18,7 +18,7 @@ import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what takes seconds is imported once
 from registry_faults import told
 
-from registry import ModelManager
+from registry import LeaseLost, ModelManager
 
 
 def context() -> Any:
@@ -101,3 +101,30 @@ def killed(address: str, home: Path, name: str, failpoint: str) -> None:
 
     told(manager, die)
     manager.promote_to_production("2")
+
+
+def serve(  # noqa: PLR0917 - a process gets them by place
+    address: str, home: Path, name: str, file: Path, lasts: float, ready: Any, results: Any
+) -> None:
+    """Write to a model under a lease, version after version, until another server has taken over.
+
+    Tells its epoch first, and in the end what ended it and which versions it saved.
+    """
+    faulthandler.dump_traceback_later(120, exit=True)
+    manager = ModelManager(address, name, home=home)
+    saved: list[str] = []
+    try:
+        with manager.writer("the first", lasts=lasts) as writer:
+            assert writer.lease is not None
+            results.put(writer.lease.epoch)
+            ready.set()
+            for number in range(10_000):
+                writer.check()
+                tags = {"round": str(number), "epoch": str(writer.lease.epoch)}
+                saved.append(manager.save_model_version(file, metrics={"m": 0.5}, tags=tags))
+                move = (manager.promote_to_staging, manager.promote_to_production)[number % 2]
+                move(saved[-1], actor="policy", lease=writer.lease)
+    except LeaseLost as error:
+        results.put((str(error), saved))
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent tells of it
+        results.put((traceback.format_exc(), saved))

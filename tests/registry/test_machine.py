@@ -304,7 +304,7 @@ class RegistryOnSqlite(Registry):
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.retries._FIRST_WAIT", 0.0)
-    monkeypatch.setattr("registry.stage_moves._SETTLING", 0.0)
+    monkeypatch.setattr("registry.settling._SETTLING", 0.0)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -28,6 +28,10 @@ def journal(wanted: list[tuple[Move, str]]) -> Ledger:
     for op, version in wanted:
         if op is Move.CARRY:
             continue
+        if op is Move.LEASE:
+            entry = new_entry(ledger, op, version="", displaced="")
+            ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
+            continue
         named = under_its_name(ledger.state, op, version)
         try:
             displaced = plan(ledger.state, named, version)
