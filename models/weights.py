@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,6 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 
 FORMAT = "fl-app-weights/1"
 _KINDS = frozenset("biufc")
+_MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays. Read, it takes ten times as much
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
 
 
@@ -153,15 +154,18 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], str]:
     except OSError as error:
         raise WeightsError(f"weights file {path} can't be read: {error.strerror}") from error
     try:
-        arrays = load(data)
         size = int.from_bytes(data[:_LENGTH_BYTES], "little")
-        header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + size])
-    except (SafetensorError, ValueError, KeyError) as error:
+        if size > _MAX_HEADER:
+            raise ValueError(f"its header has {size} bytes, at most {_MAX_HEADER} are read")
+        header = _read_json(data[_LENGTH_BYTES : _LENGTH_BYTES + size])
+        arrays = load(data)
+    except (SafetensorError, ValueError, LookupError, TypeError, MemoryError) as error:
         raise WeightsError(
             f"weights file {path} is damaged or no safetensors file: {error}; "
             "restore it from where it was saved"
         ) from error
-    order, model = _manifest_fields(header.get("__metadata__") or {}, path)
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    order, model = _manifest_fields(metadata or {}, path)
     if len(order) != len(arrays) or set(order) != set(arrays):
         raise WeightsError(
             f"weights file {path} is damaged: its order names {len(order)} arrays, "
@@ -170,18 +174,33 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], str]:
     return {name: arrays[name] for name in order}, model, hashlib.sha256(data).hexdigest()
 
 
+def _read_json(text: str | bytes) -> Any:
+    """Read JSON that means the same to every reader; `ValueError` for any other."""
+    try:
+        return json.loads(text, object_pairs_hook=_once_each)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
 def _manifest_fields(
     metadata: Mapping[str, str], path: Path
 ) -> tuple[list[str], dict[str, object]]:
     found = metadata.get("format", "none")
     if found != FORMAT:
         raise WeightsError(
-            f"weights file {path} has format '{found}', expected '{FORMAT}': "
+            f"weights file {path} has format {found!r:.60}, expected '{FORMAT}': "
             "save the arrays with models.weights.save_weights"
         )
     try:
-        order, model = json.loads(metadata["order"]), json.loads(metadata["model"])
-    except (KeyError, ValueError) as error:
+        order, model = _read_json(metadata["order"]), _read_json(metadata["model"])
+    except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(f"weights file {path} has a damaged manifest: {error}") from error
     if not (isinstance(order, list) and all(isinstance(name, str) for name in order)):
         raise WeightsError(f"weights file {path} has a damaged manifest: order is no list of names")

@@ -237,6 +237,7 @@ def read_header(path: Path, *, shown: Path) -> dict[str, Any]:
 def _checked_header(header: dict[str, Any]) -> dict[str, Any]:
     """Return the header if each row has the fields of the format, and they agree."""
     for name, row in header.items():
+        name.encode()  # half a surrogate pair is no name; `ValueError`
         if name == "__metadata__":
             if not all(isinstance(value, str) for value in row.values()):
                 raise ValueError("its metadata are no texts")

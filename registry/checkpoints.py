@@ -26,6 +26,7 @@ _NAMES = re.compile(
     r"torch (\w+Storage|u?int\d+|b?float\d+\w*|complex\d+|bool)"
 )
 _CALLS = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+_ARCHIVE = b"PK\x03\x04"
 _GROWTH, _FLOOR = 16, 1 << 20  # tied tensors are stored once and become one each
 # What is raised for files that are damaged, foreign, or hold more than tensors.
 _LOAD_ERRORS = (
@@ -105,6 +106,9 @@ def _inspect(source: Path) -> None:
 
     Nothing is imported and nothing run: the pickle is read as text, instruction by instruction.
     """
+    with source.open("rb") as file:
+        if file.read(4) != _ARCHIVE:  # what comes before it torch would read in another way
+            raise ValueError("it does not begin as an archive")
     with zipfile.ZipFile(source) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]

@@ -6,6 +6,7 @@ Nothing of the model is imported or run here: the code is stored as text, for ML
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -67,16 +68,30 @@ class Serving:
 
     def __post_init__(self) -> None:
         try:
-            names = compile(self.code.read_text("utf-8"), str(self.code), "exec").co_names
-        except (OSError, SyntaxError, ValueError) as error:
+            tree = ast.parse(self.code.read_text("utf-8"), str(self.code))
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ArtifactError(
                 f"The serving code {self.code} cannot be used ({error}); give the path of a "
                 "Python file."
             ) from error
-        if "load" not in names:
+        if "load" not in _defined(tree):
             raise ArtifactError(
                 f"The serving code {self.code} defines no load(weights, spec, config); add it."
             )
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """Return the names that a module defines; it is read, not run."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def torch_serving(

@@ -208,7 +208,7 @@ def _read_yaml(file: Path) -> Mapping[str, object]:
             f"data set file {file} can't be read: {error.strerror}; "
             "set data to the path of a data.yaml"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"data set file {file} is no valid YAML: {reason}") from error
     if not isinstance(content, dict):
@@ -229,6 +229,8 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
         names = [str(number) for number in range(count)]
     if not isinstance(names, list) or not names:
         raise DataError(f"data set file {file} has no class names, expected a list under names")
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise DataError(f"data set file {file} has class names that are no texts")
     if count is not None and count != len(names):
         raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
     return tuple(str(name) for name in names)
