@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -18,6 +17,9 @@ MAX_BODY = 64 * 1024
 MAX_DEPTH = 8
 MAX_TEXT = 500
 """Characters of a reason or a note."""
+
+MAX_NUMBER = 1e300
+"""Far from what a float or a database cannot hold."""
 
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _KEY = re.compile(r'\A(?:"([!#-\[\]-~]{1,255})"|([!#-\[\]-~]{1,255}))\Z')
@@ -92,10 +94,10 @@ def checked_fields(body: Mapping[str, Any], **expected: type) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a number that a float can hold, and no truth value."""
+    """Return whether a value is a number of sensible size, and no truth value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= sys.float_info.max
+    return abs(value) <= MAX_NUMBER
 
 
 def text_field(body: Mapping[str, Any], name: str, default: str = "", limit: int = MAX_TEXT) -> str:

@@ -26,6 +26,7 @@ from registry import (
     StoreUnavailable,
     UnknownVersion,
 )
+from registry.journal import as_moment
 
 AT_ONCE = 4
 """Calls to the registry at once; an MLflow that is slow must not hold all of the API's threads."""
@@ -150,7 +151,13 @@ class Versions:
 
 def _goal(text: str) -> str:
     """Return what a rollback may go to: a version, or a day or moment as ISO-8601 has it."""
-    return text if _DATE.match(text) else version_number(text)
+    if not _DATE.match(text):
+        return version_number(text)
+    try:
+        as_moment(text)
+    except InvalidName as error:
+        raise ApiError(404, str(error)) from error
+    return text
 
 
 def version_number(text: str) -> str:

@@ -286,7 +286,7 @@ class Probation:
         try:
             self._models.log_production(version, numbers, step=step, time=report.time, texts=texts)
         except RegistryError as error:
-            logger.warning("report %d is not in the version's run: %s", step, error)
+            logger.info("report %d is not in the version's run: %s", step, error)
             return False
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +93,7 @@ BAD = [
     {"accuracy": [0.9]},
     {"avg_latency_ms": -1},
     {"throughput_qps": 10**400},
+    {"metrics": {"recall": 1.1e300}},
     {"inference_accuracy": 0.9},
     {"metrics": [1]},
     {"metrics": {"recall": "0.8"}},
@@ -203,6 +205,7 @@ def test_without_a_registry_there_is_no_such_route() -> None:
 def test_a_rollback_goes_to_a_day_or_a_moment(api: Client, store: InMemoryModelStore) -> None:
     for version in "123":
         store.promote_to_production(version)
+        time.sleep(0.002)  # the journal tells milliseconds
     before = store.history()[0]
     for to in (before.time, before.time.replace("+00:00", "Z")):
         assert api.post("/rollback", {"to": to, "by": "Ada"}).json["version"] == "1"
@@ -211,8 +214,13 @@ def test_a_rollback_goes_to_a_day_or_a_moment(api: Client, store: InMemoryModelS
     assert api.post("/rollback", {"to": today}).json["version"] == "3"
     assert refused(api.post("/rollback", {"to": "2020-01-01"}), 409)
     assert refused(api.post("/rollback", {"to": "0001-01-01T00:00:00+14:00"}), 409)
-    assert refused(api.post("/rollback", {"to": "2026-13-01"}), 400)
-    for to in ("yesterday", "2026-11-23x", "2026-11-23T10:00:00+00:00; drop"):
+    for to in (
+        "2026-13-01",
+        "0000-01-01",
+        "yesterday",
+        "2026-11-23x",
+        "2026-11-23T10:00:00+00:00; drop",
+    ):
         assert refused(api.post("/rollback", {"to": to}), 404)
 
 
