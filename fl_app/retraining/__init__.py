@@ -9,7 +9,8 @@ from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.policy import RetrainPolicy, Situation, decide
 from fl_app.retraining.probation_state import ProbationSettings, ProductionReport
-from fl_app.retraining.probation_watch import Probation, ReportAnswer
+from fl_app.retraining.probation_view import ReportAnswer
+from fl_app.retraining.probation_watch import Probation
 from fl_app.retraining.schedule import Cron, Every, Schedule
 from fl_app.retraining.store import MonitorStore
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind

@@ -11,7 +11,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,8 +32,8 @@ from fl_app.retraining.probation_state import (
     ProbationState,
     ProductionReport,
     Source,
-    Trial,
 )
+from fl_app.retraining.probation_view import ReportAnswer, answer_of, shown
 from fl_app.retraining.triggers import TriggerKind
 from registry import Evidence, ModelStore, RegistryError, StageError, Tenure, tenures
 
@@ -43,35 +43,6 @@ NOTE = "probation"
 """What the monitor's memory calls it."""
 
 Change = Callable[[ProbationState], ProbationState]
-
-
-@dataclass(frozen=True)
-class ReportAnswer:
-    """What a report led to.
-
-    Attributes
-    ----------
-    status : str
-        ``ok``: the version is not on probation (any more); ``watching``: it is; ``rolled_back``:
-        it had to go; ``failed``: it should, but there is nothing to go back to.
-    version : str
-        The version that the report was about.
-    production : str
-        The version in production now.
-    reason : str
-        The numbers, where it failed.
-    report : int
-        Number of the report, and its step in the curves.
-    logged : bool
-        Whether the version's run holds its numbers.
-    """
-
-    status: str
-    version: str
-    production: str
-    reason: str
-    report: int
-    logged: bool
 
 
 class Probation:
@@ -118,13 +89,13 @@ class Probation:
         """
         known = self._kept()
         if report.id in known.seen:
-            return _answer(report, known, self._act(known), logged=True)
+            return answer_of(report, known, self._act(known), logged=True)
         stays = tenures(self._models.history())
         version = _about(report, stays)
         counted = self._step(stays, lambda s: take_report(s, report, self._at, self.settings))
         after = self._act(counted)
         logged = self._log(report, version, step=counted.step_of(report.id))
-        return _answer(report, counted, after, logged=logged)
+        return answer_of(report, counted, after, logged=logged)
 
     def review(self) -> None:
         """Look at the journal and at the drift test, and do what is due; safe at any time.
@@ -194,7 +165,7 @@ class Probation:
         """
         stays = tenures(self._models.history())
         state = follow(self._kept(), stays, self.settings)
-        return None if state.trial is None else _shown(state.trial, state.failure)
+        return None if state.trial is None else shown(state.trial, state.failure)
 
     @property
     def _at(self) -> float:
@@ -309,43 +280,3 @@ def _about(report: ProductionReport, stays: Sequence[Tenure]) -> str:
             f"Version {report.version} is not in production, {version} is; nothing was counted."
         )
     return version
-
-
-def _answer(
-    report: ProductionReport, counted: ProbationState, after: ProbationState, *, logged: bool
-) -> ReportAnswer:
-    """Say what became of the version that was in production when the report was counted."""
-    trial, failure, step = counted.trial, after.failure, counted.step_of(report.id)
-    version = trial.version if trial is not None else ""
-    mine = trial is not None and failure is not None and failure.promotion == trial.id
-    if failure is not None and (mine or failure.report == report.id):
-        status = "rolled_back" if failure.back else "failed"
-        back = failure.back or failure.version
-        return ReportAnswer(status, failure.version, back, failure.reason, step, logged)
-    watching = trial is not None and trial.phase is Phase.WATCHING
-    return ReportAnswer("watching" if watching else "ok", version, version, "", step, logged)
-
-
-def _shown(trial: Trial, failure: Failure | None) -> dict[str, Any]:
-    """What people and programs see of it."""
-    last = None
-    if failure is not None:
-        named = ("version", "source", "reason", "back")
-        last = {k: v for k, v in asdict(failure).items() if k in named}
-        last["time"] = _iso(failure.time)
-    return {
-        "version": trial.version,
-        "phase": str(trial.phase),
-        "since": _iso(trial.since),
-        "until": _iso(trial.until),
-        "reports": trial.healthy,
-        "reports_needed": trial.needed,
-        "comparisons": trial.compared,
-        "critical_in_a_row": trial.in_a_row,
-        "baseline": None if trial.baseline is None else asdict(trial.baseline),
-        "last_failure": last,
-    }
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

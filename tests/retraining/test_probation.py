@@ -33,6 +33,7 @@ from fl_app.retraining.probation import (
     ways_back,
 )
 from fl_app.retraining.probation_state import Phase, ProbationState, Source
+from fl_app.retraining.probation_view import in_one_line
 from models.weights import save_weights
 from registry import (
     Evidence,
@@ -649,6 +650,25 @@ def test_status_tells_where_it_stands(models: Models, make: MakeProbation) -> No
     assert told is not None
     assert (told["version"], told["phase"]) == ("1", "exempt")
     assert (told["last_failure"]["version"], told["last_failure"]["back"]) == ("2", "1")
+
+
+def test_one_line_tells_it_to_people(models: Models, make: MakeProbation) -> None:
+    probation = make(hours=0)
+    assert in_one_line(probation.status()) == "-"
+    models.promote_to_production("1")
+    assert "0 of 10 reports all right, 0 critical in a row" in in_one_line(probation.status())
+    tell(probation, *[0.9] * FEWEST, 0.5)
+    assert in_one_line(probation.status()).endswith("1 critical in a row, critical below 0.8000")
+    tell(probation, 0.5, 0.5)
+    assert in_one_line(probation.status()).startswith("version 1 failed, no way back: 3 reports")
+    models.promote_to_production("2")
+    tell(probation, *[0.9] * FEWEST * 2)
+    assert in_one_line(probation.status()) == "version 2 passed"
+    models.promote_to_production("3")
+    tell(probation, 0.5, 0.5, 0.5)
+    assert in_one_line(probation.status()).startswith("version 2 is back; 3 failed: 3 reports")
+    models.rollback("1")
+    assert in_one_line(probation.status()) == "version 1 is not on probation"
 
 
 def test_two_models_in_one_memory_do_not_meet(tmp_path: Path, models: Models) -> None:
