@@ -20,16 +20,20 @@ from rich.table import Table
 
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.doctor import examine
-from fl_app.retraining import MonitorStore, Outcome, RetrainingManager
+from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
+from fl_app.retraining.probation_view import in_one_line
 from fl_app.retraining.store import default_url
+from fl_app.retraining.tables import MonitorStoreError, memory_errors
 from fl_app.serve import serve
 from fl_app.strategy.set_aside import read_set_aside
 from registry import ModelManager, RegistryError, app_home
+from registry.redaction import redact
 
 app = typer.Typer(
     help="The lifecycle of a federated model: versions, stages, rollback.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,  # they would show variables, and passwords among them
 )
 out = Console(highlight=False)
 
@@ -233,8 +237,9 @@ def status(
     *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_NAME, as_json: Json = False
 ) -> None:
     """What is in Production, what waits for approval, what the monitor has in hand."""
-    rows = _manager(uri, name).list_all_versions()
-    memory = _memory(monitor, name)
+    manager, memory = _manager(uri, name), _memory(monitor, name)
+    rows = manager.list_all_versions()
+    stands = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     waits = [row["version"] for row in staged.values() if _is_pending(row)]
     requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
@@ -245,6 +250,7 @@ def status(
                 "production": staged.get("Production"),
                 "staging": staged.get("Staging"),
                 "pending_approval": waits,
+                "probation": stands,
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
                 "set_aside": [asdict(one) for one in bad],
             }
@@ -253,6 +259,7 @@ def status(
     for stage in ("Production", "Staging"):
         table.add_row(stage, _version(staged[stage]) if stage in staged else "-")
     table.add_row("pending approval", ", ".join(waits) or "-")
+    table.add_row("probation", escape(in_one_line(stands)))
     for outcome, request in requests.items():
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     for one in bad:
@@ -293,12 +300,13 @@ def ui(
     """Open MLflow's own page on the app's store, until Ctrl-C."""
     tracking_uri = ModelManager(uri or None).tracking_uri
     if tracking_uri.startswith("http"):
-        out.print(f"That MLflow has its own page: {escape(tracking_uri)}")
+        out.print(f"That MLflow has its own page: {escape(redact(tracking_uri, tracking_uri))}")
         return
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--default-artifact-root", f"file://{app_home()}/artifacts"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet["MLFLOW_BACKEND_STORE_URI"] = tracking_uri  # everybody may list a command's arguments
     out.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
 
@@ -330,8 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the registry's errors end it with one sentence and status 1."""
     try:
         app(arguments)
-    except RegistryError as err:
+    except (RegistryError, MonitorStoreError) as err:
         _fail(str(err))
+    except memory_errors() as err:
+        _fail(f"The monitor's memory does not answer ({type(err).__name__}); check --monitor.")
 
 
 def _manager(uri: str, name: str) -> ModelManager:

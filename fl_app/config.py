@@ -20,6 +20,18 @@ MODEL_STRIDE = 32
 """The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
 
 
+PRIVATE = frozenset(
+    {
+        "mlflow_tracking_uri",
+        "monitor_database_url",
+        "webhook_url",
+        "api_token_file",
+        "webhook_secret_file",
+    }
+)
+"""Settings that hold a secret, or lead to one: they are never logged."""
+
+
 class ConfigError(ValueError):
     """A setting is unknown, or its value has the wrong type or range."""
 
@@ -75,6 +87,10 @@ class _Settings(BaseModel):
             return cls.model_validate(merged)
         except ValidationError as err:
             raise ConfigError(_sentence(err)) from None
+
+    def params(self) -> dict[str, Any]:
+        """Return the settings that a run logs, by their names in the run config."""
+        return self.model_dump(by_alias=True, exclude=set(PRIVATE))
 
     @classmethod
     def _from_node(cls, node_config: RunConfigValues) -> dict[str, Any]:

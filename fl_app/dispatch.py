@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from fl_app.events import Event, Hook
 from fl_app.follower import JournalFollower
 from registry import ModelStore
+from registry.redaction import one_line, trace
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -132,8 +133,9 @@ class _HookThread:
         while (event := self._next()) is not None:
             try:
                 self.hook(event)
-            except (Exception, SystemExit):  # somebody else's code: it must not end a run
-                logger.warning("hook %r failed on %s", self.hook, event.id, exc_info=True)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - it must not end a run
+                said = (one_line(repr(self.hook)), event.id, trace(error))
+                logger.warning("hook %s failed on %s: %s", *said)
 
     def _next(self) -> Event | None:
         with self._changed:

@@ -110,10 +110,7 @@ def main(grid: Grid, context: Context) -> None:
             model=yolo.description,
             serving=yolo.serving,
             holdout=yolo.holdout,
-            params=config.model_dump(
-                by_alias=True,
-                exclude={"mlflow_tracking_uri", "monitor_database_url", "webhook_url"},
-            ),
+            params=config.params(),
             origin=Origin(
                 session=number,
                 parent_version=parent,

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
-_FOREIGN = ("mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "sqlite3")
+_FOREIGN = (
+    *("mlflow", "requests", "urllib3", "http", "sqlalchemy", "alembic", "sqlite3"),
+    *("psycopg", "pymysql", "botocore", "boto3", "google", "azure"),
+)
 
 
 class RegistryError(Exception):

@@ -16,11 +16,14 @@ from registry.errors import RegistryError
 from registry.redaction import redact
 from registry.retries import again, create_once
 from registry.tracking_input import (
+    MAX_PARAM,
+    MAX_TAG,
     checked_artifact,
     checked_dataset,
     checked_status,
     clean_metrics,
     distinct_keys,
+    logged_texts,
     searched_tags,
 )
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
-_MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 8000, 36  # characters
+_MAX_DIGEST = 36  # characters
 _MARK = "created_by_call"  # tells a run that was created though the reply got lost
 
 
@@ -95,7 +98,7 @@ class FederatedLearningTracker:
         """
         if self._running:
             raise RegistryError("A run is already active; end it with end_run() first.")
-        texts = {str(k): str(v)[:_MAX_TAG] for k, v in (tags or {}).items()}
+        texts = logged_texts(tags or {}, MAX_TAG)
         client = self._connection.client
         if run_id is None:
             experiment = self._connection.experiment_id(self.experiment_name)
@@ -143,7 +146,8 @@ class FederatedLearningTracker:
         """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
         from mlflow.entities import Param
 
-        fields = [Param(k, str(v)[:_MAX_PARAM]) for k, v in distinct_keys(params).items()]
+        texts = logged_texts(distinct_keys(params), MAX_PARAM)
+        fields = [Param(name, text) for name, text in texts.items()]
         for start in range(0, len(fields), _MAX_FIELDS):
             self._log("log params", params=fields[start : start + _MAX_FIELDS])
 
@@ -171,7 +175,7 @@ class FederatedLearningTracker:
         """Set tags of the run."""
         from mlflow.entities import RunTag
 
-        fields = [RunTag(k, str(v)[:_MAX_TAG]) for k, v in tags.items()]
+        fields = [RunTag(name, text) for name, text in logged_texts(tags, MAX_TAG).items()]
         for start in range(0, len(fields), _MAX_FIELDS):
             self._log("set tags", tags=fields[start : start + _MAX_FIELDS])
 

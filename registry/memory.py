@@ -25,11 +25,14 @@ from registry.records import ModelVersion
 from registry.serving import Serving, write_serving
 from registry.store import JournalledStore
 from registry.tracking_input import (
+    MAX_PARAM,
+    MAX_TAG,
     checked_artifact,
     checked_dataset,
     checked_status,
     clean_metrics,
     distinct_keys,
+    logged_texts,
     searched_tags,
 )
 from registry.versions import checked_description, checked_scores, read_version, version_tags
@@ -252,7 +255,7 @@ class InMemoryTracker:
                 raise RegistryError(f"There is no run {run_id} to continue.")
             run = found[0]
         run.status = "RUNNING"
-        run.tags.update({k: str(v) for k, v in (tags or {}).items()})
+        run.tags.update(logged_texts(tags or {}, MAX_TAG))
         self.run = run
         return run
 
@@ -266,7 +269,7 @@ class InMemoryTracker:
         return None
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        self._active().params.update({k: str(v) for k, v in distinct_keys(params).items()})
+        self._active().params.update(logged_texts(distinct_keys(params), MAX_PARAM))
 
     def log_metrics(
         self,
@@ -295,7 +298,7 @@ class InMemoryTracker:
         run.tags[f"dataset.{context}"] = digest
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._active().tags.update({k: str(v) for k, v in tags.items()})
+        self._active().tags.update(logged_texts(tags, MAX_TAG))
 
     def end_run(self, status: str = "FINISHED") -> None:
         checked_status(status)

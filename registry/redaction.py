@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from urllib.parse import quote, unquote
 
@@ -67,6 +68,12 @@ def one_line(text: object, limit: int = 200) -> str:
     """Return a text of others as one printable line of at most `limit` characters, no secrets."""
     line = printable(redact(str(text)))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def trace(error: BaseException, secret: str = "") -> str:
+    """Return an error with its traceback, for the log, without secrets, and without this one."""
+    text = redact("".join(traceback.format_exception(error)))
+    return text.replace(secret, HIDDEN) if secret else text
 
 
 def _passwords(uri: str) -> list[str]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry.errors import ArtifactError, InvalidName, RegistryError
+from registry.redaction import redact
 from registry.versions import as_number
 
 logger = logging.getLogger(__name__)
 
 _REFUSED = re.compile(r"[^\w.\- :/]+")
+MAX_PARAM, MAX_TAG = 6000, 8000  # characters that MLflow takes
 _MAX_KEY, _MAX_DATASET = 250, 500
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 T = TypeVar("T")
@@ -61,6 +63,14 @@ def distinct_keys(fields: Mapping[str, T]) -> dict[str, T]:
     return result
 
 
+def logged_texts(fields: Mapping[str, object], most: int) -> dict[str, str]:
+    """Return values as the texts that are logged: without secrets, of at most so many characters.
+
+    A param or a tag is there for all who can see the run, and for ever.
+    """
+    return {str(name): redact(str(value))[:most] for name, value in fields.items()}
+
+
 def checked_artifact(path: str | Path) -> Path:
     """Return the path of a file or folder that exists."""
     found = Path(path).expanduser()
@@ -92,7 +102,7 @@ def searched_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags that a run must have, as text; none at all would fit anybody's run."""
     if not tags:
         raise RegistryError("A run is looked for by its tags; give at least one.")
-    return {str(name): str(value) for name, value in tags.items()}
+    return logged_texts(tags, MAX_TAG)
 
 
 def _mark(text: object) -> str:

@@ -16,6 +16,7 @@ from registry.errors import InvalidMetric, InvalidName, StageError, UnknownVersi
 from registry.moves import State
 from registry.parsing import read_json
 from registry.records import ModelVersion, Stage
+from registry.redaction import redact
 
 RESERVED = frozenset(
     {
@@ -103,7 +104,7 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
             )
         if name in RESERVED:
             raise InvalidName(f"The tag {name!r} is kept by the registry; use another name.")
-        text = str(value)
+        text = redact(str(value))
         if "\0" in text:
             raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be kept.")
         if len(text) > _MAX_VALUE:

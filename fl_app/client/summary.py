@@ -35,6 +35,7 @@ from fl_app.summaries import (
     DataSummary,
 )
 from registry import app_home
+from registry.redaction import trace
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -112,8 +113,8 @@ def data_summary_mod(
                 summary = summariser.summary(rows, path, node_id, name=name, hold=hold)
             else:
                 summary = _on_global_edges(rows, edges, node_id, name)
-        except Exception:  # the user's code and data: a round of training is worth more
-            logger.warning("this node sends no data summary", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the user's code and data; the reply is worth more
+            logger.warning("this node sends no data summary: %s", trace(error))
             return reply
         if summary is not None:
             reply.content[SUMMARY_RECORD] = ConfigRecord(summary.to_record())  # type: ignore[arg-type]

@@ -235,8 +235,8 @@ def read_secret(path: str = "") -> str:
         return Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeError):
         raise ValueError(
-            f"The webhook's secret file {path!r} cannot be read; check webhook-secret-file."
-        ) from None
+            "The webhook's secret file cannot be read; check the path in webhook-secret-file."
+        ) from None  # the path is not told: it may be the secret itself, put in the wrong place
 
 
 def _seconds(retry_after: str) -> float:

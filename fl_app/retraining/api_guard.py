@@ -230,7 +230,9 @@ def read_token(path: str = "") -> str | None:
     try:
         token = Path(path).read_text("ascii").strip()
     except (OSError, UnicodeError):
-        raise ValueError(f"The token file {path!r} cannot be read; check its path.") from None
+        raise ValueError(
+            "The API's token file cannot be read; check the path in api-token-file."
+        ) from None  # the path is not told: it may be the token itself, put in the wrong place
     if not token:
-        raise ValueError(f"The token file {path!r} is empty; put the API's token into it.")
+        raise ValueError("The API's token file is empty; put the token into it.")
     return token

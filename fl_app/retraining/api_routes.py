@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,6 +41,7 @@ from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation_watch import Probation
 from fl_app.retraining.triggers import Outcome
 from registry import ModelStore
+from registry.redaction import trace
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -232,7 +233,8 @@ def _no_memory(error: SQLAlchemyError) -> Response:
 
 
 def _bug(error: Exception) -> Response:
-    logger.error("the API failed on %s", request.endpoint, exc_info=error)
+    guard: Guard = current_app.extensions["fl_app"]
+    logger.error("the API failed on %s: %s", request.endpoint, trace(error, guard.token or ""))
     return _problem(
         500, error_answer(500, "Something went wrong here; the server's log tells more.")
     )

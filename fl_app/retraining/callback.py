@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from fl_app.retraining.triggers import RetrainRequest
+from registry.redaction import trace
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -49,6 +50,7 @@ class CallbackThread:
                     callback(request)
                 finally:
                     self._called = None
-        except Exception:  # somebody else's code: it must not end the monitor
-            logger.warning("the retrain callback failed on request %s", request.id, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - somebody else's code: the monitor goes on
+            said = trace(error)
+            logger.warning("the retrain callback failed on request %s: %s", request.id, said)
         logger.info("request %s took %.1f s", request.id, time.monotonic() - began)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.serving import Serving
-from fl_app.retraining.tables import create_tables, tables
+from fl_app.retraining.tables import create_tables, opening, tables
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 if TYPE_CHECKING:
@@ -81,10 +81,11 @@ class MonitorStore:
         memory["connect_args"] = {"check_same_thread": False}
         self._model = model
         lasting = {"pool_pre_ping": True}  # a database may start anew while a server waits
-        self._engine = create_engine(url, **(memory if url == IN_MEMORY else lasting))
+        with opening(url):
+            self._engine = create_engine(url, **(memory if url == IN_MEMORY else lasting))
+            create_tables(self._engine)
         self._requests, self._schedules, self._state, self._answers, self._notes = tables()
         self._serving = Serving(self._engine, model)
-        create_tables(self._engine)
 
     @property
     def model(self) -> str:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fl_app.retraining.triggers import Outcome
+from registry.redaction import redact
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
@@ -79,6 +82,29 @@ def tables() -> tuple[Table, Table, Table, Table, Table]:
         Column("value", Text, nullable=False),
     )
     return requests, schedules, state, answers, notes
+
+
+class MonitorStoreError(ValueError):
+    """The monitor's memory cannot be opened; the text says why, without its password."""
+
+
+@contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Turn what is raised while the memory at `url` is opened into a `MonitorStoreError`."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        said = f"{error.name} is not installed" if missing else type(error).__name__
+        problem = MonitorStoreError(
+            f"The monitor's memory at {redact(url, url)} cannot be opened ({said}); check its "
+            "SQLAlchemy URL (monitor-database-url, --monitor), and that the database runs."
+        )
+    else:
+        return
+    raise problem  # out here: the foreign text may hold the password
 
 
 def memory_errors() -> tuple[type[Exception], ...]:
