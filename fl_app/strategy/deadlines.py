@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
+from fl_app.strategy.screening import Screened
 from fl_app.strategy.session import RunFailedError
 
 Phase = Literal["train", "evaluate"]
@@ -25,6 +27,9 @@ NODE_WAIT_SECONDS = 600.0
 """How long a round waits for as many nodes as its strategy asks for."""
 IN_VAIN = 2
 """Questions for nodes before a further one means that the answers were not enough."""
+
+SILENT = "it sent no answer in time"
+"""Why a node is set aside that neither answered nor said what went wrong."""
 
 
 class TooFewNodesError(RunFailedError):
@@ -166,7 +171,11 @@ def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | No
     return max(int(least), share, int(getattr(inner, f"min_{phase}_nodes", 0)))
 
 
-def silent_nodes(asked: Iterable[int], replies: Iterable[Message]) -> tuple[str, ...]:
-    """Return the ids of the nodes that were asked and sent neither a result nor an error."""
-    answered = {reply.metadata.src_node_id for reply in replies}
-    return tuple(str(node_id) for node_id in sorted(set(asked) - answered))
+def with_silent(screened: Screened, asked: Iterable[str]) -> Screened:
+    """Set aside the nodes that were asked and sent neither a result nor an error in time."""
+    silent = sorted({*asked} - {*screened.nodes})
+    return replace(
+        screened,
+        nodes=(*screened.nodes, *silent),
+        set_aside={**screened.set_aside, **dict.fromkeys(silent, SILENT)},
+    )

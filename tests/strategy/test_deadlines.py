@@ -33,7 +33,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import LocalGrid, add_one, model
 
-from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes, silent_nodes
+from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes, with_silent
+from fl_app.strategy.screening import needs_of, screen_evaluate
 
 SHIPPED: list[Callable[[], Strategy]] = [
     FedAvg,
@@ -201,12 +202,19 @@ def test_all_else_goes_to_the_grid_inside() -> None:
             call()
 
 
-def test_the_nodes_that_did_not_answer_are_known() -> None:
+def test_nodes_that_did_not_answer_are_set_aside() -> None:
     grid = Federation(lambda passed: 3)
     messages = list(FedAvg().configure_train(1, model(), ConfigRecord(), grid))
     replies = list(grid.send_and_receive(messages))
-    asked = [message.metadata.dst_node_id for message in messages]
-    assert silent_nodes(asked, replies) == ()
-    missing = replies.pop(1).metadata.src_node_id
-    assert silent_nodes(asked, replies) == (str(missing),)
-    assert silent_nodes(asked, []) == ("0", "1", "2")
+    asked = [str(message.metadata.dst_node_id) for message in messages]
+    needs = needs_of(FedAvg())
+    screened = screen_evaluate(replies, None, needs=needs)
+    assert with_silent(screened, asked) == screened
+    replies.pop(1)
+    (missing,) = {"0", "1", "2"} - {str(r.metadata.src_node_id) for r in replies}
+    some = with_silent(screen_evaluate(replies, None, needs=needs), asked)
+    assert some.set_aside == {missing: "it sent no answer in time"}
+    assert len(some.replies) == len(some.good) == 2
+    none = with_silent(screen_evaluate([], None, needs=needs), asked)
+    assert none.nodes == ("0", "1", "2")
+    assert not none.good

@@ -25,6 +25,7 @@ MOVES = {
     "restore": "back to Staging",
     "adopt": "adopted from MLflow",
     "retire": "removed for good",
+    "lease": "server that writes",
     "carry": "journal continued",
 }
 """The journal's moves in words."""
