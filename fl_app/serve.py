@@ -52,7 +52,7 @@ def serve(
         store.ping()
         named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
         app = create_trigger_api(
-            RetrainingManager(store=_memory(monitor, name)),
+            RetrainingManager(store=MonitorStore(monitor or default_url(app_home()), name)),
             store=store,
             token=token,
             allowed_hosts={*LOOPBACK, *named},
@@ -77,17 +77,6 @@ def _serve_until_stopped(server: ApiServer, name: str) -> None:
     sys.stdout.flush()
     ended.wait()
     server.close()
-
-
-def _memory(url: str, name: str) -> MonitorStore:
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return MonitorStore(url or default_url(app_home()), name)
-    except SQLAlchemyError as error:
-        raise ValueError(
-            f"The monitor's memory cannot be opened ({type(error).__name__}); check --monitor."
-        ) from None
 
 
 def _fail(sentence: str) -> NoReturn:
