@@ -100,6 +100,19 @@ def test_promote_and_rollback_move_production_and_say_who(
     assert [(e.op, e.actor) for e in manager.history()][:2] == [("promote", "Ada")] * 2
 
 
+def test_rollback_goes_to_a_version_or_to_a_day(manager: ModelManager, fl_app: Command) -> None:
+    for version in "123":
+        manager.promote_to_production(version)
+    assert "Version 1 of" in fl_app("rollback", "--to", "1").stdout
+    first = manager.history()[1]
+    moment = first.time.replace("+00:00", "Z")  # as long as 2 was there
+    assert "Version 2 of" in fl_app("rollback", "--to", moment, "--by", "Ada").stdout
+    assert (manager.history()[-1].actor, manager.get_latest_version("Production")) == ("Ada", "2")
+    assert "Version 2 of" in fl_app("rollback", "--to", first.time[:10]).stdout  # at its end
+    refused = fl_app("rollback", "--to", "2020-01-01")
+    assert (refused.returncode, "Nothing was in production at" in refused.stderr) == (1, True)
+
+
 def test_promote_to_staging(manager: ModelManager, fl_app: Command) -> None:
     fl_app("promote", "1", "--to", "staging")
     assert manager.get_latest_version("Staging") == "1"
@@ -195,6 +208,8 @@ def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app
     told = {words[0].strip(): words[-1].strip() for words in said if words[0]}
     assert told["Production"] == "mAP50 0.1000"
     assert told["pending approval"] == "3"
+    assert told["probation"].startswith("version 1, until 20")
+    assert told["probation"].endswith("0 of 10 reports all right, 0 critical in a row")
     assert told["request pending"].startswith("a hunch")
     assert told["request running"] == "-"
     assert not any("set aside" in name for name in told)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fl_app.events import RoundReport
+from registry import Evidence
 from registry.sequential import SequentialResult
 
 
@@ -140,3 +141,18 @@ class Monitor(Protocol):
 
     def data_orders(self) -> Mapping[str, str | bool]:
         """Say what the next train message tells the nodes of the data that they compare with."""
+
+
+class ProductionWatch(Protocol):
+    """Who looks after a version once it was promoted, for instance a ``Probation``."""
+
+    def review(self) -> None:
+        """Do what is due; called after each round."""
+
+    def to_compare(self) -> tuple[str, str | None] | None:
+        """Name the version on probation and the one it would go back to, if there is any."""
+
+    def update_production(
+        self, version: str, evidence: Evidence, *, rival: str | None = None
+    ) -> None:
+        """Hear how both score on the same data, the rival as ``champion``."""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a session tells of the version on probation: how it and its rival score on the same data."""
+
+from __future__ import annotations
+
+import logging
+
+from fl_app.strategy.evaluation import Scored
+from fl_app.strategy.report import ProductionWatch
+from fl_app.strategy.session import Session
+from registry import Evidence, ModelStore, RegistryError
+
+logger = logging.getLogger("flwr.fl_app")
+
+
+def compare_production(watch: ProductionWatch | None, session: Session, store: ModelStore) -> None:
+    """Score the version on probation and the one it would go back to, and tell of both.
+
+    Nothing where there is no such version, or no holdout. A rival that cannot be scored is left
+    out.
+    """
+    pair = None if watch is None else watch.to_compare()
+    if watch is None or pair is None or session.evaluate_fn is None:
+        return
+    version, rival = pair
+    mine = _scored(session, store, version) or Scored({})
+    theirs = _scored(session, store, rival) or Scored({})
+    evidence = Evidence(
+        metrics=mine.metrics,
+        champion=theirs.metrics or None,
+        results=mine.results,
+        champion_results=theirs.results,
+    )
+    watch.update_production(version, evidence, rival=rival)
+
+
+def _scored(session: Session, store: ModelStore, version: str | None) -> Scored | None:
+    try:
+        return session.score_of(store, version)
+    except RegistryError as error:
+        logger.warning("version %s cannot be scored: %s", version, error)
+        return None

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README says of probation, run as it stands there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from api_client import versions
+
+from fl_app.retraining import Probation, RetrainingManager, create_trigger_api, serve_api
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SECTION = README.split("## After a promotion", 1)[1].split("\n## ", 1)[0]
+
+
+def block(language: str) -> str:
+    return SECTION.split(f"```{language}\n", 1)[1].split("```", 1)[0]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
+def test_the_curl_line_is_counted(tmp_path: Path) -> None:
+    store = versions(tmp_path, 8)
+    store.promote_to_production("8")
+    server = serve_api(create_trigger_api(RetrainingManager(), store=store), port=0)
+    assert server is not None
+    command = block("bash").replace(":5001", f":{server.port}").replace("curl ", "curl -sS ")
+    try:
+        done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True)
+    finally:
+        server.close()
+    said = json.loads(done.stdout)
+    assert (said["status"], said["version"], said["report"]) == ("watching", "8", 1)
+
+
+def test_the_snippet_runs() -> None:
+    names: dict[str, object] = {}
+    exec(compile(block("python"), "README.md", "exec"), names)  # noqa: S102  (our own README)
+    probation = names["probation"]
+    assert isinstance(probation, Probation)
+    assert probation.status() is None
