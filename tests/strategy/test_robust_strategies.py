@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,13 @@ def test_fedavg_alone_falls_to_all_five(attack: str) -> None:
 
 def test_the_median_alone_falls_to_one_nan() -> None:
     assert np.isnan(error(ROBUST["FedMedian"], "NaN", 0, rules=None))
+
+
+def test_the_readme_s_choice_runs_as_it_stands_there() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("\n## Nodes that you do not trust\n", 1)[1].split("\n## ", 1)[0]
+    names: dict[str, Any] = {}
+    snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+    assert names["strategy"].screening == names["rules"]
+    assert "Choose `FedTrimmedAvg`" in section

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids around Flower's own: one that only passes on, and one that no reply can break."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl_app.strategy.reply_metrics import brief
+
+logger = logging.getLogger("flwr.fl_app")
+
+FIRST_PAUSE, LAST_PAUSE, GROWTH = 0.2, 3.0, 1.5
+"""Seconds between looks for replies: soon after the messages were sent, and in the long run."""
+CONNECTION = ("httpx", "httpcore")
+"""Whose errors are about the way to the SuperLink; all others are about what came."""
+
+
+class GridAround(Grid):
+    """Passes everything on to another Grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        The Grid inside.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the connected nodes."""
+        return self._grid.get_nodes()
+
+    @property
+    def run(self) -> Run:
+        """The run of the Grid inside."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the Grid inside."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message as the Grid inside does."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages to the Grid inside."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull messages from the Grid inside."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages over the Grid inside and return the replies."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class ReadableReplies(GridAround):
+    """Brings an error in the place of a reply that Flower cannot unpack.
+
+    Flower unpacks all replies that are there at once, so that one that it cannot unpack ends the
+    run and loses the others. Here each is pulled by itself. Time is told by a clock that never
+    jumps, where Flower's own loop would lose all replies if the clock went forward.
+
+    Parameters
+    ----------
+    grid : Grid
+        The Grid inside.
+    clock, sleep : Callable
+        Seconds that never go back, and a pause of some.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(grid)
+        self._clock, self._sleep = clock, sleep
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages and return the replies that come within ``timeout`` seconds."""
+        sent = list(messages)
+        ids = list(self._grid.push_messages(sent))
+        waiting = {str(i): message for i, message in zip(ids, sent, strict=False) if i}
+        began, pause = self._clock(), FIRST_PAUSE
+        replies: list[Message] = []
+        while waiting and (timeout is None or self._clock() - began < timeout):
+            for message_id in list(waiting):
+                found = self._pull(message_id, waiting[message_id])
+                if found:
+                    del waiting[message_id]
+                    replies.extend(found)
+            if waiting:
+                self._sleep(pause)
+                pause = min(pause * GROWTH, LAST_PAUSE)
+        return replies
+
+    def _pull(self, message_id: str, asked: Message) -> list[Message]:
+        try:
+            return list(self._grid.pull_messages([message_id]))
+        except OSError:
+            raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in CONNECTION:
+                raise
+            reason = brief(f"its reply cannot be unpacked: {type(error).__name__}: {error}")
+            return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=asked)]
+
+
+def readable(grid: Grid) -> Grid:
+    """Return a grid that no reply can break; only Flower's own over the network unpacks replies."""
+    over_network = type(grid).__module__ == "flwr.superlink.grid.http_grid"
+    return ReadableReplies(grid) if over_network else grid

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replies that Flower cannot unpack: an error of their node, and nothing for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hostile_replies import first_model, honest
+from local_grid import LocalGrid
+
+from fl_app.strategy.grids import GridAround, ReadableReplies, readable
+
+
+class Wire(LocalGrid):
+    """Nodes whose replies are packed and unpacked as Flower's network Grid does it.
+
+    Each reply is handed out once; it is there when ``delay`` says.
+    """
+
+    def __init__(self, answer: Callable[[int, Message], Any], *, delay: float = 0.0) -> None:
+        super().__init__(answer, (1, 2, 3))
+        self.now, self.delay, self.pulls = 0.0, delay, 0
+        self.packed: dict[str, tuple[str, dict[str, bytes]]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(len(self.sent))
+            self.sent.append(message)
+            reply = Message(self.answer(message.metadata.dst_node_id, message), reply_to=message)
+            parts = get_all_nested_objects(reply)
+            contents = {name: part.deflate() for name, part in parts.items()}
+            self.packed[message.metadata.message_id] = (reply.object_id, contents)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.pulls += 1
+        there = [i for i in message_ids if i in self.packed and self.now >= self.delay]
+        taken = [self.packed.pop(i) for i in there]
+        return [inflate_object_from_contents(*packed) for packed in taken]  # type: ignore[misc]
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def readable(self) -> Grid:
+        return ReadableReplies(self, clock=lambda: self.now, sleep=self.sleep)
+
+
+def ask(grid: Grid) -> list[Message]:
+    messages = FedAvg().configure_train(1, first_model(), ConfigRecord(), grid)
+    return list(grid.send_and_receive(messages, timeout=60))
+
+
+def shape_of_text(parts: RecordDict) -> RecordDict:
+    parts["arrays"]["layer.bias"].shape = ("x",)
+    return parts
+
+
+def no_metric(parts: RecordDict) -> RecordDict:
+    class Broken(MetricRecord):
+        def deflate(self) -> bytes:
+            return super().deflate()[:-5] + b"\xff\xff\xff\xff\xff"
+
+    Broken.__name__ = Broken.__qualname__ = "MetricRecord"
+    parts["metrics"] = Broken(dict(parts["metrics"]))
+    return parts
+
+
+UNPACKABLE = [shape_of_text, no_metric]
+
+
+@pytest.mark.parametrize("spoil", UNPACKABLE)
+def test_what_cannot_be_unpacked_is_an_error_of_its_node(
+    spoil: Callable[[RecordDict], RecordDict],
+) -> None:
+    def answer(node: int, message: Message) -> RecordDict:
+        content = honest(node).content()
+        return spoil(content) if node == 2 else content
+
+    wire = Wire(answer)
+    ids = wire.push_messages(FedAvg().configure_train(1, first_model(), ConfigRecord(), wire))
+    with pytest.raises(Exception, match=r"."):  # which in Flower's own way ends the run
+        list(wire.pull_messages(ids))
+
+    by_node = {m.metadata.src_node_id: m for m in ask(Wire(answer).readable())}
+    assert set(by_node) == {1, 2, 3}
+    assert "its reply cannot be unpacked" in (by_node[2].error.reason or "")
+    for node in (1, 3):
+        got = by_node[node].content["arrays"]
+        for name, array in honest(node).arrays.items():
+            np.testing.assert_array_equal(got[name].numpy(), array.numpy())
+
+
+def test_replies_are_waited_for_until_the_timeout() -> None:
+    wire = Wire(lambda node, message: honest(node).content(), delay=50.0)
+    assert len(ask(wire.readable())) == 3
+    assert 50 <= wire.now < 54
+    assert wire.pulls < 3 * 30  # seldom, once they take long
+    late = Wire(lambda node, message: honest(node).content(), delay=70.0)
+    assert ask(late.readable()) == []
+    assert 60 <= late.now < 64
+
+
+def test_errors_of_the_connection_are_not_a_node_s() -> None:
+    for error in (httpx.ConnectError("refused"), ConnectionResetError("reset")):
+
+        class Down(Wire):
+            def pull_messages(
+                self, message_ids: Iterable[str], error: Exception = error
+            ) -> Iterable[Message]:
+                raise error
+
+        with pytest.raises(type(error)):
+            ask(Down(lambda node, message: honest(node).content()).readable())
+
+
+def test_only_flower_s_own_grid_over_the_network_needs_it() -> None:
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    local = LocalGrid(lambda node, message: honest(node).content())
+    assert readable(local) is local
+    assert isinstance(readable(HttpGrid(token="t")), ReadableReplies)  # noqa: S106 - no secret
+
+
+def test_all_else_is_passed_on() -> None:
+    grid = GridAround(LocalGrid(lambda node, message: honest(node).content(), (7, 8)))
+    assert list(grid.get_node_ids()) == [7, 8]
+    assert grid.run.run_id == 7
+    message = Message(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(1))})}), 7, "train")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.metadata.src_node_id == 7
