@@ -99,7 +99,8 @@ def take_report(
     state = replace(state, steps=state.steps + 1, seen=(*state.seen, report.id)[-SEEN:])
     if trial.phase is Phase.WATCHING and Source.FEED in settings.watch:
         state = _judged(state, trial, report, at, settings)
-    if report.accuracy is not None and trial.version not in state.failed:
+    failed = state.trial is not None and state.trial.phase is Phase.FAILED
+    if report.accuracy is not None and not failed:
         recent = (*state.recent, (trial.version, report.accuracy))
         state = replace(state, recent=recent[-KEPT:])
     return settle(state, at)

@@ -183,6 +183,14 @@ def test_what_came_back_is_not_on_probation() -> None:
     assert fed(state, [0.0] * 20).failure is None
 
 
+def test_reports_of_what_failed_are_no_baseline_unless_a_person_brought_it_back() -> None:
+    failed = fed(promoted([0.8] * 20), [0.1] * 6)
+    assert {accuracy for _, accuracy in failed.recent} == {0.8}
+    again = follow(failed, [ONE, TWO, stay(3, "1", returned=True)], SETTINGS)
+    again = follow(again, [ONE, TWO, stay(3, "1"), stay(4, "2", returned=True)], SETTINGS)
+    assert fed(again, [0.6] * 20).recent[-20:] == (("2", 0.6),) * 20
+
+
 def test_watching_nothing_switches_it_off() -> None:
     assert promoted([], watch=()).trial.phase is Phase.EXEMPT  # type: ignore[union-attr]
 
