@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
@@ -27,7 +27,7 @@ from fl_app.retraining.tables import MonitorStoreError, memory_errors
 from fl_app.serve import serve
 from fl_app.strategy.set_aside import read_set_aside
 from registry import ModelManager, RegistryError, app_home
-from registry.redaction import redact
+from registry.redaction import printable, redact
 
 app = typer.Typer(
     help="The lifecycle of a federated model: versions, stages, rollback.",
@@ -342,6 +342,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(err))
     except memory_errors() as err:
         _fail(f"The monitor's memory does not answer ({type(err).__name__}); check --monitor.")
+
+
+def escape(text: str) -> str:
+    """Return a text of others as it is, for a terminal: no markup, and nothing that moves about."""
+    return markup.escape(printable(text))
 
 
 def _manager(uri: str, name: str) -> ModelManager:

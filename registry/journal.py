@@ -17,6 +17,7 @@ from datetime import UTC, date, datetime, time
 from registry.errors import InvalidName, JournalError
 from registry.lease import Lease
 from registry.moves import Move, State, step
+from registry.redaction import redact
 
 _LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
@@ -313,5 +314,5 @@ def _digest(text: str) -> str:
 
 
 def _clean(text: str, limit: int) -> str:
-    line = _CONTROL.sub(" ", str(text)).encode("utf-8", "replace").decode().strip()
+    line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import traceback
@@ -20,6 +21,10 @@ _FIELD = re.compile(rf"(?i)(?<![\w.-])({_TELLING}|sig|auth)(=|%3D|['\"]\s*[:=]\s
 _HEADER = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:(bearer|basic)\s+)?[^\s'\",]+")
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]{8,}")
 _VARIABLE = re.compile(rf"(?i){_TELLING}")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:.*[^A-Za-z0-9])?(?:pass(?:word|wd|phrase)?|pwd|token|secret|credentials?|api[_-]?key|"
+    r"(?:access|account|private|shared)[_-]?key)"
+)
 _LEAST = 6  # characters; what is shorter is found in too many words that are no secret
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -56,7 +61,15 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
         if is_path or len(plain) < _LEAST or not _VARIABLE.fullmatch(name):
             continue
         found |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
+    user = environment.get("MLFLOW_TRACKING_USERNAME", "")
+    if password := environment.get("MLFLOW_TRACKING_PASSWORD", ""):
+        found.add(_basic(user, password))
     return sorted(found)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether what bears this name is a secret: ``api_key`` is one, ``tokenizer`` not."""
+    return _SECRET_NAME.fullmatch(name) is not None
 
 
 def printable(text: str) -> str:
@@ -83,4 +96,9 @@ def _passwords(uri: str) -> list[str]:
     secret = password if colon else user if uri.lower().startswith("http") else ""
     if not at or not secret:
         return []
-    return sorted({secret, unquote(secret)}, key=len, reverse=True)
+    return [secret, unquote(secret), _basic(unquote(user), unquote(password))]
+
+
+def _basic(user: str, password: str) -> str:
+    """Return what a header of basic authentication says; servers repeat it in their errors."""
+    return base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry.errors import ArtifactError, InvalidName, RegistryError
-from registry.redaction import redact
+from registry.redaction import HIDDEN, is_secret_name, redact
 from registry.versions import as_number
 
 logger = logging.getLogger(__name__)
@@ -63,12 +63,17 @@ def distinct_keys(fields: Mapping[str, T]) -> dict[str, T]:
     return result
 
 
-def logged_texts(fields: Mapping[str, object], most: int) -> dict[str, str]:
+def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[str, str]:
     """Return values as the texts that are logged: without secrets, of at most so many characters.
 
     A param or a tag is there for all who can see the run, and for ever.
     """
-    return {str(name): redact(str(value))[:most] for name, value in fields.items()}
+    return {str(name): _shown(str(name), value)[:most] for name, value in fields.items()}
+
+
+def _shown(name: str, value: object) -> str:
+    is_number = isinstance(value, int | float)  # as in pass=2
+    return HIDDEN if is_secret_name(name) and not is_number else redact(str(value))
 
 
 def checked_artifact(path: str | Path) -> Path:

@@ -270,3 +270,14 @@ def page(url: str, *, seconds: float) -> str:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+def test_what_others_wrote_cannot_write_to_the_terminal(
+    manager: ModelManager, fl_app: Command
+) -> None:
+    manager.set_version_tags("3", {"reason": "fine\x1b[2J\x1b]0;owned\x07\r[red]good"})
+    said = fl_app("versions").stdout
+    assert "\x1b" not in said
+    assert "\r" not in said
+    assert "fine\\x1b[2J" in said
+    assert "[red]good" in said

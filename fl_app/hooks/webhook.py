@@ -17,6 +17,7 @@ import random
 import ssl
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -231,12 +232,12 @@ def read_secret(path: str = "") -> str:
                 f"webhook-secret-file names, or into {SECRET_VARIABLE}."
             )
         return secret
-    try:
+    with suppress(OSError, UnicodeError, ValueError):
         return Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeError):
-        raise ValueError(
-            "The webhook's secret file cannot be read; check the path in webhook-secret-file."
-        ) from None  # the path is not told: it may be the secret itself, put in the wrong place
+    # The path is not told: it may be the secret itself, put in the wrong place.
+    raise ValueError(
+        "The webhook's secret file cannot be read; check the path in webhook-secret-file."
+    )
 
 
 def _seconds(retry_after: str) -> float:

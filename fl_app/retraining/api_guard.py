@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -227,12 +228,11 @@ def read_token(path: str = "") -> str | None:
     """
     if not path:
         return os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    try:
+    token = None
+    with suppress(OSError, UnicodeError, ValueError):
         token = Path(path).read_text("ascii").strip()
-    except (OSError, UnicodeError):
-        raise ValueError(
-            "The API's token file cannot be read; check the path in api-token-file."
-        ) from None  # the path is not told: it may be the token itself, put in the wrong place
+    if token is None:  # the path is not told: it may be the token itself, put in the wrong place
+        raise ValueError("The API's token file cannot be read; check the path in api-token-file.")
     if not token:
         raise ValueError("The API's token file is empty; put the token into it.")
     return token

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.serving import Serving
-from fl_app.retraining.tables import create_tables, opening, tables
+from fl_app.retraining.tables import open_database, tables
 from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ class MonitorStore:
     """
 
     def __init__(self, url: str = IN_MEMORY, model: str = "fl-global-model") -> None:
-        from sqlalchemy import create_engine
         from sqlalchemy.pool import QueuePool
 
         # One connection that threads use in turn: shared, one thread's end would undo another's.
@@ -81,9 +80,7 @@ class MonitorStore:
         memory["connect_args"] = {"check_same_thread": False}
         self._model = model
         lasting = {"pool_pre_ping": True}  # a database may start anew while a server waits
-        with opening(url):
-            self._engine = create_engine(url, **(memory if url == IN_MEMORY else lasting))
-            create_tables(self._engine)
+        self._engine = open_database(url, **(memory if url == IN_MEMORY else lasting))
         self._requests, self._schedules, self._state, self._answers, self._notes = tables()
         self._serving = Serving(self._engine, model)
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.triggers import Outcome
 from registry.redaction import redact
@@ -88,23 +86,29 @@ class MonitorStoreError(ValueError):
     """The monitor's memory cannot be opened; the text says why, without its password."""
 
 
-@contextmanager
-def opening(url: str) -> Iterator[None]:
-    """Turn what is raised while the memory at `url` is opened into a `MonitorStoreError`."""
+def open_database(url: str, **options: Any) -> Engine:
+    """Connect to the memory at `url`, and make its tables if they are not there.
+
+    Raises
+    ------
+    MonitorStoreError
+        It cannot be opened.
+    """
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        engine = create_engine(url, **options)
+        create_tables(engine)
+        return engine
     except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
         missing = isinstance(error, ModuleNotFoundError)
         said = f"{error.name} is not installed" if missing else type(error).__name__
-        problem = MonitorStoreError(
-            f"The monitor's memory at {redact(url, url)} cannot be opened ({said}); check its "
-            "SQLAlchemy URL (monitor-database-url, --monitor), and that the database runs."
-        )
-    else:
-        return
-    raise problem  # out here: the foreign text may hold the password
+    where = f" at {redact(url, url)}" if "://" in url else ""  # else who knows what it is
+    raise MonitorStoreError(  # out here: the foreign text may hold the password
+        f"The monitor's memory{where} cannot be opened ({said}); check its SQLAlchemy URL "
+        "(monitor-database-url, --monitor), and that the database runs."
+    )
 
 
 def memory_errors() -> tuple[type[Exception], ...]:

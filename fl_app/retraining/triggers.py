@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from fl_app.events import RetrainingRequested
+from registry.redaction import redact
 
 
 class TriggerKind(StrEnum):
@@ -44,7 +45,7 @@ class RetrainRequest:
     kind : TriggerKind
         What it came from.
     reason : str
-        One sentence for people.
+        One sentence for people; passwords in it are hidden.
     force : bool
         Whether it passes cooldown and budget, as people's requests do.
     id : str
@@ -61,6 +62,10 @@ class RetrainRequest:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     cut_short: bool = False
+
+    def __post_init__(self) -> None:
+        # It goes to the log, to hooks, into MLflow: for everybody to see, and for ever.
+        object.__setattr__(self, "reason", redact(self.reason))
 
 
 def requested(row: Mapping[str, Any]) -> RetrainingRequested:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from leaks import everything_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -153,21 +153,6 @@ def test_files_that_were_deleted_in_mlflow_are_told(
     manager.client.delete_logged_model(model_id)
     with pytest.raises(ArtifactError, match=f"logged model {model_id}.*was deleted in MLflow"):
         ModelManager(home=manager._connection.home).weights_path("1")
-
-
-def everything_of(error: BaseException | None) -> str:
-    """Return all that an error and what led to it say, hidden or not."""
-    seen: list[BaseException] = []
-    texts = []
-    todo = [error]
-    while todo:
-        one = todo.pop()
-        if one is None or one in seen:
-            continue
-        seen.append(one)
-        texts += [str(one), repr(one), repr(one.args), *getattr(one, "__notes__", [])]
-        todo += [one.__cause__, one.__context__]
-    return "\n".join([*texts, "".join(traceback.format_exception(error))] if error else texts)
 
 
 ADDRESSES = [
