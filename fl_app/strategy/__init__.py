@@ -6,6 +6,7 @@ from fl_app.strategy.evaluation import MetricError, ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import DataUsed, Origin, SessionReport
+from fl_app.strategy.resume import Resume, ResumeError
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import RunFailedError
@@ -31,6 +32,8 @@ __all__ = [
     "MetricError",
     "NoRegression",
     "Origin",
+    "Resume",
+    "ResumeError",
     "RoundReport",
     "RunFailedError",
     "ScheduledFedAvg",

@@ -33,8 +33,8 @@ def encode(value: object, arrays: Arrays | None = None, *, name: str = "") -> An
     value : object
         The value.
     arrays : dict[str, np.ndarray] | None
-        Where arrays and bytes are put, under names that begin with ``name``; None takes no arrays,
-        and writes bytes as text.
+        Where arrays, numpy's numbers and bytes are put, under names that begin with ``name``. None
+        takes no arrays, and writes bytes as text and all numbers as Python's.
     name : str
         What the names begin with.
 
@@ -69,6 +69,8 @@ class _Writer:
     def write(self, value: object, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise NotPlainError("it is nested too deeply")
+        if self._arrays is None and isinstance(value, np.generic):
+            value = value.item()
         if value is None or type(value) in (bool, int, float, str):
             return value
         if type(value) is list:

@@ -7,42 +7,35 @@ How arrays are aggregated is the inner strategy's business; how versions are kep
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import astuple, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
-from fl_app.strategy.checkpoint import forget_rounds, restore_dtypes, save_round, schema_of
-from fl_app.strategy.commands import next_commands
-from fl_app.strategy.console import round_line, session_table
-from fl_app.strategy.evaluation import (
-    EvaluateFn,
-    evaluate,
-    finite,
-    holdout_record,
-    require_metric,
-    round_metrics,
-    shadow_metrics,
-)
+from fl_app.strategy.checkpoint import restore_dtypes
+from fl_app.strategy.console import round_line
+from fl_app.strategy.evaluation import finite, round_metrics
 from fl_app.strategy.inner import aggregate, aggregate_evaluate
+from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, node_scores, run_tags, summaries
-from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin
+from fl_app.strategy.provenance import contributions, node_scores, summaries
+from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
+from fl_app.strategy.resume import Resume, ResumeMode
+from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.screening import Screening, needs_of, screen_evaluate
-from fl_app.strategy.session import ClosedRound, FailedRound, Session
-from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
-from fl_app.strategy.shadow_messages import NodeEvaluation
+from fl_app.strategy.session import Session, SessionOverError
+from fl_app.strategy.session_folder import Checkpoint
+from fl_app.strategy.sessions import Sessions
+from fl_app.strategy.shadow import ShadowEvaluation
+from fl_app.strategy.staging import stage
 from registry import (
     FederatedLearningTracker,
     ModelManager,
@@ -59,7 +52,7 @@ from registry import (
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
 
-class LifecycleStrategy(Strategy):
+class LifecycleStrategy(Sessions):
     """A Flower strategy around another one, with the model's lifecycle in every round.
 
     After each aggregation the global model is evaluated, logged to MLflow, registered as a version
@@ -92,6 +85,8 @@ class LifecycleStrategy(Strategy):
         Registry and tracking; MLflow under ``FL_APP_HOME`` by default.
     monitor : Monitor | None
         Told the metric and the nodes' data summaries, for instance a ``RetrainingManager``.
+    probation : ProductionWatch | None
+        Looks after what was promoted, for instance a ``Probation`` with the same store and monitor.
     hooks : Sequence[Hook] | Hooks
         Called with what happens (see ``fl_app.events``), each in a thread of its own.
     artifacts : Sequence[Artifacts]
@@ -108,6 +103,9 @@ class LifecycleStrategy(Strategy):
         Why this session runs, and from which version.
     home : str | Path | None
         Folder for round checkpoints; ``FL_APP_HOME``, else ``~/.fl-app``, by default.
+    resume : "auto" | "require" | "fresh" | Resume
+        What to do with a session of the same model that was cut short: go on with it if it is the
+        same, require that, or begin anew (see `Resume`).
     pipeline : bool
         Evaluate and register a round while the clients train the next one. False does it inline.
 
@@ -117,8 +115,11 @@ class LifecycleStrategy(Strategy):
         If nobody reports ``metric``.
     RunFailedError
         After three rounds in a row without a valid model.
+    ResumeError
+        If there is no session to go on with, and ``resume`` requires one.
     RegistryError
-        If MLflow does not answer or refuses.
+        If MLflow does not answer at the start, or refuses. Once a session has begun, rounds wait
+        on disk while MLflow does not answer.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class LifecycleStrategy(Strategy):
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
         monitor: Monitor | None = None,
+        probation: ProductionWatch | None = None,
         hooks: Sequence[Hook] | Hooks = (),
         artifacts: Sequence[Artifacts] = (),
         model: Mapping[str, object] | None = None,
@@ -143,6 +145,7 @@ class LifecycleStrategy(Strategy):
         params: Mapping[str, object] | None = None,
         origin: Origin | None = None,
         home: str | Path | None = None,
+        resume: ResumeMode | Resume = "auto",
         pipeline: bool = True,
     ) -> None:
         self.strategy = strategy or FedAvg()
@@ -153,8 +156,10 @@ class LifecycleStrategy(Strategy):
         self.approval = approval
         self.shadow = shadow
         self.store = store or ModelManager(None, registered_model_name, home=home)
+        self.model_name = getattr(self.store, "registered_model_name", registered_model_name)
         self.tracker = tracker or FederatedLearningTracker(home=home)
         self.monitor = monitor
+        self.probation = probation
         self.hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks, self.store)
         self.artifacts = (plot_metrics, *artifacts)
         self.model = dict(model or {})
@@ -163,9 +168,11 @@ class LifecycleStrategy(Strategy):
         self.params = {"strategy": type(self.strategy).__name__, **(params or {})}
         self.origin = origin or Origin()
         self.home = app_home(home)
+        self.resume = resume if isinstance(resume, Resume) else Resume(resume)
         self.pipeline = pipeline
-        self._open_session: Session | None = None
-        self._worker: ThreadPoolExecutor | None = None
+        self._memory = InnerMemory(self.strategy)
+        self._open_session = None
+        self._outbox = None
 
     def summary(self) -> None:
         """Log the lifecycle's settings, then the inner strategy's."""
@@ -181,204 +188,124 @@ class LifecycleStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy choose nodes and write their messages, with the monitor's word."""
-        self._session.opened, self._session.sent = time.monotonic(), arrays
+        session = self._session
+        session.opened, session.sent = time.monotonic(), arrays
+        if session.restored is not None:
+            return []  # what this round has made outlived a crash, and may have been seen by nodes
         if self.monitor is not None:
             config.update(self.monitor.data_orders())
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        return self.strategy.configure_train(server_round + session.offset, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen, aggregate, check and write to disk; a bad result leaves the old arrays."""
         session, needs = self._session, needs_of(self.strategy)
+        if session.restored is not None:
+            return session.restore()
+        number = server_round + session.offset
         screened = session.screen(replies, self.screening, needs)
-        made = aggregate(self.strategy, server_round, screened, session.schema)
-        session.set_aside.note("train", server_round, screened, made.set_aside)
+        made = aggregate(self.strategy, number, screened, session.schema)
+        session.set_aside.note("train", number, screened, made.set_aside)
+        session.current = ClosedRound(
+            number, made.problem, tags=session.tags, set_aside=session.set_aside.this_round
+        )
         if made.arrays is None:
-            session.current = FailedRound(server_round, made.problem)
             return None, made.metrics
         arrays = restore_dtypes(made.arrays, session.schema)
-        weights = save_round(arrays, session.folder, server_round, self.model)
         nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
-        session.current = ClosedRound(server_round, arrays, weights, nodes, train=made.metrics)
+        session.current = replace(session.current, arrays=arrays, nodes=nodes, train=made.metrics)
+        session.keep(session.current, "aggregated")
         return arrays, made.metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy choose the nodes that evaluate."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        number = server_round + self._session.offset
+        return self.strategy.configure_evaluate(number, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Close the round: hand it to the worker, once the worker has finished the one before."""
+        """Close the round: write it to disk, and hand it to the worker, which should be free."""
         session, needs = self._session, needs_of(self.strategy, evaluate=True)
+        number = server_round + session.offset
         screened = screen_evaluate(replies, self.screening, needs=needs)
-        clients = aggregate_evaluate(self.strategy, server_round, screened)
-        scores = node_scores(screened.replies, self.metric)
-        session.set_aside.note("evaluate", server_round, screened)
-        session.current = replace(session.current, set_aside=session.set_aside.this_round)
-        self._wait_for_worker()
-        if isinstance(session.current, FailedRound):
-            self._record_failure(session, session.current)
-            return clients
-        session.failed_in_a_row = 0
-        seconds = time.monotonic() - session.opened
-        closed = replace(session.current, clients=clients, node_scores=scores, seconds=seconds)
-        if self._worker is not None:
-            session.unfinished = self._worker.submit(self._finish_round, session, closed)
-        else:
-            self._finish_round(session, closed)
+        clients = aggregate_evaluate(self.strategy, number, screened)
+        session.set_aside.note("evaluate", number, screened)
+        closed = replace(
+            session.current,
+            clients=clients,
+            node_scores=node_scores(screened.replies, self.metric),
+            set_aside=session.set_aside.this_round,
+            seconds=time.monotonic() - session.opened,
+        )
+        waiting = session.keep(closed, "closed")
+        if self._outbox is not None:
+            self._outbox.make_room()
+            self._outbox.put(waiting)
+        session.count_failure(closed)
         return clients
 
-    def _finish_round(self, session: Session, closed: ClosedRound) -> None:
-        """Evaluate, log, register, gate, stage, tell the monitor, report: the lifecycle."""
+    def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
+        """Evaluate, log, register, gate, stage, tell the monitor, report: the lifecycle.
+
+        Where MLflow does not answer this stops, and is called again with the same round; so is it
+        in the next run for what a crash has left. So each step does what it did before, or nothing.
+        """
+        waiting = session.rounds.on_disk(waiting)
+        closed, again = waiting.closed, waiting.closed.round in session.tried
+        session.tried.add(closed.round)
+        if closed.problem:
+            return self._finish_failed(session, waiting)
         # Evaluate, on the same data as the present Production.
-        holdout = evaluate(session.evaluate_fn, closed.round, closed.arrays)
+        holdout = session.scored(waiting)
         metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
         session.require_metric(self.metric, metrics)
         champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
         # Log.
-        self._log(session, metrics, closed.round)
+        self._log(session, metrics, closed)
         # Register.
-        tags = session.version_tags(closed)
+        weights, tags = session.folder.weights(waiting), session.version_tags(closed)
         version = self.store.save_model_version(
-            closed.weights, session.run_id, finite(metrics), tags, serving=self.serving
+            weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
-        forget_rounds(session.folder, before=closed.round)
         # Gate.
         evidence = session.evidence(metrics, holdout, closed, metric=self.metric, champion=champion)
         decision = decide_stage(self.policy, evidence)
         # Stage.
-        report = session.stage(self.store, version, decision, closed, metrics)
+        report = session.report_of(closed, metrics=metrics, version=version)
+        report = stage(self.store, report, decision, session.reports, again=again)
+        # What is written down as done is told to nobody twice.
+        session.finish(waiting, report, staged=decision.stage is not Stage.NONE)
         # Tell the monitor.
         if self.monitor is not None:
             self.monitor.update_data(summaries(closed.nodes), closed.round)
             if self.metric is not None:
                 self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
+        if self.probation is not None:
+            self.probation.review()
         # Report.
+        return self._report(session, report)
+
+    def _finish_failed(self, session: Session, waiting: Checkpoint) -> None:
+        _require_open(session)
+        self.tracker.set_tags(waiting.closed.failed_tags())
+        report = session.report_of(waiting.closed)
+        session.finish(waiting, report)
         self._report(session, report)
 
-    def _record_failure(self, session: Session, failed: FailedRound) -> None:
-        self.tracker.set_tags(failed.tags())
-        self._report(session, session.failed_report(failed))
-        session.count_failure(failed)
-
-    def _log(self, session: Session, metrics: Mapping[str, float], step: int) -> None:
-        self.tracker.log_metrics(metrics, step=step)
-        session.remember(metrics, step)
+    def _log(self, session: Session, metrics: Mapping[str, float], closed: ClosedRound) -> None:
+        _require_open(session)
+        self.tracker.log_metrics(metrics, step=closed.round, time=closed.time)
+        session.remember(metrics, closed.round)
 
     def _report(self, session: Session, report: RoundReport) -> None:
-        session.reports.append(report)
         left = session.seconds_left(report.round)
         logger.info("%s", round_line(report, self.metric, left))
         self.hooks.look()
         self.hooks(report)
-
-    # The session, on top of Flower's own loop.
-
-    def start(  # noqa: PLR0917  (Flower's signature)
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: EvaluateFn | None = None,
-    ) -> Result:
-        """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
-
-        ``evaluate_fn`` (see `EvaluateFn`) scores the holdout in the worker, for the result too.
-        """
-        with self._run(grid, initial_arrays, num_rounds, evaluate_fn) as session:
-            self._before_first_round(session, initial_arrays)
-            result = super().start(
-                grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config
-            )
-            self._wait_for_worker()
-            nodes = NodeEvaluation(self.strategy, grid, num_rounds, evaluate_config, timeout)
-            self._shadow_rounds(session, nodes)
-            self._conclude(session)
-            for report in session.reports:
-                if not report.failed and evaluate_fn is not None:
-                    result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
-            return result
-
-    @contextmanager
-    def _run(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int,
-        evaluate_fn: EvaluateFn | None,
-    ) -> Iterator[Session]:
-        """Open the MLflow run and the worker; close both, whatever happens in between."""
-        tags = run_tags(self.origin, str(grid.run.run_id), self.metric)
-        name = f"flower-{grid.run.run_id}-session-{self.origin.session}"
-        run_id = self.tracker.start_run(name, tags=tags).info.run_id
-        folder = self.home / "checkpoints" / run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        self._worker = ThreadPoolExecutor(1, "fl-app-round") if self.pipeline else None
-        self._open_session = Session(
-            run_id, tags, num_rounds, folder, schema_of(initial_arrays), evaluate_fn, initial_arrays
-        )
-        try:
-            self.tracker.log_params({**self.params, "num-server-rounds": num_rounds})
-            if self.holdout is not None:
-                self.tracker.log_dataset(*astuple(self.holdout), context="holdout")
-            self.hooks.look()
-            self.hooks(self._open_session.started(self.origin, self.store))
-            yield self._open_session
-        finally:
-            if self._worker is not None:
-                self._worker.shutdown(cancel_futures=True)
-            ended = self._session.ended(self.origin, sys.exception())
-            self._open_session = self._worker = None
-            try:
-                self.tracker.end_run(ended.status.upper())
-            finally:
-                self.hooks(ended)
-                self.hooks.flush()
-
-    def _before_first_round(self, session: Session, arrays: ArrayRecord) -> None:
-        """Score what the session starts with, and what is in Staging, on the holdout."""
-        first = evaluate(session.evaluate_fn, 0, arrays)
-        if not first.metrics:
-            return
-        require_metric(self.metric, first.metrics)
-        self._log(session, first.metrics, 0)
-        if self.origin.parent_version is not None:
-            session.scores[self.origin.parent_version] = first
-            if self.monitor is not None and self.metric is not None:
-                self.monitor.start_from(self.origin.parent_version, first.metrics[self.metric])
-        staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
-        session.best = staged.metrics if staged is not None else None
-
-    def _shadow_rounds(self, session: Session, evaluation: NodeEvaluation) -> None:
-        """Have the nodes score what waits for approval and Production, side by side."""
-        for report in shadow_rounds(
-            self.shadow,
-            self.store,
-            metric=self.metric,
-            mode=self.mode,
-            schema=session.schema,
-            evaluation=evaluation,
-        ):
-            session.shadow = report
-            self.tracker.log_metrics(shadow_metrics(report), step=report.server_round)
-
-    def _conclude(self, session: Session) -> None:
-        """Promote if nobody needs to be asked, log the pictures, print the table."""
-        if session.shadow is not None:
-            session.settle(self.store, session.shadow, promote=self.approval == "auto")
-        elif self.approval == "auto":
-            session.promote_waiting(self.store)
-        self.hooks.look()
-        session.log_artifacts(self.store, self.tracker, self.artifacts)
-        logger.info("%s", "\n" + session_table(session.reports, self.metric))
-        logger.info("%s", next_commands(session.reports, self.store, self.home))
 
     @property
     def _session(self) -> Session:
@@ -389,8 +316,8 @@ class LifecycleStrategy(Strategy):
             )
         return self._open_session
 
-    def _wait_for_worker(self) -> None:
-        """Wait for the round that the worker has in hand, and raise what it raised."""
-        if self._open_session is not None and self._open_session.unfinished is not None:
-            unfinished, self._open_session.unfinished = self._open_session.unfinished, None
-            unfinished.result()
+
+def _require_open(session: Session) -> None:
+    """Raise where a worker that nobody waits for would write to a run that is not its own."""
+    if session.over:
+        raise SessionOverError("The session is over; what it has left is for the next one.")

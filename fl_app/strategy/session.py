@@ -8,16 +8,14 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from fl_app.events import Approval, RoundReport, SessionEnded, SessionStarted, SetAside
-from fl_app.strategy.checkpoint import Schema, fits, load_round
-from fl_app.strategy.console import shadow_reason
+from fl_app.events import RoundReport, SessionEnded, SessionStarted
+from fl_app.strategy.checkpoint import CheckpointError, Schema, fits, load_round
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     Scored,
@@ -25,23 +23,20 @@ from fl_app.strategy.evaluation import (
     gather_evidence,
     require_metric,
 )
-from fl_app.strategy.provenance import (
-    Contribution,
-    NodeScore,
-    read_node_scores,
-    shadow_tag,
-    version_tags,
-)
-from fl_app.strategy.report import Artifacts, Origin, SessionReport, ShadowReport
+from fl_app.strategy.kept_rounds import KeptRounds
+from fl_app.strategy.provenance import read_node_scores, version_tags
+from fl_app.strategy.report import Artifacts, SessionReport, ShadowReport
+from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.screening import Needs, Screened, Screening, screen_train
+from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
+from fl_app.strategy.session_record import SessionRecord
 from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
-from registry import Decision, Evidence, ModelStore, Stage, StageError, Tracker
-from registry.redaction import one_line
+from fl_app.strategy.staging import superseded
+from registry import Evidence, ModelStore, Stage, Tracker
+from registry.redaction import one_line, redact
 
 logger = logging.getLogger("flwr.fl_app")
 
-SHADOW = "shadow evaluation: "
-"""What the words on a shadow evaluation begin with, in a version's reason."""
 MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
 MAX_REASON = 500
@@ -52,86 +47,154 @@ class RunFailedError(RuntimeError):
     """Too many rounds in a row gave no model."""
 
 
-@dataclass(frozen=True)
-class ClosedRound:
-    """A round with a new global model: what the worker needs to finish it."""
-
-    round: int
-    arrays: ArrayRecord
-    weights: Path
-    nodes: tuple[Contribution, ...]
-    train: MetricRecord | None = None
-    clients: MetricRecord | None = None
-    node_scores: tuple[NodeScore, ...] = ()
-    seconds: float = 0.0
-    set_aside: tuple[SetAside, ...] = ()
-
-
-@dataclass(frozen=True)
-class FailedRound:
-    """A round that left the global model as it was, and why."""
-
-    round: int
-    problem: str
-    set_aside: tuple[SetAside, ...] = ()
-
-    def tags(self) -> dict[str, str]:
-        """The tags of the session's run that tell of it."""
-        told = {"failed_round": self.problem, **set_aside_tag(self.set_aside)}
-        return {f"{name}.{self.round}": value for name, value in told.items()}
+class SessionOverError(RuntimeError):
+    """The session has ended, and what was still in hand is left for the next one."""
 
 
 @dataclass
 class Session:
-    """State of a session; only Flower's thread and the one worker touch it, never at once.
+    """State of a session; Flower's thread and the one worker share it.
+
+    Flower's thread alone touches what is about the round that is under way, the worker what is
+    about rounds that are over.
 
     Attributes
     ----------
-    run_id : str
-        The MLflow run.
+    record : SessionRecord
+        Who it is, as it is written on disk.
+    rounds : KeptRounds
+        Its rounds on disk, and the inner strategy's memory.
     tags : Mapping[str, str]
-        Where the session comes from; the run's tags and its versions'.
-    folder : Path
-        Where the global arrays of the last round are.
+        Where it comes from; its versions bear them.
     schema : Schema
         Arrays that the first global model has, and every later one must have.
+    evaluate_fn : EvaluateFn | None
+        What scores the holdout.
+    offset : int
+        Rounds that an earlier process has closed; Flower's loop counts from there.
+    restored : Checkpoint | None
+        A round whose model an earlier process has made, but which it did not close.
+    current : ClosedRound
+        What aggregation made of the round that is under way.
     sent : ArrayRecord
-        What the nodes were sent in the round that is under way.
+        What the nodes were sent in it.
     set_aside : SetAsideNodes
         Nodes whose replies did not count.
+    found : dict[int, Scored]
+        What evaluation found of rounds that wait.
+    tried : set[int]
+        Rounds that may have been finished in part.
     scores : dict[str, Scored]
         Registered versions scored on this session's holdout.
     best : Mapping[str, float] | None
         Metrics of the best version so far.
-    current : ClosedRound | FailedRound
-        What aggregation made of the round that is under way.
-    unfinished : Future | None
-        The round that the worker has in hand.
     shadow : ShadowReport | None
         What the shadow evaluation at the end has come to.
+    over : bool
+        Whether the worker must not touch its MLflow run any more.
     """
 
-    run_id: str
+    record: SessionRecord
+    rounds: KeptRounds
     tags: Mapping[str, str]
-    num_rounds: int
-    folder: Path
     schema: Schema
     evaluate_fn: EvaluateFn | None
     sent: ArrayRecord
+    offset: int = 0
+    restored: Checkpoint | None = None
+    current: ClosedRound = field(default_factory=lambda: ClosedRound(0, "no round"))
     set_aside: SetAsideNodes = field(default_factory=SetAsideNodes)
     started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
+    failed_in_a_row: int = 0
+    found: dict[int, Scored] = field(default_factory=dict)
+    tried: set[int] = field(default_factory=set)
     scores: dict[str, Scored] = field(default_factory=dict)
     best: Mapping[str, float] | None = None
-    failed_in_a_row: int = 0
-    current: ClosedRound | FailedRound = field(default_factory=lambda: FailedRound(0, "no round"))
-    unfinished: Future[None] | None = None
     reports: list[RoundReport] = field(default_factory=list)
     shadow: ShadowReport | None = None
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    over: bool = False
 
-    def started(self, origin: Origin, store: ModelStore) -> SessionStarted:
+    @property
+    def run_id(self) -> str:
+        """The MLflow run."""
+        return self.record.run_id
+
+    @property
+    def folder(self) -> SessionFolder:
+        """Where it is on disk."""
+        return self.rounds.folder
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that it has, those of earlier processes included."""
+        return self.record.num_rounds
+
+    def note(self, **changes: object) -> None:
+        """Change the session's record, in memory and, as far as there is room, on disk."""
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+        try:
+            self.folder.write_session(self.record.to_json())
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
+    def recall(self, rounds: Iterable[Checkpoint]) -> None:
+        """Know again what earlier processes wrote down of a session's rounds."""
+        self.remember(self.record.first_metrics or {}, 0)
+        self.best = self.record.first_best
+        for checkpoint in rounds:
+            number, report = checkpoint.closed.round, checkpoint.report
+            if number and checkpoint.phase != "aggregated":
+                failed = bool(checkpoint.closed.problem)
+                self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
+            if report is not None and number:
+                self.remember(report.metrics, number)
+                if report.stage is not Stage.NONE:
+                    self.best = report.metrics
+                    self.reports = [
+                        superseded(r) if r.stage is Stage.STAGING else r for r in self.reports
+                    ]
+                self.reports.append(report)
+            self.tried.add(number)
+
+    def keep(self, closed: ClosedRound, phase: Phase) -> Checkpoint:
+        """Write a round down; raise SessionOverError where another process may go on with it."""
+        if self.over:
+            raise SessionOverError("The session is over, so its rounds are no longer kept.")
+        return self.rounds.keep(closed, phase)
+
+    def restore(self) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take up the round whose model an earlier process has made, as if it were made now."""
+        restored, self.restored = self.restored, None
+        if restored is not None:
+            self.current = replace(restored.closed, tags=self.tags)
+            self.set_aside.this_round = self.current.set_aside
+        return self.current.arrays, self.current.train
+
+    def finish(self, waiting: Checkpoint, report: RoundReport, *, staged: bool = False) -> None:
+        """Write down what became of a round; it waits no longer."""
+        self.folder.finish(waiting, report)
+        self.found.pop(report.round, None)
+        self.reports.append(report)
+        if staged:
+            self.best = report.metrics
+
+    def scored(self, waiting: Checkpoint) -> Scored:
+        """What the holdout says of a closed round; evaluated once, and not if that is on disk."""
+        number = waiting.closed.round
+        if number not in self.found:
+            metrics, whole = self.folder.scores(number) or ({}, False)
+            if whole or (metrics and self.evaluate_fn is None):
+                self.found[number] = Scored(metrics)
+            else:
+                arrays = self.rounds.arrays_of(waiting)
+                self.found[number] = evaluate(self.evaluate_fn, number, arrays)
+        return self.found[number]
+
+    def started(self, store: ModelStore) -> SessionStarted:
         """What hooks hear before the first round."""
+        origin = self.record.origin
         return SessionStarted(
             run_id=self.run_id,
             session=origin.session,
@@ -143,14 +206,14 @@ class Session:
             staging=store.get_latest_version(Stage.STAGING),
         )
 
-    def ended(self, origin: Origin, error: BaseException | None) -> SessionEnded:
+    def ended(self, error: BaseException | None) -> SessionEnded:
         """What hooks hear at the end; ``error`` is what ended it before its last round."""
         failed: Literal["failed", "killed"] = "failed" if isinstance(error, Exception) else "killed"
-        said = "" if error is None else f"{type(error).__name__}: {error}".rstrip(": ")
+        said = "" if error is None else redact(f"{type(error).__name__}: {error}".rstrip(": "))
         waiting = [r.version for r in self.reports if r.approval == "pending"]
         return SessionEnded(
             run_id=self.run_id,
-            session=origin.session,
+            session=self.record.origin.session,
             status="finished" if error is None else failed,
             reason=said[:MAX_REASON],
             versions=tuple(r.version for r in self.reports if r.version is not None),
@@ -159,24 +222,26 @@ class Session:
             seconds=time.monotonic() - self.started_at,
         )
 
-    def failed_report(self, failed: FailedRound) -> RoundReport:
-        """What hooks hear of a round without a new model."""
-        return RoundReport(
-            round=failed.round,
+    def report_of(self, closed: ClosedRound, **known: object) -> RoundReport:
+        """What hooks hear of a round; ``known`` is what there is to say of its version."""
+        report = RoundReport(
+            round=closed.round,
             num_rounds=self.num_rounds,
-            reason=failed.problem,
-            failed=True,
+            reason=closed.problem,
+            failed=bool(closed.problem),
+            seconds=closed.seconds,
             run_id=self.run_id,
-            set_aside=failed.set_aside,
+            set_aside=closed.set_aside,
         )
+        return replace(report, **known)  # type: ignore[arg-type]
 
-    def count_failure(self, failed: FailedRound) -> None:
+    def count_failure(self, closed: ClosedRound) -> None:
         """Count a round without a new model; too many in a row raise RunFailedError."""
-        self.failed_in_a_row += 1
+        self.failed_in_a_row = self.failed_in_a_row + 1 if closed.problem else 0
         if self.failed_in_a_row >= MAX_FAILED_ROUNDS:
             raise RunFailedError(
                 f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
-                f"{failed.problem}; look at the clients' log and run again."
+                f"{closed.problem}; look at the clients' log and run again."
             )
 
     def screen(self, replies: Iterable[Message], rules: Screening | None, needs: Needs) -> Screened:
@@ -195,12 +260,14 @@ class Session:
     def version_tags(self, closed: ClosedRound) -> dict[str, str]:
         """The tags of the version that a round becomes."""
         own = version_tags(closed.round, closed.nodes, closed.node_scores)
-        return {**self.tags, **own, **set_aside_tag(closed.set_aside)}
+        return {**closed.tags, **own, **set_aside_tag(closed.set_aside)}
 
     def remember(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep the metrics of a step for the pictures at the end."""
+        """Keep the metrics of a step for the pictures at the end; the same step once."""
         for name, value in metrics.items():
-            self.history.setdefault(name, []).append((step, value))
+            points = self.history.setdefault(name, [])
+            if not points or points[-1][0] != step:
+                points.append((step, value))
 
     def score_of(self, store: ModelStore, version: str | None) -> Scored | None:
         """Scores of a registered version on this session's holdout, taken once per session.
@@ -244,87 +311,9 @@ class Session:
             looks=self.num_rounds,
         )
 
-    def stage(
-        self,
-        store: ModelStore,
-        version: str,
-        decision: Decision,
-        closed: ClosedRound,
-        metrics: Mapping[str, float],
-    ) -> RoundReport:
-        """Move the version as decided; Production is only marked, a person or the end grants it."""
-        staged = decision.stage is not Stage.NONE
-        ready = decision.stage is Stage.PRODUCTION
-        if staged:
-            self.supersede(store, version)
-            store.promote_to_staging(version, actor="policy", reason=decision.reason)
-            self.best = metrics
-        approval: Literal["none", "pending"] = "pending" if ready else "none"
-        store.set_version_tags(version, {"reason": decision.why, "approval": approval})
-        return RoundReport(
-            round=closed.round,
-            num_rounds=self.num_rounds,
-            metrics=metrics,
-            version=version,
-            stage=Stage.STAGING if staged else Stage.NONE,
-            approval=approval,
-            reason=decision.why,
-            seconds=closed.seconds,
-            run_id=self.run_id,
-            set_aside=closed.set_aside,
-        )
-
-    def supersede(self, store: ModelStore, version: str) -> None:
-        """Make room in Staging for ``version``: what is there waits for approval no longer."""
-        old = store.get_latest_version(Stage.STAGING)
-        if old is None or old == version:
-            return
-        if store.get_version(old).tags.get("approval") == "pending":
-            store.set_version_tags(old, {"approval": "superseded"})
-        for index, report in enumerate(self.reports):
-            if report.version == old:
-                approval = "superseded" if report.approval == "pending" else report.approval
-                self.reports[index] = replace(report, stage=Stage.ARCHIVED, approval=approval)
-
-    def promote_waiting(self, store: ModelStore) -> None:
-        """Promote the version of this session that passed the gates of Production, if any."""
-        for index, report in enumerate(self.reports):
-            if report.approval == "pending" and report.version is not None:
-                store.promote_to_production(report.version, actor="policy", reason=report.reason)
-                store.set_version_tags(report.version, {"approval": "approved"})
-                self.reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
-
-    def settle(self, store: ModelStore, shadow: ShadowReport, *, promote: bool) -> None:
-        """Do what a shadow evaluation asks for: archive what is worse; ``promote`` what is better.
-
-        What is neither, or has been moved meanwhile by a person, is left to people.
-        """
-        version, said = shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
-        gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
-        reason = f"{gates}; {said}".removeprefix("; ")
-        store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
-        logger.info("version %s: %s", version, said)
-        champion = store.get_latest_version(Stage.PRODUCTION)
-        try:
-            if champion != shadow.champion:
-                logger.warning("version %s is in Production by now: a person decides", champion)
-            elif shadow.test.outcome == "worse":
-                store.reject_version(version, actor="policy", reason=said)
-            elif shadow.test.outcome == "better" and promote:
-                store.approve_version(version, actor="policy", reason=reason)
-        except StageError as error:
-            logger.warning("the shadow evaluation changes nothing: %s", error)
-        record = store.get_version(version)
-        for index, report in enumerate(self.reports):
-            if report.version == version:
-                approval = cast("Approval", record.tags.get("approval", report.approval))
-                self.reports[index] = replace(
-                    report, stage=record.stage, approval=approval, reason=reason
-                )
-
     def seconds_left(self, server_round: int) -> float:
         """Time that the rounds after ``server_round`` will take at the pace so far."""
-        pace = (time.monotonic() - self.started_at) / server_round
+        pace = (time.monotonic() - self.started_at) / max(1, server_round - self.offset)
         return pace * (self.num_rounds - server_round)
 
     def log_artifacts(

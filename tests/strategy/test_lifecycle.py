@@ -401,6 +401,6 @@ def test_a_better_session_supersedes_what_waits_from_the_one_before(
     assert [row["tags"]["approval"] for row in rows] == ["superseded", "pending"]
 
 
-def test_only_the_last_round_s_file_stays(parts: dict[str, Any], home: Path) -> None:
+def test_no_file_stays_once_all_is_in_the_registry(parts: dict[str, Any], home: Path) -> None:
     LifecycleStrategy(home=home, **parts).start(LocalGrid(add_one), model(), num_rounds=3)
-    assert [p.name for p in home.rglob("round-*")] == ["round-0003.safetensors"]
+    assert list((home / "checkpoints").iterdir()) == []

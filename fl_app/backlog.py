@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many closed rounds wait on disk to be handed to MLflow, and why; for whoever shows it.
+
+Only names are read, and what tells which model they belong to. Who writes them is
+``fl_app.strategy.session_folder``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+CHECKPOINTS = "checkpoints"
+SESSION_FILE, TROUBLE_FILE = "session.json", "trouble.json"
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Closed rounds that are on disk and not yet in the registry.
+
+    Attributes
+    ----------
+    rounds : int
+        How many; one is usual while a session runs, since a round is finished during the next one.
+    trouble : str
+        Why they wait; empty while MLflow answers.
+    """
+
+    rounds: int = 0
+    trouble: str = ""
+
+    @property
+    def status(self) -> str:
+        """``ok``, or ``degraded`` while MLflow does not answer."""
+        return "degraded" if self.trouble else "ok"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, for programs."""
+        return asdict(self)
+
+
+def backlog(home: Path, model: str) -> Backlog:
+    """What waits under an app's home for a registered model.
+
+    Parameters
+    ----------
+    home : Path
+        The app's home.
+    model : str
+        The registered model's name.
+    """
+    rounds, trouble = 0, ""
+    for path in sorted((home / CHECKPOINTS).glob(f"*/{SESSION_FILE}")):
+        if read_json(path).get("model") == model and path.parent.suffix != ".failed":
+            rounds += len(list(path.parent.glob("closed-*.json")))
+            trouble = trouble or str(read_json(path.with_name(TROUBLE_FILE)).get("why", ""))
+    return Backlog(rounds, trouble if rounds else "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none, or something else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a session: a new one, one that goes on, or one of which only the end is left."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord
+
+from fl_app.backlog import CHECKPOINTS
+from fl_app.strategy.checkpoint import fits, schema_of
+from fl_app.strategy.encoding import NotPlainError
+from fl_app.strategy.evaluation import EvaluateFn
+from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.kept_rounds import KeptRounds
+from fl_app.strategy.resume import Found, ResumeError
+from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.session import Session
+from fl_app.strategy.session_folder import Checkpoint, SessionFolder
+from fl_app.strategy.session_record import SessionRecord
+from registry import Tracker
+
+logger = logging.getLogger("flwr.fl_app")
+
+FOLDER_TAG = "checkpoint"
+"""Tag of a session's MLflow run: the name of its folder."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What ``start()`` was given to open a session with.
+
+    Attributes
+    ----------
+    tracker : Tracker
+        Where its MLflow run is started, or continued.
+    memory : InnerMemory
+        What the inner strategy remembers.
+    model : Mapping[str, object]
+        What the model is.
+    arrays : ArrayRecord
+        The first global arrays of a new session.
+    configs : Mapping[str, ConfigRecord]
+        The configs for ``train`` and ``evaluate`` messages.
+    evaluate_fn : EvaluateFn | None
+        What scores the holdout.
+    """
+
+    tracker: Tracker
+    memory: InnerMemory
+    model: Mapping[str, object]
+    arrays: ArrayRecord
+    configs: Mapping[str, ConfigRecord]
+    evaluate_fn: EvaluateFn | None
+
+    def begin(self, home: Path, record: SessionRecord) -> Session:
+        """Begin a session: its folder first, so that a crash leaves no run that nobody knows.
+
+        Raises
+        ------
+        CheckpointError
+            The disk does not take it.
+        RegistryError
+            MLflow does not answer, or refuses.
+        """
+        folder = SessionFolder(home / CHECKPOINTS / uuid.uuid4().hex)
+        folder.acquire()
+        try:
+            folder.write_session(record.to_json())
+            tags = {**record.tags, FOLDER_TAG: folder.path.name}
+            run = self.tracker.start_run(record.run_name, tags=tags)
+        except BaseException:
+            folder.release()
+            raise
+        closed = ClosedRound(0, arrays=self.arrays)
+        session = self._session(folder, record, Checkpoint(closed, "done", self.memory.take()))
+        session.note(run_id=str(run.info.run_id))
+        session.keep(closed, "done")
+        return session
+
+    def go_on(self, found: Found, flower_run_id: str) -> Session:
+        """Go on with a session: its MLflow run, its arrays, and what its strategy remembers.
+
+        Raises
+        ------
+        CheckpointError
+            Its files have changed.
+        ResumeError
+            What its strategy remembered is of another strategy.
+        """
+        newest, record = found.rounds[-1], found.record
+        inner = found.folder.with_inner_arrays(newest)
+        arrays = found.folder.arrays(newest)
+        try:
+            self.memory.put_back(inner)
+        except NotPlainError as error:
+            raise ResumeError(
+                f"The session in {found.folder.path} cannot go on ({error}); use resume='fresh'."
+            ) from error
+        for name, config in newest.configs.items():
+            self.configs[name].clear()
+            self.configs[name].update(config)
+        whole = replace(newest, inner=inner, closed=replace(newest.closed, arrays=arrays))
+        session = self._session(found.folder, record, whole)
+        session.tags = {**record.tags, "flower_run_id": flower_run_id}
+        session.recall(found.rounds)
+        if newest.phase == "aggregated":
+            session.restored = whole
+        session.offset = newest.closed.round - (newest.phase == "aggregated")
+        tag = {f"resumed_after_round.{session.offset}": flower_run_id}
+        self.tracker.start_run(run_id=record.run_id, tags=tag)
+        logger.info(
+            "going on with the session of MLflow run %s, which was cut short in round %d of %d",
+            record.run_id,
+            min(session.offset + 1, record.num_rounds),
+            record.num_rounds,
+        )
+        return session
+
+    def left(self, found: Found) -> Session:
+        """A session of which rounds wait, for whoever finishes them; nothing is started.
+
+        Its model is scored only if it has the arrays of the present one.
+        """
+        newest = found.rounds[-1]
+        arrays = found.folder.arrays(newest)
+        comparable = fits(arrays, schema_of(self.arrays))
+        opening = self if comparable else replace(self, evaluate_fn=None)
+        session = opening._session(
+            found.folder,
+            found.record,
+            replace(newest, closed=replace(newest.closed, arrays=arrays)),
+        )
+        session.recall(found.rounds)
+        return session
+
+    def take_up(self, found: Found) -> bool:
+        """Make the MLflow run of an earlier session the tracker's; False if it has none."""
+        if found.record.run_id:
+            self.tracker.start_run(run_id=found.record.run_id)
+            return True
+        return self.tracker.adopt_run({FOLDER_TAG: found.folder.path.name}) is not None
+
+    def _session(self, folder: SessionFolder, record: SessionRecord, newest: Checkpoint) -> Session:
+        arrays = newest.closed.arrays or self.arrays
+        return Session(
+            record=record,
+            rounds=KeptRounds(folder, self.memory, self.configs, newest, self.model),
+            tags=record.tags,
+            schema=schema_of(arrays),
+            evaluate_fn=self.evaluate_fn,
+            sent=arrays,
+        )

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions on top of Flower's own loop: begun or gone on with, drained, and ended.
+
+What a round is, from replies to a staged version, is in `fl_app.strategy.lifecycle`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fl_app.dispatch import Hooks
+from fl_app.strategy.checkpoint import schema_of
+from fl_app.strategy.commands import next_commands
+from fl_app.strategy.console import session_table
+from fl_app.strategy.encoding import encode
+from fl_app.strategy.evaluation import (
+    EvaluateFn,
+    evaluate,
+    holdout_record,
+    require_metric,
+    shadow_metrics,
+)
+from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.opening import Opening
+from fl_app.strategy.outbox import AWAY, DRAIN_SECONDS, Outbox
+from fl_app.strategy.production import compare_production
+from fl_app.strategy.provenance import run_tags
+from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
+from fl_app.strategy.resume import Found, Resume, choose, find
+from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.session import Session
+from fl_app.strategy.session_folder import Checkpoint
+from fl_app.strategy.session_record import SessionRecord, array_rows
+from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
+from fl_app.strategy.shadow_messages import NodeEvaluation
+from fl_app.strategy.staging import promote_waiting, settle_shadow
+from registry import ModelStore, RegistryError, Stage, StoreUnavailable, Tracker
+from registry.tracking_input import logged_texts
+
+logger = logging.getLogger("flwr.fl_app")
+
+FAILED_DRAIN_SECONDS = 10.0
+"""Seconds that a session which failed waits for a registry that is away."""
+LAST_SECONDS = 0.5, 1.5
+"""Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
+FOLDER_TAG = "checkpoint"
+"""Tag of a session's MLflow run: the name of its folder."""
+
+
+class Sessions(Strategy):
+    """The half of `LifecycleStrategy` that runs sessions; its parameters are described there."""
+
+    strategy: Strategy
+    metric: str | None
+    mode: Literal["max", "min"]
+    approval: Literal["manual", "auto"]
+    shadow: ShadowEvaluation | None
+    model_name: str
+    store: ModelStore
+    tracker: Tracker
+    monitor: Monitor | None
+    probation: ProductionWatch | None
+    hooks: Hooks
+    artifacts: Sequence[Artifacts]
+    model: Mapping[str, object]
+    holdout: DataUsed | None
+    params: Mapping[str, object]
+    origin: Origin
+    resume: Resume
+    home: Path
+    pipeline: bool
+    _memory: InnerMemory
+    _open_session: Session | None
+    _outbox: Outbox[Checkpoint] | None
+
+    @abstractmethod
+    def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
+        """Finish a closed round; it may have been finished in part before."""
+
+    @abstractmethod
+    def _log(self, session: Session, metrics: Mapping[str, float], closed: ClosedRound) -> None:
+        """Log the metrics of a round."""
+
+    def start(  # noqa: PLR0917  (Flower's signature)
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
+
+        ``evaluate_fn`` (see `EvaluateFn`) scores the holdout in the worker, for the result too. A
+        session that goes on after a crash runs the rounds that are left, from its own arrays, and
+        the result holds what this process ran.
+        """
+        train_config = ConfigRecord() if train_config is None else train_config
+        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        opening = Opening(
+            self.tracker,
+            self._memory,
+            self.model,
+            initial_arrays,
+            {"train": train_config, "evaluate": evaluate_config},
+            self._watched(evaluate_fn),
+        )
+        with self._run(opening, num_rounds, str(grid.run.run_id)) as session:
+            self._before_first_round(session)
+            result = super().start(
+                grid,
+                session.rounds.arrays_of(session.rounds.newest),
+                num_rounds - session.offset,
+                timeout,
+                train_config,
+                evaluate_config,
+            )
+            if self._drained(session):
+                nodes = NodeEvaluation(self.strategy, grid, num_rounds, evaluate_config, timeout)
+                self._conclude(session, nodes)
+            return _complete(result, session)
+
+    @contextmanager
+    def _run(self, opening: Opening, num_rounds: int, flower_run_id: str) -> Iterator[Session]:
+        """Open a session and its worker; close both, whatever happens in between."""
+        found = find(self.home, self.model_name)
+        try:
+            record = self._record(opening, num_rounds, flower_run_id)
+            chosen = choose(found, record, self.resume)
+            for each in found:
+                if each is not chosen:
+                    self._settle(each, opening)
+            session = (
+                opening.begin(self.home, record)
+                if chosen is None
+                else opening.go_on(chosen, flower_run_id)
+            )
+        except BaseException:
+            for each in found:
+                each.folder.release()
+            raise
+        self._open_session, self._outbox = session, (outbox := self._new_outbox(session))
+        try:
+            self._describe(session)
+            for waiting in _waiting(chosen):
+                outbox.put(waiting)
+            yield session
+        finally:
+            self._open_session = self._outbox = None
+            self._close(session, outbox, sys.exception())
+
+    def _record(self, opening: Opening, num_rounds: int, flower_run_id: str) -> SessionRecord:
+        """Who the session is, if it begins anew."""
+        settings = {
+            **{f"strategy{place}": value for place, value in self._memory.settings.items()},
+            **{f"{name}-config": encode(config) for name, config in opening.configs.items()},
+            **logged_texts(self.params),
+        }
+        return SessionRecord(
+            model=self.model_name,
+            origin=self.origin,
+            num_rounds=num_rounds,
+            chain=self._memory.chain,
+            arrays=array_rows(schema_of(opening.arrays)),
+            settings=json.loads(json.dumps(self.resume.compared(settings))),
+            tags=run_tags(self.origin, flower_run_id, self.metric),
+            run_name=f"flower-{flower_run_id}-session-{self.origin.session}",
+        )
+
+    def _watched(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn | None:
+        """``evaluate_fn``, during which nobody takes the registry to be slow."""
+        if evaluate_fn is None:
+            return None
+
+        def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            with self._outbox.computing() if self._outbox else nullcontext():
+                return evaluate_fn(server_round, arrays)
+
+        return watched
+
+    def _new_outbox(self, session: Session) -> Outbox[Checkpoint]:
+        def prepare(waiting: Checkpoint) -> None:
+            closed = waiting.closed
+            if not closed.problem and closed.round not in session.rounds.lost:
+                session.scored(waiting)
+                if outbox.trouble:
+                    keep_scores(closed.round)
+
+        def keep_scores(number: int) -> None:
+            scored = session.found[number]
+            session.folder.keep_scores(number, scored.metrics, whole=scored.results is None)
+
+        def tell(why: str) -> None:
+            session.folder.note_trouble(why)
+            for number in list(session.found) if why else ():
+                keep_scores(number)
+
+        outbox = Outbox[Checkpoint](
+            lambda waiting: self._finish_round(session, waiting),
+            prepare,
+            tell,
+            pipeline=self.pipeline,
+        )
+        return outbox
+
+    def _describe(self, session: Session) -> None:
+        """Log what the session is; what was logged before stays as it is."""
+        if session.record.first_metrics is None:
+            self.tracker.log_params({**self.params, "num-server-rounds": session.num_rounds})
+            if self.holdout is not None:
+                self.tracker.log_dataset(*astuple(self.holdout), context="holdout")
+        self.hooks.look()
+        self.hooks(session.started(self.store))
+
+    def _before_first_round(self, session: Session) -> None:
+        """Score what the session starts with, and what is in Staging, on the holdout."""
+        if session.record.first_metrics is not None:
+            return
+        parent = session.record.origin.parent_version
+        first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
+        if first.metrics:
+            require_metric(self.metric, first.metrics)
+            self._log(session, first.metrics, session.rounds.newest.closed)
+            if parent is not None:
+                session.scores[parent] = first
+                if self.monitor is not None and self.metric is not None:
+                    self.monitor.start_from(parent, first.metrics[self.metric])
+            staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
+            session.best = staged.metrics if staged is not None else None
+            compare_production(self.probation, session, self.store)
+        session.note(first_metrics=first.metrics, first_best=session.best)
+
+    def _drained(self, session: Session) -> bool:
+        """Wait for what the worker has in hand; whether nothing is left."""
+        left = self._outbox.drain(DRAIN_SECONDS) if self._outbox is not None else 0
+        if left:
+            self._leave(session, f"{left} rounds")
+        return not left
+
+    def _leave(self, session: Session, what: str) -> None:
+        session.note(state="left")
+        logger.warning(
+            "the session is over, and %s wait on disk, since MLflow does not answer: the next run "
+            "hands them over",
+            what,
+        )
+
+    def _conclude(self, session: Session, nodes: NodeEvaluation | None = None) -> bool:
+        """Compare on the nodes, promote if nobody needs to be asked, log pictures, print a table.
+
+        Where the registry goes away meanwhile, the next run does it, and this returns False.
+        """
+        try:
+            if nodes is not None:
+                self._shadow_rounds(session, nodes)
+            auto = self.approval == "auto"
+            if session.shadow is not None:
+                settle_shadow(self.store, session.shadow, session.reports, promote=auto)
+            elif auto and (nodes is not None or self.shadow is None):
+                promote_waiting(self.store, session.reports)
+            self.hooks.look()
+            session.log_artifacts(self.store, self.tracker, self.artifacts)
+            commands = next_commands(session.reports, self.store, self.home)
+        except StoreUnavailable as error:
+            logger.warning("%s", error)
+            self._leave(session, "its last steps")
+            return False
+        logger.info("%s", "\n" + session_table(session.reports, self.metric))
+        logger.info("%s", commands)
+        session.note(state="ending", status="FINISHED")
+        return True
+
+    def _shadow_rounds(self, session: Session, evaluation: NodeEvaluation) -> None:
+        """Have the nodes score what waits for approval and Production, side by side."""
+        for report in shadow_rounds(
+            self.shadow,
+            self.store,
+            metric=self.metric,
+            mode=self.mode,
+            schema=session.schema,
+            evaluation=evaluation,
+        ):
+            session.shadow = report
+            self.tracker.log_metrics(shadow_metrics(report), step=report.server_round)
+
+    def _settle(self, found: Found, opening: Opening) -> None:
+        """Finish what an earlier session has left: its rounds, and its MLflow run.
+
+        What cannot be finished is set apart with the reason; its files stay.
+        """
+        folder, record = found.folder, found.record
+        status = record.status or ("FINISHED" if record.state == "left" else "KILLED")
+        try:
+            if opening.take_up(found):
+                if found.rounds and not self._finish_left(found, opening.left(found)):
+                    return
+                self.tracker.end_run(status)
+            folder.remove()
+        except AWAY:
+            raise
+        except Exception as error:  # whatever it is, the new session must not end with it
+            logger.exception("%s is left as it is: %s", folder.set_apart(), type(error).__name__)
+            self._end_run(status)
+        finally:
+            folder.release()
+
+    def _finish_left(self, found: Found, session: Session) -> bool:
+        """Finish the rounds of an earlier session that wait, and its last steps."""
+        if waiting := _waiting(found):
+            logger.info("%d rounds of an earlier session are handed over", len(waiting))
+        for checkpoint in waiting:
+            self._finish_round(session, checkpoint)
+        return found.record.state != "left" or self._conclude(session)
+
+    def _close(
+        self, session: Session, outbox: Outbox[Checkpoint], error: BaseException | None
+    ) -> None:
+        """End the session: hand over what can be, in the time that there is, and let go of it."""
+        failed, last = isinstance(error, Exception), None
+        if failed:
+            self._drain_failed(session, outbox)
+        ended = session.ended(error)
+        session.over = True
+        outbox.close(LAST_SECONDS[0])
+        if error is not None and not failed:
+            last = LAST_SECONDS[1]  # the process must end; the session goes on in the next one
+        waits = session.record.state == "left"
+        told = not waits and self._end_run(ended.status.upper(), last)
+        if told and session.record.state == "ending" and not outbox.waiting:
+            session.folder.remove()
+        outbox.afterwards(session.folder.release)
+        self.hooks(ended)
+        self.hooks.flush()
+
+    def _drain_failed(self, session: Session, outbox: Outbox[Checkpoint]) -> None:
+        try:
+            outbox.drain(FAILED_DRAIN_SECONDS)
+        except Exception as error:  # noqa: BLE001  (the first one is raised already)
+            logger.info("a round is left: %s", error)
+        session.note(state="ending", status="FAILED")
+
+    def _end_run(self, status: str, seconds: float | None = None) -> bool:
+        """End the MLflow run, in at most some seconds; whether MLflow has heard of it."""
+        told = threading.Event()
+
+        def end() -> None:
+            try:
+                self.tracker.end_run(status)
+                told.set()
+            except RegistryError as error:
+                logger.warning("%s; the next run ends it", error)
+
+        if seconds is None:
+            end()
+        else:
+            thread = threading.Thread(target=end, name="fl-app-end", daemon=True)
+            thread.start()
+            thread.join(seconds)
+        return told.is_set()
+
+
+def _waiting(found: Found | None) -> list[Checkpoint]:
+    """The rounds that are closed and not finished, oldest first."""
+    return [c for c in found.rounds if c.phase == "closed"] if found is not None else []
+
+
+def _complete(result: Result, session: Session) -> Result:
+    """Flower's result with the session's own numbers of rounds, its arrays and holdout scores."""
+    for told in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp):
+        numbered = {number + session.offset: metrics for number, metrics in told.items()}
+        told.clear()
+        told.update(numbered)
+    if session.offset and not result.arrays:
+        result.arrays = session.rounds.arrays_of(session.rounds.newest)
+    for report in session.reports:
+        if not report.failed and session.evaluate_fn is not None:
+            result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
+    return result
