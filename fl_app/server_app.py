@@ -105,6 +105,7 @@ def main(grid: Grid, context: Context) -> None:
             store=store,
             tracker=tracker,
             monitor=monitor,
+            probation=probation,
             hooks=hooks,
             artifacts=[yolo.picture, drift_artifacts(monitor)],
             model=yolo.description,
