@@ -32,7 +32,7 @@ from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
 from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
 from fl_app.strategy.staging import superseded
-from registry import Evidence, ModelStore, Stage, Tracker
+from registry import Evidence, ModelStore, Stage, StoreUnavailable, Tracker
 from registry.redaction import one_line, redact
 
 logger = logging.getLogger("flwr.fl_app")
@@ -90,6 +90,8 @@ class Session:
         Metrics of the best version so far.
     shadow : ShadowReport | None
         What the shadow evaluation at the end has come to.
+    unshadowed : bool
+        Whether shadow rounds were to be, and none could be.
     over : bool
         Whether the worker must not touch its MLflow run any more.
     """
@@ -114,6 +116,7 @@ class Session:
     reports: list[RoundReport] = field(default_factory=list)
     shadow: ShadowReport | None = None
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    unshadowed: bool = False
     over: bool = False
 
     @property
@@ -322,6 +325,11 @@ class Session:
         """Have the pictures and files of the session made, and log them to its run.
 
         One that cannot be made or stored is left out with a warning: the versions are worth more.
+
+        Raises
+        ------
+        StoreUnavailable
+            MLflow does not answer; all are logged again then.
         """
         report = self.report(store)
         for make in artifacts:
@@ -329,6 +337,8 @@ class Session:
                 with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
                     for path in make(report, Path(folder)):
                         tracker.log_artifact(path)
+            except StoreUnavailable:
+                raise
             except Exception as error:  # noqa: BLE001 - somebody else's code, or a full disk
                 name = getattr(make, "__name__", type(make).__name__)
                 logger.warning("%s is not logged: %s", name, one_line(error))

@@ -56,6 +56,8 @@ FAILED_DRAIN_SECONDS = 10.0
 """Seconds that a session which failed waits for a registry that is away."""
 LAST_SECONDS = 0.5, 1.5
 """Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
+LAST_STEPS = None
+"""What follows the last round in the outbox."""
 FOLDER_TAG = "checkpoint"
 """Tag of a session's MLflow run: the name of its folder."""
 
@@ -84,7 +86,7 @@ class Sessions(Strategy):
     pipeline: bool
     _memory: InnerMemory
     _open_session: Session | None
-    _outbox: Outbox[Checkpoint] | None
+    _outbox: Outbox[Checkpoint | None] | None
 
     @abstractmethod
     def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
@@ -193,8 +195,16 @@ class Sessions(Strategy):
 
         return watched
 
-    def _new_outbox(self, session: Session) -> Outbox[Checkpoint]:
-        def prepare(waiting: Checkpoint) -> None:
+    def _new_outbox(self, session: Session) -> Outbox[Checkpoint | None]:
+        def finish(waiting: Checkpoint | None) -> None:
+            if waiting is LAST_STEPS:
+                self._last_steps(session)
+            else:
+                self._finish_round(session, waiting)
+
+        def prepare(waiting: Checkpoint | None) -> None:
+            if waiting is LAST_STEPS:
+                return
             closed = waiting.closed
             if not closed.problem and closed.round not in session.rounds.lost:
                 session.scored(waiting)
@@ -210,8 +220,8 @@ class Sessions(Strategy):
             for number in list(session.found) if why else ():
                 keep_scores(number)
 
-        outbox = Outbox[Checkpoint](
-            lambda waiting: self._finish_round(session, waiting),
+        outbox = Outbox[Checkpoint | None](
+            finish,
             prepare,
             tell,
             pipeline=self.pipeline,
@@ -246,10 +256,11 @@ class Sessions(Strategy):
         session.note(first_metrics=first.metrics, first_best=session.best)
 
     def _drained(self, session: Session) -> bool:
-        """Wait for what the worker has in hand; whether nothing is left."""
+        """Wait for what the worker has in hand; if anything is left, leave it for the next run."""
         left = self._outbox.drain(DRAIN_SECONDS) if self._outbox is not None else 0
         if left:
-            self._leave(session, f"{left} rounds")
+            rounds = len(session.reports) < session.num_rounds
+            self._leave(session, f"{left} rounds" if rounds else "its last steps")
         return not left
 
     def _leave(self, session: Session, what: str) -> None:
@@ -260,30 +271,34 @@ class Sessions(Strategy):
             what,
         )
 
-    def _conclude(self, session: Session, nodes: NodeEvaluation | None = None) -> bool:
-        """Compare on the nodes, promote if nobody needs to be asked, log pictures, print a table.
-
-        Where the registry goes away meanwhile, the next run does it, and this returns False.
-        """
+    def _conclude(self, session: Session, nodes: NodeEvaluation) -> None:
+        """Compare on the nodes what waits for approval, and have the worker do what follows."""
         try:
-            if nodes is not None:
-                self._shadow_rounds(session, nodes)
-            auto = self.approval == "auto"
-            if session.shadow is not None:
-                settle_shadow(self.store, session.shadow, session.reports, promote=auto)
-            elif auto and (nodes is not None or self.shadow is None):
-                promote_waiting(self.store, session.reports)
-            self.hooks.look()
-            session.log_artifacts(self.store, self.tracker, self.artifacts)
-            commands = next_commands(session.reports, self.store, self.home)
+            self._shadow_rounds(session, nodes)
         except StoreUnavailable as error:
             logger.warning("%s", error)
-            self._leave(session, "its last steps")
-            return False
+            return self._leave(session, "its last steps")
+        if self._outbox is not None:
+            self._outbox.put(LAST_STEPS)
+        self._drained(session)
+        return None
+
+    def _last_steps(self, session: Session) -> None:
+        """Promote if nobody needs to be asked, log the pictures, print the table.
+
+        Without shadow rounds, where some were to be, nothing is promoted.
+        """
+        auto = self.approval == "auto"
+        if session.shadow is not None:
+            settle_shadow(self.store, session.shadow, session.reports, promote=auto)
+        elif auto and not session.unshadowed:
+            promote_waiting(self.store, session.reports)
+        self.hooks.look()
+        session.log_artifacts(self.store, self.tracker, self.artifacts)
+        commands = next_commands(session.reports, self.store, self.home)
+        session.note(state="ending", status="FINISHED")
         logger.info("%s", "\n" + session_table(session.reports, self.metric))
         logger.info("%s", commands)
-        session.note(state="ending", status="FINISHED")
-        return True
 
     def _shadow_rounds(self, session: Session, evaluation: NodeEvaluation) -> None:
         """Have the nodes score what waits for approval and Production, side by side."""
@@ -307,8 +322,8 @@ class Sessions(Strategy):
         status = record.status or ("FINISHED" if record.state == "left" else "KILLED")
         try:
             if opening.take_up(found):
-                if found.rounds and not self._finish_left(found, opening.left(found)):
-                    return
+                if found.rounds:
+                    self._finish_left(found, opening.left(found))
                 self.tracker.end_run(status)
             folder.remove()
         except AWAY:
@@ -319,16 +334,18 @@ class Sessions(Strategy):
         finally:
             folder.release()
 
-    def _finish_left(self, found: Found, session: Session) -> bool:
+    def _finish_left(self, found: Found, session: Session) -> None:
         """Finish the rounds of an earlier session that wait, and its last steps."""
         if waiting := _waiting(found):
             logger.info("%d rounds of an earlier session are handed over", len(waiting))
         for checkpoint in waiting:
             self._finish_round(session, checkpoint)
-        return found.record.state != "left" or self._conclude(session)
+        if found.record.state == "left":
+            session.unshadowed = self.shadow is not None
+            self._last_steps(session)
 
     def _close(
-        self, session: Session, outbox: Outbox[Checkpoint], error: BaseException | None
+        self, session: Session, outbox: Outbox[Checkpoint | None], error: BaseException | None
     ) -> None:
         """End the session: hand over what can be, in the time that there is, and let go of it."""
         failed, last = isinstance(error, Exception), None
@@ -347,7 +364,7 @@ class Sessions(Strategy):
         self.hooks(ended)
         self.hooks.flush()
 
-    def _drain_failed(self, session: Session, outbox: Outbox[Checkpoint]) -> None:
+    def _drain_failed(self, session: Session, outbox: Outbox[Checkpoint | None]) -> None:
         try:
             outbox.drain(FAILED_DRAIN_SECONDS)
         except Exception as error:  # noqa: BLE001  (the first one is raised already)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A registry that goes away in the middle of a session: nothing is lost, doubled or held up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+from local_grid import LocalGrid, add_one, model
+from outage import Server, behind
+
+from fl_app import LifecycleStrategy
+from fl_app.backlog import backlog
+from fl_app.events import Event, RoundReport, SessionEnded
+from fl_app.strategy import MetricError, sessions
+from registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
+from registry.breaker import Breaker
+
+Answer = Callable[[int, Message], Any]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for hundredths of a second where the app waits for seconds."""
+    monkeypatch.setattr("fl_app.strategy.outbox.Breaker", lambda: Breaker(0.01, 0.02))
+    monkeypatch.setattr("fl_app.strategy.outbox.PATIENCE", 0.05)
+
+
+class Monitor:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, float]] = []
+
+    def start_from(self, version: str, score: float) -> None: ...
+
+    def update_metrics(self, accuracy: float, round_num: int) -> None:
+        self.told.append((round_num, round(accuracy, 6)))
+
+    def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
+        pass
+
+    def data_orders(self) -> Mapping[str, str | bool]:
+        return {}
+
+
+class World:
+    """A store and a tracker behind a server, a monitor, and hooks that keep what they hear."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.server, self.monitor = Server(), Monitor()
+        self.store, self.tracker = InMemoryModelStore(), InMemoryTracker()
+        behind(self.server, self.store, self.tracker)
+        self.events: list[Event] = []
+
+    def strategy(self, **named: Any) -> LifecycleStrategy:
+        settings: dict[str, Any] = {
+            "metric": "accuracy",
+            "store": self.store,
+            "tracker": self.tracker,
+            "monitor": self.monitor,
+            "hooks": [self.events.append],
+            "home": self.home,
+            "artifacts": [],
+        }
+        made = LifecycleStrategy(FedAvg(), **{**settings, **named})
+        made.artifacts = ()  # pictures take their time
+        return made
+
+    def left_behind(self) -> dict[str, Any]:
+        """What is in the registry, the tracking, the journal and the monitor in the end."""
+        self.server.away, self.server.fails = False, None
+        rows = sorted(self.store.list_all_versions(), key=lambda row: int(row["version"]))
+        return {
+            "versions": [
+                (r["tags"]["round"], r["stage"], r["tags"]["approval"], r["tags"]["reason"])
+                for r in rows
+            ],
+            "runs": [
+                (r.status, {name: sorted(points) for name, points in r.metrics.items()})
+                for r in self.tracker.runs
+            ],
+            "journal": [(e.op, e.version) for e in self.store.history()],
+            "monitor": self.monitor.told,
+            "rounds": [(e.round, e.version) for e in self.events if isinstance(e, RoundReport)],
+        }
+
+
+@pytest.fixture
+def world(home: Path) -> World:
+    return World(home)
+
+
+def holdout(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    return MetricRecord({"accuracy": float(arrays.to_numpy_ndarrays()[0].mean()) / 100})
+
+
+def answers(at: Mapping[tuple[int, str], Callable[[], None]]) -> Answer:
+    """Nodes that answer well; before the first answer of a phase of a round, something happens."""
+    seen = set()
+
+    def answer(node_id: int, message: Message) -> Any:
+        where = (int(message.content["config"]["server-round"]), message.metadata.message_type)
+        if where in at and where not in seen:
+            seen.add(where)
+            at[where]()
+        return add_one(node_id, message)
+
+    return answer
+
+
+def goes(world: World, away: bool) -> Callable[[], None]:
+    def act() -> None:
+        world.server.away = away
+
+    return act
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_rounds_go_on_while_the_registry_is_away_and_are_handed_over_in_order(
+    world: World, pipeline: bool
+) -> None:
+    # It comes back in the last round only, so all others end without it.
+    answer = answers({(3, "train"): goes(world, True), (20, "evaluate"): goes(world, False)})
+    result = world.strategy(pipeline=pipeline).start(
+        LocalGrid(answer), model(), num_rounds=20, evaluate_fn=holdout
+    )
+    left = world.left_behind()
+    assert [row[0] for row in left["versions"]] == [str(n) for n in range(1, 21)]
+    assert [row[1:3] for row in left["versions"]] == [
+        *[("Archived", "superseded")] * 19,
+        ("Staging", "pending"),
+    ]
+    assert [n for n, _ in left["monitor"]] == list(range(1, 21))
+    assert [n for n, _ in left["rounds"]] == list(range(1, 21))
+    ((status, metrics),) = left["runs"]
+    assert status == "FINISHED"
+    assert [step for step, _ in metrics["accuracy"]] == list(range(21))
+    assert sorted(result.evaluate_metrics_serverapp) == list(range(1, 21))
+    assert list((world.home / "checkpoints").iterdir()) == []
+
+
+def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]
+) -> None:
+    monkeypatch.setattr(sessions, "DRAIN_SECONDS", 0.2)
+    answer = answers({(3, "train"): goes(world, True)})
+    result = world.strategy().start(LocalGrid(answer), model(), 5, evaluate_fn=holdout)
+    assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 5
+    waits = backlog(world.home, "fl-global-model")
+    assert waits.rounds in (3, 4)
+    assert waits.status == "degraded"
+    assert "does not answer" in waits.trouble
+    assert f"{waits.rounds} rounds wait on disk" in lines()
+    world.server.away = False
+    assert [run.status for run in world.tracker.runs] == ["RUNNING"]
+    world.tracker.run.status = "RUNNING"  # type: ignore[union-attr]
+    world.tracker.run = None  # as in another process
+
+    world.strategy().start(LocalGrid(add_one), model(50), 1, evaluate_fn=holdout)
+    left = world.left_behind()
+    assert [row[0] for row in left["versions"]] == ["1", "2", "3", "4", "5", "1"]
+    assert [status for status, _ in left["runs"]] == ["FINISHED", "FINISHED"]
+    assert [step for step, _ in left["runs"][0][1]["accuracy"]] == list(range(6))
+    assert [n for n, _ in left["monitor"]] == [1, 2, 3, 4, 5, 1]
+    assert list((world.home / "checkpoints").iterdir()) == []
+    assert backlog(world.home, "fl-global-model").rounds == 0
+
+
+def run_three_rounds(world: World, approval: str = "auto") -> None:
+    world.strategy(approval=approval).start(LocalGrid(add_one), model(), 3, evaluate_fn=holdout)
+
+
+def test_a_call_that_fails_once_changes_nothing_wherever_it_is(home: Path) -> None:
+    whole = World(home / "whole")
+    run_three_rounds(whole)
+    expected, count = whole.left_behind(), whole.server.calls
+    assert count > 30
+    started = 0
+    for number in range(1, count):
+        for when in ("before", "after"):
+            world = World(home / f"{number}-{when}")
+            world.server.fails = (number, when)
+            try:
+                run_three_rounds(world)
+            except StoreUnavailable:  # a session needs the registry to begin
+                started = number
+                continue
+            if list((world.home / "checkpoints").iterdir()):  # its end is for the next run
+                world.server.fails = None
+                finish_left(world)
+            assert world.left_behind() == expected, (number, when)
+    assert started < 12
+
+
+def finish_left(world: World) -> None:
+    """Have the next session hand over what is left, and go no further itself."""
+
+    def enough(node_id: int, message: Message) -> Any:
+        raise RuntimeError("enough")
+
+    world.tracker.run = None  # as in another process
+    events, runs = len(world.events), len(world.tracker.runs)
+    with pytest.raises(RuntimeError, match="enough"):
+        world.strategy(approval="auto").start(LocalGrid(enough), model(), 1)
+    del world.events[events:], world.tracker.runs[runs:]
+
+
+def test_what_people_did_meanwhile_stays(world: World) -> None:
+    # The reply to the last mark of round 2's version is lost, and a person approves it meanwhile.
+    def approve() -> None:
+        world.store.approve_version("2", actor="ann")
+
+    run_three = world.strategy()
+    marks = []
+    set_tags = world.store.set_version_tags
+
+    def lost(version: str, tags: Mapping[str, str]) -> None:
+        set_tags(version, tags)
+        if version == "2" and "approval" in tags and not marks:
+            marks.append(tags)
+            approve()
+            raise StoreUnavailable("the reply was lost (in a test).")
+
+    world.store.set_version_tags = lost  # type: ignore[method-assign]
+    run_three.start(LocalGrid(add_one), model(), 2, evaluate_fn=holdout)
+    assert marks
+    assert world.store.get_latest_version(Stage.PRODUCTION) == "2"
+    assert world.store.get_version("2").tags["approval"] == "approved"
+    reports = [event for event in world.events if isinstance(event, RoundReport)]
+    assert [(r.round, r.stage, r.approval) for r in reports][-1] == (2, "Production", "approved")
+
+
+def test_a_registry_that_refuses_for_good_still_ends_the_session(world: World) -> None:
+    with pytest.raises(MetricError):
+        world.strategy(metric="no").start(LocalGrid(add_one), model(), 3)
+    assert [run.status for run in world.tracker.runs] == ["FAILED"]
+    ended = [event for event in world.events if isinstance(event, SessionEnded)]
+    assert [event.status for event in ended] == ["failed"]
+
+
+def test_what_cannot_be_finished_is_set_apart_and_does_not_end_the_next_session(
+    world: World, lines: Callable[[], str]
+) -> None:
+    with pytest.raises(MetricError):
+        world.strategy(metric="no").start(LocalGrid(add_one), model(), 3)
+    world.tracker.run = None
+    world.strategy(metric="no").start(LocalGrid(_without_accuracy), model(), 0)
+    (left,) = (world.home / "checkpoints").iterdir()
+    assert left.suffix == ".failed"
+    assert (left / "round-0001.safetensors").is_file()
+    assert "is left as it is" in lines()
+    assert backlog(world.home, "fl-global-model").rounds == 0
+
+
+def _without_accuracy(node_id: int, message: Message) -> Any:
+    raise AssertionError("no round is run")
