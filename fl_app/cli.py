@@ -18,8 +18,8 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
+from fl_app.cli_doctor import doctor
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
-from fl_app.doctor import examine
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
 from fl_app.retraining.probation_view import in_one_line
 from fl_app.retraining.store import default_url
@@ -268,32 +268,6 @@ def status(
 
 
 @app.command()
-def doctor(
-    *,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="First bring aliases and stages in line.")
-    ] = False,
-    uri: Uri = "",
-    monitor: Monitor = "",
-    name: Name = DEFAULT_NAME,
-    as_json: Json = False,
-) -> None:
-    """Check store, ledger, weights, disk and versions; ends with 1 if something is wrong."""
-    manager = ModelManager(uri or None, name)
-    if repair:
-        manager.reconcile()
-    checks = examine(manager, lambda: _memory(monitor, name))
-    if as_json:
-        _print_json([check.as_row() for check in checks])
-    else:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for check in checks:
-            table.add_row("ok" if check.ok else "WRONG", check.name, escape(check.detail))
-        out.print(table)
-    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
-
-
-@app.command()
 def ui(
     *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
 ) -> None:
@@ -331,6 +305,7 @@ def run(ctx: typer.Context) -> None:
         _fail(f"Run {run_id} did not complete; the reason is in the lines above.")
 
 
+app.command()(doctor)
 app.command()(serve)
 
 

@@ -1,37 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app doctor`: is what the app keeps there, whole and in agreement with itself?"""
+"""`fl-app doctor`: is what the app keeps there, whole and in agreement with itself?
+
+What it looks at on the machine is in `fl_app.machine`.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version as installed
-from typing import Any
+from datetime import UTC, datetime
 
+from fl_app.machine import (
+    LEFT,
+    Check,
+    check_clock,
+    check_disk,
+    check_leftovers,
+    check_superlink,
+    check_versions,
+    newest_file,
+)
 from fl_app.retraining import MonitorStore
+from fl_app.retraining.tables import MonitorStoreError, memory_errors
 from registry import ModelManager, RegistryError, Stage, app_home
+from registry.address import server_time
+from registry.atomic import remove_unfinished
+from registry.journal import as_moment
+from registry.tenure import tenures
 
-MIN_FREE = 1 << 30
-"""Bytes on the disk of the app's home below which a session may not find room for its rounds."""
-TESTED = {"flwr": "1.41", "mlflow": "3.17"}
-"""Versions that this release was tested with."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: what it is, whether it is well, and what was seen."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def as_row(self) -> dict[str, Any]:
-        """Return it as a plain dictionary."""
-        return asdict(self)
+NAMED = 3
+"""Damaged versions that are named; more are counted."""
 
 
-def examine(manager: ModelManager, open_memory: Callable[[], MonitorStore]) -> list[Check]:
+def examine(
+    manager: ModelManager, open_memory: Callable[[], MonitorStore], *, deep: bool = False
+) -> list[Check]:
     """Look at everything; nothing is changed.
 
     Parameters
@@ -40,45 +42,65 @@ def examine(manager: ModelManager, open_memory: Callable[[], MonitorStore]) -> l
         The registry to look at.
     open_memory : Callable[[], MonitorStore]
         Opens the monitor's memory.
+    deep : bool
+        Look at the files of all versions, and not only of those in Staging and of those that are
+        or have been in Production.
     """
-    checks = [_versions(), _disk(), _memory(open_memory)]
+    home, now = app_home(), datetime.now(UTC)
+    checks = [
+        check_versions(),
+        check_disk(home),
+        check_leftovers(home, now),
+        check_superlink(),
+        _memory(open_memory),
+    ]
     try:
         manager.ping()
     except RegistryError as error:
-        return [*checks, Check("store", False, str(error))]
+        return [*checks, check_clock(now, _past(None), None), Check("store", False, str(error))]
     return [
         *checks,
+        check_clock(now, _past(manager), server_time(manager.tracking_uri)),
         Check("store", True, f"{manager.registered_model_name} can be read"),
         _looked("ledger", lambda: f"{manager.verify()} entries follow one another"),
         _drift(manager),
-        *(_artifact(manager, stage) for stage in (Stage.PRODUCTION, Stage.STAGING)),
+        _artifacts(manager, deep=deep),
     ]
 
 
-def _versions() -> Check:
-    found = {name: installed(name) for name in TESTED}
-    strange = [
-        f"{name} {found[name]}" for name, v in TESTED.items() if not found[name].startswith(f"{v}.")
-    ]
-    told = ", ".join(f"{name} {number}" for name, number in found.items())
-    wanted = ", ".join(f"{name} {number}" for name, number in TESTED.items())
-    detail = f"{', '.join(strange)}: tested with {wanted}" if strange else told
-    return Check("versions", not strange, detail)
+def mend(manager: ModelManager) -> list[Check]:
+    """Do what can be done without a person: remove leftovers, bring aliases and stages in line.
+
+    Returns what was done, and what could not be.
+    """
+    home = app_home()
+    gone = remove_unfinished(home, older_than=LEFT, now=datetime.now(UTC))
+    done = [Check("repair", True, f"{len(gone)} leftovers removed")] if gone else []
+    try:
+        moved = len(manager.drift())
+        manager.reconcile()
+    except RegistryError as error:
+        return [*done, Check("repair", False, str(error))]
+    return [*done, Check("repair", True, f"aliases and stages are in line, {moved} were not")]
 
 
-def _disk() -> Check:
-    folder = app_home()
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    return Check("disk", free >= MIN_FREE, f"{free / (1 << 30):.1f} GiB free in {folder}")
+def _past(manager: ModelManager | None) -> dict[str, datetime]:
+    """Moments that have passed."""
+    newest = newest_file(app_home())
+    past = {"the newest file of the app's folder": newest} if newest is not None else {}
+    try:
+        entries = manager.history() if manager is not None else ()
+    except RegistryError:  # the check of the ledger tells
+        return past
+    return past | ({"the ledger's last entry": as_moment(entries[-1].time)} if entries else {})
 
 
 def _memory(open_memory: Callable[[], MonitorStore]) -> Check:
-    from sqlalchemy.exc import SQLAlchemyError
-
     try:
         return Check("monitor", True, f"{len(open_memory().history())} requests on record")
-    except (SQLAlchemyError, OSError) as error:
+    except MonitorStoreError as error:
+        return Check("monitor", False, str(error))
+    except memory_errors() as error:
         return Check("monitor", False, f"its memory cannot be read ({type(error).__name__})")
 
 
@@ -88,18 +110,37 @@ def _drift(manager: ModelManager) -> Check:
     except RegistryError as error:
         return Check("aliases", False, str(error))
     told = "; ".join(str(one) for one in moved)
-    return Check("aliases", not moved, told or "as the ledger says")
+    return Check("aliases", not moved, f"{told}; --repair" if moved else "as the ledger says")
 
 
-def _artifact(manager: ModelManager, stage: Stage) -> Check:
-    def look() -> str:
-        version = manager.get_latest_version(stage)
-        if version is None:
-            return "there is none"
-        manager.weights_path(version)
-        return f"the weights of version {version} are whole"
+def _artifacts(manager: ModelManager, *, deep: bool) -> Check:
+    """Whether the weights of versions that count are there and whole."""
+    try:
+        wanted = _wanted(manager, deep=deep)
+    except RegistryError as error:
+        return Check("artifacts", False, str(error))
+    broken, whole = [], 0
+    for version in wanted:
+        try:
+            manager.weights_path(version)
+            whole += 1
+        except RegistryError as error:
+            broken.append(str(error))
+    if broken:
+        more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        return Check("artifacts", False, " ".join(broken[:NAMED]) + more)
+    which = "all versions" if deep else "Staging and all that were in Production"
+    return Check("artifacts", True, f"the weights of {whole} versions are whole ({which})")
 
-    return _looked(str(stage), look)
+
+def _wanted(manager: ModelManager, *, deep: bool) -> list[str]:
+    """The versions whose files are looked at, newest first; those of other tools have no digest."""
+    served = {stay.version for stay in tenures(manager.history())}
+    staged = {manager.get_latest_version(stage) for stage in (Stage.PRODUCTION, Stage.STAGING)}
+    rows = manager.list_all_versions()
+    ours = {row["version"] for row in rows if row["tags"].get("sha256")}
+    counted = (served | staged) if not deep else {row["version"] for row in rows} & ours
+    return sorted({version for version in counted if version is not None}, key=int, reverse=True)
 
 
 def _looked(name: str, look: Callable[[], str]) -> Check:

@@ -8,10 +8,13 @@ import socket
 import sqlite3
 import tempfile
 from contextlib import closing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from registry.errors import StoreUnavailable, redact
+from registry.errors import StoreUnavailable
+from registry.redaction import redact
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT, _READ = 4.0, 5.0  # seconds
@@ -115,6 +118,26 @@ def _check_server(uri: str) -> None:
             f"The server at {shown} answers {reply.status_code} to a health check, so it is not "
             "a working MLflow server that lets us in; check the address and the password."
         )
+
+
+def server_time(uri: str) -> datetime | None:
+    """Return what the clock of an MLflow server says, to the second; None where none is told."""
+    if kind_of(uri) != "http":
+        return None
+    import requests
+
+    try:
+        reply = requests.get(
+            f"{uri.rstrip('/')}/health",
+            timeout=(_CONNECT, _READ),
+            stream=True,
+            verify=_certificates(),
+        )
+        reply.close()
+        found = parsedate_to_datetime(reply.headers["Date"])
+    except (requests.RequestException, LookupError, ValueError, TypeError, OSError):
+        return None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def _certificates() -> str | bool:

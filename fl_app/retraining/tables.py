@@ -102,8 +102,9 @@ def open_database(url: str, **options: Any) -> Engine:
         create_tables(engine)
         return engine
     except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
-        missing = isinstance(error, ModuleNotFoundError)
-        said = f"{error.name} is not installed" if missing else type(error).__name__
+        said = type(error).__name__
+        if isinstance(error, ModuleNotFoundError):
+            said = f"the package {error.name} is not installed"
     where = f" at {redact(url, url)}" if "://" in url else ""  # else who knows what it is
     raise MonitorStoreError(  # out here: the foreign text may hold the password
         f"The monitor's memory{where} cannot be opened ({said}); check its SQLAlchemy URL "

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
-from registry.errors import redact
+from registry.redaction import redact
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"

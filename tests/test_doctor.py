@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fl-app doctor`: each check where all is well, and where it is not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_app import machine
+from fl_app.doctor import examine, mend
+from fl_app.machine import (
+    Check,
+    check_clock,
+    check_disk,
+    check_leftovers,
+    check_superlink,
+    check_versions,
+    newest_file,
+)
+from fl_app.retraining import MonitorStore
+from fl_app.retraining.store import default_url
+from models.weights import save_weights
+from registry import ModelManager
+from registry.address import server_time
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def manager(home: Path, tmp_path: Path) -> ModelManager:
+    """Versions 1 and 2 have been in Production, 3 is new."""
+    manager = ModelManager()
+    for number in (1, 2, 3):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        manager.save_model_version(path, metrics={"m": 0.1})
+    for version in "12":
+        manager.promote_to_production(version)
+    return manager
+
+
+def looked(manager: ModelManager, *, deep: bool = False) -> dict[str, Check]:
+    home = manager._connection.home
+    checks = examine(manager, lambda: MonitorStore(default_url(home)), deep=deep)
+    return {check.name: check for check in checks}
+
+
+def damage(manager: ModelManager, version: str) -> None:
+    path = manager.weights_path(version)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+def test_all_is_well(manager: ModelManager) -> None:
+    for deep in (False, True):
+        checks = looked(manager, deep=deep)
+        assert [check for check in checks.values() if not check.ok] == []
+    names = ["versions", "disk", "leftovers", "superlink", "monitor", "clock", "store", "ledger"]
+    assert list(checks) == [*names, "aliases", "artifacts"]
+    assert "2 versions are whole" in looked(manager)["artifacts"].detail
+    assert "3 versions are whole" in looked(manager, deep=True)["artifacts"].detail
+
+
+def test_weights_that_were_once_in_production_count_and_others_only_if_asked(
+    manager: ModelManager,
+) -> None:
+    damage(manager, "3")
+    assert looked(manager)["artifacts"].ok
+    assert "version 3 have changed" in looked(manager, deep=True)["artifacts"].detail
+    damage(manager, "1")
+    found = looked(manager)["artifacts"]
+    assert not found.ok
+    assert "version 1 have changed" in found.detail
+    manager.weights_path("2").unlink()
+    assert "version 2 are missing" in looked(manager)["artifacts"].detail
+
+
+def test_versions_of_other_tools_have_no_digest_to_check(manager: ModelManager) -> None:
+    manager.client.create_model_version("fl-global-model", "/elsewhere")
+    assert looked(manager, deep=True)["artifacts"].ok
+
+
+def test_a_ledger_that_was_changed_from_outside(manager: ModelManager, home: Path) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        database.execute("UPDATE params SET value = '{}' WHERE key = 'op.000001'")
+        database.commit()
+    checks = looked(ModelManager())
+    assert not checks["ledger"].ok
+    assert "Entry 1 of the journal cannot be read" in checks["ledger"].detail
+    assert not checks["artifacts"].ok
+    assert checks["clock"].ok
+
+
+def test_aliases_that_were_moved_by_hand_are_put_back(
+    manager: ModelManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.client.set_registered_model_alias("fl-global-model", "production", "3")
+    time.sleep(2.1)  # until then it could be a move that another process is about to finish
+    assert not looked(manager)["aliases"].ok
+    assert [check.detail for check in mend(manager)] == [
+        "aliases and stages are in line, 1 were not"
+    ]
+    assert looked(manager)["aliases"].ok
+
+
+def test_a_store_that_does_not_answer_leaves_the_other_checks() -> None:
+    manager = ModelManager("http://127.0.0.1:9")
+    checks = looked(manager)
+    assert not checks["store"].ok
+    assert "does not answer" in checks["store"].detail
+    assert {"versions", "disk", "leftovers", "superlink", "monitor", "clock"} < checks.keys()
+    (done,) = mend(manager)
+    assert (done.name, done.ok) == ("repair", False)
+
+
+def test_a_memory_that_cannot_be_read(manager: ModelManager, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database")
+    checks = examine(manager, lambda: MonitorStore(f"sqlite:///{tmp_path / 'text'}"))
+    (monitor,) = [check for check in checks if check.name == "monitor"]
+    assert not monitor.ok
+    assert "cannot be opened" in monitor.detail
+
+
+def test_a_disk_without_room_or_right(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+    assert check_disk(home).ok
+    assert list((home / "tmp").iterdir()) == []
+    (home / "file").touch()
+    said = check_disk(home / "file")
+    assert not said.ok
+    assert "cannot be written" in said.detail
+    monkeypatch.setattr(machine, "MIN_FREE", 1 << 60)
+    assert not check_disk(home).ok
+
+
+def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, home: Path) -> None:
+    assert check_leftovers(home, NOW).ok
+    (home / "checkpoints").mkdir()
+    (home / "checkpoints" / ".round-0001.safetensors.x.tmp").write_bytes(bytes(2_000_000))
+    (home / "tmp").mkdir(exist_ok=True)
+    (home / "tmp" / ".save.y.tmp").mkdir()
+    for path in (*(home / "checkpoints").iterdir(), *(home / "tmp").iterdir()):
+        os.utime(path, (0, 0))
+    told = looked(manager)["leftovers"]
+    assert not told.ok
+    assert told.detail.startswith("2 unfinished, 2.0 MB, such as checkpoints/.round-0001")
+    assert mend(manager)[0].detail == "2 leftovers removed"
+    assert looked(manager)["leftovers"].ok
+
+
+def test_versions_that_were_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_versions().ok
+    monkeypatch.setattr(machine, "TESTED", {"flwr": "1.4", "mlflow": "3.17"})
+    said = check_versions()
+    assert not said.ok
+    assert "tested with flwr 1.4" in said.detail
+
+
+def test_a_clock_that_is_behind_what_has_happened() -> None:
+    past = {"the ledger's last entry": NOW, "the newest file": NOW - HOUR}
+    assert check_clock(NOW, past, None).ok
+    assert check_clock(NOW, past, NOW + timedelta(seconds=30)).ok
+    behind = check_clock(NOW - HOUR, past, None)
+    assert not behind.ok
+    assert "the ledger's last entry is of 2026-11-24 12:00:00" in behind.detail
+    for server in (NOW - HOUR, NOW + HOUR):
+        assert not check_clock(NOW, past, server).ok
+
+
+def test_the_clock_is_compared_with_ledger_and_files(manager: ModelManager, home: Path) -> None:
+    assert looked(manager)["clock"].ok
+    newest = newest_file(home)
+    assert newest is not None
+    assert abs(newest - datetime.now(UTC)) < HOUR
+    later = (datetime.now(UTC) + HOUR).timestamp()
+    (home / "of-tomorrow").touch()
+    os.utime(home / "of-tomorrow", (later, later))
+    said = looked(manager)["clock"]
+    assert not said.ok
+    assert "newest file" in said.detail
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str], str]]:
+    """Start a server that gives its answers a date, or none."""
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(date: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response_only(200)
+                if date:
+                    self.send_header("Date", date)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_time_of_a_server(serve: Callable[[str], str]) -> None:
+    assert server_time(serve(format_datetime(NOW, usegmt=True))) == NOW
+    assert server_time(serve("yesterday, about noon")) is None
+    assert server_time(serve("")) is None
+    assert server_time("http://127.0.0.1:9") is None
+    assert server_time("sqlite:////home/me/mlflow.db") is None
+
+
+LISTEN = (
+    "import socket; s = socket.create_server(('127.0.0.1', {})); print('up', flush=True); input()"
+)
+
+
+def test_a_superlink_that_is_older_than_what_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv(machine.PORT_VARIABLE, str(port))
+    assert "none runs" in check_superlink().detail
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTEN.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = check_superlink()
+        assert found.ok
+        assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found.detail
+        later = datetime.now(UTC) + HOUR
+        monkeypatch.setattr(machine, "_last_change", lambda: ("fl_app", later))
+        old = check_superlink()
+        assert not old.ok
+        assert f"process {process.pid} has been up since" in old.detail
+        monkeypatch.setenv(machine.PORT_VARIABLE, "no port")
+        assert "not looked at" in check_superlink().detail
+    finally:
+        process.communicate(b"\n")
+    _, changed = machine._last_change()
+    assert changed <= datetime.now(UTC) + HOUR
