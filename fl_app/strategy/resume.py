@@ -6,6 +6,7 @@ How it goes on is in `fl_app.strategy.sessions`.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,8 +56,9 @@ class Resume:
             raise ValueError(f"resume is {self.mode!r}, expected 'auto', 'require' or 'fresh'.")
 
     def compared(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that must be the same."""
-        return {name: value for name, value in settings.items() if name not in self.ignoring}
+        """The settings that must be the same, as they are on disk."""
+        kept = {name: value for name, value in settings.items() if name not in self.ignoring}
+        return dict(json.loads(json.dumps(kept)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Found:
     def cut_short(self) -> bool:
         """Whether it can go on: its process ended in the middle, after it had begun."""
         return bool(self.record.state == "training" and self.record.run_id and self.rounds)
+
+    @property
+    def waiting(self) -> list[Checkpoint]:
+        """The rounds that are closed and not finished, oldest first."""
+        return [checkpoint for checkpoint in self.rounds if checkpoint.phase == "closed"]
 
 
 def find(home: Path, model: str) -> list[Found]:

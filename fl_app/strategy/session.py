@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Result
 
 from fl_app.events import RoundReport, SessionEnded, SessionStarted
 from fl_app.strategy.checkpoint import CheckpointError, Schema, fits, load_round
@@ -21,6 +22,7 @@ from fl_app.strategy.evaluation import (
     Scored,
     evaluate,
     gather_evidence,
+    holdout_record,
     require_metric,
 )
 from fl_app.strategy.kept_rounds import KeptRounds
@@ -82,6 +84,8 @@ class Session:
         Nodes whose replies did not count.
     found : dict[int, Scored]
         What evaluation found of rounds that wait.
+    scores_kept : set[int]
+        Those of which it is on disk.
     tried : set[int]
         Rounds that may have been finished in part.
     scores : dict[str, Scored]
@@ -110,6 +114,7 @@ class Session:
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
     found: dict[int, Scored] = field(default_factory=dict)
+    scores_kept: set[int] = field(default_factory=set)
     tried: set[int] = field(default_factory=set)
     scores: dict[str, Scored] = field(default_factory=dict)
     best: Mapping[str, float] | None = None
@@ -175,6 +180,10 @@ class Session:
             self.set_aside.this_round = self.current.set_aside
         return self.current.arrays, self.current.train
 
+    def is_done(self, number: int) -> bool:
+        """Whether a round is finished, and all were told who are told once."""
+        return any(report.round == number for report in self.reports)
+
     def finish(self, waiting: Checkpoint, report: RoundReport, *, staged: bool = False) -> None:
         """Write down what became of a round; it waits no longer."""
         self.folder.finish(waiting, report)
@@ -194,6 +203,14 @@ class Session:
                 arrays = self.rounds.arrays_of(waiting)
                 self.found[number] = evaluate(self.evaluate_fn, number, arrays)
         return self.found[number]
+
+    def keep_scores(self) -> None:
+        """Write down what evaluation found of rounds that wait."""
+        for number, scored in list(self.found.items()):
+            if number not in self.scores_kept:
+                whole = scored.results is None
+                self.folder.keep_scores(number, scored.metrics, whole=whole)
+                self.scores_kept.add(number)
 
     def started(self, store: ModelStore) -> SessionStarted:
         """What hooks hear before the first round."""
@@ -359,3 +376,16 @@ class Session:
             weights=store.weights_path(shown[0]) if shown else None,
             shadow=self.shadow,
         )
+
+    def complete(self, result: Result) -> Result:
+        """Flower's result with the session's own numbers of rounds, arrays and holdout scores."""
+        for told in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp):
+            numbered = {number + self.offset: metrics for number, metrics in told.items()}
+            told.clear()
+            told.update(numbered)
+        if self.offset and not result.arrays:
+            result.arrays = self.rounds.arrays_of(self.rounds.newest)
+        for report in self.reports:
+            if not report.failed and self.evaluate_fn is not None:
+                result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
+        return result

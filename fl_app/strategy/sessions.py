@@ -6,7 +6,6 @@ What a round is, from replies to a staged version, is in `fl_app.strategy.lifecy
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
@@ -29,10 +28,10 @@ from fl_app.strategy.encoding import encode
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
-    holdout_record,
     require_metric,
     shadow_metrics,
 )
+from fl_app.strategy.handover import LAST_STEPS, hand_over
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.opening import Opening
 from fl_app.strategy.outbox import AWAY, DRAIN_SECONDS, Outbox
@@ -48,7 +47,6 @@ from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
 from fl_app.strategy.shadow_messages import NodeEvaluation
 from fl_app.strategy.staging import promote_waiting, settle_shadow
 from registry import ModelStore, RegistryError, Stage, StoreUnavailable, Tracker
-from registry.tracking_input import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -56,8 +54,6 @@ FAILED_DRAIN_SECONDS = 10.0
 """Seconds that a session which failed waits for a registry that is away."""
 LAST_SECONDS = 0.5, 1.5
 """Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
-LAST_STEPS = None
-"""What follows the last round in the outbox."""
 FOLDER_TAG = "checkpoint"
 """Tag of a session's MLflow run: the name of its folder."""
 
@@ -135,7 +131,7 @@ class Sessions(Strategy):
             if self._drained(session):
                 nodes = NodeEvaluation(self.strategy, grid, num_rounds, evaluate_config, timeout)
                 self._conclude(session, nodes)
-            return _complete(result, session)
+            return session.complete(result)
 
     @contextmanager
     def _run(self, opening: Opening, num_rounds: int, flower_run_id: str) -> Iterator[Session]:
@@ -156,10 +152,11 @@ class Sessions(Strategy):
             for each in found:
                 each.folder.release()
             raise
-        self._open_session, self._outbox = session, (outbox := self._new_outbox(session))
+        outbox = hand_over(session, self._finish_round, self._last_steps, pipeline=self.pipeline)
+        self._open_session, self._outbox = session, outbox
         try:
             self._describe(session)
-            for waiting in _waiting(chosen):
+            for waiting in chosen.waiting if chosen is not None else ():
                 outbox.put(waiting)
             yield session
         finally:
@@ -171,7 +168,7 @@ class Sessions(Strategy):
         settings = {
             **{f"strategy{place}": value for place, value in self._memory.settings.items()},
             **{f"{name}-config": encode(config) for name, config in opening.configs.items()},
-            **logged_texts(self.params),
+            **{name: str(value) for name, value in self.params.items()},
         }
         return SessionRecord(
             model=self.model_name,
@@ -179,7 +176,7 @@ class Sessions(Strategy):
             num_rounds=num_rounds,
             chain=self._memory.chain,
             arrays=array_rows(schema_of(opening.arrays)),
-            settings=json.loads(json.dumps(self.resume.compared(settings))),
+            settings=self.resume.compared(settings),
             tags=run_tags(self.origin, flower_run_id, self.metric),
             run_name=f"flower-{flower_run_id}-session-{self.origin.session}",
         )
@@ -194,39 +191,6 @@ class Sessions(Strategy):
                 return evaluate_fn(server_round, arrays)
 
         return watched
-
-    def _new_outbox(self, session: Session) -> Outbox[Checkpoint | None]:
-        def finish(waiting: Checkpoint | None) -> None:
-            if waiting is LAST_STEPS:
-                self._last_steps(session)
-            else:
-                self._finish_round(session, waiting)
-
-        def prepare(waiting: Checkpoint | None) -> None:
-            if waiting is LAST_STEPS:
-                return
-            closed = waiting.closed
-            if not closed.problem and closed.round not in session.rounds.lost:
-                session.scored(waiting)
-                if outbox.trouble:
-                    keep_scores(closed.round)
-
-        def keep_scores(number: int) -> None:
-            scored = session.found[number]
-            session.folder.keep_scores(number, scored.metrics, whole=scored.results is None)
-
-        def tell(why: str) -> None:
-            session.folder.note_trouble(why)
-            for number in list(session.found) if why else ():
-                keep_scores(number)
-
-        outbox = Outbox[Checkpoint | None](
-            finish,
-            prepare,
-            tell,
-            pipeline=self.pipeline,
-        )
-        return outbox
 
     def _describe(self, session: Session) -> None:
         """Log what the session is; what was logged before stays as it is."""
@@ -336,7 +300,7 @@ class Sessions(Strategy):
 
     def _finish_left(self, found: Found, session: Session) -> None:
         """Finish the rounds of an earlier session that wait, and its last steps."""
-        if waiting := _waiting(found):
+        if waiting := found.waiting:
             logger.info("%d rounds of an earlier session are handed over", len(waiting))
         for checkpoint in waiting:
             self._finish_round(session, checkpoint)
@@ -389,22 +353,3 @@ class Sessions(Strategy):
             thread.start()
             thread.join(seconds)
         return told.is_set()
-
-
-def _waiting(found: Found | None) -> list[Checkpoint]:
-    """The rounds that are closed and not finished, oldest first."""
-    return [c for c in found.rounds if c.phase == "closed"] if found is not None else []
-
-
-def _complete(result: Result, session: Session) -> Result:
-    """Flower's result with the session's own numbers of rounds, its arrays and holdout scores."""
-    for told in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp):
-        numbered = {number + session.offset: metrics for number, metrics in told.items()}
-        told.clear()
-        told.update(numbered)
-    if session.offset and not result.arrays:
-        result.arrays = session.rounds.arrays_of(session.rounds.newest)
-    for report in session.reports:
-        if not report.failed and session.evaluate_fn is not None:
-            result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
-    return result
