@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +27,14 @@ from registry import InMemoryModelStore, InMemoryTracker
 
 
 def run(
-    strategy: Strategy, answer: Any, model: ArrayRecord, rounds: int, **settings: Any
+    strategy: Strategy,
+    answer: Any,
+    model: ArrayRecord,
+    rounds: int,
+    nodes: Sequence[int] = (1, 2, 3),
+    **settings: Any,
 ) -> tuple[ArrayRecord, list[RoundReport]]:
-    """A session with three nodes; the last model and the reports."""
+    """A session; the last model and the reports."""
     reports: list[Any] = []
     wrapped = LifecycleStrategy(
         strategy,
@@ -41,7 +46,7 @@ def run(
     )
     np.random.seed(1)
     random.seed(1)
-    result = wrapped.start(LocalGrid(answer, (1, 2, 3)), model, num_rounds=rounds)
+    result = wrapped.start(LocalGrid(answer, nodes), model, num_rounds=rounds)
     return result.arrays, [event for event in reports if isinstance(event, RoundReport)]
 
 
@@ -262,7 +267,7 @@ class Picky(FedAvg):
 
 def from_sites(node: int, message: Message) -> RecordDict:
     content = trained(node, message)
-    content["node"] = ConfigRecord({} if node == 2 else {"site": "a"})
+    content["node"] = ConfigRecord({} if node % 2 == 0 else {"site": "a"})
     return content
 
 
@@ -274,6 +279,8 @@ def test_a_reply_that_a_strategy_of_somebody_s_own_cannot_take_is_set_aside() ->
         "Picky raised KeyError: 'site'"
     ] * 3
     assert [bad.in_a_row for r in reports for bad in r.set_aside] == [1, 2, 3]
+    _, reports = run(inner, from_sites, first_model(), 1, nodes=(1, 2, 3, 4, 5))
+    assert sorted(bad.node_id for bad in reports[0].set_aside) == ["2", "4"]
 
 
 def test_a_strategy_that_takes_nothing_ends_the_run_by_its_own_words() -> None:
@@ -360,3 +367,15 @@ def test_a_hostile_answer_in_a_shadow_round_does_not_reach_the_strategy() -> Non
     evaluation = NodeEvaluation(Watched(), LocalGrid(answer, (1, 2, 3)), 3, None, 10.0)
     evaluation.aggregate(evaluation.send(evaluation.messages(first_model())))
     assert seen == [0.5]
+
+
+def test_replies_are_whole_when_they_are_tried_again() -> None:
+    def of_sites(records: list[RecordDict], weighted_by: str) -> MetricRecord:
+        return MetricRecord({"sites": len([record["node"]["site"] for record in records])})
+
+    inner = flower.FedMedian(fraction_evaluate=0.0, train_metrics_aggr_fn=of_sites)
+    arrays, reports = run(inner, from_sites, first_model(), 1)  # it takes the arrays out first
+    assert [bad.node_id for bad in reports[0].set_aside] == ["2"]
+    assert reports[0].metrics == {"train/sites": 2.0}
+    both = [parts(1, node).arrays["layer.bias"].numpy() for node in (1, 3)]
+    np.testing.assert_allclose(arrays["layer.bias"].numpy(), np.median(both, axis=0), rtol=1e-6)
