@@ -149,7 +149,7 @@ class SessionEnded:
     status : "finished" | "failed" | "killed"
         ``failed``: an error ended it; ``killed``: the process was told to end.
     reason : str
-        The error; empty otherwise.
+        The error, or why it stopped before its last round; empty otherwise.
     versions : tuple[str, ...]
         What it registered, oldest first.
     pending : str | None

@@ -12,12 +12,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.run import Run
 
+from fl_app.strategy.grids import GridAround
 from fl_app.strategy.screening import Screened
 from fl_app.strategy.session import RunFailedError
 
@@ -36,7 +35,7 @@ class TooFewNodesError(RunFailedError):
     """There were not as many nodes as the strategy asks for, until the deadline."""
 
 
-class NodeDeadline(Grid):
+class NodeDeadline(GridAround):
     """A Grid for one ``configure_train`` or ``configure_evaluate``, which may not wait for ever.
 
     Flower's strategies ask for the nodes each second until there are enough, with no end. Here an
@@ -71,7 +70,7 @@ class NodeDeadline(Grid):
         seconds: float = NODE_WAIT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._strategy = strategy
         self._phase: Phase = phase
         self._seconds = seconds
@@ -82,13 +81,13 @@ class NodeDeadline(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the connected nodes."""
-        found = list(self._grid.get_node_ids())
+        found = list(super().get_node_ids())
         self._note(len(found))
         return found
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return the connected nodes."""
-        found = list(self._grid.get_nodes())
+        found = list(super().get_nodes())
         self._note(len(found))
         return found
 
@@ -113,40 +112,6 @@ class NodeDeadline(Grid):
             f"than {max(self._counts)} at once; start SuperNodes, let the strategy ask for fewer "
             "(min-nodes), or wait longer (node-wait-timeout)."
         )
-
-    @property
-    def run(self) -> Run:
-        """The run of the Grid inside."""
-        return self._grid.run
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of the Grid inside."""
-        self._grid.set_run(run)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message as the Grid inside does."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages to the Grid inside."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull messages from the Grid inside."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages over the Grid inside and return the replies."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | None:

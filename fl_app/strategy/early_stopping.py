@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from fl_app.events import RoundReport
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,28 @@ class EarlyStopping:
             return True
         gain = score - progress.best if mode == "max" else progress.best - score
         return gain > self.min_delta
+
+    def judge(
+        self,
+        reports: Iterable[RoundReport],
+        *,
+        metric: str,
+        mode: Literal["max", "min"],
+    ) -> str:
+        """Return why to stop after these rounds, or an empty text; once it stops, it has stopped.
+
+        Nothing but the reports decides, so that a session which goes on after a crash decides the
+        same.
+        """
+        progress = Progress()
+        for report in reports:
+            if report.failed:
+                continue
+            score = report.metrics.get(metric)
+            progress = self.after(progress, report.round, score, mode=mode)
+            if why := self.verdict(progress, metric):
+                return why
+        return ""
 
     def verdict(self, progress: Progress, metric: str) -> str:
         """Return why to stop, in one sentence, or an empty text to go on."""

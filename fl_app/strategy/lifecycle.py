@@ -21,6 +21,8 @@ from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
+from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline, with_silent
+from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.evaluation import finite, round_metrics
 from fl_app.strategy.inner import aggregate, aggregate_evaluate
 from fl_app.strategy.inner_state import InnerMemory
@@ -45,6 +47,7 @@ from registry import (
     Serving,
     Stage,
     Tracker,
+    Writer,
     app_home,
     decide_stage,
 )
@@ -103,6 +106,13 @@ class LifecycleStrategy(Sessions):
         Why this session runs, and from which version.
     home : str | Path | None
         Folder for round checkpoints; ``FL_APP_HOME``, else ``~/.fl-app``, by default.
+    early_stopping : EarlyStopping | None
+        When ``metric`` has not improved for so long that the remaining rounds are left out.
+    node_wait_timeout : float
+        Seconds for which a round waits for as many nodes as the strategy asks for.
+    writer : Writer | None
+        The right to write to the model, from ``store.writer(…)``. By default a session waits for
+        another server that has it.
     resume : "auto" | "require" | "fresh" | Resume
         What to do with a session of the same model that was cut short: go on with it if it is the
         same, require that, or begin anew (see `Resume`).
@@ -114,12 +124,16 @@ class LifecycleStrategy(Sessions):
     MetricError
         If nobody reports ``metric``.
     RunFailedError
-        After three rounds in a row without a valid model.
+        After three rounds in a row without a valid model, or where there are too few nodes.
     ResumeError
         If there is no session to go on with, and ``resume`` requires one.
+    ModelBusy, LeaseLost
+        If another server writes to the model, or has taken it over since this one hung.
     RegistryError
         If MLflow does not answer at the start, or refuses. Once a session has begun, rounds wait
         on disk while MLflow does not answer.
+    ValueError
+        If ``early_stopping`` has no ``metric`` to look at.
     """
 
     def __init__(
@@ -145,9 +159,14 @@ class LifecycleStrategy(Sessions):
         params: Mapping[str, object] | None = None,
         origin: Origin | None = None,
         home: str | Path | None = None,
+        early_stopping: EarlyStopping | None = None,
+        node_wait_timeout: float = NODE_WAIT_SECONDS,
+        writer: Writer | None = None,
         resume: ResumeMode | Resume = "auto",
         pipeline: bool = True,
     ) -> None:
+        if early_stopping is not None and metric is None:
+            raise ValueError("early_stopping needs a metric to look at; give metric=… as well.")
         self.strategy = strategy or FedAvg()
         self.screening = screening
         self.metric = metric
@@ -168,11 +187,15 @@ class LifecycleStrategy(Sessions):
         self.params = {"strategy": type(self.strategy).__name__, **(params or {})}
         self.origin = origin or Origin()
         self.home = app_home(home)
+        self.early_stopping = early_stopping
+        self.node_wait_timeout = node_wait_timeout
+        self.writer = writer
         self.resume = resume if isinstance(resume, Resume) else Resume(resume)
         self.pipeline = pipeline
         self._memory = InnerMemory(self.strategy)
         self._open_session = None
         self._outbox = None
+        self._lease = self._writing = None
 
     def summary(self) -> None:
         """Log the lifecycle's settings, then the inner strategy's."""
@@ -190,11 +213,17 @@ class LifecycleStrategy(Sessions):
         """Let the inner strategy choose nodes and write their messages, with the monitor's word."""
         session = self._session
         session.opened, session.sent = time.monotonic(), arrays
+        if self._writing is not None:
+            self._writing.check()
         if session.restored is not None:
             return []  # what this round has made outlived a crash, and may have been seen by nodes
+        number = server_round + session.offset
+        if self._stops_before(session, number):
+            return []
         if self.monitor is not None:
             config.update(self.monitor.data_orders())
-        return self.strategy.configure_train(server_round + session.offset, arrays, config, grid)
+        waits = NodeDeadline(grid, self.strategy, phase="train", seconds=self.node_wait_timeout)
+        return _asks(session, self.strategy.configure_train(number, arrays, config, waits))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -203,8 +232,10 @@ class LifecycleStrategy(Sessions):
         session, needs = self._session, needs_of(self.strategy)
         if session.restored is not None:
             return session.restore()
+        if session.stopped:
+            return None, None
         number = server_round + session.offset
-        screened = session.screen(replies, self.screening, needs)
+        screened = with_silent(session.screen(replies, self.screening, needs), session.asked)
         made = aggregate(self.strategy, number, screened, session.schema)
         session.set_aside.note("train", number, screened, made.set_aside)
         session.current = ClosedRound(
@@ -222,16 +253,22 @@ class LifecycleStrategy(Sessions):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy choose the nodes that evaluate."""
-        number = server_round + self._session.offset
-        return self.strategy.configure_evaluate(number, arrays, config, grid)
+        session = self._session
+        if session.stopped:
+            return []
+        waits = NodeDeadline(grid, self.strategy, phase="evaluate", seconds=self.node_wait_timeout)
+        number = server_round + session.offset
+        return _asks(session, self.strategy.configure_evaluate(number, arrays, config, waits))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Close the round: write it to disk, and hand it to the worker, which should be free."""
         session, needs = self._session, needs_of(self.strategy, evaluate=True)
+        if session.stopped:
+            return None
         number = server_round + session.offset
-        screened = screen_evaluate(replies, self.screening, needs=needs)
+        screened = with_silent(screen_evaluate(replies, self.screening, needs=needs), session.asked)
         clients = aggregate_evaluate(self.strategy, number, screened)
         session.set_aside.note("evaluate", number, screened)
         closed = replace(
@@ -254,6 +291,8 @@ class LifecycleStrategy(Sessions):
         Where MLflow does not answer this stops, and is called again with the same round; so is it
         in the next run for what a crash has left. So each step does what it did before, or nothing.
         """
+        if session.is_done(waiting.closed.round):
+            return None
         waiting = session.rounds.on_disk(waiting)
         closed, again = waiting.closed, waiting.closed.round in session.tried
         session.tried.add(closed.round)
@@ -268,6 +307,7 @@ class LifecycleStrategy(Sessions):
         self._log(session, metrics, closed)
         # Register.
         weights, tags = session.folder.weights(waiting), session.version_tags(closed)
+        tags["epoch"] = str(self._lease.epoch) if self._lease is not None else ""
         version = self.store.save_model_version(
             weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
@@ -276,7 +316,9 @@ class LifecycleStrategy(Sessions):
         decision = decide_stage(self.policy, evidence)
         # Stage.
         report = session.report_of(closed, metrics=metrics, version=version)
-        report = stage(self.store, report, decision, session.reports, again=again)
+        report = stage(
+            self.store, report, decision, session.reports, again=again, lease=self._lease
+        )
         # What is written down as done is told to nobody twice.
         session.finish(waiting, report, staged=decision.stage is not Stage.NONE)
         # Tell the monitor.
@@ -288,6 +330,18 @@ class LifecycleStrategy(Sessions):
             self.probation.review()
         # Report.
         return self._report(session, report)
+
+    def _stops_before(self, session: Session, number: int) -> bool:
+        """Whether this round and those after it send nothing; decided on rounds that are over."""
+        if self.early_stopping is None or self.metric is None or session.stopped:
+            return bool(session.stopped)
+        # With a pipeline the round before is still in the worker's hand, maybe.
+        known = [r for r in list(session.reports) if r.round < number - self.pipeline]
+        session.stopped = self.early_stopping.judge(known, metric=self.metric, mode=self.mode)
+        if session.stopped:
+            left = session.num_rounds - number + 1
+            logger.info("early stopping: %s; %d rounds are left out", session.stopped, left)
+        return bool(session.stopped)
 
     def _finish_failed(self, session: Session, waiting: Checkpoint) -> None:
         _require_open(session)
@@ -315,6 +369,13 @@ class LifecycleStrategy(Sessions):
                 "by its own start()."
             )
         return self._open_session
+
+
+def _asks(session: Session, messages: Iterable[Message]) -> list[Message]:
+    """Note whom the strategy asks, and return its messages."""
+    found = list(messages)
+    session.asked = tuple(str(message.metadata.dst_node_id) for message in found)
+    return found
 
 
 def _require_open(session: Session) -> None:

@@ -80,6 +80,10 @@ class Session:
         What aggregation made of the round that is under way.
     sent : ArrayRecord
         What the nodes were sent in it.
+    asked : tuple[str, ...]
+        The ids of the nodes that were asked last.
+    stopped : str
+        Why the remaining rounds are left out; empty if they are not.
     set_aside : SetAsideNodes
         Nodes whose replies did not count.
     found : dict[int, Scored]
@@ -106,6 +110,8 @@ class Session:
     schema: Schema
     evaluate_fn: EvaluateFn | None
     sent: ArrayRecord
+    asked: tuple[str, ...] = ()
+    stopped: str = ""
     offset: int = 0
     restored: Checkpoint | None = None
     current: ClosedRound = field(default_factory=lambda: ClosedRound(0, "no round"))
@@ -229,7 +235,11 @@ class Session:
     def ended(self, error: BaseException | None) -> SessionEnded:
         """What hooks hear at the end; ``error`` is what ended it before its last round."""
         failed: Literal["failed", "killed"] = "failed" if isinstance(error, Exception) else "killed"
-        said = "" if error is None else redact(f"{type(error).__name__}: {error}".rstrip(": "))
+        said = (
+            redact(f"{type(error).__name__}: {error}".rstrip(": "))
+            if error is not None
+            else self.stopped
+        )
         waiting = [r.version for r in self.reports if r.approval == "pending"]
         return SessionEnded(
             run_id=self.run_id,

@@ -31,6 +31,7 @@ from fl_app.strategy.evaluation import (
     require_metric,
     shadow_metrics,
 )
+from fl_app.strategy.grids import readable
 from fl_app.strategy.handover import LAST_STEPS, hand_over
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.opening import Opening
@@ -40,13 +41,22 @@ from fl_app.strategy.provenance import run_tags
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Found, Resume, choose, find
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.session_record import SessionRecord, array_rows
 from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
 from fl_app.strategy.shadow_messages import NodeEvaluation
 from fl_app.strategy.staging import promote_waiting, settle_shadow
-from registry import ModelStore, RegistryError, Stage, StoreUnavailable, Tracker
+from registry import (
+    Lease,
+    ModelStore,
+    RegistryError,
+    Stage,
+    StoreUnavailable,
+    Tracker,
+    Writer,
+)
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -54,14 +64,13 @@ FAILED_DRAIN_SECONDS = 10.0
 """Seconds that a session which failed waits for a registry that is away."""
 LAST_SECONDS = 0.5, 1.5
 """Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
-FOLDER_TAG = "checkpoint"
-"""Tag of a session's MLflow run: the name of its folder."""
 
 
 class Sessions(Strategy):
     """The half of `LifecycleStrategy` that runs sessions; its parameters are described there."""
 
     strategy: Strategy
+    screening: Screening | None
     metric: str | None
     mode: Literal["max", "min"]
     approval: Literal["manual", "auto"]
@@ -77,12 +86,16 @@ class Sessions(Strategy):
     holdout: DataUsed | None
     params: Mapping[str, object]
     origin: Origin
+    writer: Writer | None
+    node_wait_timeout: float
     resume: Resume
     home: Path
     pipeline: bool
     _memory: InnerMemory
     _open_session: Session | None
     _outbox: Outbox[Checkpoint | None] | None
+    _writing: Writer | None
+    _lease: Lease | None
 
     @abstractmethod
     def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
@@ -118,7 +131,8 @@ class Sessions(Strategy):
             {"train": train_config, "evaluate": evaluate_config},
             self._watched(evaluate_fn),
         )
-        with self._run(opening, num_rounds, str(grid.run.run_id)) as session:
+        grid, run_id = readable(grid), str(grid.run.run_id)
+        with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
             self._before_first_round(session)
             result = super().start(
                 grid,
@@ -129,9 +143,20 @@ class Sessions(Strategy):
                 evaluate_config,
             )
             if self._drained(session):
-                nodes = NodeEvaluation(self.strategy, grid, num_rounds, evaluate_config, timeout)
+                nodes = NodeEvaluation(
+                    self.strategy, grid, num_rounds, evaluate_config, timeout, self.screening
+                )
+                nodes.node_wait = self.node_wait_timeout
                 self._conclude(session, nodes)
             return session.complete(result)
+
+    @contextmanager
+    def _writes(self, flower_run_id: str) -> Iterator[None]:
+        """Be the one server that writes to the model; wait for others, or refuse."""
+        writer = self.writer or self.store.writer(f"flower run {flower_run_id}")
+        with writer as self._writing:
+            self._lease = writer.lease
+            yield
 
     @contextmanager
     def _run(self, opening: Opening, num_rounds: int, flower_run_id: str) -> Iterator[Session]:
@@ -254,9 +279,12 @@ class Sessions(Strategy):
         """
         auto = self.approval == "auto"
         if session.shadow is not None:
-            settle_shadow(self.store, session.shadow, session.reports, promote=auto)
+            reports, lease = session.reports, self._lease
+            settle_shadow(self.store, session.shadow, reports, promote=auto, lease=lease)
         elif auto and not session.unshadowed:
-            promote_waiting(self.store, session.reports)
+            promote_waiting(self.store, session.reports, self._lease)
+        if session.stopped:
+            self.tracker.set_tags({"early_stopping": session.stopped})
         self.hooks.look()
         session.log_artifacts(self.store, self.tracker, self.artifacts)
         commands = next_commands(session.reports, self.store, self.home)

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Message
 
 from fl_app.strategy.checkpoint import Schema, fits, load_round
 from fl_app.strategy.console import shadow_line
+from fl_app.strategy.deadlines import TooFewNodesError
 from fl_app.strategy.provenance import node_scores
 from fl_app.strategy.report import DECIDED, ShadowReport
 from fl_app.strategy.shadow_messages import (
@@ -171,7 +172,10 @@ class ShadowRounds:
 
     def _round(self, models: Mapping[Arm, ArrayRecord]) -> ShadowReport:
         """Ask, wait, count and look."""
-        messages = self.evaluation.messages(models["candidate"])
+        try:
+            messages = self.evaluation.messages(models["candidate"])
+        except TooFewNodesError as error:
+            return self._report(why=str(error))
         if not messages:
             return self._report(why="the inner strategy asks no node to evaluate")
         if not all(carries(message, models["candidate"]) for message in messages):

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.inner import aggregate_evaluate
 from fl_app.strategy.provenance import NodeScore, node_scores
 from fl_app.strategy.reply_metrics import brief
@@ -48,6 +49,8 @@ class NodeEvaluation:
         Seconds to wait for a round's replies.
     screening : Screening | None
         What a reply must be like to reach the strategy.
+    node_wait : float
+        Seconds to wait for as many nodes as the strategy asks for.
     """
 
     strategy: Strategy
@@ -56,13 +59,14 @@ class NodeEvaluation:
     config: ConfigRecord | None
     timeout: float
     screening: Screening | None = DEFAULT_SCREENING
+    node_wait: float = NODE_WAIT_SECONDS
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Return the strategy's messages of one more round."""
         self.server_round += 1
         config = self.config if self.config is not None else ConfigRecord()
-        number, grid = self.server_round, self.grid
-        return list(self.strategy.configure_evaluate(number, arrays, config, grid))
+        waits = NodeDeadline(self.grid, self.strategy, phase="evaluate", seconds=self.node_wait)
+        return list(self.strategy.configure_evaluate(self.server_round, arrays, config, waits))
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
         """Send messages and return the replies."""

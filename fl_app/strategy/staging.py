@@ -14,7 +14,7 @@ from fl_app.events import Approval, RoundReport
 from fl_app.strategy.console import shadow_reason
 from fl_app.strategy.provenance import shadow_tag
 from fl_app.strategy.report import ShadowReport
-from registry import Decision, ModelStore, Stage, StageError
+from registry import Decision, Lease, ModelStore, Stage, StageError
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -25,7 +25,13 @@ Reports = list[RoundReport]
 
 
 def stage(
-    store: ModelStore, report: RoundReport, decision: Decision, reports: Reports, *, again: bool
+    store: ModelStore,
+    report: RoundReport,
+    decision: Decision,
+    reports: Reports,
+    *,
+    again: bool,
+    lease: Lease | None = None,
 ) -> RoundReport:
     """Move the version as decided; Production is only marked, a person or the end grants it.
 
@@ -41,6 +47,8 @@ def stage(
         Those of earlier rounds, which are changed where their version makes room.
     again : bool
         Whether this may have been done before: then what people did since stays.
+    lease : Lease | None
+        The right to move versions by rule.
     """
     version = str(report.version)
     known = store.get_version(version) if again else None
@@ -51,7 +59,7 @@ def stage(
     staged = decision.stage is not Stage.NONE
     if staged and (known is None or known.stage is Stage.NONE):
         supersede(store, version, reports)
-        store.promote_to_staging(version, actor="policy", reason=decision.reason)
+        store.promote_to_staging(version, actor="policy", reason=decision.reason, lease=lease)
     waits: Literal["none", "pending"] = "pending" if decision.stage is Stage.PRODUCTION else "none"
     store.set_version_tags(version, {"reason": decision.why, "approval": waits})
     reached = Stage.STAGING if staged else Stage.NONE
@@ -76,17 +84,24 @@ def superseded(report: RoundReport) -> RoundReport:
     return replace(report, stage=Stage.ARCHIVED, approval=approval)
 
 
-def promote_waiting(store: ModelStore, reports: Reports) -> None:
+def promote_waiting(store: ModelStore, reports: Reports, lease: Lease | None = None) -> None:
     """Promote the version of this session that passed the gates of Production, if any."""
     for index, report in enumerate(reports):
         if report.approval == "pending" and report.version is not None:
-            store.promote_to_production(report.version, actor="policy", reason=report.reason)
+            store.promote_to_production(
+                report.version, actor="policy", reason=report.reason, lease=lease
+            )
             store.set_version_tags(report.version, {"approval": "approved"})
             reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
 
 def settle_shadow(
-    store: ModelStore, shadow: ShadowReport, reports: Reports, *, promote: bool
+    store: ModelStore,
+    shadow: ShadowReport,
+    reports: Reports,
+    *,
+    promote: bool,
+    lease: Lease | None = None,
 ) -> None:
     """Do what a shadow evaluation asks for: archive what is worse; ``promote`` what is better.
 
@@ -102,9 +117,9 @@ def settle_shadow(
         if champion != shadow.champion:
             logger.warning("version %s is in Production by now: a person decides", champion)
         elif shadow.test.outcome == "worse":
-            store.reject_version(version, actor="policy", reason=said)
+            store.reject_version(version, actor="policy", reason=said, lease=lease)
         elif shadow.test.outcome == "better" and promote:
-            store.approve_version(version, actor="policy", reason=reason)
+            store.approve_version(version, actor="policy", reason=reason, lease=lease)
     except StageError as error:
         logger.warning("the shadow evaluation changes nothing: %s", error)
     record = store.get_version(version)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -32,9 +33,14 @@ from flwr.serverapp.strategy import strategy_utils as flowers
 from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import LocalGrid, add_one, model
+from shadow_nodes import Nodes, World, grows
 
+from fl_app import LifecycleStrategy, RoundReport
+from fl_app.events import Event, SessionEnded
+from fl_app.strategy import RunFailedError, ShadowEvaluation
 from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes, with_silent
 from fl_app.strategy.screening import needs_of, screen_evaluate
+from registry import InMemoryModelStore, InMemoryTracker
 
 SHIPPED: list[Callable[[], Strategy]] = [
     FedAvg,
@@ -218,3 +224,96 @@ def test_nodes_that_did_not_answer_are_set_aside() -> None:
     none = with_silent(screen_evaluate([], None, needs=needs), asked)
     assert none.nodes == ("0", "1", "2")
     assert not none.good
+
+
+class Silent(LocalGrid):
+    """A grid on which some nodes never answer what is sent in some phases."""
+
+    def __init__(self, *silent: tuple[int, str]) -> None:
+        super().__init__(add_one)
+        self.silent = silent
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        heard = [m for m in messages if self._answers(m)]
+        return super().send_and_receive(heard, timeout=timeout)
+
+    def _answers(self, message: Message) -> bool:
+        asked = message.metadata
+        return (asked.dst_node_id, asked.message_type) not in self.silent
+
+
+def test_a_round_goes_on_with_the_answers_that_came_and_names_who_hangs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="flwr.fl_app")
+    store, reports = InMemoryModelStore(), list[Event]()
+    grid = Silent((12, "train"), (11, "evaluate"))
+    LifecycleStrategy(
+        store=store, tracker=InMemoryTracker(), hooks=[reports.append], pipeline=False
+    ).start(grid, model(), num_rounds=3)
+    rows = list(reversed(store.list_all_versions()))
+    assert len(rows) == 3
+    for row in rows:
+        assert {node["node_id"] for node in json.loads(row["tags"]["nodes"])} == {"11", "13"}
+    told = [r.set_aside for r in reports if isinstance(r, RoundReport)]
+    assert [[(s.node_id, s.phase, s.reason, s.in_a_row) for s in each] for each in told] == [
+        [
+            ("12", "train", "it sent no answer in time", number),
+            ("11", "evaluate", "it sent no answer in time", number),
+        ]
+        for number in (1, 2, 3)
+    ]
+    assert "node 12 keeps failing: look at it, or leave it out" in caplog.messages
+
+
+def test_a_round_in_which_nobody_answers_has_failed_and_three_end_the_run() -> None:
+    store, tracker = InMemoryModelStore(), InMemoryTracker()
+    grid = Silent(*((node, "train") for node in (11, 12, 13)))
+    with pytest.raises(RunFailedError, match="node 11: it sent no answer in time"):
+        LifecycleStrategy(store=store, tracker=tracker).start(grid, model(), num_rounds=9)
+    assert store.list_all_versions() == []
+    assert tracker.runs[0].status == "FAILED"
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+def test_too_few_nodes_fail_the_session_and_what_was_made_stays(
+    pipeline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, tracker, events = InMemoryModelStore(), InMemoryTracker(), list[Event]()
+    grid = LocalGrid(add_one)
+
+    def leave(event: Event) -> None:
+        if isinstance(event, RoundReport) and event.round == 2:
+            grid.node_ids = [11]
+
+    monkeypatch.setattr(flowers, "sleep", lambda seconds: None)
+    with pytest.raises(TooFewNodesError, match="1 connected, 2 needed, never more than"):
+        LifecycleStrategy(
+            store=store,
+            tracker=tracker,
+            hooks=[leave, events.append],
+            pipeline=pipeline,
+            node_wait_timeout=0.0,
+        ).start(grid, model(), num_rounds=99)
+    assert len(store.list_all_versions()) >= 2
+    assert tracker.runs[0].status == "FAILED"
+    (ended,) = (event for event in events if isinstance(event, SessionEnded))
+    assert ended.status == "failed"
+    assert ended.reason.startswith("TooFewNodesError: Too few nodes to ")
+
+
+def test_too_few_nodes_for_shadow_rounds_end_those_and_not_the_session(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaving(Nodes):
+        def get_node_ids(self) -> Iterable[int]:
+            trained = len(self.sent) >= 2 * len(self.node_ids)
+            return self.node_ids[:1] if trained else self.node_ids
+
+    monkeypatch.setattr(flowers, "sleep", lambda seconds: None)
+    world.session(Leaving(grows), ShadowEvaluation(), node_wait_timeout=0.0)
+    assert world.tags()["approval"] == "pending"
+    assert world.result()["why"].startswith("Too few nodes to evaluate since")
+    assert world.tracker.runs[-1].status == "FINISHED"

@@ -9,10 +9,15 @@ from dataclasses import asdict
 from typing import Literal
 
 import pytest
+from flwr.app import ArrayRecord, Error, Message, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
+from local_grid import LocalGrid, add_one, model
 
+from fl_app import LifecycleStrategy, RoundReport
+from fl_app.events import Event, SessionEnded
 from fl_app.strategy.early_stopping import EarlyStopping, Progress
+from registry import InMemoryModelStore, InMemoryTracker
 
 Mode = Literal["max", "min"]
 whole = st.integers(-20, 20).map(float)
@@ -96,7 +101,100 @@ def test_the_sentence_names_metric_best_and_round() -> None:
     assert rule.verdict(progress, "mAP50") == ("mAP50 was not a finite number in any of 2 rounds")
 
 
+@given(rules, scores, st.lists(st.booleans(), min_size=50, max_size=50))
+def test_reports_of_failed_rounds_do_not_count(
+    rule: EarlyStopping, values: list[float | None], failed: list[bool]
+) -> None:
+    numbered = list(enumerate(values, start=1))
+    reports = [
+        RoundReport(n, 99, {} if v is None else {"m": v}, failed=f)
+        for (n, v), f in zip(numbered, failed, strict=False)
+    ]
+    kept = [v for (_, v), f in zip(numbered, failed, strict=False) if not f]
+    said = rule.judge(reports, metric="m", mode="max")
+    assert bool(said) == (play(rule, kept)[0] is not None)
+
+
 @pytest.mark.parametrize(("patience", "min_delta"), [(0, 0.0), (-1, 0.0), (1, -0.1), (1, math.nan)])
 def test_settings_that_make_no_sense_are_refused(patience: int, min_delta: float) -> None:
     with pytest.raises(ValueError, match="patience of at least 1 round"):
         EarlyStopping(patience, min_delta)
+
+
+def flat(best: int) -> object:
+    """A holdout whose accuracy grows by 0.1 a round, up to round `best`."""
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        reached = float(arrays.to_numpy_ndarrays()[0].mean())
+        return MetricRecord({"accuracy": min(reached, best) / 10})
+
+    return evaluate
+
+
+@pytest.mark.parametrize(("pipeline", "rounds"), [(False, 4), (True, 5)])
+def test_a_session_stops_and_says_why(
+    pipeline: bool, rounds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a pipeline one round later: that one was on its way when the verdict was known."""
+    caplog.set_level("INFO", logger="flwr.fl_app")
+    store, tracker, events = InMemoryModelStore(), InMemoryTracker(), list[Event]()
+    grid = LocalGrid(add_one)
+    result = LifecycleStrategy(
+        metric="accuracy",
+        early_stopping=EarlyStopping(2),
+        store=store,
+        tracker=tracker,
+        hooks=[events.append],
+        pipeline=pipeline,
+    ).start(grid, model(), num_rounds=9, evaluate_fn=flat(2))  # type: ignore[arg-type]
+    assert [row["tags"]["round"] for row in reversed(store.list_all_versions())] == [
+        str(number) for number in range(1, rounds + 1)
+    ]
+    assert len(grid.sent) == 2 * 3 * rounds
+    assert float(result.arrays.to_numpy_ndarrays()[0].mean()) == rounds
+    why = "accuracy has not improved by more than 0 for 2 rounds; the best was 0.2000 in round 2"
+    assert f"early stopping: {why}; {9 - rounds} rounds are left out" in caplog.messages
+    assert tracker.runs[0].tags["early_stopping"] == why
+    assert tracker.runs[0].status == "FINISHED"
+    assert not [name for name in tracker.runs[0].tags if name.startswith("failed_round")]
+    (ended,) = (event for event in events if isinstance(event, SessionEnded))
+    assert (ended.status, ended.reason, ended.failed_rounds) == ("finished", why, 0)
+    assert sorted(result.evaluate_metrics_serverapp) == list(range(1, rounds + 1))
+
+
+def test_a_session_that_improves_runs_to_its_end() -> None:
+    store = InMemoryModelStore()
+    LifecycleStrategy(
+        metric="accuracy",
+        early_stopping=EarlyStopping(1),
+        store=store,
+        tracker=InMemoryTracker(),
+    ).start(LocalGrid(add_one), model(), num_rounds=4, evaluate_fn=flat(9))  # type: ignore[arg-type]
+    assert len(store.list_all_versions()) == 4
+
+
+def test_failed_rounds_do_not_wear_the_patience_out() -> None:
+    trained = {"n": 0}
+
+    def answer(node_id: int, message: Message) -> object:
+        if message.metadata.message_type == "train":
+            trained["n"] += 1
+            if trained["n"] in (7, 8, 9):  # all three nodes in round 3
+                return Error(code=100, reason="out of memory")
+        return add_one(node_id, message)
+
+    store = InMemoryModelStore()
+    LifecycleStrategy(
+        metric="accuracy",
+        early_stopping=EarlyStopping(2),
+        store=store,
+        tracker=InMemoryTracker(),
+        pipeline=False,
+    ).start(LocalGrid(answer), model(), num_rounds=9, evaluate_fn=flat(2))  # type: ignore[arg-type]
+    rounds = [row["tags"]["round"] for row in reversed(store.list_all_versions())]
+    assert rounds == ["1", "2", "4", "5"]
+
+
+def test_without_a_metric_there_is_nothing_to_look_at() -> None:
+    with pytest.raises(ValueError, match="early_stopping needs a metric"):
+        LifecycleStrategy(early_stopping=EarlyStopping(2))
