@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from registry.redaction import printable
+
 RunConfigValues = Mapping[str, bool | float | int | str]
 
 MODEL_STRIDE = 32
@@ -34,6 +36,9 @@ PRIVATE = frozenset(
 
 class ConfigError(ValueError):
     """A setting is unknown, or its value has the wrong type or range."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(printable(said))
 
 
 class _Settings(BaseModel):
@@ -106,7 +111,23 @@ class ServerConfig(_Settings):
     fraction_evaluate: float = Field(
         1.0, ge=0, le=1, description="Share of nodes asked to evaluate; 0 asks none."
     )
-    round_timeout: float = Field(3600.0, gt=0, description="Seconds to wait for replies.")
+    node_wait_timeout: float = Field(
+        600.0, gt=0, description="Seconds to wait for `min-nodes`; then the run fails."
+    )
+    round_timeout: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds to wait for replies; the round goes on with those that came.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Rounds without a better metric after which a session stops; 0: never.",
+    )
+    min_delta: float = Field(0.0, ge=0, description="Better means by more than this.")
+    when_busy: Literal["wait", "refuse"] = Field(
+        "wait", description="What to do while another server trains the same model."
+    )
     max_examples_per_node: float = Field(
         1e8, gt=0, description="A reply that tells of more examples than this does not count."
     )

@@ -37,6 +37,7 @@ from fl_app.retraining.probation_state import Source
 from fl_app.retraining.store import default_url
 from fl_app.stopped import when_stopped
 from fl_app.strategy import (
+    EarlyStopping,
     LifecycleStrategy,
     Origin,
     ScheduledFedAvg,
@@ -82,6 +83,7 @@ def main(grid: Grid, context: Context) -> None:
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
     yolo = YoloOnServer(config, spec)
+    writer = store.writer(f"flower run {grid.run.run_id}", when_busy=config.when_busy)
 
     def run_session(number: int, request: RetrainRequest | None) -> Result:
         parent, arrays = starting_point(config, store, yolo)
@@ -119,6 +121,9 @@ def main(grid: Grid, context: Context) -> None:
                 request_id=request.id if request is not None else "",
             ),
             home=home,
+            early_stopping=early_stopping(config),
+            node_wait_timeout=config.node_wait_timeout,
+            writer=writer,
         )
         return strategy.start(
             grid,
@@ -127,6 +132,10 @@ def main(grid: Grid, context: Context) -> None:
             timeout=config.round_timeout,
             evaluate_fn=yolo.evaluate,
         )
+
+    def run_alone(number: int, request: RetrainRequest | None) -> Result:
+        with writer:  # nobody else moves the version that it starts from
+            return run_session(number, request)
 
     def end_at_once() -> None:
         logger.warning("Flower has stopped this run; what is not finished is left for the next one")
@@ -139,7 +148,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with when_stopped(end_at_once), hooks.watching():
             train_and_retrain(
-                run_session,
+                run_alone,
                 monitor,
                 max_retrains=config.max_retrains,
                 continuous=config.continuous,
@@ -271,6 +280,11 @@ def shadow_evaluation(config: ServerConfig) -> ShadowEvaluation | None:
         confidence=config.shadow_confidence,
         ab_test=config.shadow_ab_test,
     )
+
+
+def early_stopping(config: ServerConfig) -> EarlyStopping | None:
+    """When a session stops before its last round, as the settings say."""
+    return EarlyStopping(config.patience, config.min_delta) if config.patience else None
 
 
 def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:

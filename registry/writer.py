@@ -33,6 +33,7 @@ LONGEST_WAIT = 86_400.0
 _BEATS = 4  # signs of life in the time that a lease lasts without one
 _TELL_AGAIN = 60.0  # seconds between two lines about waiting
 _LONGEST_NAME = 100  # characters; what follows it must not be cut off by the journal
+_HOME_ID = "home.id"  # file beside the locks
 _JOIN = 2.0  # seconds for a sign of life that is under way at the end
 
 
@@ -137,20 +138,23 @@ class Writer:
         """Look again and again until the lease is free, and take it."""
         watch: Watch | None = None
         began, told, home = self._clock(), float("-inf"), ""
+        file = self._book.lease_file()
         while True:
-            home = home or _lock(self._book.lease_file(), stack)
+            home = home or _lock(file, stack)
             lease, beat, now = self._book.current_lease(), self._book.last_beat(), self._clock()
             watch = look(watch, lease, beat, now=now)
             found = standing(watch, now=now, lasts=self._lasts)
             # We hold the lock that ends with the process of whoever had this home's lease.
-            killed = bool(home) and lease.owner.endswith(_of_home(home))
+            killed = _is_of(home, lease)
             if found == "free" or killed:
                 owner, reason = self._name + _of_home(home), _why(watch, killed=killed)
                 taken = self._book.take_lease(owner, over=lease, reason=reason)
                 if taken is not None:
                     return taken
                 continue
-            self._refuse(found == "busy", now - began, lease)
+            # A process of this home that holds the lock is there, if only to hang.
+            there = not home and _is_of(_known_home(file), lease)
+            self._refuse(found == "busy" or there, now - began, lease)
             if now - told >= _TELL_AGAIN:
                 told = now
                 logger.warning("waiting for %s, which writes to the same model", lease.owner)
@@ -222,16 +226,24 @@ def _lock(file: Path | None, stack: ExitStack) -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(file, timeout=0, thread_local=False))
-        return _home_id(file.with_name("home.id"))
+        if not (known := _known_home(file)):
+            known = uuid.uuid4().hex[:12]
+            write_whole(file.with_name(_HOME_ID), known.encode())
+        return known
     except (Timeout, OSError, NotImplementedError):
         return ""  # it saves waiting for a process that was killed, and no more
 
 
-def _home_id(file: Path) -> str:
-    """Return what tells this folder from the same path on another machine."""
-    if not file.exists():
-        write_whole(file, uuid.uuid4().hex[:12].encode())
-    return file.read_text().strip()
+def _known_home(file: Path | None) -> str:
+    """Return what tells this home from the same path on another machine; empty for not yet."""
+    try:
+        return file.with_name(_HOME_ID).read_text().strip() if file is not None else ""
+    except OSError:
+        return ""
+
+
+def _is_of(home: str, lease: Lease) -> bool:
+    return bool(home) and lease.owner.endswith(_of_home(home))
 
 
 def _of_home(home: str) -> str:

@@ -14,9 +14,10 @@ from flwr.app import Context, RecordDict
 from local_grid import LocalGrid, add_one
 
 from fl_app.client.data import DataError
-from fl_app.config import ConfigError
-from fl_app.server_app import main
-from registry import ModelManager, StoreUnavailable
+from fl_app.config import ConfigError, ServerConfig
+from fl_app.server_app import early_stopping, main
+from fl_app.strategy import EarlyStopping, TooFewNodesError
+from registry import ModelBusy, ModelManager, StoreUnavailable
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -133,3 +134,20 @@ def test_a_version_of_another_model_is_not_a_start(home: Path, tmp_path: Path) -
     manager.promote_to_production(manager.save_model_version(path))
     with pytest.raises(ConfigError, match=r"Version 1 does not fit.*scratch"):
         start(home)
+
+
+def test_too_few_nodes_end_the_run_at_the_deadline_that_was_set(home: Path) -> None:
+    with pytest.raises(TooFewNodesError, match=r"3 connected, 5 needed, .* \(min-nodes\)"):
+        start(home, min_nodes=5, node_wait_timeout=0.01)
+
+
+def test_a_model_that_another_server_trains_is_refused_if_so_set(home: Path) -> None:
+    with ModelManager(home=home).writer("another"), pytest.raises(ModelBusy, match="another on"):
+        start(home, when_busy="refuse")
+
+
+def test_early_stopping_is_off_unless_patience_is_set() -> None:
+    config = ServerConfig.from_run_config({**DEFAULTS})
+    assert early_stopping(config) is None
+    config = ServerConfig.from_run_config({**DEFAULTS, "patience": 3, "min-delta": 0.01})
+    assert early_stopping(config) == EarlyStopping(3, 0.01)

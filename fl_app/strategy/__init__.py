@@ -2,6 +2,8 @@
 """The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
 
 from fl_app.events import RoundReport
+from fl_app.strategy.deadlines import TooFewNodesError
+from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.evaluation import MetricError, ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
@@ -27,6 +29,7 @@ __all__ = [
     "BeatsChampion",
     "BestSoFar",
     "DataUsed",
+    "EarlyStopping",
     "Finite",
     "LifecycleStrategy",
     "MetricError",
@@ -41,6 +44,7 @@ __all__ = [
     "Screening",
     "SessionReport",
     "ShadowEvaluation",
+    "TooFewNodesError",
     "decide_stage",
     "default_policy",
 ]
