@@ -191,10 +191,14 @@ def _checked_path(model_path: str | Path) -> Path:
         source = Path(model_path).expanduser()
     except RuntimeError:  # ~somebody who is not there
         source = Path(model_path)
-    if source.is_dir():
+    try:
+        is_folder, is_file = source.is_dir(), source.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        is_folder = is_file = False
+    if is_folder:
         raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
-    if not source.is_file():
-        raise ArtifactError(f"There is no model file at {source}; check the path.")
+    if not is_file:
+        raise ArtifactError(f"There is no model file at {str(source)[:300]}; check the path.")
     if source.stat().st_size == 0:
         raise ArtifactError(f"The model file {source} is empty; save the model again.")
     return source.resolve()

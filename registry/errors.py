@@ -21,7 +21,10 @@ _FOREIGN = (
 
 
 class RegistryError(Exception):
-    """Base of all errors of the registry; its text is one sentence for people."""
+    """Base of all errors of the registry; its text is one printable line for people."""
+
+    def __init__(self, said: str = "") -> None:
+        super().__init__(printable(said))
 
 
 class UnknownVersion(RegistryError):  # noqa: N818 - says what is wrong

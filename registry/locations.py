@@ -50,7 +50,8 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
         raise _refused(location, model_id) from None
     folders = path.split("/")
     own = is_model_id(model_id) and model_id in folders and ".." not in folders
-    if not own or not path.isprintable() or parts.query or parts.fragment:
+    printable = location.isprintable() and path.isprintable()  # urlsplit leaves line breaks out
+    if not own or not printable or parts.query or parts.fragment:
         raise _refused(location, model_id)
     if parts.scheme in _LOCAL:
         good = parts.netloc in ("", "localhost") and path.startswith("/")

@@ -16,10 +16,10 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
+from watched import CODE, NETWORK, PROGRAMS, Watch
 
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.reference import load_reference, new_reference, save_reference
@@ -30,28 +30,6 @@ from registry.artifacts import prepared, read_header
 from registry.compression import write_half
 
 SPARE = 512 << 20  # bytes of memory, far below what the bombs become
-NEVER = (
-    "exec",
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "os.forkpty",
-    "pty.spawn",
-    "socket.connect",
-    "socket.bind",
-    "socket.getaddrinfo",
-    "socket.gethostbyname",
-    "socket.sendto",
-    "urllib.Request",
-    "ctypes.dlopen",
-    "marshal.loads",
-    "pickle.find_class",
-)
-CHANGES = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.truncate")
-TWO_PATHS = ("os.rename", "os.link", "os.symlink")
 OURS = {"fl_app", "registry", "models", "torch", "numpy", "safetensors", "flwr", "yaml"}
 WAYS = {
     ".pt": ("prepared", "save_model_version"),
@@ -61,41 +39,6 @@ WAYS = {
 }
 """The ways by which a file of each kind comes in; nightly each kind is tried in all of them."""
 KNOWN = (RegistryError, WeightsError, DataError, OSError)
-
-
-class Watch:
-    """Refuses and remembers what must not happen."""
-
-    def __init__(self, allowed: Path) -> None:
-        self.allowed = str(allowed)
-        self.tried: list[str] = []
-        sys.addaudithook(self._heard)
-
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._is_bad(event, arguments):
-            self.tried.append(f"{event} {arguments!r:.200}")
-            raise PermissionError(f"{event} is refused")
-
-    def _is_bad(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        if event in NEVER:
-            return True
-        if event == "import":
-            package = str(arguments[0]).partition(".")[0]
-            return package not in OURS and package not in sys.stdlib_module_names
-        if event == "open":
-            writes = int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            return bool(writes) and not self._is_allowed(arguments[0])
-        if event not in CHANGES:
-            return False
-        changed = arguments[1] if event in TWO_PATHS else arguments[0]
-        return not self._is_allowed(changed, arguments[1:])
-
-    def _is_allowed(self, path: Any, more: tuple[Any, ...] = ()) -> bool:
-        if isinstance(path, int):
-            return True
-        folder = next((n for n in more[-1:] if isinstance(n, int) and n >= 0), None)
-        start = Path() if folder is None else Path(f"/proc/self/fd/{folder}").resolve()
-        return str((start / os.fsdecode(path)).absolute()).startswith(self.allowed)
 
 
 def readers(scratch: Path) -> dict[str, Callable[[Path], object]]:
@@ -161,7 +104,7 @@ def main(corpus: Path, everything: bool) -> None:
     ways, found = readers(scratch), []
     (scratch / "good").mkdir()
     warm(scratch / "good", ways)
-    watch = Watch(scratch)
+    watch = Watch(scratch, (*PROGRAMS, *NETWORK, *CODE), packages=OURS)
     limit_memory()
     read = []
     for path in sorted(corpus.iterdir()):

@@ -18,6 +18,7 @@ from fl_app.client.shapes import shapes_data
 from fl_app.config import ClientConfig, absolute_data
 from models.pictures import SUFFIXES, PictureError, label_file, read_boxes
 from registry import app_home
+from registry.redaction import printable
 
 Partitioning = Literal["iid", "dirichlet"]
 
@@ -26,7 +27,10 @@ _BACKGROUND = -1
 
 
 class DataError(ValueError):
-    """A node's data can't be used; the text is one sentence that says what to do."""
+    """A node's data can't be used; the text is one printable line that says what to do."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(printable(said))
 
 
 @dataclass(frozen=True)
@@ -246,18 +250,29 @@ def _list_pictures(
         raise DataError(f"data set file {file} has no {split}, expected a folder or a list file")
     found: list[Path] = []
     for entry in entries:
-        place = _resolve(root, entry)
-        if place.is_dir():
-            found += [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
-        elif place.is_file():
-            found += _read_list_file(place)
-        else:
+        try:
+            found += _pictures_at(_resolve(root, entry), split, file)
+        except DataError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:  # no path at all, or a loop of links
             raise DataError(
-                f"{split} pictures of data set {file} are missing: {place} does not exist"
-            )
+                f"{split} pictures of data set {file} can't be found: {entry[:300]} is no path"
+            ) from error
     if not found:
         raise DataError(f"{split} split of data set {file} is empty: no pictures in {value}")
     return tuple(sorted(set(found)))
+
+
+def _pictures_at(place: Path, split: str, file: Path) -> list[Path]:
+    if place.is_dir():
+        return [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
+    if not place.is_file():
+        raise DataError(f"{split} pictures of data set {file} are missing: {place} does not exist")
+    if place.suffix.lower() != ".txt":  # what is in any other file would be told in an error
+        raise DataError(
+            f"{split} pictures of data set {file} are {place}, expected a folder or a .txt file"
+        )
+    return _read_list_file(place)
 
 
 def _resolve(root: Path, entry: str) -> Path:
@@ -269,8 +284,11 @@ def _resolve(root: Path, entry: str) -> Path:
 
 
 def _read_list_file(file: Path) -> list[Path]:
-    lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-    paths = [(file.parent / line).resolve() for line in lines if line]
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        paths = [(file.parent / line).resolve() for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"list file {file} can't be read: {type(error).__name__}") from error
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"list file {file} names {missing}, which does not exist")
