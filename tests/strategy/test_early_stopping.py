@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
@@ -198,3 +200,12 @@ def test_failed_rounds_do_not_wear_the_patience_out() -> None:
 def test_without_a_metric_there_is_nothing_to_look_at() -> None:
     with pytest.raises(ValueError, match="early_stopping needs a metric"):
         LifecycleStrategy(early_stopping=EarlyStopping(2))
+
+
+def test_the_readme_s_strategy_is_made(home: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "EarlyStopping(" in b)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102 - it is ours
+    assert names["strategy"].early_stopping == EarlyStopping(5, 0.001)
+    assert names["strategy"].node_wait_timeout == 120
