@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time
 
@@ -65,11 +65,14 @@ class Entry:
     epoch: int = 0
 
     def encode(self) -> str:
-        """Return the text that is stored; the same entry always gives the same text."""
+        """Return the text that is stored, always the same, with a digest of itself.
+
+        The chain of hashes tells an altered entry by the one after it, and the newest has none.
+        """
         fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
         if not self.epoch:
             del fields["epoch"]
-        return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return _line({**fields, "sha256": _digest(_line(fields))})
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,7 @@ def decode(text: str, *, number: int) -> Entry:
     """Return the entry that a text holds; `number` is the one it should have, for the message."""
     try:
         fields = json.loads(text)
+        del fields["sha256"]
         fields["displaced"] = fields.pop("from")
         fields["op"] = Move(fields["op"])
         entry = Entry(**fields)
@@ -261,6 +265,11 @@ def decode(text: str, *, number: int) -> Entry:
             "or a newer version of the app wrote it; restore the registry's database from a "
             "backup, or update the app."
         ) from error
+    if entry.encode() != text:
+        raise JournalError(
+            f"Entry {number} of the journal was changed from outside: the digest in it is that of "
+            "another text; restore the registry's database from a backup."
+        )
     return entry
 
 
@@ -307,6 +316,10 @@ def _check_link(entry: Entry, number: int, previous: str) -> None:
             f"Entry {number} of the journal does not follow from entry {number - 1}: "
             "it was changed from outside; restore the registry's database from a backup."
         )
+
+
+def _line(fields: Mapping[str, object]) -> str:
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def _digest(text: str) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import pairwise
@@ -18,6 +17,7 @@ from registry.journal import (
     Page,
     as_moment,
     carried_over,
+    decode,
     fold,
     is_date,
     new_entry,
@@ -121,15 +121,29 @@ def test_rolling_back_twice_returns(wanted: list[tuple[Move, str | None]]) -> No
         assert states[-3].production == states[-1].production
 
 
+@given(moves.filter(lambda found: play(found)[0][0].texts), st.data())
+def test_an_altered_byte_anywhere_is_found_in_the_newest_entry_too(
+    wanted: list[tuple[Move, str | None]], data: st.DataObject
+) -> None:
+    texts = play(wanted)[0][0].texts
+    place = data.draw(st.integers(0, len(texts) - 1))
+    letter = data.draw(st.integers(0, len(texts[place]) - 1))
+    other = data.draw(st.characters(codec="utf-8").filter(lambda c: c != texts[place][letter]))
+    altered = texts[place][:letter] + other + texts[place][letter + 1 :]
+    fault = f"Entry {place + 1} of the journal (cannot be read|was changed)"
+    with pytest.raises(JournalError, match=fault):
+        read_chain([Page((*texts[:place], altered, *texts[place + 1 :]))])
+
+
 @given(moves.filter(lambda found: len(play(found)[0][0].texts) > 1), st.data())
-def test_a_change_anywhere_in_the_chain_is_found(
+def test_a_forgery_with_a_digest_of_its_own_is_found_by_what_follows(
     wanted: list[tuple[Move, str | None]], data: st.DataObject
 ) -> None:
     texts = play(wanted)[0][0].texts
     place = data.draw(st.integers(0, len(texts) - 2))
-    changed = json.loads(texts[place]) | {"reason": "forged"}
+    forged = replace(decode(texts[place], number=place + 1), reason="forged").encode()
     with pytest.raises(JournalError, match=f"Entry {place + 2} of the journal does not follow"):
-        read_chain([Page((*texts[:place], json.dumps(changed), *texts[place + 1 :]))])
+        read_chain([Page((*texts[:place], forged, *texts[place + 1 :]))])
     with pytest.raises(JournalError, match="does not follow"):
         read_chain([Page((*texts[:place], *texts[place + 1 :]))])
 
@@ -153,7 +167,8 @@ def test_a_change_in_an_earlier_run_is_found_at_the_next_ones_first_entry(
     pages, _ = play(wanted, page_length=1)
     place = data.draw(st.integers(0, len(pages) - 2))
     page = pages[place]
-    changed = json.dumps(json.loads(page.texts[-1]) | {"reason": "forged"})
+    number = page.first + len(page.texts) - 1
+    changed = replace(decode(page.texts[-1], number=number), reason="forged").encode()
     forged = [*pages]
     forged[place] = Page((*page.texts[:-1], changed), page.carried, page.first)
     following = pages[place + 1].first

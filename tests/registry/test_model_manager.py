@@ -211,7 +211,7 @@ def test_a_changed_journal_is_found(
             'UPDATE params SET value = replace(value, \'"version":"1"\', \'"version":"9"\')'
         )
     for ask in (manager.verify, manager.reconcile, ModelManager(home=mlflow_home).rollback):
-        with pytest.raises(JournalError, match="Entry 2 of the journal does not follow"):
+        with pytest.raises(JournalError, match="Entry 1 of the journal was changed from outside"):
             ask()
 
 

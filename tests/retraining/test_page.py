@@ -370,7 +370,7 @@ def test_hundreds_of_versions_and_entries_are_bounded_with_a_hint(
     assert len(page) < 300_000
 
 
-@pytest.mark.parametrize("place", [0, 3, 7])
+@pytest.mark.parametrize("place", [1, 4, 8])
 def test_an_altered_entry_of_the_ledger_is_a_fault_and_no_crash(
     person: FlaskClient, story: Story, place: int
 ) -> None:
@@ -378,10 +378,10 @@ def test_an_altered_entry_of_the_ledger_is_a_fault_and_no_crash(
     story.store._journal[place] = story.store._journal[place].replace("Hopper", "Hoppe!")
     story.store._journal[place] = story.store._journal[place].replace("Lovelace", "Lovelac!")
     page = re.sub(r"\s+", " ", look(person))
-    assert f"Entry {place + 2} of the journal does not follow from entry {place + 1}" in page
+    assert f"Entry {place + 1} of the journal was changed from outside" in page
     assert "It does not verify." in page
     assert "The entries before the fault, newest first" in page
-    assert len(re.findall(r'<th scope="row">\d+</th><td><time', page)) == place + 1
+    assert len(re.findall(r'<th scope="row">\d+</th><td><time', page)) == place
     assert "It cannot be told." in page
     assert "new pictures from the north camera" in page
     said = send(person, "decide", version="24", by="Ada", note="", decision="approve")
