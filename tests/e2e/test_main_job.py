@@ -36,7 +36,7 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
 
     assert "8/8" in printed
     assert "left)" in printed
-    assert "fl-app promote 8" in printed
+    assert "fl-app approve 8" in printed
     assert (flower.fl_app_home / "mlflow.db").is_file()
 
 
