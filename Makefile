@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 UV_RUN = uv run --group test --group lint
 
-.PHONY: help check lint test fast nightly screenshots bench
+.PHONY: help check lint test fast nightly chaos screenshots bench
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -21,6 +21,9 @@ fast:  ## The tests that start no real process.
 
 nightly:  ## The whole suite with many more generated cases.
 	uv run --group test pytest --hypothesis-profile nightly
+
+chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long forms.
+	uv run --group test pytest -m chaos --hypothesis-profile nightly
 
 screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/retraining/test_page_browser.py

@@ -14,7 +14,7 @@ from flower import OWN_ENVIRONMENT, Flower
 
 from registry import ModelManager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PROJECT = """
 [build-system]

@@ -16,7 +16,7 @@ from models.weights import load_weights
 from registry import ModelManager
 from registry.redaction import printable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PROJECT = """
 [build-system]

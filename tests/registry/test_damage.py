@@ -19,6 +19,7 @@ from registry.artifacts import file_digest
 from registry.store import JournalledStore
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
+pytestmark = pytest.mark.chaos
 FLIPS, CUTS = 1_000, 100
 
 

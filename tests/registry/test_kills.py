@@ -24,7 +24,7 @@ from registry import ModelManager
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
 NIGHTLY = settings.get_current_profile_name() == "nightly"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture

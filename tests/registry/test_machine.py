@@ -29,6 +29,7 @@ from registry.moves import State
 
 NAME = "fl-global-model"
 NIGHTLY = settings.get_current_profile_name() == "nightly"
+pytestmark = pytest.mark.chaos
 MOVES = ("stage", "promote", "archive", "restore", "rollback", "reconcile", "adopt")
 numbers = st.integers(1, 6)
 

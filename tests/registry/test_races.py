@@ -20,7 +20,7 @@ from registry.journal_home import JOURNAL_TAG
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 PROCESSES, TRIALS = 8, 50 if NIGHTLY else 5
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -15,6 +15,8 @@ import requests
 
 from registry import FederatedLearningTracker, ModelManager, StoreUnavailable, limits
 
+pytestmark = pytest.mark.chaos
+
 NOBODY = {"run": {"info": {"run_id": "0" * 32, "experiment_id": "1"}, "data": {}}}
 
 

@@ -16,6 +16,8 @@ from registry.moves import Move
 from registry.store import JournalledStore
 from registry.writer import LONGEST_WAIT, Writer
 
+pytestmark = pytest.mark.chaos
+
 MakeWeights = Callable[[float], Path]
 
 

@@ -23,7 +23,7 @@ from hypothesis import settings
 
 from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 NIGHTLY = settings().max_examples > 100
 HALF = (

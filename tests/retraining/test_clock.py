@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fl_app.retraining import Cron, Every, MonitorStore, RetrainingManager
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
+pytestmark = pytest.mark.chaos
 START = datetime(2026, 1, 4, tzinfo=UTC)  # a Sunday
 SCHEDULES = [Every(7), Every(0.5), Cron("0 2 * * 0")]
 

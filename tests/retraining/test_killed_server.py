@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
+pytestmark = pytest.mark.chaos
 SERVER = Path(__file__).with_name("killed_server.py")
 
 

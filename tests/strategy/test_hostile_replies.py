@@ -33,6 +33,7 @@ from registry import InMemoryModelStore, InMemoryTracker
 from registry.redaction import printable
 
 NIGHTLY = settings.default is not None and settings.default.max_examples > 100
+pytestmark = pytest.mark.chaos
 ROUNDS = 20
 HOSTILE = 10_000 if NIGHTLY else 300
 one_home = settings(suppress_health_check=list(HealthCheck))
