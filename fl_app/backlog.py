@@ -52,11 +52,17 @@ def backlog(home: Path, model: str) -> Backlog:
         The registered model's name.
     """
     rounds, trouble = 0, ""
-    for path in sorted((home / CHECKPOINTS).glob(f"*/{SESSION_FILE}")):
-        if read_json(path).get("model") == model and path.parent.suffix != ".failed":
-            rounds += len(list(path.parent.glob("closed-*.json")))
-            trouble = trouble or str(read_json(path.with_name(TROUBLE_FILE)).get("why", ""))
+    for folder in session_folders(home, model):
+        rounds += len(list(folder.glob("closed-*.json")))
+        trouble = trouble or str(read_json(folder / TROUBLE_FILE).get("why", ""))
     return Backlog(rounds, trouble if rounds else "")
+
+
+def session_folders(home: Path, model: str) -> list[Path]:
+    """The folders of a model's sessions; neither drafts nor those that were set apart."""
+    found = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
+    named = [path for path in found if read_json(path).get("model") == model]
+    return [path.parent for path in named if path.parent.suffix != ".failed"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

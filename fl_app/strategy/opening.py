@@ -67,10 +67,9 @@ class Opening:
         RegistryError
             MLflow does not answer, or refuses.
         """
-        folder = SessionFolder(home / CHECKPOINTS / uuid.uuid4().hex)
-        folder.acquire()
+        place = home / CHECKPOINTS / uuid.uuid4().hex
+        folder = SessionFolder.create(place, record.to_json())
         try:
-            folder.write_session(record.to_json())
             tags = {**record.tags, FOLDER_TAG: folder.path.name}
             run = self.tracker.start_run(record.run_name, tags=tags)
         except BaseException:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fl_app.backlog import CHECKPOINTS, SESSION_FILE, read_json
+from fl_app.backlog import session_folders
 from fl_app.strategy.checkpoint import CheckpointError
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
@@ -96,10 +96,8 @@ def find(home: Path, model: str) -> list[Found]:
     One whose files are damaged is set apart with a warning.
     """
     found = []
-    for path in (home / CHECKPOINTS).glob(f"*/{SESSION_FILE}"):
-        if read_json(path).get("model") != model or path.parent.suffix == ".failed":
-            continue
-        folder = SessionFolder(path.parent)
+    for path in session_folders(home, model):
+        folder = SessionFolder(path)
         if not folder.acquire():
             continue
         try:

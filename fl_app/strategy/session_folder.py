@@ -36,7 +36,7 @@ from fl_app.strategy.inner_state import InnerState
 from fl_app.strategy.rounds import ClosedRound, report_from_json, report_to_json
 from models.weights import WeightsError, load_weights, save_weights
 from registry.artifacts import file_digest
-from registry.atomic import write_whole
+from registry.atomic import sync_folder, write_whole
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -80,7 +80,7 @@ class SessionFolder:
     Parameters
     ----------
     path : Path
-        The folder; it is created.
+        The folder.
 
     Raises
     ------
@@ -91,8 +91,19 @@ class SessionFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = ExitStack()
+
+    @classmethod
+    def create(cls, path: Path, record: Mapping[str, Any]) -> SessionFolder:
+        """Make the folder of a new session, whole or not at all, and hold it."""
+        draft = cls(_unfinished(path))
         with _told(f"the session's folder {path} could not be created"):
-            path.mkdir(parents=True, exist_ok=True)
+            draft.path.mkdir(parents=True)
+            draft.acquire()
+            draft.write_session(record)
+            draft.path.rename(path)
+            sync_folder(path.parent)
+        draft.path = path
+        return draft
 
     def acquire(self) -> bool:
         """Whether nobody runs this session; then it is ours until `release`."""
@@ -208,8 +219,13 @@ class SessionFolder:
                 _remove(path)
 
     def remove(self) -> None:
-        """Delete the session: all of it is in the registry."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the session, at once for whoever looks: all of it is in the registry."""
+        gone = _unfinished(self.path)
+        try:
+            self.path.rename(gone)
+        except OSError as error:
+            logger.warning("%s could not be deleted: %s", self.path, error.strerror)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def set_apart(self) -> Path:
         """Rename the folder, so that nobody tries to go on with it; its files stay."""
@@ -255,6 +271,11 @@ class SessionFolder:
     def _read(self, path: Path) -> dict[str, Any]:
         with _told(f"{path} cannot be read"):
             return dict(json.loads(path.read_bytes()))
+
+
+def _unfinished(path: Path) -> Path:
+    """A name by which nobody takes a folder for a session, and a clean-up finds it."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _name(phase: Phase, number: int) -> str:
