@@ -235,11 +235,8 @@ class Session:
     def ended(self, error: BaseException | None) -> SessionEnded:
         """What hooks hear at the end; ``error`` is what ended it before its last round."""
         failed: Literal["failed", "killed"] = "failed" if isinstance(error, Exception) else "killed"
-        said = (
-            redact(f"{type(error).__name__}: {error}".rstrip(": "))
-            if error is not None
-            else self.stopped
-        )
+        told = f"{type(error).__name__}: {error}".rstrip(": ")
+        said = self.stopped if error is None else redact(told)
         waiting = [r.version for r in self.reports if r.approval == "pending"]
         return SessionEnded(
             run_id=self.run_id,

@@ -34,6 +34,7 @@ from fl_app.strategy.evaluation import (
 from fl_app.strategy.grids import readable
 from fl_app.strategy.handover import LAST_STEPS, hand_over
 from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.interlude import meet_staging
 from fl_app.strategy.opening import Opening
 from fl_app.strategy.outbox import AWAY, DRAIN_SECONDS, Outbox
 from fl_app.strategy.production import compare_production
@@ -50,6 +51,7 @@ from fl_app.strategy.shadow_messages import NodeEvaluation
 from fl_app.strategy.staging import promote_waiting, settle_shadow
 from registry import (
     Lease,
+    LeaseLost,
     ModelStore,
     RegistryError,
     Stage,
@@ -229,7 +231,7 @@ class Sessions(Strategy):
     def _before_first_round(self, session: Session) -> None:
         """Score what the session starts with, and what is in Staging, on the holdout."""
         if session.record.first_metrics is not None:
-            return
+            return meet_staging(session, self.store, self.metric, self.mode)
         parent = session.record.origin.parent_version
         first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
         if first.metrics:
@@ -242,7 +244,7 @@ class Sessions(Strategy):
             staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
             session.best = staged.metrics if staged is not None else None
             compare_production(self.probation, session, self.store)
-        session.note(first_metrics=first.metrics, first_best=session.best)
+        return session.note(first_metrics=first.metrics, first_best=session.best)
 
     def _drained(self, session: Session) -> bool:
         """Wait for what the worker has in hand; if anything is left, leave it for the next run."""
@@ -318,7 +320,7 @@ class Sessions(Strategy):
                     self._finish_left(found, opening.left(found))
                 self.tracker.end_run(status)
             folder.remove()
-        except AWAY:
+        except (*AWAY, LeaseLost):
             raise
         except Exception as error:  # whatever it is, the new session must not end with it
             logger.exception("%s is left as it is: %s", folder.set_apart(), type(error).__name__)
@@ -328,6 +330,7 @@ class Sessions(Strategy):
 
     def _finish_left(self, found: Found, session: Session) -> None:
         """Finish the rounds of an earlier session that wait, and its last steps."""
+        meet_staging(session, self.store, self.metric, self.mode)
         if waiting := found.waiting:
             logger.info("%d rounds of an earlier session are handed over", len(waiting))
         for checkpoint in waiting:

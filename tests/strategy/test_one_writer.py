@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
@@ -145,3 +146,38 @@ def test_people_move_versions_while_a_session_runs(store: InMemoryModelStore) ->
         (Move.PROMOTE, "ada", 0),
         (Move.STAGE, "policy", 1),
     ]
+
+
+def test_a_session_that_goes_on_must_beat_what_another_server_staged_meanwhile(
+    store: InMemoryModelStore, tmp_path: Path
+) -> None:
+    def holdout(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        return MetricRecord({"accuracy": float(arrays.to_numpy_ndarrays()[0].mean()) / 10})
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    tracker = InMemoryTracker()
+    settings: dict[str, Any] = {"approval": "manual", "policy": None, "pipeline": False}
+    settings["home"] = tmp_path / "first"
+    with pytest.raises(KeyboardInterrupt):
+        session(store, tracker, **settings).start(
+            meanwhile(killed), model(), num_rounds=3, evaluate_fn=holdout
+        )
+    assert store.get_latest_version("Staging") == "1"
+    session(store, **{**settings, "home": tmp_path / "second"}).start(
+        LocalGrid(add_one), model(5), num_rounds=1, evaluate_fn=holdout
+    )
+    assert store.get_latest_version("Staging") == "2"
+    session(store, tracker, **settings).start(
+        LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout
+    )
+    rows = list(reversed(store.list_all_versions()))
+    assert [(row["tags"]["round"], row["metrics"]["accuracy"]) for row in rows] == [
+        ("1", pytest.approx(0.1)),
+        ("1", pytest.approx(0.6)),
+        ("2", pytest.approx(0.2)),
+        ("3", pytest.approx(0.3)),
+    ]
+    assert store.get_latest_version("Staging") == "2"
+    assert rows[2]["tags"]["epoch"] > rows[1]["tags"]["epoch"] > rows[0]["tags"]["epoch"]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What others have put into Staging while a session was cut short, and must be beaten too."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from fl_app.strategy.session import Session
+from registry import ModelStore, Stage
+
+
+def meet_staging(
+    session: Session, store: ModelStore, metric: str | None, mode: Literal["max", "min"]
+) -> None:
+    """Let the best so far be what is in Staging by now, if that is another's and is better.
+
+    It is scored on the session's own holdout; without one nothing can be compared.
+    """
+    version = store.get_latest_version(Stage.STAGING)
+    if metric is None or version is None or version in {r.version for r in session.reports}:
+        return
+    scored = session.score_of(store, version)
+    if scored is None or not math.isfinite(score := scored.metrics.get(metric, math.nan)):
+        return
+    own = (session.best or {}).get(metric, math.nan)
+    if not math.isfinite(own) or (score > own if mode == "max" else score < own):
+        session.best = scored.metrics
