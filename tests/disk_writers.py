@@ -60,6 +60,21 @@ def round_checkpoint(folder: Path) -> Case:
     )
 
 
+def session_folder(folder: Path) -> Case:
+    """A session's own folder is there whole, or not at all."""
+    from fl_app.strategy.checkpoint import CheckpointError
+    from fl_app.strategy.session_folder import SessionFolder
+
+    kept = SessionFolder.create(folder / "kept", {"session": 1})
+
+    def write() -> None:
+        kept.write_session({"session": 1})
+        made = SessionFolder.create(folder / f"new-{next(COUNT)}", {"session": 2})
+        made.release()
+
+    return Case(write, (CheckpointError,), (".lock",), kept.read_session)
+
+
 def reference(folder: Path) -> Case:
     from fl_app.client.reference import load_reference, new_reference, save_reference
 
@@ -224,6 +239,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     for made in (
         weights,
         round_checkpoint,
+        session_folder,
         reference,
         summary,
         generated_set,

@@ -7,6 +7,7 @@ go on does. `disk_writers.py` lists the places, `disk_faults.py` makes the disk 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -72,6 +73,51 @@ def test_a_fall_that_could_not_be_written_down_is_asked_for_in_the_next_round(
     assert waiting is not None
     assert waiting.reason.startswith("in round 3")
     assert manager.health.failing == {}
+
+
+# Where else than in `registry.atomic` files are made, and why that needs no more care.
+WRITERS = {
+    "registry/atomic.py": "the one way",
+    "models/weights.py": "the same way, for a package that imports nothing of the registry",
+    "registry/artifacts.py": "in a scratch folder",
+    "registry/serving.py": "in a scratch folder",
+    "registry/memory.py": "a version's folder, removed again where it fails",
+    "registry/home.py": "a lock, without content",
+    "registry/store.py": "a folder that goes",
+    "registry/address.py": "a look whether the folder can be written",
+    "fl_app/client/reference.py": "within `replacing`",
+    "fl_app/client/shapes.py": "within `new_folder`",
+    "fl_app/client/training.py": "a folder that goes",
+    "fl_app/strategy/session.py": "a folder that goes",
+    "fl_app/strategy/session_folder.py": "renames",
+    "fl_app/strategy/plots.py": "in a folder that goes",
+    "fl_app/retraining/drift_plot.py": "in a folder that goes",
+    "models/holdout.py": "in a folder that goes",
+}
+MAKES = {
+    *("write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"),
+    *("TemporaryDirectory", "savez", "savez_compressed", "imwrite", "savefig", "copyfile", "copy2"),
+    *("copytree", "rename", "touch", "link", "symlink_to", "save_file"),
+}
+
+
+def makes_files(path: Path) -> bool:
+    """Whether a source makes files by itself."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            opens = name == "open" and any(str(mode)[:1] in "wax" for mode in modes if mode)
+            if name in MAKES or opens:
+                return True
+    return False
+
+
+def test_files_are_made_in_one_way_only() -> None:
+    root = HERE.parent
+    sources = [p for d in ("fl_app", "registry", "models") for p in (root / d).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in sources if makes_files(path)}
+    assert found == WRITERS.keys()
 
 
 def raises_disk_full(*_: object) -> None:

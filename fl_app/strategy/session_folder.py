@@ -96,12 +96,17 @@ class SessionFolder:
     def create(cls, path: Path, record: Mapping[str, Any]) -> SessionFolder:
         """Make the folder of a new session, whole or not at all, and hold it."""
         draft = cls(_unfinished(path))
-        with _told(f"the session's folder {path} could not be created"):
-            draft.path.mkdir(parents=True)
-            draft.acquire()
-            draft.write_session(record)
-            draft.path.rename(path)
-            sync_folder(path.parent)
+        try:
+            with _told(f"the session's folder {path} could not be created"):
+                draft.path.mkdir(parents=True)
+                draft.acquire()
+                draft.write_session(record)
+                draft.path.rename(path)
+                sync_folder(path.parent)
+        except BaseException:
+            draft.release()
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
         draft.path = path
         return draft
 
