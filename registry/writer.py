@@ -34,7 +34,7 @@ _BEATS = 4  # signs of life in the time that a lease lasts without one
 _TELL_AGAIN = 60.0  # seconds between two lines about waiting
 _LONGEST_NAME = 100  # characters; what follows it must not be cut off by the journal
 _HOME_ID = "home.id"  # file beside the locks
-_JOIN = 2.0  # seconds for a sign of life that is under way at the end
+_LAST = 1.0  # seconds for the last sign of life; a process that is told to end has few
 
 
 class LeaseBook(Protocol):
@@ -188,17 +188,18 @@ class _Held:
             raise self._lost
 
     def release(self) -> None:
-        """Say that this was the last sign of life, so that nobody has to wait for another."""
+        """Have the last sign of life given, so that nobody has to wait for another."""
         self._stop.set()
-        self._thread.join(_JOIN)
-        if self._lost is None:
-            self._give(ended=True)
+        self._thread.join(_LAST)
         self._lock.close()
 
     def _live(self) -> None:
         failing = False
-        while not self._stop.wait(self._every) and self._lost is None:
+        while not self._stop.wait(self._every):
             failing = not self._give(quiet=failing)
+            if self._lost is not None:
+                return
+        self._give(ended=True, quiet=failing)
 
     def _give(self, *, ended: bool = False, quiet: bool = False) -> bool:
         """Give a sign of life, or note that another server has taken over; say if that worked."""

@@ -45,9 +45,12 @@ def writer(store: JournalledStore, name: str, time: Time | None = None, **named:
 
 def stop_beating(held: Writer) -> None:
     """Let it hang, as a stopped process does."""
-    assert held._held is not None
-    held._held._stop.set()
-    held._held._thread.join()
+    found = held._held
+    assert found is not None
+    found._give, give = lambda **_: True, found._give  # type: ignore[method-assign]
+    found._stop.set()
+    found._thread.join()
+    found._give = give  # type: ignore[method-assign]
 
 
 def kill(held: Writer) -> None:
