@@ -351,7 +351,10 @@ def absolute_data(data: str) -> Path:
             f"data={data!r} is an address, and nothing is downloaded here; "
             "fetch the data set yourself and give the absolute path of its data.yaml."
         )
-    path = Path(data).expanduser()
+    try:
+        path = Path(data).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        path = Path()
     if not path.is_absolute():
         raise ConfigError(
             f"data={data!r} is a relative path, which Flower's processes would look for in another "

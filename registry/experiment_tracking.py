@@ -20,6 +20,7 @@ from registry.tracking_input import (
     MAX_TAG,
     checked_artifact,
     checked_dataset,
+    checked_folder,
     checked_status,
     clean_metrics,
     distinct_keys,
@@ -182,6 +183,7 @@ class FederatedLearningTracker:
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file or a folder with the run, below `artifact_path`."""
         found, run_id = checked_artifact(path), self._run_id()
+        checked_folder(artifact_path)
         client = self._connection.client
         with self._connection.errors(f"store {found.name}"):
             client.log_artifact(run_id, str(found), artifact_path)

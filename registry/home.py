@@ -25,13 +25,14 @@ def app_home(home: str | Path | None = None) -> Path:
         The folder cannot be created.
     """
     chosen = home or os.environ.get("FL_APP_HOME") or "~/.fl-app"
-    folder = Path(chosen).expanduser().resolve()
     try:
+        folder = Path(chosen).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last ones: it is no path at all
+        said = getattr(error, "strerror", None) or error
         raise StoreUnavailable(
-            f"The app's folder {folder} cannot be created ({error.strerror}); set FL_APP_HOME to "
-            "a folder that you may write to."
+            f"The app's folder {str(chosen)[:300]} cannot be created ({said}); set home, or "
+            "FL_APP_HOME, to a folder that you may write to."
         ) from error
     return folder
 

@@ -29,6 +29,7 @@ from registry.tracking_input import (
     MAX_TAG,
     checked_artifact,
     checked_dataset,
+    checked_folder,
     checked_status,
     clean_metrics,
     distinct_keys,
@@ -287,6 +288,7 @@ class InMemoryTracker:
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         checked = checked_artifact(path)
+        checked_folder(artifact_path)
         self._active().artifacts.append("/".join(filter(None, (artifact_path, checked.name))))
 
     def log_dataset(

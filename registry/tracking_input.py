@@ -84,6 +84,16 @@ def checked_artifact(path: str | Path) -> Path:
     return found
 
 
+def checked_folder(artifact_path: str | None) -> str | None:
+    """Return a path below a run's files, or raise `InvalidName`; what leads out MLflow refuses."""
+    if artifact_path is not None and not (artifact_path.isprintable() and artifact_path):
+        raise InvalidName(
+            f"{artifact_path!r:.60} cannot be a folder of a run's files; use a printable path such "
+            "as 'plots'."
+        )
+    return artifact_path
+
+
 def checked_status(status: str) -> str:
     """Return a status that a run can end with, or raise `RegistryError`."""
     if status not in _STATUSES:

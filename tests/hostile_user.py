@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 from hostile_inputs import payloads
+from mlflow.exceptions import MlflowException
 from safetensors.numpy import save_file
 from watched import NETWORK, PROGRAMS, Watch, normal
 
@@ -79,14 +80,15 @@ def named(folder: Path) -> Iterator[tuple[str, Use]]:
     yield "param", lambda text: tracker.log_params({text: text})
     yield "run's tag", lambda text: tracker.set_tags({f"t.{text}": text})
     yield "data set", lambda text: tracker.log_dataset("n", "d", text)
-    yield "webhook", Target.of
 
 
 def _leads_out(text: str) -> bool:
     """Whether an operator would have named a file elsewhere, which is then used as told."""
     path = text.removeprefix("sqlite:///")
-    return path.startswith("~") or not normal(str(Path(path).absolute())).startswith(
-        str(Path.cwd())
+    return (
+        not path
+        or path.startswith("~")
+        or not normal(str(Path(path).absolute())).startswith(str(Path.cwd()))
     )
 
 
@@ -129,7 +131,15 @@ def of_others(folder: Path) -> Iterator[tuple[str, Use]]:
     client, name = store.client, store.registered_model_name
     model_id = store.get_version(good).tags["model_id"]
 
+    def registered(source: str, fields: dict[str, str]) -> str:
+        """Register a version as other tools do, if MLflow itself takes it."""
+        with contextlib.suppress(MlflowException):
+            return str(client.create_model_version(name, source, tags=fields).version)
+        return ""
+
     def use(version: str) -> None:
+        if not version:
+            return
         mine = manager()
         mine.list_all_versions()
         for ask in (
@@ -149,9 +159,9 @@ def of_others(folder: Path) -> Iterator[tuple[str, Use]]:
         half = json.dumps({"sha256": text, "size": 1, "changes": {}})
         fields = dict.fromkeys(("sha256", "size", "metrics", "created", "per_example"), text)
         fields |= {"half": half, "nodes": text, "model_id": text, "save_key": text}
-        use(str(client.create_model_version(name, text or "/x", tags=fields).version))
+        use(registered(text or "/x", fields))
         fields |= {"model_id": model_id, "sha256": "0" * 64}
-        use(str(client.create_model_version(name, "/x", tags=fields).version))
+        use(registered("/x", fields))
 
     def location(text: str) -> None:
         found = SimpleNamespace(artifact_location=text)
@@ -233,6 +243,7 @@ def addresses(folder: Path, watch: Watch) -> Iterator[tuple[str, Use]]:
         with contextlib.suppress(ValueError, OSError):
             host = urlsplit(text).hostname or "localhost"
             watch.hosts = frozenset({host})
+            host = "127.0.0.1" if host == "localhost" else host
             same = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
             watch.hosts |= {str(entry[4][0]) for entry in same}
         try:
@@ -240,7 +251,16 @@ def addresses(folder: Path, watch: Watch) -> Iterator[tuple[str, Use]]:
         finally:
             watch.hosts = frozenset()
 
+    def posted(text: str) -> None:
+        with contextlib.suppress(ValueError):
+            watch.hosts = frozenset({urlsplit(text).hostname or ""})  # whether it is an address
+        try:
+            Target.of(text)
+        finally:
+            watch.hosts = frozenset()
+
     yield "tracking URI", asked
+    yield "webhook", posted
 
 
 def main(every: int) -> None:

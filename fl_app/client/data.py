@@ -67,7 +67,10 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
     DataError
         If the file or a split is missing, malformed or empty, or the class count differs.
     """
-    file = Path(data_yaml).expanduser().resolve()
+    try:
+        file = Path(data_yaml).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise DataError(f"{str(data_yaml)[:300]} is no path of a data.yaml") from None
     content = _read_yaml(file)
     names = _class_names(content, file)
     if len(names) != num_classes:
@@ -75,7 +78,10 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
             f"data set {file} has {len(names)} classes, expected {num_classes}: "
             f"set num-classes to {len(names)} or use another data set"
         )
-    root = (file.parent / str(content.get("path") or ".")).resolve()
+    try:
+        root = (file.parent / str(content.get("path") or ".")).resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise DataError(f"data set file {file} has a path that is none") from None
     train = _list_pictures(content, "train", root, file)
     val = _list_pictures(content, "val", root, file)
     return DataSpec(root, train, val, names, num_classes)
