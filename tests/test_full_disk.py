@@ -18,9 +18,14 @@ from typing import Any
 import pytest
 from disk_writers import CASES
 from hypothesis import settings
+from local_grid import LocalGrid, add_one, model
 
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.triggers import Outcome
+from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy.checkpoint import CheckpointError
+from fl_app.strategy.session_folder import SessionFolder
+from registry import InMemoryModelStore, InMemoryTracker
 
 HERE = Path(__file__).parent
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -73,6 +78,33 @@ def test_a_fall_that_could_not_be_written_down_is_asked_for_in_the_next_round(
     assert waiting is not None
     assert waiting.reason.startswith("in round 3")
     assert manager.health.failing == {}
+
+
+def test_a_session_ends_well_without_its_pictures(caplog: pytest.LogCaptureFixture) -> None:
+    def picture(report: object, folder: Path) -> list[Path]:
+        raise OSError(28, "No space left on device")
+
+    store, tracker = InMemoryModelStore(), InMemoryTracker()
+    LifecycleStrategy(store=store, tracker=tracker, artifacts=[picture]).start(
+        LocalGrid(add_one), model(), num_rounds=1
+    )
+    assert len(store.list_all_versions()) == 1
+    assert tracker.runs[0].status == "FINISHED"
+    assert "picture is not logged: [Errno 28] No space left on device" in caplog.text
+
+
+def test_a_session_folder_that_cannot_be_made_holds_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(CheckpointError, match="could not be written"):
+            SessionFolder.create(tmp_path / "session", {})
+    assert not list(tmp_path.glob("*session*"))
+    SessionFolder.create(tmp_path / "session", {}).release()
 
 
 # Where else than in `registry.atomic` files are made, and why that needs no more care.

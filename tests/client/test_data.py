@@ -208,3 +208,20 @@ def test_the_digest_sees_pictures_and_labels_but_no_folders_and_no_order(
     assert len({digest, emptied, data_digest(own)}) == 3
     own[1].write_bytes(own[1].read_bytes() + b"\0")
     assert data_digest(own[1:2]) != data_digest(shapes.train[1:2])
+
+
+def test_a_file_that_is_no_list_is_not_read(tmp_path: Path) -> None:
+    """What is in it would be told in the error, and sent to the server."""
+    (tmp_path / "passwords").write_text("hunter2")
+    (tmp_path / "data.yaml").write_text("train: passwords\nval: passwords\nnames: [a]")
+    with pytest.raises(DataError, match=r"expected a folder or a \.txt file") as caught:
+        load_data_spec(tmp_path / "data.yaml", 1)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["a\\0b", "x" * 300, "\\ud800"])
+def test_what_is_no_path_is_told(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data.yaml").write_text(f'train: "{place}"\nval: "{place}"\nnames: [a]')
+    with pytest.raises(DataError) as caught:
+        load_data_spec(tmp_path / "data.yaml", 1)
+    assert str(caught.value).isprintable()
