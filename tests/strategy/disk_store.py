@@ -41,6 +41,9 @@ class DiskStore(InMemoryModelStore):
             if hasattr(self, name):
                 setattr(self, name, kept(getattr(self, name), self._dump, point))
 
+    def lease_file(self) -> Path:
+        return self._file.with_name("lease.lock")
+
     def _load(self, text: dict[str, Any]) -> None:
         for version, row in text["saved"].items():
             row["created"] = datetime.fromisoformat(row["created"])

@@ -151,7 +151,7 @@ def run(folder: Path, kind: str, die_at: int, registry: str = "disk") -> None:
     )
     lifecycle.artifacts = ()
     result = lifecycle.start(
-        OrderedGrid(nodes(lambda line: print(line, file=journal)), NODES),  # noqa: T201
+        OrderedGrid(nodes(lambda line: print(line, file=journal)), NODES),
         first_arrays(),
         num_rounds=ROUNDS,
         evaluate_fn=holdout,
@@ -215,16 +215,20 @@ def context(*preload: str) -> Any:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a session has left in the registry, in the journal and in tracking."""
+    """What a session has left in the registry, in the journal and in tracking.
+
+    A run that had only just been opened when its process died is ended, and another one is opened.
+    """
     store = DiskStore(folder / "store")
     rows = sorted(store.list_all_versions(), key=lambda row: int(row["version"]))
     return {
         "versions": [
             (r["tags"]["round"], r["sha256"], r["stage"], r["tags"]["approval"]) for r in rows
         ],
-        "journal": [(str(e.op), e.version) for e in store.history()],
+        "journal": [(str(e.op), e.version) for e in store.history() if e.op != "lease"],
         "runs": [
             (run.status, {name: sorted(points) for name, points in run.metrics.items()})
             for run in DiskTracker(folder / "store").runs
+            if run.metrics or run.status != "KILLED"
         ],
     }

@@ -85,7 +85,7 @@ class World:
                 (r.status, {name: sorted(points) for name, points in r.metrics.items()})
                 for r in self.tracker.runs
             ],
-            "journal": [(e.op, e.version) for e in self.store.history()],
+            "journal": [(e.op, e.version) for e in self.store.history() if e.op != "lease"],
             "monitor": self.monitor.told,
             "rounds": [(e.round, e.version) for e in self.events if isinstance(e, RoundReport)],
         }
