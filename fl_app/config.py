@@ -32,6 +32,15 @@ PRIVATE = frozenset(
     }
 )
 """Settings that hold a secret, or lead to one: they are never logged."""
+SHAPING = frozenset(
+    {
+        *("data", "partitioning", "alpha", "seed", "batch_size", "local_epochs", "learning_rate"),
+        *("model_size", "num_classes", "image_size", "metric", "metric_mode"),
+        *("fraction_train", "fraction_evaluate", "min_nodes"),
+        *("max_examples_per_node", "max_update_norm", "norm_action"),
+    }
+)
+"""Settings that shape the model: a session that was cut short goes on only with the same ones."""
 
 
 class ConfigError(ValueError):
@@ -182,6 +191,11 @@ class ServerConfig(_Settings):
         description="Weights a session starts with; `production` falls back to Staging, "
         "then to the latest version.",
     )
+    resume: Literal["auto", "require", "fresh"] = Field(
+        "auto",
+        description="A session that was cut short: `auto` goes on with it if the settings that "
+        "shape the model are the same, `require` does or refuses, `fresh` begins anew.",
+    )
     accuracy_threshold: float = Field(
         0.05, gt=0, description="Lasting fall of the metric that asks for retraining."
     )
@@ -325,6 +339,12 @@ class ClientConfig(_Settings):
         if "data" in node_config:
             return {"data": node_config["data"]}
         return {k: node_config[k] for k in ("partition-id", "num-partitions") if k in node_config}
+
+
+def not_shaping() -> frozenset[str]:
+    """The keys of the settings that may change before a session goes on."""
+    fields = {**ServerConfig.model_fields, **ClientConfig.model_fields}
+    return frozenset(_key(name) for name in fields if name not in SHAPING)
 
 
 def settings_table() -> str:

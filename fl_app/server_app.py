@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fl_app.client.data import DataSpec, generated_data, load_data_spec
-from fl_app.config import ConfigError, ServerConfig, absolute_data
+from fl_app.config import ClientConfig, ConfigError, ServerConfig, absolute_data, not_shaping
 from fl_app.dispatch import HOOK_SECONDS, Hooks
 from fl_app.events import Hook
 from fl_app.hooks import PrometheusMetrics, Webhook, log_event
@@ -40,12 +40,14 @@ from fl_app.strategy import (
     EarlyStopping,
     LifecycleStrategy,
     Origin,
+    Resume,
     ScheduledFedAvg,
     Screening,
     ShadowEvaluation,
     default_policy,
 )
 from fl_app.strategy.checkpoint import load_round
+from fl_app.strategy.resume import is_cut_short
 from registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
 if TYPE_CHECKING:
@@ -84,6 +86,11 @@ def main(grid: Grid, context: Context) -> None:
 
     yolo = YoloOnServer(config, spec)
     writer = store.writer(f"flower run {grid.run.run_id}", when_busy=config.when_busy)
+    params = {
+        **ClientConfig.from_run_config(context.run_config).params(),
+        **config.params(),
+    }
+    running: list[LifecycleStrategy] = []
 
     def run_session(number: int, request: RetrainRequest | None) -> Result:
         parent, arrays = starting_point(config, store, yolo)
@@ -113,7 +120,7 @@ def main(grid: Grid, context: Context) -> None:
             model=yolo.description,
             serving=yolo.serving,
             holdout=yolo.holdout,
-            params=config.params(),
+            params=params,
             origin=Origin(
                 session=number,
                 parent_version=parent,
@@ -124,7 +131,10 @@ def main(grid: Grid, context: Context) -> None:
             early_stopping=early_stopping(config),
             node_wait_timeout=config.node_wait_timeout,
             writer=writer,
+            # Only the first session finds one that an earlier run has left.
+            resume=Resume(config.resume if number == 1 else "auto", not_shaping()),
         )
+        running[:] = [strategy]
         return strategy.start(
             grid,
             arrays,
@@ -140,7 +150,8 @@ def main(grid: Grid, context: Context) -> None:
     def end_at_once() -> None:
         logger.warning("Flower has stopped this run; what is not finished is left for the next one")
         monitor.leave()
-        tracker.end_run("KILLED")
+        for strategy in running:
+            strategy.leave()
 
     hooks.look()  # what is in the journal by now is history
     api = start_api(config, monitor, store, token, collectors=[metrics], probation=probation)
@@ -153,6 +164,9 @@ def main(grid: Grid, context: Context) -> None:
                 max_retrains=config.max_retrains,
                 continuous=config.continuous,
                 completed=lambda request: served(config, store, request),
+                unfinished=lambda: (
+                    config.resume != "fresh" and is_cut_short(home, config.registered_model_name)
+                ),
             )
     finally:
         if api is not None:

@@ -24,6 +24,7 @@ def train_and_retrain(
     max_retrains: int,
     continuous: bool = False,
     completed: Callable[[RetrainRequest], bool] = lambda request: False,
+    unfinished: Callable[[], bool] = lambda: False,
 ) -> list[T]:
     """Run a session, and one more for each request.
 
@@ -44,6 +45,9 @@ def train_and_retrain(
     completed : Callable[[RetrainRequest], bool]
         Asked for a request whose server crashed: whether its session came to its end all the same,
         so that it is not run twice.
+    unfinished : Callable[[], bool]
+        Whether a session that served no request was cut short: then the first session goes on with
+        it, before any request is served.
 
     Returns
     -------
@@ -59,7 +63,7 @@ def train_and_retrain(
             request = manager.take(wait=wait)
         return request
 
-    request, results = next_request(0.0), list[T]()
+    request, results = None if unfinished() else next_request(0.0), list[T]()
     while True:
         if request is None:
             results.append(run_session(len(results) + 1, None))

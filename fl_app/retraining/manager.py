@@ -119,6 +119,7 @@ class RetrainingManager:
         self._drift = DriftWatch(drift or DriftSettings())
         self._served_version: str | None = None
         self._rounds_since: int | None = None
+        self._taken = ""  # the request that they are counted from
         self._errors_in_a_row = 0
         self._recovered = True
         self._leaving = False
@@ -204,14 +205,9 @@ class RetrainingManager:
         With ``force=False`` cooldown and budget hold for it as for a rule's request. Asking again
         with the same ``request_id`` (32 hexadecimal digits) changes nothing.
         """
-        request = RetrainRequest(
-            TriggerKind.MANUAL,
-            reason or "a person asked",
-            force=force,
-            id=request_id or uuid.uuid4().hex,
-        )
+        new, why = request_id or uuid.uuid4().hex, reason or "a person asked"
         with self._changed:
-            return self._put(request)
+            return self._put(RetrainRequest(TriggerKind.MANUAL, why, force=force, id=new))
 
     def ask(self, kind: TriggerKind, reason: str, *, request_id: str | None = None) -> str:
         """Ask for retraining for a reason that was found elsewhere.
@@ -284,10 +280,11 @@ class RetrainingManager:
             if request is not None:
                 if request.cut_short:
                     logger.info("request %s was cut short and is served again", request.id)
-                self._rounds_since = 0
-                if request.kind is TriggerKind.DRIFT or self._drift.state.hold:
-                    self._drift.restart(request.id)
-                self._save()
+                if request.id != self._taken:  # else rounds are counted from when it was
+                    self._taken, self._rounds_since = request.id, 0
+                    if request.kind is TriggerKind.DRIFT or self._drift.state.hold:
+                        self._drift.restart(request.id)
+                    self._save()
             return request
 
     @contextmanager
@@ -382,7 +379,7 @@ class RetrainingManager:
             self._rule = self._rule.restored(state["rule"]["state"])
             self._served_version = state["served_version"]
             self._recovered = state["recovered"]
-        self._rounds_since = state["rounds_since"]
+        self._rounds_since, self._taken = state["rounds_since"], state.get("taken", "")
         self._errors_in_a_row = state["errors_in_a_row"]
         self._drift.restore(state["drift"])
 
@@ -392,6 +389,7 @@ class RetrainingManager:
                 "rule": {"settings": self._rule.settings, "state": self._rule.state()},
                 "served_version": self._served_version,
                 "rounds_since": self._rounds_since,
+                "taken": self._taken,
                 "errors_in_a_row": self._errors_in_a_row,
                 "recovered": self._recovered,
                 "drift": self._drift.to_json(),

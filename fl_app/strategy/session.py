@@ -147,6 +147,8 @@ class Session:
 
     def note(self, **changes: object) -> None:
         """Change the session's record, in memory and, as far as there is room, on disk."""
+        if self.over:
+            return
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
         try:
             self.folder.write_session(self.record.to_json())

@@ -64,7 +64,7 @@ logger = logging.getLogger("flwr.fl_app")
 
 FAILED_DRAIN_SECONDS = 10.0
 """Seconds that a session which failed waits for a registry that is away."""
-LAST_SECONDS = 0.5, 1.5
+LAST_SECONDS = 0.5, 1.0
 """Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
 
 
@@ -246,12 +246,11 @@ class Sessions(Strategy):
             compare_production(self.probation, session, self.store)
         return session.note(first_metrics=first.metrics, first_best=session.best)
 
-    def _drained(self, session: Session) -> bool:
+    def _drained(self, session: Session, *, last: bool = False) -> bool:
         """Wait for what the worker has in hand; if anything is left, leave it for the next run."""
         left = self._outbox.drain(DRAIN_SECONDS) if self._outbox is not None else 0
         if left:
-            rounds = len(session.reports) < session.num_rounds
-            self._leave(session, f"{left} rounds" if rounds else "its last steps")
+            self._leave(session, "its last steps" if last else f"{left} rounds")
         return not left
 
     def _leave(self, session: Session, what: str) -> None:
@@ -271,7 +270,7 @@ class Sessions(Strategy):
             return self._leave(session, "its last steps")
         if self._outbox is not None:
             self._outbox.put(LAST_STEPS)
-        self._drained(session)
+        self._drained(session, last=True)
         return None
 
     def _last_steps(self, session: Session) -> None:
@@ -343,6 +342,8 @@ class Sessions(Strategy):
         self, session: Session, outbox: Outbox[Checkpoint | None], error: BaseException | None
     ) -> None:
         """End the session: hand over what can be, in the time that there is, and let go of it."""
+        if session.over:  # by `leave`
+            return
         failed, last = isinstance(error, Exception), None
         if failed:
             self._drain_failed(session, outbox)
@@ -357,7 +358,19 @@ class Sessions(Strategy):
             session.folder.remove()
         outbox.afterwards(session.folder.release)
         self.hooks(ended)
-        self.hooks.flush()
+        self.hooks.flush(last)
+
+    def leave(self) -> None:
+        """Let go of the session at once: Flower has stopped the run, whose process may hang.
+
+        What is on disk is for the next run.
+        """
+        session, outbox = self._open_session, self._outbox
+        if session is not None and outbox is not None:
+            session.over = True
+            outbox.close(LAST_SECONDS[0])
+            outbox.afterwards(session.folder.release)
+        self._end_run("KILLED", LAST_SECONDS[1])
 
     def _drain_failed(self, session: Session, outbox: Outbox[Checkpoint | None]) -> None:
         try:
