@@ -131,6 +131,7 @@ def main(grid: Grid, context: Context) -> None:
             early_stopping=early_stopping(config),
             node_wait_timeout=config.node_wait_timeout,
             writer=writer,
+            health=monitor.health,
             # Only the first session finds one that an earlier run has left.
             resume=Resume(config.resume if number == 1 else "auto", not_shaping()),
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fl_app.health import Health
 from fl_app.strategy.outbox import Outbox
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
 
 LAST_STEPS = None
 """What follows the last round in the outbox."""
+REGISTRY = "registry"
+"""What fails while rounds wait, for whoever looks at the health."""
 
 
 def hand_over(
@@ -18,6 +21,7 @@ def hand_over(
     finish_round: Callable[[Session, Checkpoint], None],
     last_steps: Callable[[Session], None],
     *,
+    health: Health,
     pipeline: bool,
 ) -> Outbox[Checkpoint | None]:
     """Return the outbox for a session's rounds.
@@ -43,7 +47,11 @@ def hand_over(
     def tell(why: str) -> None:
         session.folder.note_trouble(why)
         if why:
+            health.fails(REGISTRY, f"{why} (rounds wait on disk until they can be handed over)")
             session.keep_scores()
+        else:
+            health.works(REGISTRY)
 
+    health.works(REGISTRY)  # it has just let the session begin
     outbox = Outbox[Checkpoint | None](finish, prepare, tell, pipeline=pipeline)
     return outbox

@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, ConfigRecord
 
+from fl_app.health import Health
 from fl_app.strategy.checkpoint import CheckpointError
 from fl_app.strategy.inner_state import InnerMemory, InnerState
 from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
 
-logger = logging.getLogger("flwr.fl_app")
-
 MAX_UNSAVED = 3
 """Rounds that are kept in memory while the disk does not take them."""
+DISK = "round checkpoints"
+"""What fails then, for whoever looks at the health."""
 
 
 @dataclass
@@ -34,6 +34,8 @@ class KeptRounds:
         The configs for ``train`` and ``evaluate`` messages, likewise.
     newest : Checkpoint
         The last round, with its arrays; round 0 is what the session starts with.
+    health : Health
+        Where it is noted that the disk takes nothing.
     model : Mapping[str, object]
         What the model is, kept beside its weights.
     unsaved : dict[int, Checkpoint]
@@ -46,6 +48,7 @@ class KeptRounds:
     memory: InnerMemory
     configs: Mapping[str, ConfigRecord]
     newest: Checkpoint
+    health: Health = field(default_factory=Health)
     model: Mapping[str, object] = field(default_factory=dict)
     unsaved: dict[int, Checkpoint] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
@@ -67,6 +70,7 @@ class KeptRounds:
             self.newest = self.folder.save(whole, self.model)
             self.unsaved.pop(closed.round, None)
             self.folder.forget(self.newest, keeping=self.unsaved)
+            self.health.works(DISK)
         except CheckpointError as error:
             self._keep_in_memory(whole, error)
         return _light(self.newest)
@@ -99,13 +103,7 @@ class KeptRounds:
         return self.folder.arrays(checkpoint)
 
     def _keep_in_memory(self, whole: Checkpoint, error: CheckpointError) -> None:
-        if not self.unsaved:
-            logger.error(
-                "%s; the session goes on, but a crash would lose its rounds from here on, and more "
-                "than %d of them are not kept",
-                error,
-                MAX_UNSAVED,
-            )
+        self.health.fails(DISK, f"{error}; a crash would lose rounds that are in memory only")
         self.newest = whole
         self.unsaved[whole.closed.round] = whole
         for number in sorted(self.unsaved)[:-MAX_UNSAVED]:

@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
+from fl_app.health import Health
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline, with_silent
@@ -116,6 +117,8 @@ class LifecycleStrategy(Sessions):
     resume : "auto" | "require" | "fresh" | Resume
         What to do with a session of the same model that was cut short: go on with it if it is the
         same, require that, or begin anew (see `Resume`).
+    health : Health | None
+        Noted there: a registry that is away, a disk that takes no checkpoint.
     pipeline : bool
         Evaluate and register a round while the clients train the next one. False does it inline.
 
@@ -163,6 +166,7 @@ class LifecycleStrategy(Sessions):
         node_wait_timeout: float = NODE_WAIT_SECONDS,
         writer: Writer | None = None,
         resume: ResumeMode | Resume = "auto",
+        health: Health | None = None,
         pipeline: bool = True,
     ) -> None:
         if early_stopping is not None and metric is None:
@@ -191,6 +195,7 @@ class LifecycleStrategy(Sessions):
         self.node_wait_timeout = node_wait_timeout
         self.writer = writer
         self.resume = resume if isinstance(resume, Resume) else Resume(resume)
+        self.health = health or Health()
         self.pipeline = pipeline
         self._memory = InnerMemory(self.strategy)
         self._open_session = None

@@ -12,16 +12,18 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.backlog import CHECKPOINTS
+from fl_app.health import Health
 from fl_app.strategy.checkpoint import fits, schema_of
-from fl_app.strategy.encoding import NotPlainError
+from fl_app.strategy.encoding import NotPlainError, encode
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.kept_rounds import KeptRounds
+from fl_app.strategy.report import Origin
 from fl_app.strategy.resume import Found, ResumeError
 from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
-from fl_app.strategy.session_record import SessionRecord
+from fl_app.strategy.session_record import SessionRecord, array_rows
 from registry import Tracker
 
 logger = logging.getLogger("flwr.fl_app")
@@ -48,6 +50,8 @@ class Opening:
         The configs for ``train`` and ``evaluate`` messages.
     evaluate_fn : EvaluateFn | None
         What scores the holdout.
+    health : Health
+        Where it is noted what does not work.
     """
 
     tracker: Tracker
@@ -56,6 +60,33 @@ class Opening:
     arrays: ArrayRecord
     configs: Mapping[str, ConfigRecord]
     evaluate_fn: EvaluateFn | None
+    health: Health
+
+    def record(
+        self,
+        model: str,
+        origin: Origin,
+        *,
+        num_rounds: int,
+        tags: Mapping[str, str],
+        params: Mapping[str, object],
+    ) -> SessionRecord:
+        """Who the session is, if it begins anew."""
+        settings = {
+            **{f"strategy{place}": value for place, value in self.memory.settings.items()},
+            **{f"{name}-config": encode(config) for name, config in self.configs.items()},
+            **{name: str(value) for name, value in params.items()},
+        }
+        return SessionRecord(
+            model=model,
+            origin=origin,
+            num_rounds=num_rounds,
+            chain=self.memory.chain,
+            arrays=array_rows(schema_of(self.arrays)),
+            settings=settings,
+            tags=tags,
+            run_name=f"flower-{tags['flower_run_id']}-session-{origin.session}",
+        )
 
     def begin(self, home: Path, record: SessionRecord) -> Session:
         """Begin a session: its folder first, so that a crash leaves no run that nobody knows.
@@ -148,7 +179,9 @@ class Opening:
         arrays = newest.closed.arrays or self.arrays
         return Session(
             record=record,
-            rounds=KeptRounds(folder, self.memory, self.configs, newest, self.model),
+            rounds=KeptRounds(
+                folder, self.memory, self.configs, newest, model=self.model, health=self.health
+            ),
             tags=record.tags,
             schema=schema_of(arrays),
             evaluate_fn=self.evaluate_fn,

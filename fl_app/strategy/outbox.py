@@ -223,7 +223,6 @@ class Outbox(Generic[T]):
             self._breaker = self._breaker.failed(time.monotonic(), random.random())  # noqa: S311
             self._changed.notify_all()
         if not before:
-            logger.warning("rounds wait on disk until they can be handed over: %s", why)
             self._tell(why)
 
     def _note_done(self) -> None:
@@ -234,7 +233,6 @@ class Outbox(Generic[T]):
             self._prepared -= 1
             self._changed.notify_all()
         if before:
-            logger.info("the registry takes rounds again")
             self._tell("")
 
     def _raise(self) -> None:

@@ -12,7 +12,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,10 +21,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.dispatch import Hooks
-from fl_app.strategy.checkpoint import schema_of
+from fl_app.health import Health
 from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
-from fl_app.strategy.encoding import encode
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     evaluate,
@@ -45,7 +44,6 @@ from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
-from fl_app.strategy.session_record import SessionRecord, array_rows
 from fl_app.strategy.shadow import ShadowEvaluation, shadow_rounds
 from fl_app.strategy.shadow_messages import NodeEvaluation
 from fl_app.strategy.staging import promote_waiting, settle_shadow
@@ -91,6 +89,7 @@ class Sessions(Strategy):
     writer: Writer | None
     node_wait_timeout: float
     resume: Resume
+    health: Health
     home: Path
     pipeline: bool
     _memory: InnerMemory
@@ -132,6 +131,7 @@ class Sessions(Strategy):
             initial_arrays,
             {"train": train_config, "evaluate": evaluate_config},
             self._watched(evaluate_fn),
+            self.health,
         )
         grid, run_id = readable(grid), str(grid.run.run_id)
         with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
@@ -165,7 +165,11 @@ class Sessions(Strategy):
         """Open a session and its worker; close both, whatever happens in between."""
         found = find(self.home, self.model_name)
         try:
-            record = self._record(opening, num_rounds, flower_run_id)
+            tags = run_tags(self.origin, flower_run_id, self.metric)
+            record = opening.record(
+                self.model_name, self.origin, num_rounds=num_rounds, tags=tags, params=self.params
+            )
+            record = replace(record, settings=self.resume.compared(record.settings))
             chosen = choose(found, record, self.resume)
             for each in found:
                 if each is not chosen:
@@ -179,7 +183,13 @@ class Sessions(Strategy):
             for each in found:
                 each.folder.release()
             raise
-        outbox = hand_over(session, self._finish_round, self._last_steps, pipeline=self.pipeline)
+        outbox = hand_over(
+            session,
+            self._finish_round,
+            self._last_steps,
+            health=self.health,
+            pipeline=self.pipeline,
+        )
         self._open_session, self._outbox = session, outbox
         try:
             self._describe(session)
@@ -189,24 +199,6 @@ class Sessions(Strategy):
         finally:
             self._open_session = self._outbox = None
             self._close(session, outbox, sys.exception())
-
-    def _record(self, opening: Opening, num_rounds: int, flower_run_id: str) -> SessionRecord:
-        """Who the session is, if it begins anew."""
-        settings = {
-            **{f"strategy{place}": value for place, value in self._memory.settings.items()},
-            **{f"{name}-config": encode(config) for name, config in opening.configs.items()},
-            **{name: str(value) for name, value in self.params.items()},
-        }
-        return SessionRecord(
-            model=self.model_name,
-            origin=self.origin,
-            num_rounds=num_rounds,
-            chain=self._memory.chain,
-            arrays=array_rows(schema_of(opening.arrays)),
-            settings=self.resume.compared(settings),
-            tags=run_tags(self.origin, flower_run_id, self.metric),
-            run_name=f"flower-{flower_run_id}-session-{self.origin.session}",
-        )
 
     def _watched(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn | None:
         """``evaluate_fn``, during which nobody takes the registry to be slow."""
