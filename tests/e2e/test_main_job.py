@@ -114,7 +114,8 @@ def test_promoted_weights_are_the_round_s_and_find_shapes(
 
 def test_the_readme_s_python_finds_shapes_too(trained: tuple[Flower, str], tmp_path: Path) -> None:
     flower, _ = trained
-    snippet = (ROOT / "README.md").read_text().split("```python\n", 1)[1].split("```", 1)[0]
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    (snippet,) = (b.split("```")[0] for b in blocks if "load_production_model" in b)
     picture = sorted((flower.fl_app_home / "data").glob("*/images/val/*"))[0]
     script = snippet.replace("picture.jpg", str(picture)) + "print(len(results[0].boxes))\n"
     said = flower.command("python", "-c", script, cwd=tmp_path).stdout
