@@ -8,7 +8,7 @@ Only names are read, and what tells which model they belong to. Who writes them 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,10 @@ class Backlog:
     rounds: int = 0
     trouble: str = ""
 
-    @property
-    def status(self) -> str:
-        """``ok``, or ``degraded`` while MLflow does not answer."""
-        return "degraded" if self.trouble else "ok"
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields, for programs."""
-        return asdict(self)
+    def __str__(self) -> str:
+        """One line for people."""
+        rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
+        return f"{rounds}: {self.trouble}" if self.trouble else rounds
 
 
 def backlog(home: Path, model: str) -> Backlog:

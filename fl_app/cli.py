@@ -18,6 +18,7 @@ from rich import markup
 from rich.console import Console
 from rich.table import Table
 
+from fl_app.backlog import backlog
 from fl_app.cli_doctor import doctor
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
@@ -26,7 +27,7 @@ from fl_app.retraining.store import default_url
 from fl_app.retraining.tables import MonitorStoreError, memory_errors
 from fl_app.serve import serve
 from fl_app.strategy.set_aside import read_set_aside
-from registry import ModelManager, RegistryError, app_home
+from registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from registry.redaction import printable, redact
 
 app = typer.Typer(
@@ -238,7 +239,11 @@ def status(
 ) -> None:
     """What is in Production, what waits for approval, what the monitor has in hand."""
     manager, memory = _manager(uri, name), _memory(monitor, name)
-    rows = manager.list_all_versions()
+    waiting = backlog(app_home(), name)
+    try:
+        rows = manager.list_all_versions()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
     stands = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     waits = [row["version"] for row in staged.values() if _is_pending(row)]
@@ -253,6 +258,7 @@ def status(
                 "probation": stands,
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
                 "set_aside": [asdict(one) for one in bad],
+                "backlog": asdict(waiting),
             }
         )
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -262,6 +268,7 @@ def status(
     table.add_row("probation", escape(in_one_line(stands)))
     for outcome, request in requests.items():
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
+    table.add_row("backlog", escape(str(waiting)))
     for one in bad:
         table.add_row(f"node {one.node_id} set aside", escape(one.told()))
     return out.print(table)

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from fl_app.backlog import backlog
 from fl_app.cli_options import DEFAULT_NAME, Monitor, Name, Uri
 from fl_app.retraining import (
     ApiServer,
@@ -56,6 +57,7 @@ def serve(
             store=store,
             token=token,
             allowed_hosts={*LOOPBACK, *named},
+            waiting=lambda: backlog(app_home(), name),
         )
         server = serve_api(app, host=host, port=port)
     except ValueError as error:  # of the address, the token or the memory

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
+from fl_app.backlog import backlog
 from fl_app.client.data import DataSpec, generated_data, load_data_spec
 from fl_app.config import ClientConfig, ConfigError, ServerConfig, absolute_data, not_shaping
 from fl_app.dispatch import HOOK_SECONDS, Hooks
@@ -155,7 +156,9 @@ def main(grid: Grid, context: Context) -> None:
             strategy.leave()
 
     hooks.look()  # what is in the journal by now is history
-    api = start_api(config, monitor, store, token, collectors=[metrics], probation=probation)
+    api = start_api(
+        config, monitor, store, token, home=home, collectors=[metrics], probation=probation
+    )
     monitor.start_monitoring()
     try:
         with when_stopped(end_at_once), hooks.watching():
@@ -263,6 +266,7 @@ def start_api(
     store: ModelManager,
     token: str | None,
     *,
+    home: Path,
     collectors: Sequence[Collector] = (),
     probation: Probation | None = None,
 ) -> ApiServer | None:
@@ -277,6 +281,7 @@ def start_api(
         allowed_hosts={*LOOPBACK, *named},
         collectors=collectors,
         probation=probation,
+        waiting=lambda: backlog(home, config.registered_model_name),
     )
     return serve_api(app, host=config.api_host, port=config.api_port)
 

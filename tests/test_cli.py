@@ -212,7 +212,26 @@ def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app
     assert told["probation"].endswith("0 of 10 reports all right, 0 critical in a row")
     assert told["request pending"].startswith("a hunch")
     assert told["request running"] == "-"
+    assert told["backlog"] == "0 rounds"
     assert not any("set aside" in name for name in told)
+
+
+def test_status_counts_the_rounds_that_wait_for_mlflow(
+    manager: ModelManager, fl_app: Command, home: Path
+) -> None:
+    session = home / "checkpoints" / "a"
+    session.mkdir(parents=True)
+    (session / "session.json").write_text(json.dumps({"model": "fl-global-model"}))
+    for number in (7, 8):
+        (session / f"closed-{number:04d}.json").write_text("{}")
+    (session / "trouble.json").write_text(json.dumps({"why": "MLflow does not answer"}))
+    assert "2 rounds: MLflow does not answer" in fl_app("status").stdout
+    told = json.loads(fl_app("status", "--json").stdout)
+    assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer"}
+    nobody = "http://127.0.0.1:9"
+    away = fl_app("status", "--tracking-uri", nobody)
+    assert away.returncode == 1
+    assert "On disk and not handed over: 2 rounds" in away.stderr
 
 
 def test_status_names_the_nodes_that_were_set_aside(manager: ModelManager, fl_app: Command) -> None:

@@ -6,7 +6,7 @@ Flask is imported when an app is made, not with this file.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from fl_app.retraining.api_guard import LOOPBACK, Guard, RateLimit
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
+    from fl_app.backlog import Backlog
     from fl_app.retraining.probation_watch import Probation
     from registry import ModelStore
 
@@ -30,6 +31,7 @@ def create_trigger_api(
     posts_at_once: float = 1000.0,
     collectors: Iterable[Collector] = (),
     probation: Probation | None = None,
+    waiting: Callable[[], Backlog] | None = None,
 ) -> Flask:
     """Make the REST API of a monitor.
 
@@ -56,6 +58,8 @@ def create_trigger_api(
         Whose numbers ``/metrics`` adds where Prometheus asks, for instance ``PrometheusMetrics``.
     probation : Probation | None
         What ``/production_metrics`` tells; with ``store``, one with the settings' defaults.
+    waiting : Callable[[], Backlog] | None
+        Counts closed rounds that wait for MLflow; adds ``backlog`` to ``/health``.
 
     Raises
     ------
@@ -66,4 +70,4 @@ def create_trigger_api(
 
     limit = RateLimit(posts_per_second, posts_at_once)
     guard = Guard.of(token, allowed_hosts, limit)
-    return make_app(manager, store, guard, collectors, probation)
+    return make_app(manager, store, guard, collectors, probation=probation, waiting=waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
+from fl_app.backlog import Backlog
 from fl_app.retraining.api_guard import SAFE_METHODS, Guard, read_body
 from fl_app.retraining.api_input import (
     MAX_BODY,
@@ -66,7 +67,9 @@ def make_app(
     store: ModelStore | None,
     guard: Guard,
     collectors: Iterable[Collector] = (),
+    *,
     probation: Probation | None = None,
+    waiting: Callable[[], Backlog] | None = None,
 ) -> Flask:
     """Put the app together."""
     app = Flask("fl_app", static_folder=None)
@@ -84,6 +87,7 @@ def make_app(
     versions = None if store is None else Versions(store)
     watch = probation or (None if store is None else Probation(store, manager))
     _add_monitor_routes(app, manager, once)
+    _add_health_route(app, manager, waiting)
     _add_status_route(app, manager, watch, versions)
     _add_metrics_route(app, manager, all_metrics(manager, collectors))
     if versions is not None and watch is not None:
@@ -147,12 +151,22 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
             raise ApiError(404, "There is no request with that id.")
         return reply(200, memory.history(limit, before or ""))
 
+
+def _add_health_route(
+    app: Flask, manager: RetrainingManager, waiting: Callable[[], Backlog] | None
+) -> None:
     @app.get("/health")
     def health() -> Response:
-        failing = sorted(manager.health.failing)
-        return reply(
-            200, {"status": "degraded", "failing": failing} if failing else {"status": "ok"}
-        )
+        known = waiting() if waiting is not None else None
+        # What hands rounds over may be another process, which tells of it on disk.
+        away = {"registry"} if known is not None and known.trouble else set()
+        failing = sorted({*manager.health.failing, *away})
+        told: dict[str, object] = {"status": "degraded" if failing else "ok"}
+        if failing:
+            told["failing"] = failing
+        if known is not None:
+            told["backlog"] = known.rounds
+        return reply(200, told)
 
 
 def _add_status_route(

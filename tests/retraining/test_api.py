@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from api_client import Client
 
+from fl_app.backlog import Backlog
 from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
 from registry import InMemoryModelStore, StoreUnavailable
 
@@ -81,6 +82,23 @@ def test_metrics_and_status(api: Client, manager: RetrainingManager) -> None:
     assert not status["monitoring"]
     assert [status[name]["reason"] for name in ("running", "pending")] == ["one", "two"]
     assert api.get("/health").json == {"status": "ok"}
+
+
+def test_health_counts_the_rounds_that_wait(manager: RetrainingManager) -> None:
+    known = [Backlog(), Backlog(1), Backlog(12, "MLflow does not answer"), Backlog(2)]
+    client = create_trigger_api(manager, waiting=lambda: known.pop(0)).test_client()
+    answers = [client.get("/health").json for _ in range(3)]
+    assert answers == [
+        {"status": "ok", "backlog": 0},
+        {"status": "ok", "backlog": 1},
+        {"status": "degraded", "failing": ["registry"], "backlog": 12},
+    ]
+    manager.health.fails("round checkpoints", "the disk is full")
+    assert client.get("/health").json == {
+        "status": "degraded",
+        "failing": ["round checkpoints"],
+        "backlog": 2,
+    }
 
 
 SCRAPERS = [
