@@ -238,9 +238,9 @@ def status(
     *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_NAME, as_json: Json = False
 ) -> None:
     """What is in Production, what waits for approval, what the monitor has in hand."""
-    manager, memory = _manager(uri, name), _memory(monitor, name)
-    waiting = backlog(app_home(), name)
+    memory, waiting = _memory(monitor, name), backlog(app_home(), name)
     try:
+        manager = _manager(uri, name)
         rows = manager.list_all_versions()
     except StoreUnavailable as error:
         raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
