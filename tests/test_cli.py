@@ -231,7 +231,7 @@ def test_status_counts_the_rounds_that_wait_for_mlflow(
     nobody = "http://127.0.0.1:9"
     away = fl_app("status", "--tracking-uri", nobody)
     assert away.returncode == 1
-    assert "On disk and not handed over: 2 rounds" in away.stderr
+    assert "On disk and not handed over: 2 rounds" in " ".join(away.stderr.split())
 
 
 def test_status_names_the_nodes_that_were_set_aside(manager: ModelManager, fl_app: Command) -> None:
