@@ -65,7 +65,9 @@ class KeptRounds:
             files.pop("arrays", None)
         if not inner.same_as(self.newest.inner):
             files.pop("inner", None)
-        whole = Checkpoint(closed, phase, inner, self.configs, files=files)
+        # As they are now: the next round changes them while the worker writes this one's record.
+        configs = {name: ConfigRecord(dict(config)) for name, config in self.configs.items()}
+        whole = Checkpoint(closed, phase, inner, configs, files=files)
         try:
             self.newest = self.folder.save(whole, self.model)
             self.unsaved.pop(closed.round, None)
