@@ -193,6 +193,8 @@ class Sessions(Strategy):
         self._open_session, self._outbox = session, outbox
         try:
             self._describe(session)
+            if chosen is not None:
+                meet_staging(session, self.store, self.metric, self.mode)
             for waiting in chosen.waiting if chosen is not None else ():
                 outbox.put(waiting)
             yield session
@@ -223,7 +225,7 @@ class Sessions(Strategy):
     def _before_first_round(self, session: Session) -> None:
         """Score what the session starts with, and what is in Staging, on the holdout."""
         if session.record.first_metrics is not None:
-            return meet_staging(session, self.store, self.metric, self.mode)
+            return
         parent = session.record.origin.parent_version
         first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
         if first.metrics:
@@ -236,7 +238,7 @@ class Sessions(Strategy):
             staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
             session.best = staged.metrics if staged is not None else None
             compare_production(self.probation, session, self.store)
-        return session.note(first_metrics=first.metrics, first_best=session.best)
+        session.note(first_metrics=first.metrics, first_best=session.best)
 
     def _drained(self, session: Session, *, last: bool = False) -> bool:
         """Wait for what the worker has in hand; if anything is left, leave it for the next run."""

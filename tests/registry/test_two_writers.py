@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from registry_children import context, serve
+from sqlalchemy import create_engine, text
 
 from registry import ModelManager, Stage
 from registry.moves import Move
@@ -58,20 +59,32 @@ def first_server(
         process.join()
 
 
-def stop_anywhere(process: int, database: Path) -> None:
-    """Stop a process in its work, but not where it keeps SQLite locked for all others."""
+def stop_anywhere(process: int, address: str) -> None:
+    """Stop a process in its work, but not where it keeps the database locked for all others."""
     while True:
         time.sleep(random.uniform(0.1, 1.0))
         os.kill(process, signal.SIGSTOP)
-        if not database.exists():
+        if not has_locks(address):
             return
-        with closing(sqlite3.connect(database, timeout=0.1)) as connection:
+        os.kill(process, signal.SIGCONT)
+
+
+def has_locks(address: str) -> bool:
+    """Whether somebody is in the middle of a transaction; behind a server nobody is for long."""
+    if address.startswith("sqlite"):
+        file = address.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(file, timeout=0.1)) as connection:
             try:
                 connection.execute("BEGIN EXCLUSIVE")
             except sqlite3.OperationalError:
-                os.kill(process, signal.SIGCONT)
-            else:
-                return
+                return True
+        return False
+    if not address.startswith("postgresql"):
+        return False
+    time.sleep(0.2)  # what it has sent is done by then
+    asked = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+    with create_engine(address).connect() as connection:
+        return bool(connection.execute(text(asked)).scalar_one())
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
@@ -85,7 +98,7 @@ def test_who_hung_for_longer_than_its_lease_writes_nothing_more(
     manager = ModelManager(address, name, home=second_home, experiment_name=name)
     with first_server(address, home / "first", name, weights(1), LASTS) as (process, results):
         old = results.get(timeout=60)
-        stop_anywhere(process.pid, home / "mlflow.db")
+        stop_anywhere(process.pid, address)
         with manager.writer("the second", lasts=LASTS) as second:
             new = second.lease
             assert new is not None
