@@ -25,6 +25,7 @@ from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
 from fl_app.strategy.session_record import SessionRecord, array_rows
 from registry import Tracker
+from registry.tracking_input import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -75,7 +76,7 @@ class Opening:
         settings = {
             **{f"strategy{place}": value for place, value in self.memory.settings.items()},
             **{f"{name}-config": encode(config) for name, config in self.configs.items()},
-            **{name: str(value) for name, value in params.items()},
+            **logged_texts(params),  # the file stays for as long as the session waits
         }
         return SessionRecord(
             model=model,
