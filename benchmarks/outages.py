@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round costs while the MLflow server fails, in six ways, through a proxy.
+
+The server fails from round 2 of 20 on and is well again once the last round is closed. Measured is
+Flower's thread: how much longer rounds take than while nothing fails, and how long it then takes
+until all rounds are in MLflow. The peer is one call of MLflow's own client with its defaults to an
+address where nobody listens; it takes four minutes, and is measured with ``--peer`` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# This folder last: else `registry` would be the benchmark of that name.
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "registry"))
+
+from outages import FAULTS, Outage, OutageProxy, proxied, session
+from registry_servers import mlflow_server
+
+ROUNDS, TRAINING = 20, 0.2
+ADDED, DRAINED = 1.0, 60.0
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest value that at least this share of all are not above."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def run(proxy: OutageProxy, folder: Path, fault: str) -> Outage:
+    """A session of 20 rounds with a fault."""
+    home = folder / fault
+    home.mkdir()
+    return session(proxy, home, f"model-{fault}", fault=fault, rounds=ROUNDS, training=TRAINING)
+
+
+def rows_of(fault: str, seen: Outage, well: float) -> Iterator[dict[str, Any]]:
+    """The table's rows on one fault."""
+    added = percentile(seen.seconds[1:], 0.95) - well
+    lost = ROUNDS - len(set(seen.rounds))
+    in_order = seen.rounds == list(range(1, ROUNDS + 1)) and seen.steps == list(range(ROUNDS + 1))
+    yield row(f"{fault}: added to a round, 95th percentile", added, ADDED, met=added <= ADDED)
+    drained = seen.drained <= DRAINED and in_order
+    yield row(f"{fault}: all in MLflow, in order, after", seen.drained, DRAINED, met=drained)
+    yield row(f"{fault}: rounds lost", float(lost), 0.0, met=lost == 0)
+
+
+def row(what: str, ours: float, goal: float | None, *, met: bool | None) -> dict[str, Any]:
+    """One row of the table."""
+    return {
+        "row": what,
+        "ours": ours,
+        "peer": None,
+        "peer_value": None,
+        "ratio": None,
+        "goal": goal,
+        "met": met,
+    }
+
+
+def peer() -> dict[str, Any]:
+    """One call of MLflow's client where nobody listens."""
+    from mlflow import MlflowClient
+
+    began = time.monotonic()
+    try:
+        MlflowClient("http://127.0.0.1:9").log_metric("0" * 32, "m", 1.0)
+    except Exception as error:
+        print(f"MLflow's client gave up: {type(error).__name__}")
+    seconds = time.monotonic() - began
+    return row("MLflow's client with its defaults: one call, refused", seconds, None, met=None)
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--fault", choices=FAULTS, action="append")
+    given = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    rows = []
+    with tempfile.TemporaryDirectory() as name, mlflow_server(Path(name)) as address:
+        with proxied(address) as proxy:
+            run(proxy, Path(name), "well")  # imports and the first tables are not a round
+            (Path(name) / "well").rename(Path(name) / "first")
+            well = percentile(run(proxy, Path(name), "well").seconds[1:], 0.5)
+            for fault in given.fault or FAULTS:
+                rows += rows_of(fault, run(proxy, Path(name), fault), well)
+    rows += [peer()] if given.peer else []
+    for each in rows:
+        goal = "" if each["goal"] is None else f"goal {each['goal']:g}"
+        print(f"{each['row']:58} {each['ours']:9.2f}  {goal:10} {each['met'] or ''}")
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
