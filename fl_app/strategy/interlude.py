@@ -15,10 +15,13 @@ def meet_staging(
 ) -> None:
     """Let the best so far be what is in Staging by now, if that is another's and is better.
 
-    It is scored on the session's own holdout; without one nothing can be compared.
+    It is scored on the session's own holdout; without one nothing can be compared. A version of
+    the session itself is not met, also if its round was cut short before it was done.
     """
     version = store.get_latest_version(Stage.STAGING)
-    if metric is None or version is None or version in {r.version for r in session.reports}:
+    if metric is None or version is None:
+        return
+    if store.get_version(version).run_id == session.run_id:
         return
     scored = session.score_of(store, version)
     if scored is None or not math.isfinite(score := scored.metrics.get(metric, math.nan)):

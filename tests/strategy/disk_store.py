@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -22,6 +23,7 @@ from registry.memory import MemoryRun, MemoryRunInfo, _Saved
 Point = Callable[[], None]
 
 _replace = os.replace  # tests count the app's own calls of it
+_writing = threading.Lock()
 
 
 def nothing() -> None:
@@ -93,7 +95,8 @@ def kept(call: Callable[..., Any], dump: Callable[[], None], point: Point) -> Ca
     def through(*arguments: Any, **named: Any) -> Any:
         point()
         result = call(*arguments, **named)
-        dump()
+        with _writing:
+            dump()
         point()
         return result
 
