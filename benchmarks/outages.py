@@ -70,11 +70,12 @@ def row(what: str, ours: float, goal: float | None, *, met: bool | None) -> dict
 def peer() -> dict[str, Any]:
     """One call of MLflow's client where nobody listens."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     began = time.monotonic()
     try:
         MlflowClient("http://127.0.0.1:9").log_metric("0" * 32, "m", 1.0)
-    except Exception as error:
+    except MlflowException as error:
         print(f"MLflow's client gave up: {type(error).__name__}")
     seconds = time.monotonic() - began
     return row("MLflow's client with its defaults: one call, refused", seconds, None, met=None)
@@ -89,13 +90,16 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     rows = []
-    with tempfile.TemporaryDirectory() as name, mlflow_server(Path(name)) as address:
-        with proxied(address) as proxy:
-            run(proxy, Path(name), "well")  # imports and the first tables are not a round
-            (Path(name) / "well").rename(Path(name) / "first")
-            well = percentile(run(proxy, Path(name), "well").seconds[1:], 0.5)
-            for fault in given.fault or FAULTS:
-                rows += rows_of(fault, run(proxy, Path(name), fault), well)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mlflow_server(Path(name)) as address,
+        proxied(address) as proxy,
+    ):
+        run(proxy, Path(name), "well")  # imports and the first tables are not a round
+        (Path(name) / "well").rename(Path(name) / "first")
+        well = percentile(run(proxy, Path(name), "well").seconds[1:], 0.5)
+        for fault in given.fault or FAULTS:
+            rows += rows_of(fault, run(proxy, Path(name), fault), well)
     rows += [peer()] if given.peer else []
     for each in rows:
         goal = "" if each["goal"] is None else f"goal {each['goal']:g}"

@@ -137,7 +137,12 @@ def nodes(note: Callable[[str], None]) -> Callable[[int, Message], RecordDict]:
 
 
 def run(folder: Path, kind: str, die_at: int, registry: str = "disk") -> None:
-    """Run or resume the session; die before the point of that number, if it is not 0."""
+    """Run or resume the session; die before the point of that number, if it is not 0.
+
+    SIGTERM is a `SystemExit` in the main thread, as Flower has it. A registry that is ``silent``
+    answers no more once the fourth round is trained.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     logging.getLogger("flwr").setLevel(logging.ERROR)
     point = dying(die_at, folder / "points")
@@ -166,10 +171,22 @@ def parts(folder: Path, point: Callable[[], None], registry: str) -> dict[str, A
     """Registry and tracking: files of our own, or MLflow's."""
     if registry == "mlflow":
         return {}
+    if registry == "silent":
+        point = silent_after(folder / "notes", "train 4")
     return {
         "store": DiskStore(folder / "store", point),
         "tracker": DiskTracker(folder / "store", point),
     }
+
+
+def silent_after(notes: Path, line: str) -> Callable[[], None]:
+    """Return what waits for ever once there is a line in the notes."""
+
+    def point() -> None:
+        if line in notes.read_text().splitlines():
+            threading.Event().wait()
+
+    return point
 
 
 def dying(die_at: int, counted: Path) -> Callable[[], None]:

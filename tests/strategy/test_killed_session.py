@@ -23,6 +23,8 @@ from registry.artifacts import file_digest
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 KILLS = 50 if NIGHTLY else 3
 """Of each kind, for each strategy."""
+SECONDS_TO_END = 5
+"""What Flower gives a process that is told to end."""
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
@@ -115,6 +117,34 @@ def test_a_session_killed_at_any_moment_ends_as_if_nobody_had(
         if (folder / "end.safetensors").exists():
             continue  # it was quicker
         goes_on(folder, kind, whole)
+
+
+@pytest.mark.parametrize("registry", ["disk", "silent"])
+def test_a_session_that_is_told_to_end_does_so_and_goes_on_later(
+    kind: str, whole: Whole, tmp_path: Path, registry: str
+) -> None:
+    chance = random.Random(f"ends of {kind}")
+    for number in range(KILLS if registry == "disk" else 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = context().Process(target=run, args=(folder, kind, -1, registry))
+        process.start()
+        if registry == "silent":
+            until(folder / "notes", f"train {ROUNDS}")  # no round waits for it
+        else:
+            until(folder / "notes", f"train {chance.randint(1, ROUNDS)}")
+        process.terminate()
+        process.join(SECONDS_TO_END)
+        assert process.exitcode == 0
+        goes_on(folder, kind, whole)
+
+
+def until(notes: Path, line: str) -> None:
+    """Wait until there is a line in the notes."""
+    deadline = time.monotonic() + 60
+    while not (notes.exists() and line in notes.read_text().splitlines()):
+        assert time.monotonic() < deadline, f"no {line!r}"
+        time.sleep(0.005)
 
 
 def test_a_session_killed_again_and_again_ends_as_if_nobody_had(
