@@ -25,7 +25,7 @@ from registry.moves import Move
 
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"
-TRIALS, LASTS = 30 if NIGHTLY else 3, 1.0
+TRIALS, LASTS = 20 if NIGHTLY else 3, 1.0
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
