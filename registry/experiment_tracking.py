@@ -223,12 +223,15 @@ class FederatedLearningTracker:
         if not self._running:
             return
         run_id = self._run_id()
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
+        self._end_monitor()
         client = self._connection.client
         with self._connection.errors("end the run"):
             again(client.set_terminated, run_id, status)
+        self._running = False
+
+    def leave_run(self) -> None:
+        """Let go of the run without ending it, for whoever continues it; asks MLflow nothing."""
+        self._end_monitor()
         self._running = False
 
     def __enter__(self) -> Self:
@@ -267,6 +270,11 @@ class FederatedLearningTracker:
                 run_id, resume_logging=True, tracking_uri=self.tracking_uri
             )
             self._monitor.start()
+
+    def _end_monitor(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.finish()
 
     def _run_id(self) -> str:
         if self.run is None or not self._running:

@@ -307,6 +307,9 @@ class InMemoryTracker:
         if self.run is not None and self.run.status == "RUNNING":
             self.run.status = status
 
+    def leave_run(self) -> None:
+        self.run = None
+
     def __enter__(self) -> Self:
         if self.run is None or self.run.status != "RUNNING":
             self.start_run()

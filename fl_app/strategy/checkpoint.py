@@ -72,7 +72,7 @@ def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
         if np.dtype(array.dtype) == dtype:
             restored[name] = array
             continue
-        values = array.numpy()
+        values = view(array)
         rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
         restored[name] = Array(np.asarray(rounded, dtype=dtype))
     return ArrayRecord(restored)
@@ -91,8 +91,8 @@ def save_round(
     path = folder / f"round-{server_round:04d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights({name: array.numpy() for name, array in arrays.items()}, path, model=model)
-    except (OSError, MemoryError, WeightsError) as error:
+        save_weights({name: view(array) for name, array in arrays.items()}, path, model=model)
+    except (OSError, MemoryError, WeightsError, ArrayError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"the arrays of round {server_round} could not be written to {path} ({reason}); make "

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
+from fl_app.strategy.payload import ArrayError, view
+
 Arrays = dict[str, np.ndarray]
 
 MAX_DEPTH = 30
@@ -91,7 +93,10 @@ class _Writer:
         return {"array": self._put(value)}
 
     def flower_array(self, value: Array, _: int) -> Any:
-        return {"flower": self._put(value.numpy())}
+        try:
+            return {"flower": self._put(view(value))}
+        except ArrayError as error:
+            raise NotPlainError(f"it holds an array that {error}") from error
 
     def records(self, value: ArrayRecord, depth: int) -> Any:
         return {"arrays": [[key, self.write(array, depth)] for key, array in value.items()]}

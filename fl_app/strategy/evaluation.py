@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fl_app.strategy.payload import viewed
 from fl_app.strategy.provenance import NodeScore
 from fl_app.strategy.report import ShadowReport
 from registry import Evidence, ExampleScores, Results
@@ -70,7 +71,7 @@ def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str,
 
 def evaluate(fn: EvaluateFn | None, server_round: int, arrays: ArrayRecord) -> Scored:
     """Score ``arrays`` on the server's holdout."""
-    record = fn(server_round, arrays) if fn is not None else None
+    record = fn(server_round, viewed(arrays)) if fn is not None else None
     if isinstance(record, ScoredRecord):
         return Scored(plain_metrics(record), record.results)
     lists = {

@@ -11,15 +11,15 @@ import math
 import re
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 
 _STYPE = "numpy.ndarray"
 _HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
 _MAX_HEADER = 10_000  # as in numpy
 _NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
 _HEADER = re.compile(
-    rb"\s*\{\s*'descr':\s*'([<>|=]?[biufc][0-9]{1,2})',\s*'fortran_order':\s*(True|False),"
-    rb"\s*'shape':\s*\(((?:\s*N\s*,)+\s*N?\s*|\s*)\),?\s*\}\s*".replace(b"N", _NUMBER)
+    rb"\{ *'descr': *'([<>|=]?[biufc][0-9]{1,2})', *'fortran_order': *(True|False),"
+    rb" *'shape': *\(((?: *N *,)+ *N? *| *)\),? *\} *\n?".replace(b"N", _NUMBER)
 )
 _WIDEST = 8
 _EXACT = 2**53
@@ -55,6 +55,28 @@ def view(array: Array) -> np.ndarray:
         )
     values = np.frombuffer(array.data, dtype, count, start)
     return values.reshape(shape, order="F" if fortran else "C")
+
+
+class ViewedArray(Array):
+    """An array whose values are had by `view`, on any thread.
+
+    Flower's own reading parses numpy's header as Python, which Python before 3.11.8 and 3.12.2
+    cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
+    """
+
+    def numpy(self) -> np.ndarray:
+        """Return the values, a copy that may be written to."""
+        return view(self).copy(order="K")
+
+
+def viewed(arrays: ArrayRecord) -> ArrayRecord:
+    """Return the same arrays, to be read on another thread than Flower's."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        known = array.stype == _STYPE
+        values = ViewedArray(array.dtype, array.shape, array.stype, array.data) if known else array
+        record[name] = values
+    return record
 
 
 def _read_header(data: bytes) -> tuple[np.dtype, bool, tuple[int, ...], int]:

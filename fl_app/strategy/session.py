@@ -8,6 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -213,11 +214,11 @@ class Session:
         return self.found[number]
 
     def keep_scores(self) -> None:
-        """Write down what evaluation found of rounds that wait."""
-        for number, scored in list(self.found.items()):
-            if number not in self.scores_kept:
-                whole = scored.results is None
-                self.folder.keep_scores(number, scored.metrics, whole=whole)
+        """Write down what evaluation found of rounds that wait, as far as there is room."""
+        with suppress(CheckpointError):
+            for number in self.found.keys() - self.scores_kept:
+                scored = self.found[number]
+                self.folder.keep_scores(number, scored.metrics, whole=scored.results is None)
                 self.scores_kept.add(number)
 
     def started(self, store: ModelStore) -> SessionStarted:
@@ -308,15 +309,14 @@ class Session:
             return None
         if version not in self.scores:
             arrays = load_round(store.weights_path(version))
-            comparable = fits(arrays, self.schema)
-            self.scores[version] = evaluate(self.evaluate_fn if comparable else None, 0, arrays)
+            evaluate_fn = self.evaluate_fn if fits(arrays, self.schema) else None
+            self.scores[version] = evaluate(evaluate_fn, 0, arrays)
         return self.scores[version]
 
     def champion(self, store: ModelStore) -> Scored | None:
         """Scores of the present Production, on the holdout and on the nodes; None without one."""
         version = store.get_latest_version(Stage.PRODUCTION)
-        scored = self.score_of(store, version)
-        if version is None or scored is None:
+        if version is None or (scored := self.score_of(store, version)) is None:
             return None
         return replace(scored, nodes=read_node_scores(store.get_version(version).tags))
 

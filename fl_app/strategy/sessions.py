@@ -7,7 +7,6 @@ What a round is, from replies to a staged version, is in `fl_app.strategy.lifecy
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +23,8 @@ from fl_app.dispatch import Hooks
 from fl_app.health import Health
 from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
-from fl_app.strategy.evaluation import (
-    EvaluateFn,
-    evaluate,
-    require_metric,
-    shadow_metrics,
-)
+from fl_app.strategy.deadlines import TooFewNodesError
+from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, shadow_metrics
 from fl_app.strategy.grids import readable
 from fl_app.strategy.handover import LAST_STEPS, hand_over
 from fl_app.strategy.inner_state import InnerMemory
@@ -62,6 +57,8 @@ logger = logging.getLogger("flwr.fl_app")
 
 FAILED_DRAIN_SECONDS = 10.0
 """Seconds that a session which failed waits for a registry that is away."""
+GOES_ON = (*AWAY, TooFewNodesError)
+"""Errors after which the next run goes on with the session: what was missing may be there then."""
 LAST_SECONDS = 0.5, 1.0
 """Seconds for the round in hand, and for the end of the MLflow run, when the process must end."""
 
@@ -191,6 +188,7 @@ class Sessions(Strategy):
             pipeline=self.pipeline,
         )
         self._open_session, self._outbox = session, outbox
+        error: BaseException | None = None
         try:
             self._describe(session)
             if chosen is not None:
@@ -198,9 +196,12 @@ class Sessions(Strategy):
             for waiting in chosen.waiting if chosen is not None else ():
                 outbox.put(waiting)
             yield session
+        except BaseException as caught:
+            error = caught
+            raise
         finally:
             self._open_session = self._outbox = None
-            self._close(session, outbox, sys.exception())
+            self._close(session, outbox, error)
 
     def _watched(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn | None:
         """``evaluate_fn``, during which nobody takes the registry to be slow."""
@@ -341,13 +342,18 @@ class Sessions(Strategy):
         failed, last = isinstance(error, Exception), None
         if failed:
             self._drain_failed(session, outbox)
+            if not isinstance(error, GOES_ON):
+                session.note(state="ending", status="FAILED")
         ended = session.ended(error)
         session.over = True
         outbox.close(LAST_SECONDS[0])
         if error is not None and not failed:
             last = LAST_SECONDS[1]  # the process must end; the session goes on in the next one
-        waits = session.record.state == "left"
-        told = not waits and self._end_run(ended.status.upper(), last)
+        told = False
+        if session.record.state == "left":
+            self.tracker.leave_run()
+        else:
+            told = self._end_run(ended.status.upper(), last)
         if told and session.record.state == "ending" and not outbox.waiting:
             session.folder.remove()
         outbox.afterwards(session.folder.release)
@@ -371,7 +377,6 @@ class Sessions(Strategy):
             outbox.drain(FAILED_DRAIN_SECONDS)
         except Exception as error:  # noqa: BLE001  (the first one is raised already)
             logger.info("a round is left: %s", error)
-        session.note(state="ending", status="FAILED")
 
     def _end_run(self, status: str, seconds: float | None = None) -> bool:
         """End the MLflow run, in at most some seconds; whether MLflow has heard of it."""
@@ -382,6 +387,7 @@ class Sessions(Strategy):
                 self.tracker.end_run(status)
                 told.set()
             except RegistryError as error:
+                self.tracker.leave_run()
                 logger.warning("%s; the next run ends it", error)
 
         if seconds is None:

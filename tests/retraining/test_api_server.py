@@ -110,7 +110,7 @@ def test_the_token_comes_from_a_file_else_from_the_environment(
 
 
 def test_the_server_app_opens_it_for_a_server_that_waits(
-    manager: RetrainingManager, store: Any, monkeypatch: pytest.MonkeyPatch
+    manager: RetrainingManager, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fl_app.config import ServerConfig
     from fl_app.server_app import api_token, start_api
@@ -121,15 +121,15 @@ def test_the_server_app_opens_it_for_a_server_that_waits(
         given = {"continuous": True, **changes}
         return ServerConfig.from_run_config({k.replace("_", "-"): v for k, v in given.items()})
 
-    assert start_api(settings(continuous=False), manager, store, None) is None
-    assert start_api(settings(api_port=0), manager, store, None) is None
+    assert start_api(settings(continuous=False), manager, store, None, home=tmp_path) is None
+    assert start_api(settings(api_port=0), manager, store, None, home=tmp_path) is None
     with pytest.raises(ValueError, match="without a token"):
         api_token(settings(api_host="0.0.0.0"))  # noqa: S104 - that is the test
     monkeypatch.setenv("FL_APP_API_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = settings(api_port=port, api_allowed_hosts="fl-server, other")
-    server = start_api(config, manager, store, api_token(config))
+    server = start_api(config, manager, store, api_token(config), home=tmp_path)
     assert server is not None
     client = Client(port, TOKEN)
     answers = [client.get("/versions", Host=host).status for host in ("other", "fl-server", "no")]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from outage import Server, behind
 from fl_app import LifecycleStrategy
 from fl_app.backlog import backlog
 from fl_app.events import Event, RoundReport, SessionEnded
-from fl_app.strategy import MetricError, sessions
+from fl_app.health import Health
+from fl_app.strategy import MetricError, checkpoint, session_folder, sessions
 from registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
 from registry.breaker import Breaker
 
@@ -158,8 +160,6 @@ def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
     assert f"{waits.rounds} rounds wait on disk" in lines()
     world.server.away = False
     assert [run.status for run in world.tracker.runs] == ["RUNNING"]
-    world.tracker.run.status = "RUNNING"  # type: ignore[union-attr]
-    world.tracker.run = None  # as in another process
 
     world.strategy().start(LocalGrid(add_one), model(50), 1, evaluate_fn=holdout)
     left = world.left_behind()
@@ -203,7 +203,6 @@ def finish_left(world: World) -> None:
     def enough(node_id: int, message: Message) -> Any:
         raise RuntimeError("enough")
 
-    world.tracker.run = None  # as in another process
     events, runs = len(world.events), len(world.tracker.runs)
     with pytest.raises(RuntimeError, match="enough"):
         world.strategy(approval="auto").start(LocalGrid(enough), model(), 1)
@@ -243,12 +242,89 @@ def test_a_registry_that_refuses_for_good_still_ends_the_session(world: World) -
     assert [event.status for event in ended] == ["failed"]
 
 
+def test_a_session_whose_start_the_registry_missed_goes_on_all_the_same(home: Path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    cut_short = 0
+    for number in range(1, 30):
+        world = World(home / str(number))
+        with pytest.raises(KeyboardInterrupt):
+            world.strategy().start(
+                LocalGrid(answers({(3, "train"): stop})), model(), 4, evaluate_fn=holdout
+            )
+        # The registry goes away just as the session is gone on with: that is no end of it.
+        world.server.fails = (world.server.calls + number, "before")
+        try:
+            world.strategy().start(LocalGrid(add_one), model(), 4, evaluate_fn=holdout)
+        except StoreUnavailable:
+            cut_short += 1
+            world.server.fails = None
+            world.strategy().start(LocalGrid(add_one), model(), 4, evaluate_fn=holdout)
+        left = world.left_behind()
+        assert [row[0] for row in left["versions"]] == ["1", "2", "3", "4"]
+        assert [status for status, _ in left["runs"]] == ["FINISHED"]
+    assert cut_short > 1
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A disk that takes nothing of a session while this is not empty."""
+    taking: list[bool] = []
+    writers = [
+        (session_folder, "write_whole"),
+        (session_folder, "save_weights"),
+        (checkpoint, "save_weights"),
+    ]
+    for module, name in writers:
+        original = getattr(module, name)
+
+        def write(*arguments: Any, original: Any = original, **named: Any) -> Any:
+            if taking:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(module, name, write)
+    return taking
+
+
+def test_a_disk_that_is_full_for_some_rounds_costs_none(world: World, full: list[bool]) -> None:
+    health = Health()
+    failing: list[Mapping[str, str]] = []
+
+    def begin() -> None:
+        full.append(True)
+
+    def end() -> None:
+        failing.append(health.failing)
+        full.clear()
+
+    answer = answers({(3, "train"): begin, (5, "evaluate"): end})
+    world.strategy(health=health).start(LocalGrid(answer), model(), 6, evaluate_fn=holdout)
+    left = world.left_behind()
+    assert [row[0] for row in left["versions"]] == [str(n) for n in range(1, 7)]
+    assert [n for n, _ in left["monitor"]] == list(range(1, 7))
+    assert "could not be written" in failing[0]["round checkpoints"]
+    assert health.failing == {}
+    assert list((world.home / "checkpoints").iterdir()) == []
+
+
+def test_what_is_too_much_for_memory_is_told_as_lost(world: World, full: list[bool]) -> None:
+    answer = answers({(3, "train"): lambda: full.append(True), (9, "evaluate"): full.clear})
+    result = world.strategy().start(LocalGrid(answer), model(), 9, evaluate_fn=holdout)
+    assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 9
+    reports = [event for event in world.events if isinstance(event, RoundReport)]
+    assert [report.round for report in reports] == list(range(1, 10))
+    assert [report.round for report in reports if report.failed] == [3, 4, 5, 6]
+    assert "the disk was full" in reports[3].reason
+    assert [row[0] for row in world.left_behind()["versions"]] == ["1", "2", "7", "8", "9"]
+
+
 def test_what_cannot_be_finished_is_set_apart_and_does_not_end_the_next_session(
     world: World, lines: Callable[[], str]
 ) -> None:
     with pytest.raises(MetricError):
         world.strategy(metric="no").start(LocalGrid(add_one), model(), 3)
-    world.tracker.run = None
     world.strategy(metric="no").start(LocalGrid(_without_accuracy), model(), 0)
     (left,) = (world.home / "checkpoints").iterdir()
     assert left.suffix == ".failed"

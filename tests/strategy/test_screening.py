@@ -10,12 +10,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
 from fl_app.strategy.checkpoint import schema_of
+from fl_app.strategy.evaluation import evaluate
 from fl_app.strategy.payload import ArrayError, view
 from fl_app.strategy.reply_metrics import in_step, sound_metrics
 from fl_app.strategy.screening import (
@@ -208,6 +209,7 @@ def test_a_view_is_what_flower_reads_and_no_copy(values: np.ndarray) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, len(GOOD)))
+@example(b"\x0b", GOOD.index(b", }"))  # a blank to a pattern, and none to Python
 def test_a_view_of_anything_is_the_array_or_refused(junk: bytes, at: int) -> None:
     array = raw(GOOD[:at] + junk + GOOD[at + len(junk) :])
     try:
@@ -215,6 +217,21 @@ def test_a_view_of_anything_is_the_array_or_refused(junk: bytes, at: int) -> Non
     except ArrayError:
         return
     np.testing.assert_array_equal(seen, array.numpy())
+
+
+def test_arrays_that_are_scored_are_read_without_python_s_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def parse(text: str) -> None:
+        raise AssertionError(text)
+
+    given = ArrayRecord({"weight": Array(np.asfortranarray(WEIGHT)), "step": Array(np.asarray(3))})
+    monkeypatch.setattr("ast.literal_eval", parse)
+    seen = []
+    evaluate(lambda _, arrays: seen.append(arrays.to_numpy_ndarrays()), 1, given)
+    ((weight, step),) = seen
+    np.testing.assert_array_equal(weight, WEIGHT)
+    assert (int(step), weight.flags.writeable) == (3, True)
 
 
 def test_a_document_of_trees_may_be_of_any_length() -> None:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flwr run` whose ServerApp is killed (kill -9), and the same `flwr run` again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment import start, wait_until
+from flower import OWN_ENVIRONMENT, Flower
+from killed_app import LAST, ROUNDS
+
+from fl_app.backlog import backlog
+from registry import ModelManager
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "killed"
+version = "1.0.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fl-app"
+fab-include = ["*.py"]
+[tool.flwr.app.components]
+serverapp = "killed_app:server"
+clientapp = "killed_app:client"
+[tool.flwr.app.config]
+api-port = 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Flower]:
+    """Return a Flower of its own."""
+    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
+    yield flower
+    flower.stop()
+
+
+def test_the_same_flwr_run_goes_on_at_the_next_round(own: Flower, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    shutil.copy(Path(__file__).with_name("killed_app.py"), app)
+    (app / "pyproject.toml").write_text(PROJECT)
+    home = own.fl_app_home
+
+    killed = start(own, app, "")
+    wait_until((home / "died").exists, 180, "the kill")
+    wait_until(lambda: not killed.processes(), 30, "the end of the killed server")
+    assert backlog(home, "killed").rounds == 1
+    (run,) = sessions(home)
+    assert run.info.status == "RUNNING"
+
+    printed = own.run(app)
+    assert f"cut short in round {LAST + 1} of {ROUNDS}" in printed
+    rows = ModelManager(None, "killed", home=home).list_all_versions()
+    assert [int(row["tags"]["round"]) for row in reversed(rows)] == list(range(1, ROUNDS + 1))
+    assert {row["tags"]["session"] for row in rows} == {"1"}
+    (run,) = sessions(home)
+    assert run.info.status == "FINISHED"
+    assert backlog(home, "killed").rounds == 0
+    assert len({row["tags"]["flower_run_id"] for row in rows}) == 2
+
+
+def sessions(home: Path) -> list[Any]:
+    """The MLflow runs of the app's sessions."""
+    client = ModelManager(None, "killed", home=home).client
+    experiment = client.get_experiment_by_name("fl-app")
+    return list(client.search_runs([experiment.experiment_id], "tags.session = '1'"))
