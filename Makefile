@@ -14,7 +14,7 @@ lint:  ## Style and types.
 	$(UV_RUN) mypy
 
 test:  ## The whole suite, as the README has it.
-	uv run --group test pytest
+	uv run --group test pytest -n 2 --dist loadgroup
 
 fast:  ## The tests that start no real process.
 	uv run --group test pytest -m "not slow"

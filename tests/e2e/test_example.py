@@ -12,7 +12,7 @@ from fl_app.retraining import MonitorStore
 from fl_app.retraining.store import default_url
 from registry import ModelManager
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("example")]
 
 EXAMPLES = ROOT / "examples"
 
