@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 Uri = Annotated[
-    str, typer.Option("--tracking-uri", help="MLflow to use; default: SQLite in FL_APP_HOME.")
+    str,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow to use; default: FL_APP_MLFLOW_TRACKING_URI, else SQLite in FL_APP_HOME.",
+    ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Name in the model registry.")]
 By = Annotated[str, typer.Option("--by", help="Who decides; default: the account's name.")]

@@ -303,7 +303,10 @@ class ServerConfig(_Settings):
         "", description="SQLAlchemy URL of the monitor's memory; empty: SQLite in `home`."
     )
     max_retrains: int = Field(1, ge=0, description="Sessions that one run may add by itself.")
-    mlflow_tracking_uri: str = Field("", description="MLflow to use; empty: SQLite in `home`.")
+    mlflow_tracking_uri: str = Field(
+        "",
+        description="MLflow to use; empty: `$FL_APP_MLFLOW_TRACKING_URI`, else SQLite in `home`.",
+    )
     registered_model_name: str = Field(
         "fl-global-model", min_length=1, description="Name in the model registry."
     )

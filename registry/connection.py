@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.tracking._model_registry.client import ModelRegistryClient
 
+ADDRESS_VARIABLE = "FL_APP_MLFLOW_TRACKING_URI"
+"""The environment variable that names MLflow where nobody else does."""
 _LOOK_AGAIN = 10.0  # seconds for which a server that answered is taken to be there
 
 
@@ -31,13 +33,16 @@ class Connection:
     Parameters
     ----------
     tracking_uri : str | None
-        MLflow's address. Default: a SQLite file in the app's home.
+        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else a SQLite file in the app's
+        home.
     home : str | Path | None
         The app's home (see `app_home`).
     """
 
     def __init__(self, tracking_uri: str | None, home: str | Path | None) -> None:
         self.home = app_home(home)
+        if tracking_uri is None:
+            tracking_uri = os.environ.get(ADDRESS_VARIABLE) or None
         self.uri = absolute_address(tracking_uri, self.home)
         self._client: MlflowClient | None = None
         self._marker: ModelRegistryClient | None = None

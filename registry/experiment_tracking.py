@@ -46,7 +46,8 @@ class FederatedLearningTracker:
     Parameters
     ----------
     tracking_uri : str | None
-        MLflow's address. Default: ``mlflow.db`` in the app's home.
+        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's
+        home.
     experiment_name : str
         The experiment; created if needed.
     home : str | Path | None

@@ -44,7 +44,7 @@ class ModelManager(JournalledStore):
     ----------
     tracking_uri : str | None
         MLflow's address: ``http(s)://…``, ``sqlite:///…`` or another database.
-        Default: ``mlflow.db`` in the app's home.
+        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's home.
     registered_model_name : str
         The registered model; created on the first save.
     home : str | Path | None

@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from registry import ModelManager, StoreUnavailable
+from registry import FederatedLearningTracker, ModelManager, StoreUnavailable
+from registry.connection import ADDRESS_VARIABLE
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -49,3 +51,15 @@ def test_a_server_that_went_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - began < 10
     changed = {key for key, value in os.environ.items() if before.get(key) != value}
     assert {key for key in changed if key.startswith("MLFLOW_HTTP")} == set()
+
+
+def test_the_environment_names_mlflow_where_nobody_else_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"sqlite:///{home / 'mlflow.db'}"
+    monkeypatch.setenv(ADDRESS_VARIABLE, "")
+    assert ModelManager().tracking_uri == own
+    monkeypatch.setenv(ADDRESS_VARIABLE, "https://mlflow.example")
+    assert ModelManager().tracking_uri == "https://mlflow.example"
+    assert FederatedLearningTracker().tracking_uri == "https://mlflow.example"
+    assert ModelManager(own).tracking_uri == own
