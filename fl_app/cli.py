@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_app.backlog import backlog
+from fl_app.cli_deploy import deploy_local, keys
 from fl_app.cli_doctor import doctor
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
@@ -312,6 +313,8 @@ def run(ctx: typer.Context) -> None:
         _fail(f"Run {run_id} did not complete; the reason is in the lines above.")
 
 
+app.command()(deploy_local)
+app.command()(keys)
 app.command()(doctor)
 app.command()(serve)
 

@@ -56,11 +56,11 @@ class DataSpec:
     nc: int
 
 
-def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
+def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     """Read a `data.yaml` in Ultralytics' layout and list its pictures.
 
     `path` in the file is relative to the file's folder; `train` and `val` are each a folder,
-    a text file with one picture a line, or a list of these.
+    a text file with one picture a line, or a list of these. None takes any number of classes.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
         raise DataError(f"{str(data_yaml)[:300]} is no path of a data.yaml") from None
     content = _read_yaml(file)
     names = _class_names(content, file)
-    if len(names) != num_classes:
+    if num_classes is not None and len(names) != num_classes:
         raise DataError(
             f"data set {file} has {len(names)} classes, expected {num_classes}: "
             f"set num-classes to {len(names)} or use another data set"
@@ -84,7 +84,7 @@ def load_data_spec(data_yaml: str | Path, num_classes: int) -> DataSpec:
         raise DataError(f"data set file {file} has a path that is none") from None
     train = _list_pictures(content, "train", root, file)
     val = _list_pictures(content, "val", root, file)
-    return DataSpec(root, train, val, names, num_classes)
+    return DataSpec(root, train, val, names, len(names))
 
 
 def generated_data(home: Path, num_classes: int) -> DataSpec:
