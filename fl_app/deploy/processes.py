@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from signal import SIGTERM, Signals
 from threading import Event
@@ -128,8 +129,11 @@ class Processes:
     def stop(self) -> None:
         """End all processes, those started last first, and whatever they have started."""
         end(find(self._layout.folder, named=_starts_with("flwr-serverapp")), SIGTERM)
-        for one in reversed(self._running):
-            end(self._all_of(one.service), one.service.stop_signal)
+        order = reversed([one.service for one in self._running])
+        for _, together in groupby(order, key=lambda one: one.ends_with or one.name):
+            services = list(together)
+            found = [process for one in services for process in self._all_of(one)]
+            end(found, services[0].stop_signal)
         self._running.clear()
 
     def _look(self) -> None:

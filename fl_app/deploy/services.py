@@ -48,6 +48,8 @@ class Service:
         What it is told to end by.
     again_after : float
         Seconds to wait before it is started again once it has ended by itself.
+    ends_with : str
+        What it ends at the same time as: all that say the same; else it ends by itself.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Service:
     account: str | None = None
     stop_signal: Signals = SIGTERM
     again_after: float = 2.0
+    ends_with: str = ""
 
 
 def mlflow_server(layout: Layout, port: int, *, database: str) -> Service:
@@ -100,6 +103,7 @@ def supernode(layout: Layout, number: int, *, port: int, superlink_port: int, da
         lambda: answers(address),
         environment(own),
         again_after=FORGOTTEN,
+        ends_with="nodes",
     )
 
 

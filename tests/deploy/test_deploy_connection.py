@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flower's configuration: the deployment's connection is in it, and all else stays as it was."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.cli.flower_config import read_superlink_connection
+
+from fl_app.deploy.connection import NAME, Connection
+from fl_app.deploy.errors import DeploymentError
+
+MINE = """# my own notes
+[superlink]
+default = "lab"
+
+[superlink.lab]  # ours
+address = "lab.example:443"
+options.num-supernodes = 4
+
+[superlink.local-deployment-2]
+address = "127.0.0.1:9"
+insecure = true
+"""
+OLD = """[superlink.local-deployment]
+address = "127.0.0.1:1"
+insecure = true
+[superlink.local-deployment.options]
+num-supernodes = 3
+
+[other]
+key = "value"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    (tmp_path / "flwr").mkdir()
+    return tmp_path / "flwr" / "config.toml"
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Connection:
+    return Connection("127.0.0.1:8000", tmp_path / "a folder" / "ca.crt")
+
+
+@pytest.mark.parametrize("text", [MINE, MINE + OLD, OLD + MINE, OLD])
+def test_it_is_put_in_and_the_rest_stays(file: Path, connection: Connection, text: str) -> None:
+    file.write_text(text)
+    before = tomllib.loads(text)
+    connection.write()
+    written = file.read_text()
+    after = tomllib.loads(written)
+    assert after["superlink"].pop(NAME) == {
+        "address": "127.0.0.1:8000",
+        "root-certificates": str(connection.authority),
+    }
+    before.get("superlink", {}).pop(NAME, None)
+    assert after == {"superlink": {}, **before}
+    assert ("# my own notes" in written) == ("# my own notes" in text)
+    connection.write()
+    assert file.read_text() == written
+
+
+def test_flower_reads_it(file: Path, connection: Connection) -> None:
+    file.write_text(MINE)
+    connection.write()
+    found = read_superlink_connection(NAME)
+    assert found.address == "127.0.0.1:8000"
+    assert found.root_certificates == str(connection.authority)
+    assert not found.insecure
+
+
+def test_what_is_no_toml_is_left_alone(file: Path, connection: Connection) -> None:
+    file.write_text("[superlink")
+    with pytest.raises(DeploymentError, match="is no TOML"):
+        connection.write()
+    assert file.read_text() == "[superlink"
