@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples' own commands, in an environment that has neither PyTorch nor Ultralytics."""
+"""The examples' own commands: one on the wheel alone, the others in what uv makes of each one's
+pyproject.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.store import default_url
+from models.weights import load_weights
 from registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("example")]
@@ -17,45 +23,101 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("example")]
 EXAMPLES = ROOT / "examples"
 
 
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
-    """Flower in an environment that uv makes from the examples' own pyproject files."""
-    folder = tmp_path_factory.mktemp("bare")
+def outside(folder: Path, **variables: str) -> Flower:
+    """Flower whose commands see the environment in ``folder/venv`` and not that of the tests."""
     environment = {"UV_PROJECT_ENVIRONMENT": str(folder / "venv"), "VIRTUAL_ENV": ""}
-    flower = Flower(folder, {**OWN_ENVIRONMENT, **environment})
+    flower = Flower(folder, {**OWN_ENVIRONMENT, **environment, **variables})
     flower.environment["PATH"] = flower.environment["PATH"].split(":", 1)[1]
+    return flower
+
+
+@pytest.fixture
+def from_wheel(tmp_path: Path) -> Iterator[Flower]:
+    """Flower in a new environment with the wheel and what it and the first example ask for."""
+    flower = outside(tmp_path, UV_NO_SYNC="1")
+    flower.command("uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT), cwd=tmp_path)
+    (wheel,) = tmp_path.glob("fl_app-*.whl")
+    venv, needs = str(tmp_path / "venv"), str(EXAMPLES / "sklearn-digits" / "pyproject.toml")
+    flower.command("uv", "venv", venv, cwd=tmp_path)
+    install = "uv", "pip", "install", "--python", venv, "--no-sources", str(wheel), "-r", needs
+    flower.command(*install, cwd=tmp_path)
     yield flower
     flower.stop()
 
 
-def run_as_written(bare: Flower, example: str) -> str:
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower in an environment that `uv run` makes anew for each example, exactly to its needs."""
+    flower = outside(tmp_path_factory.mktemp("synced"))
+    yield flower
+    flower.stop()
+
+
+def run_as_written(flower: Flower, example: str) -> str:
     """Run the commands of an example's README in its folder; what they printed."""
+    flower.stop()  # a SuperLink knows only the packages that were there when it began
     folder = EXAMPLES / example
     block = (folder / "README.md").read_text().split("```bash\n", 1)[1].split("```", 1)[0]
-    return bare.command("bash", "-euo", "pipefail", "-c", block, cwd=folder).stdout
+    return flower.command("bash", "-euo", "pipefail", "-c", block, cwd=folder).stdout
 
 
-def test_the_digits_reach_nine_in_ten(bare: Flower) -> None:
-    printed = run_as_written(bare, "sklearn-digits")
-    rows = ModelManager(None, "digits", home=bare.fl_app_home).list_all_versions()
-    assert [row["tags"]["round"] for row in rows] == ["5", "4", "3", "2", "1"]
+def versions(flower: Flower, model: str, rounds: int) -> list[dict[str, Any]]:
+    """A model's versions, the newest first: one for each round, the best of them in Staging."""
+    rows = ModelManager(None, model, home=flower.fl_app_home).list_all_versions()
+    assert [row["tags"]["round"] for row in rows] == [str(n) for n in range(rounds, 0, -1)]
+    (waiting,) = (row for row in rows if row["stage"] == "Staging")
+    assert waiting["metrics"]["accuracy"] == max(row["metrics"]["accuracy"] for row in rows)
+    return rows
+
+
+def installed(flower: Flower, *names: str) -> dict[str, str]:
+    """Where those of the packages are that the environment has."""
+    code = (
+        "import importlib.util as u, json, sys;"
+        "found = {n: u.find_spec(n) for n in sys.argv[1:]};"
+        "print(json.dumps({n: s.origin for n, s in found.items() if s}))"
+    )
+    python = str(flower.folder / "venv" / "bin" / "python")
+    printed = flower.command(python, "-c", code, *names, cwd=flower.folder).stdout
+    return dict(json.loads(printed))
+
+
+def test_the_wheel_without_yolo_serves_the_digits(from_wheel: Flower) -> None:
+    printed = run_as_written(from_wheel, "sklearn-digits")
+    rows = versions(from_wheel, "digits", rounds=5)
     assert rows[0]["metrics"]["accuracy"] > 0.9
-    assert "Staging" in {row["stage"] for row in rows}
     assert "accuracy 0.9" in printed
+    found = installed(from_wheel, "fl_app", "torch", "torchvision", "ultralytics", "cv2")
+    assert list(found) == ["fl_app"]
+    assert found["fl_app"].startswith(str(from_wheel.folder / "venv"))
 
 
-def test_a_clinic_s_new_scanner_is_noticed(bare: Flower) -> None:
-    bare.stop()  # a SuperLink knows only the app's packages that were there when it began
-    printed = run_as_written(bare, "sklearn-clinics")
-    (request,) = MonitorStore(default_url(bare.fl_app_home)).history()
+def test_a_clinic_s_new_scanner_is_noticed(synced: Flower) -> None:
+    printed = run_as_written(synced, "sklearn-clinics")
+    (request,) = MonitorStore(default_url(synced.fl_app_home)).history()
     assert request["kind"] == "drift"
     assert "in round 3 the data moved" in str(request["reason"])
     assert "mean radius higher" in str(request["reason"])
     assert "mean radius higher" in " ".join(printed.split())
+    assert list(installed(synced, "fl_app", "torch", "ultralytics")) == ["fl_app"]
 
 
-def test_that_environment_has_no_yolo(bare: Flower) -> None:
-    names = "torch", "torchvision", "ultralytics"
-    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
-    python = str(bare.folder / "venv" / "bin" / "python")
-    assert bare.command(python, "-c", code, cwd=bare.folder).stdout.strip() == "[]"
+def test_differential_privacy_inside_costs_what_its_readme_says(synced: Flower) -> None:
+    printed = run_as_written(synced, "dp-digits")
+    rows = versions(synced, "dp-digits", rounds=10)
+    assert rows[0]["metrics"]["accuracy"] > 0.87  # ten seeds: 0.892 to 0.917
+    (told,) = (line for line in printed.splitlines() if "after 10 releases" in line)
+    assert "epsilon=6.236180 at delta=0.001" in told
+    row = "| `2.0` (default) | 6.24 | 0.903 (0.892 to 0.917) |"
+    assert row in (EXAMPLES / "dp-digits" / "README.md").read_text()
+
+
+def test_fedadam_inside_trains_a_network_in_pytorch(synced: Flower) -> None:
+    run_as_written(synced, "torch-fedadam")
+    rows = versions(synced, "digits-cnn", rounds=5)
+    assert rows[0]["metrics"]["accuracy"] > 0.8
+    store = ModelManager(None, "digits-cnn", home=synced.fl_app_home)
+    weights = load_weights(store.weights_path(rows[0]["version"]))
+    assert {name: str(array.dtype) for name, array in weights.items()} == dict.fromkeys(
+        ["0.weight", "0.bias", "2.weight", "2.bias", "6.weight", "6.bias"], "float32"
+    )
