@@ -26,6 +26,8 @@ from registry.redaction import one_line
 ACCOUNT = "postgres"
 """Who runs it where root starts the deployment: PostgreSQL refuses to run as root."""
 USER, DATABASE = "fl_app", "mlflow"
+PLACES = (("/usr/lib/postgresql", "*/bin"), ("/usr", "pgsql-*/bin"))
+"""Where Linux distributions put its programs, by version; else they are on the PATH."""
 _SECONDS = 120.0  # for each of PostgreSQL's programs
 _INSTALL = (
     "install it (`apt-get install postgresql`, `brew install postgresql`), or name a database that "
@@ -139,7 +141,7 @@ def find_programs(version: str | None = None) -> Path:
     DeploymentError
         There are none.
     """
-    places = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/usr").glob("pgsql-*/bin")]
+    places = [place for folder, form in PLACES for place in Path(folder).glob(form)]
     found = shutil.which("initdb")
     if found:
         places.append(Path(found).resolve().parent)

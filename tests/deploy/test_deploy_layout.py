@@ -49,7 +49,7 @@ def test_others_get_to_the_database_at_most(layout: Layout) -> None:
 def test_one_start_has_it(layout: Layout) -> None:
     with (
         layout.lock(),
-        pytest.raises(DeploymentError, match="runs in .* already"),
+        pytest.raises(DeploymentError, match=r"runs in .* already"),
         Layout(layout.folder).lock(),
     ):
         pass

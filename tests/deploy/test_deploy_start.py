@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `fl-app deploy-local` and `fl-app keys` say before anything is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_app import cli
+from fl_app.client.shapes import shapes_data
+from fl_app.deploy import local, postgres
+from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.layout import Layout, Settings
+from fl_app.deploy.local import Deployment
+from fl_app.deploy.services import mlflow_server, superlink, supernode
+
+
+@pytest.fixture(autouse=True)
+def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process would be an error here, and this one's signals are left alone."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(local.Processes, "start", refuse)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["deploy-local", *words])
+    assert ended.value.code == 1
+    return capsys.readouterr().err.strip()
+
+
+@pytest.mark.parametrize("option", ["--port", "--mlflow-port"])
+def test_a_port_that_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = refused(capsys, "--folder", str(tmp_path), option, port)
+    assert said.startswith(f"Port {port} of this machine cannot be had")
+    assert said.endswith(f"name another with {option}.")
+
+
+def test_data_for_another_number_of_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "--folder", str(tmp_path), "--nodes", "3", "--data", "/a", "--data=/b")
+    assert said.startswith("--data names 2 data sets for --nodes 3")
+
+
+def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = shapes_data(tmp_path, train=4, val=2)
+    words = ("--folder", str(tmp_path / "new"), "--data", str(good), "--data=/nothing/data.yaml")
+    assert "/nothing/data.yaml can't be read" in refused(capsys, *words)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("http://127.0.0.1:5000", "the address of a server"),
+        ("postgresql://ada:open-sesame@127.0.0.1:9/db", "does not answer"),
+        ("mongodb://host/db", "is not known here"),
+    ],
+)
+def test_a_database_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, why: str
+) -> None:
+    words = ["--folder", str(tmp_path), "--port", free(), "--mlflow-port", free()]
+    said = refused(capsys, *words, "--database-url", address)
+    assert why in said
+    assert "open-sesame" not in said
+    assert Layout(tmp_path).secret("database-url") == ""
+
+
+def test_postgresql_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "PLACES", ())
+    monkeypatch.setenv("PATH", "/nothing")
+    words = ["--folder", str(tmp_path), "--port", free(), "--mlflow-port", free()]
+    said = refused(capsys, *words)
+    assert said.startswith("PostgreSQL is not installed on this machine; install it (`apt-get")
+    assert said.endswith("name a database that is there with --database-url.")
+
+
+def test_a_package_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_app.cli_deploy.find_spec", lambda _: None)
+    assert "with the extra `deploy`" in refused(capsys, "--folder", str(tmp_path))
+    monkeypatch.setattr(postgres, "find_spec", lambda _: None)
+    with pytest.raises(DeploymentError, match="with the extra `deploy`"):
+        postgres.require_driver()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
+def test_a_folder_that_postgresql_s_account_cannot_get_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    layout = Layout(tmp_path / "deployment")
+    layout.prepare()
+    try:
+        postgres.find_programs()
+        postgres.cluster(layout, 1)
+    except DeploymentError as error:
+        said = str(error)
+    if "not installed" in said or "driver" in said:
+        pytest.skip(said)
+    assert "'postgres' runs PostgreSQL, and cannot get to" in said
+
+
+def test_data_of_another_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "15" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("initdb", "postgres"):
+        (folder / name).write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(postgres, "PLACES", ((str(tmp_path), "*/bin"),))
+    monkeypatch.setenv("PATH", "/nothing")
+    assert postgres.find_programs() == postgres.find_programs("15") == folder
+    with pytest.raises(DeploymentError, match="is PostgreSQL 14's, and 15 is"):
+        postgres.find_programs("14")
+
+
+def test_a_later_start_goes_on_with_what_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[Settings] = []
+    monkeypatch.setattr(Deployment, "run", lambda self, _: chosen.append(self.settings))
+    two = [str(shapes_data(tmp_path / name, train=4, val=2)) for name in "12"]
+
+    def start(*words: str) -> Settings:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["deploy-local", "--folder", str(tmp_path), *words])
+        assert not ended.value.code
+        Layout(tmp_path).keep(chosen[-1])
+        return chosen[-1]
+
+    assert start() == Settings()
+    assert start("--data", two[0], "--data", two[1], "--port", "81").data == tuple(two)
+    assert start("--mlflow-port", "82") == Settings(2, tuple(two), 81, 82)
+    assert start("--nodes", "2").data == tuple(two)
+    assert start("--nodes", "3") == Settings(3, (), 81, 82)
+
+
+def test_no_secret_is_an_argument_of_a_process(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    own = postgres.Cluster(layout, Path("/usr/bin"), 5432, "open-sesame")
+    services = [
+        mlflow_server(layout, 5000, database=own.address),
+        superlink(layout, 8000, mlflow="http://127.0.0.1:5000"),
+        supernode(layout, 1, port=9094, superlink_port=8000, data="/data/data.yaml"),
+    ]
+    for service in services:
+        assert "open-sesame" not in " ".join(service.command)
+        assert "open-sesame" not in repr(service)
+        assert service.command[0].startswith(str(Path(sys.executable).parent))
+    assert services[0].environment["MLFLOW_BACKEND_STORE_URI"] == own.address
+    assert all("open-sesame" not in str(service.environment) for service in services[1:])
+
+
+def test_keys_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["keys", str(tmp_path / "k"), "--host", "superlink.example", "--nodes", "1"]
+    for told in (6, 1):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert not ended.value.code
+        assert len(capsys.readouterr().out.splitlines()) == told
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["keys", str(tmp_path / "k"), "--host", "a b"])
+    assert ended.value.code == 1
+    assert "'a b' is no host name" in capsys.readouterr().err
+
+
+def free() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return str(probe.getsockname()[1])
