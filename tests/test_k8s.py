@@ -1,68 +1,231 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests: valid for Kubernetes, safe by its rules, and what the API answers to."""
+"""The manifests as rendered: valid for Kubernetes, safe by its rules, and of one piece."""
 
 from __future__ import annotations
 
+import copy
+import re
 import shutil
 import subprocess
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from croniter import croniter
+from manifests import (
+    K8S,
+    OVERLAYS,
+    Document,
+    containers,
+    name,
+    of_kind,
+    pinned,
+    pods,
+    project,
+    rendered,
+)
 
 from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
 
-FOLDER = Path(__file__).parents[1] / "deploy" / "k8s"
 TOKEN = "a-token-that-only-this-test-knows"  # noqa: S105 - it guards nothing
 VERSIONS = ("1.29", "1.33", "1.37")
+NAMESPACE = "federated-learning"
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+SECRET_WORDS = re.compile(r"PASS|TOKEN|SECRET|KEY|CREDENTIAL", re.IGNORECASE)
 
 
 @pytest.fixture
-def cronjob() -> dict[str, Any]:
-    return dict(yaml.safe_load((FOLDER / "retraining-cronjob.yaml").read_text()))
+def cronjob() -> Document:
+    return copy.deepcopy(of_kind("local", "CronJob")[0])
 
 
 @pytest.fixture
-def pod(cronjob: dict[str, Any]) -> dict[str, Any]:
+def pod(cronjob: Document) -> dict[str, Any]:
     return dict(cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"])
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
+@each_overlay
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_manifest_is_valid(path: Path, version: str) -> None:
-    for document in yaml.safe_load_all(path.read_text()):
+def test_everything_is_valid(overlay: str, version: str) -> None:
+    for document in rendered(overlay):
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_field_that_kubernetes_does_not_know_is_seen(cronjob: dict[str, Any]) -> None:
+def test_a_field_that_kubernetes_does_not_know_is_seen(cronjob: Document) -> None:
     cronjob["spec"]["concurrencyPolcy"] = "Forbid"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(cronjob, VERSIONS[-1], strict=True)
 
 
-def test_it_runs_on_sundays_at_2_and_never_twice_at_once(cronjob: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        ("local", "fl-retrain fleet-gateway mlflow postgres serverapp superlink supernode"),
+        ("production", "fl-retrain fleet-gateway mlflow serverapp superlink supernode"),
+        ("site", "supernode"),
+    ],
+)
+def test_an_overlay_has_its_parts_in_one_namespace(overlay: str, expected: str) -> None:
+    assert sorted(pod.name for pod in pods(overlay)) == expected.split()
+    for document in rendered(overlay):
+        if document["kind"] != "Namespace":
+            assert document["metadata"]["namespace"] == NAMESPACE
+    (namespace,) = of_kind(overlay, "Namespace")
+    assert name(namespace) == NAMESPACE
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@each_overlay
+def test_a_container_may_do_nothing_but_its_work(overlay: str) -> None:
+    for pod, container, where in containers(overlay):
+        user = pod.spec["securityContext"]
+        assert user["runAsNonRoot"], where
+        assert min(user["runAsUser"], user["runAsGroup"]) > 0, where
+        assert user["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, where
+
+
+@each_overlay
+def test_a_pod_gets_nothing_of_the_cluster(overlay: str) -> None:
+    for pod in pods(overlay):
+        assert pod.spec["automountServiceAccountToken"] is False, pod.name
+        assert pod.spec["enableServiceLinks"] is False, pod.name
+        assert not {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"} & set(pod.spec)
+        kinds = {key for volume in pod.volumes.values() for key in volume if key != "name"}
+        assert kinds <= {"emptyDir", "secret", "configMap", "persistentVolumeClaim", "claim"}
+
+
+def amount(quantity: str) -> Decimal:
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", quantity).groups()  # type: ignore[union-attr]
+    factors = {"": Decimal(1), "m": Decimal("0.001"), "Mi": Decimal(2**20), "Gi": Decimal(2**30)}
+    return Decimal(number) * factors[unit]
+
+
+@each_overlay
+def test_a_container_has_requests_and_limits(overlay: str) -> None:
+    for _, container, where in containers(overlay):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert set(requests) == set(limits) == {"cpu", "memory", "ephemeral-storage"}, where
+        for kind, requested in requests.items():
+            assert amount(requested) <= amount(limits[kind]), (where, kind)
+
+
+@each_overlay
+def test_what_a_container_may_write_has_a_size_that_its_limits_allow(overlay: str) -> None:
+    for pod, container, where in containers(overlay):
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        sizes = [
+            amount(pod.volumes[volume]["emptyDir"]["sizeLimit"])
+            for volume in mounted
+            if "emptyDir" in pod.volumes[volume]
+        ]
+        assert sum(sizes) <= amount(container["resources"]["limits"]["ephemeral-storage"]), where
+
+
+@each_overlay
+def test_a_container_that_stays_is_asked_how_it_does(overlay: str) -> None:
+    for pod, container, where in containers(overlay):
+        if pod.owner["kind"] == "CronJob":
+            continue  # it ends by itself, within a deadline
+        ports = container["ports"]
+        known = {port[key] for port in ports for key in ("name", "containerPort")}
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            probe = container[kind]
+            asked = probe.get("httpGet", probe.get("grpc", {})).get("port")
+            assert asked in known or "exec" in probe, (where, kind)
+
+
+@each_overlay
+def test_images_are_the_versions_that_are_tested(overlay: str) -> None:
+    ours = project()["project"]["version"]
+    flower = f"{pinned()['flwr']}-py3.13-ubuntu24.04"
+    for _, container, where in containers(overlay):
+        image, tag = container["image"].rsplit(":", 1)
+        assert tag != "latest", where
+        if image.startswith("flwr/"):
+            assert tag == flower, where
+        if image.rsplit("/", 1)[-1] in ("fl-app", "fl-app-mlflow"):
+            assert tag == ours, where
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    for path in sorted(K8S.rglob("*")):
+        if path.is_file():
+            text = path.read_text()
+            assert "kind: Secret" not in text, path
+            assert not re.search(r"PRIVATE KEY|://[^\s/@]+:[^\s/@]+@", text), path
+
+
+@each_overlay
+def test_a_variable_or_setting_that_sounds_secret_comes_from_a_secret(overlay: str) -> None:
+    assert of_kind(overlay, "Secret") == []
+    for _, container, where in containers(overlay):
+        for variable in container.get("env", []):
+            if SECRET_WORDS.search(variable["name"]):
+                file = variable.get("value", "").startswith("/run/secrets/")
+                assert file or "secretKeyRef" in variable["valueFrom"], (where, variable)
+    for settings in of_kind(overlay, "ConfigMap"):
+        assert not any(SECRET_WORDS.search(key) for key in settings["data"]), name(settings)
+
+
+@each_overlay
+def test_a_workload_chooses_its_own_pods_and_no_others(overlay: str) -> None:
+    for pod in pods(overlay):
+        if pod.owner["kind"] != "CronJob":
+            chosen = [p for p in pods(overlay) if p.fits(pod.owner["spec"]["selector"])]
+            assert chosen == [pod]
+
+
+@each_overlay
+def test_a_service_leads_to_a_port_that_its_pods_have(overlay: str) -> None:
+    for service in of_kind(overlay, "Service"):
+        (pod,) = [
+            p for p in pods(overlay) if service["spec"]["selector"].items() <= p.labels.items()
+        ]
+        there = {port["name"] for c in pod.containers for port in c.get("ports", [])}
+        for port in service["spec"].get("ports", []):
+            assert port["targetPort"] in there, name(service)
+
+
+@each_overlay
+def test_every_workload_that_stays_has_a_disruption_budget(overlay: str) -> None:
+    staying = [pod for pod in pods(overlay) if pod.owner["kind"] != "CronJob"]
+    budgets = of_kind(overlay, "PodDisruptionBudget")
+    for pod in staying:
+        (budget,) = [b for b in budgets if pod.fits(b["spec"]["selector"])]
+        only_by_a_person = pod.name in ("superlink", "serverapp")
+        assert budget["spec"]["maxUnavailable"] == (0 if only_by_a_person else 1)
+    assert len(budgets) == len(staying)
+
+
+@pytest.mark.parametrize("overlay", ["local", "production"])
+@pytest.mark.parametrize("who", ["superlink", "serverapp"])
+def test_there_is_one_writer(overlay: str, who: str) -> None:
+    (pod,) = [pod for pod in pods(overlay) if pod.name == who]
+    assert pod.owner["spec"]["replicas"] == 1
+    assert pod.owner["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@each_overlay
+def test_a_claim_that_is_of_one_pod_at_a_time_is_never_wanted_by_two(overlay: str) -> None:
+    for pod in pods(overlay):
+        if any("persistentVolumeClaim" in volume for volume in pod.volumes.values()):
+            assert pod.owner["spec"]["strategy"] == {"type": "Recreate"}, pod.name
+            assert pod.owner["spec"]["replicas"] == 1, pod.name
+
+
+def test_it_runs_on_sundays_at_2_and_never_twice_at_once(cronjob: Document) -> None:
     spec = cronjob["spec"]
     assert spec["schedule"] == "0 2 * * 0"
     assert croniter.is_valid(spec["schedule"])
     assert spec["concurrencyPolicy"] == "Forbid"
     assert 200 < spec["startingDeadlineSeconds"] < 7 * 24 * 3600
-
-
-def test_the_pod_may_do_nothing_but_ask(pod: dict[str, Any]) -> None:
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    assert not pod["automountServiceAccountToken"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert set(container["resources"]["limits"]) == {"cpu", "memory"}
-    assert not container["image"].endswith(":latest")
 
 
 def test_the_token_is_in_a_secret_and_the_key_is_the_job_s_name(pod: dict[str, Any]) -> None:
@@ -85,8 +248,8 @@ def test_its_command_gets_one_request_into_the_mailbox_however_often_it_tries(
         "http://fl-server:5001": f"http://127.0.0.1:{server.port}",
     }
     command = pod["containers"][0]["command"]
-    for name, value in given.items():
-        command = [word.replace(name, value) for word in command]
+    for written, value in given.items():
+        command = [word.replace(written, value) for word in command]
     try:
         answers = [
             subprocess.run(command, capture_output=True, text=True, check=True).stdout
