@@ -17,7 +17,7 @@ from registry import ModelManager
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cameras")]
+pytestmark = pytest.mark.slow
 on_photographs = pytest.mark.skipif(not AQUARIUM.is_dir(), reason=f"no photographs at {AQUARIUM}")
 PICTURES, TO_SCORE = 240, 12
 

@@ -18,7 +18,7 @@ from fl_app.retraining.store import default_url
 from models.weights import load_weights
 from registry import ModelManager
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("example")]
+pytestmark = pytest.mark.slow
 
 EXAMPLES = ROOT / "examples"
 

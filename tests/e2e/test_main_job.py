@@ -13,7 +13,7 @@ from flower import ROOT, Flower
 from models.weights import load_weights, read_manifest
 from registry import FederatedLearningTracker, ModelManager
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("main job")]
+pytestmark = pytest.mark.slow
 
 
 def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(

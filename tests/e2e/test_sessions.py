@@ -14,7 +14,7 @@ from fl_app.client.shapes import shapes_data
 from models.weights import load_weights, save_weights
 from registry import ModelManager
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("main job")]
+pytestmark = pytest.mark.slow
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium" / "data.yaml"
 SIDE = 160

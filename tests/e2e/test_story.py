@@ -28,7 +28,7 @@ from fl_app.retraining.store import default_url
 from models.pictures import label_file
 from registry import JournalError, ModelManager, Stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("main job")]
+pytestmark = pytest.mark.slow
 
 NAME, TOKEN = "story", "a-token-that-nobody-guesses"
 NODES, POISONED = 3, (0, 1)

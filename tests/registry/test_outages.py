@@ -16,7 +16,7 @@ NIGHTLY = settings.get_current_profile_name() == "nightly"
 ROUNDS = 20 if NIGHTLY else 3
 ADDED, DRAINED = 1.0, 60.0
 """Seconds that the 95th percentile of rounds may take longer, and until all is handed over."""
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.xdist_group("outages")]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")

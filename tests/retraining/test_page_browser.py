@@ -23,7 +23,7 @@ from page_story import Clock, Story
 
 from fl_app.retraining import create_trigger_api, serve_api
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 AXE = "axe-core@4.14.1"
 AXE_SHA512 = (

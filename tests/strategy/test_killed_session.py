@@ -25,7 +25,7 @@ KILLS = 50 if NIGHTLY else 3
 """Of each kind, for each strategy."""
 SECONDS_TO_END = 5
 """What Flower gives a process that is told to end."""
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 class Whole:
