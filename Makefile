@@ -1,10 +1,10 @@
 .DEFAULT_GOAL := help
 UV_RUN = uv run --group test --group lint
 
-.PHONY: help check lint test fast nightly chaos screenshots bench
+.PHONY: help check lint test fast nightly chaos screenshots bench deploy-local
 
 help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 check: lint test  ## All that must pass before a commit is shared.
 
@@ -34,3 +34,6 @@ bench:  ## All benchmarks; tables here, rows in benchmarks/results.
 	  PYTHONPATH=tests uv run --group test python -m benchmarks.$$name \
 	    --json benchmarks/results/$$name.json || exit 1; \
 	done
+
+deploy-local:  ## A deployment on this machine, until Ctrl-C; options in ARGS, as in docs/deployment.md.
+	uv run --extra deploy fl-app deploy-local $(ARGS)

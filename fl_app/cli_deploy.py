@@ -52,6 +52,7 @@ DatabaseUrl = Annotated[
         help="A database that is there, instead of PostgreSQL of its own; kept for later starts.",
     ),
 ]
+KeyFolder = Annotated[str, typer.Argument(help="Where they go; default: keys in FL_APP_HOME.")]
 Hosts = Annotated[
     list[str] | None,
     typer.Option("--host", help="Name or IP address of the SuperLink; more than once for more."),
@@ -86,7 +87,7 @@ def deploy_local(
 
 
 def keys(
-    folder: str,
+    folder: KeyFolder = "",
     *,
     host: Hosts = None,
     nodes: Annotated[int, typer.Option("--nodes", help="Key pairs for SuperNodes.", min=0)] = 2,
@@ -94,15 +95,17 @@ def keys(
     """Make what is missing of a SuperLink's certificate and its SuperNodes' keys."""
     from fl_app.deploy.errors import DeploymentError
     from fl_app.deploy.keys import LOCAL_NAMES, make_keys
+    from registry import app_home
 
+    place = Path(folder).expanduser() if folder else app_home() / "keys"
     try:
-        written = make_keys(Path(folder).expanduser(), host or LOCAL_NAMES, nodes=nodes)
+        written = make_keys(place, host or LOCAL_NAMES, nodes=nodes)
     except DeploymentError as error:
         _fail(str(error))
     for path in written:
         _say(f"written: {path}")
     if not written:
-        _say(f"{folder} has all that is needed.")
+        _say(f"{place} has all that is needed.")
 
 
 def _chosen(

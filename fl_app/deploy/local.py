@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from signal import SIGTERM
+from signal import SIGINT
 from threading import Event
 
 from fl_app.deploy.connection import NAME, Connection
@@ -32,6 +32,8 @@ START_SECONDS = 180.0
 """How long a process may take to answer: MLflow makes its tables first."""
 ONLINE_SECONDS = 240.0
 """How long SuperNodes may take; those of a machine that went down wait for a minute."""
+
+_ORDER = ("node-*", "superlink", "mlflow", "*")  # SuperNodes take their leave of the SuperLink
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ class Deployment:
         left = find(self.layout.folder)
         if left:
             self.say(f"Ending {len(left)} processes that an earlier start has left.")
-            end(left, SIGTERM)
+        for pattern in _ORDER:
+            end(find(self.layout.folder, pattern), SIGINT)
 
     @property
     def _mlflow(self) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
 from signal import SIGTERM, Signals
@@ -128,7 +129,7 @@ class Processes:
 
     def stop(self) -> None:
         """End all processes, those started last first, and whatever they have started."""
-        end(find(self._layout.folder, named=_starts_with("flwr-serverapp")), SIGTERM)
+        end(find(self._layout.folder, program="flwr-serverapp"), SIGTERM)
         order = reversed([one.service for one in self._running])
         for _, together in groupby(order, key=lambda one: one.ends_with or one.name):
             services = list(together)
@@ -186,7 +187,7 @@ class Processes:
             os.close(handle)
 
     def _all_of(self, service: Service) -> list[psutil.Process]:
-        return find(self._layout.folder, service=service.name)
+        return find(self._layout.folder, service.name)
 
     def _log(self, service: Service) -> Path:
         return self._layout.log(service.name)
@@ -204,24 +205,29 @@ class StoppedError(Exception):
     """All was to end while something was waited for."""
 
 
-def find(
-    folder: Path,
-    *,
-    service: str | None = None,
-    named: Callable[[psutil.Process], bool] = lambda _: True,
-) -> list[psutil.Process]:
-    """Return the processes of a deployment, or of one service of it, as their environment says."""
+def find(folder: Path, service: str = "*", *, program: str = "*") -> list[psutil.Process]:
+    """Return a deployment's processes, as their environment says.
+
+    Parameters
+    ----------
+    folder : Path
+        The deployment's.
+    service : str
+        Pattern of the service's name.
+    program : str
+        Pattern of what is run: a program's name, or that of a script of the interpreter.
+    """
     import psutil
 
     found = []
     for process in psutil.process_iter():
         try:
-            variables = process.environ()
-            mine = variables.get(FOLDER_VARIABLE) == str(folder)
-            if mine and service in (None, variables.get(SERVICE_VARIABLE)) and named(process):
-                found.append(process)
+            variables, words = process.environ(), process.cmdline()[:2]
         except (psutil.Error, OSError):
             continue  # another account's, or it has ended
+        mine = variables.get(FOLDER_VARIABLE) == str(folder)
+        if mine and fnmatchcase(variables.get(SERVICE_VARIABLE, ""), service):
+            found += [process] if any(fnmatchcase(Path(w).name, program) for w in words) else []
     return [process for process in found if process.pid != os.getpid()]
 
 
@@ -248,11 +254,6 @@ def _sent(processes: Iterable[psutil.Process], signal: Signals) -> Iterator[psut
         except psutil.NoSuchProcess:
             continue
         yield process
-
-
-def _starts_with(program: str) -> Callable[[psutil.Process], bool]:
-    """Whether a process runs a program, as such or as a script of its interpreter."""
-    return lambda process: any(Path(word).name == program for word in process.cmdline()[:2])
 
 
 def _ended_as(one: Running, code: int) -> str:

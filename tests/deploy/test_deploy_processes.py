@@ -41,8 +41,8 @@ class Stage:
         command = [sys.executable, "-c", code]
         return Service(name, command, well, environment({}), again_after=0.1)
 
-    def count(self, service: str | None = None) -> int:
-        return len(find(self.layout.folder, service=service))
+    def count(self, service: str = "*") -> int:
+        return len(find(self.layout.folder, service))
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_the_end_leaves_nothing_of_what_was_started(stage: Stage) -> None:
     for name in ("first", "second"):
         stage.processes.start(stage.service(name, CHILD))
     until(lambda: stage.count() == 4)
-    assert stage.count("first") == 2
+    assert [stage.count(name) for name in ("first", "f*", "nothing")] == [2, 2, 0]
+    assert len(find(stage.layout.folder, program="python*")) == 4
     assert stage.layout.log("first").stat().st_mode & 0o777 == 0o600
     stage.processes.stop()
     assert stage.count() == 0
