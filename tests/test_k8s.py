@@ -129,6 +129,14 @@ def test_what_a_container_may_write_has_a_size_that_its_limits_allow(overlay: st
 
 
 @each_overlay
+def test_a_container_that_stays_has_a_place_for_temporary_files(overlay: str) -> None:
+    for pod, container, where in containers(overlay):
+        if pod.owner["kind"] != "CronJob":
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert "emptyDir" in pod.volumes[mounts["/tmp"]], where  # noqa: S108 - a container's
+
+
+@each_overlay
 def test_a_container_that_stays_is_asked_how_it_does(overlay: str) -> None:
     for pod, container, where in containers(overlay):
         if pod.owner["kind"] == "CronJob":
