@@ -82,8 +82,8 @@ def test_a_flag_that_flower_does_not_have_is_seen() -> None:
 
 @pytest.mark.parametrize("overlay", ["local", "production"])
 def test_mlflow_takes_these_arguments_and_variables(overlay: str) -> None:
-    from mlflow.cli import server
     from mlflow import environment_variables
+    from mlflow.cli import server
 
     (container,) = [c for _, c, where in containers(overlay) if where == "mlflow/mlflow"]
     context = server.make_context("server", words(container)[2:])
