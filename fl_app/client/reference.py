@@ -280,8 +280,11 @@ def _sorted_numbers(name: str, rows: np.ndarray) -> np.ndarray:
     """The numbers among ``rows``, sorted; infinite ones are the least and the greatest."""
     if not _is_numeric(rows):
         raise ValueError(f"column {name!r} was of numbers and is of {rows.dtype} now")
-    values = np.sort(rows if rows.dtype.kind == "f" else rows.astype(np.float64))  # NaN go last
-    return values[: len(values) - np.count_nonzero(np.isnan(values))]
+    values = np.sort(rows if rows.dtype.kind == "f" else rows.astype(np.float64))
+    there = len(values)
+    if there and np.isnan(values[-1]):  # they go last
+        there -= int(np.isnan(values).sum())
+    return values[:there]
 
 
 def _levels(rows: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fl_app.retraining.drift_merge import (
     Merged,
-    direction,
+    directions,
     effect,
     least_effect,
     merge,
@@ -293,14 +293,14 @@ def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.nd
 def _finding(
     state: DriftState, merged: Merged, size: np.ndarray, drifted: np.ndarray, height: float
 ) -> DriftCheck:
-    gaps = merged.window.now - merged.window.expected
+    went = directions(state.features, merged.window.now - merged.window.expected)
     found = [
         FeatureDrift(
             feature=feature,
             p=float(merged.p[i]),
             evidence=float(state.evidence[i]),
             effect=float(size[i]),
-            direction=direction(feature, gaps[i]),
+            direction=went[i],
             nodes_moved=int(merged.moved[i]),
         )
         for i, feature in enumerate(state.features)

@@ -183,13 +183,19 @@ def least_effect(window: Window, *, nodes: bool = True) -> np.ndarray:
     return limit
 
 
-def direction(feature: Feature, gap: np.ndarray) -> str:
-    """Where a feature went, in a word or two; ``gap`` is now less expected, by bins."""
-    running = np.cumsum(gap)
+def directions(features: Sequence[Feature], gaps: np.ndarray) -> list[str]:
+    """Where features went, in a word or two; ``gaps`` is now less expected, (features, bins)."""
+    running = np.cumsum(gaps, axis=1)
+    means, greatest = running.mean(axis=1), np.abs(running).max(axis=1)
+    first = running[:, 0]
+    return [_direction(*one) for one in zip(features, first, means, greatest, strict=True)]
+
+
+def _direction(feature: Feature, first: float, mean: float, greatest: float) -> str:
     if feature.kind is FeatureKind.LEVELS:
         return "in another mix"
     if feature.kind is FeatureKind.MISSING:
-        return "more often" if running[0] < 0 else "less often"
-    if abs(running.mean()) < np.abs(running).max() / 4:
+        return "more often" if first < 0 else "less often"
+    if abs(mean) < greatest / 4:
         return "with another spread"
-    return "higher" if running.mean() < 0 else "lower"
+    return "higher" if mean < 0 else "lower"
