@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,34 +22,33 @@ pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 
 
-def outside(folder: Path, **variables: str) -> Flower:
-    """Flower whose commands see the environment in ``folder/venv`` and not that of the tests."""
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    """Flower whose commands see the environment in ``folder/venv`` and not that of the tests.
+
+    There is one folder for all, whose files Python compiles once; `uv run` makes it exactly what
+    the pyproject of each example asks for.
+    """
+    folder = tmp_path_factory.mktemp("bare")
     environment = {"UV_PROJECT_ENVIRONMENT": str(folder / "venv"), "VIRTUAL_ENV": ""}
-    flower = Flower(folder, {**OWN_ENVIRONMENT, **environment, **variables})
+    flower = Flower(folder, {**OWN_ENVIRONMENT, **environment})
     flower.environment["PATH"] = flower.environment["PATH"].split(":", 1)[1]
-    return flower
+    yield flower
+    flower.stop()
 
 
 @pytest.fixture
-def from_wheel(tmp_path: Path) -> Iterator[Flower]:
-    """Flower in a new environment with the wheel and what it and the first example ask for."""
-    flower = outside(tmp_path, UV_NO_SYNC="1")
-    flower.command("uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT), cwd=tmp_path)
-    (wheel,) = tmp_path.glob("fl_app-*.whl")
-    venv, needs = str(tmp_path / "venv"), str(EXAMPLES / "sklearn-digits" / "pyproject.toml")
-    flower.command("uv", "venv", venv, cwd=tmp_path)
-    install = "uv", "pip", "install", "--python", venv, "--no-sources", str(wheel), "-r", needs
-    flower.command(*install, cwd=tmp_path)
-    yield flower
-    flower.stop()
-
-
-@pytest.fixture(scope="module")
-def synced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
-    """Flower in an environment that `uv run` makes anew for each example, exactly to its needs."""
-    flower = outside(tmp_path_factory.mktemp("synced"))
-    yield flower
-    flower.stop()
+def from_wheel(bare: Flower) -> Iterator[Flower]:
+    """The same, in a new environment of the wheel and what the first example asks for."""
+    folder, needs = bare.folder, str(EXAMPLES / "sklearn-digits" / "pyproject.toml")
+    bare.command("uv", "build", "--wheel", "--out-dir", str(folder), str(ROOT), cwd=folder)
+    (wheel,) = folder.glob("fl_app-*.whl")
+    bare.command("uv", "venv", "--clear", str(folder / "venv"), cwd=folder)
+    install = "uv", "pip", "install", "--python", str(folder / "venv"), "--no-sources"
+    bare.command(*install, str(wheel), "-r", needs, cwd=folder)
+    bare.environment["UV_NO_SYNC"] = "1"  # `uv run` takes it as it is
+    yield bare
+    del bare.environment["UV_NO_SYNC"]
 
 
 def run_as_written(flower: Flower, example: str) -> str:
@@ -92,19 +90,19 @@ def test_the_wheel_without_yolo_serves_the_digits(from_wheel: Flower) -> None:
     assert found["fl_app"].startswith(str(from_wheel.folder / "venv"))
 
 
-def test_a_clinic_s_new_scanner_is_noticed(synced: Flower) -> None:
-    printed = run_as_written(synced, "sklearn-clinics")
-    (request,) = MonitorStore(default_url(synced.fl_app_home)).history()
+def test_a_clinic_s_new_scanner_is_noticed(bare: Flower) -> None:
+    printed = run_as_written(bare, "sklearn-clinics")
+    (request,) = MonitorStore(default_url(bare.fl_app_home)).history()
     assert request["kind"] == "drift"
     assert "in round 3 the data moved" in str(request["reason"])
     assert "mean radius higher" in str(request["reason"])
     assert "mean radius higher" in " ".join(printed.split())
-    assert list(installed(synced, "fl_app", "torch", "ultralytics")) == ["fl_app"]
+    assert list(installed(bare, "fl_app", "torch", "ultralytics")) == ["fl_app"]
 
 
-def test_differential_privacy_inside_costs_what_its_readme_says(synced: Flower) -> None:
-    printed = run_as_written(synced, "dp-digits")
-    rows = versions(synced, "dp-digits", rounds=10)
+def test_differential_privacy_inside_costs_what_its_readme_says(bare: Flower) -> None:
+    printed = run_as_written(bare, "dp-digits")
+    rows = versions(bare, "dp-digits", rounds=10)
     assert rows[0]["metrics"]["accuracy"] > 0.87  # ten seeds: 0.892 to 0.917
     (told,) = (line for line in printed.splitlines() if "after 10 releases" in line)
     assert "epsilon=6.236180 at delta=0.001" in told
@@ -112,11 +110,11 @@ def test_differential_privacy_inside_costs_what_its_readme_says(synced: Flower) 
     assert row in (EXAMPLES / "dp-digits" / "README.md").read_text()
 
 
-def test_fedadam_inside_trains_a_network_in_pytorch(synced: Flower) -> None:
-    run_as_written(synced, "torch-fedadam")
-    rows = versions(synced, "digits-cnn", rounds=5)
+def test_fedadam_inside_trains_a_network_in_pytorch(bare: Flower) -> None:
+    run_as_written(bare, "torch-fedadam")
+    rows = versions(bare, "digits-cnn", rounds=5)
     assert rows[0]["metrics"]["accuracy"] > 0.8
-    store = ModelManager(None, "digits-cnn", home=synced.fl_app_home)
+    store = ModelManager(None, "digits-cnn", home=bare.fl_app_home)
     weights = load_weights(store.weights_path(rows[0]["version"]))
     assert {name: str(array.dtype) for name, array in weights.items()} == dict.fromkeys(
         ["0.weight", "0.bias", "2.weight", "2.bias", "6.weight", "6.bias"], "float32"

@@ -142,8 +142,10 @@ def test_every_strategy_that_flower_exports_is_tried() -> None:
     assert {*OF_ARRAYS, *OF_TREES, *NO_STRATEGIES} == set(flower.__all__)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", OF_ARRAYS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, np.float32) for name in OF_ARRAYS] + [(n, np.float64) for n in sorted(MADE_FLOAT64)],
+)
 def test_arrays_are_bit_for_bit_those_of_the_bare_strategy(
     name: str, dtype: type[np.floating[Any]], home: Path
 ) -> None:
