@@ -120,6 +120,8 @@ WRITERS = {
     "fl_app/client/reference.py": "within `replacing`",
     "fl_app/client/shapes.py": "within `new_folder`",
     "fl_app/client/training.py": "a folder that goes",
+    "fl_app/deploy/data.py": "within `new_folder`",
+    "fl_app/deploy/postgres.py": "a password's file that goes; PostgreSQL's folder, then its name",
     "fl_app/strategy/session.py": "a folder that goes",
     "fl_app/strategy/session_folder.py": "renames",
     "fl_app/strategy/plots.py": "in a folder that goes",

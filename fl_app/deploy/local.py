@@ -78,7 +78,7 @@ class Deployment:
             try:
                 self._end_leftovers()
                 data = self._start(processes, database_url)
-                self.say(self._told(data, classes))
+                self.say(self.told(data, classes))
                 processes.watch()
             except StoppedError:
                 pass
@@ -164,8 +164,16 @@ class Deployment:
     def _mlflow(self) -> str:
         return f"http://{HOST}:{self.settings.mlflow_port}"
 
-    def _told(self, data: Sequence[str], classes: Sequence[str]) -> str:
-        """What to open, and what to type."""
+    def told(self, data: Sequence[str], classes: Sequence[str]) -> str:
+        """Return what to open, and what to type.
+
+        Parameters
+        ----------
+        data : Sequence[str]
+            Each SuperNode's ``data.yaml``.
+        classes : Sequence[str]
+            Names of their classes; empty for generated pictures, of which the server has its own.
+        """
         layout, start = self.layout, "uv run " if "UV" in os.environ else ""
         nodes = [f"  SuperNode {n}  {file}" for n, file in enumerate(data, start=1)]
         lines = [

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A deployment on this machine by its one command: what trains on it, who is let in, what is left.
+
+Its own processes are real, and so are those that are killed (kill -9).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from deployed_app import NAME, ROUNDS
+from deployment import start, wait_until
+from flower import BIN, ROOT, Flower, free_port
+from postgres_server import postgres_programs
+
+from fl_app.client.data import DataSpec, data_digest, load_data_spec
+from fl_app.deploy.keys import make_keys
+from fl_app.deploy.layout import Layout
+from fl_app.deploy.processes import end, find
+from fl_app.deploy.services import answers
+from fl_app.retraining import MonitorStore
+from fl_app.retraining.store import default_url
+from registry import ModelManager
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+LINK = "local-deployment"
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "deployed"
+version = "1.0.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "fl-app"
+fab-include = ["*.py"]
+[tool.flwr.app.components]
+serverapp = "deployed_app:server"
+clientapp = "deployed_app:client"
+[tool.flwr.app.config]
+api-port = 5001
+continuous = false
+"""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment, and a Flower whose configuration knows it."""
+
+    flower: Flower
+    layout: Layout
+    port: int
+    mlflow_port: int
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        ports = ("--port", str(self.port), "--mlflow-port", str(self.mlflow_port))
+        return ("--folder", str(self.layout.folder), *ports)
+
+    def store(self, name: str = "fl-global-model") -> ModelManager:
+        return ModelManager(self.mlflow, name, home=self.flower.fl_app_home)
+
+    def run(self, app: Path, *options: str) -> str:
+        """`flwr run . local-deployment --stream` in the app's folder: what it printed."""
+        words = ("flwr", "run", ".", LINK, "--stream", *options)
+        printed = self.flower.command(*words, cwd=app).stdout
+        found = re.search(r"started run (\d+)", printed)
+        assert found, printed
+        listed = self.flower.command("flwr", "list", LINK, "--run-id", found.group(1), cwd=app)
+        assert "finished:completed" in listed.stdout, listed.stdout + printed[-6000:]
+        return printed
+
+    def processes(self, service: str, program: str) -> list[psutil.Process]:
+        return find(self.layout.folder, service, program=program)
+
+
+@pytest.fixture
+def deployed() -> Iterator[Deployed]:
+    """Names and ports; not below the tests' own folders, which are closed to PostgreSQL."""
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    if postgres_programs() is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="fl-app-deployment-"))
+    folder.chmod(0o711)
+    layout = Layout(folder / "deployment")
+    yield Deployed(Flower(folder / "flower"), layout, free_port(), free_port())
+    end(find(layout.folder), signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def up(deployed: Deployed, command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, as soon as it says that all is up; it must have left nothing at its end."""
+    with log.open("w") as file:
+        environment = deployed.flower.environment
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        wait_until(
+            lambda: "The deployment is up" in log.read_text() or process.poll() is not None,
+            240,
+            "the deployment",
+        )
+        assert process.poll() is None, log.read_text()
+        yield process
+        assert find(deployed.layout.folder) == [], log.read_text()
+        for port in (deployed.port, deployed.mlflow_port):
+            assert str(port) not in listening()
+    except BaseException as error:
+        told = [log, *deployed.layout.log("any").parent.glob("*.log")]
+        error.add_note("\n".join(f"{path}\n{path.read_text()[-3000:]}" for path in told))
+        raise
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def listening() -> set[str]:
+    """Ports of this machine that somebody listens on."""
+    found = psutil.net_connections("tcp4")
+    return {str(one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
+
+
+def test_it_trains_registers_refuses_strangers_and_goes_on_after_kills(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    command = ["make", "deploy-local", f"ARGS={' '.join(deployed.options)}"]
+    with up(deployed, command, first) as process:
+        secrets_are_for_their_owner(deployed.layout)
+        no_stranger_is_let_in(deployed, tmp_path)
+        the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed)
+        kills_cost_a_reply_and_a_round(deployed, app(tmp_path / "app"), first)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        process.wait(90)
+    ids = node_ids(deployed)
+    command = [str(BIN / "fl-app"), "deploy-local", "--folder", str(deployed.layout.folder)]
+    with up(deployed, command, second) as process:
+        what_is_printed_can_be_typed(deployed, second.read_text())
+        assert node_ids(deployed) == ids
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(90) == 0
+    assert "Ending" in second.read_text()
+
+
+def app(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copy(Path(__file__).with_name("deployed_app.py"), folder)
+    (folder / "pyproject.toml").write_text(PROJECT)
+    return folder
+
+
+def node_ids(deployed: Deployed) -> list[str]:
+    return [deployed.layout.secret(f"node-{number}-id") for number in (1, 2)]
+
+
+def secrets_are_for_their_owner(layout: Layout) -> None:
+    for folder in ("keys", "secrets", "postgres", "server", "superlink", "logs", "nodes"):
+        assert not (layout.folder / folder).stat().st_mode & 0o077, folder
+    private = [*(layout.folder / "secrets").iterdir(), layout.keys.key, layout.keys.authority_key]
+    for file in (*private, *(layout.keys.node(number).private for number in (1, 2))):
+        assert file.stat().st_mode & 0o777 == 0o600, file
+    password = layout.secret("postgres-password")
+    everything = [process.cmdline() for process in psutil.process_iter()]
+    assert password
+    assert password not in str(everything)
+
+
+def no_stranger_is_let_in(deployed: Deployed, folder: Path) -> None:
+    """A SuperNode with a key that nobody registered, and one without a key."""
+    make_keys(folder / "stranger", nodes=1)
+    known = ["--auth-supernode-private-key", str(folder / "stranger" / "node-1")]
+    strangers = [
+        subprocess.Popen(
+            [
+                *(str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{deployed.port}"),
+                *("--root-certificates", str(deployed.layout.keys.authority)),
+                *("--port", str(free_port()), *key),
+            ],
+            env=deployed.flower.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for key in (known, [])
+    ]
+    for stranger in strangers:
+        said, _ = stranger.communicate(timeout=90)
+        assert stranger.returncode == 1, said
+        assert "Failed to initialize the connection to the SuperLink" in said
+    listed = deployed.flower.command(
+        *("flwr", "supernode", "list", LINK, "--format", "json"), cwd=deployed.flower.folder
+    )
+    nodes = json.loads(listed.stdout[listed.stdout.index("{") :])["nodes"]
+    assert sorted(node["node-id"] for node in nodes) == sorted(node_ids(deployed))
+    assert {node["status"] for node in nodes} == {"online"}
+
+
+def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -> None:
+    few = "num-server-rounds=1 image-size=64 local-epochs=1 fraction-evaluate=0.0"
+    deployed.run(ROOT, "--run-config", few)
+    (row,) = deployed.store().list_all_versions()
+    nodes = {node["node_id"]: node["data_digest"] for node in json.loads(row["tags"]["nodes"])}
+    assert nodes.keys() == set(node_ids(deployed))
+    shares = [layout_data(deployed.layout, number) for number in (1, 2)]
+    digests = {data_digest((*share.train, *share.val)) for share in shares}
+    assert set(nodes.values()) == digests
+    assert rows_in_postgresql(deployed) == [("fl-global-model", 1)]
+    weights = deployed.store().weights_path("1")  # by way of MLflow's server
+    kept = list(deployed.layout.artifacts.rglob("*.safetensors"))
+    assert [path.read_bytes() for path in kept] == [weights.read_bytes()]
+    assert not (deployed.layout.home / "mlflow.db").exists()
+
+
+def layout_data(layout: Layout, number: int) -> DataSpec:
+    (file,) = layout.node(number).glob("*/data.yaml")
+    return load_data_spec(file, 7)
+
+
+def rows_in_postgresql(deployed: Deployed) -> list[tuple[str, int]]:
+    """MLflow's versions as the database has them."""
+    import psycopg
+
+    (server, *_) = deployed.processes("postgres", "postgres")
+    words = server.cmdline()
+    with psycopg.connect(
+        host="127.0.0.1",
+        port=int(words[words.index("-p") + 1]),
+        user="fl_app",
+        password=deployed.layout.secret("postgres-password"),
+        dbname="mlflow",
+    ) as database:
+        return database.execute("SELECT name, version FROM model_versions").fetchall()
+
+
+def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) -> None:
+    run = start(deployed.flower, folder, "continuous=true", LINK)
+    try:
+        wait_until(lambda: [s.info.status for s in sessions(deployed)] == ["FINISHED"], 180, "S1")
+        answer, _ = run.trigger("new pictures")
+        training = [deployed.layout.node(number) / "home" / "training" for number in (1, 2)]
+        wait_until(training[1].exists, 60, "the second session")
+        kill(deployed.processes("node-2", "flower-supernode"))
+        wait_until(lambda: len(versions(deployed)) == ROUNDS + 1, 120, "the round without a node")
+        assert "running" in run.status()
+        tags = versions(deployed)[-1]["tags"]
+        assert [node["node_id"] for node in json.loads(tags["nodes"])] == node_ids(deployed)[:1]
+        assert tags["trigger"] == "new pictures"
+        wait_until(training[0].exists, 60, "the next round")
+        kill(deployed.processes("superlink", "flower-superlink"))
+        wait_until(lambda: "superlink was ended by SIGKILL" in log.read_text(), 60, "the news")
+        address = f"https://127.0.0.1:{deployed.port}/health"
+        authority = deployed.layout.keys.authority
+        wait_until(lambda: answers(address, authority), 120, "the SuperLink")
+        printed = deployed.run(folder)
+    except AssertionError as error:
+        error.add_note(run.log()[-5000:])
+        raise
+    assert f"cut short in round {ROUNDS} of {ROUNDS}" in printed
+    rounds = [(row["tags"]["session"], row["tags"]["round"]) for row in versions(deployed)]
+    assert rounds == [(s, str(n)) for s in "12" for n in range(1, ROUNDS + 1)]
+    assert [session.info.status for session in sessions(deployed)] == ["FINISHED"] * 2
+    (request,) = MonitorStore(default_url(deployed.layout.home)).history()
+    assert (request["id"], request["outcome"]) == (answer["request_id"], "done")
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    (process,) = processes
+    process.send_signal(signal.SIGKILL)
+
+
+def versions(deployed: Deployed) -> list[dict[str, Any]]:
+    """The app's versions, oldest first."""
+    return list(reversed(deployed.store(NAME).list_all_versions()))
+
+
+def sessions(deployed: Deployed) -> list[Any]:
+    """MLflow's runs of the app's sessions, oldest first."""
+    client = deployed.store(NAME).client
+    experiment = client.get_experiment_by_name(NAME)
+    if experiment is None:
+        return []
+    return list(client.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
+
+
+def what_is_printed_can_be_typed(deployed: Deployed, said: str) -> None:
+    lines = [line.strip() for line in said.splitlines()]
+    typed = [line for line in lines if line.startswith(("export ", "uv run fl-app", "fl-app"))]
+    assert len(typed) == 3
+    done = deployed.flower.command("bash", "-euc", "\n".join(typed), cwd=ROOT)
+    assert "Production" in done.stdout
+    script = "\n".join([*typed[:2], "fl-app versions --json"])
+    done = deployed.flower.command("bash", "-euc", script, cwd=ROOT)
+    assert [row["version"] for row in json.loads(done.stdout)] == ["1"]
