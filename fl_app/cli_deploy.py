@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +75,7 @@ def deploy_local(
     from fl_app.deploy.layout import Layout, default_folder
     from fl_app.deploy.local import Deployment
 
-    _require_psutil()
+    _require_system()
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
@@ -136,7 +138,9 @@ def _chosen(
     )
 
 
-def _require_psutil() -> None:
+def _require_system() -> None:
+    if os.name != "posix":
+        _fail("deploy-local needs Linux or macOS; docs/deployment.md tells how to do it by hand.")
     if find_spec("psutil") is None:
         _fail(
             "psutil is not installed, by which processes are found and ended; install fl-app with "
@@ -145,8 +149,9 @@ def _require_psutil() -> None:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    with suppress(OSError):  # the terminal may have been closed, and all has to end then
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -150,6 +150,23 @@ def test_a_later_start_goes_on_with_what_was_chosen(
     assert start("--nodes", "3") == Settings(3, (), 81, 82)
 
 
+def test_all_ends_without_a_terminal_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped: list[bool] = []
+
+    def closed(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(local.Processes, "stop", lambda self: stopped.append(True))
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdout.write", closed)
+        with pytest.raises(SystemExit):
+            cli.main(["deploy-local", "--folder", str(tmp_path), "--database-url", "http://host"])
+    assert stopped == [True]
+    assert "the address of a server" in capsys.readouterr().err
+
+
 def test_no_secret_is_an_argument_of_a_process(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     own = postgres.Cluster(layout, Path("/usr/bin"), 5432, "open-sesame")
