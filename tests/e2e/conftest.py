@@ -4,15 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flower import OWN_ENVIRONMENT, ROOT, Flower
+
+pytest.register_assert_rewrite("story")  # so that what it asserts is told as in a test
 
 
 @pytest.fixture(scope="session")
 def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     """Flower that runs apps in this test's environment; each test names its own ``home``."""
     flower = Flower(tmp_path_factory.mktemp("flower"), OWN_ENVIRONMENT)
+    yield flower
+    flower.stop()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Flower]:
+    """A Flower of the test's own."""
+    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
     yield flower
     flower.stop()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import socket
 import urllib.request
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from deployment import WaitingRun, deployment, start, start_waiting, wait_until
-from flower import OWN_ENVIRONMENT, ROOT, Flower
+from flower import ROOT, Flower
 from hypothesis import settings
 from webhook_receiver import Receiver, receiving
 
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.slow
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 
 SMALL = "num-server-rounds=1 image-size=32 local-epochs=1 batch-size=8 fraction-evaluate=0.0"
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Flower]:
-    """Return a Flower of its own, so that its processes can be told from all others."""
-    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
-    yield flower
-    flower.stop()
 
 
 def few_shapes(folder: Path, seed: int = 0) -> Path:

@@ -4,44 +4,16 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from deployment import WaitingRun, deployment, start, wait_until
-from flower import OWN_ENVIRONMENT, Flower
+from flower import Flower
+from small_apps import small_app
 
 from registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
-
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "stuck"
-version = "1.0.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fl-app"
-fab-include = ["*.py"]
-[tool.flwr.app.components]
-serverapp = "stuck_server:app"
-clientapp = "stuck_client:app"
-[tool.flwr.app.config]
-case = ""
-api-port = 0
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Flower]:
-    """Return a Flower of its own."""
-    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
-    yield flower
-    flower.stop()
 
 
 def finished(flower: Flower, app: Path, case: str, superlink: str) -> tuple[WaitingRun, str]:
@@ -64,11 +36,13 @@ def mlflow_run(flower: Flower, run: WaitingRun) -> tuple[str, dict[str, str]]:
 
 
 def test_what_becomes_of_a_run_that_cannot_go_on(own: Flower, tmp_path: Path) -> None:
-    app = tmp_path / "app"
-    app.mkdir()
-    for name in ("stuck_server.py", "stuck_client.py"):
-        shutil.copy(Path(__file__).with_name(name), app)
-    (app / "pyproject.toml").write_text(PROJECT)
+    app = small_app(
+        tmp_path / "app",
+        "stuck",
+        server="stuck_server:app",
+        client="stuck_client:app",
+        config='case = ""\napi-port = 0',
+    )
     with deployment(own, [Path("0"), Path("1")]) as superlink:
         run, status = finished(own, app, "too few nodes", superlink)
         assert "finished:failed" in status

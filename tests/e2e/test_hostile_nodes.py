@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from deployment import deployment
-from flower import OWN_ENVIRONMENT, Flower
+from flower import Flower
+from small_apps import small_app
 
 from fl_app.strategy.set_aside import read_set_aside
 from models.weights import load_weights
@@ -18,23 +17,6 @@ from registry.redaction import printable
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "hostile"
-version = "1.0.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fl-app"
-fab-include = ["*.py"]
-[tool.flwr.app.components]
-serverapp = "hostile_server:app"
-clientapp = "hostile_client:app"
-[tool.flwr.app.config]
-nodes = 2
-"""
 HOSTILE = [
     ("nan", "unpackable", "huge"),
     ("shape", "dtype", "foreign"),
@@ -66,20 +48,14 @@ SAID = {
 }
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Flower]:
-    """Return a Flower of its own."""
-    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
-    yield flower
-    flower.stop()
-
-
 def test_hostile_nodes_are_named_and_change_nothing(own: Flower, tmp_path: Path) -> None:
-    app = tmp_path / "app"
-    app.mkdir()
-    for name in ("hostile_server.py", "hostile_client.py"):
-        shutil.copy(Path(__file__).with_name(name), app)
-    (app / "pyproject.toml").write_text(PROJECT)
+    app = small_app(
+        tmp_path / "app",
+        "hostile",
+        server="hostile_server:app",
+        client="hostile_client:app",
+        config="nodes = 2",
+    )
     with deployment(own, [Path(kinds) for kinds in NODES]) as superlink:
         printed = own.run(app, f"nodes={len(NODES)}", superlink)
 

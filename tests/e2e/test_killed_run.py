@@ -3,53 +3,29 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployment import start, wait_until
-from flower import OWN_ENVIRONMENT, Flower
+from flower import Flower
 from killed_app import LAST, ROUNDS
+from small_apps import small_app
 
 from fl_app.backlog import backlog
 from registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "killed"
-version = "1.0.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fl-app"
-fab-include = ["*.py"]
-[tool.flwr.app.components]
-serverapp = "killed_app:server"
-clientapp = "killed_app:client"
-[tool.flwr.app.config]
-api-port = 0
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Flower]:
-    """Return a Flower of its own."""
-    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
-    yield flower
-    flower.stop()
-
 
 def test_the_same_flwr_run_goes_on_at_the_next_round(own: Flower, tmp_path: Path) -> None:
-    app = tmp_path / "app"
-    app.mkdir()
-    shutil.copy(Path(__file__).with_name("killed_app.py"), app)
-    (app / "pyproject.toml").write_text(PROJECT)
+    app = small_app(
+        tmp_path / "app",
+        "killed",
+        server="killed_app:server",
+        client="killed_app:client",
+        config="api-port = 0",
+    )
     home = own.fl_app_home
 
     killed = start(own, app, "")

@@ -5,54 +5,31 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from deployment import deployment
-from flower import OWN_ENVIRONMENT, Flower
+from flower import Flower
+from small_apps import small_app
 
 from registry import ModelManager
 
 pytestmark = pytest.mark.slow
 
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "points"
-version = "1.0.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fl-app"
-fab-include = ["*.py"]
-[tool.flwr.app.components]
-serverapp = "points_server:app"
-clientapp = "points_client:app"
-"""
 ROUND = re.compile(
     r"shadow round 1/2 .* accuracy (0\.\d+) against (0\.\d+) .* of 3 nodes .*  (\d+\.\d) kB extra"
 )
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Flower]:
-    """Return a Flower of its own."""
-    flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
-    yield flower
-    flower.stop()
-
-
 def test_nodes_tell_better_from_worse_whatever_strategy_is_inside(
     own: Flower, tmp_path: Path
 ) -> None:
-    app = tmp_path / "app"
-    app.mkdir()
-    for name in ("points_server.py", "points_client.py"):
-        shutil.copy(Path(__file__).with_name(name), app)
-    (app / "pyproject.toml").write_text(PROJECT)
+    app = small_app(
+        tmp_path / "app",
+        "points",
+        server="points_server:app",
+        client="points_client:app",
+    )
     with deployment(own, [Path(str(number)) for number in range(3)]) as superlink:
         printed = own.run(app, "", superlink)
     told = [ROUND.search(line) for line in printed.splitlines() if "shadow round" in line]
