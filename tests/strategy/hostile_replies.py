@@ -138,13 +138,17 @@ def bad_bytes(draw: st.DrawFn, parts: Parts) -> Answer:
     return parts.with_array(name, Array(good.dtype, good.shape, good.stype, data)).content()
 
 
+def tells_another(array: Array) -> Callable[[list[int]], bool]:
+    return lambda shape: tuple(shape) != tuple(array.shape)
+
+
 def bad_description(draw: st.DrawFn, parts: Parts) -> Answer:
     name, _ = array_of(draw, parts)
     good = parts.arrays[name]
     lies: list[dict[str, Any]] = [
         {"dtype": draw(st.text(max_size=300).filter(lambda t: t != "float32"))},
-        {"shape": tuple(draw(st.lists(st.integers(), max_size=3)))},
-        {"stype": draw(st.text(max_size=300))},
+        {"shape": tuple(draw(st.lists(st.integers(), max_size=3).filter(tells_another(good))))},
+        {"stype": draw(st.text(max_size=300).filter(lambda t: t != good.stype))},
         {"dtype": "f4,(3,)O"},
     ]
     lie = draw(st.sampled_from(lies))
