@@ -26,7 +26,7 @@ from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import Serving
 from registry.tracking_input import clean_metrics
-from registry.versions import checked_metrics, checked_tags
+from registry.versions import checked_metrics, checked_tags, checked_version
 from registry.writer import LEASE_SECONDS, WhenBusy, Writer
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,9 @@ class JournalledStore(VersionQueries):
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""
-        new, record = checked_tags(tags), self.get_version(version)
-        self._tag(record.version, new)
+        new, number = checked_tags(tags), checked_version(version)
+        self._one(number, self._known.state)  # raises if it is not there
+        self._tag(number, new)
 
     def approve_version(
         self,
