@@ -25,6 +25,7 @@ from deployed_app import NAME, ROUNDS
 from deployment import start, wait_until
 from flower import BIN, ROOT, Flower, free_port
 from postgres_server import postgres_programs
+from small_apps import small_app
 
 from fl_app.client.data import DataSpec, data_digest, load_data_spec
 from fl_app.deploy.keys import make_keys
@@ -38,24 +39,6 @@ from registry import ModelManager
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 LINK = "local-deployment"
-PROJECT = """
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-[project]
-name = "deployed"
-version = "1.0.0"
-dependencies = []
-[tool.flwr.app]
-publisher = "fl-app"
-fab-include = ["*.py"]
-[tool.flwr.app.components]
-serverapp = "deployed_app:server"
-clientapp = "deployed_app:client"
-[tool.flwr.app.config]
-api-port = 5001
-continuous = false
-"""
 
 
 @dataclass(frozen=True)
@@ -151,7 +134,14 @@ def test_it_trains_registers_refuses_strangers_and_goes_on_after_kills(
         secrets_are_for_their_owner(deployed.layout)
         no_stranger_is_let_in(deployed, tmp_path)
         the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed)
-        kills_cost_a_reply_and_a_round(deployed, app(tmp_path / "app"), first)
+        app = small_app(
+            tmp_path / "app",
+            "deployed",
+            server="deployed_app:server",
+            client="deployed_app:client",
+            config="api-port = 5001\ncontinuous = false",
+        )
+        kills_cost_a_reply_and_a_round(deployed, app, first)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         process.wait(90)
     ids = node_ids(deployed)
@@ -162,13 +152,6 @@ def test_it_trains_registers_refuses_strangers_and_goes_on_after_kills(
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0
     assert "Ending" in second.read_text()
-
-
-def app(folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copy(Path(__file__).with_name("deployed_app.py"), folder)
-    (folder / "pyproject.toml").write_text(PROJECT)
-    return folder
 
 
 def node_ids(deployed: Deployed) -> list[str]:
