@@ -8,7 +8,6 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -75,11 +74,11 @@ def deploy_local(
     from fl_app.deploy.layout import Layout, default_folder
     from fl_app.deploy.local import Deployment
 
-    _require_system()
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     try:
+        _require_system()
         layout = Layout(Path(folder).expanduser().absolute() if folder else default_folder())
         settings = _chosen(layout, nodes, data, port, mlflow_port)
         Deployment(layout, settings, _say, ended).run(database_url)
@@ -139,13 +138,13 @@ def _chosen(
 
 
 def _require_system() -> None:
+    from fl_app.deploy.errors import DeploymentError, require_package
+
     if os.name != "posix":
-        _fail("deploy-local needs Linux or macOS; docs/deployment.md tells how to do it by hand.")
-    if find_spec("psutil") is None:
-        _fail(
-            "psutil is not installed, by which processes are found and ended; install fl-app with "
-            "the extra `deploy`, as `uv run --extra deploy fl-app deploy-local` does."
+        raise DeploymentError(
+            "deploy-local needs Linux or macOS; docs/deployment.md tells how to do it by hand."
         )
+    require_package("psutil", "by which processes are found and ended")
 
 
 def _say(line: str) -> None:

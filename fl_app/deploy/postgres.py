@@ -14,11 +14,10 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT
 
-from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.errors import DeploymentError, require_package
 from fl_app.deploy.layout import Layout
 from fl_app.deploy.services import HOST, Service, environment
 from registry.redaction import one_line
@@ -126,11 +125,7 @@ def cluster(layout: Layout, port: int) -> Cluster:
 
 def require_driver() -> None:
     """Raise `DeploymentError` where Python cannot talk to PostgreSQL."""
-    if find_spec("psycopg") is None:
-        raise DeploymentError(
-            "Python's driver of PostgreSQL is not installed; install fl-app with the extra "
-            "`deploy`, as `uv run --extra deploy fl-app deploy-local` does."
-        )
+    require_package("psycopg", "Python's driver of PostgreSQL")
 
 
 def find_programs(version: str | None = None) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,11 @@ def test_postgresql_that_is_not_installed(
 def test_a_package_that_is_not_installed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fl_app.cli_deploy.find_spec", lambda _: None)
+    def version(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("fl_app.deploy.errors.version", version)
     assert "with the extra `deploy`" in refused(capsys, "--folder", str(tmp_path))
-    monkeypatch.setattr(postgres, "find_spec", lambda _: None)
     with pytest.raises(DeploymentError, match="with the extra `deploy`"):
         postgres.require_driver()
 
