@@ -36,7 +36,7 @@ from fl_app.retraining import MonitorStore
 from fl_app.retraining.store import default_url
 from registry import ModelManager
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+pytestmark = pytest.mark.slow
 
 LINK = "local-deployment"
 
