@@ -15,6 +15,8 @@ import numpy as np
 from models.pictures import Picture
 from models.upstream import YOLODataset
 
+_KEPT_BYTES = 128 << 20  # of decoded, scaled pictures
+
 
 class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyped to mypy
     """Pictures and boxes as Ultralytics' loaders expect them.
@@ -34,7 +36,7 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
     def __init__(
         self, pictures: Sequence[Picture], names: Sequence[str], *, settings: Any, augment: bool
     ) -> None:
-        self._pictures = pictures
+        self._pictures, self.settings = pictures, settings
         super().__init__(
             img_path="",
             data={"names": dict(enumerate(names)), "nc": len(names), "channels": 3},
@@ -46,6 +48,8 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
             rect=False,
             pad=0.0 if augment else 0.5,
         )
+        # Ultralytics keeps the latest few for mosaics; here the next epochs and rounds find them.
+        self.max_buffer_length = 1 + _KEPT_BYTES // (3 * settings.imgsz**2)
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the paths of the pictures; `img_path` plays no part."""

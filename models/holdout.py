@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from models.model import YoloModel
 from models.pictures import LabelledData, Picture, read_pictures
 from models.upstream import DetectionValidator, build_dataloader, non_max_suppression
 
+_KEPT_BYTES = 256 << 20  # of decoded, scaled pictures
 _TRUE_COLOUR = (110, 230, 110)  # BGR
 _FOUND_COLOUR = (90, 90, 250)
 _TILE = 320
@@ -31,7 +32,8 @@ _COLUMNS = 4
 class Holdout:
     """A fixed set of labelled pictures; call it with a module to get its scores.
 
-    Build it once and call it every round. Pictures are scaled to squares (`rect=False`),
+    Build it once and call it every round: the pictures are read in the first call and kept,
+    unless they take more than 256 MiB. They are scaled to squares (`rect=False`),
     which differs from the default of `YOLO.val` by some points of mAP; apart from that, the
     figures are Ultralytics' own. Non-maximum suppression has no time limit here, so a slow
     machine gets the same figures. Not safe for two threads at a time: give each its own.
@@ -141,6 +143,8 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         self.dataloader = build_dataloader(
             dataset, batch_size, workers=0, shuffle=False, device=self.device
         )
+        fits = len(pictures) * 3 * image_size**2 <= _KEPT_BYTES
+        self._loaded: list[dict[str, Any]] | None = [] if fits else None
 
     def score(self, model: nn.Module) -> dict[str, Any]:
         # A copy, because inference tensors that stay behind in the head break later training.
@@ -148,12 +152,21 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         network.names = self.data["names"]
         with torch.inference_mode():
             self.init_metrics(network)
-            for raw in self.dataloader:
-                batch = self.preprocess(raw)
+            for raw in self._batches():
+                batch = self.preprocess(dict(raw))
                 self.update_metrics(self.postprocess(network(batch["img"])), batch)
         # A list of arrays for each picture; Ultralytics empties its own.
         self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
         return dict(self.get_stats())
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Return the pictures as uint8 tensors, decoded once where they fit into memory."""
+        if self._loaded is None:
+            yield from self.dataloader
+            return
+        if not self._loaded:
+            self._loaded = list(self.dataloader)
+        yield from self._loaded
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
         found = non_max_suppression(

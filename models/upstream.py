@@ -17,14 +17,13 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset, build_dataloader
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
-from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
 __all__ = [
     "DetectionModel",
-    "DetectionTrainer",
     "DetectionValidator",
     "LetterBox",
     "Results",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from models.model import (
     to_arrays,
 )
 from models.pictures import read_pictures
+from models.unchanged import kept_while_unchanged
 from registry import RegistryError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def load_node_data(config: ClientConfig) -> NodeData:
         If the data can't be used.
     """
     spec, train, holdout = node_pictures(config)
-    return NodeData(spec, tuple(train), tuple(holdout), data_digest([*train, *holdout]))
+    return NodeData(spec, tuple(train), tuple(holdout), _digest([*train, *holdout]))
 
 
 def round_seed(config: ClientConfig, server_round: int, digest: str) -> int:
@@ -117,7 +118,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's pictures and send back all arrays."""
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
     data = load_node_data(config)
-    pictures = read_pictures(data.train, data.spec.nc)
+    pictures = _pictures(data.train, data.spec.nc)
     if not pictures:
         raise DataError(f"none of the {len(data.train)} training pictures of this node is usable")
     order = message.content.config_records["config"]
@@ -152,17 +153,32 @@ def evaluate(message: Message, context: Context) -> Message:
     data = load_node_data(config)
     model = _loaded_model(message, config, data.spec.names)
     try:
-        holdout = Holdout(
-            replace(data.spec, val=data.holdout),
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            device=_device(),
+        holdout = _holdout(
+            data.holdout, data.spec.names, config.image_size, config.batch_size, _device()
         )
     except ValueError as error:
         raise DataError(str(error)) from error
     with torch_threads(config.threads):
         scores = holdout(model)
     return _reply(message, {"num-examples": len(holdout), **scores}, data)
+
+
+_digest = kept_while_unchanged(data_digest)
+_pictures = kept_while_unchanged(read_pictures)
+
+
+@kept_while_unchanged
+def _holdout(
+    paths: Sequence[Path], names: tuple[str, ...], image_size: int, batch_size: int, device: str
+) -> Holdout:
+    data = _HeldOut(tuple(paths), names)
+    return Holdout(data, image_size=image_size, batch_size=batch_size, device=device)
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    val: tuple[Path, ...]
+    names: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)

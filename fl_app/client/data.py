@@ -17,6 +17,7 @@ import numpy as np
 from fl_app.client.shapes import shapes_data
 from fl_app.config import ClientConfig, absolute_data
 from models.pictures import SUFFIXES, PictureError, label_file, read_boxes
+from models.unchanged import kept_while_unchanged
 from registry import app_home
 from registry.redaction import printable
 
@@ -167,7 +168,9 @@ def partition(
         order = np.random.default_rng(seed).permutation(len(spec.train))
         shares = [list(share) for share in np.array_split(order, num_partitions)]
     elif kind == "dirichlet":
-        shares = _dirichlet_shares(_main_classes(spec), num_partitions, alpha=alpha, seed=seed)
+        shares = _dirichlet_shares(
+            _main_classes(spec.train, spec.nc), num_partitions, alpha=alpha, seed=seed
+        )
     else:
         raise DataError(f"partitioning '{kind}' is unknown, expected 'iid' or 'dirichlet'")
     if not shares[partition_id]:
@@ -301,11 +304,12 @@ def _read_list_file(file: Path) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in SUFFIXES]
 
 
-def _main_classes(spec: DataSpec) -> np.ndarray:
-    classes = np.full(len(spec.train), _BACKGROUND)
-    for index, path in enumerate(spec.train):
+@kept_while_unchanged
+def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
+    classes = np.full(len(paths), _BACKGROUND)
+    for index, path in enumerate(paths):
         try:
-            boxes = read_boxes(path, spec.nc)
+            boxes = read_boxes(path, num_classes)
         except PictureError:
             continue  # it is reported, once, where the pictures are loaded
         if len(boxes):

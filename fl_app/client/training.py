@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One local round with Ultralytics: train the given module in place and leave nothing behind.
+"""One local round: train the given module in place with Ultralytics' data and loss, write nothing.
 
 Which pictures and which learning rate is the caller's business.
 """
@@ -7,26 +7,30 @@ Which pictures and which learning rate is the caller's business.
 from __future__ import annotations
 
 import math
-import tempfile
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from fl_app.client.adamw import AdamW
 from models.dataset import PictureDataset
 from models.pictures import Picture
-from models.upstream import DetectionTrainer, build_dataloader
+from models.upstream import build_dataloader, get_cfg
 
 _SMALLEST_FOR_ONE = 64  # pixels; below, the head's last map is 1x1, too little for batch norm
 
 # Colour, mirroring and shift stay at Ultralytics' defaults. Mosaic makes four pictures of one,
 # which does not pay in rounds of a few dozen steps.
-_AUGMENTATION = {"mosaic": 0.0, "scale": 0.2, "close_mosaic": 0}
+_AUGMENTATION = {"mosaic": 0.0, "scale": 0.2}
+_KEPT_DATASETS = 2
+_DECAY, _LARGEST_GRADIENT = 0.0005, 10.0  # Ultralytics' own
 
 
 class TrainingError(RuntimeError):
@@ -69,7 +73,11 @@ def train_locally(
 
     The round has a fresh AdamW at a constant rate and one step a batch. Equal arguments give
     equal weights on a CPU. Python's, NumPy's and torch's random states are seeded anew, as
-    Ultralytics does; two rounds in threads of one process would disturb each other.
+    Ultralytics does; two rounds in threads of one process would disturb each other. The weights
+    are those of Ultralytics' own trainer with these settings, but for rounding.
+
+    The decoded pictures stay in memory for the next round on the same records. Whoever finds
+    that a file has changed gives new records.
 
     Parameters
     ----------
@@ -97,21 +105,10 @@ def train_locally(
             f"little for pictures of {image_size} pixels: change batch-size or image-size"
         )
     begun = time.perf_counter()
-    hyper = {
-        "imgsz": image_size,
-        "batch": batch_size,
-        "nbs": batch_size,  # one step a batch; at the default of 64 most batches make none
-        "epochs": epochs,
-        "lr0": learning_rate,
-        "seed": seed,
-        "device": device,
-    }
-    with tempfile.TemporaryDirectory(prefix="fl-app-round-") as folder, torch_threads(threads):
-        local_round = LocalRound(model, pictures, names, save_dir=folder, **hyper)
-        torch.set_num_threads(threads)  # the line above set it to the number of cores
-        local_round.train()
+    dataset = _dataset(tuple(pictures), tuple(names), image_size, batch_size)
+    with torch_threads(threads):
+        loss = _train(model, dataset, epochs=epochs, rate=learning_rate, seed=seed, device=device)
     model.to("cpu").eval()
-    loss = sum(float(part) for part in local_round.tloss.values())
     return LocalResult(len(pictures), loss, time.perf_counter() - begun)
 
 
@@ -126,84 +123,71 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class LocalRound(DetectionTrainer):  # type: ignore[misc]  # Ultralytics is untyped to mypy
-    """Ultralytics' training loop around a module that is given, without all that surrounds it.
-
-    The name holds no "Trainer", by which Ultralytics decides whether to attach MLflow, Comet
-    and others. `setup_model` leaves a module that is set already as it is, so exactly the
-    given weights are trained, in place.
-    """
-
-    def __init__(
-        self, model: nn.Module, pictures: Sequence[Picture], names: Sequence[str], **hyper: Any
-    ) -> None:
-        self._pictures, self._names = pictures, names
-        fixed = {
-            "task": "detect",
-            "mode": "train",
-            "model": "yolov8n.yaml",  # a valid name; the module below replaces it
-            "data": "given",
-            "optimizer": "AdamW",  # "auto" would ignore the rate
-            "lrf": 1.0,
-            "momentum": 0.9,
-            "warmup_epochs": 0.0,
-            "amp": False,  # on a GPU, Ultralytics checks it with a model that it downloads
-            "channels_last": False,
-            "workers": 0,
-            "plots": False,
-            "val": False,
-            "save": False,
-            "verbose": False,
-            "deterministic": False,  # would set a flag of the whole process
-        }
-        super().__init__(overrides={**fixed, **_AUGMENTATION, **hyper})
-        self.model = model
-
-    def get_dataset(self) -> dict[str, Any]:
-        names = dict(enumerate(self._names))
-        return {"train": "", "val": "", "names": names, "nc": len(names), "channels": 3}
-
-    def get_dataloader(
-        self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
-    ) -> Any:
-        if mode == "val":
-            return self.train_loader  # nothing is validated; the loop only wants to have one
-        dataset = PictureDataset(self._pictures, self._names, settings=self.args, augment=True)
-        return build_dataloader(dataset, batch_size, 0, shuffle=True, device=self.device)
-
-    def get_validator(self) -> Any:
-        return SimpleNamespace(metrics=SimpleNamespace(keys=[]), dataloader=None)
-
-    def _setup_train(self) -> None:
-        super()._setup_train()
-        # An average over the round's steps is neither sent nor used; keeping it costs time.
-        self.ema = _NoAverage()
-
-    def run_callbacks(self, event: str) -> None: ...
-
-    def validate(self) -> tuple[dict[str, float], float]:
-        return {}, 0.0
-
-    def save_model(self) -> bool:
-        return False
-
-    def save_metrics(self, metrics: dict[str, float]) -> None: ...
-
-    def final_eval(self) -> None: ...
-
-    def _handle_nan_recovery(self, epoch: int) -> bool:
-        loss = float(self.loss.detach())
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} after local epoch {epoch + 1}: "
-                "lower learning-rate, or check the labels"
-            )
-        return False
+def _train(
+    model: Any, dataset: PictureDataset, *, epochs: int, rate: float, seed: int, device: str
+) -> float:
+    """Make one step a batch; return the mean loss of the last epoch."""
+    _seed_all(seed)
+    place, batch_size = torch.device(device), dataset.settings.batch
+    model.to(place).train()
+    model.args, model.criterion = dataset.settings, None  # the loss is built from these settings
+    optimizer = AdamW(_groups(model, _DECAY), rate)
+    loader = build_dataloader(dataset, batch_size, workers=0, shuffle=True, device=place)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for epoch in range(epochs):
+        losses = []
+        for batch in loader:
+            loss = model(_on(place, batch))[0].sum()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, _LARGEST_GRADIENT)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach() / len(batch["img"]))
+        mean = float(torch.stack(losses).mean())
+        _require_finite(mean, epoch)
+    return mean
 
 
-class _NoAverage:
-    """Stands where Ultralytics keeps its moving average of the weights."""
+@lru_cache(maxsize=_KEPT_DATASETS)
+def _dataset(
+    pictures: tuple[Picture, ...], names: tuple[str, ...], image_size: int, batch_size: int
+) -> PictureDataset:
+    # Kept with its decoded pictures for the next round on the same records; what is drawn at
+    # random is drawn from the seeded states alone, so nothing of the round before is in it.
+    settings = get_cfg(
+        overrides={"task": "detect", "imgsz": image_size, "batch": batch_size, **_AUGMENTATION}
+    )
+    return PictureDataset(pictures, names, settings=settings, augment=True)
 
-    def update(self, model: nn.Module) -> None: ...
 
-    def update_attr(self, model: nn.Module, include: Sequence[str] = ()) -> None: ...
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    moved = {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+    return {**moved, "img": moved["img"].float() / 255}
+
+
+def _groups(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], float]]:
+    """Weights decay, biases and the scales of normalisation don't; constants are left out."""
+    plain, decaying = list[nn.Parameter](), list[nn.Parameter]()
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.requires_grad:
+                still = "bias" in name or isinstance(module, nn.BatchNorm2d)
+                (plain if still else decaying).append(weight)
+    return [(plain, 0.0), (decaying, decay)]
+
+
+def _require_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} after local epoch {epoch + 1}: "
+            "lower learning-rate, or check the labels"
+        )

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +205,30 @@ def test_weights_that_diverge_are_an_error_reply(
     spoilt = arrays | {"model.0.conv.weight": arrays["model.0.conv.weight"] * np.nan}
     assert "the loss is nan" in reason_of(ask("train", spoilt, shapes_yaml))
     assert ask("train", arrays, shapes_yaml).has_content()  # nothing of it stays behind
+
+
+def test_data_that_changes_between_rounds_is_noticed(
+    arrays: dict[str, np.ndarray], own_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the files were old: then they are not read again unless they change.
+    monkeypatch.setattr("models.unchanged.time.time", lambda now=time.time: now() + 3600)
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    spec = load_data_spec(own_yaml, 7)
+
+    def answer(kind: str) -> tuple[Any, Any, bytes]:
+        content = ask(kind, arrays, own_yaml, node=node).content
+        sent = content.array_records.get("arrays")
+        weight = sent["model.0.conv.weight"].numpy().tobytes() if sent else b""
+        metrics = dict(content.metric_records["metrics"])
+        return metrics, content.config_records["node"]["data-digest"], weight
+
+    trained, scored = answer("train"), answer("evaluate")
+    assert answer("train") == trained
+    label_file(spec.train[0]).write_text("0 0.5 0.5 0.2 0.2\n")
+    relabelled = answer("train")
+    assert relabelled[1] != trained[1]
+    assert relabelled[2] != trained[2]
+    spec.train[1].unlink()
+    spec.val[0].unlink()
+    assert answer("train")[0]["num-examples"] == trained[0]["num-examples"] - 1
+    assert answer("evaluate")[0]["num-examples"] == scored[0]["num-examples"] - 1

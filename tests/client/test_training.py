@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from ultralytics.models.yolo.detect import DetectionTrainer
 
+from fl_app.client.adamw import AdamW
 from fl_app.client.data import DataSpec
 from fl_app.client.training import LocalResult, TrainingError, torch_threads, train_locally
+from models.dataset import PictureDataset
 from models.model import YoloModel, from_arrays, get_model, to_arrays
 from models.pictures import Picture, read_pictures
+from models.upstream import build_dataloader
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +37,17 @@ def model() -> YoloModel:
 
 
 @pytest.fixture
-def steps() -> Iterator[list[int]]:
-    counted: list[int] = []
-    handle = register_optimizer_step_post_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of each step."""
+    seen: list[float] = []
+    step = AdamW.step
+
+    def counted(optimizer: AdamW) -> None:
+        seen.append(optimizer.lr)
+        step(optimizer)
+
+    monkeypatch.setattr(AdamW, "step", counted)
+    return seen
 
 
 def local_round(model: YoloModel, pictures: list[Picture], **changes: Any) -> LocalResult:
@@ -80,21 +89,89 @@ def test_exactly_the_given_weights_are_trained_in_place(
 
 
 @pytest.mark.parametrize(("count", "epochs", "expected"), [(10, 1, 3), (8, 2, 4), (1, 1, 1)])
-def test_every_batch_makes_one_step(
-    pictures: list[Picture], steps: list[int], *, count: int, epochs: int, expected: int
+def test_every_batch_makes_one_step_at_the_given_rate(
+    pictures: list[Picture], rates: list[float], *, count: int, epochs: int, expected: int
 ) -> None:
-    local_round(get_model("n", 7), pictures[:count], epochs=epochs)
-    assert len(steps) == expected
+    local_round(get_model("n", 7), pictures[:count], epochs=epochs, learning_rate=0.0005)
+    assert rates == [0.0005] * expected
 
 
-def test_the_given_rate_is_the_one_used(model: YoloModel, pictures: list[Picture]) -> None:
-    rates = set()
-    handle = register_optimizer_step_post_hook(
-        lambda optimizer, *_: rates.update(group["lr"] for group in optimizer.param_groups)
+class UltralyticsRound(DetectionTrainer):  # type: ignore[misc]  # Ultralytics is untyped to mypy
+    """Ultralytics' own trainer on the same pictures, with nothing of it but the loop changed."""
+
+    def __init__(self, model: YoloModel, pictures: list[Picture], **settings: Any) -> None:
+        self.pictures = pictures
+        super().__init__(overrides={**settings, "model": "yolov8n.yaml", "data": "given"})
+        self.model = model
+
+    def get_dataset(self) -> dict[str, Any]:
+        names = {number: f"class {number}" for number in range(7)}
+        return {"train": "", "val": "", "names": names, "nc": 7, "channels": 3}
+
+    def get_dataloader(
+        self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
+    ) -> Any:
+        names = list(self.data["names"].values())
+        dataset = PictureDataset(self.pictures, names, settings=self.args, augment=True)
+        return build_dataloader(dataset, 4, workers=0, shuffle=mode == "train", device=self.device)
+
+    def validate(self) -> tuple[dict[str, float], float]:
+        return {}, 0.0
+
+    def final_eval(self) -> None: ...
+
+
+def test_the_weights_are_those_of_ultralytics_own_trainer_but_for_rounding(
+    pictures: list[Picture], tmp_path: Path
+) -> None:
+    ours, theirs = get_model("n", 7, seed=1), get_model("n", 7, seed=1)
+    given = to_arrays(ours)
+    result = local_round(ours, pictures, epochs=2)
+    trainer = UltralyticsRound(
+        theirs,
+        pictures,
+        task="detect",
+        imgsz=64,
+        batch=4,
+        nbs=4,
+        epochs=2,
+        lr0=0.002,
+        lrf=1.0,
+        momentum=0.9,
+        optimizer="AdamW",
+        warmup_epochs=0.0,
+        mosaic=0.0,
+        close_mosaic=0,
+        scale=0.2,
+        seed=5,
+        device="cpu",
+        amp=False,
+        plots=False,
+        deterministic=False,
+        save_dir=str(tmp_path),
     )
-    local_round(model, pictures, learning_rate=0.0005, epochs=2)
-    handle.remove()
-    assert rates == {0.0005}
+    with torch_threads(1):
+        trainer.train()
+    first, second = to_arrays(ours), to_arrays(theirs)
+    moved = sum(float(np.abs(second[name] - given[name]).sum()) for name in given)
+    apart = sum(float(np.abs(first[name] - second[name]).sum()) for name in given)
+    assert apart < 0.01 * moved
+    assert result.loss == pytest.approx(sum(float(v) for v in trainer.tloss.values()), rel=1e-3)
+
+
+def test_a_round_on_other_pictures_has_nothing_of_the_round_before(
+    pictures: list[Picture],
+) -> None:
+    def trained(which: list[Picture]) -> bytes:
+        model = get_model("n", 7, seed=1)
+        local_round(model, which)
+        return to_arrays(model)["model.0.conv.weight"].tobytes()
+
+    first, other = trained(pictures[:6]), trained(pictures[4:])
+    assert first != other
+    assert trained(pictures[4:]) == other  # decoded pictures are there already
+    again = [Picture(p.path, p.shape, p.boxes) for p in pictures[:6]]
+    assert trained(again) == first
 
 
 def test_a_seed_repeats_the_round_and_another_changes_it(pictures: list[Picture]) -> None:
@@ -160,7 +237,7 @@ import models.model  # Ultralytics writes its settings once, when it is first im
 def snapshot():
     places = [data.parent, *outside]
     found = [path for place in places for path in place.rglob("*")]
-    # torch makes an empty cache folder of this name when its first optimizer is built.
+    # torchvision, which the scores need, has torch's compiler make an empty folder of this name.
     return {str(p): p.stat().st_mtime_ns for p in found if "torchinductor_" not in p.name}
 
 before = snapshot()
@@ -175,10 +252,12 @@ model = get_model("n", 7, names=spec.names)
 pictures = read_pictures(spec.train[:8], 7)
 train_locally(model, pictures, names=spec.names, image_size=64, batch_size=4, epochs=2,
               learning_rate=0.001, seed=1)
+slow = [m for m in ("torch._dynamo", "torchvision", "scipy.stats", "polars", "requests")
+        if m in sys.modules]
 Holdout(spec, image_size=64)(model)
 model.predict(spec.val[0])
 after = snapshot()
-modules = [m for m in ("mlflow", "ray", "matplotlib.pyplot", "wandb") if m in sys.modules]
+modules = slow + [m for m in ("mlflow", "ray", "matplotlib.pyplot", "wandb") if m in sys.modules]
 print(json.dumps({"changed": sorted(set(before.items()) ^ set(after.items())), "calls": calls,
                   "modules": modules}))
 """
