@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,12 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             dataset, batch_size, workers=0, shuffle=False, device=self.device
         )
         fits = len(pictures) * 3 * image_size**2 <= _KEPT_BYTES
+        self._network: Any = None
+        self._copied: weakref.ref[nn.Module] | None = None
         self._loaded: list[dict[str, Any]] | None = [] if fits else None
 
     def score(self, model: nn.Module) -> dict[str, Any]:
-        # A copy, because inference tensors that stay behind in the head break later training.
-        network: Any = copy.deepcopy(model).to(self.device).float().eval()
-        network.names = self.data["names"]
+        network = self._copy_of(model)
         with torch.inference_mode():
             self.init_metrics(network)
             for raw in self._batches():
@@ -158,6 +159,17 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         # A list of arrays for each picture; Ultralytics empties its own.
         self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
         return dict(self.get_stats())
+
+    def _copy_of(self, model: nn.Module) -> Any:
+        # A copy, because inference tensors that stay behind in the head break later training.
+        # The same module's next weights go into the same copy, in a tenth of the time.
+        if self._network is None or self._copied is None or self._copied() is not model:
+            self._network = copy.deepcopy(model).to(self.device).float().eval()
+            self._network.names = self.data["names"]
+            self._copied = weakref.ref(model)
+        else:
+            self._network.load_state_dict(model.state_dict())
+        return self._network
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Return the pictures as uint8 tensors, decoded once where they fit into memory."""

@@ -13,9 +13,9 @@ import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import DataSpec
+from fl_app.client.data import DataSpec, load_data_spec
 from models.holdout import Holdout, draw_predictions
-from models.model import YoloModel, get_model, to_arrays
+from models.model import YoloModel, from_arrays, get_model, to_arrays
 
 SIDE = 64
 
@@ -60,6 +60,46 @@ def test_scores_are_those_of_ultralytics(
         assert value == pytest.approx(plain.results_dict[f"metrics/{name}(B)"], abs=5e-5), name
     assert list(holdout.per_class().values()) == pytest.approx(list(plain.box.ap50), abs=5e-5)
     assert set(holdout.per_class()) <= set(labelled_by_model.names)
+
+
+def test_the_next_weights_of_a_module_have_scores_of_their_own(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    holdout, given = Holdout(labelled_by_model, image_size=SIDE), to_arrays(lively_model)
+    other = get_model("n", lively_model.nc, names=list(lively_model.names.values()), seed=99)
+    scores = holdout(lively_model)
+    with torch.no_grad():
+        for weight in lively_model.parameters():
+            weight.zero_()
+    assert holdout(lively_model) != scores
+    from_arrays(lively_model, given)
+    assert holdout(lively_model) == scores
+    assert holdout(other) == Holdout(labelled_by_model, image_size=SIDE)(other)
+    assert holdout(lively_model) == scores
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_pictures_are_decoded_once_where_they_fit_into_memory(
+    lively_model: YoloModel,
+    labelled_by_model: DataSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    kept: bool,
+) -> None:
+    if not kept:
+        monkeypatch.setattr("models.holdout._KEPT_BYTES", 1000)
+    own = load_data_spec(
+        Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
+    )
+    holdout = Holdout(own, image_size=SIDE)
+    scores = holdout(lively_model)
+    shutil.rmtree(own.root)
+    if kept:
+        assert holdout(lively_model) == scores
+    else:
+        with pytest.raises(FileNotFoundError):
+            holdout(lively_model)
 
 
 def test_scores_are_repeatable_and_leave_the_model_alone(
