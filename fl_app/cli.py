@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_app.backlog import backlog
-from fl_app.cli_deploy import deploy_local, keys
+from fl_app.cli_deploy import deploy_local, keys, supernode
 from fl_app.cli_doctor import doctor
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
@@ -315,6 +315,7 @@ def run(ctx: typer.Context) -> None:
 
 app.command()(deploy_local)
 app.command()(keys)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(supernode)
 app.command()(doctor)
 app.command()(serve)
 

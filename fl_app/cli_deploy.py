@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app deploy-local` and `fl-app keys`: what they do is in `fl_app.deploy`."""
+"""`fl-app deploy-local`, `keys` and `supernode`: what they do is in `fl_app.deploy`."""
 
 from __future__ import annotations
 
@@ -107,6 +107,23 @@ def keys(
         _say(f"written: {path}")
     if not written:
         _say(f"{place} has all that is needed.")
+
+
+def supernode(context: typer.Context) -> None:
+    """Flower's SuperNode, whose messages find torch and Ultralytics loaded already.
+
+    Takes the arguments of `flower-supernode`.
+    """
+    from fl_app.deploy.errors import DeploymentError
+    from fl_app.deploy.warm import run_warm
+
+    if os.name != "posix":
+        _fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
+    program = str(Path(sys.executable).with_name("flower-supernode"))
+    try:
+        raise SystemExit(run_warm([program, *context.args]))
+    except DeploymentError as error:
+        _fail(str(error))
 
 
 def _chosen(
