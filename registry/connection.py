@@ -48,6 +48,7 @@ class Connection:
         self._marker: ModelRegistryClient | None = None
         self._experiments: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._repeats = False
         self._looked = -_LOOK_AGAIN
         self._breaker = Breaker(first=0.25, longest=2.0)
         self._trouble = ""
@@ -85,6 +86,14 @@ class Connection:
     def is_server(self) -> bool:
         """Whether there is an MLflow server between us and the database."""
         return kind_of(self.uri) == "http"
+
+    @property
+    def sends_once(self) -> bool:
+        """Whether a create that was answered was certainly asked for once.
+
+        MLflow's own client repeats calls over HTTP, unless `registry.limits` keeps it from that.
+        """
+        return not self._repeats
 
     @property
     def file(self) -> Path | None:
@@ -179,7 +188,7 @@ class Connection:
         if self.is_server:
             from registry.limits import limit_waits
 
-            limit_waits(self.uri)
+            self._repeats = not limit_waits(self.uri)
         if file is None:
             return MlflowClient(self.uri, self.uri)
         with file_lock(file.with_name(f"{file.name}.lock")):

@@ -259,7 +259,7 @@ class FederatedLearningTracker:
             lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
             find,
             drop=lambda echo: again(client.delete_run, echo.info.run_id),
-            alone=lambda _: not self._connection.is_server,  # whose client may repeat calls
+            alone=lambda _: self._connection.sends_once,
         )
 
     def _start_monitor(self, run_id: str) -> None:

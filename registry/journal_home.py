@@ -94,7 +94,7 @@ class JournalHome:
             create,
             find,
             drop=lambda run_id: again(client.delete_run, run_id),
-            alone=lambda _: not self._connection.is_server,  # whose client repeats calls
+            alone=lambda _: self._connection.sends_once,
         )
 
     def gone(self, run_id: str) -> JournalError:

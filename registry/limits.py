@@ -55,14 +55,15 @@ class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has
         return reply
 
 
-def limit_waits(uri: str) -> None:
-    """Have MLflow's requests to the server at `uri` end within seconds.
+def limit_waits(uri: str) -> bool:
+    """Have MLflow's requests to the server at `uri` end within seconds, and each POST sent once.
 
-    Where the environment says how long they may take or how often they are repeated, that holds.
+    Where the environment says how long they may take or how often they are repeated, that holds;
+    the answer says whether it does not.
     """
     chosen = (MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.name)
     if any(name in os.environ for name in chosen):
-        return
+        return False
     session: requests.Session = _get_request_session(
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
         MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
@@ -76,3 +77,4 @@ def limit_waits(uri: str) -> None:
         prefix = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/"
         if prefix not in session.adapters:
             session.mount(prefix, BriefAdapter())
+    return True

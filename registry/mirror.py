@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ORDER = (Stage.PRODUCTION, Stage.ARCHIVED, Stage.STAGING, Stage.NONE)
+_ORDER = (Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE)
+_ALONE = (Stage.PRODUCTION, Stage.STAGING)  # one version at most
 
 
 def show_aliases(
@@ -64,18 +65,18 @@ def _show_stages(
     move = getattr(client, "transition_model_version_stage", None)  # gone in a later MLflow
     if move is None:
         return
-    archived_with_it = False
+    emptied: set[str] = set()
     for version in sorted(now, key=lambda version: _ORDER.index(state.stage_of(version))):
         stage = state.stage_of(version)
-        done = archived_with_it and stage is Stage.ARCHIVED and now[version] == Stage.PRODUCTION
-        if now[version] == stage or done:
+        if now[version] == stage or (stage is Stage.ARCHIVED and now[version] in emptied):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             # Archiving the old one in the same call never leaves two, nor none. A number, since
             # MLflow compares it with a column of numbers, which PostgreSQL refuses for a text.
-            _write(move, name, int(version), str(stage), stage is Stage.PRODUCTION)
-        archived_with_it = archived_with_it or stage is Stage.PRODUCTION
+            _write(move, name, int(version), str(stage), stage in _ALONE)
+        if stage in _ALONE:
+            emptied.add(str(stage))
 
 
 def _write(call: Callable[..., object], *arguments: object) -> None:

@@ -23,6 +23,7 @@ from registry.retention import Removal
 
 logger = logging.getLogger(__name__)
 
+_ELSEWHERE = "mlflow-artifacts:/"
 _WORK = "retiring."  # tags on the registered model: what a clean-up still has to remove
 
 
@@ -145,6 +146,18 @@ class MlflowFiles(VersionFiles):
             if others or not done.left:
                 _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
         return done
+
+    def upload(self, model_id: str, location: str, folder: Path) -> None:
+        """Store all files of a folder as those of a logged model that was just created.
+
+        MLflow's client would ask again where they go.
+        """
+        self._locations[model_id] = self._checked(location, model_id)
+        self._store(location).log_artifacts(str(folder))
+
+    def are_here(self, model_id: str) -> bool:
+        """Return whether the files of a logged model are known to lie on this machine."""
+        return local_folder(self._locations.get(model_id, _ELSEWHERE)) is not None
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""

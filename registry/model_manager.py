@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from registry.mirror import show_aliases, show_marks, show_move
 from registry.mlflow_files import MlflowFiles
 from registry.mlflow_journal import MlflowJournal, missing_version
 from registry.moves import State
+from registry.own_saves import OwnSaves
 from registry.records import ModelVersion
 from registry.retries import again, create_once
 from registry.serving import Serving, write_serving
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 _MAX_NAME = 250
+_FRESH = 5.0  # seconds for which a version is taken to be as it was saved, by who saved it
 _BEAT = "lease"  # on the registered model: the last sign of life of the server that writes
 _MARK = "created_by_call"  # on a logged model: tells an echo of a create from the first one
 
@@ -71,7 +74,8 @@ class ModelManager(JournalledStore):
         self._stored = MlflowFiles(self._connection, self.registered_model_name)
         super().__init__(self._stored)
         self._experiment_name = experiment_name
-        self._last_saved = 0
+        self._own = OwnSaves()
+        self._fresh: tuple[float, ModelVersion] | None = None
         self._journal = MlflowJournal(self._connection, self.registered_model_name)
 
     @property
@@ -105,27 +109,36 @@ class ModelManager(JournalledStore):
             self._journal.ensure()
             experiment = self._connection.experiment_id(self._experiment_name)
             with self._connection.errors("save the version"):
-                last = self._last_saved  # known before the look
-                earlier = self._saved_as(mine["save_key"])
+                key, own = mine["save_key"], self._own  # known before the look
+                earlier = [] if own.surely_new(run_id, key) else self._saved_as(key)
                 if earlier:
                     return earlier[0]
+                self._own = own.trying(run_id, key)
                 model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
                 saved = create_once(
                     lambda: self._register(model, run_id=run_id, tags=mine, description=text),
-                    lambda: self._saved_as(mine["save_key"]),
+                    lambda: self._saved_as(key),
                     drop=lambda echo: again(
                         self.client.delete_model_version, self.registered_model_name, echo
                     ),
-                    # Numbers are given in order: nobody saved meanwhile, nor was the call repeated.
-                    alone=lambda version: int(version) == last + 1,
+                    alone=own.is_next,
                 )
-                self._last_saved = int(saved)
+                look = self._newest_of(run_id) if own.must_look(saved, run_id) else ()
+                self._own = own.saved(saved, run_id, key, newest_of_run=look)
                 return saved
 
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        name, marker = self.registered_model_name, self._connection.marker
         with self._connection.errors(f"tag version {version}"):
-            for key, value in tags.items():
-                self.client.set_model_version_tag(self.registered_model_name, version, key, value)
+            try:
+                for key, value in tags.items():
+                    again(marker.set_model_version_tag, name, version, key, value)
+            except MlflowException as error:
+                if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise missing_version(name, version) from error
 
     def _log(
         self,
@@ -156,12 +169,12 @@ class ModelManager(JournalledStore):
             ),
             lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
-            alone=lambda _: not self._connection.is_server,  # whose client repeats calls
+            alone=lambda _: self._connection.sends_once,
         )
         try:
             if serving is not None:
                 write_serving(serving, artifact.folder, model_id=model.model_id)
-            client.log_model_artifacts(model.model_id, str(artifact.folder))
+            self._stored.upload(model.model_id, str(model.artifact_location), artifact.folder)
             return again(client.finalize_logged_model, model.model_id, "READY")
         except Exception:
             self._stored.discard(model.model_id, str(model.artifact_location))
@@ -183,7 +196,26 @@ class ModelManager(JournalledStore):
             await_creation_for=0,
             model_id=model.model_id if served else None,
         )
+        self._fresh = time.monotonic(), _record(created, State())
         return str(created.version)
+
+    def _just_saved(self, version: str) -> ModelVersion | None:
+        saved, record = self._fresh or (0.0, None)
+        if record is None or record.version != version or time.monotonic() - saved > _FRESH:
+            return None
+        return record
+
+    def _is_near(self, record: ModelVersion) -> bool:
+        return self._stored.are_here(record.tags.get("model_id", ""))
+
+    def _newest_of(self, run_id: str | None) -> list[str]:
+        """Return the two newest versions of a run, newest first."""
+        rows = self.client.search_model_versions(
+            f"name = '{self.registered_model_name}' and run_id = '{run_id}'",
+            max_results=2,
+            order_by=["version_number DESC"],
+        )
+        return [str(row.version) for row in rows]
 
     def _saved_as(self, save_key: str) -> list[str]:
         """Return the versions that were saved under a key and are not retired, oldest first."""

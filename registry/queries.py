@@ -44,6 +44,7 @@ class VersionQueries(StageMoves):
     """The half of a model store that answers questions."""
 
     def __init__(self, files: VersionFiles) -> None:
+        super().__init__()
         self._files = files
         self._whole = WholeFiles()
         self._ready = ReadyModels(self._whole)
@@ -182,6 +183,8 @@ class VersionQueries(StageMoves):
 
     def _state(self) -> State:
         """Return the state; the journal is not read again while the store is unchanged."""
+        if self._shared.ledger is not None:  # it may be older than the store is by now
+            return self._shared.ledger.state
         mark, seen = self._fingerprint(), self._states
         if seen is not None and mark is not None and mark == seen[0]:
             return seen[1]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -226,6 +227,8 @@ class ModelStore(Protocol):
     ) -> str: ...
 
     def writer(self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = 60.0) -> Writer: ...
+
+    def one_reading(self) -> AbstractContextManager[None]: ...
 
     def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
 

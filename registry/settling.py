@@ -7,9 +7,11 @@ What may be moved, and who asks for it, is in `registry.stage_moves`.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 
 from registry.journal import (
@@ -31,6 +33,13 @@ _RECENT = 3  # moves whose versions a new store object looks at
 _SETTLING = 2.0  # seconds after a move in which its aliases may still be on their way
 
 
+class _Shared(threading.local):
+    """The reading that a thread's steps share, while they do."""
+
+    depth = 0
+    ledger: Ledger | None = None
+
+
 class SettledJournal(ABC):
     """The half of a model store that reads the journal and shows what it says.
 
@@ -40,6 +49,9 @@ class SettledJournal(ABC):
 
     _known = Ledger()  # the journal as last read
     _shown = 0  # entries up to this number were seen right in aliases and marks
+
+    def __init__(self) -> None:
+        self._shared = _Shared()
 
     @abstractmethod
     def _page(self, *, fresh: bool) -> Page:
@@ -70,6 +82,22 @@ class SettledJournal(ABC):
         `before` is what they say now, where that is known. Doing it twice changes nothing.
         """
 
+    @contextmanager
+    def one_reading(self) -> Iterator[None]:
+        """Read the journal once for all that this thread asks and moves in a block.
+
+        What others commit meanwhile is seen when a move is committed at the latest: its place is
+        taken then, so the journal is read and the move planned anew. It is read again after each
+        move too. Blocks may be nested.
+        """
+        self._shared.depth += 1
+        try:
+            yield
+        finally:
+            self._shared.depth -= 1
+            if not self._shared.depth:
+                self._shared.ledger = None
+
     def production_at(self, when: date | str) -> str | None:
         """Return the version that was in production on a day (at its end) or at a moment, in UTC.
 
@@ -87,7 +115,7 @@ class SettledJournal(ABC):
 
         With `after`, only the entries behind that number: asking for them often costs little.
         """
-        recent = self._read().entries if after else ()
+        recent = self._read().entries if after or self._shared.depth else ()
         if not recent or recent[0].number > after + 1:
             recent = read_chain(self._pages())
         return tuple(entry for entry in recent if entry.number > after)
@@ -112,7 +140,7 @@ class SettledJournal(ABC):
         found = self._by_hand(ledger.state, self._differing(ledger.state))
         while found and _is_fresh(ledger):
             time.sleep(0.2)
-            ledger = self._read()
+            ledger = self._read_anew()
             found = self._by_hand(ledger.state, self._differing(ledger.state))
         return found
 
@@ -123,7 +151,7 @@ class SettledJournal(ABC):
             self._tell(ledger, self._wrong(ledger.state))
             self._apply(ledger.state, None)
             self._shown = ledger.length
-            newer = self._read()
+            newer = self._read_anew()
             if newer.length == ledger.length:
                 return
             ledger = newer
@@ -132,13 +160,28 @@ class SettledJournal(ABC):
         return self._read().state
 
     def _read(self, *, fresh: bool = False) -> Ledger:
+        """Return the journal; `fresh` reads again what cannot have changed, too."""
+        shared = self._shared
+        if shared.ledger is not None and not fresh:
+            return shared.ledger
         page = self._page(fresh=fresh)
         # Its own reading: another thread may put an older one in its place meanwhile.
         self._known = ledger = read_page(page, None if fresh else self._known)
+        shared.ledger = ledger if shared.depth else None
         return ledger
+
+    def _read_anew(self) -> Ledger:
+        """Read what is new in the journal, whatever was read before."""
+        self._shared.ledger = None
+        return self._read()
 
     def _settled(self) -> Ledger:
         """Read the journal and finish what it says; again until it stood still meanwhile."""
+        if (ledger := self._shared.ledger) is not None:
+            if not self._wrong(ledger.state) and not self._behind(ledger):
+                return ledger
+            # Others may have moved versions since it was read, and aliases with them.
+            self._shared.ledger = None
         ledger = self._read()
         while True:
             differing, behind = self._wrong(ledger.state), self._behind(ledger)
@@ -147,7 +190,7 @@ class SettledJournal(ABC):
             self._tell(ledger, differing)
             self._apply(ledger.state, behind or _recent(ledger))
             self._shown = max(self._shown, ledger.length)
-            newer = self._read()
+            newer = self._read_anew()
             if newer.length == ledger.length:
                 return newer
             ledger = newer

@@ -50,6 +50,14 @@ class StageMoves(SettledJournal):
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
 
+    def _just_saved(self, version: str) -> ModelVersion | None:
+        """Return a version that this object has stored a moment ago, as it was stored."""
+        return None
+
+    def _is_near(self, record: ModelVersion) -> bool:
+        """Return whether a version's files can be looked at without fetching them."""
+        return True
+
     def promote_to_staging(
         self,
         version: str | int,
@@ -187,7 +195,7 @@ class StageMoves(SettledJournal):
             entry = new_entry(
                 ledger, Move.LEASE, version="", displaced="", actor=owner, reason=reason
             )
-            if self._claim(entry.number, entry.encode()):
+            if self._claimed(entry):
                 logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
                 return Lease(entry.number, entry.actor)
         raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
@@ -229,7 +237,7 @@ class StageMoves(SettledJournal):
         before = None if ledger.state.untouched else ledger.state
         self._apply(now.state, touched([entry]), before=before)
         self._shown = max(self._shown, now.length)
-        if self._read().length > now.length:
+        if self._read_anew().length > now.length:
             self._settled()
         return target
 
@@ -248,7 +256,7 @@ class StageMoves(SettledJournal):
         Returns the version, the entry (None: nothing to change) and the journal before it.
         """
         target, checked = version or "", False
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             ledger = self._settled() if settle else self._read()
             # What wins the place after these entries has seen every lease before it.
             require_lease(ledger.state.lease, lease)
@@ -256,12 +264,15 @@ class StageMoves(SettledJournal):
             # Chosen once: of two rollbacks at the same time, the second must not undo the first.
             target = target or rollback_target(ledger.state)
             named = under_its_name(ledger.state, op, target)
-            record = self._one(target, ledger.state)
+            # Whoever has the lease knows what it saved just now; what lost its place looks again.
+            known = lease is not None and named is Move.STAGE and not attempt
+            mine = self._just_saved(target) if known else None
+            record = mine or self._one(target, ledger.state)
             displaced = plan(ledger.state, named, target)
             if displaced is None:
                 return target, None, ledger
             if not checked:
-                self._check(named, record)
+                self._check(named, record, stored=mine is not None)
                 checked = True
             entry = new_entry(
                 ledger,
@@ -271,15 +282,26 @@ class StageMoves(SettledJournal):
                 epoch=lease.epoch if lease is not None else 0,
                 **why,
             )
-            if self._claim(entry.number, entry.encode()):
+            if self._claimed(entry):
                 return target, entry, ledger
         raise JournalError(f"Version {target} could not be moved: {_CONTENDED}")
 
-    def _check(self, op: Move, record: ModelVersion) -> None:
-        """Refuse a version whose files or numbers are not what they must be."""
+    def _claimed(self, entry: Entry) -> bool:
+        """Claim the place of an entry; won or lost, what was read of the journal is old then."""
+        try:
+            return self._claim(entry.number, entry.encode())
+        finally:
+            self._shared.ledger = None
+
+    def _check(self, op: Move, record: ModelVersion, *, stored: bool) -> None:
+        """Refuse a version whose files or numbers are not what they must be.
+
+        What was `stored` elsewhere just now, and taken, is not fetched to be looked at.
+        """
         if op in (Move.ARCHIVE, Move.RETIRE):
             return
-        self._verified(record)
+        if not stored or self._is_near(record):
+            self._verified(record)
         wrong = sorted(name for name, value in record.metrics.items() if not math.isfinite(value))
         if not record.metrics and record.tags.get("metrics", "{}") != "{}":
             wrong = ["the tag 'metrics' cannot be read"]

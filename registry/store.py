@@ -100,7 +100,7 @@ class JournalledStore(VersionQueries):
 
     @abstractmethod
     def _tag(self, version: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a version, the registry's own included."""
+        """Set tags of a version, the registry's own included, or raise `UnknownVersion`."""
 
     @abstractmethod
     def _log(
@@ -155,9 +155,7 @@ class JournalledStore(VersionQueries):
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""
-        new, number = checked_tags(tags), checked_version(version)
-        self._one(number, self._known.state)  # raises if it is not there
-        self._tag(number, new)
+        self._tag(checked_version(version), checked_tags(tags))
 
     def approve_version(
         self,

@@ -38,7 +38,7 @@ from fl_app.strategy.session import Session, SessionOverError
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation
-from fl_app.strategy.staging import stage
+from fl_app.strategy.staging import decision_tags, stage
 from registry import (
     FederatedLearningTracker,
     ModelManager,
@@ -291,14 +291,17 @@ class LifecycleStrategy(Sessions):
         return clients
 
     def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
-        """Evaluate, log, register, gate, stage, tell the monitor, report: the lifecycle.
+        """Evaluate, log, gate, register, stage, tell the monitor, report: the lifecycle.
 
         Where MLflow does not answer this stops, and is called again with the same round; so is it
         in the next run for what a crash has left. So each step does what it did before, or nothing.
         """
-        if session.is_done(waiting.closed.round):
-            return None
-        waiting = session.rounds.on_disk(waiting)
+        if not session.is_done(waiting.closed.round):
+            waiting = session.rounds.on_disk(waiting)
+            with self.store.one_reading():  # of the journal, for all these steps
+                self._finish(session, waiting)
+
+    def _finish(self, session: Session, waiting: Checkpoint) -> None:
         closed, again = waiting.closed, waiting.closed.round in session.tried
         session.tried.add(closed.round)
         if closed.problem:
@@ -310,15 +313,15 @@ class LifecycleStrategy(Sessions):
         champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
         # Log.
         self._log(session, metrics, closed)
-        # Register.
-        weights, tags = session.folder.weights(waiting), session.version_tags(closed)
-        tags["epoch"] = str(self._lease.epoch) if self._lease is not None else ""
-        version = self.store.save_model_version(
-            weights, session.run_id, finite(metrics), tags, serving=self.serving
-        )
         # Gate.
         evidence = session.evidence(metrics, holdout, closed, metric=self.metric, champion=champion)
         decision = decide_stage(self.policy, evidence)
+        # Register.
+        weights, tags = session.folder.weights(waiting), session.version_tags(closed, self._lease)
+        tags |= decision_tags(decision)
+        version = self.store.save_model_version(
+            weights, session.run_id, finite(metrics), tags, serving=self.serving
+        )
         # Stage.
         report = session.report_of(closed, metrics=metrics, version=version)
         report = stage(

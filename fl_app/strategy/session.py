@@ -35,7 +35,7 @@ from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
 from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
 from fl_app.strategy.staging import superseded
-from registry import Evidence, ModelStore, Stage, StoreUnavailable, Tracker
+from registry import Evidence, Lease, ModelStore, Stage, StoreUnavailable, Tracker
 from registry.redaction import one_line, redact
 
 logger = logging.getLogger("flwr.fl_app")
@@ -93,8 +93,8 @@ class Session:
         Those of which it is on disk.
     tried : set[int]
         Rounds that may have been finished in part.
-    scores : dict[str, Scored]
-        Registered versions scored on this session's holdout.
+    scores, champions : dict[str, Scored]
+        Registered versions scored on this session's holdout; those in Production by nodes as well.
     best : Mapping[str, float] | None
         Metrics of the best version so far.
     shadow : ShadowReport | None
@@ -124,6 +124,7 @@ class Session:
     scores_kept: set[int] = field(default_factory=set)
     tried: set[int] = field(default_factory=set)
     scores: dict[str, Scored] = field(default_factory=dict)
+    champions: dict[str, Scored] = field(default_factory=dict)
     best: Mapping[str, float] | None = None
     reports: list[RoundReport] = field(default_factory=list)
     shadow: ShadowReport | None = None
@@ -287,9 +288,10 @@ class Session:
             metrics.setdefault(metric, math.nan)
         require_metric(metric, metrics)
 
-    def version_tags(self, closed: ClosedRound) -> dict[str, str]:
+    def version_tags(self, closed: ClosedRound, lease: Lease | None) -> dict[str, str]:
         """The tags of the version that a round becomes."""
         own = version_tags(closed.round, closed.nodes, closed.node_scores)
+        own["epoch"] = str(lease.epoch) if lease is not None else ""
         return {**closed.tags, **own, **set_aside_tag(closed.set_aside)}
 
     def remember(self, metrics: Mapping[str, float], step: int) -> None:
@@ -316,9 +318,11 @@ class Session:
     def champion(self, store: ModelStore) -> Scored | None:
         """Scores of the present Production, on the holdout and on the nodes; None without one."""
         version = store.get_latest_version(Stage.PRODUCTION)
-        if version is None or (scored := self.score_of(store, version)) is None:
-            return None
-        return replace(scored, nodes=read_node_scores(store.get_version(version).tags))
+        if version is not None and version not in self.champions:
+            nodes = read_node_scores(store.get_version(version).tags)
+            scored = self.score_of(store, version) or Scored({})
+            self.champions[version] = replace(scored, nodes=nodes)
+        return self.champions.get(version or "")
 
     def evidence(
         self,

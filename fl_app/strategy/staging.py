@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 from fl_app.events import Approval, RoundReport
 from fl_app.strategy.console import shadow_reason
@@ -50,20 +50,27 @@ def stage(
     lease : Lease | None
         The right to move versions by rule.
     """
-    version = str(report.version)
+    version, marks = str(report.version), decision_tags(decision)
     known = store.get_version(version) if again else None
-    if known is not None and "approval" in known.tags:  # the last thing that is written here
+    if known is not None and known.stage is not Stage.NONE and "approval" in known.tags:
         approval = cast("Approval", known.tags["approval"])
         reason = known.tags.get("reason", "")
         return replace(report, stage=known.stage, approval=approval, reason=reason)
+    if known is not None and any(known.tags.get(name) != text for name, text in marks.items()):
+        store.set_version_tags(version, marks)
     staged = decision.stage is not Stage.NONE
     if staged and (known is None or known.stage is Stage.NONE):
         supersede(store, version, reports)
         store.promote_to_staging(version, actor="policy", reason=decision.reason, lease=lease)
-    waits: Literal["none", "pending"] = "pending" if decision.stage is Stage.PRODUCTION else "none"
-    store.set_version_tags(version, {"reason": decision.why, "approval": waits})
     reached = Stage.STAGING if staged else Stage.NONE
+    waits = cast("Approval", marks["approval"])
     return replace(report, stage=reached, approval=waits, reason=decision.why)
+
+
+def decision_tags(decision: Decision) -> dict[str, str]:
+    """The tags that say what was decided; a version is saved with them."""
+    waits = "pending" if decision.stage is Stage.PRODUCTION else "none"
+    return {"reason": decision.why, "approval": waits}
 
 
 def supersede(store: ModelStore, version: str, reports: Reports) -> None:
@@ -71,11 +78,19 @@ def supersede(store: ModelStore, version: str, reports: Reports) -> None:
     old = store.get_latest_version(Stage.STAGING)
     if old is None or old == version:
         return
-    if store.get_version(old).tags.get("approval") == "pending":
+    if _is_pending(store, old, reports):
         store.set_version_tags(old, {"approval": "superseded"})
     for index, report in enumerate(reports):
         if report.version == old:
             reports[index] = superseded(report)
+
+
+def _is_pending(store: ModelStore, version: str, reports: Reports) -> bool:
+    """Whether a version in Staging waits; whoever decides on it moves it elsewhere."""
+    for report in reports:
+        if report.version == version and report.stage is Stage.STAGING:
+            return report.approval == "pending"
+    return store.get_version(version).tags.get("approval") == "pending"
 
 
 def superseded(report: RoundReport) -> RoundReport:

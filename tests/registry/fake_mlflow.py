@@ -28,6 +28,7 @@ _TAG = re.compile(r"tags\.(\w+) = '([^']*)'")
 _RUN = re.compile(r"attributes\.run_id = '([^']*)'")
 _PARAM = re.compile(r"params\.`([^`]+)` LIKE '%'")
 _NAME = re.compile(r"\bname = '([^']*)'")
+_MADE_BY = re.compile(r"and run_id = '([^']*)'")
 
 
 class _Page(list):  # type: ignore[type-arg]
@@ -206,14 +207,16 @@ class FakeMlflow:
         row = self._version(name, version)
         return Row(**{**vars(row), "tags": dict(row.tags)})
 
-    def search_model_versions(self, filter_string: str, **_: Any) -> Any:
+    def search_model_versions(self, filter_string: str, **named: Any) -> Any:
         wanted, names = _conditions(filter_string), _NAME.findall(filter_string)
+        runs = _MADE_BY.findall(filter_string)
         found = [
             self.get_model_version(name, str(number))
             for (name, number), row in sorted(self.versions.items(), reverse=True)
             if not row.deleted and name in names and wanted.items() <= row.tags.items()
+            if row.run_id in runs or not runs
         ]
-        return _Page(found)
+        return _Page(found[: named.get("max_results")])
 
     def delete_model_version(self, name: str, version: str) -> None:
         self._version(name, version).deleted = True

@@ -137,7 +137,8 @@ class Registry(RuleBasedStateMachine):
     def save(self, manager: ModelManager, number: int) -> None:
         path = self.folder / f"{number}.safetensors"
         save_file({"a": np.full((2,), number, np.float32)}, path)
-        version = manager.save_model_version(path, metrics={"m": number / 10})
+        run_id = ("first", "second", None)[number % 3]
+        version = manager.save_model_version(path, run_id, metrics={"m": number / 10})
         assert self.saved.setdefault(version, number) == number
         assert [v for v, n in self.saved.items() if n == number] == [version]
 
@@ -150,9 +151,9 @@ class Registry(RuleBasedStateMachine):
         finally:
             self.trouble.left, self.calm = 0, True
 
-    @rule(number=numbers)
-    def saves(self, number: int) -> None:
-        self.do(self.first, "save", number)
+    @rule(number=numbers, second=st.booleans())
+    def saves(self, number: int, second: bool) -> None:
+        self.do(self.second if second else self.first, "save", number)
 
     @rule(op=st.sampled_from(MOVES), version=numbers, second=st.booleans())
     def moves(self, op: str, version: int, second: bool) -> None:
