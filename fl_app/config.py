@@ -37,7 +37,7 @@ SHAPING = frozenset(
         *("data", "partitioning", "alpha", "seed", "batch_size", "local_epochs", "learning_rate"),
         *("model_size", "num_classes", "image_size", "metric", "metric_mode"),
         *("fraction_train", "fraction_evaluate", "min_nodes"),
-        *("max_examples_per_node", "max_update_norm", "norm_action"),
+        *("max_examples_per_node", "max_update_norm", "norm_action", "update_compression"),
     }
 )
 """Settings that shape the model: a session that was cut short goes on only with the same ones."""
@@ -333,6 +333,10 @@ class ClientConfig(_Settings):
         ge=0,
         le=1,
         description="Differential privacy of a summary's pictures, delta 1e-5; 0: no noise.",
+    )
+    update_compression: Literal["none", "float16", "int8"] = Field(
+        "none",
+        description="How nodes send what they learned: in half of float32's bytes, or a quarter.",
     )
     partition_id: int | None = Field(None, ge=0, exclude=True)
     num_partitions: int | None = Field(None, ge=1, exclude=True)

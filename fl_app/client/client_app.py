@@ -25,6 +25,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fl_app.client.compression import compress_updates
 from fl_app.client.data import (
     DataError,
     DataSpec,
@@ -112,7 +113,19 @@ def tells_errors(handler: Handler) -> Handler:
     return guarded
 
 
-@app.train(mods=[tell_of_pictures])
+def compress_as_set(message: Message, context: Context, call_next: Handler) -> Message:
+    """The mod that makes a reply smaller if the run's settings say so."""
+    reply = call_next(message, context)
+    if reply.has_error():
+        return reply
+    config = ClientConfig.from_run_config(context.run_config, context.node_config)
+    if config.update_compression == "none":
+        return reply
+    mod = compress_updates(config.update_compression, seed=config.seed)
+    return mod(message, context, lambda message, context: reply)
+
+
+@app.train(mods=[compress_as_set, tell_of_pictures])
 @tells_errors
 def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's pictures and send back all arrays."""

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A smaller form of what a node has learned: the arithmetic and the record that describes it.
+
+Which replies are made smaller, and what becomes of a bad one, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeGuard, TypeVar
+
+import numpy as np
+
+UPDATE_RECORD = "update-encoding"
+"""Key of the ConfigRecord in a train reply whose arrays are encoded."""
+VERSION = 1
+
+_LEVELS = 127
+_CHANNEL = 16
+"""Values that a channel must have for a scale of its own."""
+_HALF_EXPONENT = 15
+_SCALE = np.dtype("<f4")
+
+Kind = TypeVar("Kind")
+
+
+class UpdateError(ValueError):
+    """An update cannot be encoded or is encoded badly; the text says what is wrong with it."""
+
+
+class Encoding(StrEnum):
+    """In what form the difference to the model travels.
+
+    Attributes
+    ----------
+    FLOAT16 : str
+        Half precision, two bytes a value.
+    INT8 : str
+        Whole multiples of a scale for each channel, one byte a value.
+    """
+
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """How the values are stored."""
+        return np.dtype("<f2" if self is Encoding.FLOAT16 else "i1")
+
+
+@dataclass(frozen=True)
+class UpdateHeader:
+    """What a reply says of its arrays.
+
+    Attributes
+    ----------
+    encoding : Encoding
+        The form of those that are encoded.
+    base : int
+        CRC-32 of the model to which they are the difference.
+    scales : Mapping[str, np.ndarray]
+        By the names of the encoded arrays their scales, of shape (1,) or (channels,). All other
+        arrays are as they would be without an encoding.
+    """
+
+    encoding: Encoding
+    base: int
+    scales: Mapping[str, np.ndarray]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields of the ConfigRecord; scales are little-endian float32."""
+        scales = [np.asarray(scale, _SCALE) for scale in self.scales.values()]
+        return {
+            "version": VERSION,
+            "encoding": str(self.encoding),
+            "base": self.base,
+            "arrays": list(self.scales),
+            "scale-counts": [len(scale) for scale in scales],
+            "scales": b"".join(scale.tobytes() for scale in scales),
+        }
+
+
+def read_header(record: Mapping[str, Any]) -> UpdateHeader:
+    """Read what a reply says of its arrays, believing nothing.
+
+    Raises
+    ------
+    UpdateError
+        If it is of another version or malformed.
+    """
+    version = record.get("version")
+    if version != VERSION:
+        raise UpdateError(f"is encoded in version {version!r:.20}, this server reads {VERSION}")
+    try:
+        encoding = Encoding(str(record.get("encoding")))
+    except ValueError:
+        raise UpdateError(
+            f"is encoded as {record.get('encoding')!r:.40}, expected one of {[*map(str, Encoding)]}"
+        ) from None
+    base = record.get("base")
+    if not isinstance(base, int):
+        raise UpdateError("does not say to which model it is the difference")
+    names, counts = record.get("arrays"), record.get("scale-counts")
+    if not _is_list(names, str) or not _is_list(counts, int) or len(names) != len(counts):
+        raise UpdateError("does not say which arrays are encoded and how many scales each has")
+    if len(set(names)) != len(names):
+        raise UpdateError("names an array twice")
+    return UpdateHeader(encoding, base, _split(names, counts, record.get("scales")))
+
+
+def encode(
+    values: np.ndarray, base: np.ndarray, encoding: Encoding, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the difference of ``values`` to ``base`` in a smaller form, and its scales.
+
+    For ``INT8`` the scale of a channel (the first axis) is its largest absolute difference / 127,
+    and each value is rounded up or down at random, so that its expectation is the exact value:
+    the quantiser of D. Alistarh et al., QSGD (NeurIPS 2017), section 3.1, with the maximum for
+    the norm as in their section 5, and 127 levels. For ``FLOAT16`` the scale is a power of two
+    that brings the largest difference to 2**14 or more, so that none overflows and as few as
+    possible are subnormal.
+
+    Parameters
+    ----------
+    values, base : np.ndarray
+        What a node has now, and what it was sent: floats of one shape.
+    encoding : Encoding
+        The form.
+    random : np.random.Generator
+        Draws the directions of rounding.
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray] | None
+        An array of the same shape and ``encoding.dtype``, and float32 scales of shape (1,) or
+        (channels,). None for arrays that travel as they are: those that are no floats or have less
+        than two axes (biases, and variances that no rounding may make negative), and those whose
+        scale is no float32.
+
+    Raises
+    ------
+    UpdateError
+        If a difference is not finite.
+    """
+    if values.dtype.kind != "f" or base.dtype.kind != "f":
+        return None
+    with np.errstate(all="ignore"):
+        difference = np.subtract(values, base, dtype=_working(base.dtype))
+    if not np.isfinite(difference).all():
+        raise UpdateError("is not finite")
+    if difference.ndim < 2 or not difference.size:
+        return None
+    if encoding is Encoding.FLOAT16:
+        return _to_float16(difference)
+    return _to_int8(difference, random)
+
+
+def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Return ``base`` and the encoded difference, in the shape and dtype of ``base``.
+
+    Raises
+    ------
+    UpdateError
+        If there is not one scale for all or one for each channel, or one is no number from 0 on.
+    """
+    if scale.shape not in ((1,), base.shape[:1]):
+        raise UpdateError(f"has {len(scale)} scales for shape {base.shape}")
+    if not (np.isfinite(scale) & (scale >= 0)).all():
+        raise UpdateError("has a scale that is no number from 0 on")
+    working = _working(base.dtype)
+    with np.errstate(all="ignore"):  # what gets too large is found by those who screen it
+        made = values.astype(working)
+        made *= _along(scale, made.ndim).astype(working)
+        made += base
+        return made.astype(base.dtype, copy=False)
+
+
+def fingerprint(data: Mapping[str, bytes]) -> int:
+    """CRC-32 over a model's serialized arrays by their names; it guards against mistakes only."""
+    crc = 0
+    for name in sorted(data):
+        crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
+    return crc
+
+
+def _to_int8(
+    difference: np.ndarray, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray] | None:
+    channels = len(difference)
+    rows = difference.reshape(channels if difference.size >= _CHANNEL * channels else 1, -1)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if largest.max() > np.finfo(_SCALE).max:
+        return None
+    # The next float up, as a level beyond the last would not fit; it also makes none of them 0.
+    scale = np.nextafter((largest / _LEVELS).astype(_SCALE), _SCALE.type(np.inf))
+    rows = rows / scale[:, None]
+    rows += random.random(rows.shape, dtype=np.float32)
+    np.floor(rows, out=rows)
+    np.clip(rows, -_LEVELS, _LEVELS, out=rows)
+    return rows.astype(np.int8).reshape(difference.shape), scale
+
+
+def _to_float16(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    largest = max(float(difference.max()), -float(difference.min()))
+    exponent = max(math.frexp(largest)[1] - _HALF_EXPONENT, np.finfo(_SCALE).minexp)
+    if exponent >= np.finfo(_SCALE).maxexp:
+        return None
+    scale = difference.dtype.type(2.0**exponent)
+    return (difference / scale).astype("<f2"), np.array([scale], _SCALE)
+
+
+def _working(dtype: np.dtype) -> np.dtype:
+    """The precision in which a model of that dtype is reckoned with."""
+    return np.promote_types(dtype, np.float32)
+
+
+def _along(scale: np.ndarray, axes: int) -> np.ndarray:
+    return scale.reshape(-1, *(1,) * (axes - 1))
+
+
+def _is_list(found: object, kind: type[Kind]) -> TypeGuard[list[Kind]]:
+    return isinstance(found, list) and all(type(value) is kind for value in found)
+
+
+def _split(names: Sequence[str], counts: Sequence[int], data: object) -> dict[str, np.ndarray]:
+    size = _SCALE.itemsize * sum(counts)
+    if any(count < 1 for count in counts) or not isinstance(data, bytes) or len(data) != size:
+        raise UpdateError("has other scales than it says")
+    scales = np.frombuffer(data, _SCALE)
+    return dict(zip(names, np.split(scales, np.cumsum(counts[:-1])), strict=True)) if names else {}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compress_updates as Flower calls it: what leaves a node, and what the server makes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import MetricRecord as Metrics
+from flwr.clientapp import ClientApp
+
+from fl_app.client.compression import compress_updates
+from fl_app.strategy.decoding import SentModel, decode_update
+from fl_app.updates import UPDATE_RECORD
+
+MODEL = ArrayRecord(
+    {
+        "weight": Array(np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)),
+        "variance": Array(np.array([1e-6, 50.0], np.float32)),
+        "steps": Array(np.asarray(7, np.int64)),
+    }
+)
+Answer = Callable[[Message], RecordDict | Error]
+
+
+def trained(message: Message) -> RecordDict:
+    """Each float a bit further, the counter one step; the message's arrays are taken out."""
+    arrays = message.content.array_records["arrays"]
+    made = ArrayRecord()
+    for name in list(arrays):
+        values = arrays.pop(name).numpy()
+        further = values * 1.01 + 1e-3 if values.dtype.kind == "f" else values + 1
+        made[name] = Array(np.asarray(further, values.dtype))
+    return RecordDict({"arrays": made, "metrics": Metrics({"num-examples": 5})})
+
+
+def ask(
+    encoding: str,
+    answer: Answer = trained,
+    *,
+    kind: str = "train",
+    server_round: str = "1",
+    **settings: Any,
+) -> Message:
+    app = ClientApp(mods=[compress_updates(encoding, **settings)])
+
+    def reply(message: Message, context: Context) -> Message:
+        return Message(answer(message), reply_to=message)
+
+    app.train()(reply)
+    app.evaluate()(reply)
+    content = RecordDict({"arrays": ArrayRecord(dict(MODEL)), "config": ConfigRecord()})
+    context = Context(run_id=7, node_id=5, node_config={}, state=RecordDict(), run_config={})
+    message = Message(content, dst_node_id=5, message_type=kind, group_id=server_round)
+    return app(message, context)
+
+
+@pytest.mark.parametrize(("encoding", "share"), [("float16", 2), ("int8", 4)])
+def test_a_reply_is_smaller_and_the_server_has_what_the_node_had(encoding: str, share: int) -> None:
+    content = ask(encoding).content
+    plain = trained(Message(RecordDict({"arrays": ArrayRecord(dict(MODEL))}), 5, "train"))
+    sent = content.array_records["arrays"]
+    assert sent["weight"].numpy().nbytes * share == MODEL["weight"].numpy().nbytes
+    decoded = decode_update(content, SentModel(MODEL))
+    assert UPDATE_RECORD not in decoded
+    assert dict(decoded["metrics"]) == {"num-examples": 5}
+    made, exact = decoded["arrays"], plain["arrays"]
+    assert list(made) == list(MODEL)
+    for name in ("variance", "steps"):
+        assert made[name].data == exact[name].data
+    off = np.abs(made["weight"].numpy() - exact["weight"].numpy()).max()
+    change = np.abs(exact["weight"].numpy() - MODEL["weight"].numpy()).max()
+    assert 0 < off < change / (1000 if share == 2 else 127)
+
+
+def test_the_same_round_is_rounded_alike_and_another_is_not() -> None:
+    first, again, second, seeded = (
+        ask("int8", server_round=number, seed=seed).content["arrays"]["weight"].data
+        for number, seed in (("1", 0), ("1", 0), ("2", 0), ("1", 1))
+    )
+    assert first == again
+    assert len({first, second, seeded}) == 3
+
+
+def test_what_is_no_train_reply_stays() -> None:
+    assert ask("int8", kind="evaluate").content["arrays"]["weight"].dtype == "float32"
+    error = ask("int8", lambda message: Error(3, "no pictures"))
+    assert error.error.reason == "no pictures"
+
+
+@pytest.mark.parametrize("name", ["weight", "variance"])
+def test_a_node_with_a_value_that_is_not_finite_sits_out(name: str) -> None:
+    def diverged(message: Message) -> RecordDict:
+        content = trained(message)
+        bad = np.full_like(MODEL[name].numpy(), np.nan)
+        content["arrays"][name] = Array(bad)  # type: ignore[index]
+        return content
+
+    reason = ask("int8", diverged).error.reason
+    assert reason == (
+        f"what this node has learned cannot be sent, as array '{name}' is not finite; "
+        "it sits out this round"
+    )
+
+
+def test_arrays_that_the_message_did_not_bring_are_sent_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = ArrayRecord({"weight": Array(np.ones((2, 2), np.float32))})
+    with caplog.at_level(logging.WARNING, logger="flwr.fl_app"):
+        content = ask("int8", lambda message: RecordDict({"arrays": other})).content
+    assert content["arrays"]["weight"].dtype == "float32"
+    assert UPDATE_RECORD not in content
+    assert "sent as it is" in caplog.text
+
+
+def test_another_word_is_no_encoding() -> None:
+    with pytest.raises(ValueError, match="encoding is 'zip', expected 'float16' or 'int8'"):
+        compress_updates("zip")
