@@ -18,6 +18,8 @@ import numpy as np
 UPDATE_RECORD = "update-encoding"
 """Key of the ConfigRecord in a train reply whose arrays are encoded."""
 VERSION = 1
+SERIALIZED_AS = "fl-app.update"
+"""``Array.stype`` of an encoded array, so that a server that knows nothing of it reads none."""
 
 _LEVELS = 127
 _CHANNEL = 16

@@ -16,6 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.constant import ErrorCode
 
 from fl_app.updates import (
+    SERIALIZED_AS,
     UPDATE_RECORD,
     Encoding,
     UpdateError,
@@ -34,8 +35,8 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
     half precision or in whole multiples of a scale for each channel. What is no float, and arrays
     of less than two axes, travel as they are. A node keeps nothing: the rounding of ``int8`` has
     the exact value for its mean, so that no error needs to be carried into the next round, which
-    might be a long time off. The server must be a `LifecycleStrategy`; nodes with and without the
-    mod may take part in one round.
+    might be a long time off. The server must be a `LifecycleStrategy`, any other strategy raises a
+    TypeError; nodes with and without the mod may take part in one round.
 
     As the first of the mods it comes after those that clip or add noise to a reply. ``int8`` may
     lengthen an update that a node has clipped: bound it again on the server by
@@ -46,7 +47,7 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
     encoding : str
         "float16" or "int8": about a half or a quarter of the bytes of float32.
     seed : int
-        With the node and the round it decides which values are rounded up.
+        With the node and the model that it was sent, it decides which values are rounded up.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
         if not message.metadata.message_type.startswith("train") or reply.has_error():
             return reply
         try:
-            _compress(reply, sent, form, _random(seed, message, context))
+            _compress(reply, sent, form, seed=f"{seed} {_node(context)}")
         except UpdateError as error:
             reason = f"what this node has learned {error}; it sits out this round"
             logger.warning("%s", reason)
@@ -78,7 +79,8 @@ def _compress(
     reply: Message,
     sent: Mapping[str, Mapping[str, Array]],
     form: Encoding,
-    random: np.random.Generator,
+    *,
+    seed: str,
 ) -> None:
     """Put the smaller arrays into the reply, in the place of its own."""
     found = list(reply.content.array_records.items())
@@ -87,15 +89,19 @@ def _compress(
         logger.warning("an update is sent as it is: the message brought no model of its arrays")
         return
     (key, arrays), scales, made = found[0], dict[str, np.ndarray](), ArrayRecord()
+    model = fingerprint({name: array.data for name, array in base.items()})
+    random = _random(f"{seed} {model}")
     for name, array in arrays.items():
         try:
             encoded = encode(array.numpy(), base[name].numpy(), form, random)
         except UpdateError as error:
             raise UpdateError(f"cannot be sent, as array {name!r} {error}") from None
+        made[name] = array
         if encoded is not None:
-            scales[name] = encoded[1]
-        made[name] = array if encoded is None else Array(encoded[0])
-    header = UpdateHeader(form, fingerprint({k: array.data for k, array in base.items()}), scales)
+            made[name], scales[name] = Array(encoded[0]), encoded[1]
+            made[name].stype = SERIALIZED_AS
+    logger.info("sends %.3f MB in place of %.3f MB", _megabytes(made), _megabytes(arrays))
+    header = UpdateHeader(form, model, scales)
     reply.content[key] = made
     reply.content[UPDATE_RECORD] = ConfigRecord(header.to_record())
 
@@ -111,7 +117,15 @@ def _base(
     return None
 
 
-def _random(seed: int, message: Message, context: Context) -> np.random.Generator:
-    node = context.node_config.get("partition-id", context.node_id)
-    key = repr((seed, node, message.metadata.group_id)).encode()
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
+def _megabytes(arrays: ArrayRecord) -> float:
+    return sum(len(array.data) for array in arrays.values()) / 1e6
+
+
+def _node(context: Context) -> object:
+    """What a node is called in each run; the id of a simulated one is another each time."""
+    return context.node_config.get("partition-id", context.node_id)
+
+
+def _random(key: str) -> np.random.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))

@@ -14,6 +14,7 @@ from fl_app.strategy.arriving import ReplyError
 from fl_app.strategy.payload import ArrayError, view
 from fl_app.strategy.reply_metrics import quoted
 from fl_app.updates import (
+    SERIALIZED_AS,
     UPDATE_RECORD,
     UpdateError,
     UpdateHeader,
@@ -21,6 +22,8 @@ from fl_app.updates import (
     fingerprint,
     read_header,
 )
+
+_NUMPY = "numpy.ndarray"
 
 
 class SentModel:
@@ -85,7 +88,9 @@ def _decoded(arrays: ArrayRecord, header: UpdateHeader, model: ArrayRecord) -> A
 
 
 def _plain(array: Array, header: UpdateHeader, sent: Array, name: str) -> Array:
-    values, base = view(array), view(sent)
+    if array.stype != SERIALIZED_AS:
+        raise UpdateError(f"is serialized as {array.stype!r:.60}, expected {SERIALIZED_AS!r}")
+    values, base = view(Array(array.dtype, array.shape, _NUMPY, array.data)), view(sent)
     if base.dtype.kind != "f" or values.shape != base.shape:
         raise UpdateError(f"is encoded in shape {values.shape} for {base.dtype} of {base.shape}")
     if values.dtype != header.encoding.dtype:

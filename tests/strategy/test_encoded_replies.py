@@ -23,7 +23,7 @@ from fl_app.strategy.arriving import ReplyError, Screened
 from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.decoding import SentModel, decode_update
 from fl_app.strategy.screening import Needs, screen_train
-from fl_app.updates import UPDATE_RECORD
+from fl_app.updates import SERIALIZED_AS, UPDATE_RECORD
 from registry import InMemoryModelStore, InMemoryTracker
 
 MODEL = ArrayRecord(
@@ -77,7 +77,9 @@ def changed(content: RecordDict, **fields: Any) -> RecordDict:
 
 
 def with_array(content: RecordDict, name: str, values: np.ndarray) -> RecordDict:
-    arrays = ArrayRecord({**content.array_records["arrays"], name: Array(values)})
+    array = Array(values)
+    array.stype = SERIALIZED_AS
+    arrays = ArrayRecord({**content.array_records["arrays"], name: array})
     return RecordDict({**content, "arrays": arrays})
 
 
@@ -116,9 +118,12 @@ BOMB = np.zeros((4, 16), np.int8)
         (lambda: changed(encoded(), base=1), "difference to another model than it was sent"),
         (
             lambda: changed(encoded(), arrays=["steps"]),
-            "array 'steps' is encoded in shape () for int64",
+            "array 'steps' is serialized as 'numpy.ndarray', exp",
         ),
-        (lambda: changed(encoded(), arrays=["bias"]), "array 'bias' holds float32, expected int8"),
+        (
+            lambda: changed(encoded(), arrays=["bias"]),
+            "array 'bias' is serialized as 'numpy.ndarray', expected 'fl-app",
+        ),
         (
             lambda: changed(encoded(), arrays=["\x1b[2J"]),
             "its update is said to hold '\\x1b[2J', and do",
@@ -148,6 +153,10 @@ BOMB = np.zeros((4, 16), np.int8)
             "array 'weight' is encoded in shape (4, 1)",
         ),
         (
+            lambda: changed(with_array(encoded(), "steps", BOMB), arrays=["steps"]),
+            "array 'steps' is encoded in shape (4, 16) for int64 of ()",
+        ),
+        (
             lambda: with_array(encoded(), "weight", np.zeros((10**6, 1), np.int8)),
             "array 'weight' is encoded in shape (1000000, 1) for float32 of (4, 16)",
         ),
@@ -158,7 +167,7 @@ BOMB = np.zeros((4, 16), np.int8)
         ),
         (
             lambda: RecordDict({k: v for k, v in encoded().items() if k != UPDATE_RECORD}),
-            "array 'weight' holds int8, expected float32",
+            "array 'weight' is serialized as 'fl-app.update', expected 'numpy.ndarray'",
         ),
     ],
 )
