@@ -48,6 +48,7 @@ from fl_app.strategy import (
     default_policy,
 )
 from fl_app.strategy.checkpoint import load_round
+from fl_app.strategy.remembered import RememberedScores
 from fl_app.strategy.resume import is_cut_short
 from registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
@@ -86,15 +87,18 @@ def main(grid: Grid, context: Context) -> None:
     from fl_app.yolo import YoloOnServer  # seconds of imports, after all that may be wrong
 
     yolo = YoloOnServer(config, spec)
+    scores = RememberedScores(yolo.evaluate)  # by all sessions
     writer = store.writer(f"flower run {grid.run.run_id}", when_busy=config.when_busy)
     params = {
         **ClientConfig.from_run_config(context.run_config).params(),
         **config.params(),
     }
     running: list[LifecycleStrategy] = []
+    read: dict[str, ArrayRecord] = {}
 
     def run_session(number: int, request: RetrainRequest | None) -> Result:
-        parent, arrays = starting_point(config, store, yolo)
+        with store.one_reading():
+            parent, arrays = starting_point(config, store, yolo, read)
         strategy = LifecycleStrategy(
             inner_strategy(config),
             screening=Screening(
@@ -142,7 +146,7 @@ def main(grid: Grid, context: Context) -> None:
             arrays,
             num_rounds=config.num_server_rounds,
             timeout=config.round_timeout,
-            evaluate_fn=yolo.evaluate,
+            evaluate_fn=scores,
         )
 
     def run_alone(number: int, request: RetrainRequest | None) -> Result:
@@ -327,9 +331,15 @@ def dataset(config: ServerConfig, home: Path) -> DataSpec:
 
 
 def starting_point(
-    config: ServerConfig, store: ModelManager, yolo: YoloOnServer
+    config: ServerConfig,
+    store: ModelManager,
+    yolo: YoloOnServer,
+    read: dict[str, ArrayRecord],
 ) -> tuple[str | None, ArrayRecord]:
-    """The version a session starts from and its arrays; first weights where there is none."""
+    """The version a session starts from and its arrays; first weights where there is none.
+
+    ``read`` keeps those of the last version, which mostly are the next session's too.
+    """
     stages: dict[str, list[Stage | None]] = {
         "production": [Stage.PRODUCTION, Stage.STAGING, None],
         "latest": [None],
@@ -338,9 +348,13 @@ def starting_point(
     for stage in stages[config.restart_from]:
         version = store.get_latest_version(stage)
         if version is not None:
-            arrays = load_round(store.weights_path(version))
-            yolo.require_same_model(version, arrays)
+            path = store.weights_path(version)
+            if version not in read:
+                arrays = load_round(path)
+                yolo.require_same_model(version, arrays)
+                read.clear()
+                read[version] = arrays
             logger.info("starting from version %s (%s)", version, stage or "latest")
-            return version, arrays
+            return version, ArrayRecord(dict(read[version]))
     logger.info("starting from first weights (seed %d)", config.seed)
     return None, yolo.first_arrays()

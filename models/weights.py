@@ -88,9 +88,9 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
 
 def read_manifest(path: Path) -> Manifest:
     """Return what a weights file says about itself, after the same checks as `load_weights`."""
-    arrays, model, digest = _read(Path(path))
+    arrays, model, data = _read(Path(path))
     shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
-    return Manifest(shapes, model, digest)
+    return Manifest(shapes, model, hashlib.sha256(data).hexdigest())
 
 
 def _to_bytes(arrays: Arrays, model: Mapping[str, object]) -> bytes:
@@ -148,7 +148,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], str]:
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], bytes]:
+    """Return the arrays, the model and the whole content of a weights file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -171,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object], str]:
             f"weights file {path} is damaged: its order names {len(order)} arrays, "
             f"and it holds {len(arrays)} that differ from them"
         )
-    return {name: arrays[name] for name in order}, model, hashlib.sha256(data).hexdigest()
+    return {name: arrays[name] for name in order}, model, data
 
 
 def _read_json(text: str | bytes) -> Any:

@@ -8,6 +8,7 @@ import os
 import re
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
@@ -38,13 +39,19 @@ def redact(text: str, uri: str = "") -> str:
     the like, ``Authorization`` headers, and the values of environment variables whose names say
     that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``.
     """
-    for secret in sorted({*_passwords(uri), *secrets_of(os.environ)}, key=len, reverse=True):
+    known = _environment_secrets(frozenset(os.environ.items()))
+    for secret in sorted({*_passwords(uri), *known}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _USER_ONLY.sub(rf"\1{HIDDEN}@", text)
     text = _HEADER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     return _FIELD.sub(rf"\1\2{HIDDEN}", text)
+
+
+@lru_cache(maxsize=1)
+def _environment_secrets(environment: frozenset[tuple[str, str]]) -> list[str]:
+    return secrets_of(dict(environment))
 
 
 def has_secret(uri: str) -> bool:

@@ -179,7 +179,6 @@ class _Held:
         self._lost: LeaseLost | None = None
         self._stop = threading.Event()
         self._count = 0
-        self._give()
         self._thread = threading.Thread(target=self._live, name="fl-app-lease", daemon=True)
         self._thread.start()
 
@@ -194,12 +193,11 @@ class _Held:
         self._lock.close()
 
     def _live(self) -> None:
-        failing = False
-        while not self._stop.wait(self._every):
+        failing = not self._give()
+        while self._lost is None and not self._stop.wait(self._every):
             failing = not self._give(quiet=failing)
-            if self._lost is not None:
-                return
-        self._give(ended=True, quiet=failing)
+        if self._lost is None:
+            self._give(ended=True, quiet=failing)
 
     def _give(self, *, ended: bool = False, quiet: bool = False) -> bool:
         """Give a sign of life, or note that another server has taken over; say if that worked."""

@@ -52,7 +52,7 @@ def round_checkpoint(folder: Path) -> Case:
     from fl_app.strategy.checkpoint import CheckpointError, load_round, save_round
 
     arrays = ArrayRecord([np.ones((30, 30), np.float32)])
-    before = save_round(arrays, folder, 1, {})
+    before, _ = save_round(arrays, folder, 1, {})
     return Case(
         lambda: save_round(arrays, folder, 2, {}),
         (CheckpointError,),

@@ -80,8 +80,8 @@ def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
 
 def save_round(
     arrays: ArrayRecord, folder: Path, server_round: int, model: Mapping[str, object]
-) -> Path:
-    """Write the global arrays of a round, whole or not at all, and return the file.
+) -> tuple[Path, str]:
+    """Write the global arrays of a round, whole or not at all; return the file and its SHA-256.
 
     Raises
     ------
@@ -91,14 +91,15 @@ def save_round(
     path = folder / f"round-{server_round:04d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights({name: view(array) for name, array in arrays.items()}, path, model=model)
+        values = {name: view(array) for name, array in arrays.items()}
+        digest = save_weights(values, path, model=model)
     except (OSError, MemoryError, WeightsError, ArrayError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
             f"the arrays of round {server_round} could not be written to {path} ({reason}); make "
             "room on that disk"
         ) from error
-    return path
+    return path, digest
 
 
 def load_round(path: Path) -> ArrayRecord:

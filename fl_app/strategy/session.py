@@ -225,16 +225,17 @@ class Session:
     def started(self, store: ModelStore) -> SessionStarted:
         """What hooks hear before the first round."""
         origin = self.record.origin
-        return SessionStarted(
-            run_id=self.run_id,
-            session=origin.session,
-            num_rounds=self.num_rounds,
-            parent_version=origin.parent_version,
-            trigger=origin.trigger,
-            request_id=origin.request_id,
-            production=store.get_latest_version(Stage.PRODUCTION),
-            staging=store.get_latest_version(Stage.STAGING),
-        )
+        with store.one_reading():
+            return SessionStarted(
+                run_id=self.run_id,
+                session=origin.session,
+                num_rounds=self.num_rounds,
+                parent_version=origin.parent_version,
+                trigger=origin.trigger,
+                request_id=origin.request_id,
+                production=store.get_latest_version(Stage.PRODUCTION),
+                staging=store.get_latest_version(Stage.STAGING),
+            )
 
     def ended(self, error: BaseException | None) -> SessionEnded:
         """What hooks hear at the end; ``error`` is what ended it before its last round."""

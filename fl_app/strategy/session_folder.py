@@ -140,13 +140,12 @@ class SessionFolder:
         """
         closed, files = checkpoint.closed, dict(checkpoint.files)
         if closed.arrays is not None and "arrays" not in files:
-            path = save_round(closed.arrays, self.path, closed.round, model)
-            files["arrays"] = (path.name, file_digest(path))
+            path, digest = save_round(closed.arrays, self.path, closed.round, model)
+            files["arrays"] = (path.name, digest)
         if checkpoint.inner.arrays and "inner" not in files:
             name = f"inner-{closed.round:04d}-{checkpoint.phase}.safetensors"
             with _told(f"the inner strategy's arrays of round {closed.round} could not be written"):
-                save_weights(checkpoint.inner.arrays, self.path / name)
-                files["inner"] = (name, file_digest(self.path / name))
+                files["inner"] = (name, save_weights(checkpoint.inner.arrays, self.path / name))
         saved = replace(checkpoint, files=files)
         self._write(_name(saved.phase, closed.round), _to_json(saved))
         return saved
