@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
+# SPDX-License-Identifier: Apache-2.0
 """A SuperNode whose messages find torch and Ultralytics loaded: each is served by a fork.
 
 Flower starts `flwr-clientapp` anew for each message, found in PATH. Here that name leads to
@@ -84,6 +84,8 @@ def run_warm(
             f"{command[0]} cannot be started with a warm process ({error}); start it by itself, or "
             "set TMPDIR to a folder of yours with a short path."
         ) from error
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

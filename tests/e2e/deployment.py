@@ -179,8 +179,11 @@ def accepts_connections(port: int) -> bool:
 
 
 @contextmanager
-def deployment(flower: Flower, data: Sequence[Path]) -> Iterator[str]:
-    """A SuperLink and a SuperNode for each data set; yields the SuperLink's name."""
+def deployment(flower: Flower, data: Sequence[Path], *, warm: bool = False) -> Iterator[str]:
+    """A SuperLink and a SuperNode for each data set; yields the SuperLink's name.
+
+    With ``warm`` the SuperNodes are those of `fl-app supernode`.
+    """
     port = free_port()
     address = f"127.0.0.1:{port}"
     config = Path(flower.environment["FLWR_HOME"]) / "config.toml"
@@ -194,7 +197,8 @@ def deployment(flower: Flower, data: Sequence[Path]) -> Iterator[str]:
         wait_until(lambda: accepts_connections(port), 60, "the SuperLink")
         for number, path in enumerate(data):
             node = (
-                *("flower-supernode", "--insecure", "--superlink", address),
+                *(("fl-app", "supernode") if warm else ("flower-supernode",)),
+                *("--insecure", "--superlink", address),
                 *("--host", "127.0.0.1", "--port", str(free_port())),
                 *("--node-config", f'data="{path}"'),
             )

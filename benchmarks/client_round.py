@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a client's round and an evaluation cost beside the arithmetic that they cannot do without.
+
+64 pictures in batches of 16, one thread. Both sides of a row run in turn; each figure is a median.
+The pure steps are forward, backward and the same AdamW on tensors that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# This folder last: else `registry` would be the benchmark of that name.
+sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+# Before Ultralytics is loaded: settings of its own, without its MLflow callback.
+os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fl-app-bench-")
+os.environ["FL_APP_HOME"] = os.environ["YOLO_CONFIG_DIR"]
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_app.client import training
+from fl_app.client.adamw import AdamW
+from fl_app.client.client_app import app
+from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.client.shapes import shapes_data
+from models.holdout import Holdout
+from models.model import get_model, to_arrays
+from models.pictures import read_pictures
+from models.upstream import build_dataloader, non_max_suppression
+
+OWN = Path(os.environ["FL_APP_HOME"])
+REPEATS, PICTURES, BATCH = 5, 64, 16
+GOALS = {320: 1.08, 128: 1.2, 64: 1.3}
+PHOTOGRAPHS = Path(__file__).parents[1] / "../shared/data/aquarium/data.yaml"
+CPU = torch.device("cpu")
+Row = dict[str, Any]
+
+FRESH_OURS = """
+import sys
+from pathlib import Path
+from fl_app.client.client_app import _model
+from fl_app.client.data import load_data_spec
+from fl_app.client.training import train_locally
+from models.pictures import read_pictures
+spec = load_data_spec(sys.argv[1], None)
+train_locally(_model("n", spec.names), read_pictures(spec.train, spec.nc), names=spec.names,
+              image_size=64, batch_size=16, epochs=1, learning_rate=0.001, seed=1)
+"""
+THEIRS = """
+import sys
+import ultralytics.data.utils
+ultralytics.data.utils.check_font = lambda font: None  # else it asks the network for one
+from ultralytics import YOLO, settings
+settings.update({"mlflow": False, "raytune": False, "tensorboard": False})
+settings_of_the_user = {"optimizer": "AdamW", "nbs": 16, "device": "cpu", "project": sys.argv[2]}
+def train(data, side, **more):
+    YOLO("yolov8n.yaml").train(data=data, imgsz=side, epochs=1, batch=16, verbose=False,
+                               workers=0, **settings_of_the_user, **more)
+"""
+
+
+@cache
+def theirs(name: str) -> Callable[..., None]:
+    """One of the functions above, in this process; the arguments of the script are read by now."""
+    sys.argv[1:] = ["", str(OWN)]
+    found: dict[str, Any] = {}
+    exec(THEIRS, found)  # noqa: S102 - the same lines as in the fresh process
+    return found[name]
+
+
+def in_turn(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, float]:
+    """Medians of both sides' seconds; the first of each is not counted."""
+    seconds: dict[Callable[[], Any], list[float]] = {ours: [], peer: []}
+    for _ in range(REPEATS + 1):
+        for side, found in seconds.items():
+            began = time.perf_counter()
+            side()
+            found.append(time.perf_counter() - began)
+    return statistics.median(seconds[ours][1:]), statistics.median(seconds[peer][1:])
+
+
+def row(name: str, peer: str, figures: tuple[float, float], goal: float | None = None) -> Row:
+    """A row of the table, printed at once."""
+    ours, value = figures
+    ratio = ours / value
+    met = None if goal is None else ratio <= goal
+    sys.stdout.write(f"{name:58} {ours:7.3f} s {value:7.3f} s {ratio:6.3f}  goal {goal or '-'}\n")
+    sys.stdout.flush()
+    return {
+        "row": name,
+        "ours": ours,
+        "peer": peer,
+        "peer_value": value,
+        "ratio": ratio,
+        "goal": goal,
+        "met": met,
+    }
+
+
+def generated(size: int, train: int = PICTURES, val: int = 127) -> DataSpec:
+    """The generated set at a size."""
+    return load_data_spec(shapes_data(OWN, train=train, val=val, image_size=size), None)
+
+
+def a_round(spec: DataSpec, size: int) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """A local round, and its steps alone."""
+    pictures = read_pictures(spec.train[:PICTURES], spec.nc)
+    model: Any = get_model("n", spec.nc, names=spec.names, seed=1)
+
+    def ours() -> None:
+        training.train_locally(
+            model,
+            pictures,
+            names=spec.names,
+            image_size=size,
+            batch_size=BATCH,
+            epochs=1,
+            learning_rate=0.001,
+            seed=1,
+        )
+
+    return ours, pure_steps(spec, size, pictures)
+
+
+def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], None]:
+    """Forward, backward and step on batches that are in memory."""
+    model: Any = get_model("n", spec.nc, names=spec.names, seed=1).train()
+    dataset = training._dataset(tuple(pictures), spec.names, size, BATCH)
+    loader = build_dataloader(dataset, BATCH, workers=0, shuffle=True, device=CPU)
+    model.args, model.criterion = dataset.settings, None
+    batches = [training._on(CPU, batch) for batch in loader]
+
+    def steps() -> None:
+        with training.torch_threads(1):
+            optimizer = AdamW(training._groups(model, 0.0005), 0.001)
+            for batch in batches:
+                model(batch)[0].sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return steps
+
+
+def handler(spec: DataSpec, size: int) -> Callable[[], None]:
+    """The whole of the ClientApp's answer to a train message, with new weights each time."""
+    arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
+    order = ConfigRecord({"server-round": 1, "learning-rate": 0.001})
+    config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
+    config["num-classes"] = spec.nc
+    node = {"data": str(spec.root / "data.yaml")}
+
+    def ask() -> None:
+        content = RecordDict({"arrays": ArrayRecord(arrays), "config": order})
+        context = Context(7, 1, node, RecordDict(), config)
+        reply = app(Message(content, dst_node_id=1, message_type="train"), context)
+        if reply.has_error():
+            raise RuntimeError(reply.error.reason)
+
+    return ask
+
+
+def rounds() -> Iterator[Row]:
+    """Local rounds against their steps, and against Ultralytics' own call."""
+    for size, goal in GOALS.items():
+        spec, steps = generated(size), "pure steps"
+        ours, pure = a_round(spec, size)
+        yield row(f"local round, {size} px", steps, in_turn(ours, pure), goal)
+        yield row(f"whole train message, {size} px", steps, in_turn(handler(spec, size), pure))
+        data, cheap = str(spec.root / "data.yaml"), {"plots": False, "val": False, "save": False}
+        call = in_turn(ours, lambda d=data, s=size, c=cheap: theirs("train")(d, s, **c))
+        yield row(f"local round, {size} px, against the call", "YOLO.train(), cheap", call)
+    if PHOTOGRAPHS.is_file():
+        ours, pure = a_round(load_data_spec(PHOTOGRAPHS, None), 320)
+        yield row("local round, 320 px, photographs", "pure steps", in_turn(ours, pure), 1.08)
+    else:
+        sys.stdout.write("no row of photographs: ../shared/data/aquarium is not there\n")
+
+
+def fresh() -> Iterator[Row]:
+    """The first round of a process, imports counted."""
+    data = str(generated(64).root / "data.yaml")
+    call = f"{THEIRS}\ntrain(sys.argv[1], 64)"
+
+    def run(code: str) -> None:
+        words = [sys.executable, "-c", code, data, str(OWN)]
+        subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+
+    both = in_turn(lambda: run(FRESH_OURS), lambda: run(call))
+    yield row("first round of a fresh process, 64 px", "YOLO.train() there", both, 0.5)
+
+
+def evaluation() -> Iterator[Row]:
+    """Scores of 127 pictures against forward and non-maximum suppression alone, and YOLO.val."""
+    known = PHOTOGRAPHS.is_file()
+    spec = load_data_spec(PHOTOGRAPHS, None) if known else generated(320)
+    kind = "photographs" if known else "generated pictures"
+    model = get_model("n", spec.nc, names=spec.names, seed=1).eval()
+    for size in (320, 96):
+        holdout = Holdout(spec, image_size=size, batch_size=BATCH)
+        name = f"evaluation of {len(holdout)} {kind}, {size} px"
+        scored = lambda h=holdout: h(model)  # noqa: E731
+        yield row(name, "forward and NMS", in_turn(scored, pure_forward(holdout, model)), 1.1)
+    spec = generated(320)
+    model = get_model("n", spec.nc, names=spec.names, seed=1)
+    holdout, call = Holdout(spec, image_size=320, batch_size=BATCH), their_scores(spec, model)
+    name = f"evaluation of {len(holdout)} generated pictures, 320 px, against the call"
+    yield row(name, "YOLO.val(), cheap", in_turn(lambda: holdout(model), call))
+
+
+def their_scores(spec: DataSpec, model: Any) -> Callable[[], None]:
+    """What `YOLO.val` does with a module and a data set, one after the other."""
+    import ultralytics.data.utils
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    ultralytics.data.utils.check_font = lambda font: None
+    settings = {"data": str(spec.root / "data.yaml"), "imgsz": 320, "batch": BATCH, "device": "cpu"}
+    cheap = {"plots": False, "rect": False, "workers": 0, "verbose": False}
+    return lambda: DetectionValidator(save_dir=OWN, args={**settings, **cheap})(model=model)
+
+
+def pure_forward(holdout: Holdout, model: Any) -> Callable[[], None]:
+    """The network and non-maximum suppression on tensors that are in memory."""
+    scorer = holdout._scorer
+    images = [scorer.preprocess(dict(batch))["img"] for batch in scorer._batches()]
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for image in images:
+                non_max_suppression(
+                    model(image), scorer.args.conf, scorer.args.iou, multi_label=True, max_det=300
+                )
+
+    return forward
+
+
+PARTS = {"rounds": rounds, "fresh": fresh, "evaluation": evaluation}
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=PARTS, action="append")
+    asked = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+    try:
+        rows = [found for part in asked.only or PARTS for found in PARTS[part]()]
+    finally:
+        shutil.rmtree(OWN)
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
