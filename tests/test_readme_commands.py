@@ -21,7 +21,7 @@ from registry import ModelManager
 ROOT = Path(__file__).parents[1]
 IN_THE_TEXT, IN_A_BLOCK = "`", "^"
 COMMAND = r"uv run (fl-app (?:[^`\n\"#]|\"[^\"\n]*\")+)"
-LASTING = {"ui", "serve", "run", "deploy-local"}
+LASTING = {"ui", "serve", "run", "deploy-local", "supernode"}
 """Commands that go on until they are ended; their own tests start them."""
 
 
