@@ -87,7 +87,7 @@ class Deployment:
                 processes.stop()
 
     def _start(self, processes: Processes, database_url: str) -> Sequence[str]:
-        """Start all; return the SuperNodes' data."""
+        """Start all and wait until it is well; return the SuperNodes' data."""
         layout, chosen = self.layout, self.settings
         require_free(chosen.port, "--port")
         require_free(chosen.mlflow_port, "--mlflow-port")
@@ -98,7 +98,7 @@ class Deployment:
         self.say("Starting MLflow and the SuperLink.")
         processes.start(mlflow_server(layout, chosen.mlflow_port, database=database))
         processes.start(superlink(layout, chosen.port, mlflow=self._mlflow))
-        processes.wait_for(["mlflow", "superlink"], START_SECONDS)
+        processes.wait_for(["superlink"], START_SECONDS)  # MLflow makes its tables meanwhile
         connection = Connection(f"{HOST}:{chosen.port}", layout.keys.authority.absolute())
         connection.write()
         self._start_nodes(processes, connection, data)
@@ -135,7 +135,7 @@ class Deployment:
             )
             processes.start(service)
             names.append(service.name)
-        processes.wait_for(names, START_SECONDS)
+        processes.wait_for(["mlflow", *names], START_SECONDS)
 
         def online() -> bool:
             status = connection.nodes()

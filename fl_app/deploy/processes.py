@@ -144,8 +144,9 @@ class Processes:
             code = one.process.poll()
             if code is not None and one.again is None:
                 one.fails = one.fails + 1 if now - one.since < _STEADY else 1
-                pause = min(one.service.again_after * 2 ** (one.fails - 1), _LONGEST)
-                one.again = now + max(pause, one.service.again_after)
+                longer = min(one.service.again_after * 2 ** (one.fails - 1), _LONGEST)
+                pause = max(longer, one.service.again_after)
+                one.again = now + pause
                 self._say(f"{_ended_as(one, code)} It is started again in {pause:.0f} s.")
             elif one.again is not None and now >= one.again:
                 end(self._all_of(one.service), one.service.stop_signal)

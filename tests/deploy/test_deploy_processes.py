@@ -187,3 +187,13 @@ def test_processes_are_told_no_database(monkeypatch: pytest.MonkeyPatch) -> None
     assert "open-sesame" not in str(told)
     assert told["OWN"] == "value"
     assert told["PATH"].startswith(str(Path(sys.executable).parent))
+
+
+def test_what_is_told_of_a_long_pause_is_how_long_it_is(stage: Stage) -> None:
+    node = replace(stage.service("node-1", "pass"), again_after=65.0)
+    stage.processes.start(node)
+    thread = watched(stage)
+    until(lambda: stage.said)
+    stage.ended.set()
+    thread.join(20)
+    assert stage.said == ["node-1 ended with status 0. It is started again in 65 s."]

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's tour: each command as it stands there, with the output shown, but for numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_app import cli
+from models.weights import save_weights
+from registry import ModelManager
+
+README = Path(__file__).parents[1] / "README.md"
+NUMBER = r"[+-]?\d[\d.:-]*"
+
+
+def tour() -> list[tuple[list[str], list[str]]]:
+    """Each command, as words after `uv run fl-app`, and the lines that are shown of its output."""
+    (block,) = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    steps = [step.splitlines() for step in block.split("$ uv run fl-app ")[1:]]
+    return [(shlex.split(first), [line for line in shown if line]) for first, *shown in steps]
+
+
+def without_numbers(line: str) -> str:
+    line = re.sub(r"\b[0-9a-f]{32}\b", "ID", line)
+    return " ".join(re.sub(NUMBER, "N", line).split())
+
+
+@pytest.fixture
+def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelManager:
+    """Eight versions, of which the last waits for approval, as after the first run."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    manager = ModelManager()
+    for number in range(1, 9):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        metrics = {"mAP50": number / 9, "mAP50/circle": number / 8, "train/loss": 9.0 - number}
+        manager.save_model_version(path, metrics=metrics, tags={"metric": "mAP50"})
+    manager.archive_version("7", reason="replaced")
+    manager.promote_to_staging("8")
+    manager.set_version_tags("8", {"approval": "pending"})
+    return manager
+
+
+def test_the_tour_goes_as_it_is_shown(
+    trained: ModelManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = tour()
+    assert len(steps) >= 5
+    for words, shown in steps:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        told = capsys.readouterr()
+        assert not ended.value.code, told
+        lines = [without_numbers(line) for line in told.out.splitlines()]
+        expected = [without_numbers(line) for line in shown if line != "..."]
+        assert expected
+        assert [line for line in lines if line in expected] == expected, words
+    assert trained.get_latest_version("Production") == "8"
