@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl_app.client.client_app import app, load_node_data
 from fl_app.client.data import load_data_spec
 from fl_app.config import ClientConfig
+from fl_app.strategy.decoding import SentModel, decode_update
 from models.model import get_model, to_arrays
 from models.pictures import label_file
 
@@ -66,6 +67,24 @@ def test_a_train_reply_has_all_arrays_in_their_order(
     assert set(metrics) == {"num-examples", "loss"}
     assert metrics["num-examples"] == 10  # 12 of the partition, 2 held out
     assert len(str(content.config_records["node"]["data-digest"])) == 64
+
+
+def test_a_setting_makes_a_reply_smaller_and_what_is_read_of_it_is_near_the_plain_one(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    plain = ask("train", arrays, shapes_yaml).content
+    small = ask("train", arrays, shapes_yaml, **{"update-compression": "int8"}).content
+    sizes = [
+        sum(len(array.data) for array in content.array_records["arrays"].values())
+        for content in (small, plain)
+    ]
+    assert sizes[0] < 0.27 * sizes[1]
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    decoded = decode_update(small, SentModel(record)).array_records["arrays"]
+    for name, array in plain.array_records["arrays"].items():
+        exact, found = array.numpy(), decoded[name].numpy()
+        change = np.abs(exact - arrays[name]).max() if exact.ndim > 1 else 0
+        assert np.abs(found - exact).max() <= 1.01 * change / 127 + 1e-7
 
 
 def test_a_round_repeats_bit_by_bit_and_the_next_one_differs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.client.compression import compress_updates
+from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.decoding import SentModel, decode_update
 from fl_app.updates import UPDATE_RECORD
 
+README = Path(__file__).parents[2] / "README.md"
 MODEL = ArrayRecord(
     {
         "weight": Array(np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)),
@@ -40,14 +43,15 @@ def trained(message: Message) -> RecordDict:
 
 
 def ask(
-    encoding: str,
+    encoding: str | ClientApp,
     answer: Answer = trained,
     *,
     kind: str = "train",
     model: ArrayRecord = MODEL,
     **settings: Any,
 ) -> Message:
-    app = ClientApp(mods=[compress_updates(encoding, **settings)])
+    made = isinstance(encoding, ClientApp)
+    app = encoding if made else ClientApp(mods=[compress_updates(encoding, **settings)])
 
     def reply(message: Message, context: Context) -> Message:
         return Message(answer(message), reply_to=message)
@@ -124,6 +128,16 @@ def test_arrays_that_the_message_did_not_bring_are_sent_as_they_are(
     assert content["arrays"]["weight"].dtype == "float32"
     assert UPDATE_RECORD not in content
     assert "sent as it is" in caplog.text
+
+
+def test_the_readme_s_line_is_all_it_takes() -> None:
+    section = README.read_text().split("\n## Fewer bytes\n", 1)[1].split("\n## ", 1)[0]
+    snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+    content = ask(names["app"]).content
+    assert content["arrays"]["weight"].dtype == "int8"
+    assert schema_of(decode_update(content, SentModel(MODEL))["arrays"]) == schema_of(MODEL)
 
 
 def test_another_word_is_no_encoding() -> None:
