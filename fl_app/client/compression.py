@@ -100,6 +100,8 @@ def _compress(
         if encoded is not None:
             made[name], scales[name] = Array(encoded[0]), encoded[1]
             made[name].stype = SERIALIZED_AS
+    if not scales:
+        return
     logger.info("sends %.3f MB in place of %.3f MB", _megabytes(made), _megabytes(arrays))
     header = UpdateHeader(form, model, scales)
     reply.content[key] = made

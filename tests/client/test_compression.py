@@ -13,6 +13,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app import MetricRecord as Metrics
 from flwr.clientapp import ClientApp
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.client.compression import compress_updates
@@ -128,6 +130,19 @@ def test_arrays_that_the_message_did_not_bring_are_sent_as_they_are(
     assert content["arrays"]["weight"].dtype == "float32"
     assert UPDATE_RECORD not in content
     assert "sent as it is" in caplog.text
+
+
+def test_a_model_of_vectors_alone_is_sent_as_it_is() -> None:
+    vectors = ArrayRecord({name: MODEL[name] for name in ("variance", "steps")})
+    content = ask("int8", model=vectors).content
+    assert UPDATE_RECORD not in content
+    assert content["arrays"]["variance"].stype == "numpy.ndarray"
+
+
+def test_a_reply_outlives_flower_s_wire() -> None:
+    sent = RecordDictProto.FromString(recorddict_to_proto(ask("int8").content).SerializeToString())
+    arrived = decode_update(recorddict_from_proto(sent), SentModel(MODEL))
+    assert schema_of(arrived["arrays"]) == schema_of(MODEL)
 
 
 def test_the_readme_s_line_is_all_it_takes() -> None:
