@@ -19,7 +19,7 @@ from registry import FederatedLearningTracker, ModelManager, app_home
 
 NAME, ROUNDS, DEADLINE = "deployed", 2, 25.0
 """The model, the rounds of a session, and the seconds that a round waits for replies."""
-PAUSE = 2.5
+PAUSE = 4.0
 
 server = ServerApp()
 client = ClientApp()
