@@ -13,6 +13,7 @@ from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import RunFailedError
 from fl_app.strategy.shadow import ShadowEvaluation
+from fl_app.strategy.streaming import StreamingFedAvg
 from registry.gates import (
     AtLeast,
     AtMost,
@@ -44,6 +45,7 @@ __all__ = [
     "Screening",
     "SessionReport",
     "ShadowEvaluation",
+    "StreamingFedAvg",
     "TooFewNodesError",
     "decide_stage",
     "default_policy",

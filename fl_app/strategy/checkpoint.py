@@ -38,7 +38,8 @@ def fits(arrays: ArrayRecord, schema: Schema) -> bool:
 
 def is_document(schema: Schema) -> bool:
     """Whether a model is one array of bytes that may be of any length: the trees of XGBoost."""
-    return [(str(dtype), len(shape)) for dtype, shape in schema.values()] == [("uint8", 1)]
+    (dtype, shape), *others = schema.values() or [(np.dtype("f4"), ())]
+    return not others and dtype == np.uint8 and len(shape) == 1
 
 
 def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
@@ -49,11 +50,12 @@ def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
     if list(arrays) != list(schema):
         foreign = sorted(set(arrays) ^ set(schema))[:3]
         return f"the aggregate has other arrays than the global model: {foreign}"
+    document = is_document(schema)
     for name, array in arrays.items():
         dtype, shape = schema[name]
         try:
             values = view(array)
-            if values.shape != shape and not (is_document(schema) and is_bytes(values)):
+            if values.shape != shape and not (document and is_bytes(values)):
                 raise ArrayError(f"has shape {values.shape}, expected {shape}")
             require_finite(values, dtype)
         except ArrayError as error:

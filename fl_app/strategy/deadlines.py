@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a round waits for nodes to be there, and which nodes then did not answer.
+"""How long a round waits for nodes to be there.
 
 How long it waits for answers is the ``timeout`` of Flower's own loop.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -17,7 +16,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.grids import GridAround
-from fl_app.strategy.screening import Screened
 from fl_app.strategy.session import RunFailedError
 
 Phase = Literal["train", "evaluate"]
@@ -26,9 +24,6 @@ NODE_WAIT_SECONDS = 600.0
 """How long a round waits for as many nodes as its strategy asks for."""
 IN_VAIN = 2
 """Questions for nodes before a further one means that the answers were not enough."""
-
-SILENT = "it sent no answer in time"
-"""Why a node is set aside that neither answered nor said what went wrong."""
 
 
 class TooFewNodesError(RunFailedError):
@@ -134,13 +129,3 @@ def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | No
         return None
     share = int(connected * getattr(inner, f"fraction_{phase}", 0.0))
     return max(int(least), share, int(getattr(inner, f"min_{phase}_nodes", 0)))
-
-
-def with_silent(screened: Screened, asked: Iterable[str]) -> Screened:
-    """Set aside the nodes that were asked and sent neither a result nor an error in time."""
-    silent = sorted({*asked} - {*screened.nodes})
-    return replace(
-        screened,
-        nodes=(*screened.nodes, *silent),
-        set_aside={**screened.set_aside, **dict.fromkeys(silent, SILENT)},
-    )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids around Flower's own: one that only passes on, and one that no reply can break."""
+"""Grids around Flower's own: one that only passes on, and one that hands on reply by reply."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -17,8 +17,10 @@ from fl_app.strategy.reply_metrics import brief
 
 logger = logging.getLogger("flwr.fl_app")
 
-FIRST_PAUSE, LAST_PAUSE, GROWTH = 0.2, 3.0, 1.5
-"""Seconds between looks for replies: soon after the messages were sent, and in the long run."""
+FIRST_PAUSE, USUAL_PAUSE, LAST_PAUSE, GROWTH = 0.1, 0.5, 3.0, 1.5
+"""Seconds between looks for replies: at first, in the long run, and at most."""
+LOOKS_A_SECOND = 30
+"""Requests that waiting for many nodes may cost."""
 CONNECTION = ("httpx", "httpcore")
 """Whose errors are about the way to the SuperLink; all others are about what came."""
 
@@ -78,12 +80,13 @@ class GridAround(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-class ReadableReplies(GridAround):
-    """Brings an error in the place of a reply that Flower cannot unpack.
+class OneByOne(GridAround):
+    """Hands replies on as they arrive, and an error in the place of one that cannot be unpacked.
 
-    Flower unpacks all replies that are there at once, so that one that it cannot unpack ends the
-    run and loses the others. Here each is pulled by itself. Time is told by a clock that never
-    jumps, where Flower's own loop would lose all replies if the clock went forward.
+    Flower's own Grids return all replies when the last one is there, so that all are in memory at
+    once. They unpack all that are there together, so that one that cannot be unpacked ends the run
+    and loses the others; here each is pulled by itself. Time is told by a clock that never jumps,
+    where Flower's own loop would lose all replies if the clock went forward.
 
     Parameters
     ----------
@@ -106,26 +109,29 @@ class ReadableReplies(GridAround):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages and return the replies that come within ``timeout`` seconds."""
+        """Send messages; return those replies, once each, that come within ``timeout`` seconds."""
         sent = list(messages)
         ids = list(self._grid.push_messages(sent))
         waiting = {str(i): message for i, message in zip(ids, sent, strict=False) if i}
-        began, pause = self._clock(), FIRST_PAUSE
-        replies: list[Message] = []
+        return self._arriving(waiting, self._clock(), timeout)
+
+    def _arriving(
+        self, waiting: dict[str, Message], began: float, timeout: float | None
+    ) -> Iterator[Message]:
+        pause = FIRST_PAUSE
         while waiting and (timeout is None or self._clock() - began < timeout):
             for message_id in list(waiting):
-                found = self._pull(message_id, waiting[message_id])
-                if found:
-                    del waiting[message_id]
-                    replies.extend(found)
+                for reply in self._pull(message_id, waiting[message_id]):
+                    waiting.pop(message_id, None)
+                    yield reply
+                    del reply  # or it would be held while the next one is pulled
             if waiting:
-                self._sleep(pause)
-                pause = min(pause * GROWTH, LAST_PAUSE)
-        return replies
+                self._sleep(min(max(pause, len(waiting) / LOOKS_A_SECOND), LAST_PAUSE))
+                pause = min(pause * GROWTH, USUAL_PAUSE)
 
     def _pull(self, message_id: str, asked: Message) -> list[Message]:
         try:
-            return list(self._grid.pull_messages([message_id]))
+            return [_by_its_node(m, asked) for m in self._grid.pull_messages([message_id])]
         except OSError:
             raise
         except Exception as error:
@@ -135,7 +141,17 @@ class ReadableReplies(GridAround):
             return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=asked)]
 
 
-def readable(grid: Grid) -> Grid:
-    """Return a grid that no reply can break; only Flower's own over the network unpacks replies."""
-    over_network = type(grid).__module__ == "flwr.superlink.grid.http_grid"
-    return ReadableReplies(grid) if over_network else grid
+def _by_its_node(reply: Message, asked: Message) -> Message:
+    # For a node that is gone the SuperLink replies in its own name, so nobody could tell which.
+    if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+        return Message(reply.error, reply_to=asked)
+    return reply
+
+
+def arriving(grid: Grid) -> Grid:
+    """Return a grid that hands replies on as they arrive; a Grid that is not Flower's stays."""
+    flowers = type(grid).__module__ in (
+        "flwr.superlink.grid.http_grid",
+        "flwr.superlink.grid.inmemory_grid",
+    )
+    return OneByOne(grid) if flowers else grid

@@ -16,9 +16,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
+from fl_app.strategy.arriving import ArrivingReplies, Screened
 from fl_app.strategy.checkpoint import Schema, check_arrays
 from fl_app.strategy.reply_metrics import Value, brief, in_step
-from fl_app.strategy.screening import Screened, needs_of
+from fl_app.strategy.screening import needs_of
+from fl_app.strategy.streaming import StreamingFedAvg
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -49,16 +51,22 @@ class Aggregate:
 
 
 def aggregate(
-    strategy: Strategy, server_round: int, screened: Screened, schema: Schema
+    strategy: Strategy, server_round: int, arriving: ArrivingReplies, schema: Schema
 ) -> Aggregate:
     """Let the inner strategy aggregate, and check what it made.
 
-    If it raises, or makes what cannot be the model, its state is put back, and it gets the replies
-    that do no harm by themselves, or all but one if that helps. In the end there is a new model,
-    or the strategy is as it was.
+    One that takes replies as they arrive gets them so, once. For any other, if it raises, or makes
+    what cannot be the model, its state is put back, and it gets the replies that do no harm by
+    themselves, or all but one if that helps. In the end there is a new model, or the strategy is as
+    it was.
     """
     put_back = state_of(strategy)
-    first = _attempt(strategy, server_round, screened.replies, schema, loud=True)
+    streams = isinstance(strategy, StreamingFedAvg)
+    replies = arriving if streams else arriving.all().replies
+    first = _attempt(strategy, server_round, replies, schema, loud=True)
+    if arriving.lost is not None:
+        raise arriving.lost
+    screened = arriving.screened
     if not screened.good:
         reasons = "; ".join(f"node {n}: {why}" for n, why in screened.set_aside.items())
         told = f" ({brief(reasons)})" if reasons else ""
@@ -69,6 +77,8 @@ def aggregate(
         name, count = type(strategy).__name__, len(screened.good)
         return replace(first, problem=f"{name} made no model of {count} replies")
     put_back()
+    if streams:  # the replies are gone
+        return first
     logger.warning("round %d: %s; trying with fewer replies", server_round, first.problem)
     nodes = {str(message.metadata.src_node_id): message for message in screened.good}
     harmful: dict[str, str] = {}
@@ -104,13 +114,14 @@ def aggregate_evaluate(
 def _attempt(
     strategy: Strategy,
     server_round: int,
-    replies: Sequence[Message],
+    replies: Sequence[Message] | ArrivingReplies,
     schema: Schema,
     *,
     loud: bool = False,
 ) -> Aggregate:
     try:
-        arrays, metrics = strategy.aggregate_train(server_round, alike(strategy, replies))
+        given = replies if isinstance(replies, ArrivingReplies) else alike(strategy, replies)
+        arrays, metrics = strategy.aggregate_train(server_round, given)
     except Exception as error:
         # Anybody's code on what anybody sends: whatever it raises costs one round, not the run.
         problem = _told(strategy, error)

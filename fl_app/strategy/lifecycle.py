@@ -22,7 +22,7 @@ from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
-from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline, with_silent
+from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.evaluation import finite, round_metrics
 from fl_app.strategy.inner import aggregate, aggregate_evaluate
@@ -33,7 +33,7 @@ from fl_app.strategy.provenance import contributions, node_scores, summaries
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
-from fl_app.strategy.screening import Screening, needs_of, screen_evaluate
+from fl_app.strategy.screening import Screening, needs_of, screen_evaluate, screen_train
 from fl_app.strategy.session import Session, SessionOverError
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
@@ -240,8 +240,16 @@ class LifecycleStrategy(Sessions):
         if session.stopped:
             return None, None
         number = server_round + session.offset
-        screened = with_silent(session.screen(replies, self.screening, needs), session.asked)
-        made = aggregate(self.strategy, number, screened, session.schema)
+        arriving = screen_train(
+            replies,
+            self.screening,
+            needs=needs,
+            model=session.sent,
+            schema=session.schema,
+            asked=session.asked,
+        )
+        made = aggregate(self.strategy, number, arriving, session.schema)
+        screened = arriving.screened
         session.set_aside.note("train", number, screened, made.set_aside)
         session.current = ClosedRound(
             number, made.problem, tags=session.tags, set_aside=session.set_aside.this_round
@@ -273,7 +281,7 @@ class LifecycleStrategy(Sessions):
         if session.stopped:
             return None
         number = server_round + session.offset
-        screened = with_silent(screen_evaluate(replies, self.screening, needs=needs), session.asked)
+        screened = screen_evaluate(replies, self.screening, needs=needs, asked=session.asked)
         clients = aggregate_evaluate(self.strategy, number, screened)
         session.set_aside.note("evaluate", number, screened)
         closed = replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -43,12 +44,13 @@ def view(array: Array) -> np.ndarray:
     """
     if array.stype != _STYPE:
         raise ArrayError(f"is serialized as {array.stype!r}, expected {_STYPE!r}")
-    dtype, fortran, shape, start = _read_header(array.data)
-    if tuple(array.shape) != shape or array.dtype != str(dtype):
+    header = header_of(array.data)
+    dtype, name, fortran, shape = _read_header(header)
+    if tuple(array.shape) != shape or array.dtype != name:
         raise ArrayError(
             f"says it is {array.dtype!r} of shape {array.shape}, but holds {dtype} of shape {shape}"
         )
-    count = math.prod(shape)
+    start, count = len(header), math.prod(shape)
     if len(array.data) - start != count * dtype.itemsize:
         raise ArrayError(
             f"has {len(array.data) - start} bytes of values, expected {count * dtype.itemsize}"
@@ -79,15 +81,21 @@ def viewed(arrays: ArrayRecord) -> ArrayRecord:
     return record
 
 
-def _read_header(data: bytes) -> tuple[np.dtype, bool, tuple[int, ...], int]:
-    """Return dtype, whether in Fortran's order, shape, and where the values begin."""
+def header_of(data: bytes) -> bytes:
+    """Return what stands before the values; raise ArrayError if it is no header of numpy's."""
     field = _HEADER_LENGTH.get(data[6:8])
     if data[:6] != b"\x93NUMPY" or field is None or len(data) < 8 + field:
         raise ArrayError("does not begin as numpy's format does")
     start = 8 + field + int.from_bytes(data[8 : 8 + field], "little")
     if start > _MAX_HEADER or start > len(data):
         raise ArrayError(f"has a header of {start} bytes")
-    found = _HEADER.fullmatch(data, 8 + field, start)
+    return data[:start]
+
+
+@lru_cache(maxsize=1024)
+def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
+    """Return dtype, its name, whether in Fortran's order, and shape."""
+    found = _HEADER.fullmatch(header, 8 + _HEADER_LENGTH[header[6:8]])
     if found is None:
         raise ArrayError("does not hold plain numbers, or has a header that numpy does not write")
     try:
@@ -95,7 +103,11 @@ def _read_header(data: bytes) -> tuple[np.dtype, bool, tuple[int, ...], int]:
     except TypeError:
         raise ArrayError(f"holds numbers of an unknown kind {found[1].decode()!r}") from None
     shape = tuple(int(size) for size in found[3].split(b",") if size.strip())
-    return dtype, found[2] == b"True", shape, start
+    return dtype, str(dtype), found[2] == b"True", shape
+
+
+_LARGEST = {size: np.finfo(f"f{size}").max for size in (2, 4, 8, np.longdouble(0).itemsize)}
+"""Largest float of each size in bytes."""
 
 
 def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -157,7 +169,7 @@ def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
         return bool(largest <= np.finfo(dtype).max) and bool(np.isfinite(largest))
     flat = values.ravel(order="K")
     with np.errstate(all="ignore"):
-        return bool(np.dot(flat, flat) <= np.finfo(dtype).max)
+        return bool(np.dot(flat, flat) <= _LARGEST[dtype.itemsize])
 
 
 def _require_range(values: np.ndarray, dtype: np.dtype) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+
+from fl_app.strategy.streaming import StreamingFedAvg
 
 LEARNING_RATE = "learning-rate"
 
 
-class ScheduledFedAvg(FedAvg):
-    """FedAvg whose train messages carry ``learning-rate``.
+class ScheduledFedAvg(StreamingFedAvg):
+    """StreamingFedAvg whose train messages carry ``learning-rate``.
 
     A client starts each round with a fresh optimizer and cannot know how far the federation is, so
     the server sends the rate.

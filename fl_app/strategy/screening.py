@@ -8,8 +8,8 @@ is not decided here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -17,7 +17,6 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    Error,
     Message,
     MetricRecord,
     RecordDict,
@@ -25,15 +24,13 @@ from flwr.app import (
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
 from fl_app.strategy.checkpoint import Schema, is_document
+from fl_app.strategy.decoding import SentModel, decode_update
 from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
-from fl_app.strategy.reply_metrics import Value, brief, is_finite, quoted, sound_metrics
+from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
-
-
-class ReplyError(ValueError):
-    """A reply may not take part in the round; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -99,37 +96,6 @@ class Needs:
         return self.metrics | ({self.weighted_by} if self.weighted_by is not None else set())
 
 
-@dataclass(frozen=True)
-class Screened:
-    """The replies of a round, and which of them do not count.
-
-    Attributes
-    ----------
-    replies : tuple[Message, ...]
-        What goes to the inner strategy, in the order of arrival: good replies and errors.
-    nodes : tuple[str, ...]
-        The ids of all nodes that answered.
-    set_aside : Mapping[str, str]
-        By node id why its reply does not count; errors are among them.
-    notes : Mapping[str, str]
-        By node id what was left out of a reply that counts, or was clipped.
-    """
-
-    replies: tuple[Message, ...]
-    nodes: tuple[str, ...]
-    set_aside: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def good(self) -> list[Message]:
-        """The replies that count."""
-        return [message for message in self.replies if message.has_content()]
-
-    def without(self, nodes: Collection[str]) -> list[Message]:
-        """All replies but those of some nodes."""
-        return [m for m in self.replies if str(m.metadata.src_node_id) not in nodes]
-
-
 def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
     """Return what Flower's strategies need; wrappers need what they wrap needs, and more."""
     weighted_by, metrics = None, set()
@@ -150,13 +116,17 @@ def screen_train(
     needs: Needs,
     model: ArrayRecord,
     schema: Schema,
-) -> Screened:
+    asked: Iterable[str] = (),
+) -> ArrivingReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
-    Without rules all that is no error passes.
+    Encoded arrays are decoded first. Without rules all that is no error passes.
     """
 
+    sent = SentModel(model)
+
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
+        content = decode_update(content, sent)
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs)
@@ -164,11 +134,15 @@ def screen_train(
         arrays, clipped = _bound_update(arrays, model, rules)
         return _with_records(content, arrays, metrics), [*clipped, *faults]
 
-    return _screen(replies, check)
+    return ArrivingReplies(replies, check, asked)
 
 
 def screen_evaluate(
-    replies: Iterable[Message], rules: Screening | None, *, needs: Needs
+    replies: Iterable[Message],
+    rules: Screening | None,
+    *,
+    needs: Needs,
+    asked: Iterable[str] = (),
 ) -> Screened:
     """Screen the replies of a round of evaluation, in which only metrics count."""
 
@@ -178,33 +152,7 @@ def screen_evaluate(
         metrics, faults = _screen_metrics(content, rules, needs)
         return _with_records(content, None, metrics), faults
 
-    return _screen(replies, check)
-
-
-def _screen(
-    replies: Iterable[Message], check: Callable[[RecordDict], tuple[RecordDict, list[str]]]
-) -> Screened:
-    passed: list[Message] = []
-    nodes: dict[str, None] = {}
-    set_aside, notes = {}, {}
-    for message in replies:
-        node = str(message.metadata.src_node_id)
-        nodes[node] = None
-        if message.has_error():
-            passed.append(_with_plain_error(message))
-            set_aside[node] = brief(f"it answered with an error: {message.error.reason}")
-            continue
-        try:
-            content, faults = check(message.content)
-        except ReplyError as error:
-            set_aside[node] = brief(error)
-        except Exception as error:  # noqa: BLE001  (nothing that a node sends may end the round)
-            set_aside[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
-        else:
-            passed.append(_with_content(message, content))
-            if faults:
-                notes[node] = brief("; ".join(faults))
-    return Screened(tuple(passed), tuple(nodes), set_aside, notes)
+    return ArrivingReplies(replies, check, asked).all()
 
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:
@@ -245,12 +193,12 @@ def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
         differ = {"lacks": schema.keys() - arrays.keys(), "has": arrays.keys() - schema.keys()}
         told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
         raise ReplyError(f"its arrays are not the model's: it {' and '.join(told)}")
-    wider = {}
+    wider, document = {}, is_document(schema)
     for name, (dtype, shape) in schema.items():
         try:
             values = view(arrays[name])
-            document = is_document(schema) and is_bytes(values)
-            require_like(values, dtype, values.shape if document else shape)
+            anything = document and is_bytes(values)
+            require_like(values, dtype, values.shape if anything else shape)
         except ArrayError as error:
             raise ReplyError(f"array {quoted(name)} {error}") from None
         if values.dtype.itemsize < dtype.itemsize:
@@ -303,15 +251,3 @@ def _with_records(
         else:
             changed[key] = record
     return RecordDict(changed)
-
-
-def _with_content(message: Message, content: RecordDict) -> Message:
-    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
-
-
-def _with_plain_error(message: Message) -> Message:
-    """Return the message with an error whose reason fits into one line of Flower's log."""
-    error = message.error
-    return Message(  # type: ignore[call-overload, no-any-return]
-        error=Error(error.code, brief(error.reason)), metadata=message.metadata
-    )

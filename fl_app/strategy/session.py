@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result
 
 from fl_app.events import RoundReport, SessionEnded, SessionStarted
@@ -30,7 +30,6 @@ from fl_app.strategy.kept_rounds import KeptRounds
 from fl_app.strategy.provenance import read_node_scores, version_tags
 from fl_app.strategy.report import Artifacts, SessionReport, ShadowReport
 from fl_app.strategy.rounds import ClosedRound
-from fl_app.strategy.screening import Needs, Screened, Screening, screen_train
 from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
 from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
@@ -275,10 +274,6 @@ class Session:
                 f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
                 f"{closed.problem}; look at the clients' log and run again."
             )
-
-    def screen(self, replies: Iterable[Message], rules: Screening | None, needs: Needs) -> Screened:
-        """Screen the replies to what the nodes were sent in this round."""
-        return screen_train(replies, rules, needs=needs, model=self.sent, schema=self.schema)
 
     def require_metric(self, metric: str | None, metrics: dict[str, float]) -> None:
         """Raise MetricError if nobody reports the metric; once it was told, it may be missing.

@@ -25,7 +25,7 @@ from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
 from fl_app.strategy.deadlines import TooFewNodesError
 from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, shadow_metrics
-from fl_app.strategy.grids import readable
+from fl_app.strategy.grids import arriving
 from fl_app.strategy.handover import LAST_STEPS, hand_over
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.interlude import meet_staging
@@ -130,7 +130,7 @@ class Sessions(Strategy):
             self._watched(evaluate_fn),
             self.health,
         )
-        grid, run_id = readable(grid), str(grid.run.run_id)
+        grid, run_id = arriving(grid), str(grid.run.run_id)
         with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
             self._before_first_round(session)
             result = super().start(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from fl_app.events import SetAside
-from fl_app.strategy.screening import Screened
+from fl_app.strategy.arriving import Screened
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -38,7 +38,7 @@ from shadow_nodes import Nodes, World, grows
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy import RunFailedError, ShadowEvaluation
-from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes, with_silent
+from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes
 from fl_app.strategy.screening import needs_of, screen_evaluate
 from registry import InMemoryModelStore, InMemoryTracker
 
@@ -215,13 +215,13 @@ def test_nodes_that_did_not_answer_are_set_aside() -> None:
     asked = [str(message.metadata.dst_node_id) for message in messages]
     needs = needs_of(FedAvg())
     screened = screen_evaluate(replies, None, needs=needs)
-    assert with_silent(screened, asked) == screened
+    assert screened.with_silent(asked) == screened
     replies.pop(1)
     (missing,) = {"0", "1", "2"} - {str(r.metadata.src_node_id) for r in replies}
-    some = with_silent(screen_evaluate(replies, None, needs=needs), asked)
+    some = screen_evaluate(replies, None, needs=needs, asked=asked)
     assert some.set_aside == {missing: "it sent no answer in time"}
     assert len(some.replies) == len(some.good) == 2
-    none = with_silent(screen_evaluate([], None, needs=needs), asked)
+    none = screen_evaluate([], None, needs=needs, asked=asked)
     assert none.nodes == ("0", "1", "2")
     assert not none.good
 

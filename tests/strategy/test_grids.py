@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -17,7 +18,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hostile_replies import first_model, honest
 from local_grid import LocalGrid
 
-from fl_app.strategy.grids import GridAround, ReadableReplies, readable
+from fl_app.strategy.grids import GridAround, OneByOne, arriving
 
 
 class Wire(LocalGrid):
@@ -26,8 +27,14 @@ class Wire(LocalGrid):
     Each reply is handed out once; it is there when ``delay`` says.
     """
 
-    def __init__(self, answer: Callable[[int, Message], Any], *, delay: float = 0.0) -> None:
-        super().__init__(answer, (1, 2, 3))
+    def __init__(
+        self,
+        answer: Callable[[int, Message], Any],
+        *,
+        delay: float = 0.0,
+        nodes: Sequence[int] = (1, 2, 3),
+    ) -> None:
+        super().__init__(answer, nodes)
         self.now, self.delay, self.pulls = 0.0, delay, 0
         self.packed: dict[str, tuple[str, dict[str, bytes]]] = {}
 
@@ -52,8 +59,8 @@ class Wire(LocalGrid):
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def readable(self) -> Grid:
-        return ReadableReplies(self, clock=lambda: self.now, sleep=self.sleep)
+    def one_by_one(self) -> Grid:
+        return OneByOne(self, clock=lambda: self.now, sleep=self.sleep)
 
 
 def ask(grid: Grid) -> list[Message]:
@@ -92,7 +99,7 @@ def test_what_cannot_be_unpacked_is_an_error_of_its_node(
     with pytest.raises(Exception, match=r"."):  # which in Flower's own way ends the run
         list(wire.pull_messages(ids))
 
-    by_node = {m.metadata.src_node_id: m for m in ask(Wire(answer).readable())}
+    by_node = {m.metadata.src_node_id: m for m in ask(Wire(answer).one_by_one())}
     assert set(by_node) == {1, 2, 3}
     assert "its reply cannot be unpacked" in (by_node[2].error.reason or "")
     for node in (1, 3):
@@ -103,12 +110,29 @@ def test_what_cannot_be_unpacked_is_an_error_of_its_node(
 
 def test_replies_are_waited_for_until_the_timeout() -> None:
     wire = Wire(lambda node, message: honest(node).content(), delay=50.0)
-    assert len(ask(wire.readable())) == 3
-    assert 50 <= wire.now < 54
-    assert wire.pulls < 3 * 30  # seldom, once they take long
+    assert len(ask(wire.one_by_one())) == 3
+    assert 50 <= wire.now < 51
+    assert wire.pulls < 3 * 110  # twice a second
     late = Wire(lambda node, message: honest(node).content(), delay=70.0)
-    assert ask(late.readable()) == []
-    assert 60 <= late.now < 64
+    assert ask(late.one_by_one()) == []
+    assert 60 <= late.now < 61
+
+
+def test_many_nodes_are_looked_for_less_often() -> None:
+    wire = Wire(lambda node, message: honest(node).content(), delay=50.0, nodes=range(1, 200))
+    assert len(ask(wire.one_by_one())) == 199
+    assert wire.pulls < 199 * 20
+
+
+def test_replies_are_handed_on_as_they_arrive() -> None:
+    wire = Wire(lambda node, message: honest(node).content())
+    messages = FedAvg().configure_train(1, first_model(), ConfigRecord(), wire)
+    replies = iter(wire.one_by_one().send_and_receive(messages))
+    assert len(wire.packed) == 3  # sent before anybody asks for a reply
+    for left in (2, 1, 0):
+        next(replies)
+        assert len(wire.packed) == left
+    assert next(replies, None) is None
 
 
 def test_errors_of_the_connection_are_not_a_node_s() -> None:
@@ -121,15 +145,15 @@ def test_errors_of_the_connection_are_not_a_node_s() -> None:
                 raise error
 
         with pytest.raises(type(error)):
-            ask(Down(lambda node, message: honest(node).content()).readable())
+            ask(Down(lambda node, message: honest(node).content()).one_by_one())
 
 
 def test_only_flower_s_own_grid_over_the_network_needs_it() -> None:
     from flwr.superlink.grid.http_grid import HttpGrid
 
     local = LocalGrid(lambda node, message: honest(node).content())
-    assert readable(local) is local
-    assert isinstance(readable(HttpGrid(token="t")), ReadableReplies)  # noqa: S106 - no secret
+    assert arriving(local) is local
+    assert isinstance(arriving(HttpGrid(token="t")), OneByOne)  # noqa: S106 - no secret
 
 
 def test_all_else_is_passed_on() -> None:
@@ -139,3 +163,23 @@ def test_all_else_is_passed_on() -> None:
     message = Message(RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(1))})}), 7, "train")
     (reply,) = grid.send_and_receive([message])
     assert reply.metadata.src_node_id == 7
+
+
+def test_what_the_superlink_says_of_a_node_that_is_gone_counts_as_that_node_s() -> None:
+    class Gone(Wire):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            for reply in replies:
+                if reply.has_error():
+                    reply.metadata.__dict__["_src_node_id"] = 1  # the SuperLink's own number
+            return replies
+
+    def answer(node: int, message: Message) -> RecordDict | Error:
+        if node == 3:
+            return Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
+        return honest(node).content()
+
+    replies = ask(Gone(answer, nodes=(2, 3, 4)).one_by_one())
+    assert {m.metadata.src_node_id: m.has_error() for m in replies} == {2: False, 3: True, 4: False}
+    (error,) = [m.error for m in replies if m.has_error()]
+    assert (error.code, error.reason) == (ErrorCode.NODE_UNAVAILABLE, "no heartbeat")

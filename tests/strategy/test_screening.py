@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
+from fl_app.strategy.arriving import Screened
 from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.evaluation import evaluate
 from fl_app.strategy.payload import ArrayError, view
 from fl_app.strategy.reply_metrics import in_step, sound_metrics
 from fl_app.strategy.screening import (
     Needs,
-    Screened,
     needs_of,
     screen_evaluate,
     screen_train,
@@ -59,7 +59,7 @@ def screen(
 ) -> Screened:
     return screen_train(
         [message(reply)], rules, needs=needs or Needs(), model=MODEL, schema=schema_of(MODEL)
-    )
+    ).all()
 
 
 def described(**lie: Any) -> Array:
@@ -245,7 +245,7 @@ def test_a_document_of_trees_may_be_of_any_length() -> None:
             needs=Needs(),
             model=model,
             schema=schema_of(model),
-        )
+        ).all()
         return dict(found.set_aside)
 
     assert not why(np.frombuffer(b'{"trees": []}', np.uint8))

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedAvg at the speed of memory: each reply is added to the average as it arrives, and let go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import InconsistentMessageReplies
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fl_app.strategy.arriving import without_arrays
+from fl_app.strategy.grids import arriving
+from fl_app.strategy.payload import ArrayError, header_of, view
+from fl_app.strategy.reply_metrics import Value, in_step
+
+BLOCK = 10_000
+"""Numbers that BLAS adds at once: up to here OpenBLAS starts no threads, which would wait for each
+other in a busy loop, and take twenty times as long wherever the cores are not free."""
+
+
+class StreamingFedAvg(FedAvg):
+    """FedAvg that holds one reply at a time, and adds it in one pass over its bytes.
+
+    The model is Flower's FedAvg's but for rounding: floats are summed in the order of arrival in
+    their own precision (half precision in float32), integers and truth values come out as float64.
+    Metrics that at least half of the nodes tell are averaged over those.
+
+    Parameters
+    ----------
+    **kwargs
+        Parameters of Flower's FedAvg.
+
+    Raises
+    ------
+    InconsistentMessageReplies
+        From ``aggregate_train``: the replies are not of one model, or weigh nothing together.
+    """
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run Flower's loop, with replies that are handed on as they arrive."""
+        return super().start(arriving(grid), *args, **kwargs)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average arrays and metrics; each reply is asked for when the one before is added."""
+        average = WeightedAverage()
+        told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
+        valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
+        if not valid:
+            return None, None
+        contents = _same_metrics([reply.content for reply in valid], self.weighted_by_key)
+        return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+
+    def _added(self, average: WeightedAverage, reply: Message) -> Message:
+        """Add a reply to the average; return what else it says."""
+        if reply.has_content():
+            average.add(_only_arrays(reply.content), self._weight(reply.content))
+        return without_arrays(reply)
+
+    def _weight(self, content: RecordDict) -> float:
+        weight = _metrics(content).get(self.weighted_by_key)
+        if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
+            return float(weight)
+        raise InconsistentMessageReplies(
+            f"A reply's {self.weighted_by_key} is {weight!r}, expected a number that is not "
+            "negative, by which its arrays are weighed."
+        )
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What has been added of one array; ``values`` are flat, in the order in which it is stored."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    header: bytes
+    length: int
+    stored: np.dtype
+    values: np.ndarray
+    add_scaled: Callable[..., object] | None
+
+    def read(self, array: Array) -> np.ndarray:
+        """The flat values of an array of the same kind, in the same order.
+
+        Raises ArrayError if it is another kind of array.
+        """
+        data = array.data
+        if len(data) == self.length and data.startswith(self.header):
+            return np.frombuffer(data, self.stored, offset=len(self.header))
+        values = view(array)
+        if values.shape != self.shape:
+            raise ArrayError(f"has shape {values.shape}, expected {self.shape}")
+        return values.ravel(order=self.order)
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """In which order it is stored."""
+        return "F" if b"'fortran_order': True" in self.header else "C"
+
+    def add(self, read: np.ndarray, share: float) -> None:
+        """Add flat values, in one pass where both are of the same precision."""
+        values = self.values
+        if self.add_scaled is not None and read.dtype is values.dtype and values.size:
+            for start in range(0, values.size, BLOCK):
+                count = min(BLOCK, values.size - start)
+                self.add_scaled(read, values, n=count, a=share, offx=start, offy=start)
+        else:
+            values += (read * values.dtype.type(share)).astype(values.dtype, copy=False)
+
+    def average(self, total: float) -> Array:
+        """What was added, over its total weight, as Flower sends arrays."""
+        values = self.values
+        values *= values.dtype.type(1 / total)
+        if values.dtype == self.stored:
+            data = b"".join((self.header, values.data))
+            return Array(self.dtype, self.shape, self.stype, data)
+        shaped, native = values.reshape(self.shape, order=self.order), self.stored.newbyteorder("=")
+        return Array(shaped.astype(native) if native.kind in "fc" else shaped)
+
+
+class WeightedAverage:
+    """The average of arrays that are added one model after the other.
+
+    It takes the memory of one model, and of another one for the result.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, _Sum] = {}
+        self._unit = 0.0
+        self._total = 0.0
+
+    def add(self, arrays: ArrayRecord, weight: float) -> None:
+        """Add a model, whole or not at all.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If it is another model than the first one.
+        """
+        try:
+            if not self._sums:
+                self._sums = _begun(arrays)
+            elif arrays.keys() != self._sums.keys():
+                raise ArrayError(f"is not in both: {set(arrays) ^ set(self._sums)}")
+            values = [each.read(arrays[name]) for name, each in self._sums.items()]
+        except ArrayError as error:
+            raise InconsistentMessageReplies(
+                f"The replies are not of one model: an array {error}."
+            ) from None
+        # In units of the first weight, so that sums are of the size of the values.
+        self._unit = self._unit or weight
+        share = weight / self._unit if self._unit else 0.0
+        for each, read in zip(self._sums.values(), values, strict=True):
+            each.add(read, share)
+        self._total += share
+
+    def result(self) -> ArrayRecord:
+        """Return the average of what was added; nothing can be added after.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If all that was added weighs nothing.
+        """
+        if not self._total:
+            raise InconsistentMessageReplies("All replies together have a weight of 0.")
+        return ArrayRecord({name: s.average(self._total) for name, s in self._sums.items()})
+
+
+def _begun(arrays: ArrayRecord) -> dict[str, _Sum]:
+    """Sums of nothing, of the kind of these arrays."""
+    from scipy.linalg import blas
+
+    in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
+    sums = {}
+    for name, array in arrays.items():
+        stored = view(array).dtype
+        native = stored.newbyteorder("=")
+        kinds = {"f": np.result_type(native, np.float32), "c": native}
+        values = np.zeros(math.prod(array.shape), kinds.get(stored.kind, np.dtype("f8")))
+        sums[name] = _Sum(
+            array.dtype,
+            tuple(array.shape),
+            array.stype,
+            header_of(array.data),
+            len(array.data),
+            stored,
+            values,
+            in_one_pass.get(values.dtype),
+        )
+    return sums
+
+
+def _only_arrays(content: RecordDict) -> ArrayRecord:
+    found = list(content.array_records.values())
+    if len(found) != 1:
+        raise InconsistentMessageReplies(f"A reply has {len(found)} ArrayRecords, expected one.")
+    return found[0]
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    found = list(content.metric_records.values())
+    if len(found) != 1:
+        raise InconsistentMessageReplies(f"A reply has {len(found)} MetricRecords, expected one.")
+    return found[0]
+
+
+def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
+    """The same contents with the same metrics in each, as Flower averages them."""
+    told: list[dict[str, Value]] = [dict(_metrics(content)) for content in contents]
+    weights = [cast("float", metrics[weighted_by]) for metrics in told]
+    same = []
+    for content, metrics in zip(contents, in_step(told, weights), strict=True):
+        key = next(iter(content.metric_records))
+        same.append(RecordDict({**content, key: MetricRecord(metrics)}))
+    return same
