@@ -74,9 +74,25 @@ def _show_stages(
             warnings.simplefilter("ignore", FutureWarning)
             # Archiving the old one in the same call never leaves two, nor none. A number, since
             # MLflow compares it with a column of numbers, which PostgreSQL refuses for a text.
-            _write(move, name, int(version), str(stage), stage in _ALONE)
-        if stage in _ALONE:
+            alone = _moved(move, name, int(version), stage)
+        if alone:
             emptied.add(str(stage))
+
+
+def _moved(move: Callable[..., object], name: str, version: int, stage: Stage) -> bool:
+    """Show a version's stage; return whether MLflow archived what was in it before."""
+    from mlflow.exceptions import MlflowException
+
+    alone = stage in _ALONE
+    try:
+        _write(move, name, version, str(stage), alone)
+    except MlflowException as error:
+        # Over HTTP the number is a text again, and the server's own PostgreSQL refuses it.
+        if not alone or "operator does not exist" not in str(error):
+            raise
+        _write(move, name, version, str(stage), False)
+        return False
+    return alone
 
 
 def _write(call: Callable[..., object], *arguments: object) -> None:
