@@ -28,12 +28,8 @@ chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long fo
 screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/retraining/test_page_browser.py
 
-bench:  ## All benchmarks; tables here, rows in benchmarks/results.
-	for script in benchmarks/*.py; do \
-	  name=$$(basename $$script .py); \
-	  PYTHONPATH=tests uv run --group test python -m benchmarks.$$name \
-	    --json benchmarks/results/$$name.json || exit 1; \
-	done
+bench:  ## All benchmarks: one table here, its rows and a plot in benchmarks/results.
+	uv run --group test python -m benchmarks.run_all $(ARGS)
 
 deploy-local:  ## A deployment on this machine, until Ctrl-C; options in ARGS, as in docs/deployment.md.
 	uv run --extra deploy fl-app deploy-local $(ARGS)

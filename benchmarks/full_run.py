@@ -70,7 +70,8 @@ def central(folder: Path, config: ServerConfig, epochs: int) -> tuple[float, flo
     from models.model import get_model
 
     spec = load_data_spec(shapes_data(folder), None)
-    shares = [partition(spec, num_partitions=NODES, partition_id=i) for i in range(NODES)]
+    nodes = [{"num_partitions": NODES, "partition_id": number} for number in range(NODES)]
+    shares = [partition(spec, **node, seed=config.seed) for node in nodes]
     pictures = [path for share in shares for path in split_holdout(share)[0]]
     (folder / "train.txt").write_text("".join(f"{path}\n" for path in pictures))
     names = json.dumps(list(spec.names))
