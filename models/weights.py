@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -69,9 +70,11 @@ def save_weights(arrays: Arrays, path: Path, *, model: Mapping[str, object] | No
     WeightsError
         If an array can't be stored in this format. Nothing is written then.
     """
-    data = _to_bytes(arrays, {} if model is None else model)
-    _write_atomically(data, Path(path))
-    return hashlib.sha256(data).hexdigest()
+    pieces = _to_pieces(arrays, {} if model is None else model)
+    with ThreadPoolExecutor(1) as beside:  # the digest takes as long as the disk
+        digest = beside.submit(_digest, pieces)
+        _write_atomically(pieces, Path(path))
+    return digest.result()
 
 
 def load_weights(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +96,8 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(shapes, model, hashlib.sha256(data).hexdigest())
 
 
-def _to_bytes(arrays: Arrays, model: Mapping[str, object]) -> bytes:
+def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> tuple[bytes, memoryview]:
+    """What the file holds: its header, and all values."""
     plain = {}
     for name, array in arrays.items():
         if array.dtype.kind not in _KINDS or name == "__metadata__":
@@ -111,7 +115,7 @@ def _to_bytes(arrays: Arrays, model: Mapping[str, object]) -> bytes:
         raise WeightsError(f"the arrays can't be stored as safetensors: {error}") from error
 
 
-def _with_sorted_header(data: bytes) -> bytes:
+def _with_sorted_header(data: bytes) -> tuple[bytes, memoryview]:
     # The library writes its metadata in random order, which would give the same weights a new
     # digest each time; rows of arrays keep their place, since they are ordered by offset.
     size = int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -119,15 +123,23 @@ def _with_sorted_header(data: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[_LENGTH_BYTES + size :]
+    values = memoryview(data)[_LENGTH_BYTES + size :]  # not copied: it is the whole model
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text, values
 
 
-def _write_atomically(data: bytes, path: Path) -> None:
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
+    sha256 = hashlib.sha256()
+    for piece in pieces:
+        sha256.update(piece)
+    return sha256.hexdigest()
+
+
+def _write_atomically(pieces: Iterable[bytes | memoryview], path: Path) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp gives 0600, which another user's server can't read
