@@ -19,8 +19,8 @@ logger = logging.getLogger("flwr.fl_app")
 
 FIRST_PAUSE, USUAL_PAUSE, LAST_PAUSE, GROWTH = 0.1, 0.5, 3.0, 1.5
 """Seconds between looks for replies: at first, in the long run, and at most."""
-LOOKS_A_SECOND = 30
-"""Requests that waiting for many nodes may cost."""
+APART = 1 / 30
+"""Seconds for each node that is waited for: so seldom a SuperLink is asked, where they are many."""
 CONNECTION = ("httpx", "httpcore")
 """Whose errors are about the way to the SuperLink; all others are about what came."""
 
@@ -92,6 +92,8 @@ class OneByOne(GridAround):
     ----------
     grid : Grid
         The Grid inside.
+    usual, apart : float
+        Seconds between looks for replies, and the least for each node that is waited for.
     clock, sleep : Callable
         Seconds that never go back, and a pause of some.
     """
@@ -100,10 +102,13 @@ class OneByOne(GridAround):
         self,
         grid: Grid,
         *,
+        usual: float = USUAL_PAUSE,
+        apart: float = APART,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(grid)
+        self._usual, self._apart = usual, apart
         self._clock, self._sleep = clock, sleep
 
     def send_and_receive(
@@ -126,8 +131,8 @@ class OneByOne(GridAround):
                     yield reply
                     del reply  # or it would be held while the next one is pulled
             if waiting:
-                self._sleep(min(max(pause, len(waiting) / LOOKS_A_SECOND), LAST_PAUSE))
-                pause = min(pause * GROWTH, USUAL_PAUSE)
+                self._sleep(min(max(pause, len(waiting) * self._apart), LAST_PAUSE))
+                pause = min(pause * GROWTH, self._usual)
 
     def _pull(self, message_id: str, asked: Message) -> list[Message]:
         try:
@@ -150,8 +155,9 @@ def _by_its_node(reply: Message, asked: Message) -> Message:
 
 def arriving(grid: Grid) -> Grid:
     """Return a grid that hands replies on as they arrive; a Grid that is not Flower's stays."""
-    flowers = type(grid).__module__ in (
-        "flwr.superlink.grid.http_grid",
-        "flwr.superlink.grid.inmemory_grid",
-    )
-    return OneByOne(grid) if flowers else grid
+    module = type(grid).__module__
+    if module == "flwr.superlink.grid.http_grid":
+        return OneByOne(grid)
+    if module == "flwr.superlink.grid.inmemory_grid":  # a look is no request there
+        return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
+    return grid

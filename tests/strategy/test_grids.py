@@ -124,6 +124,21 @@ def test_many_nodes_are_looked_for_less_often() -> None:
     assert wire.pulls < 199 * 20
 
 
+def test_in_a_simulation_replies_are_looked_for_as_often_as_by_flower() -> None:
+    from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
+    class State:
+        def state(self) -> None: ...
+
+    grid = InMemoryGrid(State())  # type: ignore[arg-type]
+    wire = Wire(lambda node, message: honest(node).content(), delay=50.0, nodes=range(1, 200))
+    often = arriving(grid)
+    assert isinstance(often, OneByOne)
+    often._grid, often._clock, often._sleep = wire, lambda: wire.now, wire.sleep
+    assert len(ask(often)) == 199
+    assert wire.pulls == pytest.approx(199 * 50 / grid.pull_interval, rel=0.02)
+
+
 def test_replies_are_handed_on_as_they_arrive() -> None:
     wire = Wire(lambda node, message: honest(node).content())
     messages = FedAvg().configure_train(1, first_model(), ConfigRecord(), wire)
