@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,9 +45,11 @@ def same(ours: ArrayRecord, flowers: ArrayRecord, tolerance: float = 1e-6) -> No
             expected.dtype,
             expected.shape,
         )
-        coarse = 2e-3 if expected.dtype == np.float16 else tolerance
-        size = np.abs(expected).max(initial=0.0)
-        np.testing.assert_allclose(got, expected, rtol=coarse, atol=coarse * float(size))
+        size = float(np.abs(expected).max(initial=0.0))
+        if expected.dtype == np.float16:  # in which Flower sums up, with an error for each reply
+            np.testing.assert_allclose(got, expected, atol=0.05)
+        else:
+            np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * size)
 
 
 @st.composite
@@ -95,7 +96,6 @@ def test_a_reply_is_let_go_before_the_next_one_is_asked_for() -> None:
 
     def arriving() -> Iterator[Message]:
         for node in range(6):
-            gc.collect()
             assert sum(known() is not None for known in alive) == 0
             array = Array(np.full(10, node, np.float32))
             alive.append(weakref.ref(array))
