@@ -19,7 +19,7 @@ from fl_app import LifecycleStrategy
 from fl_app.strategy import Screening
 from registry import InMemoryModelStore, InMemoryTracker
 
-NODES, WEIGHTS, SEEDS = 10, 1000, 3
+NODES, WEIGHTS, SEEDS = 10, 200, 3
 ATTACKER = NODES - 1
 
 Reply = tuple[np.ndarray, float]
@@ -49,7 +49,7 @@ ROBUST: dict[str, Callable[[], Strategy]] = {
 }
 FEDAVG = plain(flower.FedAvg)
 NORM = Screening(max_update_norm=1.5 * WEIGHTS**0.5, norm_action="refuse")
-"""The honest updates from zero have norm 32; so has an operator who looked at a round."""
+"""The honest updates from zero have norm 14; so has an operator who looked at a round."""
 
 
 DEFAULT = Screening()
