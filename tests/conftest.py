@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -40,6 +41,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
     config.option.loadscopereorder = False
     return Files(config, log)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_objects_to_look_through() -> None:
+    """Leave what earlier files have loaded out of garbage collections.
+
+    Some of Flower's strategies have one for every array, which takes a second in a process that has
+    everything loaded.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
