@@ -147,8 +147,8 @@ class MlflowJournal:
     def _grown(self, here: _Here) -> Run | None:
         """Return the run if it has more entries than were read.
 
-        Asking costs the same, however long it is. A server takes 40 ms for any search of runs, as
-        it looks for its authentication plugin each time, so one is sent a short run instead.
+        Asking costs the same, however long it is. A server takes some 40 ms for any search of runs,
+        so it is asked for a short run itself instead.
         """
         following = _param(here.page.first + len(here.page.texts))
         if self._connection.is_server and len(here.page.texts) < _SHORT:

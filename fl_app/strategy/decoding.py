@@ -11,7 +11,7 @@ from functools import cached_property
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fl_app.strategy.arriving import ReplyError
-from fl_app.strategy.payload import ArrayError, view
+from fl_app.strategy.payload import STYPE, ArrayError, view
 from fl_app.strategy.reply_metrics import quoted
 from fl_app.updates import (
     SERIALIZED_AS,
@@ -22,8 +22,6 @@ from fl_app.updates import (
     fingerprint,
     read_header,
 )
-
-_NUMPY = "numpy.ndarray"
 
 
 class SentModel:
@@ -90,7 +88,7 @@ def _decoded(arrays: ArrayRecord, header: UpdateHeader, model: ArrayRecord) -> A
 def _plain(array: Array, header: UpdateHeader, sent: Array, name: str) -> Array:
     if array.stype != SERIALIZED_AS:
         raise UpdateError(f"is serialized as {array.stype!r:.60}, expected {SERIALIZED_AS!r}")
-    values, base = view(Array(array.dtype, array.shape, _NUMPY, array.data)), view(sent)
+    values, base = view(Array(array.dtype, array.shape, STYPE, array.data)), view(sent)
     if base.dtype.kind != "f" or values.shape != base.shape:
         raise UpdateError(f"is encoded in shape {values.shape} for {base.dtype} of {base.shape}")
     if values.dtype != header.encoding.dtype:

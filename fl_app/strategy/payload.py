@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-_STYPE = "numpy.ndarray"
+STYPE = "numpy.ndarray"
+"""How Flower calls arrays that `numpy.save` wrote."""
 _HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
 _MAX_HEADER = 10_000  # as in numpy
 _NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
@@ -42,8 +43,8 @@ def view(array: Array) -> np.ndarray:
     ArrayError
         If it is anything else, or other than ``array`` says of itself.
     """
-    if array.stype != _STYPE:
-        raise ArrayError(f"is serialized as {array.stype!r}, expected {_STYPE!r}")
+    if array.stype != STYPE:
+        raise ArrayError(f"is serialized as {array.stype!r}, expected {STYPE!r}")
     header = header_of(array.data)
     dtype, name, fortran, shape = _read_header(header)
     if tuple(array.shape) != shape or array.dtype != name:
@@ -75,7 +76,7 @@ def viewed(arrays: ArrayRecord) -> ArrayRecord:
     """Return the same arrays, to be read on another thread than Flower's."""
     record = ArrayRecord()
     for name, array in arrays.items():
-        known = array.stype == _STYPE
+        known = array.stype == STYPE
         values = ViewedArray(array.dtype, array.shape, array.stype, array.data) if known else array
         record[name] = values
     return record
@@ -106,8 +107,8 @@ def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
     return dtype, str(dtype), found[2] == b"True", shape
 
 
-_LARGEST = {size: np.finfo(f"f{size}").max for size in (2, 4, 8, np.longdouble(0).itemsize)}
-"""Largest float of each size in bytes."""
+_LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
+"""Largest float of each size in bytes that is fine enough to be squared."""
 
 
 def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:

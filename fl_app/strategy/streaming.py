@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -19,6 +19,8 @@ from fl_app.strategy.arriving import without_arrays
 from fl_app.strategy.grids import arriving
 from fl_app.strategy.payload import ArrayError, header_of, view
 from fl_app.strategy.reply_metrics import Value, in_step
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 BLOCK = 10_000
 """Numbers that BLAS adds at once: up to here OpenBLAS starts no threads, which would wait for each
@@ -62,11 +64,11 @@ class StreamingFedAvg(FedAvg):
     def _added(self, average: WeightedAverage, reply: Message) -> Message:
         """Add a reply to the average; return what else it says."""
         if reply.has_content():
-            average.add(_only_arrays(reply.content), self._weight(reply.content))
+            average.add(_only(reply.content, ArrayRecord), self._weight(reply.content))
         return without_arrays(reply)
 
     def _weight(self, content: RecordDict) -> float:
-        weight = _metrics(content).get(self.weighted_by_key)
+        weight = _only(content, MetricRecord).get(self.weighted_by_key)
         if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
             return float(weight)
         raise InconsistentMessageReplies(
@@ -200,23 +202,19 @@ def _begun(arrays: ArrayRecord) -> dict[str, _Sum]:
     return sums
 
 
-def _only_arrays(content: RecordDict) -> ArrayRecord:
-    found = list(content.array_records.values())
+def _only(content: RecordDict, kind: type[Record]) -> Record:
+    """Return the one record of a kind."""
+    found = [record for record in content.values() if isinstance(record, kind)]
     if len(found) != 1:
-        raise InconsistentMessageReplies(f"A reply has {len(found)} ArrayRecords, expected one.")
-    return found[0]
-
-
-def _metrics(content: RecordDict) -> MetricRecord:
-    found = list(content.metric_records.values())
-    if len(found) != 1:
-        raise InconsistentMessageReplies(f"A reply has {len(found)} MetricRecords, expected one.")
+        raise InconsistentMessageReplies(
+            f"A reply has {len(found)} {kind.__name__}s, expected one."
+        )
     return found[0]
 
 
 def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
     """The same contents with the same metrics in each, as Flower averages them."""
-    told: list[dict[str, Value]] = [dict(_metrics(content)) for content in contents]
+    told: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
     weights = [cast("float", metrics[weighted_by]) for metrics in told]
     same = []
     for content, metrics in zip(contents, in_step(told, weights), strict=True):
