@@ -44,12 +44,15 @@ class Server:
         Calls so far; one within another counts too.
     fails : tuple[int, str] | None
         The number of a call that fails once, ``before`` it did something or ``after`` that.
+    failed : str
+        The name of the call that `fails` met; empty until then.
     """
 
     def __init__(self) -> None:
         self.away = False
         self.calls = 0
         self.fails: tuple[int, str] | None = None
+        self.failed = ""
 
     def through(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Make a call, if it gets through."""
@@ -57,6 +60,8 @@ class Server:
             raise StoreUnavailable("MLflow does not answer (in a test).")
         self.calls += 1
         mine = self.calls
+        if self.fails and self.fails[0] == mine:
+            self.failed = call.__name__
         if self.fails == (mine, "before"):
             raise StoreUnavailable(f"call {mine} did not arrive (in a test).")
         result = call(*arguments, **named)
