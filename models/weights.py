@@ -18,12 +18,20 @@ from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 Arrays = Mapping[str, np.ndarray]
 
 FORMAT = "fl-app-weights/1"
-_KINDS = frozenset("biufc")
+# The library's own writer copies a whole model, and orders its metadata anew each time, so that
+# equal weights would have other digests. These are its codes of numpy's dtypes.
+_CODES = {"bool": "BOOL", "complex64": "C64"}
+_CODES |= {f"float{bits}": f"F{bits}" for bits in (16, 32, 64)}
+_CODES |= {
+    f"{sign}int{bits}": f"{sign or 'i'}{bits}".upper()
+    for sign in ("", "u")
+    for bits in (8, 16, 32, 64)
+}
 _MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays. Read, it takes ten times as much
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
 
@@ -96,45 +104,42 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(shapes, model, hashlib.sha256(data).hexdigest())
 
 
-def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> tuple[bytes, memoryview]:
-    """What the file holds: its header, and all values."""
-    plain = {}
-    for name, array in arrays.items():
-        if array.dtype.kind not in _KINDS or name == "__metadata__":
+def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> list[bytes | np.ndarray]:
+    """What the file holds: its header, and the bytes of each array, which are not copied."""
+    plain: dict[str, np.ndarray] = {}
+    rows: dict[str, object] = {}
+    end = 0
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize):
+        code = _CODES.get(array.dtype.name)
+        if code is None or name == "__metadata__":
             raise WeightsError(
                 f"array '{name}' of dtype {array.dtype} can't be stored: "
                 "expected an array of numbers or booleans under another name than __metadata__"
             )
         # asarray, not ascontiguousarray, which would turn a 0-d array into a 1-d one.
-        plain[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+        plain[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        begin, end = end, end + array.nbytes
+        rows[name] = {"dtype": code, "shape": array.shape, "data_offsets": [begin, end]}
     try:
         description = json.dumps(dict(model), sort_keys=True)
-        metadata = {"format": FORMAT, "order": json.dumps(list(plain)), "model": description}
-        return _with_sorted_header(save(plain, metadata=metadata))
-    except (SafetensorError, TypeError, UnicodeEncodeError) as error:
+        metadata = {"format": FORMAT, "model": description, "order": json.dumps(list(arrays))}
+        header = {"__metadata__": metadata, **rows}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except (TypeError, UnicodeEncodeError) as error:
         raise WeightsError(f"the arrays can't be stored as safetensors: {error}") from error
-
-
-def _with_sorted_header(data: bytes) -> tuple[bytes, memoryview]:
-    # The library writes its metadata in random order, which would give the same weights a new
-    # digest each time; rows of arrays keep their place, since they are ordered by offset.
-    size = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    values = memoryview(data)[_LENGTH_BYTES + size :]  # not copied: it is the whole model
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text, values
+    length = len(text).to_bytes(_LENGTH_BYTES, "little")
+    return [length + text, *(array.reshape(-1).view(np.uint8) for array in plain.values())]
 
 
-def _digest(pieces: Iterable[bytes | memoryview]) -> str:
+def _digest(pieces: Iterable[bytes | np.ndarray]) -> str:
     sha256 = hashlib.sha256()
     for piece in pieces:
         sha256.update(piece)
     return sha256.hexdigest()
 
 
-def _write_atomically(pieces: Iterable[bytes | memoryview], path: Path) -> None:
+def _write_atomically(pieces: Iterable[bytes | np.ndarray], path: Path) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:

@@ -198,7 +198,12 @@ def no_stranger_is_let_in(deployed: Deployed, folder: Path) -> None:
 def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -> None:
     few = "num-server-rounds=1 image-size=64 local-epochs=1 fraction-evaluate=0.0"
     few += " staging-threshold=0.0"  # its version moves, which MLflow does otherwise on PostgreSQL
+    few += " update-compression='int8'"
     deployed.run(ROOT, "--run-config", few)
+    for number in (1, 2):
+        said = deployed.layout.log(f"node-{number}").read_text()
+        (sent, plain) = re.findall(r"sends ([\d.]+) MB in place of ([\d.]+) MB", said)[-1]
+        assert float(sent) < 0.3 * float(plain)
     (row,) = deployed.store().list_all_versions()
     assert row["stage"] == "Staging"
     nodes = {node["node_id"]: node["data_digest"] for node in json.loads(row["tags"]["nodes"])}
