@@ -128,6 +128,9 @@ class ServerConfig(_Settings):
         gt=0,
         description="Seconds to wait for replies; the round goes on with those that came.",
     )
+    pack_arrays: bool = Field(
+        True, description="Send a model as one array over a SuperLink; hundreds take it seconds."
+    )
     patience: int = Field(
         0,
         ge=0,

@@ -139,6 +139,7 @@ def main(grid: Grid, context: Context) -> None:
             health=monitor.health,
             # Only the first session finds one that an earlier run has left.
             resume=Resume(config.resume if number == 1 else "auto", not_shaping()),
+            pack_arrays=config.pack_arrays,
         )
         running[:] = [strategy]
         return strategy.start(

@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(shapes, model, hashlib.sha256(data).hexdigest())
 
 
-def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> list[bytes | np.ndarray]:
+def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> list[bytes | memoryview]:
     """What the file holds: its header, and the bytes of each array, which are not copied."""
     plain: dict[str, np.ndarray] = {}
     rows: dict[str, object] = {}
@@ -129,17 +129,17 @@ def _to_pieces(arrays: Arrays, model: Mapping[str, object]) -> list[bytes | np.n
         raise WeightsError(f"the arrays can't be stored as safetensors: {error}") from error
     text += b" " * (-len(text) % 8)
     length = len(text).to_bytes(_LENGTH_BYTES, "little")
-    return [length + text, *(array.reshape(-1).view(np.uint8) for array in plain.values())]
+    return [length + text, *(array.reshape(-1).view(np.uint8).data for array in plain.values())]
 
 
-def _digest(pieces: Iterable[bytes | np.ndarray]) -> str:
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
     sha256 = hashlib.sha256()
     for piece in pieces:
         sha256.update(piece)
     return sha256.hexdigest()
 
 
-def _write_atomically(pieces: Iterable[bytes | np.ndarray], path: Path) -> None:
+def _write_atomically(pieces: Iterable[bytes | memoryview], path: Path) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
     try:

@@ -32,6 +32,7 @@ from fl_app.client.data import (
     data_digest,
     node_pictures,
 )
+from fl_app.client.packing import pack_arrays
 from fl_app.client.picture_summary import tell_of_pictures
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
@@ -125,7 +126,7 @@ def compress_as_set(message: Message, context: Context, call_next: Handler) -> M
     return mod(message, context, lambda message, context: reply)
 
 
-@app.train(mods=[compress_as_set, tell_of_pictures])
+@app.train(mods=[pack_arrays, compress_as_set, tell_of_pictures])
 @tells_errors
 def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's pictures and send back all arrays."""
@@ -158,7 +159,7 @@ def train(message: Message, context: Context) -> Message:
     return _reply(message, metrics, data, arrays=to_arrays(model))
 
 
-@app.evaluate()
+@app.evaluate(mods=[pack_arrays])
 @tells_errors
 def evaluate(message: Message, context: Context) -> Message:
     """Score the global weights on pictures that this node never trains on."""

@@ -131,7 +131,7 @@ class ArrivingReplies(Iterable[Message]):
             else:
                 if faults:
                     self._notes[node] = brief("; ".join(faults))
-                yield _with_content(message, content)
+                yield with_content(message, content)
                 del content
             del message
 
@@ -144,10 +144,11 @@ def without_arrays(message: Message) -> Message:
     for name, record in message.content.items():
         if not isinstance(record, ArrayRecord):
             kept[name] = record
-    return _with_content(message, kept)
+    return with_content(message, kept)
 
 
-def _with_content(message: Message, content: RecordDict) -> Message:
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Return a message with the same metadata and another content."""
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
 
 

@@ -13,6 +13,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fl_app.packing import Known, PackingError, pack, unpack
+from fl_app.strategy.arriving import with_content
 from fl_app.strategy.reply_metrics import brief
 
 logger = logging.getLogger("flwr.fl_app")
@@ -153,11 +155,40 @@ def _by_its_node(reply: Message, asked: Message) -> Message:
     return reply
 
 
-def arriving(grid: Grid) -> Grid:
-    """Return a grid that hands replies on as they arrive; a Grid that is not Flower's stays."""
+class Packed(GridAround):
+    """Sends a model as one array, and takes those of a reply apart as it arrives.
+
+    The nodes need the mod `fl_app.client.packing.pack_arrays`. A reply that was not packed stays as
+    it is, and there is an error in the place of one that is malformed.
+    """
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send messages over the Grid inside; return the replies as they come."""
+        known = Known()
+        sent = [with_content(message, pack(message.content, known)) for message in messages]
+        return map(_unpacked, self._grid.send_and_receive(sent, timeout=timeout))
+
+
+def _unpacked(reply: Message) -> Message:
+    if reply.has_error():
+        return reply
+    try:
+        return with_content(reply, unpack(reply.content))
+    except PackingError as error:
+        wrong = Error(ErrorCode.MESSAGE_UNAVAILABLE, brief(f"its reply {error}"))
+        return Message(error=wrong, metadata=reply.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def arriving(grid: Grid, *, packed: bool = False) -> Grid:
+    """Return a grid that hands replies on as they arrive; a Grid that is not Flower's stays.
+
+    With ``packed``, models are packed on their way over a SuperLink's network.
+    """
     module = type(grid).__module__
     if module == "flwr.superlink.grid.http_grid":
-        return OneByOne(grid)
+        return Packed(OneByOne(grid)) if packed else OneByOne(grid)
     if module == "flwr.superlink.grid.inmemory_grid":  # a look is no request there
         return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
     return grid

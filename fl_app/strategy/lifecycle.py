@@ -121,6 +121,9 @@ class LifecycleStrategy(Sessions):
         Noted there: a registry that is away, a disk that takes no checkpoint.
     pipeline : bool
         Evaluate and register a round while the clients train the next one. False does it inline.
+    pack_arrays : bool
+        Send a model as one array over a SuperLink's network, which passes on each array in seconds
+        where there are hundreds. All ClientApps need the mod `fl_app.client.packing.pack_arrays`.
 
     Raises
     ------
@@ -168,6 +171,7 @@ class LifecycleStrategy(Sessions):
         resume: ResumeMode | Resume = "auto",
         health: Health | None = None,
         pipeline: bool = True,
+        pack_arrays: bool = False,
     ) -> None:
         if early_stopping is not None and metric is None:
             raise ValueError("early_stopping needs a metric to look at; give metric=… as well.")
@@ -197,6 +201,7 @@ class LifecycleStrategy(Sessions):
         self.resume = resume if isinstance(resume, Resume) else Resume(resume)
         self.health = health or Health()
         self.pipeline = pipeline
+        self.pack_arrays = pack_arrays
         self._memory = InnerMemory(self.strategy)
         self._open_session = None
         self._outbox = None

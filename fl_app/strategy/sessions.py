@@ -89,6 +89,7 @@ class Sessions(Strategy):
     health: Health
     home: Path
     pipeline: bool
+    pack_arrays: bool
     _memory: InnerMemory
     _open_session: Session | None
     _outbox: Outbox[Checkpoint | None] | None
@@ -130,7 +131,7 @@ class Sessions(Strategy):
             self._watched(evaluate_fn),
             self.health,
         )
-        grid, run_id = arriving(grid), str(grid.run.run_id)
+        grid, run_id = arriving(grid, packed=self.pack_arrays), str(grid.run.run_id)
         with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
             self._before_first_round(session)
             result = super().start(

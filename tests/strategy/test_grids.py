@@ -9,7 +9,16 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -18,7 +27,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hostile_replies import first_model, honest
 from local_grid import LocalGrid
 
-from fl_app.strategy.grids import GridAround, OneByOne, arriving
+from fl_app.client.packing import pack_arrays
+from fl_app.packing import INDEX_RECORD
+from fl_app.strategy.arriving import with_content
+from fl_app.strategy.grids import GridAround, OneByOne, Packed, arriving
 
 
 class Wire(LocalGrid):
@@ -198,3 +210,52 @@ def test_what_the_superlink_says_of_a_node_that_is_gone_counts_as_that_node_s() 
     assert {m.metadata.src_node_id: m.has_error() for m in replies} == {2: False, 3: True, 4: False}
     (error,) = [m.error for m in replies if m.has_error()]
     assert (error.code, error.reason) == (ErrorCode.NODE_UNAVAILABLE, "no heartbeat")
+
+
+def packed_answer(node: int, message: Message) -> Any:
+    """An honest node with the mod; node 2 spoils the index of what it has packed."""
+    context = Context(run_id=7, node_id=node, node_config={}, state=RecordDict(), run_config={})
+    arrived = with_content(message, message.content)  # or the node would change what was sent
+    reply = pack_arrays(
+        arrived, context, lambda asked, _: Message(honest(node).content(), reply_to=asked)
+    )
+    if node == 2:
+        reply.content[INDEX_RECORD] = ConfigRecord({"index": "{"})
+    return reply.content
+
+
+def test_models_travel_packed_and_what_is_malformed_is_an_error_of_its_node() -> None:
+    wire = Wire(packed_answer)
+    asked = FedAvg().configure_train(1, first_model(), ConfigRecord(), wire)
+    messages = list(asked)
+    replies = list(Packed(wire.one_by_one()).send_and_receive(messages, timeout=60))
+    assert all(list(message.content["arrays"]) == ["packed"] for message in wire.sent)
+    assert len({id(message.content["arrays"]) for message in wire.sent}) == 1
+    assert list(messages[0].content["arrays"]) == list(first_model())  # as the strategy made it
+    by_node = {m.metadata.src_node_id: m for m in replies}
+    assert by_node[2].error.reason == "its reply has no readable index"
+    for node in (1, 3):
+        got = by_node[node].content["arrays"]
+        assert list(got) == list(honest(node).arrays)
+        for name, array in honest(node).arrays.items():
+            assert got[name].data == array.data
+
+
+def test_packed_replies_are_handed_on_as_they_arrive() -> None:
+    wire = Wire(packed_answer, nodes=(1, 3))
+    replies = iter(Packed(wire.one_by_one()).send_and_receive(_asked(wire), timeout=60))
+    next(replies)
+    assert len(wire.packed) == 1
+
+
+def _asked(grid: Grid) -> Iterable[Message]:
+    return FedAvg().configure_train(1, first_model(), ConfigRecord(), grid)
+
+
+def test_models_are_packed_over_the_network_only_and_if_asked_for() -> None:
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    http, local = HttpGrid(token="t"), LocalGrid(packed_answer)  # noqa: S106 - no secret
+    assert isinstance(arriving(http, packed=True), Packed)
+    assert not isinstance(arriving(http), Packed)
+    assert arriving(local, packed=True) is local
