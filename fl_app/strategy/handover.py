@@ -1,43 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a session hands its closed rounds, and then its last steps, to the worker."""
+"""How a session hands its first steps, its closed rounds and its last steps to the worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 
 from fl_app.health import Health
 from fl_app.strategy.outbox import Outbox
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
 
-LAST_STEPS = None
-"""What follows the last round in the outbox."""
 REGISTRY = "registry"
 """What fails while rounds wait, for whoever looks at the health."""
+
+
+class Steps(Enum):
+    """What comes before the first round, and what after the last one."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+Item = Checkpoint | Steps
+"""What is in the outbox."""
 
 
 def hand_over(
     session: Session,
     finish_round: Callable[[Session, Checkpoint], None],
-    last_steps: Callable[[Session], None],
+    steps: Callable[[Session, Steps], None],
     *,
     health: Health,
     pipeline: bool,
-) -> Outbox[Checkpoint | None]:
+) -> Outbox[Item]:
     """Return the outbox for a session's rounds.
 
     While the registry is away rounds are evaluated all the same, and what was found is written
     down, so that they are finished quickly once it is back.
     """
 
-    def finish(waiting: Checkpoint | None) -> None:
-        if waiting is LAST_STEPS:
-            last_steps(session)
+    def finish(waiting: Item) -> None:
+        if isinstance(waiting, Steps):
+            steps(session, waiting)
         else:
             finish_round(session, waiting)
 
-    def prepare(waiting: Checkpoint | None) -> None:
-        if waiting is LAST_STEPS or waiting.closed.round in session.rounds.lost:
+    def prepare(waiting: Item) -> None:
+        if isinstance(waiting, Steps) or waiting.closed.round in session.rounds.lost:
             return
         if not waiting.closed.problem:
             session.scored(waiting)
@@ -53,5 +63,5 @@ def hand_over(
             health.works(REGISTRY)
 
     health.works(REGISTRY)  # it has just let the session begin
-    outbox = Outbox[Checkpoint | None](finish, prepare, tell, pipeline=pipeline)
+    outbox = Outbox[Item](finish, prepare, tell, pipeline=pipeline)
     return outbox

@@ -34,7 +34,7 @@ from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, Product
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.screening import Screening, needs_of, screen_evaluate, screen_train
-from fl_app.strategy.session import Session, SessionOverError
+from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation
@@ -365,14 +365,14 @@ class LifecycleStrategy(Sessions):
         return bool(session.stopped)
 
     def _finish_failed(self, session: Session, waiting: Checkpoint) -> None:
-        _require_open(session)
+        session.require_open()
         self.tracker.set_tags(waiting.closed.failed_tags())
         report = session.report_of(waiting.closed)
         session.finish(waiting, report)
         self._report(session, report)
 
     def _log(self, session: Session, metrics: Mapping[str, float], closed: ClosedRound) -> None:
-        _require_open(session)
+        session.require_open()
         self.tracker.log_metrics(metrics, step=closed.round, time=closed.time)
         session.remember(metrics, closed.round)
 
@@ -397,9 +397,3 @@ def _asks(session: Session, messages: Iterable[Message]) -> list[Message]:
     found = list(messages)
     session.asked = tuple(str(message.metadata.dst_node_id) for message in found)
     return found
-
-
-def _require_open(session: Session) -> None:
-    """Raise where a worker that nobody waits for would write to a run that is not its own."""
-    if session.over:
-        raise SessionOverError("The session is over; what it has left is for the next one.")

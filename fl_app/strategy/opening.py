@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -18,7 +18,7 @@ from fl_app.strategy.encoding import NotPlainError, encode
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.kept_rounds import KeptRounds
-from fl_app.strategy.report import Origin
+from fl_app.strategy.report import DataUsed, Origin
 from fl_app.strategy.resume import Found, ResumeError
 from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.session import Session
@@ -71,6 +71,7 @@ class Opening:
         num_rounds: int,
         tags: Mapping[str, str],
         params: Mapping[str, object],
+        holdout: DataUsed | None,
     ) -> SessionRecord:
         """Who the session is, if it begins anew."""
         settings = {
@@ -86,6 +87,8 @@ class Opening:
             arrays=array_rows(schema_of(self.arrays)),
             settings=settings,
             tags=tags,
+            params=logged_texts({**params, "num-server-rounds": num_rounds}),
+            holdout=None if holdout is None else astuple(holdout),
             run_name=f"flower-{tags['flower_run_id']}-session-{origin.session}",
         )
 

@@ -127,8 +127,8 @@ class Outbox(Generic[T]):
                 left -= 0.0 if computing else time.monotonic() - began
             self._raise()
 
-    def drain(self, seconds: float = DRAIN_SECONDS) -> int:
-        """Wait until all items are finished; return how many are left.
+    def drain(self, seconds: float = DRAIN_SECONDS) -> list[T]:
+        """Wait until all items are finished; return those that are left.
 
         It gives up when the registry has been away for ``seconds`` without a break, or has taken
         no item for `STALL_SECONDS`.
@@ -147,9 +147,9 @@ class Outbox(Generic[T]):
                 waiting = len(self._items)
                 self._raise()
                 if self._closing:
-                    return waiting
+                    return list(self._items)
                 if not waiting or now - began >= seconds or now - since >= STALL_SECONDS:
-                    return waiting
+                    return list(self._items)
                 self._changed.wait(min(_LOOK, self._breaker.wait(now) or _LOOK))
 
     def close(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -102,6 +103,8 @@ class Session:
         Whether shadow rounds were to be, and none could be.
     over : bool
         Whether the worker must not touch its MLflow run any more.
+    noting : threading.Lock
+        Held while the record is changed, by one thread or the other.
     """
 
     record: SessionRecord
@@ -130,6 +133,7 @@ class Session:
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     unshadowed: bool = False
     over: bool = False
+    noting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def run_id(self) -> str:
@@ -150,11 +154,12 @@ class Session:
         """Change the session's record, in memory and, as far as there is room, on disk."""
         if self.over:
             return
-        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
-        try:
-            self.folder.write_session(self.record.to_json())
-        except CheckpointError as error:
-            logger.warning("%s", error)
+        with self.noting:
+            self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+            try:
+                self.folder.write_session(self.record.to_json())
+            except CheckpointError as error:
+                logger.warning("%s", error)
 
     def recall(self, rounds: Iterable[Checkpoint]) -> None:
         """Know again what earlier processes wrote down of a session's rounds."""
@@ -174,6 +179,11 @@ class Session:
                     ]
                 self.reports.append(report)
             self.tried.add(number)
+
+    def require_open(self) -> None:
+        """Raise where a worker that nobody waits for would write to a run that is not its own."""
+        if self.over:
+            raise SessionOverError("The session is over; what it has left is for the next one.")
 
     def keep(self, closed: ClosedRound, phase: Phase) -> Checkpoint:
         """Write a round down; raise SessionOverError where another process may go on with it."""
@@ -294,7 +304,7 @@ class Session:
         """Keep the metrics of a step for the pictures at the end; the same step once."""
         for name, value in metrics.items():
             points = self.history.setdefault(name, [])
-            if not points or points[-1][0] != step:
+            if all(known != step for known, _ in points):
                 points.append((step, value))
 
     def score_of(self, store: ModelStore, version: str | None) -> Scored | None:

@@ -34,8 +34,10 @@ class SessionRecord:
         Name, dtype and shape of the model's arrays; no shape where it may change.
     settings : Mapping[str, Any]
         Params, the inner strategy's numbers and texts, and the messages' configs at the start.
-    tags : Mapping[str, str]
-        Tags of its MLflow run.
+    tags, params : Mapping[str, str]
+        Tags and params of its MLflow run.
+    holdout : tuple[str, ...] | None
+        Name, digest and place of the data that it is scored on, for that run.
     run_name, run_id : str
         That run; no id before there is one.
     started : datetime
@@ -44,6 +46,8 @@ class SessionRecord:
         What the weights that it starts with scored; None until that is known.
     first_best : Mapping[str, float] | None
         What the version in Staging scored then.
+    described : bool
+        Whether its MLflow run has its params, its data and these metrics.
     state : "training" | "left" | "ending"
         ``left``: its process has ended it with rounds still to be handed over. ``ending``: only
         the end of its MLflow run is missing.
@@ -58,11 +62,14 @@ class SessionRecord:
     arrays: tuple[tuple[str, str, tuple[int, ...] | None], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    holdout: tuple[str, ...] | None = None
     run_name: str = ""
     run_id: str = ""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     first_metrics: Mapping[str, float] | None = None
     first_best: Mapping[str, float] | None = None
+    described: bool = False
     state: State = "training"
     status: str = ""
 
@@ -82,6 +89,7 @@ class SessionRecord:
             "origin": Origin(**plain["origin"]),
             "started": datetime.fromisoformat(plain["started"]),
             "chain": tuple(plain["chain"]),
+            "holdout": None if plain["holdout"] is None else tuple(plain["holdout"]),
             "arrays": tuple(
                 (name, dtype, None if shape is None else tuple(shape))
                 for name, dtype, shape in plain["arrays"]

@@ -11,7 +11,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from fl_app.strategy.console import session_table
 from fl_app.strategy.deadlines import TooFewNodesError
 from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, shadow_metrics
 from fl_app.strategy.grids import arriving
-from fl_app.strategy.handover import LAST_STEPS, hand_over
+from fl_app.strategy.handover import Item, Steps, hand_over
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.interlude import meet_staging
 from fl_app.strategy.opening import Opening
@@ -92,7 +92,7 @@ class Sessions(Strategy):
     pack_arrays: bool
     _memory: InnerMemory
     _open_session: Session | None
-    _outbox: Outbox[Checkpoint | None] | None
+    _outbox: Outbox[Item] | None
     _writing: Writer | None
     _lease: Lease | None
 
@@ -165,7 +165,12 @@ class Sessions(Strategy):
         try:
             tags = run_tags(self.origin, flower_run_id, self.metric)
             record = opening.record(
-                self.model_name, self.origin, num_rounds=num_rounds, tags=tags, params=self.params
+                self.model_name,
+                self.origin,
+                num_rounds=num_rounds,
+                tags=tags,
+                params=self.params,
+                holdout=self.holdout,
             )
             record = replace(record, settings=self.resume.compared(record.settings))
             chosen = choose(found, record, self.resume)
@@ -184,16 +189,19 @@ class Sessions(Strategy):
         outbox = hand_over(
             session,
             self._finish_round,
-            self._last_steps,
+            self._steps,
             health=self.health,
             pipeline=self.pipeline,
         )
         self._open_session, self._outbox = session, outbox
         error: BaseException | None = None
         try:
-            self._describe(session)
+            self.hooks.look()
+            self.hooks(session.started(self.store))
             if chosen is not None:
                 meet_staging(session, self.store, self.metric, self.mode)
+                if session.record.first_metrics is not None and not session.record.described:
+                    outbox.put(Steps.FIRST)
             for waiting in chosen.waiting if chosen is not None else ():
                 outbox.put(waiting)
             yield session
@@ -215,24 +223,40 @@ class Sessions(Strategy):
 
         return watched
 
-    def _describe(self, session: Session) -> None:
-        """Log what the session is; what was logged before stays as it is."""
-        if session.record.first_metrics is None:
-            self.tracker.log_params({**self.params, "num-server-rounds": session.num_rounds})
-            if self.holdout is not None:
-                self.tracker.log_dataset(*astuple(self.holdout), context="holdout")
-        self.hooks.look()
-        self.hooks(session.started(self.store))
+    def _steps(self, session: Session, steps: Steps) -> None:
+        """Do what comes before the first round, or after the last one; both may be done again."""
+        if steps is Steps.FIRST:
+            self._first_steps(session)
+        else:
+            self._last_steps(session)
+
+    def _first_steps(self, session: Session) -> None:
+        """Log what the session is, and what it starts with."""
+        record = session.record
+        session.require_open()
+        self.tracker.log_params(record.params)
+        if record.holdout is not None:
+            self.tracker.log_dataset(*record.holdout, context="holdout")
+        if record.first_metrics:
+            self._log(session, record.first_metrics, ClosedRound(0, time=record.started))
+        session.note(described=True)
 
     def _before_first_round(self, session: Session) -> None:
-        """Score what the session starts with, and what is in Staging, on the holdout."""
+        """Score what the session starts with; the worker logs it while the nodes train."""
         if session.record.first_metrics is not None:
             return
+        try:
+            self._score_first(session)
+        finally:
+            if self._outbox is not None:
+                self._outbox.put(Steps.FIRST)
+
+    def _score_first(self, session: Session) -> None:
+        """Score what the session starts with, and what is in Staging, on the holdout."""
         parent = session.record.origin.parent_version
         first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
         if first.metrics:
             require_metric(self.metric, first.metrics)
-            self._log(session, first.metrics, session.rounds.newest.closed)
             if parent is not None:
                 session.scores[parent] = first
                 if self.monitor is not None and self.metric is not None:
@@ -244,9 +268,10 @@ class Sessions(Strategy):
 
     def _drained(self, session: Session, *, last: bool = False) -> bool:
         """Wait for what the worker has in hand; if anything is left, leave it for the next run."""
-        left = self._outbox.drain(DRAIN_SECONDS) if self._outbox is not None else 0
+        left = self._outbox.drain(DRAIN_SECONDS) if self._outbox is not None else []
         if left:
-            self._leave(session, "its last steps" if last else f"{left} rounds")
+            rounds = sum(isinstance(item, Checkpoint) for item in left)
+            self._leave(session, "its last steps" if last else f"{rounds} rounds")
         return not left
 
     def _leave(self, session: Session, what: str) -> None:
@@ -265,7 +290,7 @@ class Sessions(Strategy):
             logger.warning("%s", error)
             return self._leave(session, "its last steps")
         if self._outbox is not None:
-            self._outbox.put(LAST_STEPS)
+            self._outbox.put(Steps.LAST)
         self._drained(session, last=True)
         return None
 
@@ -326,6 +351,8 @@ class Sessions(Strategy):
     def _finish_left(self, found: Found, session: Session) -> None:
         """Finish the rounds of an earlier session that wait, and its last steps."""
         meet_staging(session, self.store, self.metric, self.mode)
+        if not session.record.described:
+            self._first_steps(session)
         if waiting := found.waiting:
             logger.info("%d rounds of an earlier session are handed over", len(waiting))
         for checkpoint in waiting:
@@ -334,9 +361,7 @@ class Sessions(Strategy):
             session.unshadowed = self.shadow is not None
             self._last_steps(session)
 
-    def _close(
-        self, session: Session, outbox: Outbox[Checkpoint | None], error: BaseException | None
-    ) -> None:
+    def _close(self, session: Session, outbox: Outbox[Item], error: BaseException | None) -> None:
         """End the session: hand over what can be, in the time that there is, and let go of it."""
         if session.over:  # by `leave`
             return
@@ -373,7 +398,7 @@ class Sessions(Strategy):
             outbox.afterwards(session.folder.release)
         self._end_run("KILLED", LAST_SECONDS[1])
 
-    def _drain_failed(self, session: Session, outbox: Outbox[Checkpoint | None]) -> None:
+    def _drain_failed(self, session: Session, outbox: Outbox[Item]) -> None:
         try:
             outbox.drain(FAILED_DRAIN_SECONDS)
         except Exception as error:  # noqa: BLE001  (the first one is raised already)

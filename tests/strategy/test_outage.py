@@ -171,6 +171,36 @@ def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
     assert backlog(world.home, "fl-global-model").rounds == 0
 
 
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_what_a_session_starts_with_is_logged_later_if_the_registry_goes_just_then(
+    world: World, monkeypatch: pytest.MonkeyPatch, cut_short: bool
+) -> None:
+    monkeypatch.setattr(sessions, "DRAIN_SECONDS", 0.2)
+
+    def lost(params: Mapping[str, object]) -> None:
+        raise StoreUnavailable("MLflow does not answer (in a test).")
+
+    real, world.tracker.log_params = world.tracker.log_params, lost  # type: ignore[method-assign]
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    answer = answers({(2, "train"): stop} if cut_short else {})
+    try:
+        world.strategy(params={"lr": 0.5}).start(LocalGrid(answer), model(), 3, evaluate_fn=holdout)
+    except KeyboardInterrupt:
+        assert cut_short
+    (run,) = world.tracker.runs
+    assert (run.params, run.metrics) == ({}, {})
+    world.tracker.log_params = real  # type: ignore[method-assign]
+    world.strategy(params={"lr": 0.5}).start(LocalGrid(add_one), model(), 3, evaluate_fn=holdout)
+    left = world.left_behind()
+    for run, (_, metrics) in zip(world.tracker.runs, left["runs"], strict=True):
+        assert (run.params["lr"], run.params["num-server-rounds"]) == ("0.5", "3")
+        assert [step for step, _ in metrics["accuracy"]] == [0, 1, 2, 3]
+    assert [status for status, _ in left["runs"]] == ["FINISHED"] * (1 if cut_short else 2)
+
+
 def run_three_rounds(world: World, approval: str = "auto") -> None:
     world.strategy(approval=approval).start(LocalGrid(add_one), model(), 3, evaluate_fn=holdout)
 
