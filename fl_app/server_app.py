@@ -349,9 +349,8 @@ def starting_point(
     for stage in stages[config.restart_from]:
         version = store.get_latest_version(stage)
         if version is not None:
-            path = store.weights_path(version)
             if version not in read:
-                arrays = load_round(path)
+                arrays = load_round(store.weights_path(version))
                 yolo.require_same_model(version, arrays)
                 read.clear()
                 read[version] = arrays

@@ -7,12 +7,12 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from registry.errors import ArtifactError, InvalidName, RegistryError
-from registry.redaction import HIDDEN, is_secret_name, redact
+from registry.redaction import HIDDEN, is_secret_name, known_secrets, redact
 from registry.versions import as_number
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,13 @@ def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[st
 
     A param or a tag is there for all who can see the run, and for ever.
     """
-    return {str(name): _shown(str(name), value)[:most] for name, value in fields.items()}
+    known = known_secrets()
+    return {str(name): _shown(str(name), value, known)[:most] for name, value in fields.items()}
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, value: object, known: Sequence[str]) -> str:
     is_number = isinstance(value, int | float)  # as in pass=2
-    return HIDDEN if is_secret_name(name) and not is_number else redact(str(value))
+    return HIDDEN if is_secret_name(name) and not is_number else redact(str(value), known=known)
 
 
 def checked_artifact(path: str | Path) -> Path:

@@ -74,10 +74,11 @@ class Opening:
         holdout: DataUsed | None,
     ) -> SessionRecord:
         """Who the session is, if it begins anew."""
+        texts = logged_texts(params)  # the file stays for as long as the session waits
         settings = {
             **{f"strategy{place}": value for place, value in self.memory.settings.items()},
             **{f"{name}-config": encode(config) for name, config in self.configs.items()},
-            **logged_texts(params),  # the file stays for as long as the session waits
+            **texts,
         }
         return SessionRecord(
             model=model,
@@ -87,7 +88,7 @@ class Opening:
             arrays=array_rows(schema_of(self.arrays)),
             settings=settings,
             tags=tags,
-            params=logged_texts({**params, "num-server-rounds": num_rounds}),
+            params={**texts, "num-server-rounds": str(num_rounds)},
             holdout=None if holdout is None else astuple(holdout),
             run_name=f"flower-{tags['flower_run_id']}-session-{origin.session}",
         )

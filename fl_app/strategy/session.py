@@ -81,6 +81,8 @@ class Session:
         What aggregation made of the round that is under way.
     sent : ArrayRecord
         What the nodes were sent in it.
+    staging : str | None
+        The version in Staging as this process began.
     asked : tuple[str, ...]
         The ids of the nodes that were asked last.
     stopped : str
@@ -113,6 +115,7 @@ class Session:
     schema: Schema
     evaluate_fn: EvaluateFn | None
     sent: ArrayRecord
+    staging: str | None = None
     asked: tuple[str, ...] = ()
     stopped: str = ""
     offset: int = 0
@@ -234,17 +237,16 @@ class Session:
     def started(self, store: ModelStore) -> SessionStarted:
         """What hooks hear before the first round."""
         origin = self.record.origin
-        with store.one_reading():
-            return SessionStarted(
-                run_id=self.run_id,
-                session=origin.session,
-                num_rounds=self.num_rounds,
-                parent_version=origin.parent_version,
-                trigger=origin.trigger,
-                request_id=origin.request_id,
-                production=store.get_latest_version(Stage.PRODUCTION),
-                staging=store.get_latest_version(Stage.STAGING),
-            )
+        return SessionStarted(
+            run_id=self.run_id,
+            session=origin.session,
+            num_rounds=self.num_rounds,
+            parent_version=origin.parent_version,
+            trigger=origin.trigger,
+            request_id=origin.request_id,
+            production=store.get_latest_version(Stage.PRODUCTION),
+            staging=store.get_latest_version(Stage.STAGING),
+        )
 
     def ended(self, error: BaseException | None) -> SessionEnded:
         """What hooks hear at the end; ``error`` is what ended it before its last round."""

@@ -47,7 +47,6 @@ from registry import (
     LeaseLost,
     ModelStore,
     RegistryError,
-    Stage,
     StoreUnavailable,
     Tracker,
     Writer,
@@ -196,8 +195,11 @@ class Sessions(Strategy):
         self._open_session, self._outbox = session, outbox
         error: BaseException | None = None
         try:
-            self.hooks.look()
-            self.hooks(session.started(self.store))
+            with self.store.one_reading():
+                self.hooks.look()
+                started = session.started(self.store)
+            session.staging = started.staging
+            self.hooks(started)
             if chosen is not None:
                 meet_staging(session, self.store, self.metric, self.mode)
                 if session.record.first_metrics is not None and not session.record.described:
@@ -261,7 +263,7 @@ class Sessions(Strategy):
                 session.scores[parent] = first
                 if self.monitor is not None and self.metric is not None:
                     self.monitor.start_from(parent, first.metrics[self.metric])
-            staged = session.score_of(self.store, self.store.get_latest_version(Stage.STAGING))
+            staged = session.score_of(self.store, session.staging)
             session.best = staged.metrics if staged is not None else None
             compare_production(self.probation, session, self.store)
         session.note(first_metrics=first.metrics, first_best=session.best)
