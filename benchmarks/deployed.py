@@ -22,7 +22,7 @@ from e2e.deployment import deployment
 from e2e.flower import OWN_ENVIRONMENT, Flower
 from e2e.small_apps import small_app
 
-ROUNDS, REPEATS = 5, 3
+ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""
 CONFIG = f'rounds = {ROUNDS + 2}\npack = false\ntold = ""'
 

@@ -146,8 +146,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--nodes", type=int, nargs="*", default=NODES)
-    parser.add_argument("--work", type=float, default=0.0, help="seconds that a node takes")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=float, default=0.25, help="seconds that a node takes")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
