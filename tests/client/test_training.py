@@ -126,7 +126,8 @@ def test_the_weights_are_those_of_ultralytics_own_trainer_but_for_rounding(
 ) -> None:
     ours, theirs = get_model("n", 7, seed=1), get_model("n", 7, seed=1)
     given = to_arrays(ours)
-    result = local_round(ours, pictures, epochs=2)
+    rate = 0.0002  # at ten times that, rounding grows to some per cent on some processors
+    result = local_round(ours, pictures, epochs=2, learning_rate=rate)
     trainer = UltralyticsRound(
         theirs,
         pictures,
@@ -135,7 +136,7 @@ def test_the_weights_are_those_of_ultralytics_own_trainer_but_for_rounding(
         batch=4,
         nbs=4,
         epochs=2,
-        lr0=0.002,
+        lr0=rate,
         lrf=1.0,
         momentum=0.9,
         optimizer="AdamW",
@@ -155,7 +156,7 @@ def test_the_weights_are_those_of_ultralytics_own_trainer_but_for_rounding(
     first, second = to_arrays(ours), to_arrays(theirs)
     moved = sum(float(np.abs(second[name] - given[name]).sum()) for name in given)
     apart = sum(float(np.abs(first[name] - second[name]).sum()) for name in given)
-    assert apart < 0.01 * moved
+    assert apart < 0.001 * moved
     assert result.loss == pytest.approx(sum(float(v) for v in trainer.tloss.values()), rel=1e-3)
 
 
