@@ -20,7 +20,8 @@ PACKED_AS = "fl-app.packed"
 """``Array.stype`` of packed arrays, so that an app that knows nothing of it reads none."""
 VERSION = 1
 
-Known = dict[int, tuple[ArrayRecord, ArrayRecord]]
+Known = dict[int, tuple[ArrayRecord, ArrayRecord, list[Any]]]
+"""By the identity of a record: the record, which keeps it valid, the packed one and its index."""
 
 
 class PackingError(ValueError):
@@ -62,9 +63,9 @@ def pack(content: RecordDict, known: Known | None = None) -> RecordDict:
             if id(record) not in known:
                 data = b"".join(array.data for array in record.values())
                 one = Array("uint8", (len(data),), PACKED_AS, data)
-                known[id(record)] = record, ArrayRecord({"packed": one})
-            made[key] = known[id(record)][1]
-            index[key] = [astuple(row) for row in _rows(record)]
+                rows = [astuple(row) for row in _rows(record)]
+                known[id(record)] = record, ArrayRecord({"packed": one}), rows
+            _, made[key], index[key] = known[id(record)]
     if not index:
         return content
     text = json.dumps({"version": VERSION, "records": index})

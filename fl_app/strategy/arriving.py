@@ -120,7 +120,7 @@ class ArrivingReplies(Iterable[Message]):
             self._nodes[node] = None
             if message.has_error():
                 self._set_aside[node] = brief(f"it answered with an error: {message.error.reason}")
-                yield _with_plain_error(message)
+                yield with_error(message, message.error.code, message.error.reason)
                 continue
             try:
                 content, faults = self._check(message.content)
@@ -152,9 +152,8 @@ def with_content(message: Message, content: RecordDict) -> Message:
     return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
 
 
-def _with_plain_error(message: Message) -> Message:
-    """Return the message with an error whose reason fits into one line of Flower's log."""
-    error = message.error
+def with_error(message: Message, code: int, reason: str | None) -> Message:
+    """Return an error in place of a message, whose reason fits into one line of Flower's log."""
     return Message(  # type: ignore[call-overload, no-any-return]
-        error=Error(error.code, brief(error.reason)), metadata=message.metadata
+        error=Error(code, brief(reason)), metadata=message.metadata
     )

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fl_app.packing import Known, PackingError, pack, unpack
-from fl_app.strategy.arriving import with_content
+from fl_app.strategy.arriving import with_content, with_error
 from fl_app.strategy.reply_metrics import brief
 
 logger = logging.getLogger("flwr.fl_app")
@@ -177,8 +177,7 @@ def _unpacked(reply: Message) -> Message:
     try:
         return with_content(reply, unpack(reply.content))
     except PackingError as error:
-        wrong = Error(ErrorCode.MESSAGE_UNAVAILABLE, brief(f"its reply {error}"))
-        return Message(error=wrong, metadata=reply.metadata)  # type: ignore[call-overload, no-any-return]
+        return with_error(reply, ErrorCode.MESSAGE_UNAVAILABLE, f"its reply {error}")
 
 
 def arriving(grid: Grid, *, packed: bool = False) -> Grid:
