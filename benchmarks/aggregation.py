@@ -8,24 +8,18 @@ its own. Memory is what a process holds at most beyond the replies, told by trac
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import statistics
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
+from benchmarks.table import Row, parser, report
 from fl_app.strategy import Screening, StreamingFedAvg
 from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.screening import Needs, screen_train
@@ -81,23 +75,7 @@ def peak_megabytes(work: Callable[[], object]) -> float:
     return peak / 1e6
 
 
-def row(
-    name: str, ours: float, peer: str, peer_value: float, goal: float | None
-) -> dict[str, object]:
-    """A row of the table."""
-    ratio = ours / peer_value
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": peer,
-        "peer_value": peer_value,
-        "ratio": ratio,
-        "goal": goal,
-        "met": None if goal is None else ratio <= goal,
-    }
-
-
-def measure(count: int, models: list[ArrayRecord]) -> list[dict[str, object]]:
+def measure(count: int, models: list[ArrayRecord]) -> Iterator[Row]:
     """Rows of one number of replies; times are milliseconds for each reply."""
     flat = [np.concatenate([a.numpy().ravel() for a in each.values()]) for each in models]
     target = np.empty_like(flat[0])
@@ -126,30 +104,20 @@ def measure(count: int, models: list[ArrayRecord]) -> list[dict[str, object]]:
     took = {name: statistics.median(times) for name, times in taken.items()}
     size = sum(len(array.data) for array in models[0].values()) / 1e6
     told = f"{count} replies"
-    return [
-        row(f"{told} (ms each)", took["ours"], "FedAvg", took["flower"], SPEED_GOAL),
-        row(f"{told} (ms each)", took["ours"], "copied by numpy", took["copy"], BANDWIDTH_GOAL),
-        row(f"{told}, screened (ms each)", took["screened"], "FedAvg", took["flower"], None),
-        row(f"{told}, peak (MB)", peak_megabytes(ways["ours"]), "a model", size, MEMORY_GOAL),
-    ]
+    yield Row(f"{told} (ms each)", took["ours"], "FedAvg", took["flower"], SPEED_GOAL)
+    yield Row(f"{told} (ms each)", took["ours"], "copied by numpy", took["copy"], BANDWIDTH_GOAL)
+    yield Row(f"{told}, screened (ms each)", took["screened"], "FedAvg", took["flower"])
+    yield Row(f"{told}, peak (MB)", peak_megabytes(ways["ours"]), "a model", size, MEMORY_GOAL)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    given = parser(__doc__).parse_args()
     logging.disable(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     models = [model(seed) for seed in range(10)]
     list(measure(2, models))  # imports are not an aggregation
-    rows = [each for count in REPLIES for each in measure(count, models)]
-    for each in rows:
-        values = f"{each['ours']:8.2f} {each['peer_value']:8.2f} {each['ratio']:7.3f}"
-        print(f"{each['row']:35} {each['peer']:16} {values}  goal {each['goal']}")
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1))
+    report((row for count in REPLIES for row in measure(count, models)), given.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What a client's round and an evaluation cost beside the arithmetic that they cannot do without.
 
-64 pictures in batches of 16, one thread. Both sides of a row run in turn; each figure is a median.
-The pure steps are forward, backward and the same AdamW on tensors that are there already.
+64 pictures in batches of 16, one thread. Both sides of a row run in turn; each figure is a median,
+in seconds. The pure steps are forward, backward and the same AdamW on tensors that are there
+already.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import shutil
@@ -22,8 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 # Before Ultralytics is loaded: settings of its own, without its MLflow callback.
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fl-app-bench-")
 os.environ["FL_APP_HOME"] = os.environ["YOLO_CONFIG_DIR"]
@@ -33,6 +30,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from benchmarks.table import Row, parser, report
 from fl_app.client import training
 from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
@@ -48,7 +46,6 @@ REPEATS, PICTURES, BATCH = 5, 64, 16
 GOALS = {320: 1.08, 128: 1.2, 64: 1.3}
 PHOTOGRAPHS = Path(__file__).parents[1] / "../shared/data/aquarium/data.yaml"
 CPU = torch.device("cpu")
-Row = dict[str, Any]
 
 FRESH_OURS = """
 import sys
@@ -95,21 +92,9 @@ def in_turn(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, fl
 
 
 def row(name: str, peer: str, figures: tuple[float, float], goal: float | None = None) -> Row:
-    """A row of the table, printed at once."""
+    """A row of the table."""
     ours, value = figures
-    ratio = ours / value
-    met = None if goal is None else ratio <= goal
-    sys.stdout.write(f"{name:58} {ours:7.3f} s {value:7.3f} s {ratio:6.3f}  goal {goal or '-'}\n")
-    sys.stdout.flush()
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": peer,
-        "peer_value": value,
-        "ratio": ratio,
-        "goal": goal,
-        "met": met,
-    }
+    return Row(name, ours, peer, value, goal)
 
 
 def generated(size: int, train: int = PICTURES, val: int = 127) -> DataSpec:
@@ -253,20 +238,16 @@ PARTS = {"rounds": rounds, "fresh": fresh, "evaluation": evaluation}
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=PARTS, action="append")
-    asked = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", choices=PARTS, action="append")
+    asked = options.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     try:
-        rows = [found for part in asked.only or PARTS for found in PARTS[part]()]
+        report((found for part in asked.only or PARTS for found in PARTS[part]()), asked.json)
     finally:
         shutil.rmtree(OWN)
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

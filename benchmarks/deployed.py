@@ -7,20 +7,16 @@ the number that a YOLOv8n has. Each figure is the median of the rounds of severa
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
-
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 from e2e.deployment import deployment
 from e2e.flower import OWN_ENVIRONMENT, Flower
 from e2e.small_apps import small_app
+
+from benchmarks.table import Row, parser, report
 
 ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""
@@ -42,9 +38,7 @@ def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[fl
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
+    given = parser(__doc__).parse_args()
     taken: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
@@ -60,19 +54,8 @@ def main() -> None:
                 for packed in (True, False) if number % 2 else (False, True):
                     taken[packed] += seconds_of(flower, app, link, packed=packed)
     ours, peer = statistics.median(taken[True]), statistics.median(taken[False])
-    row: dict[str, Any] = {
-        "row": "a round over a SuperLink, 12 MB in 355 arrays, packed, s",
-        "ours": ours,
-        "peer": "as Flower sends them",
-        "peer_value": peer,
-        "ratio": ours / peer,
-        "goal": None,
-        "met": None,
-    }
-    print(f"{row['row']:60} {ours:8.3f} {peer:8.3f} {ours / peer:6.3f}")
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps([row], indent=1))
+    what = "a round over a SuperLink, 12 MB in 355 arrays, packed, s"
+    report([Row(what, ours, "as Flower sends them", peer)], given.json)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ is the median number of checks after a shift.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from itertools import chain
 
 import numpy as np
 from scipy.stats import ks_2samp, kstwo
 
+from benchmarks.table import Row, parser, report
 from fl_app.client.reference import Reference, new_reference
 from fl_app.retraining.drift import DriftSettings, check
 from fl_app.retraining.drift_state import DriftState
@@ -31,7 +29,6 @@ NODES, TAKING_PART, ROWS, BASELINE = 50, 10, 200, 1000
 INTERVAL = 300.0
 NEVER, REPEATS = 999, 11
 NO_SEASON, SEASON = DriftSettings(season=None), DriftSettings()
-Row = dict[str, Any]
 RNG = np.random.default_rng(0)
 
 
@@ -153,7 +150,7 @@ def false_alarms(checks: int = 1000) -> Iterator[Row]:
         for means in (0.0, 0.3, 1.0):
             label = f"false alarms in {checks:,} checks, {features} features, means {means:g} sd"
             found = alarms(Federation(1, features, means), checks, NO_SEASON)
-            yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+            yield from row(label, {name: len(rung) for name, rung in found.items()}, 0)
 
 
 def delays() -> Iterator[Row]:
@@ -168,7 +165,7 @@ def delays() -> Iterator[Row]:
             delay(alarms(Federation(10 + seed, 10, 0.3), 60, NO_SEASON, shift=shift), shift)
             for seed in range(REPEATS)
         ]
-        yield row(f"delay in checks without a season, {label}", medians(late), goal)
+        yield from row(f"delay in checks without a season, {label}", medians(late), goal)
         later = replace(shift, begin=300)
         late = []
         for seed in range(3):
@@ -176,7 +173,7 @@ def delays() -> Iterator[Row]:
             late.append(
                 delay(alarms(nodes, 800, SEASON, shift=later, peers=False, stop=True), later)
             )
-        yield row(f"delay in checks with a season of 24 h, {label}", medians(late), None)
+        yield from row(f"delay in checks with a season of 24 h, {label}", medians(late), None)
 
 
 def delay(found: dict[str, list[int]], shift: Shift) -> dict[str, int]:
@@ -198,10 +195,10 @@ def quiet() -> Iterator[Row]:
     tiny = Shift(0.02, features=10)
     found = alarms(Federation(3, 10, 0.0), 200, NO_SEASON, shift=tiny, rows=5000)
     label = "false alarms in 200 checks, a shift of 0.02 sd at 50,000 rows a check"
-    yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+    yield from row(label, {name: len(rung) for name, rung in found.items()}, 0)
     found = alarms(Federation(4, 5, 0.3, cycle=0.3), 2880, SEASON)
     label = "false alarms in 10 days, a daily cycle of 0.3 sd, season of 24 h"
-    yield row(label, {name: len(rung) for name, rung in found.items()}, 0)
+    yield from row(label, {name: len(rung) for name, rung in found.items()}, 0)
 
 
 def speed(rows: int = 10_000, features: int = 100) -> Iterator[Row]:
@@ -223,40 +220,30 @@ def speed(rows: int = 10_000, features: int = 100) -> Iterator[Row]:
     ms = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
     mine, peer = ms.values()
     label = f"ms for {rows:,} rows x {features} features: summary, wire and check"
-    yield {**row(label, ms, None), "ratio": peer / mine, "goal": 20, "met": peer >= 20 * mine}
+    yield from row(label, ms, 20, ratio=peer / mine, met=peer >= 20 * mine)
 
 
-def row(label: str, values: dict[str, float], goal: float | None) -> Row:
-    """A row of the results; met if ours is at most ``goal``."""
-    mine, others = values["ours"], {k: v for k, v in values.items() if k != "ours"}
-    peer = next(iter(others), None)
-    return {
-        "row": label,
-        "ours": mine,
-        "peer": peer,
-        "peer_value": None if peer is None else others[peer],
-        "ratio": None,
-        "goal": goal,
-        "met": None if goal is None else mine <= goal,
-        "all": values,
-    }
+def row(
+    label: str,
+    values: dict[str, float],
+    goal: float | None,
+    *,
+    ratio: float | None = None,
+    met: bool | None = None,
+) -> Iterator[Row]:
+    """A row and below it all values; unless told, met if ours is at most ``goal``."""
+    mine, peer = values["ours"], next((name for name in values if name != "ours"), None)
+    if met is None and goal is not None:
+        met = mine <= goal
+    yield Row(label, mine, peer, values.get(peer or ""), goal, ratio=ratio, met=met)
+    for name, value in values.items():
+        print(f"  {name:32} {value:8.4g}", flush=True)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
-    rows = []
-    for part in (speed, delays, quiet, false_alarms):
-        for found in part():
-            rows.append(found)
-            print(f"\n{found['row']}{'  (goal missed)' if found['met'] is False else ''}")
-            for name, value in found["all"].items():
-                print(f"  {name:32} {value:8.4g}", flush=True)
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
+    given = parser(__doc__).parse_args()
+    report(chain.from_iterable(part() for part in (speed, delays, quiet, false_alarms)), given.json)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,30 @@
 
 Eight rounds, two clients, the generated set, everything at its default; central training sees the
 same pictures for as many epochs, with the same optimizer, rates and augmentation. Both are run
-once, imports counted, and both are scored on the same holdout.
+several times, in turn, imports counted, and both are scored on the same holdout; each figure is a
+median.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
 
+from benchmarks.table import Row, parser, report
 from fl_app.client.data import partition, split_holdout
 from fl_app.client.shapes import shapes_data
-from fl_app.config import ServerConfig
+from fl_app.config import ClientConfig, ServerConfig
 from registry import ModelManager
 
-NODES = 2
+NODES, REPEATS = 2, 5
 
 CENTRAL = """
 import json, sys
@@ -44,7 +42,7 @@ model.train(**told, optimizer="AdamW", lrf=0.1, momentum=0.9, warmup_epochs=0.0,
 """
 
 
-def federated(folder: Path) -> tuple[float, float, ServerConfig]:
+def federated(folder: Path) -> tuple[float, float]:
     """Wall seconds and the last round's mAP50 of the app as it is."""
     flower = Flower(folder / "flower", OWN_ENVIRONMENT)
     began = time.perf_counter()
@@ -58,13 +56,12 @@ def federated(folder: Path) -> tuple[float, float, ServerConfig]:
     (session,) = [
         run for run in client.search_runs([experiment.experiment_id]) if "session" in run.data.tags
     ]
-    metrics: Mapping[str, float] = session.data.metrics
-    (score,) = [value for key, value in metrics.items() if key.rpartition("/")[2] == "mAP50"]
-    return seconds, score, ServerConfig.from_run_config({})
+    return seconds, session.data.metrics["mAP50"]
 
 
-def central(folder: Path, config: ServerConfig, epochs: int) -> tuple[float, float]:
+def central(folder: Path) -> tuple[float, float]:
     """Wall seconds and mAP50 of Ultralytics' own training on the nodes' pictures together."""
+    config, epochs = ServerConfig.from_run_config({}), ClientConfig.from_run_config({}).local_epochs
     from fl_app.client.data import load_data_spec
     from models.holdout import Holdout
     from models.model import get_model
@@ -78,7 +75,8 @@ def central(folder: Path, config: ServerConfig, epochs: int) -> tuple[float, flo
     (folder / "central.yaml").write_text(
         f"path: {spec.root}\ntrain: {folder / 'train.txt'}\nval: images/val\nnames: {names}\n"
     )
-    told = {"data": str(folder / "central.yaml"), "epochs": epochs, "imgsz": config.image_size}
+    told = {"data": str(folder / "central.yaml"), "imgsz": config.image_size}
+    told |= {"epochs": config.num_server_rounds * epochs}
     told |= {"batch": config.batch_size, "nbs": config.batch_size, "lr0": config.learning_rate}
     told |= {"seed": config.seed, "project": str(folder)}
     environment = {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
@@ -97,33 +95,24 @@ def central(folder: Path, config: ServerConfig, epochs: int) -> tuple[float, flo
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
-    with tempfile.TemporaryDirectory() as folder:
-        ours, our_score, config = federated(Path(folder))
-        epochs = config.num_server_rounds * config.local_epochs
-        peer, peer_score = central(Path(folder), config, epochs)
-    rows = [
-        _row("a full run, seconds", ours, peer),
-        _row("its last mAP50 on the holdout", our_score, peer_score),
-    ]
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
-
-
-def _row(name: str, ours: float, peer: float) -> dict[str, object]:
-    sys.stdout.write(f"{name:40} {ours:8.3f} {peer:8.3f} {ours / peer:6.3f}\n")
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": "central training by Ultralytics",
-        "peer_value": peer,
-        "ratio": ours / peer,
-        "goal": None,
-        "met": None,
-    }
+    given = parser(__doc__).parse_args()
+    sides = {"ours": federated, "central": central}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for number in range(REPEATS):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            with tempfile.TemporaryDirectory() as folder:
+                found[name].append(sides[name](Path(folder)))
+            print(name, *found[name][-1], flush=True)
+    figures = zip(*(zip(*found[name], strict=True) for name in ("ours", "central")), strict=True)
+    rows = ("a full run, seconds", "its last mAP50 on the holdout")
+    peer, median = "central training by Ultralytics", statistics.median
+    report(
+        (
+            Row(row, median(ours), peer, median(theirs))
+            for row, (ours, theirs) in zip(rows, figures, strict=True)
+        ),
+        given.json,
+    )
 
 
 if __name__ == "__main__":

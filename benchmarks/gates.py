@@ -28,20 +28,14 @@ t-test at 5 % (for A/B one of two samples) after every round, which is made for 
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
 import time
-from pathlib import Path
-from typing import Any
-
-# This folder last: else `registry` would be benchmarks/registry.py.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
+from benchmarks.table import Row, parser, report
 from models.matches import Matches
 from registry import BeatsChampion, Evidence
 from registry.sequential import sequential_test
@@ -52,9 +46,6 @@ SHARES = np.array([0.5, 0.17, 0.11, 0.08, 0.06, 0.05, 0.03])  # of the classes
 SKILL, CLEAR = 0.7, 4.0
 WRONG_SHARED, WRONG_OWN = 13.0, 7.0
 SHADOW_ROUNDS, NODES_A_ROUND, DISAGREE, POINTS_APART = 10, 4, 0.1, 0.02
-PEERS = {"holdout": "two numbers on the same pictures", "shadow": "t-test after every round"}
-
-Row = dict[str, Any]
 Random = np.random.Generator
 
 
@@ -234,74 +225,51 @@ def row(
     name: str,
     values: tuple[float, float],
     goal: float | None = None,
-    unit: str = "",
-    peer_name: str = PEERS["holdout"],
+    peer: str = "two numbers on the same pictures",
 ) -> Row:
     """One line of the table; a goal is an upper bound of ours."""
-    ours, peer = values
-    met = None if goal is None else ours <= goal
-    told = "" if goal is None else f"<= {goal:<5} {'met' if met else 'MISSED'}"
-    print(f"{name:52} {ours:8.4f} {peer:8.4f} {unit:3} {told}", flush=True)
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": peer_name,
-        "peer_value": peer,
-        "ratio": ours / peer if peer else None,
-        "goal": goal,
-        "met": met,
-    }
+    ours, value = values
+    return Row(name, ours, peer, value, goal, met=None if goal is None else ours <= goal)
 
 
-def holdout_rows() -> list[Row]:
+def holdout_rows() -> Iterator[Row]:
     """`BeatsChampion` on a holdout of pictures."""
-    rows = [row("seconds per decision, 127 pictures", seconds_per_decision(), unit="s")]
+    yield row("seconds per decision, 127 pictures", seconds_per_decision())
     null = promoted(0.0, TRIALS, seed=1)
-    rows.append(row(f"promoted, equally good ({TRIALS} trials)", null, goal=0.05))
+    yield row(f"promoted, equally good ({TRIALS} trials)", null, 0.05)
     for gain in (0.02, 0.05):
         name = f"promoted, {100 * gain:.0f} points better ({POWER_TRIALS} trials)"
-        rows.append(row(name, promoted(gain, POWER_TRIALS, seed=2)))
+        yield row(name, promoted(gain, POWER_TRIALS, seed=2))
     name = f"any of {ROUNDS} rounds promoted, equally good ({SESSIONS} sessions)"
-    rows.append(row(name, promoted_in_a_session(0.0, SESSIONS, seed=3), goal=0.05))
+    yield row(name, promoted_in_a_session(0.0, SESSIONS, seed=3), 0.05)
     name = f"any of {ROUNDS} rounds promoted, 5 points better ({SESSIONS} sessions)"
-    rows.append(row(name, promoted_in_a_session(0.05, SESSIONS, seed=4)))
-    return rows
+    yield row(name, promoted_in_a_session(0.05, SESSIONS, seed=4))
 
 
-def shadow_rows() -> list[Row]:
+def shadow_rows() -> Iterator[Row]:
     """The shadow evaluation on the nodes."""
-    rows, peer = [], PEERS["shadow"]
-    wrong = ("better", "worse")
+    peer, wrong = "t-test after every round", ("better", "worse")
     for ab_test in (False, True):
         name = f"decided, equally good{', A/B' * ab_test} ({TRIALS} evaluations)"
-        null = found(wrong, 0.0, TRIALS, ab_test=ab_test)
-        rows.append(row(name, null, goal=0.05, peer_name=peer))
+        yield row(name, found(wrong, 0.0, TRIALS, ab_test=ab_test), 0.05, peer)
     for gain, rounds in ((0.02, 3), (0.02, 10), (0.02, 25), (0.05, 3), (0.05, 10)):
         nodes = rounds * NODES_A_ROUND
         name = f"found, {100 * gain:.0f} points better, {nodes} nodes ({POWER_TRIALS} evaluations)"
         share = found(("better",), gain, POWER_TRIALS, rounds=rounds)
-        rows.append(row(name, share, peer_name=peer))
+        yield row(name, share, peer=peer)
     name = f"better, 2 points worse ({TRIALS} evaluations)"
-    rows.append(row(name, found(("better",), -0.02, TRIALS), goal=0.05, peer_name=peer))
-    return rows
+    yield row(name, found(("better",), -0.02, TRIALS), 0.05, peer)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
     parts = {"holdout": holdout_rows, "shadow": shadow_rows}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=parts, help="this part alone")
-    asked = parser.parse_args()
-    rows, began = [], time.perf_counter()
-    for name, part in parts.items():
-        if asked.only in (None, name):
-            print(f"{f'{name}; beside it: {PEERS[name]}':52} {'ours':>8} {'peer':>8}")
-            rows += part()
+    options = parser(__doc__)
+    options.add_argument("--only", choices=parts, help="this part alone")
+    asked, began = options.parse_args(), time.perf_counter()
+    chosen = [asked.only] if asked.only else parts
+    report((found for name in chosen for found in parts[name]()), asked.json)
     print(f"{time.perf_counter() - began:.0f} s")
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

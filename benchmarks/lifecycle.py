@@ -3,26 +3,19 @@
 
 Ten clients answer with a 12 MB model, at once or after a second of training in which the machine
 is idle. A round lasts from its first message to the first message of the next one; each figure is
-the median over the rounds of several sessions, whose sides run in turn. The usual way is what
-Flower's and MLflow's examples show: a loop of one's own that logs the model by
+the median over the rounds of several sessions, in seconds; the sides run in turn. The usual way is
+what Flower's and MLflow's examples show: a loop of one's own that logs the model by
 ``mlflow.pytorch.log_model`` and registers it in every round.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -30,6 +23,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from local_grid import LocalGrid, reply
 
+from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
 from registry import FederatedLearningTracker, ModelManager
 
@@ -147,9 +141,9 @@ def seconds_of(sides: dict[str, Side], work: float, home: Path) -> dict[str, flo
     return {name: statistics.median(rounds) for name, rounds in taken.items()}
 
 
-def rows_of(home: Path) -> list[dict[str, Any]]:
+def rows_of(home: Path) -> Iterator[Row]:
     """All rows of the table."""
-    rows = []
+    peer = "bare FedAvg"
     ours, kept = "around StreamingFedAvg", "around FedAvg"
     for work in (0.0, WORK):
         sides: dict[str, Side] = {
@@ -162,7 +156,7 @@ def rows_of(home: Path) -> list[dict[str, Any]]:
         told = f"a round, clients train {work:g} s"
         for name in (ours, kept, "the usual way"):
             goal = ADDED_GOAL if name == ours and work else None
-            rows.append(_row(f"{told}, {name}", took[name], took["bare"], goal))
+            yield Row(f"{told}, {name}", took[name], peer, took["bare"], goal)
     sides = {"bare": bare}
     for pipeline in (True, False):
         named = "pipelined" if pipeline else "inline"
@@ -170,40 +164,18 @@ def rows_of(home: Path) -> list[dict[str, Any]]:
     took = seconds_of(sides, WORK, home)
     for named, goal in (("pipelined", EVALUATED_GOAL), ("inline", None)):
         name = f"a round, evaluation as long as training, {named}"
-        rows.append(_row(name, took[named], took["bare"], goal))
-    return rows
-
-
-def _row(name: str, ours: float, peer: float, goal: float | None) -> dict[str, Any]:
-    ratio = ours / peer
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": "bare FedAvg",
-        "peer_value": peer,
-        "ratio": ratio,
-        "goal": goal,
-        "met": None if goal is None else ratio <= goal,
-    }
+        yield Row(name, took[named], peer, took["bare"], goal)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
+    given = parser(__doc__).parse_args()
     logging.disable(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     with tempfile.TemporaryDirectory() as folder:
         for side in (wrapped(StreamingFedAvg), usual):  # imports and tables are not a round
             side(0.0, Path(folder))
-        rows = rows_of(Path(folder))
-    for row in rows:
-        values = f"{row['ours']:8.3f} s {row['peer_value']:8.3f} s {row['ratio']:6.3f}"
-        print(f"{row['row']:55} {values}  goal {row['goal']}")
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
+        report(rows_of(Path(folder)), given.json)
 
 
 if __name__ == "__main__":

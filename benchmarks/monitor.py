@@ -14,19 +14,19 @@ what the monitor asks for, with its policy.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import ks_2samp
 
+from benchmarks.table import Row, parser, report
 from fl_app.retraining import (
     BestMinusThreshold,
     CappedCusum,
@@ -178,32 +178,22 @@ def quiet_by_the_monitor(seed: int) -> int:
     return sum(row["outcome"] == "done" for row in monitor.trigger_history)
 
 
-def quiet_days() -> dict[str, Any]:
+def quiet_days() -> Iterator[Row]:
     """The row on quiet days, the worst of several seeds."""
     ours = [quiet_by_the_monitor(seed) for seed in range(SEEDS)]
     guide = [quiet_by_the_guide(seed) for seed in range(SEEDS)]
-    print(f"\n{DAYS} quiet days, retrainings")
+    label, peer = f"automatic retrainings in {DAYS} quiet days", "the guide's rule as written"
+    yield Row(label, max(ours), peer, min(guide), 0, met=max(ours) == 0)
     for name, counts in {"the monitor": ours, "the guide's rule": guide}.items():
         print(f"  {name:24} {counts}")
-    return {
-        "row": f"automatic retrainings in {DAYS} quiet days",
-        "ours": max(ours),
-        "peer": "the guide's rule as written",
-        "peer_value": min(guide),
-        "ratio": max(ours) / min(guide),
-        "goal": 0,
-        "met": max(ours) == 0,
-        "all": {"monitor": ours, "guide": guide},
-    }
 
 
-def compared(folder: Path) -> list[dict[str, Any]]:
+def compared(folder: Path) -> Iterator[Row]:
     """The rows on false alarms and delays, one for each kind of noise."""
     rules: dict[str, Callable[[], DegradationRule]] = {
         "capped CUSUM (ours)": lambda: CappedCusum(THRESHOLD),
         "best minus threshold": lambda: BestMinusThreshold(THRESHOLD),
     }
-    rows = []
     for label, (kind, deviation) in NOISES.items():
         groups = list(streams(kind, deviation).values())
         fired = {n: [[ours(make(), s) for s in g] for g in groups] for n, make in rules.items()}
@@ -212,35 +202,18 @@ def compared(folder: Path) -> list[dict[str, Any]]:
         mine, delays = table["capped CUSUM (ours)"]
         peer, _ = table["best minus threshold"]
         met = mine <= GOAL_ALARMS and (label != "noise 0.02" or delays[0] <= GOAL_DELAY)
-        print(f"\n{label}{'' if met else '  (goal missed)'}")
+        told = f"false alarms per 1,000 rounds, {label}"
+        yield Row(told, mine, "best minus threshold", peer, GOAL_ALARMS, met=met)
         for name, (alarms, late) in table.items():
             words = f"{alarms:7.2f} false alarms / 1,000   delay {late[0]:g} / {late[1]:g}"
             print(f"  {name:24} {words}")
-        rows.append(
-            {
-                "row": f"false alarms per 1,000 rounds, {label}",
-                "ours": mine,
-                "peer": "best minus threshold",
-                "peer_value": peer,
-                "ratio": mine / peer if peer else None,
-                "goal": GOAL_ALARMS,
-                "met": met,
-                "all": table,
-            }
-        )
-    return rows
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
+    given = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*compared(Path(folder)), quiet_days()]
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
+        report(chain(compared(Path(folder)), quiet_days()), given.json)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,21 @@ address where nobody listens; it takes four minutes, and is measured with ``--pe
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "registry"))
 
 from outages import FAULTS, Outage, OutageProxy, proxied, session
 from registry_servers import mlflow_server
+
+from benchmarks.table import Row, parser, report
 
 ROUNDS, TRAINING = 20, 0.2
 ADDED, DRAINED = 1.0, 60.0
@@ -43,31 +41,34 @@ def run(proxy: OutageProxy, folder: Path, fault: str) -> Outage:
     return session(proxy, home, f"model-{fault}", fault=fault, rounds=ROUNDS, training=TRAINING)
 
 
-def rows_of(fault: str, seen: Outage, well: float) -> Iterator[dict[str, Any]]:
+def rows_of(fault: str, seen: Outage, well: float) -> Iterator[Row]:
     """The table's rows on one fault."""
     added = percentile(seen.seconds[1:], 0.95) - well
     lost = ROUNDS - len(set(seen.rounds))
     in_order = seen.rounds == list(range(1, ROUNDS + 1)) and seen.steps == list(range(ROUNDS + 1))
-    yield row(f"{fault}: added to a round, 95th percentile", added, ADDED, met=added <= ADDED)
+    name = f"{fault}: added to a round, 95th percentile"
+    yield Row(name, added, goal=ADDED, met=added <= ADDED)
     drained = seen.drained <= DRAINED and in_order
-    yield row(f"{fault}: all in MLflow, in order, after", seen.drained, DRAINED, met=drained)
-    yield row(f"{fault}: rounds lost", float(lost), 0.0, met=lost == 0)
+    name = f"{fault}: all in MLflow, in order, after"
+    yield Row(name, seen.drained, goal=DRAINED, met=drained)
+    yield Row(f"{fault}: rounds lost", lost, goal=0, met=lost == 0)
 
 
-def row(what: str, ours: float, goal: float | None, *, met: bool | None) -> dict[str, Any]:
-    """One row of the table."""
-    return {
-        "row": what,
-        "ours": ours,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "goal": goal,
-        "met": met,
-    }
+def rows(faults: Sequence[str]) -> Iterator[Row]:
+    """The table's rows on all these faults."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        mlflow_server(Path(name)) as address,
+        proxied(address) as proxy,
+    ):
+        run(proxy, Path(name), "well")  # imports and the first tables are not a round
+        (Path(name) / "well").rename(Path(name) / "first")
+        well = percentile(run(proxy, Path(name), "well").seconds[1:], 0.5)
+        for fault in faults:
+            yield from rows_of(fault, run(proxy, Path(name), fault), well)
 
 
-def peer() -> dict[str, Any]:
+def peer() -> Iterator[Row]:
     """One call of MLflow's client where nobody listens."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -78,35 +79,17 @@ def peer() -> dict[str, Any]:
     except MlflowException as error:
         print(f"MLflow's client gave up: {type(error).__name__}")
     seconds = time.monotonic() - began
-    return row("MLflow's client with its defaults: one call, refused", seconds, None, met=None)
+    yield Row("MLflow's client with its defaults: one call, refused", seconds)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--fault", choices=FAULTS, action="append")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--peer", action="store_true")
+    options.add_argument("--fault", choices=FAULTS, action="append")
+    given = options.parse_args()
     logging.disable(logging.CRITICAL)
-    rows = []
-    with (
-        tempfile.TemporaryDirectory() as name,
-        mlflow_server(Path(name)) as address,
-        proxied(address) as proxy,
-    ):
-        run(proxy, Path(name), "well")  # imports and the first tables are not a round
-        (Path(name) / "well").rename(Path(name) / "first")
-        well = percentile(run(proxy, Path(name), "well").seconds[1:], 0.5)
-        for fault in given.fault or FAULTS:
-            rows += rows_of(fault, run(proxy, Path(name), fault), well)
-    rows += [peer()] if given.peer else []
-    for each in rows:
-        goal = "" if each["goal"] is None else f"goal {each['goal']:g}"
-        print(f"{each['row']:58} {each['ours']:9.2f}  {goal:10} {each['met'] or ''}")
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1))
+    report(chain(rows(given.fault or FAULTS), peer() if given.peer else ()), given.json)
 
 
 if __name__ == "__main__":

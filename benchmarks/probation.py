@@ -8,16 +8,14 @@ peer is the rule that an alarm on a metric has by default: one report below the 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.table import Row, parser, report
 from fl_app.retraining import ProbationSettings, ProductionReport
 from fl_app.retraining.probation import FEWEST, RECENT, follow, take_report
 from fl_app.retraining.probation_state import Baseline, ProbationState
@@ -82,39 +80,28 @@ def figures(noise: float, *, own: bool) -> dict[str, Any]:
     }
 
 
-def row(noise: float, *, own: bool) -> dict[str, Any]:
-    """One row, printed too."""
+def row(noise: float, *, own: bool) -> Iterator[Row]:
+    """One row, and below it what is known of both."""
     found = figures(noise, own=own)
     whose = f"its own first {FEWEST}" if own else f"{RECENT} before"
     met = found["ours"]["false"] <= GOAL_FALSE and (
         noise > DROP / 2 or found["ours"]["delay"] <= GOAL_DELAY
     )
-    print(f"\nnoise {noise:g}, baseline of {whose} reports{'' if met else '  (goal missed)'}")
-    for name, label in (("ours", "three in a row (ours)"), ("peer", "one report below")):
-        words = "{false:7.1f} false rollbacks / 1,000   delay {delay:g}, {found:.0%} found"
-        print(f"  {label:24}{words.format(**found[name])}")
+    name = f"false rollbacks per 1,000 probations, noise {noise:g}, baseline of {whose}"
     ours, peer = found["ours"]["false"], found["peer"]["false"]
-    return {
-        "row": f"false rollbacks per 1,000 probations, noise {noise:g}, baseline of {whose}",
-        "ours": ours,
-        "peer": "one report below the level by the drop",
-        "peer_value": peer,
-        "ratio": ours / peer if peer else None,
-        "goal": GOAL_FALSE,
-        "met": met,
-        "all": found,
-    }
+    yield Row(name, ours, "one report below the level by the drop", peer, GOAL_FALSE, met=met)
+    for side, label in (("ours", "three in a row (ours)"), ("peer", "one report below")):
+        words = "{false:7.1f} false rollbacks / 1,000   delay {delay:g}, {found:.0%} found"
+        print(f"  {label:24}{words.format(**found[side])}")
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    target = parser.parse_args().json
-    rows = [row(noise, own=own) for own in (False, True) for noise in NOISES]
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
+    given = parser(__doc__).parse_args()
+    report(
+        (each for own in (False, True) for noise in NOISES for each in row(noise, own=own)),
+        given.json,
+    )
 
 
 if __name__ == "__main__":

@@ -2,18 +2,16 @@
 """What the registry costs: registering, moving, loading and listing versions of a YOLOv8n.
 
 Each row has a peer: MLflow's own way to the same end, or the calls to MLflow that ours cannot do
-without. Both sides run in turn in this process; each figure is a median. A row that misses its
-goal says so; the goals stand as they are.
+without. Both sides run in turn in this process; each figure is a median, in seconds. A row that
+misses its goal says so; the goals stand as they are.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import io
 import itertools
-import json
 import logging
 import os
 import statistics
@@ -24,14 +22,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-# This folder last: else `registry` would be this file.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import mlflow
 import torch
 
+from benchmarks.table import Row, parser, report
 from models import serving
 from models.model import get_model, to_arrays
 from models.weights import save_weights
@@ -57,7 +52,6 @@ OURS = (
 PEER = "import mlflow.pytorch; mlflow.pytorch.load_model('models:/peer@production')"
 
 Work = Callable[[], object]
-Row = dict[str, Any]
 
 
 def build() -> torch.nn.Module:
@@ -88,21 +82,7 @@ def row(name: str, values: tuple[float, float], peer: str, goal: float, *, stric
     """One line of the table; `strict` asks for less than the goal, else it may be reached."""
     ours, theirs = values
     ratio = ours / theirs
-    met = ratio < goal if strict else ratio <= goal
-    print(
-        f"{name:44} {ours * 1e3:10.2f} ms {theirs * 1e3:10.2f} ms {ratio:7.3f} "
-        f"{'<' if strict else '<='} {goal:<5} {'met' if met else 'MISSED'}   ({peer})",
-        flush=True,
-    )
-    return {
-        "row": name,
-        "ours": ours,
-        "peer": peer,
-        "peer_value": theirs,
-        "ratio": ratio,
-        "goal": goal,
-        "met": met,
-    }
+    return Row(name, ours, peer, theirs, goal, met=ratio < goal if strict else ratio <= goal)
 
 
 def register(manager: ModelManager, folder: Path) -> Iterator[Row]:
@@ -231,15 +211,12 @@ def listing(home: Path, weights: Path) -> Iterator[Row]:
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=("register", "load", "move", "list"))
-    options = parser.parse_args()
-    target = options.json.resolve() if options.json else None
+    options = parser(__doc__)
+    options.add_argument("--only", choices=("register", "load", "move", "list"))
+    given = options.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    rows: list[Row] = []
     started_in = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -259,15 +236,11 @@ def main() -> None:
             "move": lambda: move(home, weights),
             "list": lambda: listing(home, weights),
         }
-        if options.only == "load":
+        if given.only == "load":
             register_once(manager, weights)
-        for name, part in parts.items():
-            if options.only in (None, name):
-                rows.extend(part())
+        chosen = [given.only] if given.only else parts
+        report((found for name in chosen for found in parts[name]()), given.json)
         os.chdir(started_in)
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(rows, indent=1))
 
 
 def register_once(manager: ModelManager, weights: Path) -> None:

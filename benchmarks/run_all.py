@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs all benchmarks, one after the other; prints one table, and writes one JSON and one plot.
 
-Each benchmark is a process of its own. One that fails is told of at the end, and the others count.
+Each benchmark is a process of its own. One that fails is told of at the end; the rows that it wrote
+before count, and so do the others. Both files are written anew after each benchmark.
 """
 
 from __future__ import annotations
@@ -13,96 +14,87 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
+from benchmarks.table import HEAD, Row
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
-Rows = list[dict[str, Any]]
 
 
 def names() -> list[str]:
     """All benchmarks."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != Path(__file__).stem)
+    return sorted({path.stem for path in FOLDER.glob("*.py")} - {"run_all", "table"})
 
 
-def run(name: str) -> Rows | None:
-    """Run a benchmark, whose own table goes to the terminal; None if it fails."""
+def run(name: str) -> tuple[list[Row], bool]:
+    """Run a benchmark, which prints its rows too; returns them, and whether it came to its end."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.json"
         words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(target)]
-        tests = os.pathsep.join([str(FOLDER.parent / "tests"), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            words, cwd=FOLDER.parent, env={**os.environ, "PYTHONPATH": tests}, check=False
-        )
-        if done.returncode or not target.is_file():
-            return None
-        return list(json.loads(target.read_text()))
+        tests = FOLDER.parent / "tests"
+        places = [str(tests), str(tests / "e2e"), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+        done = subprocess.run(words, cwd=FOLDER.parent, env=environment, check=False)
+        rows = json.loads(target.read_text()) if target.is_file() else []
+        return [Row(**row) for row in rows], bool(rows) and not done.returncode
 
 
-def table(found: dict[str, Rows]) -> str:
+def table(found: dict[str, list[Row]]) -> str:
     """One line for each row: ours, the peer, their ratio, the goal and whether it is met."""
-    lines = []
-    for name, rows in found.items():
-        for row in rows:
-            values = "".join(_number(row.get(key)) for key in ("ours", "peer_value", "ratio"))
-            met = {None: "", True: "met", False: "MISSED"}[row.get("met")]
-            goal = _number(row.get("goal"))
-            lines.append(f"{name:12} {row['row'][:60]:60} {values}{goal} {met}".rstrip())
-    head = f"{'benchmark':12} {'row':60} {'ours':>11}{'peer':>11}{'ratio':>11}{'goal':>11}"
-    return "\n".join([head, *lines])
+    lines = [f"{name:12} {row}" for name, rows in found.items() for row in rows]
+    return "\n".join([f"{'benchmark':12} {HEAD}", *lines])
 
 
-def _number(value: object) -> str:
-    return f"{value:11.4g}" if isinstance(value, int | float) else f"{'':11}"
-
-
-def plot(found: dict[str, Rows], path: Path) -> None:
+def plot(found: dict[str, list[Row]], path: Path) -> None:
     """Draw the ratio of each row that has one, on a logarithmic axis; 1 is the peer."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [(name, r) for name, all_rows in found.items() for r in all_rows if r.get("ratio")]
-    figure, axis = plt.subplots(figsize=(9, 1 + 0.22 * len(rows)), layout="constrained")
+    bars = [
+        (f"{name}: {row.row}"[:80], row.ratio, row.met)
+        for name, rows in found.items()
+        for row in rows
+        if row.ratio
+    ]
+    figure, axis = plt.subplots(figsize=(9, 1 + 0.22 * len(bars)), layout="constrained")
     colours = {None: "#8a8f98", True: "#2a7f62", False: "#c0392b"}
-    for place, (_, row) in enumerate(rows):
-        axis.barh(place, row["ratio"], left=0, color=colours[row.get("met")])
+    for place, (_, ratio, met) in enumerate(bars):
+        axis.barh(place, ratio, left=0, color=colours[met])
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
-    axis.set_yticks(range(len(rows)), [f"{n}: {r['row']}"[:80] for n, r in rows], fontsize=7)
+    axis.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("ours / peer (green: goal met, red: missed, grey: no goal)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def write(found: dict[str, Rows], folder: Path) -> None:
+def write(found: dict[str, list[Row]], folder: Path) -> None:
     """Write the rows of all benchmarks and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmarks.json").write_text(json.dumps(found, indent=1))
+    told = {name: [asdict(row) for row in rows] for name, rows in found.items()}
+    (folder / "benchmarks.json").write_text(json.dumps(told, indent=1))
     plot(found, folder / "benchmarks.png")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*names(), []], default=names())
+    parser.add_argument("names", nargs="*", choices=[*names(), []])
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(words)
-    found, failed = {}, []
-    for name in given.names:
+    found: dict[str, list[Row]] = {}
+    failed = []
+    for name in given.names or names():
         print(f"\n{name}", flush=True)
-        rows = run(name)
-        if rows is None:
+        found[name], ended = run(name)
+        if not ended:
             failed.append(name)
-        else:
-            found[name] = rows
-    write(found, given.results)
+        write(found, given.results)
     print("\n" + table(found))
     if failed:
         print(f"failed: {', '.join(failed)}")

@@ -19,12 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -32,6 +29,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
 
 NODES = (10, 100, 1000)
@@ -115,55 +113,35 @@ def run(side: str, nodes: int, work: float) -> dict[str, float]:
         return dict(json.loads(told.read_text()))
 
 
-def measure(nodes: int, work: float, repeats: int) -> list[dict[str, object]]:
+def measure(nodes: int, work: float, repeats: int) -> Iterator[Row]:
     """Rows of one number of nodes: time and memory, wrapped beside bare."""
     found: dict[str, list[dict[str, float]]] = {"wrapped": [], "streaming": [], "bare": []}
     for number in range(repeats):
         for side in sorted(found, reverse=bool(number % 2)):
             found[side].append(run(side, nodes, work))
-    rows: list[dict[str, object]] = []
     for side, how in (("wrapped", "around FedAvg"), ("streaming", "around StreamingFedAvg")):
         for what, unit, goal in (("seconds", "s", TIME_GOAL), ("memory", "MB", MEMORY_GOAL)):
             ours, peer = (
                 statistics.median(trial[what] for trial in found[one]) for one in (side, "bare")
             )
-            rows.append(
-                {
-                    "row": f"{nodes} nodes, {how}, {what} ({unit})",
-                    "ours": ours,
-                    "peer": "bare FedAvg",
-                    "peer_value": peer,
-                    "ratio": ours / peer,
-                    "goal": goal,
-                    "met": ours / peer <= goal,
-                }
-            )
-    return rows
+            yield Row(f"{nodes} nodes, {how}, {what} ({unit})", ours, "bare FedAvg", peer, goal)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--nodes", type=int, nargs="*", default=NODES)
-    parser.add_argument("--work", type=float, default=0.25, help="seconds that a node takes")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--nodes", type=int, nargs="*", default=NODES)
+    options.add_argument("--work", type=float, default=0.25, help="seconds that a node takes")
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = options.parse_args()
     if given.one:
         side, nodes, told = given.one
         logging.disable(logging.WARNING)
         Path(told).write_text(json.dumps(run_here(side, int(nodes), given.work)))
         return
-    rows = []
-    for nodes in given.nodes:
-        for row in measure(nodes, given.work, given.repeats):
-            rows.append(row)
-            values = f"{row['ours']:10.2f} {row['peer_value']:10.2f} {row['ratio']:7.3f}"
-            print(f"{row['row']:55} {values}  goal {row['goal']}", flush=True)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1))
+    work, repeats = given.work, given.repeats
+    report((row for nodes in given.nodes for row in measure(nodes, work, repeats)), given.json)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ model of each round with ``mlflow.pytorch.log_model``, as is usual.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import socket
@@ -26,8 +24,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "registry"))
 
 import numpy as np
@@ -38,26 +34,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from local_grid import LocalGrid, reply
 from registry_servers import mlflow_server
 
+from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy
 from registry import FederatedLearningTracker, ModelManager
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, FLOATS, FEW, MANY = 7, 3_000_000, 2, 7
-IMPORT_GOAL, MESSAGE_GOAL = 1.3, 0.1
-
-
-def row(what: str, ours: float, peer: str, peer_value: float, goal: float | None) -> dict[str, Any]:
-    """One row of the table; a goal of the imports is for the ratio, others for our figure."""
-    ratio = ours / peer_value
-    return {
-        "row": what,
-        "ours": ours,
-        "peer": peer,
-        "peer_value": peer_value,
-        "ratio": ratio,
-        "goal": goal,
-        "met": None if goal is None else (ratio if goal == IMPORT_GOAL else ours) <= goal,
-    }
+IMPORT_GOAL, CALLS_GOAL, MESSAGE_GOAL = 1.3, 17.0, 0.1
+"""The first for the ratio, the others for our figure."""
 
 
 def import_seconds(module: str) -> float:
@@ -69,14 +53,14 @@ def import_seconds(module: str) -> float:
     return float(done.stdout)
 
 
-def imports() -> dict[str, Any]:
+def imports() -> Row:
     """The import of the strategy beside that of Flower's strategies, in turn."""
     names = ("fl_app.strategy", "flwr.serverapp.strategy")
     for name in names:
         import_seconds(name)  # so that both are compiled
     times = [[import_seconds(name) for name in names] for _ in range(REPEATS)]
     ours, peer = (statistics.median(one) for one in zip(*times, strict=True))
-    return row("import fl_app.strategy, s", ours, names[1], peer, IMPORT_GOAL)
+    return Row("import fl_app.strategy, s", ours, names[1], peer, IMPORT_GOAL)
 
 
 def arrays() -> ArrayRecord:
@@ -274,44 +258,36 @@ def the_usual_way(address: str, rounds: int) -> None:
             )
 
 
-def calls() -> dict[str, Any]:
+def calls() -> Row:
     """Calls of an MLflow server in a round: ours with lease, journal, stage and alias."""
     with tempfile.TemporaryDirectory() as name, mlflow_server(Path(name)) as address:
         ours = per_round(lambda rounds: with_lifecycle(address, Path(name), rounds))
         peer = per_round(lambda rounds: the_usual_way(address, rounds))
     what = "calls of MLflow's server in a round that is staged"
-    return row(what, ours, "log_metrics, log_model and register each round", peer, 17.0)
+    usual = "log_metrics, log_model and register each round"
+    return Row(what, ours, usual, peer, CALLS_GOAL, met=ours <= CALLS_GOAL)
 
 
-def messages() -> dict[str, Any]:
+def messages() -> Row:
     """The first TRAIN message of an idle ServerApp, on MLflow in a SQLite file."""
     peer = bare_first_message()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         ours = first_message(Path(name))
     what = "from the 202 to the first TRAIN message, idle ServerApp, s"
-    return row(what, ours, "from start() of bare FedAvg", peer, MESSAGE_GOAL)
+    start = "from start() of bare FedAvg"
+    return Row(what, ours, start, peer, MESSAGE_GOAL, met=ours <= MESSAGE_GOAL)
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
+    options = parser(__doc__)
     parts = {"imports": imports, "calls": calls, "messages": messages}
-    parser.add_argument("--part", choices=parts, action="append")
-    given = parser.parse_args()
+    options.add_argument("--part", choices=parts, action="append")
+    given = options.parse_args()
     logging.disable(logging.CRITICAL)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
-    rows = [measure() for name, measure in parts.items() if name in (given.part or parts)]
-    for each in rows:
-        goal = f"goal {each['goal']:g}"
-        print(
-            f"{each['row']:62} {each['ours']:8.3f} {each['peer_value']:9.4f} "
-            f"{each['ratio']:8.2f}  {goal:9} {each['met']}"
-        )
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1))
-    sys.stdout.flush()
+    chosen = [measure for name, measure in parts.items() if name in (given.part or parts)]
+    report((measure() for measure in chosen), given.json)
     os._exit(0)  # the ServerApp waits for requests for ever
 
 

@@ -12,20 +12,14 @@ copied by numpy, in turn. Accuracy is that of whole sessions with equal seeds, p
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import os
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-# This folder last: else `registry` would be the benchmark of that name.
-sys.path.sort(key=lambda folder: Path(folder).resolve() == Path(__file__).resolve().parent)
 # Before Ultralytics is loaded: settings of its own, without its MLflow callback.
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="fl-app-bench-")
 os.environ["FL_APP_HOME"] = os.environ["YOLO_CONFIG_DIR"]
@@ -39,6 +33,7 @@ from local_grid import LocalGrid, reply
 from scipy.stats import t as students_t
 from sklearn.datasets import load_digits
 
+from benchmarks.table import Row, parser, report
 from fl_app.client.compression import compress_updates
 from fl_app.config import ServerConfig
 from fl_app.strategy import LifecycleStrategy, ScheduledFedAvg
@@ -52,15 +47,7 @@ REPEATS, SEEDS = 9, 30
 DIGITS_NODES, DIGITS_ROUNDS, HIDDEN, STEPS, RATE = 10, 20, 64, 20, 0.1
 YOLO_SEEDS = 1
 
-Row = dict[str, Any]
 Split = tuple[np.ndarray, np.ndarray]
-
-
-def row(name: str, ours: float, peer: str, peer_value: float) -> Row:
-    """A row of the table; none of these has a goal."""
-    ratio = ours / peer_value if peer_value else None
-    told = {"row": name, "ours": ours, "peer": peer, "peer_value": peer_value, "ratio": ratio}
-    return {**told, "goal": None, "met": None}
 
 
 def compressed(encoding: str, message: Message, answer: Callable[[], RecordDict]) -> RecordDict:
@@ -91,7 +78,7 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def measure_wire() -> list[Row]:
+def measure_wire() -> Iterator[Row]:
     """Rows of one update of YOLOv8n."""
     from models.model import get_model, to_arrays
 
@@ -107,11 +94,11 @@ def measure_wire() -> list[Row]:
     message = Message(RecordDict({"arrays": model}), 5, "train")
     plain, sent = reply(trained), SentModel(model)
     flat = np.concatenate([array.numpy().ravel() for array in trained.values()])
-    target, rows = np.empty_like(flat), list[Row]()
+    target = np.empty_like(flat)
     ways: dict[str, Callable[[], object]] = {"copy": lambda: np.copyto(target, flat)}
     for encoding in ENCODINGS:
         content = compressed(encoding, message, lambda: RecordDict(dict(plain)))
-        rows.append(row(f"{encoding}: bytes", size_of(content), "float32", size_of(plain)))
+        yield Row(f"{encoding}: bytes", size_of(content), "float32", size_of(plain))
         ways[f"{encoding}: encode (ms)"] = lambda encoding=encoding: compressed(
             encoding, message, lambda: RecordDict(dict(plain))
         )
@@ -122,7 +109,7 @@ def measure_wire() -> list[Row]:
             taken[name].append(milliseconds(work))
     took = {name: statistics.median(times) for name, times in taken.items()}
     copied = took.pop("copy")
-    return [*rows, *(row(name, ms, "copied by numpy", copied) for name, ms in took.items())]
+    yield from (Row(name, ms, "copied by numpy", copied) for name, ms in took.items())
 
 
 # Accuracy on digits.
@@ -206,19 +193,17 @@ def session(inner: Strategy, grid: LocalGrid, arrays: ArrayRecord, rounds: int) 
         return strategy.start(grid, arrays, num_rounds=rounds).arrays
 
 
-def measure_digits() -> list[Row]:
+def measure_digits() -> Iterator[Row]:
     """Rows with the mean accuracy, and with the mean difference and its interval."""
     found = {
         encoding: np.array([digits_accuracy(encoding, seed) for seed in range(SEEDS)])
         for encoding in ("none", *ENCODINGS)
     }
-    rows = []
     for encoding in ENCODINGS:
         apart = found[encoding] - found["none"]
         half = students_t.ppf(0.975, SEEDS - 1) * apart.std(ddof=1) / np.sqrt(SEEDS)
         told = f"{encoding}: digits, accuracy ({apart.mean():+.4f}, 95 %: ±{half:.4f})"
-        rows.append(row(told, found[encoding].mean(), "plain", found["none"].mean()))
-    return rows
+        yield Row(told, found[encoding].mean(), "plain", found["none"].mean())
 
 
 # Accuracy of the shipped recipe.
@@ -250,41 +235,31 @@ def yolo_score(encoding: str, seed: int) -> float:
     return float(Holdout(spec, image_size=config.image_size)(module)["mAP50"])
 
 
-def measure_yolo(which: tuple[str, ...], seeds: range) -> list[Row]:
+def measure_yolo(which: tuple[str, ...], seeds: range) -> Iterator[Row]:
     """Rows with the mAP50 of each session."""
-    rows = []
     for seed in seeds:
         found = {encoding: yolo_score(encoding, seed) for encoding in ("none", *which)}
         for encoding in which:
             told = f"{encoding}: YOLOv8n, mAP50 (seed {seed})"
-            rows.append(row(told, found[encoding], "plain", found["none"]))
-    return rows
+            yield Row(told, found[encoding], "plain", found["none"])
 
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", choices=["wire", "digits", "yolo"])
-    parser.add_argument("--seed", type=int, default=42, help="of the sessions with YOLOv8n")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", choices=["wire", "digits", "yolo"])
+    options.add_argument("--seed", type=int, default=42, help="of the sessions with YOLOv8n")
+    given = options.parse_args()
     logging.disable(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     seeds = range(given.seed, given.seed + YOLO_SEEDS)
-    parts: dict[str, Callable[[], list[Row]]] = {
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
         "wire": measure_wire,
         "digits": measure_digits,
         "yolo": lambda: measure_yolo(ENCODINGS, seeds),
     }
-    rows = [r for name, part in parts.items() if given.only in (None, name) for r in part()]
-    for found in rows:
-        print(
-            f"{found['row']:62} {found['ours']:14.4f} {found['peer_value']:14.4f} "
-            f"{found['ratio']:8.3f}  {found['peer']}"
-        )
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps(rows, indent=1))
+    chosen = [given.only] if given.only else parts
+    report((row for name in chosen for row in parts[name]()), given.json)
 
 
 if __name__ == "__main__":

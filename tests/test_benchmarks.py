@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `make bench` makes of the rows of its benchmarks; no benchmark is run."""
+"""How benchmarks tell of their rows, and what `make bench` makes of them; none of ours is run."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import run_all
+from benchmarks.table import Row, parser, report
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
@@ -14,33 +22,102 @@ ROWS = [
      "goal": 0.5, "met": True},
     {"row": "a slow thing", "ours": 9.0, "peer": "p", "peer_value": 3.0, "ratio": 3.0,
      "goal": 2.0, "met": False},
-    {"row": "a count", "ours": 7, "peer": None, "peer_value": None, "ratio": None,
+    {"row": "a count", "ours": 7.0, "peer": None, "peer_value": None, "ratio": None,
      "goal": None, "met": None},
 ]  # fmt: skip
+HALF = """
+import numpy as np
+from benchmarks.table import Row, parser, report
+def rows():
+    yield Row("a fast thing", np.float32(1), "p", 4, np.float64(0.5))
+    yield Row("a slow thing", np.int64(9), "p", 3, 2)
+    raise SystemExit({status})
+report(rows(), parser(__doc__).parse_args().json)
+"""
 
 
-def python(code: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
+def test_numbers_of_numpy_are_written(tmp_path: Path) -> None:
+    rows = [
+        Row("a fast thing", np.float32(1), "p", np.int64(4), np.float64(0.5)),
+        Row("a slow thing", np.float64(9), "p", np.float32(3), 2, met=np.bool_(False)),
+        Row("a count", np.uint8(7)),
+    ]
+    target = tmp_path / "new" / "rows.json"
+    report(rows, target)
+    assert json.loads(target.read_text()) == ROWS
+    assert list(ROWS[0]) == list(json.loads(target.read_text())[0])
+
+
+def test_a_ratio_and_whether_it_is_met_can_be_told() -> None:
+    assert Row("none of the peer's", 1, "p", 0, goal=2).ratio is None
+    assert Row("met, no ratio", 1, "p", 4, 2, ratio=None, met=True) == Row(
+        "met, no ratio", 1.0, "p", 4.0, 2.0, ratio=None, met=True
     )
-    return done.stdout
+    assert Row("the other way round", 1, "p", 30, 20, ratio=30, met=True).ratio == 30
+    assert Row("at the goal", 1, "p", 2, 0.5).met is True
+
+
+def test_each_row_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = parser("A benchmark.").parse_args(["--json", str(tmp_path / "rows.json")]).json
+
+    def rows() -> Iterator[Row]:
+        yield Row(**ROWS[0])
+        assert json.loads(target.read_text()) == ROWS[:1]
+        assert capsys.readouterr().out.splitlines()[1].endswith("met     a fast thing (p)")
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - the one above
+        report(rows(), target)
+    assert json.loads(target.read_text()) == ROWS[:1]
 
 
 def test_all_rows_are_in_one_table_one_file_and_one_plot(tmp_path: Path) -> None:
-    code = (
-        "import json, sys; from pathlib import Path; from benchmarks import run_all as b; "
-        "found = {'things': json.loads(sys.argv[1])}; "
-        "b.write(found, Path(sys.argv[2])); print(b.table(found))"
-    )
-    lines = python(code, json.dumps(ROWS), str(tmp_path)).splitlines()
+    found = {"things": [Row(**row) for row in ROWS]}
+    run_all.write(found, tmp_path)
+    lines = run_all.table(found).splitlines()
     assert len(lines) == 4
-    assert [line.split()[-1] for line in lines[1:]] == ["met", "MISSED", "7"]
+    assert ["met" in lines[1], "MISSED" in lines[2]] == [True, True]
+    assert lines[3].split() == ["things", "7", "a", "count"]
     assert json.loads((tmp_path / "benchmarks.json").read_text()) == {"things": ROWS}
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_benchmark_takes_json_and_is_run() -> None:
-    known = set(python("from benchmarks import run_all as b; print(*b.names())").split())
-    assert known == {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"run_all"}
+def test_the_rows_of_a_benchmark_that_fails_half_way_are_kept(tmp_path: Path) -> None:
+    folder, results = tmp_path / "benchmarks", tmp_path / "results"
+    folder.mkdir()
+    for name in ("run_all", "table"):
+        shutil.copy(ROOT / "benchmarks" / f"{name}.py", folder)
+    for name, status in {"first": 3, "second": 0}.items():
+        (folder / f"{name}.py").write_text(HALF.format(status=status))
+    (folder / "third.py").write_text("raise SystemExit(1)")
+    words = [sys.executable, "-m", "benchmarks.run_all", "--results", str(results)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.splitlines()[-1] == "failed: first, third"
+    told = json.loads((results / "benchmarks.json").read_text())
+    assert told == {"first": ROWS[:2], "second": ROWS[:2], "third": []}
+
+
+def test_results_are_written_after_each_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def run(name: str) -> tuple[list[Row], bool]:
+        target = tmp_path / "benchmarks.json"
+        seen.append(list(json.loads(target.read_text())) if target.is_file() else [])
+        return [Row(**ROWS[0])], True
+
+    monkeypatch.setattr(run_all, "run", run)
+    assert run_all.main(["aggregation", "drift", "--results", str(tmp_path)]) == 0
+    assert seen == [[], ["aggregation"]]
+
+
+def test_every_benchmark_is_run_and_tells_its_rows_in_the_one_way() -> None:
+    known = set(run_all.names())
+    assert known == {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"run_all", "table"}
     for name in known:
-        assert '"--json"' in (ROOT / "benchmarks" / f"{name}.py").read_text()
+        text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert "from benchmarks.table import Row, parser, report" in text, name
+        assert "ArgumentParser" not in text, name
+        assert '"peer_value"' not in text, name
