@@ -71,7 +71,6 @@ class KeptRounds:
         try:
             self.newest = self.folder.save(whole, self.model)
             self.unsaved.pop(closed.round, None)
-            self.folder.forget(self.newest, keeping=self.unsaved)
             self.health.works(DISK)
         except CheckpointError as error:
             self._keep_in_memory(whole, error)
@@ -95,6 +94,10 @@ class KeptRounds:
         saved = self.folder.save(whole, self.model)
         self.unsaved.pop(number, None)
         return _light(saved)
+
+    def forget(self) -> None:
+        """Delete files that neither a later round nor one that waits needs."""
+        self.folder.forget(self.newest, keeping=tuple(self.unsaved))
 
     def arrays_of(self, checkpoint: Checkpoint) -> ArrayRecord:
         """The global arrays after a round."""

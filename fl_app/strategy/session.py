@@ -209,6 +209,7 @@ class Session:
     def finish(self, waiting: Checkpoint, report: RoundReport, *, staged: bool = False) -> None:
         """Write down what became of a round; it waits no longer."""
         self.folder.finish(waiting, report)
+        self.rounds.forget()
         self.found.pop(report.round, None)
         self.reports.append(report)
         if staged:

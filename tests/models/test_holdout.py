@@ -78,6 +78,15 @@ def test_the_next_weights_of_a_module_have_scores_of_their_own(
     assert holdout(lively_model) == scores
 
 
+def test_a_module_whose_layers_were_exchanged_is_copied_anew(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    holdout(lively_model)
+    lively_model.model[0].conv = torch.nn.Conv2d(3, 16, 5, 2, 2, bias=False)
+    assert holdout(lively_model) == Holdout(labelled_by_model, image_size=SIDE)(lively_model)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_pictures_are_decoded_once_where_they_fit_into_memory(
     lively_model: YoloModel,
