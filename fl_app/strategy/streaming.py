@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
@@ -25,6 +25,10 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord)
 BLOCK = 10_000
 """Numbers that BLAS adds at once: up to here OpenBLAS starts no threads, which would wait for each
 other in a busy loop, and take twenty times as long wherever the cores are not free."""
+
+
+SMALL = 16_384
+"""Bytes of values up to which arrays are added together: one call costs more than such an array."""
 
 
 class StreamingFedAvg(FedAvg):
@@ -78,54 +82,85 @@ class StreamingFedAvg(FedAvg):
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """What has been added of one array; ``values`` are flat, in the order in which it is stored."""
+class _Stored:
+    """How an array is stored: what Flower says of it, its header, and the bytes of it all."""
 
+    name: str
     dtype: str
     shape: tuple[int, ...]
     stype: str
     header: bytes
     length: int
-    stored: np.dtype
-    values: np.ndarray
-    add_scaled: Callable[..., object] | None
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """In which order its values are stored."""
+        return "F" if b"'fortran_order': True" in self.header else "C"
 
     def read(self, array: Array) -> np.ndarray:
-        """The flat values of an array of the same kind, in the same order.
+        """The flat values of an array of the same shape, in the same order.
 
-        Raises ArrayError if it is another kind of array.
+        Raises ArrayError if it has another shape.
         """
-        data = array.data
-        if len(data) == self.length and data.startswith(self.header):
-            return np.frombuffer(data, self.stored, offset=len(self.header))
         values = view(array)
         if values.shape != self.shape:
             raise ArrayError(f"has shape {values.shape}, expected {self.shape}")
         return values.ravel(order=self.order)
 
-    @property
-    def order(self) -> Literal["C", "F"]:
-        """In which order it is stored."""
-        return "F" if b"'fortran_order': True" in self.header else "C"
+
+@dataclass(frozen=True)
+class _Sum:
+    """What has been added of some arrays of one dtype.
+
+    ``values`` are flat, one array's after the other's, each in the order in which it is stored.
+    """
+
+    arrays: tuple[_Stored, ...]
+    stored: np.dtype
+    values: np.ndarray
+    add_scaled: Callable[..., object] | None
+    headers: list[bytes]
+    lengths: list[int]
+
+    def read(self, model: Mapping[str, Array]) -> np.ndarray:
+        """The values of a model's arrays of these names, in place where it is one.
+
+        Raises ArrayError if one is of another kind.
+        """
+        found = [model[each.name] for each in self.arrays]
+        data = [array.data for array in found]
+        alike = all(map(bytes.startswith, data, self.headers))
+        if not alike or [*map(len, data)] != self.lengths:
+            both = zip(self.arrays, found, strict=True)
+            return np.concatenate([each.read(array) for each, array in both])
+        if len(data) == 1:
+            return np.frombuffer(data[0], self.stored, -1, len(self.headers[0]))
+        values = [whole[len(head) :] for whole, head in zip(data, self.headers, strict=True)]
+        return np.frombuffer(b"".join(values), self.stored)
 
     def add(self, read: np.ndarray, share: float) -> None:
         """Add flat values, in one pass where both are of the same precision."""
         values = self.values
-        if self.add_scaled is not None and read.dtype is values.dtype and values.size:
+        if self.add_scaled is not None and read.dtype == values.dtype:
             for start in range(0, values.size, BLOCK):
                 count = min(BLOCK, values.size - start)
-                self.add_scaled(read, values, n=count, a=share, offx=start, offy=start)
+                self.add_scaled(read, values, count, share, start, 1, start, 1)
         else:
             values += (read * values.dtype.type(share)).astype(values.dtype, copy=False)
 
-    def average(self, total: float) -> Array:
-        """What was added, over its total weight, as Flower sends arrays."""
-        values = self.values
+    def averages(self, total: float) -> Iterator[tuple[str, Array]]:
+        """What was added, over its total weight, by name and as Flower sends arrays."""
+        values, end = self.values, 0
         values *= values.dtype.type(1 / total)
+        for each in self.arrays:
+            start, end = end, end + math.prod(each.shape)
+            yield each.name, self._array(each, values[start:end])
+
+    def _array(self, each: _Stored, values: np.ndarray) -> Array:
         if values.dtype == self.stored:
-            data = b"".join((self.header, values.data))
-            return Array(self.dtype, self.shape, self.stype, data)
-        shaped, native = values.reshape(self.shape, order=self.order), self.stored.newbyteorder("=")
+            data = b"".join((each.header, values.data))
+            return Array(each.dtype, each.shape, each.stype, data)
+        shaped, native = values.reshape(each.shape, order=each.order), self.stored.newbyteorder("=")
         return Array(shaped.astype(native) if native.kind in "fc" else shaped)
 
 
@@ -136,7 +171,8 @@ class WeightedAverage:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, _Sum] = {}
+        self._names: dict[str, None] = {}
+        self._sums: list[_Sum] = []
         self._unit = 0.0
         self._total = 0.0
 
@@ -150,10 +186,11 @@ class WeightedAverage:
         """
         try:
             if not self._sums:
-                self._sums = _begun(arrays)
-            elif arrays.keys() != self._sums.keys():
-                raise ArrayError(f"is not in both: {set(arrays) ^ set(self._sums)}")
-            values = [each.read(arrays[name]) for name, each in self._sums.items()]
+                self._names, self._sums = dict.fromkeys(arrays), _begun(arrays)
+            elif arrays.keys() != self._names.keys():
+                raise ArrayError(f"is not in both: {arrays.keys() ^ self._names.keys()}")
+            model = dict(arrays.items())
+            values = [each.read(model) for each in self._sums]
         except ArrayError as error:
             raise InconsistentMessageReplies(
                 f"The replies are not of one model: an array {error}."
@@ -161,7 +198,7 @@ class WeightedAverage:
         # In units of the first weight, so that sums are of the size of the values.
         self._unit = self._unit or weight
         share = weight / self._unit if self._unit else 0.0
-        for each, read in zip(self._sums.values(), values, strict=True):
+        for each, read in zip(self._sums, values, strict=True):
             each.add(read, share)
         self._total += share
 
@@ -175,31 +212,38 @@ class WeightedAverage:
         """
         if not self._total:
             raise InconsistentMessageReplies("All replies together have a weight of 0.")
-        return ArrayRecord({name: s.average(self._total) for name, s in self._sums.items()})
+        made = dict(pair for each in self._sums for pair in each.averages(self._total))
+        return ArrayRecord({name: made[name] for name in self._names})
 
 
-def _begun(arrays: ArrayRecord) -> dict[str, _Sum]:
+def _begun(arrays: ArrayRecord) -> list[_Sum]:
     """Sums of nothing, of the kind of these arrays."""
-    from scipy.linalg import blas
-
-    in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
-    sums = {}
+    groups: dict[object, list[_Stored]] = {}
     for name, array in arrays.items():
-        stored = view(array).dtype
-        native = stored.newbyteorder("=")
-        kinds = {"f": np.result_type(native, np.float32), "c": native}
-        values = np.zeros(math.prod(array.shape), kinds.get(stored.kind, np.dtype("f8")))
-        sums[name] = _Sum(
+        values = view(array)
+        stored = _Stored(
+            name,
             array.dtype,
             tuple(array.shape),
             array.stype,
             header_of(array.data),
             len(array.data),
-            stored,
-            values,
-            in_one_pass.get(values.dtype),
         )
-    return sums
+        together = values.nbytes <= SMALL
+        groups.setdefault((values.dtype, None if together else name), []).append(stored)
+    return [_sum_of(tuple(group), view(arrays[group[0].name]).dtype) for group in groups.values()]
+
+
+def _sum_of(arrays: tuple[_Stored, ...], stored: np.dtype) -> _Sum:
+    from scipy.linalg import blas
+
+    in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
+    native = stored.newbyteorder("=")
+    kinds = {"f": np.result_type(native, np.float32), "c": native}
+    dtype = kinds.get(stored.kind, np.dtype("f8"))
+    values = np.zeros(sum(math.prod(each.shape) for each in arrays), dtype)
+    headers, lengths = [each.header for each in arrays], [each.length for each in arrays]
+    return _Sum(arrays, stored, values, in_one_pass.get(dtype), headers, lengths)
 
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:

@@ -76,6 +76,18 @@ def test_it_averages_as_flower_does(replies: list[Message]) -> None:
     assert dict(metrics) == pytest.approx(dict(expected_metrics))
 
 
+def test_small_arrays_count_each_by_its_own_numbers() -> None:
+    replies = []
+    for node, count in enumerate((np.asarray(3), np.asarray(5), np.asarray(2.5, np.float32))):
+        large = np.full((64, 128), node, np.float32)
+        arrays = {"a": count, "b": large, "c": np.asarray([node, 7]), "d": np.float32([node])}
+        record = ArrayRecord({name: Array(np.asarray(v)) for name, v in arrays.items()})
+        replies.append(message(record, node, **{"num-examples": 1 + node}))
+    (arrays_, _), (expected, _) = both(replies)
+    same(arrays_, expected, 7.0)
+    assert arrays_["a"].numpy() == pytest.approx((3 + 2 * 5 + 3 * 2.5) / 6)
+
+
 def test_many_replies_of_a_large_array_differ_by_rounding_only() -> None:
     chance = np.random.default_rng(0)
     replies = [
