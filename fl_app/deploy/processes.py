@@ -143,13 +143,13 @@ class Processes:
         for one in self._running:
             code = one.process.poll()
             if code is not None and one.again is None:
+                end(self._all_of(one.service), one.service.stop_signal)  # what it leaves behind
                 one.fails = one.fails + 1 if now - one.since < _STEADY else 1
                 longer = min(one.service.again_after * 2 ** (one.fails - 1), _LONGEST)
                 pause = max(longer, one.service.again_after)
-                one.again = now + pause
+                one.again = time.monotonic() + pause
                 self._say(f"{_ended_as(one, code)} It is started again in {pause:.0f} s.")
             elif one.again is not None and now >= one.again:
-                end(self._all_of(one.service), one.service.stop_signal)
                 one.process, one.since = self._spawn(one.service), time.monotonic()
                 one.again, one.well = None, False
 

@@ -89,9 +89,9 @@ def superlink(layout: Layout, port: int, *, mlflow: str) -> Service:
 
 
 def supernode(layout: Layout, number: int, *, port: int, superlink_port: int, data: str) -> Service:
-    """A SuperNode with a key and data of its own; `port` is for its own processes."""
+    """A warm SuperNode with a key and data of its own; `port` is for its own processes."""
     keys = layout.keys
-    command = [_program("flower-supernode"), "--superlink", f"{HOST}:{superlink_port}"]
+    command = [_program("fl-app"), "supernode", "--superlink", f"{HOST}:{superlink_port}"]
     command += ["--root-certificates", str(keys.authority)]
     command += ["--auth-supernode-private-key", str(keys.node(number).private)]
     command += ["--node-config", f'data="{data}"', "--host", HOST, "--port", str(port)]

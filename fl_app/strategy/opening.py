@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.backlog import CHECKPOINTS
 from fl_app.health import Health
-from fl_app.strategy.checkpoint import fits, schema_of
+from fl_app.strategy.checkpoint import CheckpointError, fits, save_round, schema_of
 from fl_app.strategy.encoding import NotPlainError, encode
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
@@ -105,15 +107,21 @@ class Opening:
         """
         place = home / CHECKPOINTS / uuid.uuid4().hex
         folder = SessionFolder.create(place, record.to_json())
+        closed, files = ClosedRound(0, arrays=self.arrays), {}
         try:
-            tags = {**record.tags, FOLDER_TAG: folder.path.name}
-            run = self.tracker.start_run(record.run_name, tags=tags)
+            with ThreadPoolExecutor(1) as beside:  # the disk takes as long as MLflow
+                writing = beside.submit(save_round, self.arrays, folder.path, 0, self.model)
+                tags = {**record.tags, FOLDER_TAG: folder.path.name}
+                run = self.tracker.start_run(record.run_name, tags=tags)
+            with suppress(CheckpointError):  # keeping the round tries again, and tells
+                path, digest = writing.result()
+                files["arrays"] = path.name, digest
         except BaseException:
             folder.release()
             raise
-        closed = ClosedRound(0, arrays=self.arrays)
-        session = self._session(folder, record, Checkpoint(closed, "done", self.memory.take()))
-        session.note(run_id=str(run.info.run_id))
+        first = Checkpoint(closed, "done", self.memory.take(), files=files)
+        session = self._session(folder, record, first)
+        session.note(run_id=str(run.info.run_id))  # before there is a round to go on from
         session.keep(closed, "done")
         return session
 

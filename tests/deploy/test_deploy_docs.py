@@ -57,7 +57,7 @@ def options(command: list[str]) -> set[str]:
             superlink(LAYOUT, 8000, mlflow="http://127.0.0.1:5000"),
         ),
         (
-            "flower-supernode",
+            "fl-app supernode",
             _parse_args_run_supernode,
             supernode(LAYOUT, 1, port=9094, superlink_port=8000, data="/data/data.yaml"),
         ),
@@ -66,10 +66,10 @@ def options(command: list[str]) -> set[str]:
 def test_flower_s_programs_are_started_by_hand_as_the_command_starts_them(
     program: str, parser: Callable[[], argparse.ArgumentParser], ours: Service
 ) -> None:
-    by_hand = words(program)[1:]
+    by_hand = words(program)[len(program.split()) :]
     parser().parse_args(by_hand)
     # By hand a machine has one SuperNode, at Flower's own port.
-    left_out = {"--host", "--port"} if program == "flower-supernode" else set()
+    left_out = {"--host", "--port"} if "supernode" in program else set()
     assert options(by_hand) == options(list(ours.command)) - left_out
     started = [line for line in LINES if line.startswith("export FL_APP_HOME")]
     variables = {word.partition("=")[0] for line in started for word in shlex.split(line)[1:]}
@@ -78,7 +78,7 @@ def test_flower_s_programs_are_started_by_hand_as_the_command_starts_them(
 
 
 def test_a_node_is_told_its_data() -> None:
-    by_hand = _parse_args_run_supernode().parse_args(words("flower-supernode")[1:])
+    by_hand = _parse_args_run_supernode().parse_args(words("fl-app supernode")[2:])
     config = ClientConfig.from_run_config({}, parse_config_args([by_hand.node_config]))
     assert config.data == "/data/pictures/data.yaml"
     assert config.partition_id is None

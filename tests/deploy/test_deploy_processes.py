@@ -131,6 +131,18 @@ def test_what_is_killed_is_started_again_after_all_it_had_started_has_ended(stag
     stage.processes.stop()
 
 
+def test_what_a_killed_process_leaves_behind_is_ended_before_the_pause(stage: Stage) -> None:
+    stage.processes.start(replace(stage.service("node-1", CHILD), again_after=65.0))
+    until(lambda: stage.count() == 2)
+    (parent, *_) = [p for p in find(stage.layout.folder) if p.ppid() == os.getpid()]
+    thread = watched(stage)
+    parent.send_signal(SIGKILL)
+    until(lambda: stage.said)
+    assert stage.count() == 0
+    stage.ended.set()
+    thread.join()
+
+
 def test_what_no_longer_answers_is_told_and_so_is_that_it_does(
     stage: Stage, tmp_path: Path
 ) -> None:
