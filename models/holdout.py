@@ -7,9 +7,9 @@ Which scores are good enough is not decided here.
 from __future__ import annotations
 
 import copy
+import platform
 import tempfile
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             dataset, batch_size, workers=0, shuffle=False, device=self.device
         )
         fits = len(pictures) * 3 * image_size**2 <= _KEPT_BYTES
-        self._network: Any = None
-        self._weights: dict[str, torch.Tensor] = {}
-        self._copied: weakref.ref[nn.Module] | None = None
+        self._layout = _layout_of(self.device)
         self._loaded: list[dict[str, Any]] | None = [] if fits else None
         self._true: dict[str, dict[str, Any]] = {}
 
@@ -157,25 +155,18 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             self.init_metrics(network)
             for raw in self._batches():
                 batch = self.preprocess(dict(raw))
+                batch["img"] = batch["img"].contiguous(memory_format=self._layout)
                 self.update_metrics(self.postprocess(network(batch["img"])), batch)
         # A list of arrays for each picture; Ultralytics empties its own.
         self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
         return dict(self.get_stats())
 
     def _copy_of(self, model: nn.Module) -> Any:
-        # A copy, because inference tensors that stay behind in the head break later training.
-        # The same module's next weights go into the same copy, in a twentieth of the time.
-        weights = model.state_dict()
-        known = self._copied is not None and self._copied() is model
-        if not known or _shapes(weights) != _shapes(self._weights):
-            self._network = copy.deepcopy(model).to(self.device).float().eval()
-            self._network.names = self.data["names"]
-            self._weights = self._network.state_dict()
-            self._copied = weakref.ref(model)
-        else:
-            for name, values in self._weights.items():
-                values.copy_(weights[name])
-        return self._network
+        # A copy, because inference tensors that stay behind in the head break later training; fused
+        # and in the layout of `YOLO.val`, whose scores these are.
+        network: Any = copy.deepcopy(model).to(self.device).float().eval()
+        network.names = self.data["names"]
+        return network.fuse(verbose=False).to(memory_format=self._layout)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Return the pictures as uint8 tensors, decoded once where they fit into memory."""
@@ -208,8 +199,9 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         ]
 
 
-def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: values.shape for name, values in weights.items()}
+def _layout_of(device: torch.device) -> torch.memory_format:
+    x86 = platform.machine() in {"AMD64", "x86_64"}
+    return torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
 
 
 def draw_predictions(
