@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A round over a real SuperLink, with the model's arrays packed into one and as Flower sends them.
+"""A round over a real SuperLink: arrays packed into one, and nodes that have torch loaded already.
 
-One SuperNode, started by ``fl-app supernode``, sends back at once what it got: 12 MB in 355 arrays,
-the number that a YOLOv8n has. Each figure is the median of the rounds of several runs, in turn.
+In the first row one SuperNode sends back at once what it got, 12 MB in 355 arrays, the number that
+a YOLOv8n has. In the second two SuperNodes train the shipped app's YOLOv8n on 64 pictures of 64
+pixels each. Each figure is the median of the rounds of several runs, in turn.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from e2e.deployment import deployment
-from e2e.flower import OWN_ENVIRONMENT, Flower
+from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
 from e2e.small_apps import small_app
 
 from benchmarks.table import Row, parser, report
+from fl_app.client.shapes import shapes_data
+from registry import ModelManager
 
 ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""
@@ -36,9 +40,8 @@ def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[fl
     return list(rounds[1:])
 
 
-def main() -> None:
-    """Print the table, and write its rows where ``--json`` says."""
-    given = parser(__doc__).parse_args()
+def packed_row() -> Row:
+    """A round that sends a model there and back, packed or not."""
     taken: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
@@ -55,7 +58,46 @@ def main() -> None:
                     taken[packed] += seconds_of(flower, app, link, packed=packed)
     ours, peer = statistics.median(taken[True]), statistics.median(taken[False])
     what = "a round over a SuperLink, 12 MB in 355 arrays, packed, s"
-    report([Row(what, ours, "as Flower sends them", peer)], given.json)
+    return Row(what, ours, "as Flower sends them", peer)
+
+
+def shipped_seconds(folder: Path, *, warm: bool) -> list[float]:
+    """Seconds between the versions of one run of the shipped app, without the first two."""
+    flower = Flower(folder / "flower", OWN_ENVIRONMENT)
+    data = shapes_data(folder, train=64, val=32, image_size=64)
+    config = f'data="{data}" image-size=64 min-nodes=2 num-server-rounds={ROUNDS + 2}'
+    with deployment(flower, [data, data], warm=warm) as link:
+        words = ("flwr", "run", str(ROOT), link, "--stream", "--run-config", config)
+        printed = flower.command(*words, cwd=ROOT).stdout
+    found = ModelManager(home=flower.fl_app_home).client.search_model_versions()
+    moments = sorted(version.creation_timestamp / 1000 for version in found)
+    if len(moments) != ROUNDS + 2:
+        raise RuntimeError(printed[-4000:])
+    return [after - before for before, after in pairwise(moments)][1:]
+
+
+def warm_row() -> Row:
+    """A round of the shipped app, by nodes of either kind."""
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(REPEATS):
+        for warm in (True, False) if number % 2 else (False, True):
+            with tempfile.TemporaryDirectory() as name:
+                taken[warm] += shipped_seconds(Path(name), warm=warm)
+            print("warm" if warm else "as Flower starts it", taken[warm][-ROUNDS:], flush=True)
+    ours, peer = statistics.median(taken[True]), statistics.median(taken[False])
+    what = "a round of the shipped app, two SuperNodes of fl-app supernode, s"
+    return Row(what, ours, "flower-supernode", peer)
+
+
+ROWS = {"packed": packed_row, "warm": warm_row}
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    options = parser(__doc__)
+    options.add_argument("--only", choices=ROWS)
+    given = options.parse_args()
+    report((ROWS[name]() for name in ([given.only] if given.only else ROWS)), given.json)
 
 
 if __name__ == "__main__":
