@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,9 +41,19 @@ def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[fl
     return list(rounds[1:])
 
 
+def in_turn(seconds: Callable[[bool], list[float]]) -> tuple[float, float]:
+    """Median seconds of the rounds of both sides, ours first."""
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(REPEATS):
+        for ours in (True, False) if number % 2 else (False, True):
+            found = seconds(ours)
+            print("ours" if ours else "peer", found, flush=True)
+            taken[ours] += found
+    return statistics.median(taken[True]), statistics.median(taken[False])
+
+
 def packed_row() -> Row:
     """A round that sends a model there and back, packed or not."""
-    taken: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
         app = small_app(
@@ -53,23 +64,21 @@ def packed_row() -> Row:
             config=CONFIG,
         )
         with deployment(flower, [Path(name)], warm=True) as link:
-            for number in range(REPEATS):
-                for packed in (True, False) if number % 2 else (False, True):
-                    taken[packed] += seconds_of(flower, app, link, packed=packed)
-    ours, peer = statistics.median(taken[True]), statistics.median(taken[False])
+            ours, peer = in_turn(lambda packed: seconds_of(flower, app, link, packed=packed))
     what = "a round over a SuperLink, 12 MB in 355 arrays, packed, s"
     return Row(what, ours, "as Flower sends them", peer)
 
 
-def shipped_seconds(folder: Path, *, warm: bool) -> list[float]:
+def shipped_seconds(warm: bool) -> list[float]:
     """Seconds between the versions of one run of the shipped app, without the first two."""
-    flower = Flower(folder / "flower", OWN_ENVIRONMENT)
-    data = shapes_data(folder, train=64, val=32, image_size=64)
-    config = f'data="{data}" image-size=64 min-nodes=2 num-server-rounds={ROUNDS + 2}'
-    with deployment(flower, [data, data], warm=warm) as link:
-        words = ("flwr", "run", str(ROOT), link, "--stream", "--run-config", config)
-        printed = flower.command(*words, cwd=ROOT).stdout
-    found = ModelManager(home=flower.fl_app_home).client.search_model_versions()
+    with tempfile.TemporaryDirectory() as name:
+        flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
+        data = shapes_data(Path(name), train=64, val=32, image_size=64)
+        config = f'data="{data}" image-size=64 min-nodes=2 num-server-rounds={ROUNDS + 2}'
+        with deployment(flower, [data, data], warm=warm) as link:
+            words = ("flwr", "run", str(ROOT), link, "--stream", "--run-config", config)
+            printed = flower.command(*words, cwd=ROOT).stdout
+        found = ModelManager(home=flower.fl_app_home).client.search_model_versions()
     moments = sorted(version.creation_timestamp / 1000 for version in found)
     if len(moments) != ROUNDS + 2:
         raise RuntimeError(printed[-4000:])
@@ -78,13 +87,7 @@ def shipped_seconds(folder: Path, *, warm: bool) -> list[float]:
 
 def warm_row() -> Row:
     """A round of the shipped app, by nodes of either kind."""
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(REPEATS):
-        for warm in (True, False) if number % 2 else (False, True):
-            with tempfile.TemporaryDirectory() as name:
-                taken[warm] += shipped_seconds(Path(name), warm=warm)
-            print("warm" if warm else "as Flower starts it", taken[warm][-ROUNDS:], flush=True)
-    ours, peer = statistics.median(taken[True]), statistics.median(taken[False])
+    ours, peer = in_turn(shipped_seconds)
     what = "a round of the shipped app, two SuperNodes of fl-app supernode, s"
     return Row(what, ours, "flower-supernode", peer)
 

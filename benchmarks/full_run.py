@@ -103,16 +103,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 found[name].append(sides[name](Path(folder)))
             print(name, *found[name][-1], flush=True)
-    figures = zip(*(zip(*found[name], strict=True) for name in ("ours", "central")), strict=True)
-    rows = ("a full run, seconds", "its last mAP50 on the holdout")
-    peer, median = "central training by Ultralytics", statistics.median
-    report(
-        (
-            Row(row, median(ours), peer, median(theirs))
-            for row, (ours, theirs) in zip(rows, figures, strict=True)
-        ),
-        given.json,
-    )
+    rows = []
+    for place, row in enumerate(("a full run, seconds", "its last mAP50 on the holdout")):
+        ours, theirs = (statistics.median(run[place] for run in found[name]) for name in sides)
+        rows.append(Row(row, ours, "central training by Ultralytics", theirs))
+    report(rows, given.json)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.backlog import CHECKPOINTS
 from fl_app.health import Health
-from fl_app.strategy.checkpoint import CheckpointError, fits, save_round, schema_of
+from fl_app.strategy.checkpoint import CheckpointError, fits, schema_of
 from fl_app.strategy.encoding import NotPlainError, encode
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
@@ -110,12 +110,11 @@ class Opening:
         closed, files = ClosedRound(0, arrays=self.arrays), {}
         try:
             with ThreadPoolExecutor(1) as beside:  # the disk takes as long as MLflow
-                writing = beside.submit(save_round, self.arrays, folder.path, 0, self.model)
+                writing = beside.submit(folder.save_arrays, self.arrays, 0, self.model)
                 tags = {**record.tags, FOLDER_TAG: folder.path.name}
                 run = self.tracker.start_run(record.run_name, tags=tags)
             with suppress(CheckpointError):  # keeping the round tries again, and tells
-                path, digest = writing.result()
-                files["arrays"] = path.name, digest
+                files["arrays"] = writing.result()
         except BaseException:
             folder.release()
             raise

@@ -132,6 +132,13 @@ class SessionFolder:
         """What `write_session` was last given."""
         return self._read(self.path / SESSION_FILE)
 
+    def save_arrays(
+        self, arrays: ArrayRecord, number: int, model: Mapping[str, object]
+    ) -> tuple[str, str]:
+        """Write the arrays of a round; return the name of their file and its SHA-256."""
+        path, digest = save_round(arrays, self.path, number, model)
+        return path.name, digest
+
     def save(self, checkpoint: Checkpoint, model: Mapping[str, object]) -> Checkpoint:
         """Write a round down with its arrays; it is there when this returns, or was before.
 
@@ -140,8 +147,7 @@ class SessionFolder:
         """
         closed, files = checkpoint.closed, dict(checkpoint.files)
         if closed.arrays is not None and "arrays" not in files:
-            path, digest = save_round(closed.arrays, self.path, closed.round, model)
-            files["arrays"] = (path.name, digest)
+            files["arrays"] = self.save_arrays(closed.arrays, closed.round, model)
         if checkpoint.inner.arrays and "inner" not in files:
             name = f"inner-{closed.round:04d}-{checkpoint.phase}.safetensors"
             with _told(f"the inner strategy's arrays of round {closed.round} could not be written"):

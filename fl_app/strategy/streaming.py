@@ -25,8 +25,6 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord)
 BLOCK = 10_000
 """Numbers that BLAS adds at once: up to here OpenBLAS starts no threads, which would wait for each
 other in a busy loop, and take twenty times as long wherever the cores are not free."""
-
-
 SMALL = 16_384
 """Bytes of values up to which arrays are added together: one call costs more than such an array."""
 
@@ -218,7 +216,7 @@ class WeightedAverage:
 
 def _begun(arrays: ArrayRecord) -> list[_Sum]:
     """Sums of nothing, of the kind of these arrays."""
-    groups: dict[object, list[_Stored]] = {}
+    groups: dict[tuple[np.dtype, str | None], list[_Stored]] = {}
     for name, array in arrays.items():
         values = view(array)
         stored = _Stored(
@@ -229,9 +227,9 @@ def _begun(arrays: ArrayRecord) -> list[_Sum]:
             header_of(array.data),
             len(array.data),
         )
-        together = values.nbytes <= SMALL
-        groups.setdefault((values.dtype, None if together else name), []).append(stored)
-    return [_sum_of(tuple(group), view(arrays[group[0].name]).dtype) for group in groups.values()]
+        alone = name if values.nbytes > SMALL else None
+        groups.setdefault((values.dtype, alone), []).append(stored)
+    return [_sum_of(tuple(group), dtype) for (dtype, _), group in groups.items()]
 
 
 def _sum_of(arrays: tuple[_Stored, ...], stored: np.dtype) -> _Sum:
