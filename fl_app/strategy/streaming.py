@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -79,8 +78,7 @@ class StreamingFedAvg(FedAvg):
         )
 
 
-@dataclass(frozen=True)
-class _Stored:
+class _Stored(NamedTuple):
     """How an array is stored: what Flower says of it, its header, and the bytes of it all."""
 
     name: str
@@ -106,19 +104,25 @@ class _Stored:
         return values.ravel(order=self.order)
 
 
-@dataclass(frozen=True)
 class _Sum:
     """What has been added of some arrays of one dtype.
 
-    ``values`` are flat, one array's after the other's, each in the order in which it is stored.
+    ``values`` are flat, one array's after the other's, each in the order in which it is stored;
+    there are none before something is added.
     """
 
-    arrays: tuple[_Stored, ...]
-    stored: np.dtype
-    values: np.ndarray
-    add_scaled: Callable[..., object] | None
-    headers: list[bytes]
-    lengths: list[int]
+    def __init__(self, arrays: Sequence[_Stored], stored: np.dtype) -> None:
+        from scipy.linalg import blas
+
+        in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
+        native = stored.newbyteorder("=")
+        kinds = {"f": np.result_type(native, np.float32), "c": native}
+        self.arrays, self.stored = arrays, stored
+        self.dtype = kinds.get(stored.kind, np.dtype("f8"))
+        self.values: np.ndarray | None = None
+        self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
+        self.headers = [each.header for each in arrays]
+        self.lengths = [each.length for each in arrays]
 
     def read(self, model: Mapping[str, Array]) -> np.ndarray:
         """The values of a model's arrays of these names, in place where it is one.
@@ -138,24 +142,28 @@ class _Sum:
 
     def add(self, read: np.ndarray, share: float) -> None:
         """Add flat values, in one pass where both are of the same precision."""
-        values = self.values
-        if self.add_scaled is not None and read.dtype == values.dtype:
+        values, scale = self.values, self.dtype.type(share)
+        if values is None:
+            self.values = np.multiply(read, scale, dtype=self.dtype)
+        elif self.add_scaled is not None and read.dtype == values.dtype:
             for start in range(0, values.size, BLOCK):
                 count = min(BLOCK, values.size - start)
                 self.add_scaled(read, values, count, share, start, 1, start, 1)
         else:
-            values += (read * values.dtype.type(share)).astype(values.dtype, copy=False)
+            values += np.multiply(read, scale, dtype=self.dtype)
 
     def averages(self, total: float) -> Iterator[tuple[str, Array]]:
         """What was added, over its total weight, by name and as Flower sends arrays."""
         values, end = self.values, 0
-        values *= values.dtype.type(1 / total)
+        if values is None:
+            return
+        values *= self.dtype.type(1 / total)
         for each in self.arrays:
             start, end = end, end + math.prod(each.shape)
             yield each.name, self._array(each, values[start:end])
 
     def _array(self, each: _Stored, values: np.ndarray) -> Array:
-        if values.dtype == self.stored:
+        if self.dtype == self.stored:
             data = b"".join((each.header, values.data))
             return Array(each.dtype, each.shape, each.stype, data)
         shaped, native = values.reshape(each.shape, order=each.order), self.stored.newbyteorder("=")
@@ -165,7 +173,7 @@ class _Sum:
 class WeightedAverage:
     """The average of arrays that are added one model after the other.
 
-    It takes the memory of one model, and of another one for the result.
+    It takes the memory of one model, and so does the result, for which that of each sum is freed.
     """
 
     def __init__(self) -> None:
@@ -210,8 +218,13 @@ class WeightedAverage:
         """
         if not self._total:
             raise InconsistentMessageReplies("All replies together have a weight of 0.")
-        made = dict(pair for each in self._sums for pair in each.averages(self._total))
-        return ArrayRecord({name: made[name] for name in self._names})
+        made: dict[str, Array] = {}
+        while self._sums:
+            made |= self._sums.pop().averages(self._total)
+        record = ArrayRecord()
+        for name in self._names:
+            record[name] = made[name]
+        return record
 
 
 def _begun(arrays: ArrayRecord) -> list[_Sum]:
@@ -229,19 +242,7 @@ def _begun(arrays: ArrayRecord) -> list[_Sum]:
         )
         alone = name if values.nbytes > SMALL else None
         groups.setdefault((values.dtype, alone), []).append(stored)
-    return [_sum_of(tuple(group), dtype) for (dtype, _), group in groups.items()]
-
-
-def _sum_of(arrays: tuple[_Stored, ...], stored: np.dtype) -> _Sum:
-    from scipy.linalg import blas
-
-    in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
-    native = stored.newbyteorder("=")
-    kinds = {"f": np.result_type(native, np.float32), "c": native}
-    dtype = kinds.get(stored.kind, np.dtype("f8"))
-    values = np.zeros(sum(math.prod(each.shape) for each in arrays), dtype)
-    headers, lengths = [each.header for each in arrays], [each.length for each in arrays]
-    return _Sum(arrays, stored, values, in_one_pass.get(dtype), headers, lengths)
+    return [_Sum(group, dtype) for (dtype, _), group in groups.items()]
 
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:
