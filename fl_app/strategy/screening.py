@@ -25,8 +25,9 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClippin
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
-from fl_app.strategy.checkpoint import Schema, is_document
+from fl_app.strategy.checkpoint import Schema, fits, is_document
 from fl_app.strategy.decoding import SentModel, decode_update
+from fl_app.strategy.layout import Layout
 from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
 from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
 
@@ -123,14 +124,16 @@ def screen_train(
     Encoded arrays are decoded first. Without rules all that is no error passes.
     """
 
-    sent = SentModel(model)
+    sent, layout = SentModel(model), _layout(model, schema)
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         content = decode_update(content, sent)
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs)
-        arrays = _screen_arrays(_only(content, ArrayRecord), schema)
+        arrays = _only(content, ArrayRecord)
+        if layout is None or not _is_sound(arrays, layout):
+            arrays = _screen_arrays(arrays, schema)
         arrays, clipped = _bound_update(arrays, model, rules)
         return _with_records(content, arrays, metrics), [*clipped, *faults]
 
@@ -185,6 +188,28 @@ def _require_count(count: Value | None, name: str, most: float) -> None:
         raise ReplyError(
             f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
         )
+
+
+def _layout(model: ArrayRecord, schema: Schema) -> Layout | None:
+    """How the nodes were sent the model, if it is the schema's."""
+    try:
+        return Layout(model) if fits(model, schema) else None
+    except ArrayError:
+        return None
+
+
+def _is_sound(arrays: ArrayRecord, layout: Layout) -> bool:
+    """Whether arrays are stored as the model's are, with values that may take part.
+
+    What holds of arrays one by one is looked at in few pieces; which one is wrong, it cannot tell.
+    """
+    found = layout.found_in(arrays)
+    try:
+        for values in found or []:
+            require_like(values, values.dtype, values.shape)
+    except ArrayError:
+        return False
+    return found is not None
 
 
 def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:

@@ -117,6 +117,35 @@ def test_arrays_that_are_not_the_model_s(reply: ArrayRecord, why: str) -> None:
     assert why in screened.set_aside["12"]
 
 
+KINDS = ["f2", "f4", "f8", "i8", "i2", "u1", "?"]
+ODD = [np.nan, -np.inf, 65504.0, 1e19, 3e38, 2.0**53, 2.0**62, 200, -1, 0.5]
+
+
+@given(st.data())
+def test_looked_at_in_few_pieces_a_reply_is_judged_as_array_by_array(data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.sampled_from(KINDS), max_size=5))
+    sizes = [data.draw(st.sampled_from([1, 3, 5000])) for _ in kinds]
+    sent = [np.arange(size).astype(kind) for kind, size in zip(kinds, sizes, strict=True)]
+    answer = [values.copy() for values in sent]
+    for values in answer:
+        if data.draw(st.booleans()):
+            flat = values.view(np.uint8) if values.dtype == bool else values
+            with np.errstate(all="ignore"):
+                flat[-1:] = np.asarray(data.draw(st.sampled_from(ODD))).astype(flat.dtype)
+    in_pieces, one_by_one = (
+        screen_train(
+            [message(content(ArrayRecord(answer)))],
+            DEFAULT,
+            needs=Needs(),
+            model=known,
+            schema=schema_of(ArrayRecord(sent)),
+        ).all()
+        for known in (ArrayRecord(sent), ArrayRecord())
+    )
+    assert in_pieces.set_aside == one_by_one.set_aside
+    assert [r.content for r in in_pieces.replies] == [r.content for r in one_by_one.replies]
+
+
 @pytest.mark.parametrize(
     ("count", "why"),
     [

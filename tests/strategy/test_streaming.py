@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -118,6 +119,26 @@ def test_a_reply_is_let_go_before_the_next_one_is_asked_for() -> None:
     arrays, _ = StreamingFedAvg().aggregate_train(1, arriving())
     assert arrays is not None
     assert arrays["w"].numpy()[0] == pytest.approx(2.5)
+
+
+def test_memory_is_that_of_a_few_models_however_many_reply() -> None:
+    size = 1_000_000
+
+    def arriving() -> Iterator[Message]:
+        for node in range(20):
+            sent = ArrayRecord({"w": Array(np.full(size // 4, node, np.float32))})
+            yield message(sent, node, **{"num-examples": 1})
+            del sent
+
+    StreamingFedAvg().aggregate_train(1, arriving())  # imports take memory once
+    tracemalloc.start()
+    arrays, _ = StreamingFedAvg().aggregate_train(1, arriving())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert arrays is not None
+    assert arrays["w"].numpy()[0] == pytest.approx(9.5)
+    in_the_making = 3  # of a reply: its values, numpy's file of them, its bytes
+    assert peak < (2 + in_the_making + 0.5) * size
 
 
 def test_errors_count_for_nothing_and_without_a_result_there_is_no_model() -> None:

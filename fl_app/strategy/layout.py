@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the arrays of a model are stored, by which another one is read in few pieces; pure.
+
+A call costs more than a small array. All small arrays of one dtype are therefore looked at, or
+added, together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from fl_app.strategy.payload import ArrayError, header_of, view
+
+SMALL = 16_384
+"""Bytes of values up to which arrays are read together."""
+
+
+class Stored(NamedTuple):
+    """How an array is stored: what Flower says of it, its header, and the bytes of it all."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    header: bytes
+    length: int
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """In which order its values are stored."""
+        return "F" if b"'fortran_order': True" in self.header else "C"
+
+    def read(self, array: Array) -> np.ndarray:
+        """Return the flat values of an array of the same shape, in the same order.
+
+        Raises ArrayError if it has another shape.
+        """
+        values = view(array)
+        if values.shape != self.shape:
+            raise ArrayError(f"has shape {values.shape}, expected {self.shape}")
+        return values.ravel(order=self.order)
+
+
+class Piece(NamedTuple):
+    """Arrays that are read together: a large one, or small ones of one dtype."""
+
+    arrays: Sequence[Stored]
+    dtype: np.dtype
+
+    def found_in(self, model: Mapping[str, Array]) -> np.ndarray:
+        """Return flat values, one array's after the other's, where all are stored like this."""
+        first, *others = self.arrays
+        if not others:
+            return np.frombuffer(model[first.name].data, self.dtype, -1, len(first.header))
+        values = [model[each.name].data[len(each.header) :] for each in self.arrays]
+        return np.frombuffer(b"".join(values), self.dtype)
+
+    def read(self, model: Mapping[str, Array]) -> np.ndarray:
+        """Return the same of arrays that may be stored otherwise, or raise ArrayError."""
+        flat = [each.read(model[each.name]) for each in self.arrays]
+        return np.concatenate(flat) if flat[1:] else flat[0]
+
+
+class Layout:
+    """How the arrays of a model are stored.
+
+    Parameters
+    ----------
+    model : ArrayRecord
+        Any model of the kind.
+
+    Raises
+    ------
+    ArrayError
+        If one of its arrays does not hold plain numbers.
+    """
+
+    def __init__(self, model: ArrayRecord) -> None:
+        self.names = list(model)
+        self._stored: list[tuple[object, ...]] = []
+        self._headers: list[bytes] = []
+        pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
+        for name, array in model.items():
+            values, header = view(array), header_of(array.data)
+            stored = Stored(name, array.dtype, values.shape, array.stype, header, len(array.data))
+            alone = name if values.nbytes > SMALL else None
+            pieces.setdefault((values.dtype, alone), []).append(stored)
+            self._stored.append((array.stype, array.dtype, values.shape, stored.length))
+            self._headers.append(header)
+        self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
+
+    def found_in(self, model: ArrayRecord) -> list[np.ndarray] | None:
+        """Return the flat values of each piece; None if they are not stored just like this.
+
+        Large arrays are not copied.
+        """
+        arrays = model.values()
+        alike = (
+            [*model.keys()] == self.names
+            and [(a.stype, a.dtype, a.shape, len(a.data)) for a in arrays] == self._stored
+            and all(map(bytes.startswith, [a.data for a in arrays], self._headers))
+        )
+        by_name = dict(model.items())
+        return [piece.found_in(by_name) for piece in self.pieces] if alike else None
+
+    def read(self, model: ArrayRecord) -> list[np.ndarray]:
+        """Return the flat values of each piece, however the arrays are stored.
+
+        Raises
+        ------
+        ArrayError
+            If arrays of these names and shapes are not what the model has.
+        """
+        found = self.found_in(model)
+        if found is not None:
+            return found
+        if model.keys() != {*self.names}:
+            raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
+        by_name = dict(model.items())
+        return [piece.read(by_name) for piece in self.pieces]

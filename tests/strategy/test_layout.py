@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layout: a model read in few pieces, or slowly where another one stores it otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+
+from fl_app.strategy.layout import Layout
+from fl_app.strategy.payload import ArrayError
+
+LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
+SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
+COUNT = np.asarray(7)
+
+
+def model(**changed: np.ndarray | Array) -> ArrayRecord:
+    arrays = {"a": SMALL, "large": LARGE, "b": SMALL + 1, "n": COUNT, **changed}
+    made = {k: v if isinstance(v, Array) else Array(np.asarray(v)) for k, v in arrays.items()}
+    return ArrayRecord(made)
+
+
+LAYOUT = Layout(model())
+
+
+def lying(values: np.ndarray, dtype: str, stype: str = "numpy.ndarray") -> Array:
+    return Array(dtype, values.shape, stype, Array(values).data)
+
+
+def test_small_arrays_of_a_dtype_are_one_piece_and_large_ones_are_not_copied() -> None:
+    other = model(large=LARGE * 2, b=SMALL + 5)
+    found = LAYOUT.found_in(other)
+    assert found is not None
+    small, large, count = found
+    np.testing.assert_array_equal(small, [*SMALL.ravel(), *(SMALL + 5).ravel()])
+    np.testing.assert_array_equal(large, (LARGE * 2).ravel())
+    np.testing.assert_array_equal(count, [7])
+    assert np.shares_memory(large, np.frombuffer(other["large"].data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        model(large=np.asfortranarray(LARGE)),
+        model(large=LARGE.astype(np.float64)),
+        model(b=(SMALL + 1).astype(">f4")),
+        ArrayRecord(dict(reversed(model().items()))),
+    ],
+    ids=["order of values", "precision", "order of bytes", "order of names"],
+)
+def test_what_is_stored_otherwise_has_the_same_values(other: ArrayRecord) -> None:
+    assert LAYOUT.found_in(other) is None
+    for read, known in zip(LAYOUT.read(other), LAYOUT.read(model()), strict=True):
+        np.testing.assert_array_equal(read, known)
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (model(a=SMALL.ravel()), r"has shape \(6,\), expected \(2, 3\)"),
+        (model(a=lying(SMALL, "float64")), "says it is 'float64'"),
+        (model(a=lying(SMALL, "float32", "torch")), "is serialized as 'torch'"),
+        (model(a=Array("float32", (2, 3), "numpy.ndarray", b"junk")), "does not begin"),
+        (model(c=SMALL), "is not in both: {'c'}"),
+    ],
+)
+def test_another_model_is_told_of(other: ArrayRecord, told: str) -> None:
+    assert LAYOUT.found_in(other) is None
+    with pytest.raises(ArrayError, match=told):
+        LAYOUT.read(other)
