@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,11 +19,13 @@ from fl_app.strategy.payload import ArrayError, header_of, view
 
 SMALL = 16_384
 """Bytes of values up to which arrays are read together."""
+_KIND = attrgetter("dtype", "shape", "stype")
 
 
 class Stored(NamedTuple):
     """How an array is stored: what Flower says of it, its header, and the bytes of it all."""
 
+    place: int
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -57,16 +60,16 @@ class Piece(NamedTuple):
     arrays: Sequence[Stored]
     dtype: np.dtype
 
-    def found_in(self, model: Mapping[str, Array]) -> np.ndarray:
-        """Return flat values, one array's after the other's, where all are stored like this."""
-        first, *others = self.arrays
-        if not others:
-            return np.frombuffer(model[first.name].data, self.dtype, -1, len(first.header))
-        values = [model[each.name].data[len(each.header) :] for each in self.arrays]
+    def found_in(self, data: Sequence[bytes]) -> np.ndarray:
+        """Return flat values, one array's after the other's, of all data of a model like this."""
+        first = self.arrays[0]
+        if len(self.arrays) == 1:
+            return np.frombuffer(data[first.place], self.dtype, -1, len(first.header))
+        values = [data[each.place][len(each.header) :] for each in self.arrays]
         return np.frombuffer(b"".join(values), self.dtype)
 
     def read(self, model: Mapping[str, Array]) -> np.ndarray:
-        """Return the same of arrays that may be stored otherwise, or raise ArrayError."""
+        """Return the same of a model that may be stored otherwise, or raise ArrayError."""
         flat = [each.read(model[each.name]) for each in self.arrays]
         return np.concatenate(flat) if flat[1:] else flat[0]
 
@@ -87,31 +90,33 @@ class Layout:
 
     def __init__(self, model: ArrayRecord) -> None:
         self.names = list(model)
-        self._stored: list[tuple[object, ...]] = []
-        self._headers: list[bytes] = []
         pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
-        for name, array in model.items():
+        for place, (name, array) in enumerate(model.items()):
             values, header = view(array), header_of(array.data)
-            stored = Stored(name, array.dtype, values.shape, array.stype, header, len(array.data))
+            kind, length = (array.dtype, values.shape, array.stype), len(array.data)
             alone = name if values.nbytes > SMALL else None
-            pieces.setdefault((values.dtype, alone), []).append(stored)
-            self._stored.append((array.stype, array.dtype, values.shape, stored.length))
-            self._headers.append(header)
+            together = pieces.setdefault((values.dtype, alone), [])
+            together.append(Stored(place, name, *kind, header, length))
         self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
+        stored = sorted(each for piece in self.pieces for each in piece.arrays)
+        self._kinds = [_KIND(each) for each in stored]
+        self._lengths = [each.length for each in stored]
+        self._headers = [each.header for each in stored]
 
     def found_in(self, model: ArrayRecord) -> list[np.ndarray] | None:
         """Return the flat values of each piece; None if they are not stored just like this.
 
         Large arrays are not copied.
         """
-        arrays = model.values()
+        arrays = [*model.values()]
+        data = [array.data for array in arrays]
         alike = (
             [*model.keys()] == self.names
-            and [(a.stype, a.dtype, a.shape, len(a.data)) for a in arrays] == self._stored
-            and all(map(bytes.startswith, [a.data for a in arrays], self._headers))
+            and [*map(_KIND, arrays)] == self._kinds
+            and [*map(len, data)] == self._lengths
+            and all(map(bytes.startswith, data, self._headers))
         )
-        by_name = dict(model.items())
-        return [piece.found_in(by_name) for piece in self.pieces] if alike else None
+        return [piece.found_in(data) for piece in self.pieces] if alike else None
 
     def read(self, model: ArrayRecord) -> list[np.ndarray]:
         """Return the flat values of each piece, however the arrays are stored.
