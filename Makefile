@@ -14,16 +14,16 @@ lint:  ## Style and types.
 	$(UV_RUN) mypy
 
 test:  ## The whole suite, as the README has it.
-	uv run --group test pytest -n 3
+	uv run --group test pytest -n 2
 
 fast:  ## The tests that start no real process.
 	uv run --group test pytest -m "not slow"
 
 nightly:  ## The whole suite with many more generated cases.
-	uv run --group test pytest --hypothesis-profile nightly -n 3
+	uv run --group test pytest --hypothesis-profile nightly -n 2
 
 chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long forms.
-	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 3
+	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 2
 
 screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/retraining/test_page_browser.py

@@ -102,6 +102,9 @@ def usual(work: float, home: Path) -> list[float]:
     import torch
 
     mlflow.set_tracking_uri(f"sqlite:///{home}/usual.db")
+    if mlflow.get_experiment_by_name("usual") is None:
+        mlflow.create_experiment("usual", artifact_location=(home / "artifacts").as_uri())
+    mlflow.set_experiment("usual")
     began: list[float] = []
     grid, strategy, arrays = grid_of(work, began), FedAvg(), first_arrays()
     module = torch.nn.Module()

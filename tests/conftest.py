@@ -43,6 +43,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return Files(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with Flower's runs: they are on one worker, and take as long as all else together."""
+    items.sort(key=lambda item: "/e2e/" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_objects_to_look_through() -> None:
     """Leave what earlier files have loaded out of garbage collections.
