@@ -24,10 +24,10 @@ from flwr.app import (
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from fl_app.strategy.array_layout import ArrayLayout
 from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
 from fl_app.strategy.checkpoint import Schema, fits, is_document
 from fl_app.strategy.decoding import SentModel, decode_update
-from fl_app.strategy.layout import Layout
 from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
 from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
 
@@ -190,15 +190,15 @@ def _require_count(count: Value | None, name: str, most: float) -> None:
         )
 
 
-def _layout(model: ArrayRecord, schema: Schema) -> Layout | None:
+def _layout(model: ArrayRecord, schema: Schema) -> ArrayLayout | None:
     """How the nodes were sent the model, if it is the schema's."""
     try:
-        return Layout(model) if fits(model, schema) else None
+        return ArrayLayout(model) if fits(model, schema) else None
     except ArrayError:
         return None
 
 
-def _is_sound(arrays: ArrayRecord, layout: Layout) -> bool:
+def _is_sound(arrays: ArrayRecord, layout: ArrayLayout) -> bool:
     """Whether arrays are stored as the model's are, with values that may take part.
 
     What holds of arrays one by one is looked at in few pieces; which one is wrong, it cannot tell.

@@ -14,9 +14,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
+from fl_app.strategy.array_layout import ArrayLayout, Piece, Stored
 from fl_app.strategy.arriving import without_arrays
 from fl_app.strategy.grids import arriving
-from fl_app.strategy.layout import Layout, Piece, Stored
 from fl_app.strategy.payload import ArrayError
 from fl_app.strategy.reply_metrics import Value, in_step
 
@@ -134,7 +134,7 @@ class WeightedAverage:
     """
 
     def __init__(self) -> None:
-        self._layout: Layout | None = None
+        self._layout: ArrayLayout | None = None
         self._sums: list[_Sum] = []
         self._waiting: list[tuple[list[np.ndarray], float]] = []
         self._unit = 0.0
@@ -150,7 +150,7 @@ class WeightedAverage:
         """
         try:
             if self._layout is None:
-                self._layout = Layout(arrays)
+                self._layout = ArrayLayout(arrays)
                 self._sums = [_Sum(piece) for piece in self._layout.pieces]
             values = self._layout.read(arrays)
         except ArrayError as error:

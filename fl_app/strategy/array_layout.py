@@ -74,7 +74,7 @@ class Piece(NamedTuple):
         return np.concatenate(flat) if flat[1:] else flat[0]
 
 
-class Layout:
+class ArrayLayout:
     """How the arrays of a model are stored.
 
     Parameters

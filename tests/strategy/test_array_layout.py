@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layout: a model read in few pieces, or slowly where another one stores it otherwise."""
+"""ArrayLayout: a model read in few pieces, or slowly where another one stores it otherwise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.layout import Layout
+from fl_app.strategy.array_layout import ArrayLayout
 from fl_app.strategy.payload import ArrayError
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
@@ -21,7 +21,7 @@ def model(**changed: np.ndarray | Array) -> ArrayRecord:
     return ArrayRecord(made)
 
 
-LAYOUT = Layout(model())
+LAYOUT = ArrayLayout(model())
 
 
 def lying(values: np.ndarray, dtype: str, stype: str = "numpy.ndarray") -> Array:
