@@ -37,7 +37,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "runs" if "/e2e/" in file else file
+            return "runs" if _is_run(nodeid) else file
 
     config.option.loadscopereorder = False
     return Files(config, log)
@@ -45,7 +45,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with Flower's runs: they are on one worker, and take as long as all else together."""
-    items.sort(key=lambda item: "/e2e/" not in item.nodeid)
+    items.sort(key=lambda item: not _is_run(item.nodeid))
+
+
+def _is_run(nodeid: str) -> bool:
+    """Whether a test is of those that start Flower's runs."""
+    return "/e2e/" in nodeid.partition("::")[0]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -90,15 +90,15 @@ class ArrayLayout:
 
     def __init__(self, model: ArrayRecord) -> None:
         self.names = list(model)
+        stored: list[Stored] = []
         pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
         for place, (name, array) in enumerate(model.items()):
             values, header = view(array), header_of(array.data)
             kind, length = (array.dtype, values.shape, array.stype), len(array.data)
+            stored.append(Stored(place, name, *kind, header, length))
             alone = name if values.nbytes > SMALL else None
-            together = pieces.setdefault((values.dtype, alone), [])
-            together.append(Stored(place, name, *kind, header, length))
+            pieces.setdefault((values.dtype, alone), []).append(stored[-1])
         self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
-        stored = sorted(each for piece in self.pieces for each in piece.arrays)
         self._kinds = [_KIND(each) for each in stored]
         self._lengths = [each.length for each in stored]
         self._headers = [each.header for each in stored]

@@ -124,7 +124,7 @@ def screen_train(
     Encoded arrays are decoded first. Without rules all that is no error passes.
     """
 
-    sent, layout = SentModel(model), _layout(model, schema)
+    sent, layout = SentModel(model), None if rules is None else _layout(model, schema)
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         content = decode_update(content, sent)

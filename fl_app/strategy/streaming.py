@@ -54,7 +54,7 @@ class StreamingFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average arrays and metrics; each reply is asked for when the one before is added."""
+        """Average arrays and metrics; each reply is asked for when the one before was read."""
         average = WeightedAverage()
         told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
         valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
@@ -80,9 +80,9 @@ class StreamingFedAvg(FedAvg):
 
 
 class _Sum:
-    """What has been added of one piece of a model: flat values, none before the first is added."""
+    """What has been added of one piece of a model: flat values, the first ones by their share."""
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
         from scipy.linalg import blas
 
         in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
@@ -90,14 +90,11 @@ class _Sum:
         kinds = {"f": np.result_type(native, np.float32), "c": native}
         self.arrays, self.stored = piece
         self.dtype = kinds.get(native.kind, np.dtype("f8"))
-        self.values: np.ndarray | None = None
+        self.values = np.multiply(read, share, dtype=self.dtype)
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
 
     def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
         """Add flat values, each by its share: in one pass where they are of the sum's precision."""
-        if self.values is None:
-            (read, share), *added = added
-            self.values = np.multiply(read, share, dtype=self.dtype)
         values, add_scaled = self.values, self.add_scaled
         if add_scaled is None or any(read.dtype != self.dtype for read, _ in added):
             for read, share in added:
@@ -111,8 +108,6 @@ class _Sum:
     def averages(self, total: float) -> Iterator[tuple[str, Array]]:
         """What was added, over its total weight, by name and as Flower sends arrays."""
         values, end = self.values, 0
-        if values is None:
-            return
         values *= self.dtype.type(1 / total)
         for each in self.arrays:
             start, end = end, end + each.size
@@ -151,7 +146,6 @@ class WeightedAverage:
         try:
             if self._layout is None:
                 self._layout = ArrayLayout(arrays)
-                self._sums = [_Sum(piece) for piece in self._layout.pieces]
             values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
@@ -161,6 +155,10 @@ class WeightedAverage:
         self._unit = self._unit or weight
         share = weight / self._unit if self._unit else 0.0
         self._total += share
+        if not self._sums:
+            begun = zip(self._layout.pieces, values, strict=True)
+            self._sums = [_Sum(piece, read, share) for piece, read in begun]
+            return
         self._waiting.append((values, share))
         if len(self._waiting) == TOGETHER:
             self._add_waiting()
