@@ -80,20 +80,21 @@ def measure(count: int, models: list[ArrayRecord]) -> Iterator[Row]:
     flat = [np.frombuffer(b"".join(a.data for a in each.values()), np.uint8) for each in models]
     target = np.empty_like(flat[0])
     schema = schema_of(models[0])
+    ours, flower = StreamingFedAvg(), FedAvg()  # one of each for all rounds, as in Flower's loop
 
     def screened() -> object:
         arriving = screen_train(
             replies(models, count), Screening(), needs=Needs(), model=models[0], schema=schema
         )
-        return StreamingFedAvg().aggregate_train(1, arriving)
+        return ours.aggregate_train(1, arriving)
 
     def copied() -> None:
         for number in range(count):
             np.copyto(target, flat[number % len(flat)])
 
     ways: dict[str, Callable[[], object]] = {
-        "ours": lambda: StreamingFedAvg().aggregate_train(1, replies(models, count)),
-        "flower": lambda: FedAvg().aggregate_train(1, list(replies(models, count))),
+        "ours": lambda: ours.aggregate_train(1, replies(models, count)),
+        "flower": lambda: flower.aggregate_train(1, list(replies(models, count))),
         "screened": screened,
         "copy": copied,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -112,7 +112,7 @@ class ArrayLayout:
         data = [array.data for array in arrays]
         alike = (
             [*model.keys()] == self.names
-            and [*map(_KIND, arrays)] == self._kinds
+            and all(map(eq, map(_KIND, arrays), self._kinds))
             and [*map(len, data)] == self._lengths
             and all(map(bytes.startswith, data, self._headers))
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar, cast
+from functools import cache, partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -20,17 +21,19 @@ from fl_app.strategy.grids import arriving
 from fl_app.strategy.payload import ArrayError
 from fl_app.strategy.reply_metrics import Value, in_step
 
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
+
 Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
-BLOCK = 10_000
-"""Numbers that BLAS adds at once: up to here OpenBLAS starts no threads, which would wait for each
-other in a busy loop, and take twenty times as long wherever the cores are not free."""
-TOGETHER = 2
-"""Models that are added in one pass over their sum: while the first waits, its memory is held."""
+BLOCK = 2**16
+"""Numbers that are added at once: those of a sum stay in a core's cache for the next reply's."""
+TOGETHER = 3
+"""Models that are added in one pass over their sum: until the last has come, the others wait."""
 
 
 class StreamingFedAvg(FedAvg):
-    """FedAvg that holds two replies at most, and adds them in one pass over their bytes.
+    """FedAvg that holds three replies at most, and adds them in one pass over their bytes.
 
     The model is Flower's FedAvg's but for rounding: floats are summed in the order of arrival in
     their own precision (half precision in float32), integers and truth values come out as float64.
@@ -47,6 +50,9 @@ class StreamingFedAvg(FedAvg):
         From ``aggregate_train``: the replies are not of one model, or weigh nothing together.
     """
 
+    _layout: ArrayLayout | None = None
+    """How the arrays of the last round were stored, as those of the next will be."""
+
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run Flower's loop, with replies that are handed on as they arrive."""
         return super().start(arriving(grid), *args, **kwargs)
@@ -55,8 +61,9 @@ class StreamingFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average arrays and metrics; each reply is asked for when the one before was read."""
-        average = WeightedAverage()
+        average = WeightedAverage(self._layout)
         told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
+        self._layout = average.layout
         valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
         if not valid:
             return None, None
@@ -80,7 +87,11 @@ class StreamingFedAvg(FedAvg):
 
 
 class _Sum:
-    """What has been added of one piece of a model: flat values, the first ones by their share."""
+    """What has been added of one piece of a model: flat values, the first ones by their share.
+
+    A large array's stand behind its header, as Flower's array will have them, for which nothing
+    is copied then.
+    """
 
     def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
         from scipy.linalg import blas
@@ -90,8 +101,15 @@ class _Sum:
         kinds = {"f": np.result_type(native, np.float32), "c": native}
         self.arrays, self.stored = piece
         self.dtype = kinds.get(native.kind, np.dtype("f8"))
-        self.values = np.multiply(read, share, dtype=self.dtype)
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
+        self.data: BytesIO | None = None
+        if self.dtype == self.stored and not self.arrays[1:]:
+            header = self.arrays[0].header
+            self.data = BytesIO(b"".join((header, read.data)))
+            self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
+            self.values *= self.dtype.type(share)
+        else:
+            self.values = np.multiply(read, share, dtype=self.dtype)
 
     def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
         """Add flat values, each by its share: in one pass where they are of the sum's precision."""
@@ -106,30 +124,44 @@ class _Sum:
                 add_scaled(read, values, count, share, start, 1, start, 1)
 
     def averages(self, total: float) -> Iterator[tuple[str, Array]]:
-        """What was added, over its total weight, by name and as Flower sends arrays."""
-        values, end = self.values, 0
-        values *= self.dtype.type(1 / total)
+        """What was added, over its total weight, by name and as Flower sends arrays.
+
+        Nothing can be added after.
+        """
+        self.values *= self.dtype.type(1 / total)
+        if self.data is not None:
+            del self.values  # as long as it may be written to, its memory is not given away
+            yield self.arrays[0].name, self._stored(self.arrays[0], self.data.getvalue())
+            return
+        end = 0
         for each in self.arrays:
             start, end = end, end + each.size
-            yield each.name, self._array(each, values[start:end])
+            yield each.name, self._array(each, self.values[start:end])
 
     def _array(self, each: Stored, values: np.ndarray) -> Array:
         if self.dtype == self.stored:
-            data = b"".join((each.header, values.data))
-            return Array(each.dtype, each.shape, each.stype, data)
+            return self._stored(each, b"".join((each.header, values.data)))
         shaped, native = values.reshape(each.shape, order=each.order), self.stored.newbyteorder("=")
         return Array(shaped.astype(native) if native.kind in "fc" else shaped)
+
+    @staticmethod
+    def _stored(each: Stored, data: bytes) -> Array:
+        return Array(each.dtype, each.shape, each.stype, data)
 
 
 class WeightedAverage:
     """The average of arrays that are added one model after the other.
 
-    It takes the memory of one model beside those that wait; so does the result, for which that of
-    each sum is freed.
+    It takes the memory of one model beside those that wait, which becomes that of the result.
+
+    Parameters
+    ----------
+    layout : ArrayLayout | None
+        How the arrays are stored, if it is known; it is looked up in the first model otherwise.
     """
 
-    def __init__(self) -> None:
-        self._layout: ArrayLayout | None = None
+    def __init__(self, layout: ArrayLayout | None = None) -> None:
+        self.layout = layout
         self._sums: list[_Sum] = []
         self._waiting: list[tuple[list[np.ndarray], float]] = []
         self._unit = 0.0
@@ -144,9 +176,7 @@ class WeightedAverage:
             If it is another model than the first one.
         """
         try:
-            if self._layout is None:
-                self._layout = ArrayLayout(arrays)
-            values = self._layout.read(arrays)
+            self.layout, values = self._read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
                 f"The replies are not of one model: an array {error}."
@@ -156,17 +186,32 @@ class WeightedAverage:
         share = weight / self._unit if self._unit else 0.0
         self._total += share
         if not self._sums:
-            begun = zip(self._layout.pieces, values, strict=True)
+            begun = zip(self.layout.pieces, values, strict=True)
             self._sums = [_Sum(piece, read, share) for piece, read in begun]
             return
         self._waiting.append((values, share))
         if len(self._waiting) == TOGETHER:
             self._add_waiting()
 
+    def _read(self, arrays: ArrayRecord) -> tuple[ArrayLayout, list[np.ndarray]]:
+        """Return the flat values of each piece, and how the first model, which it may be, is laid.
+
+        Only the first one says anew how arrays are stored.
+        """
+        layout = self.layout
+        if layout is not None and self._sums:
+            return layout, layout.read(arrays)
+        found = layout.found_in(arrays) if layout is not None else None
+        if layout is None or found is None:
+            layout = ArrayLayout(arrays)
+            found = layout.read(arrays)
+        return layout, found
+
     def _add_waiting(self) -> None:
         models, shares = zip(*self._waiting, strict=True)
-        for each, *reads in zip(self._sums, *models, strict=True):
-            each.add([*zip(reads, shares, strict=True)])
+        with _blas().limit(limits=1):
+            for each, *reads in zip(self._sums, *models, strict=True):
+                each.add([*zip(reads, shares, strict=True)])
         self._waiting.clear()
 
     def result(self) -> ArrayRecord:
@@ -177,7 +222,7 @@ class WeightedAverage:
         InconsistentMessageReplies
             If all that was added weighs nothing.
         """
-        if self._layout is None or not self._total:
+        if self.layout is None or not self._total:
             raise InconsistentMessageReplies("All replies together have a weight of 0.")
         if self._waiting:
             self._add_waiting()
@@ -185,9 +230,21 @@ class WeightedAverage:
         while self._sums:
             made |= self._sums.pop().averages(self._total)
         record = ArrayRecord()
-        for name in self._layout.names:
+        for name in self.layout.names:
             record[name] = made[name]
         return record
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """How many threads BLAS works with: they wait for each other in a busy loop.
+
+    Where the cores are not free, two take twenty times as long as one.
+    """
+    import scipy.linalg  # noqa: F401  (its BLAS is looked for)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:
@@ -205,7 +262,10 @@ def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[Reco
     told: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
     weights = [cast("float", metrics[weighted_by]) for metrics in told]
     same = []
-    for content, metrics in zip(contents, in_step(told, weights), strict=True):
+    for content, own, metrics in zip(contents, told, in_step(told, weights), strict=True):
+        if metrics == own:
+            same.append(content)
+            continue
         key = next(iter(content.metric_records))
         same.append(RecordDict({**content, key: MetricRecord(metrics)}))
     return same
