@@ -103,8 +103,9 @@ class _Sum:
         self.dtype = kinds.get(native.kind, np.dtype("f8"))
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
         self.data: BytesIO | None = None
-        if self.dtype == self.stored and not self.arrays[1:]:
-            header = self.arrays[0].header
+        header = self.arrays[0].header
+        aligned = len(header) % self.dtype.itemsize == 0  # BLAS would add to a copy of others
+        if self.dtype == self.stored and not self.arrays[1:] and aligned:
             self.data = BytesIO(b"".join((header, read.data)))
             self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
             self.values *= self.dtype.type(share)

@@ -105,6 +105,20 @@ def test_small_arrays_count_each_by_its_own_numbers() -> None:
     assert arrays_["a"].numpy() == pytest.approx((3 + 2 * 5 + 3 * 2.5) / 6)
 
 
+@pytest.mark.parametrize("padding", range(4))
+@pytest.mark.parametrize("size", [3, 50_000])
+def test_headers_may_have_any_length(padding: int, size: int) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % size + b" " * padding
+    start = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n"
+    replies = []
+    for node in range(6):
+        data = start + np.full(size, node, np.float32).tobytes()
+        sent = ArrayRecord({"w": Array("float32", (size,), "numpy.ndarray", data)})
+        replies.append(message(sent, node, **{"num-examples": 1}))
+    (arrays, _), (expected, _) = both(replies)
+    same(arrays, expected, 5.0)
+
+
 def test_many_replies_of_a_large_array_differ_by_rounding_only() -> None:
     chance = np.random.default_rng(0)
     replies = [
