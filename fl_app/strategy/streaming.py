@@ -50,9 +50,6 @@ class StreamingFedAvg(FedAvg):
         From ``aggregate_train``: the replies are not of one model, or weigh nothing together.
     """
 
-    _layout: ArrayLayout | None = None
-    """How the arrays of the last round were stored, as those of the next will be."""
-
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run Flower's loop, with replies that are handed on as they arrive."""
         return super().start(arriving(grid), *args, **kwargs)
@@ -61,9 +58,8 @@ class StreamingFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average arrays and metrics; each reply is asked for when the one before was read."""
-        average = WeightedAverage(self._layout)
+        average = WeightedAverage()
         told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
-        self._layout = average.layout
         valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
         if not valid:
             return None, None
@@ -154,15 +150,10 @@ class WeightedAverage:
     """The average of arrays that are added one model after the other.
 
     It takes the memory of one model beside those that wait, which becomes that of the result.
-
-    Parameters
-    ----------
-    layout : ArrayLayout | None
-        How the arrays are stored, if it is known; it is looked up in the first model otherwise.
     """
 
-    def __init__(self, layout: ArrayLayout | None = None) -> None:
-        self.layout = layout
+    def __init__(self) -> None:
+        self._layout: ArrayLayout | None = None
         self._sums: list[_Sum] = []
         self._waiting: list[tuple[list[np.ndarray], float]] = []
         self._unit = 0.0
@@ -177,7 +168,9 @@ class WeightedAverage:
             If it is another model than the first one.
         """
         try:
-            self.layout, values = self._read(arrays)
+            if self._layout is None:
+                self._layout = ArrayLayout(arrays)
+            values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
                 f"The replies are not of one model: an array {error}."
@@ -187,26 +180,12 @@ class WeightedAverage:
         share = weight / self._unit if self._unit else 0.0
         self._total += share
         if not self._sums:
-            begun = zip(self.layout.pieces, values, strict=True)
+            begun = zip(self._layout.pieces, values, strict=True)
             self._sums = [_Sum(piece, read, share) for piece, read in begun]
             return
         self._waiting.append((values, share))
         if len(self._waiting) == TOGETHER:
             self._add_waiting()
-
-    def _read(self, arrays: ArrayRecord) -> tuple[ArrayLayout, list[np.ndarray]]:
-        """Return the flat values of each piece, and how the first model, which it may be, is laid.
-
-        Only the first one says anew how arrays are stored.
-        """
-        layout = self.layout
-        if layout is not None and self._sums:
-            return layout, layout.read(arrays)
-        found = layout.found_in(arrays) if layout is not None else None
-        if layout is None or found is None:
-            layout = ArrayLayout(arrays)
-            found = layout.read(arrays)
-        return layout, found
 
     def _add_waiting(self) -> None:
         models, shares = zip(*self._waiting, strict=True)
@@ -223,7 +202,7 @@ class WeightedAverage:
         InconsistentMessageReplies
             If all that was added weighs nothing.
         """
-        if self.layout is None or not self._total:
+        if self._layout is None or not self._total:
             raise InconsistentMessageReplies("All replies together have a weight of 0.")
         if self._waiting:
             self._add_waiting()
@@ -231,7 +210,7 @@ class WeightedAverage:
         while self._sums:
             made |= self._sums.pop().averages(self._total)
         record = ArrayRecord()
-        for name in self.layout.names:
+        for name in self._layout.names:
             record[name] = made[name]
         return record
 
