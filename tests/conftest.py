@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, settings
+from mlflow_databases import Copies
 from postgres_server import postgres, postgres_programs
 
 settings.register_profile("default", deadline=None)
@@ -71,6 +72,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FL_APP_HOME", str(folder))
     monkeypatch.delenv("FL_APP_MLFLOW_TRACKING_URI", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    return Copies(tmp_path_factory.mktemp("empty"))
+
+
+@pytest.fixture(autouse=True)
+def _databases_are_copies(_copies: Copies) -> None:
+    """As soon as some test has imported MLflow."""
+    _copies.take_over()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -40,19 +39,9 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: that takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    ModelManager(home=folder).list_all_versions()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def manager(home: Path, tmp_path: Path, empty_database: Path) -> ModelManager:
+def manager(tmp_path: Path) -> ModelManager:
     """Versions 1 and 2 have been in Production, 3 is new."""
-    home.mkdir()
-    shutil.copyfile(empty_database, home / "mlflow.db")
     manager = ModelManager()
     for number in (1, 2, 3):
         path = tmp_path / f"{number}.safetensors"

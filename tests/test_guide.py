@@ -32,24 +32,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("database")
-    assert ModelManager(home=folder).list_all_versions() == []
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def folder(
-    tmp_path: Path, checkpoint: Path, database: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def folder(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the reader's project folder, in which the snippets run."""
     place = tmp_path / "project"
     (place / "server" / "checkpoints").mkdir(parents=True)
     shutil.copyfile(checkpoint, place / "server" / "checkpoints" / "global_round_10.pt")
     (place / "predictions.json").write_text("[]")
-    home.mkdir()
-    shutil.copyfile(database, home / "mlflow.db")
     monkeypatch.chdir(place)
     return place
 

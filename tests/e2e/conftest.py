@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from flower import OWN_ENVIRONMENT, ROOT, Flower
+from shipped_app import shipped_app
 
 pytest.register_assert_rewrite("story")  # so that what it asserts is told as in a test
 
@@ -26,6 +27,12 @@ def own(tmp_path: Path) -> Iterator[Flower]:
     flower = Flower(tmp_path / "flower", OWN_ENVIRONMENT)
     yield flower
     flower.stop()
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped app, in a folder that Flower need not look through for seconds."""
+    return shipped_app(tmp_path_factory.mktemp("apps") / "shipped")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from deployment import process, wait_until
-from flower import ROOT, Flower, free_port
+from flower import Flower, free_port
 from page_browser import Visit, chromium
 
 from fl_app.client.data import load_data_spec, partition
@@ -38,6 +38,8 @@ class Story:
     ----------
     flower, keeper : Flower
         The one runs the sessions, in the home of the other.
+    app : Path
+        The shipped app's folder.
     data : Path
         A data.yaml; the labels of its training pictures may be changed.
     exchanged : Mapping[str, str]
@@ -48,6 +50,7 @@ class Story:
 
     flower: Flower
     keeper: Flower
+    app: Path
     data: Path
     exchanged: Mapping[str, str]
     settings: str = "staging-threshold=0.3"
@@ -65,7 +68,7 @@ class Story:
     def train(self, settings: str) -> None:
         """A session of three nodes that starts from what is in production."""
         self.flower.run(
-            ROOT,
+            self.app,
             f'home="{self.home}" data="{self.data}" registered-model-name="{NAME}" '
             f"min-nodes={NODES} max-retrains=0 data-summaries=false "
             f"{self.settings} {settings}",

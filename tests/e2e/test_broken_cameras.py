@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from flower import ROOT, Flower
+from shipped_app import shipped_app
 
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.store import default_url
@@ -25,15 +26,7 @@ PICTURES, TO_SCORE = 240, 12
 @pytest.fixture(scope="module")
 def camera_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Flower app with the shipped ServerApp and the ClientApp whose pictures change."""
-    folder = tmp_path_factory.mktemp("cameras")
-    shutil.copy(Path(__file__).with_name("camera_client.py"), folder)
-    project = (ROOT / "pyproject.toml").read_text()
-    project = project.replace("fl_app.client.client_app:app", "camera_client:app")
-    project = project.replace('"README.md", "LICENSE"]', '"camera_client.py"]')
-    (folder / "pyproject.toml").write_text(project)
-    for name in ("fl_app", "registry", "models"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    return shipped_app(tmp_path_factory.mktemp("apps") / "cameras", "camera_client")
 
 
 def photographs(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from deployment import WaitingRun, deployment, start, start_waiting, wait_until
-from flower import ROOT, Flower
+from flower import Flower
 from hypothesis import settings
 from webhook_receiver import Receiver, receiving
 
@@ -78,13 +78,13 @@ def is_told_of_a_move_by_another_process(run: WaitingRun, receiver: Receiver) ->
         assert line in lines
 
 
-def test_in_simulation(own: Flower, tmp_path: Path) -> None:
+def test_in_simulation(own: Flower, app: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("canary-0c2f6d1b9e8a4735f1\n")
     with receiving() as receiver:
         told = f'webhook-url="{receiver.url()}" webhook-hosts="127.0.0.1"'
         told += f' webhook-secret-file="{secret}" staging-threshold=0.0'
-        run = start_waiting(own, ROOT, f'{SMALL} data="{few_shapes(tmp_path)}" {told}')
+        run = start_waiting(own, app, f'{SMALL} data="{few_shapes(tmp_path)}" {told}')
         is_told_of_a_move_by_another_process(run, receiver)
         serves_requests_until_it_is_stopped(run, "new pictures")
         assert [event["type"] for event in receiver.events if event["type"] != "stage.moved"] == [
@@ -97,28 +97,28 @@ def test_in_simulation(own: Flower, tmp_path: Path) -> None:
         assert receiver.told("session.started", parent_version="1", trigger="new pictures")
 
 
-def test_on_a_superlink_with_two_supernodes(own: Flower, tmp_path: Path) -> None:
+def test_on_a_superlink_with_two_supernodes(own: Flower, app: Path, tmp_path: Path) -> None:
     data = [few_shapes(tmp_path / f"{number}", seed=number) for number in range(3)]
     with deployment(own, data[:2], warm=True) as superlink:
-        run = start_waiting(own, ROOT, f'{SMALL} data="{data[2]}"', superlink)
+        run = start_waiting(own, app, f'{SMALL} data="{data[2]}"', superlink)
         serves_requests_until_it_is_stopped(run, "new pictures")
 
 
 @pytest.mark.skipif(not NIGHTLY, reason="two minutes of waiting for Flower; nightly")
 def test_a_session_that_is_stopped_in_the_middle_is_run_again_by_the_next_run(
-    own: Flower, tmp_path: Path
+    own: Flower, app: Path, tmp_path: Path
 ) -> None:
     own.fl_app_home.mkdir()
     store = MonitorStore(default_url(own.fl_app_home))
     asked = RetrainingManager(store=store).manual_trigger("stopped in the middle")
     config = f'{SMALL} data="{few_shapes(tmp_path)}"'
-    run = start(own, ROOT, config.replace("num-server-rounds=1", "num-server-rounds=500"))
+    run = start(own, app, config.replace("num-server-rounds=1", "num-server-rounds=500"))
     wait_until(lambda: run.sessions(request_id=asked), 120, "the session")
     run.stop()
     wait_until(lambda: not run.processes(), 90, "the end of the server")
     assert [row["outcome"] for row in store.history()] == ["running"]
     assert [r.info.status for r in run.sessions(request_id=asked)] == ["KILLED"]
-    printed = own.run(ROOT, config)
+    printed = own.run(app, config)
     assert f"request {asked} was cut short and is served again" in printed
     assert [row["outcome"] for row in store.history()] == ["done"]
     assert [r.info.status for r in run.sessions(request_id=asked)] == ["KILLED", "FINISHED"]

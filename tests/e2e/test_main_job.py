@@ -123,14 +123,14 @@ def test_the_readme_s_python_finds_shapes_too(trained: tuple[Flower, str], tmp_p
 
 
 def test_a_second_run_from_another_folder_goes_on_from_production(
-    trained: tuple[Flower, str], tmp_path: Path
+    trained: tuple[Flower, str], flower: Flower, app: Path, tmp_path: Path
 ) -> None:
-    flower, _ = trained
+    home = trained[0].fl_app_home
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    flower.command("fl-app", "promote", "8", cwd=elsewhere)
-    printed = flower.run(ROOT, "num-server-rounds=1", cwd=elsewhere)
-    manager = ModelManager(home=flower.fl_app_home)
+    trained[0].command("fl-app", "promote", "8", cwd=elsewhere)
+    printed = flower.run(app, f'home="{home}" num-server-rounds=1', cwd=elsewhere)
+    manager = ModelManager(home=home)
     newest = manager.get_version("9")
     assert newest.tags["parent_version"] == "8"
     assert "starting from version 8 (Production)" in printed

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from flower import ROOT, Flower
+from shipped_app import shipped_app
 
 from fl_app.client.shapes import shapes_data
 from models.weights import load_weights, save_weights
@@ -18,19 +18,6 @@ pytestmark = pytest.mark.slow
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium" / "data.yaml"
 SIDE = 160
-
-
-def poisoned_app(folder: Path) -> Path:
-    """A Flower app with the shipped ServerApp and the poisoned ClientApp."""
-    folder.mkdir()
-    shutil.copy(Path(__file__).with_name("poisoned_client.py"), folder)
-    project = (ROOT / "pyproject.toml").read_text()
-    project = project.replace("fl_app.client.client_app:app", "poisoned_client:app")
-    for name in ("fl_app", "registry", "models"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    project = project.replace('"README.md", "LICENSE"]', '"poisoned_client.py"]')
-    (folder / "pyproject.toml").write_text(project)
-    return folder
 
 
 def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
@@ -44,7 +31,7 @@ def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
 
     few = shapes_data(tmp_path, train=96)  # with the pictures to score that the champion knows
     printed = flower.run(
-        poisoned_app(tmp_path / "poisoned"),
+        shipped_app(tmp_path / "poisoned", "poisoned_client"),
         f'home="{home}" data="{few}" registered-model-name="{name}" num-server-rounds=3 '
         "local-epochs=1 max-retrains=1",
     )
@@ -64,13 +51,13 @@ def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
 
 @pytest.mark.skipif(not AQUARIUM.is_file(), reason=f"no photographs at {AQUARIUM}")
 def test_photographs_on_four_skewed_nodes_score_as_plain_ultralytics_scores_them(
-    flower: Flower, tmp_path: Path
+    flower: Flower, app: Path, tmp_path: Path
 ) -> None:
     home, data = tmp_path / "aquarium", few_to_score(tmp_path)
     manager = ModelManager(home=home)
     parent = manager.save_model_version(learnt_by_heart(data), tags={"round": "0"})
     printed = flower.run(
-        ROOT,
+        app,
         f'home="{home}" data="{data}" image-size={SIDE} num-server-rounds=1 local-epochs=1 '
         'partitioning="dirichlet" alpha=0.5 learning-rate=0.0001',
         "--federation-config",
@@ -147,10 +134,10 @@ def plain_ultralytics(weights: Path, folder: Path) -> float:
 
 
 def test_bad_settings_end_the_run_with_one_sentence_and_status_one(
-    flower: Flower, tmp_path: Path
+    flower: Flower, app: Path, tmp_path: Path
 ) -> None:
     config = f'home="{tmp_path}" num-server-rounds=0'
-    done = flower.command("fl-app", "run", "--run-config", config, cwd=ROOT, ok=False)
+    done = flower.command("fl-app", "run", "--run-config", config, cwd=app, ok=False)
     assert done.returncode == 1
     sentence = "Run-config key 'num-server-rounds' is 0: input should be greater than or equal to 1"
     assert sentence in done.stdout

@@ -30,11 +30,11 @@ def own_pictures(trained: Flower, folder: Path) -> Path:
 
 
 def test_from_candidate_to_production_and_back(
-    trained: tuple[Flower, str], flower: Flower, tmp_path: Path
+    trained: tuple[Flower, str], flower: Flower, app: Path, tmp_path: Path
 ) -> None:
     first, home = trained[0], trained[0].fl_app_home
     data = own_pictures(first, tmp_path / "shapes")
-    story = Story(flower, first, data, exchanged={CIRCLE: SQUARE, SQUARE: CIRCLE})
+    story = Story(flower, first, app, data, exchanged={CIRCLE: SQUARE, SQUARE: CIRCLE})
 
     # The first session gave a champion: a version of the main job.
     learnt = ModelManager(home=home).get_version("3")

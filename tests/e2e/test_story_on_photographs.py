@@ -60,12 +60,13 @@ def photographs(folder: Path) -> Path:
 
 
 def test_from_candidate_to_production_and_back_on_photographs(
-    flower: Flower, tmp_path: Path
+    flower: Flower, app: Path, tmp_path: Path
 ) -> None:
     data = photographs(tmp_path / "photographs")
     story = Story(
         flower,
         flower,
+        app,
         data,
         exchanged={str(PUFFIN): str(STARFISH), str(STARFISH): str(PUFFIN)},
         settings="image-size=96 batch-size=4 staging-threshold=0.1",
