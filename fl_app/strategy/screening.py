@@ -24,7 +24,7 @@ from flwr.app import (
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
-from fl_app.strategy.array_layout import ArrayLayout
+from fl_app.strategy.array_layout import ArrayLayout, layout_of
 from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
 from fl_app.strategy.checkpoint import Schema, fits, is_document
 from fl_app.strategy.decoding import SentModel, decode_update
@@ -193,7 +193,7 @@ def _require_count(count: Value | None, name: str, most: float) -> None:
 def _layout(model: ArrayRecord, schema: Schema) -> ArrayLayout | None:
     """How the nodes were sent the model, if it is the schema's."""
     try:
-        return ArrayLayout(model) if fits(model, schema) else None
+        return layout_of(model) if fits(model, schema) else None
     except ArrayError:
         return None
 

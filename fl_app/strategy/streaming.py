@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fl_app.strategy.array_layout import ArrayLayout, Piece, Stored
+from fl_app.strategy.array_layout import ArrayLayout, Piece, Stored, layout_of
 from fl_app.strategy.arriving import without_arrays
 from fl_app.strategy.grids import arriving
 from fl_app.strategy.payload import ArrayError
@@ -169,7 +169,7 @@ class WeightedAverage:
         """
         try:
             if self._layout is None:
-                self._layout = ArrayLayout(arrays)
+                self._layout = layout_of(arrays)
             values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.array_layout import ArrayLayout
+from fl_app.strategy.array_layout import ArrayLayout, layout_of
 from fl_app.strategy.payload import ArrayError
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
@@ -69,3 +69,16 @@ def test_another_model_is_told_of(other: ArrayRecord, told: str) -> None:
     assert LAYOUT.found_in(other) is None
     with pytest.raises(ArrayError, match=told):
         LAYOUT.read(other)
+
+
+def test_the_layout_of_the_model_before_is_that_of_the_next_only_if_it_is_the_same() -> None:
+    known = layout_of(model())
+    assert layout_of(model(large=LARGE * 2)) is known
+    other = layout_of(model(large=LARGE.astype(np.float64)))
+    assert other is not known
+    assert [piece.dtype for piece in other.pieces] == ["f4", "f8", "i8"]
+    again = layout_of(model())
+    assert [piece.dtype for piece in again.pieces] == ["f4", "f4", "i8"]
+    with pytest.raises(ArrayError):
+        layout_of(model(a=lying(SMALL, "float64")))
+    assert layout_of(model()) is again
