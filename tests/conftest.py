@@ -29,7 +29,7 @@ settings.register_profile(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """With ``-n``, give each worker whole files, and all of Flower's runs to one.
+    """With ``-n``, give each worker whole files, and almost all of Flower's runs to one.
 
     A SuperLink on a busy machine takes a run for dead that could not tell its end in seconds.
     """
@@ -49,9 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _is_run(item.nodeid))
 
 
+_LIGHT = ("test_hostile_nodes", "test_shadow_evaluation")
+"""Runs that load little and wait for little: they go with all else, which takes less long."""
+
+
 def _is_run(nodeid: str) -> bool:
-    """Whether a test is of those that start Flower's runs."""
-    return "/e2e/" in nodeid.partition("::")[0]
+    """Whether a test is of those that start Flower's runs, one of which takes all there is."""
+    file = nodeid.partition("::")[0]
+    return "/e2e/" in file and Path(file).stem not in _LIGHT
 
 
 @pytest.fixture(autouse=True, scope="module")
