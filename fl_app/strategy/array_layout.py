@@ -8,7 +8,6 @@ added, together.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from operator import attrgetter, eq
 from typing import Literal, NamedTuple
@@ -110,19 +109,13 @@ class ArrayLayout:
         Large arrays are not copied.
         """
         data = [array.data for array in model.values()]
-        return [piece.found_in(data) for piece in self.pieces] if self._is_of(model, data) else None
-
-    def is_of(self, model: ArrayRecord) -> bool:
-        """Whether a model is stored just like this."""
-        return self._is_of(model, [array.data for array in model.values()])
-
-    def _is_of(self, model: ArrayRecord, data: Sequence[bytes]) -> bool:
-        return (
+        alike = (
             [*model.keys()] == self.names
             and all(map(eq, map(_KIND, model.values()), self._kinds))
             and [*map(len, data)] == self._lengths
             and all(map(bytes.startswith, data, self._headers))
         )
+        return [piece.found_in(data) for piece in self.pieces] if alike else None
 
     def read(self, model: ArrayRecord) -> list[np.ndarray]:
         """Return the flat values of each piece, however the arrays are stored.
@@ -141,15 +134,15 @@ class ArrayLayout:
         return [piece.read(by_name) for piece in self.pieces]
 
 
-_KNOWN: deque[ArrayLayout] = deque(maxlen=1)
+_known: list[ArrayLayout] = []
 """That of the last model: it is the next one's too, for as long as one model is trained."""
 
 
 def layout_of(model: ArrayRecord) -> ArrayLayout:
     """Return how a model is stored, or raise ArrayError as `ArrayLayout` does."""
-    for known in _KNOWN:
-        if known.is_of(model):
+    for known in _known[:]:
+        if known.found_in(model) is not None:
             return known
     made = ArrayLayout(model)
-    _KNOWN.append(made)
+    _known[:] = [made]
     return made
