@@ -53,6 +53,10 @@ class Stored(NamedTuple):
             raise ArrayError(f"has shape {values.shape}, expected {self.shape}")
         return values.ravel(order=self.order)
 
+    def array(self, data: bytes) -> Array:
+        """Return an array like it, of a header and values."""
+        return Array(self.dtype, self.shape, self.stype, data)
+
 
 class Piece(NamedTuple):
     """Arrays that are read together: a large one, or small ones of one dtype."""

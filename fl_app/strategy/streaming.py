@@ -128,7 +128,8 @@ class _Sum:
         self.values *= self.dtype.type(1 / total)
         if self.data is not None:
             del self.values  # as long as it may be written to, its memory is not given away
-            yield self.arrays[0].name, self._stored(self.arrays[0], self.data.getvalue())
+            (only,) = self.arrays
+            yield only.name, only.array(self.data.getvalue())
             return
         end = 0
         for each in self.arrays:
@@ -137,13 +138,9 @@ class _Sum:
 
     def _array(self, each: Stored, values: np.ndarray) -> Array:
         if self.dtype == self.stored:
-            return self._stored(each, b"".join((each.header, values.data)))
+            return each.array(b"".join((each.header, values.data)))
         shaped, native = values.reshape(each.shape, order=each.order), self.stored.newbyteorder("=")
         return Array(shaped.astype(native) if native.kind in "fc" else shaped)
-
-    @staticmethod
-    def _stored(each: Stored, data: bytes) -> Array:
-        return Array(each.dtype, each.shape, each.stype, data)
 
 
 class WeightedAverage:
