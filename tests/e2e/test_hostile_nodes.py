@@ -56,7 +56,7 @@ def test_hostile_nodes_are_named_and_change_nothing(own: Flower, tmp_path: Path)
         client="hostile_client:app",
         config="nodes = 2",
     )
-    with deployment(own, [Path(kinds) for kinds in NODES], warm=True) as superlink:
+    with deployment(own, [Path(kinds) for kinds in NODES]) as superlink:
         printed = own.run(app, f"nodes={len(NODES)}", superlink)
 
     store = ModelManager(None, "hostile", home=own.fl_app_home)

@@ -273,13 +273,8 @@ class Registry(RuleBasedStateMachine):
 class RegistryOnSqlite(Registry):
     """The same over MLflow itself."""
 
-    template: Path
-
     def open(self) -> None:
-        home = self.folder / "home"
-        home.mkdir()
-        shutil.copyfile(self.template, home / "mlflow.db")
-        self.plain = ModelManager(home=home)
+        self.plain = ModelManager(home=self.folder / "home")
 
     def manager(self) -> ModelManager:
         made = ModelManager(home=self.folder / "home")
@@ -320,10 +315,9 @@ TestRegistry = pytest.mark.slow(Registry.TestCase)
 
 
 @pytest.mark.slow
-def test_the_same_over_sqlite(empty_database: Path) -> None:
+def test_the_same_over_sqlite() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    RegistryOnSqlite.template = empty_database
     run_state_machine_as_test(
         RegistryOnSqlite,
         settings=settings(
