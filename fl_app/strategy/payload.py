@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
+from io import BytesIO
+from typing import Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -91,6 +93,19 @@ def header_of(data: bytes) -> bytes:
     if start > _MAX_HEADER or start > len(data):
         raise ArrayError(f"has a header of {start} bytes")
     return data[:start]
+
+
+@lru_cache(maxsize=1024)
+def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
+    """Return what ``numpy.save`` writes before values of this kind."""
+    written = BytesIO()
+    told = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": order == "F",
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(written, told)
+    return written.getvalue()
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fl_app.strategy.array_layout import ArrayLayout, Piece, Stored, layout_of
 from fl_app.strategy.arriving import without_arrays
 from fl_app.strategy.grids import arriving
-from fl_app.strategy.payload import ArrayError
+from fl_app.strategy.payload import STYPE, ArrayError, header_for
 from fl_app.strategy.reply_metrics import Value, in_step
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class _Sum:
         if self.dtype == self.stored and not self.arrays[1:] and aligned:
             self.data = BytesIO(b"".join((header, read.data)))
             self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
-            self.values *= self.dtype.type(share)
+            if share != 1:
+                self.values *= self.dtype.type(share)
         else:
             self.values = np.multiply(read, share, dtype=self.dtype)
 
@@ -139,8 +140,11 @@ class _Sum:
     def _array(self, each: Stored, values: np.ndarray) -> Array:
         if self.dtype == self.stored:
             return each.array(b"".join((each.header, values.data)))
-        shaped, native = values.reshape(each.shape, order=each.order), self.stored.newbyteorder("=")
-        return Array(shaped.astype(native) if native.kind in "fc" else shaped)
+        native = self.stored.newbyteorder("=")
+        kept = native if native.kind in "fc" else self.dtype
+        header = header_for(kept, each.shape, each.order)
+        data = b"".join((header, values.astype(kept, copy=False).data))
+        return Array(kept.name, each.shape, STYPE, data)
 
 
 class WeightedAverage:

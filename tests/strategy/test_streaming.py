@@ -21,6 +21,7 @@ from local_grid import LocalGrid, add_one, model, reply
 
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
 from fl_app.strategy.inner_state import InnerMemory, InnerState
+from fl_app.strategy.payload import view
 from registry import InMemoryModelStore, InMemoryTracker
 
 DTYPES = ["<f2", "<f4", "<f8", ">f4", "<i8", "<i4", "|u1", "|b1", "<c8"]
@@ -43,6 +44,7 @@ def same(ours: ArrayRecord, flowers: ArrayRecord, added: float, tolerance: float
     assert list(ours) == list(flowers)
     for name, array in flowers.items():
         got, expected = ours[name].numpy(), array.numpy()
+        np.testing.assert_array_equal(view(ours[name]), got)  # it says of itself what it holds
         assert (ours[name].dtype, got.dtype, got.shape) == (
             array.dtype,
             expected.dtype,
