@@ -95,13 +95,15 @@ class BestSoFar:
             return _absent(name, evidence.metrics, self.metric)
         if evidence.best is None:
             return Verdict(name, True, f"{self.metric} {_number(value)} is the first candidate's")
-        other = _finite(evidence.best, self.metric)
+        other, note = _finite(evidence.best, self.metric), evidence.best_note
+        if other is None and note:
+            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
         if other is None:
             return _absent(name, evidence.best, self.metric, "the best candidate so far")
         got, bound = _words(value, other)
         passed = _gain(value, other, self.mode) > 0
         verb = "beats" if passed else "does not beat"
-        return Verdict(name, passed, f"{self.metric} {got} {verb} the best so far, {bound}")
+        return Verdict(name, passed, f"{self.metric} {got} {verb} the best so far, {bound}", note)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class BeatsChampion:
         if evidence.champion is None:
             reason = f"{self.metric} {_number(value)}, and there is no production version to beat"
             return Verdict(name, True, reason)
-        other = _finite(evidence.champion, self.metric)
+        other, note = _finite(evidence.champion, self.metric), evidence.champion_note
+        if other is None and note:
+            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
         if other is None:
             return _absent(name, evidence.champion, self.metric, "the production version")
         passed, why = self._paired(evidence, self.confidence) if self.confidence else (None, "")
@@ -156,7 +160,8 @@ class BeatsChampion:
         got, bound = _words(value, other)
         verb = "beats" if passed else f"does not {surely}beat"
         by = f" by {_number(self.margin)}" if self.margin else ""
-        return Verdict(name, passed, f"{self.metric} {got} {verb} production's {bound}{by}{why}")
+        reason = f"{self.metric} {got} {verb} production's {bound}{by}{why}"
+        return Verdict(name, passed, reason, note)
 
     def _enough(self, gain: float) -> bool:
         return gain > 0 if self.margin == 0 else gain >= self.margin - _HAIR
@@ -230,6 +235,8 @@ class NoRegression:
         if evidence.champion is None:
             return Verdict(name, True, "there is no production version to fall below")
         pairs = self._of_classes(evidence) if self.by == "class" else self._of_nodes(evidence)
+        if not pairs and evidence.champion_note:
+            return _left_to_a_person(name, f"no {self.by} is compared", evidence.champion_note)
         if not pairs:
             where = f"class ({self.metric}/…)" if self.by == "class" else "node that scored both"
             return Verdict(name, False, f"there is no {self.metric} of production by {where}")
@@ -287,11 +294,11 @@ def decide_stage(policy: Policy, evidence: Evidence) -> Decision:
     for stage in (s for s in _CLIMB if s in policy):
         asked = [gate(evidence) for gate in policy[stage]]
         verdicts += asked
-        refusals = [v.reason for v in asked if not v.passed]
+        refusals = [str(v) for v in asked if not v.passed]
         if refusals:
             parts.append(f"not {stage}: {'; '.join(refusals)}")
             break
-        parts.append(f"{stage}: {'; '.join(v.reason for v in asked) or 'no gates'}")
+        parts.append(f"{stage}: {'; '.join(map(str, asked)) or 'no gates'}")
         reached = stage
     return Decision(reached, tuple(verdicts), ". ".join(parts) or "the policy names no stage")
 
@@ -308,6 +315,11 @@ def _absent(
         return Verdict(gate, False, f"{name} of {whose} is {metrics[name]}, not a finite number")
     known = ", ".join(sorted(map(str, metrics))) or "none"
     return Verdict(gate, False, f"{whose} has no metric {name} (there are: {known})")
+
+
+def _left_to_a_person(gate: str, known: str, note: str) -> Verdict:
+    """Pass, for a person to confirm: a refusal here would keep every later version out as well."""
+    return Verdict(gate, True, f"{known}, to be confirmed by a person", note, needs_person=True)
 
 
 def _gain(value: float, other: float, mode: str) -> float:

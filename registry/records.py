@@ -83,11 +83,31 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one gate says: whether it lets the candidate pass, and why."""
+    """What one gate says of a candidate.
+
+    Attributes
+    ----------
+    gate : str
+        The gate.
+    passed : bool
+        Whether the candidate passes.
+    reason : str
+        Why.
+    note : str
+        What the score that it was compared with is, where that is not a fresh one on the same data.
+    needs_person : bool
+        Whether it passes only since nothing could be compared, so that a person must confirm it.
+    """
 
     gate: str
     passed: bool
     reason: str
+    note: str = ""
+    needs_person: bool = False
+
+    def __str__(self) -> str:
+        """Return the reason, with the note in brackets."""
+        return f"{self.reason} ({self.note})" if self.note else self.reason
 
 
 class Results(Protocol):
@@ -118,6 +138,9 @@ class Evidence:
         The production version scored on the same data; None where there is no production yet.
     best : Mapping[str, float] | None
         The best candidate so far on the same data; None for the first one.
+    champion_note, best_note : str
+        What these scores are where they are not fresh ones on the same data. Where the metric is
+        missing as well, this says why nothing can be compared, and the gates leave it to a person.
     results, champion_results : Results | None
         Results of both on each example of that data; None where they are not known.
     nodes, champion_nodes : Mapping[str, Mapping[str, float]]
@@ -134,6 +157,8 @@ class Evidence:
     nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     champion_nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     looks: int = 1
+    champion_note: str = ""
+    best_note: str = ""
 
 
 Gate = Callable[[Evidence], Verdict]
@@ -150,10 +175,18 @@ class Decision:
 
     @property
     def why(self) -> str:
-        """The one verdict that decided: the first refusal, else the last that let it pass."""
-        refused = [verdict.reason for verdict in self.verdicts if not verdict.passed]
-        passed = [verdict.reason for verdict in self.verdicts]
-        return refused[0] if refused else passed[-1] if passed else self.reason
+        """The verdict that decided (the first refusal, else the last one), and all notes."""
+        if not self.verdicts:
+            return self.reason
+        refused = [verdict for verdict in self.verdicts if not verdict.passed]
+        decisive = refused[0] if refused else self.verdicts[-1]
+        notes = [verdict.note for verdict in self.verdicts if verdict.note]
+        return "; ".join(dict.fromkeys([decisive.reason, *notes]))
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a person must confirm it, whatever the rule for approval is."""
+        return any(verdict.needs_person for verdict in self.verdicts)
 
 
 class ModelStore(Protocol):

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fl_app.strategy.payload import ArrayError, is_bytes, require_finite, view
+from fl_app.strategy.reply_metrics import quoted
 from models.weights import WeightsError, load_weights, save_weights
 
 logger = logging.getLogger("flwr.fl_app")
@@ -30,10 +31,27 @@ def schema_of(arrays: ArrayRecord) -> Schema:
 
 def fits(arrays: ArrayRecord, schema: Schema) -> bool:
     """Whether arrays are of the same model; a document may be of any length."""
-    found = schema_of(arrays)
-    return list(found.items()) == list(schema.items()) or (
-        list(found) == list(schema) and is_document(schema) and is_document(found)
-    )
+    return not difference(schema_of(arrays), schema)
+
+
+def difference(found: Schema, expected: Schema) -> str:
+    """Say how the arrays of one model differ from those of another; empty if they do not."""
+    lacking = [name for name in expected if name not in found]
+    foreign = [name for name in found if name not in expected]
+    verbs = {"lacks": lacking, "has": foreign}
+    if lacking or foreign:
+        return "it " + " and ".join(f"{verb} {_some(n)}" for verb, n in verbs.items() if n)
+    other = [name for name in expected if found[name] != expected[name]]
+    if other and not (is_document(found) and is_document(expected)):
+        rows = (f"{d} {list(shape)}" for d, shape in (found[other[0]], expected[other[0]]))
+        more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
+        return f"its {quoted(other[0])} is {' and not '.join(rows)}{more}"
+    return "" if list(found) == list(expected) else "its arrays are in another order"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{quoted(names[0])}{more}"
 
 
 def is_document(schema: Schema) -> bool:

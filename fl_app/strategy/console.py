@@ -22,7 +22,8 @@ def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> 
     left = f"{_duration(seconds_left)} left"
     if report.failed:
         return f"{head}  failed: {report.reason}  ({left})"
-    score = f"  {metric} {report.metrics[metric]:.4f}" if metric else ""
+    known = report.metrics.get(metric) if metric else None
+    score = "" if known is None else f"  {metric} {known:.4f}"
     return f"{head}{score}  version {report.version} {_stage(report)}  ({left})"
 
 

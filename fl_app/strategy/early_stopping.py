@@ -94,9 +94,9 @@ class EarlyStopping:
         """
         progress = Progress()
         for report in reports:
-            if report.failed:
-                continue
-            score = report.metrics.get(metric)
+            if report.failed or metric not in report.metrics:
+                continue  # a round that was not evaluated says nothing about the score
+            score = report.metrics[metric]
             progress = self.after(progress, report.round, score, mode=mode)
             if why := self.verdict(progress, metric):
                 return why

@@ -54,11 +54,17 @@ class Scored:
         Its results on each example, if they are told.
     nodes : Mapping[str, float]
         The metric on each node that evaluated it, by `NodeScore.key`.
+    record : MetricRecord | None
+        What ``evaluate_fn`` returned.
+    note : str
+        What these metrics are, or why there are none, where the model was not evaluated now.
     """
 
     metrics: Mapping[str, float]
     results: Results | None = None
     nodes: Mapping[str, float] = field(default_factory=dict)
+    record: MetricRecord | None = None
+    note: str = ""
 
 
 def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str, float]:
@@ -71,15 +77,19 @@ def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str,
 
 def evaluate(fn: EvaluateFn | None, server_round: int, arrays: ArrayRecord) -> Scored:
     """Score ``arrays`` on the server's holdout."""
-    record = fn(server_round, viewed(arrays)) if fn is not None else None
+    return scored_by(fn(server_round, viewed(arrays)) if fn is not None else None)
+
+
+def scored_by(record: MetricRecord | None) -> Scored:
+    """Return what ``evaluate_fn`` returned as metrics, and as results per example if it has any."""
     if isinstance(record, ScoredRecord):
-        return Scored(plain_metrics(record), record.results)
+        return Scored(plain_metrics(record), record.results, record=record)
     lists = {
         key.removeprefix(PER_EXAMPLE): value
         for key, value in (record or {}).items()
         if key.startswith(PER_EXAMPLE) and isinstance(value, list)
     }
-    return Scored(plain_metrics(record), ExampleScores(lists) if lists else None)
+    return Scored(plain_metrics(record), ExampleScores(lists) if lists else None, record=record)
 
 
 def gather_evidence(
@@ -89,7 +99,7 @@ def gather_evidence(
     metric: str | None,
     *,
     champion: Scored | None,
-    best: Mapping[str, float] | None,
+    best: Scored | None,
     looks: int,
 ) -> Evidence:
     """Put side by side what gates look at; nodes are paired where both had the same data."""
@@ -97,7 +107,9 @@ def gather_evidence(
     return Evidence(
         metrics=metrics,
         champion=champion.metrics if champion is not None else None,
-        best=best,
+        champion_note=old.note,
+        best=best.metrics if best is not None else None,
+        best_note=best.note if best is not None else "",
         results=holdout.results,
         champion_results=old.results,
         nodes={n.node_id: {name: n.score} for n in nodes},
@@ -110,16 +122,18 @@ def round_metrics(
     holdout: Mapping[str, float],
     train: MetricRecord | None,
     clients: MetricRecord | None,
+    *,
+    central: bool,
 ) -> dict[str, float]:
-    """All metrics of a round, each under one name.
+    """All metrics of a round, each under one name, which has the same source in every round.
 
-    The holdout's have plain names. The clients' are named ``client/…``, those of local training
-    ``train/…``. Without a holdout the clients' weighted metrics are the metrics.
+    Those of local training are named ``train/…``. In a session with an ``evaluate_fn``
+    (``central``) its metrics have plain names and the clients' are ``client/…``, also in rounds in
+    which it returns nothing. In one without, the clients' weighted metrics have the plain names.
     """
-    plain_clients = not holdout
     return {
         **plain_metrics(train, prefix="train/"),
-        **plain_metrics(clients, prefix="" if plain_clients else "client/"),
+        **plain_metrics(clients, prefix="client/" if central else ""),
         **holdout,
     }
 
@@ -142,15 +156,6 @@ def shadow_metrics(report: ShadowReport) -> dict[str, float]:
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     """Only the metrics that a registry can keep: a NaN or an infinity is no value."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def holdout_record(metrics: Mapping[str, float]) -> MetricRecord:
-    """The holdout's share of ``round_metrics``, as Flower's Result keeps it."""
-    record = MetricRecord()
-    for name, value in metrics.items():
-        if not name.startswith(("client/", "train/")):
-            record[name] = value
-    return record
 
 
 def require_metric(metric: str | None, seen: Mapping[str, float]) -> None:

@@ -15,17 +15,16 @@ def meet_staging(
 ) -> None:
     """Let the best so far be what is in Staging by now, if that is another's and is better.
 
-    It is scored on the session's own holdout; without one nothing can be compared. A version of
-    the session itself is not met, also if its round was cut short before it was done.
+    A version of the session itself is left out, also if its round was cut short before it was done.
     """
     version = store.get_latest_version(Stage.STAGING)
     if metric is None or version is None:
         return
     if store.get_version(version).run_id == session.run_id:
         return
-    scored = session.score_of(store, version)
+    scored = session.score_of(store, version, metric)
     if scored is None or not math.isfinite(score := scored.metrics.get(metric, math.nan)):
         return
-    own = (session.best or {}).get(metric, math.nan)
+    own = math.nan if session.best is None else session.best.metrics.get(metric, math.nan)
     if not math.isfinite(own) or (score > own if mode == "max" else score < own):
-        session.best = scored.metrics
+        session.best = scored

@@ -40,6 +40,7 @@ from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation
 from fl_app.strategy.staging import decision_tags, stage
 from registry import (
+    Decision,
     FederatedLearningTracker,
     ModelManager,
     ModelStore,
@@ -54,6 +55,12 @@ from registry import (
 )
 
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
+
+
+NOT_SCORED = Decision(
+    Stage.NONE, (), "evaluate_fn returned no metrics in this round, so this version has no score"
+)
+"""What becomes of the version of a round that the server did not evaluate."""
 
 
 class LifecycleStrategy(Sessions):
@@ -321,17 +328,22 @@ class LifecycleStrategy(Sessions):
             return self._finish_failed(session, waiting)
         # Evaluate, on the same data as the present Production.
         holdout = session.scored(waiting)
-        metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
-        session.require_metric(self.metric, metrics)
-        champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
+        closed = replace(closed, central=holdout.record)
+        metrics = round_metrics(
+            holdout.metrics, closed.train, closed.clients, central=session.is_central
+        )
+        scored = session.is_scored(self.metric, holdout)
+        if scored:
+            session.require_metric(self.metric, metrics)
+        champion = session.champion(self.store, self.metric) if self.policy else None
         # Log.
         self._log(session, metrics, closed)
         # Gate.
         evidence = session.evidence(metrics, holdout, closed, metric=self.metric, champion=champion)
-        decision = decide_stage(self.policy, evidence)
+        decision = decide_stage(self.policy, evidence) if scored else NOT_SCORED
         # Register.
-        weights, tags = session.folder.weights(waiting), session.version_tags(closed, self._lease)
-        tags |= decision_tags(decision)
+        weights = session.folder.weights(waiting)
+        tags = session.version_tags(closed, self.metric, self._lease) | decision_tags(decision)
         version = self.store.save_model_version(
             weights, session.run_id, finite(metrics), tags, serving=self.serving
         )
@@ -341,11 +353,12 @@ class LifecycleStrategy(Sessions):
             self.store, report, decision, session.reports, again=again, lease=self._lease
         )
         # What is written down as done is told to nobody twice.
+        waiting = replace(waiting, closed=closed)
         session.finish(waiting, report, staged=decision.stage is not Stage.NONE)
         # Tell the monitor.
         if self.monitor is not None:
             self.monitor.update_data(summaries(closed.nodes), closed.round)
-            if self.metric is not None:
+            if self.metric in metrics:
                 self.monitor.update_metrics(accuracy=metrics[self.metric], round_num=closed.round)
         if self.probation is not None:
             self.probation.review()

@@ -23,6 +23,7 @@ from fl_app.strategy.kept_rounds import KeptRounds
 from fl_app.strategy.report import DataUsed, Origin
 from fl_app.strategy.resume import Found, ResumeError
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.score_sources import score_source
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
 from fl_app.strategy.session_record import SessionRecord, array_rows
@@ -92,6 +93,7 @@ class Opening:
             tags=tags,
             params={**texts, "num-server-rounds": str(num_rounds)},
             holdout=None if holdout is None else astuple(holdout),
+            source=score_source(self.evaluate_fn, holdout),
             run_name=f"flower-{tags['flower_run_id']}-session-{origin.session}",
         )
 
@@ -163,14 +165,14 @@ class Opening:
         )
         return session
 
-    def left(self, found: Found) -> Session:
+    def left(self, found: Found, source: str) -> Session:
         """A session of which rounds wait, for whoever finishes them; nothing is started.
 
-        Its model is scored only if it has the arrays of the present one.
+        Its model is scored only if it has the arrays of the present one, and on the same data.
         """
         newest = found.rounds[-1]
         arrays = found.folder.arrays(newest)
-        comparable = fits(arrays, schema_of(self.arrays))
+        comparable = fits(arrays, schema_of(self.arrays)) and found.record.source == source
         opening = self if comparable else replace(self, evaluate_fn=None)
         session = opening._session(
             found.folder,

@@ -29,6 +29,9 @@ def default_policy(
 ) -> Policy:
     """Staging takes the best version so far, Production one that surely beats the present one.
 
+    The best so far counts across sessions: Staging takes nothing that is worse than Production,
+    unless a negative ``margin`` allows it.
+
     Parameters
     ----------
     metric : str | None
@@ -54,7 +57,8 @@ def default_policy(
     if class_margin is not None:
         floors = [NoRegression(metric, margin=class_margin, mode=mode)]
     champion = BeatsChampion(metric, margin=margin, mode=mode, confidence=confidence)
+    better = BeatsChampion(metric, margin=min(margin, 0.0), mode=mode, confidence=None)
     return {
-        Stage.STAGING: [Finite(), *good_enough, BestSoFar(metric, mode=mode)],
+        Stage.STAGING: [Finite(), *good_enough, BestSoFar(metric, mode=mode), better],
         Stage.PRODUCTION: [*floors, champion],
     }

@@ -13,7 +13,9 @@ from registry import Evidence, ModelStore, RegistryError
 logger = logging.getLogger("flwr.fl_app")
 
 
-def compare_production(watch: ProductionWatch | None, session: Session, store: ModelStore) -> None:
+def compare_production(
+    watch: ProductionWatch | None, session: Session, store: ModelStore, metric: str | None
+) -> None:
     """Score the version on probation and the one it would go back to, and tell of both.
 
     Nothing where there is no such version, or no holdout. A rival that cannot be scored is left
@@ -23,8 +25,8 @@ def compare_production(watch: ProductionWatch | None, session: Session, store: M
     if watch is None or pair is None or session.evaluate_fn is None:
         return
     version, rival = pair
-    mine = _scored(session, store, version) or Scored({})
-    theirs = _scored(session, store, rival) or Scored({})
+    mine = _scored(session, store, version, metric) or Scored({})
+    theirs = _scored(session, store, rival, metric) or Scored({})
     evidence = Evidence(
         metrics=mine.metrics,
         champion=theirs.metrics or None,
@@ -34,9 +36,13 @@ def compare_production(watch: ProductionWatch | None, session: Session, store: M
     watch.update_production(version, evidence, rival=rival)
 
 
-def _scored(session: Session, store: ModelStore, version: str | None) -> Scored | None:
+def _scored(
+    session: Session, store: ModelStore, version: str | None, metric: str | None
+) -> Scored | None:
+    """Return a fresh score; one that stands in for it says nothing about today."""
     try:
-        return session.score_of(store, version)
+        scored = session.score_of(store, version, metric)
+        return None if scored is None or scored.note else scored
     except RegistryError as error:
         logger.warning("version %s cannot be scored: %s", version, error)
         return None

@@ -35,6 +35,8 @@ class ClosedRound:
         Who took part in the new model.
     train, clients : MetricRecord | None
         The nodes' metrics of training and of evaluation, averaged.
+    central : MetricRecord | None
+        What ``evaluate_fn`` returned; None before it was called, or where it returned nothing.
     node_scores : tuple[NodeScore, ...]
         The metric on each node that evaluated it.
     seconds : float
@@ -54,6 +56,7 @@ class ClosedRound:
     nodes: tuple[Contribution, ...] = ()
     train: MetricRecord | None = None
     clients: MetricRecord | None = None
+    central: MetricRecord | None = None
     node_scores: tuple[NodeScore, ...] = ()
     seconds: float = 0.0
     set_aside: tuple[SetAside, ...] = ()
@@ -74,6 +77,7 @@ class ClosedRound:
             "node_scores": [asdict(score) for score in self.node_scores],
             "set_aside": [asdict(node) for node in self.set_aside],
             "tags": dict(self.tags),
+            "central": None if self.central is None else MetricRecord(dict(self.central)),
             "time": self.time.isoformat(),
         }
         return {name: encode(value) for name, value in (plain | rows).items()}

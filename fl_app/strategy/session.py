@@ -12,25 +12,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pprint import pformat
 from typing import Literal
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result
 
 from fl_app.events import RoundReport, SessionEnded, SessionStarted
-from fl_app.strategy.checkpoint import CheckpointError, Schema, fits, load_round
+from fl_app.strategy.checkpoint import (
+    CheckpointError,
+    Schema,
+    difference,
+    load_round,
+    schema_of,
+)
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     Scored,
+    ScoredRecord,
     evaluate,
     gather_evidence,
-    holdout_record,
     require_metric,
+    scored_by,
 )
 from fl_app.strategy.kept_rounds import KeptRounds
 from fl_app.strategy.provenance import read_node_scores, version_tags
 from fl_app.strategy.report import Artifacts, SessionReport, ShadowReport
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.score_sources import (
+    CLIENTS,
+    SCORE_SOURCE,
+    metric_source,
+    registered_score,
+)
 from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
 from fl_app.strategy.set_aside import SetAsideNodes, set_aside_tag
@@ -97,8 +111,10 @@ class Session:
         Rounds that may have been finished in part.
     scores, champions : dict[str, Scored]
         Registered versions scored on this session's holdout; those in Production by nodes as well.
-    best : Mapping[str, float] | None
-        Metrics of the best version so far.
+    best : Scored | None
+        The best version so far.
+    central : dict[int, MetricRecord]
+        What ``evaluate_fn`` returned, by round.
     shadow : ShadowReport | None
         What the shadow evaluation at the end has come to.
     unshadowed : bool
@@ -130,7 +146,8 @@ class Session:
     tried: set[int] = field(default_factory=set)
     scores: dict[str, Scored] = field(default_factory=dict)
     champions: dict[str, Scored] = field(default_factory=dict)
-    best: Mapping[str, float] | None = None
+    best: Scored | None = None
+    central: dict[int, MetricRecord] = field(default_factory=dict)
     reports: list[RoundReport] = field(default_factory=list)
     shadow: ShadowReport | None = None
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -166,8 +183,14 @@ class Session:
 
     def recall(self, rounds: Iterable[Checkpoint]) -> None:
         """Know again what earlier processes wrote down of a session's rounds."""
-        self.remember(self.record.first_metrics or {}, 0)
-        self.best = self.record.first_best
+        first = self.record.first_metrics or {}
+        self.remember(first, 0)
+        if first and self.is_central:
+            self.central[0] = MetricRecord(dict(first))
+        if self.record.first_best is not None:
+            self.best = Scored(self.record.first_best, note=self.record.first_best_note)
+        for version, known in self.record.baselines.items():
+            self.scores[version] = Scored(known["metrics"], nodes=known["nodes"])
         for checkpoint in rounds:
             number, report = checkpoint.closed.round, checkpoint.report
             if number and checkpoint.phase != "aggregated":
@@ -175,8 +198,10 @@ class Session:
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
             if report is not None and number:
                 self.remember(report.metrics, number)
+                if checkpoint.closed.central is not None:
+                    self.central[number] = checkpoint.closed.central
                 if report.stage is not Stage.NONE:
-                    self.best = report.metrics
+                    self.best = Scored(report.metrics)
                     self.reports = [
                         superseded(r) if r.stage is Stage.STAGING else r for r in self.reports
                     ]
@@ -213,26 +238,39 @@ class Session:
         self.found.pop(report.round, None)
         self.reports.append(report)
         if staged:
-            self.best = report.metrics
+            self.best = Scored(report.metrics)
 
     def scored(self, waiting: Checkpoint) -> Scored:
         """What the holdout says of a closed round; evaluated once, and not if that is on disk."""
         number = waiting.closed.round
         if number not in self.found:
-            metrics, whole = self.folder.scores(number) or ({}, False)
-            if whole or (metrics and self.evaluate_fn is None):
-                self.found[number] = Scored(metrics)
+            record, whole = self.folder.scores(number)
+            if whole or self.evaluate_fn is None:
+                self.found[number] = scored_by(record)
             else:
                 arrays = self.rounds.arrays_of(waiting)
                 self.found[number] = evaluate(self.evaluate_fn, number, arrays)
+            if (record := self.found[number].record) is not None:
+                self.central[number] = record
         return self.found[number]
+
+    def newest_arrays(self) -> ArrayRecord:
+        """The global arrays now."""
+        return self.rounds.arrays_of(self.rounds.newest)
+
+    @property
+    def is_central(self) -> bool:
+        """Whether metrics with plain names are what ``evaluate_fn`` returned."""
+        return self.record.source != CLIENTS
 
     def keep_scores(self) -> None:
         """Write down what evaluation found of rounds that wait, as far as there is room."""
         with suppress(CheckpointError):
             for number in self.found.keys() - self.scores_kept:
-                scored = self.found[number]
-                self.folder.keep_scores(number, scored.metrics, whole=scored.results is None)
+                record = self.found[number].record
+                if record is not None:
+                    whole = not isinstance(record, ScoredRecord)
+                    self.folder.keep_scores(number, record, whole=whole)
                 self.scores_kept.add(number)
 
     def started(self, store: ModelStore) -> SessionStarted:
@@ -297,9 +335,17 @@ class Session:
             metrics.setdefault(metric, math.nan)
         require_metric(metric, metrics)
 
-    def version_tags(self, closed: ClosedRound, lease: Lease | None) -> dict[str, str]:
+    def is_scored(self, metric: str | None, holdout: Scored) -> bool:
+        """Whether a round has a score: not where it is the server's, which returned nothing."""
+        own = metric is not None and not metric.startswith(("client/", "train/"))
+        return not (own and self.is_central and not holdout.metrics)
+
+    def version_tags(
+        self, closed: ClosedRound, metric: str | None, lease: Lease | None
+    ) -> dict[str, str]:
         """The tags of the version that a round becomes."""
         own = version_tags(closed.round, closed.nodes, closed.node_scores)
+        own[SCORE_SOURCE] = metric_source(metric, self.record.source)
         own["epoch"] = str(lease.epoch) if lease is not None else ""
         return {**closed.tags, **own, **set_aside_tag(closed.set_aside)}
 
@@ -310,26 +356,43 @@ class Session:
             if all(known != step for known, _ in points):
                 points.append((step, value))
 
-    def score_of(self, store: ModelStore, version: str | None) -> Scored | None:
-        """Scores of a registered version on this session's holdout, taken once per session.
+    def score_of(self, store: ModelStore, version: str | None, metric: str | None) -> Scored | None:
+        """Score of a registered version that this session's are compared with.
 
-        None if there is no such version; without metrics if it cannot be scored, which no gate
-        lets pass. Results per example stay in memory, to be paired with every round's.
+        Taken once a session, on the same holdout or by the nodes before round 1; where that is not
+        possible, the score that it was saved with stands in, if it is of the same source. None if
+        there is no such version. Results per example stay in memory, to be paired with every
+        round's.
         """
         if version is None:
             return None
         if version not in self.scores:
             arrays = load_round(store.weights_path(version))
-            evaluate_fn = self.evaluate_fn if fits(arrays, self.schema) else None
-            self.scores[version] = evaluate(evaluate_fn, 0, arrays)
+            differs = difference(schema_of(arrays), self.schema)
+            source = metric_source(metric, self.record.source)
+            scored = Scored({})
+            record = store.get_version(version)
+            if source == CLIENTS and record.run_id == self.run_id:
+                scored = Scored(record.metrics)  # the nodes evaluated it in its round
+            if source == CLIENTS:
+                why = "no node evaluated it in this session"
+            elif self.evaluate_fn is None or differs:
+                why = "nothing evaluates it in this session"
+            else:
+                scored = evaluate(self.evaluate_fn, 0, arrays)
+                why = f"evaluate_fn returned no {metric} for it"
+            if metric is not None and metric not in scored.metrics:
+                why = f"its arrays are not this session's: {differs}" if differs else why
+                scored = registered_score(record, metric, source, why)
+            self.scores[version] = scored
         return self.scores[version]
 
-    def champion(self, store: ModelStore) -> Scored | None:
+    def champion(self, store: ModelStore, metric: str | None) -> Scored | None:
         """Scores of the present Production, on the holdout and on the nodes; None without one."""
         version = store.get_latest_version(Stage.PRODUCTION)
         if version is not None and version not in self.champions:
-            nodes = read_node_scores(store.get_version(version).tags)
-            scored = self.score_of(store, version) or Scored({})
+            scored = self.score_of(store, version, metric) or Scored({})
+            nodes = scored.nodes or read_node_scores(store.get_version(version).tags)
             self.champions[version] = replace(scored, nodes=nodes)
         return self.champions.get(version or "")
 
@@ -400,14 +463,19 @@ class Session:
         )
 
     def complete(self, result: Result) -> Result:
-        """Flower's result with the session's own numbers of rounds, arrays and holdout scores."""
+        """Flower's result with the session's own numbers of rounds, arrays and server's scores.
+
+        The scores by round are logged as well: Flower logs its result before they are known.
+        """
         for told in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp):
             numbered = {number + self.offset: metrics for number, metrics in told.items()}
             told.clear()
             told.update(numbered)
         if self.offset and not result.arrays:
             result.arrays = self.rounds.arrays_of(self.rounds.newest)
-        for report in self.reports:
-            if not report.failed and self.evaluate_fn is not None:
-                result.evaluate_metrics_serverapp[report.round] = holdout_record(report.metrics)
+        by_round = dict(sorted(self.central.items()))
+        result.evaluate_metrics_serverapp.update(by_round)
+        if by_round:
+            shown = pformat({number: dict(record) for number, record in by_round.items()})
+            logger.info("ServerApp-side Evaluate Metrics, by round:\n%s", shown)
         return result

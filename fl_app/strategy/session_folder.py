@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.backlog import SESSION_FILE, TROUBLE_FILE
 from fl_app.events import RoundReport
@@ -190,21 +190,20 @@ class SessionFolder:
             arrays: dict[str, np.ndarray] = load_weights(self._whole(checkpoint, "inner"))
         return replace(checkpoint.inner, arrays=arrays)
 
-    def keep_scores(self, number: int, metrics: Mapping[str, float], *, whole: bool) -> None:
-        """Write down what evaluation found of a closed round.
+    def keep_scores(self, number: int, record: MetricRecord, *, whole: bool) -> None:
+        """Write what ``evaluate_fn`` returned for a closed round.
 
-        ``whole`` tells that there was nothing more than the metrics, so that it need not be done
-        again.
+        ``whole`` says that there is nothing more to it, so that it need not be evaluated again.
         """
-        self._write(_scored(number), {"metrics": encode(dict(metrics)), "whole": whole})
+        self._write(_scored(number), {"record": encode(MetricRecord(dict(record))), "whole": whole})
 
-    def scores(self, number: int) -> tuple[dict[str, float], bool] | None:
-        """What `keep_scores` was given, if it was."""
+    def scores(self, number: int) -> tuple[MetricRecord | None, bool]:
+        """Return what `keep_scores` was given; None if it was not called."""
         path = self.path / _scored(number)
         if not path.exists():
-            return None
+            return None, False
         found = self._read(path)
-        return decode(found["metrics"]), bool(found["whole"])
+        return decode(found["record"]), bool(found["whole"])
 
     def note_trouble(self, why: str) -> None:
         """Have others see why rounds wait; an empty text for none."""

@@ -46,6 +46,13 @@ class SessionRecord:
         What the weights that it starts with scored; None until that is known.
     first_best : Mapping[str, float] | None
         What the version in Staging scored then.
+    first_best_note : str
+        What that score is, if it was not taken then.
+    source : str
+        What takes the metrics with plain names: `holdout_source`, or ``clients``.
+    baselines : Mapping[str, Mapping[str, Mapping[str, float]]]
+        ``metrics`` of registered versions that the nodes evaluated before round 1, and the metric
+        on each of these ``nodes``, by version.
     described : bool
         Whether its MLflow run has its params, its data and these metrics.
     state : "training" | "left" | "ending"
@@ -69,6 +76,9 @@ class SessionRecord:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     first_metrics: Mapping[str, float] | None = None
     first_best: Mapping[str, float] | None = None
+    first_best_note: str = ""
+    source: str = "clients"
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     described: bool = False
     state: State = "training"
     status: str = ""
@@ -107,6 +117,8 @@ class SessionRecord:
             found.append(f"its strategy is {old}, not {new}")
         if self.arrays != now.arrays:
             found.append("its model has other arrays")
+        if self.source != now.source:
+            found.append(f"its scores are of {self.source}, not of {now.source}")
         for name in sorted({*self.settings, *now.settings}):
             was, is_now = self.settings.get(name), now.settings.get(name)
             if was != is_now:

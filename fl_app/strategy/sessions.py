@@ -21,6 +21,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.health import Health
+from fl_app.strategy.baselines import score_on_nodes
+from fl_app.strategy.checkpoint import fits, load_round
 from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
 from fl_app.strategy.deadlines import TooFewNodesError
@@ -33,9 +35,11 @@ from fl_app.strategy.opening import Opening
 from fl_app.strategy.outbox import AWAY, DRAIN_SECONDS, Outbox
 from fl_app.strategy.production import compare_production
 from fl_app.strategy.provenance import run_tags
+from fl_app.strategy.random_states import random_states_kept
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Found, Resume, choose, find
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.score_sources import CLIENTS, metric_source, score_source
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
@@ -47,6 +51,7 @@ from registry import (
     LeaseLost,
     ModelStore,
     RegistryError,
+    Stage,
     StoreUnavailable,
     Tracker,
     Writer,
@@ -132,7 +137,11 @@ class Sessions(Strategy):
         )
         grid, run_id = arriving(grid, packed=self.pack_arrays), str(grid.run.run_id)
         with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
-            self._before_first_round(session)
+            nodes = NodeEvaluation(
+                self.strategy, grid, -1, evaluate_config, timeout, self.screening
+            )
+            nodes.node_wait = self.node_wait_timeout
+            self._before_first_round(session, nodes)
             result = super().start(
                 grid,
                 session.rounds.arrays_of(session.rounds.newest),
@@ -142,11 +151,9 @@ class Sessions(Strategy):
                 evaluate_config,
             )
             if self._drained(session):
-                nodes = NodeEvaluation(
-                    self.strategy, grid, num_rounds, evaluate_config, timeout, self.screening
-                )
-                nodes.node_wait = self.node_wait_timeout
-                self._conclude(session, nodes)
+                nodes.server_round = num_rounds
+                with random_states_kept():
+                    self._conclude(session, nodes)
             return session.complete(result)
 
     @contextmanager
@@ -243,30 +250,63 @@ class Sessions(Strategy):
             self._log(session, record.first_metrics, ClosedRound(0, time=record.started))
         session.note(described=True)
 
-    def _before_first_round(self, session: Session) -> None:
+    def _before_first_round(self, session: Session, nodes: NodeEvaluation) -> None:
         """Score what the session starts with; the worker logs it while the nodes train."""
         if session.record.first_metrics is not None:
             return
         try:
-            self._score_first(session)
+            self._score_first(session, nodes)
         finally:
             if self._outbox is not None:
                 self._outbox.put(Steps.FIRST)
 
-    def _score_first(self, session: Session) -> None:
-        """Score what the session starts with, and what is in Staging, on the holdout."""
-        parent = session.record.origin.parent_version
-        first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
+    def _score_first(self, session: Session, nodes: NodeEvaluation) -> None:
+        """Score what the session starts with, and what it must beat."""
+        parent, arrays = session.record.origin.parent_version, session.newest_arrays()
+        first = evaluate(session.evaluate_fn, 0, arrays)
+        if session.is_central:
+            logger.info("Initial global evaluation results: %s", first.record)
+        if first.record is not None:
+            session.central[0] = first.record
         if first.metrics:
-            require_metric(self.metric, first.metrics)
+            if metric_source(self.metric, session.record.source) == session.record.source:
+                require_metric(self.metric, first.metrics)
             if parent is not None:
                 session.scores[parent] = first
-                if self.monitor is not None and self.metric is not None:
-                    self.monitor.start_from(parent, first.metrics[self.metric])
-            staged = session.score_of(self.store, session.staging)
-            session.best = staged.metrics if staged is not None else None
-            compare_production(self.probation, session, self.store)
-        session.note(first_metrics=first.metrics, first_best=session.best)
+        with random_states_kept():
+            self._score_on_nodes(session, nodes)
+            score = session.score_of(self.store, parent, self.metric)
+            session.best = session.score_of(self.store, session.staging, self.metric)
+            compare_production(self.probation, session, self.store, self.metric)
+        metrics = first.metrics or (score.metrics if score is not None and not score.note else {})
+        start = metrics.get(self.metric) if self.metric else None
+        if self.monitor is not None and parent is not None and start is not None:
+            self.monitor.start_from(parent, start)
+        session.note(
+            first_metrics=metrics,
+            first_best=None if session.best is None else session.best.metrics,
+            first_best_note="" if session.best is None else session.best.note,
+        )
+
+    def _score_on_nodes(self, session: Session, nodes: NodeEvaluation) -> None:
+        """Have the nodes evaluate what the session must beat, if its scores are theirs."""
+        if self.metric is None or metric_source(self.metric, session.record.source) != CLIENTS:
+            return
+        parent = session.record.origin.parent_version
+        production = self.store.get_latest_version(Stage.PRODUCTION)
+        models = {}
+        for version in filter(None, dict.fromkeys((parent, production, session.staging))):
+            arrays = load_round(self.store.weights_path(version))
+            if fits(arrays, session.schema):
+                models[version] = arrays
+        prefix = "client/" if session.is_central else ""
+        scores = score_on_nodes(nodes, models, self.metric, prefix=prefix)
+        session.scores.update(scores)
+        for version, scored in scores.items():
+            score = scored.metrics[self.metric]
+            logger.info("before round 1: version %s has %s %.4f", version, self.metric, score)
+        baselines = {v: {"metrics": s.metrics, "nodes": s.nodes} for v, s in scores.items()}
+        session.note(baselines=baselines)
 
     def _drained(self, session: Session, *, last: bool = False) -> bool:
         """Wait for what the worker has in hand; if anything is left, leave it for the next run."""
@@ -339,7 +379,8 @@ class Sessions(Strategy):
         try:
             if opening.take_up(found):
                 if found.rounds:
-                    self._finish_left(found, opening.left(found))
+                    source = score_source(opening.evaluate_fn, self.holdout)
+                    self._finish_left(found, opening.left(found, source))
                 self.tracker.end_run(status)
             folder.remove()
         except (*AWAY, LeaseLost):

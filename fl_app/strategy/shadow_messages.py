@@ -129,22 +129,20 @@ def ask_one_each(
 
 
 def _asked(number: int, arm: Arm, message: Message, models: Mapping[Arm, ArrayRecord]) -> Asked:
-    return Asked(number, arm, _node(message), _with_arrays(message, models, arm))
+    wanted = with_arrays(message, models["candidate"], models[arm])
+    return Asked(number, arm, _node(message), wanted)
 
 
 def _node(message: Message) -> str:
     return str(message.metadata.dst_node_id)
 
 
-def _with_arrays(message: Message, models: Mapping[Arm, ArrayRecord], arm: Arm) -> Message:
-    """Return the message, with the champion's arrays in place of the candidate's if need be."""
-    if arm == "candidate":
+def with_arrays(message: Message, old: ArrayRecord, new: ArrayRecord) -> Message:
+    """Return the message, or one like it with other arrays in place of the old ones."""
+    if new is old:
         return message
     content = RecordDict(
-        {
-            key: models["champion"] if record == models["candidate"] else record
-            for key, record in message.content.items()
-        }
+        {key: new if record == old else record for key, record in message.content.items()}
     )
     sent = message.metadata
     return Message(

@@ -21,6 +21,9 @@ logger = logging.getLogger("flwr.fl_app")
 SHADOW = "shadow evaluation: "
 """What the words on a shadow evaluation begin with, in a version's reason."""
 
+NEEDS_PERSON = "needs_person"
+"""Tag of a version that no rule may promote, since it could not be compared."""
+
 Reports = list[RoundReport]
 
 
@@ -70,7 +73,8 @@ def stage(
 def decision_tags(decision: Decision) -> dict[str, str]:
     """The tags that say what was decided; a version is saved with them."""
     waits = "pending" if decision.stage is Stage.PRODUCTION else "none"
-    return {"reason": decision.why, "approval": waits}
+    person = {NEEDS_PERSON: "true"} if decision.needs_person else {}
+    return {"reason": decision.why, "approval": waits, **person}
 
 
 def supersede(store: ModelStore, version: str, reports: Reports) -> None:
@@ -100,9 +104,17 @@ def superseded(report: RoundReport) -> RoundReport:
 
 
 def promote_waiting(store: ModelStore, reports: Reports, lease: Lease | None = None) -> None:
-    """Promote the version of this session that passed the gates of Production, if any."""
+    """Promote the version of this session that passed the gates of Production, if any.
+
+    One that passed since nothing could be compared waits for a person all the same.
+    """
     for index, report in enumerate(reports):
         if report.approval == "pending" and report.version is not None:
+            if NEEDS_PERSON in store.get_version(report.version).tags:
+                logger.warning(
+                    "version %s waits for a person to approve it: %s", report.version, report.reason
+                )
+                continue
             store.promote_to_production(
                 report.version, actor="policy", reason=report.reason, lease=lease
             )
