@@ -42,6 +42,7 @@ from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.score_sources import (
     CLIENTS,
     SCORE_SOURCE,
+    TRAINING,
     metric_source,
     registered_score,
 )
@@ -376,8 +377,8 @@ class Session:
                 scored = Scored(record.metrics)  # the nodes evaluated it in its round
             if source == CLIENTS:
                 why = "no node evaluated it in this session"
-            elif self.evaluate_fn is None or differs:
-                why = "nothing evaluates it in this session"
+            elif source == TRAINING or self.evaluate_fn is None or differs:
+                why = "it is not evaluated in this session"
             else:
                 scored = evaluate(self.evaluate_fn, 0, arrays)
                 why = f"evaluate_fn returned no {metric} for it"

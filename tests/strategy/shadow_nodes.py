@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
@@ -38,7 +38,10 @@ def mixed(node_id: int, weight: float) -> float:
 
 
 class Nodes(LocalGrid):
-    """Nodes that learn, and score a model by its weight; in shadow rounds `faults` go before."""
+    """Nodes that learn, and score a model by its weight; in shadow rounds `faults` go before.
+
+    What they are sent before round 1, to score what is in Production, is in no list.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,15 @@ class Nodes(LocalGrid):
         self.evaluated: list[tuple[int, float]] = []
         self.answers: list[RecordDict | Error] = []
         super().__init__(self.reply_of, node_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        sent = list(messages)
+        if any(message.content["config"]["server-round"] == 0 for message in sent):
+            before = LocalGrid(lambda n, m: reply(accuracy=self.score(n, weight_of(m))))
+            return before.send_and_receive(sent)
+        return super().send_and_receive(sent, timeout=timeout)
 
     def reply_of(self, node_id: int, message: Message) -> RecordDict | Error:
         if message.metadata.message_type == "train":

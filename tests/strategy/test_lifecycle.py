@@ -77,7 +77,7 @@ def test_each_round_becomes_a_version_and_the_best_waits(
     assert store.get_latest_version(Stage.PRODUCTION) is None
     assert rows[2]["metrics"]["accuracy"] == pytest.approx(0.3)
     scored = {r: m["accuracy"] for r, m in result.evaluate_metrics_serverapp.items()}
-    assert scored == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
+    assert scored == pytest.approx({0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3})
 
 
 def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(

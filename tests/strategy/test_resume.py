@@ -122,7 +122,7 @@ def test_a_session_goes_on_at_the_next_round(world: World, lines: Lines) -> None
     assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 5
     assert "cut short in round 3 of 5" in lines()
     assert sorted(result.train_metrics_clientapp) == [3, 4, 5]
-    assert sorted(result.evaluate_metrics_serverapp) == [1, 2, 3, 4, 5]
+    assert sorted(result.evaluate_metrics_serverapp) == [0, 1, 2, 3, 4, 5]
     assert not is_cut_short(world.home, "fl-global-model")
 
 
