@@ -86,7 +86,8 @@ class LifecycleStrategy(Sessions):
         one that surely beats the present one on the same data.
     approval : "manual" | "auto"
         ``manual``: what passes the gates of Production waits in Staging, marked
-        ``approval=pending``. ``auto``: the best of the session is promoted at its end.
+        ``approval=pending``. ``auto``: the best of the session is promoted at its end, unless there
+        was nothing that it could be compared with.
     shadow : ShadowEvaluation | None
         Have the nodes compare what passed with Production first: what is worse is archived, and
         where they are undecided it waits for a person, also with ``auto``.
@@ -107,7 +108,8 @@ class LifecycleStrategy(Sessions):
     serving : Serving | None
         How MLflow itself loads and serves the versions; None leaves that out.
     holdout : DataUsed | None
-        What ``evaluate_fn`` scores on; noted in the MLflow run.
+        What ``evaluate_fn`` scores on; noted in the MLflow run. With equal digests the score that a
+        version was registered with may stand in where it cannot be scored again.
     params : Mapping[str, object]
         Logged as params of the MLflow run, beside the inner strategy's name.
     origin : Origin

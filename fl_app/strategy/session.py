@@ -372,10 +372,10 @@ class Session:
             differs = difference(schema_of(arrays), self.schema)
             source = metric_source(metric, self.record.source)
             scored = Scored({})
-            record = store.get_version(version)
-            if source == CLIENTS and record.run_id == self.run_id:
-                scored = Scored(record.metrics)  # the nodes evaluated it in its round
             if source == CLIENTS:
+                record = store.get_version(version)
+                if record.run_id == self.run_id:
+                    scored = Scored(record.metrics)  # the nodes evaluated it in its round
                 why = "no node evaluated it in this session"
             elif source == TRAINING or self.evaluate_fn is None or differs:
                 why = "it is not evaluated in this session"
@@ -384,7 +384,7 @@ class Session:
                 why = f"evaluate_fn returned no {metric} for it"
             if metric is not None and metric not in scored.metrics:
                 why = f"its arrays are not this session's: {differs}" if differs else why
-                scored = registered_score(record, metric, source, why)
+                scored = registered_score(store.get_version(version), metric, source, why)
             self.scores[version] = scored
         return self.scores[version]
 
