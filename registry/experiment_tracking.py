@@ -251,6 +251,8 @@ class FederatedLearningTracker:
     def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create a run, one even where the reply to the call is lost."""
         client, mark = self._connection.client, uuid.uuid4().hex
+        # Without a name MLflow draws one from Python's global generator.
+        name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
 
         def find() -> list[Run]:
             return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))

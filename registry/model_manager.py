@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -165,7 +166,11 @@ class ModelManager(JournalledStore):
         client, mark = self.client, uuid.uuid4().hex
         model = create_once(
             lambda: client.create_logged_model(
-                experiment, tags={_MARK: mark}, source_run_id=run_id
+                # Without a name MLflow draws one from Python's global generator.
+                experiment,
+                name=_logged_name(self.registered_model_name),
+                tags={_MARK: mark},
+                source_run_id=run_id,
             ),
             lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
@@ -354,6 +359,11 @@ def _record(row: Any, state: State) -> ModelVersion:
         state=state,
         description=row.description or "",
     )
+
+
+def _logged_name(name: str) -> str:
+    """Return the registered model's name as MLflow takes it for a logged model."""
+    return re.sub("[.%]", "-", name)  # of what MLflow refuses there, `_checked_name` lets these pass
 
 
 def _checked_name(name: str) -> str:
