@@ -363,7 +363,7 @@ def _record(row: Any, state: State) -> ModelVersion:
 
 def _logged_name(name: str) -> str:
     """Return the registered model's name as MLflow takes it for a logged model."""
-    return re.sub("[.%]", "-", name)  # of what MLflow refuses there, `_checked_name` lets these pass
+    return re.sub("[.%]", "-", name)  # the characters that MLflow refuses only there
 
 
 def _checked_name(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -19,13 +20,14 @@ from registry.artifacts import HALF_FILE, file_digest
 from registry.comparison import metric_differences
 from registry.compression import HalfCopy, write_half
 from registry.errors import RegistryError, StageError, disk_errors
+from registry.files import VersionFiles
 from registry.lease import Beat, Lease
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import Serving
-from registry.tracking_input import clean_metrics
+from registry.tracking_input import Names, finite_metrics
 from registry.versions import checked_metrics, checked_tags, checked_version
 from registry.writer import LEASE_SECONDS, WhenBusy, Writer
 
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 class JournalledStore(VersionQueries):
     """A model store whose stages are derived from a journal of write-once entries."""
+
+    def __init__(self, files: VersionFiles) -> None:
+        super().__init__(files)
+        self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
     @abstractmethod
     def save_model_version(
@@ -151,7 +157,8 @@ class JournalledStore(VersionQueries):
                 f"Version {record.version} was saved without a run, so there is none to log its "
                 "time in production to; save versions with run_id=."
             )
-        self._log(record.run_id, clean_metrics(metrics), texts or {}, step=step, time=time)
+        numbers = self._names[record.run_id](finite_metrics(metrics))
+        self._log(record.run_id, numbers, texts or {}, step=step, time=time)
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""
