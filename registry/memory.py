@@ -94,7 +94,7 @@ class InMemoryModelStore(JournalledStore):
             mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
             for version, saved in self._saved.items():
                 if saved.tags["save_key"] == mine["save_key"]:
-                    return version
+                    return self._saved_again(version, mine, description=text, serving=serving)
             version = str(self._count + 1)
             with disk_errors(f"store the files of version {version}"):
                 if serving is not None:

@@ -113,7 +113,7 @@ class ModelManager(JournalledStore):
                 key, own = mine["save_key"], self._own  # known before the look
                 earlier = [] if own.surely_new(run_id, key) else self._saved_as(key)
                 if earlier:
-                    return earlier[0]
+                    return self._saved_again(earlier[0], mine, description=text, serving=serving)
                 self._own = own.trying(run_id, key)
                 model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
                 saved = create_once(

@@ -26,9 +26,9 @@ from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
-from registry.serving import Serving
+from registry.serving import MODEL_FILE, Serving
 from registry.tracking_input import Names, finite_metrics
-from registry.versions import checked_metrics, checked_tags, checked_version
+from registry.versions import checked_metrics, checked_tags, checked_version, not_taken_over
 from registry.writer import LEASE_SECONDS, WhenBusy, Writer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,10 @@ class JournalledStore(VersionQueries):
     ) -> str:
         """Save a model file as a new version, in stage None, and return its number as text.
 
-        Saving the same file again for the same run and round returns the first one's number.
+        Saving equal weights again for the same run and round returns the first version's number:
+        it keeps its metrics and tags, and a warning in the log says which of the new ones it does
+        not take over. `set_version_tags` changes tags; with another `run_id`, or another tag
+        ``round``, the same weights become a new version.
 
         Parameters
         ----------
@@ -64,7 +67,8 @@ class JournalledStore(VersionQueries):
         run_id : str | None
             The run that made it.
         metrics : Mapping[str, float] | None
-            Its metrics; finite numbers.
+            Its metrics; finite numbers. The first is shown as its score, unless a tag ``metric``
+            names another.
         tags : Mapping[str, str] | None
             Further tags; those in `registry.versions.RESERVED` are kept by the registry. One
             called ``keep`` keeps the version from being pruned.
@@ -79,8 +83,27 @@ class JournalledStore(VersionQueries):
         Raises
         ------
         ArtifactError, InvalidMetric, InvalidName
-            The file, a metric or a tag cannot be used; nothing was saved.
+            The file, a metric or a tag cannot be used, or the weights hold NaN or infinity;
+            nothing was saved.
         """
+
+    def _saved_again(
+        self, version: str, tags: Mapping[str, str], *, description: str, serving: Serving | None
+    ) -> str:
+        """Return a version whose weights were saved again; report what it does not take over."""
+        saved = self.get_version(version)
+        lost = not_taken_over(saved, tags, description=description)
+        if serving is not None and self._files.read(saved, MODEL_FILE) is None:
+            lost.append("serving")
+        if lost:
+            logger.warning(
+                "version %s has these weights already for the same run and round, and stays as it "
+                "is; not taken over: %s. Change tags with set_version_tags, or give another run_id "
+                "or tag round to save a new version",
+                version,
+                ", ".join(lost),
+            )
+        return version
 
     @abstractmethod
     def ping(self) -> None:
