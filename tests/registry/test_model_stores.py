@@ -9,11 +9,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models.weights import save_weights
 from registry import (
     ArtifactError,
     InMemoryModelStore,
@@ -414,3 +416,73 @@ def test_ping_and_reconcile_of_a_new_store(store: JournalledStore) -> None:
     store.ping()
     store.reconcile()
     assert store.history() == ()
+
+
+def test_arrays_of_any_version_or_stage_come_in_the_model_s_own_order(
+    store: JournalledStore, tmp_path: Path
+) -> None:
+    path, kept = tmp_path / "weights.safetensors", {}
+    for number in (1, 2):
+        kept[number] = {
+            "z.weight": np.full((2, 3), number, np.float16),
+            "a": np.float64(number) * np.ones(()),  # 0-d
+            "trees": np.frombuffer(b'{"learner": 1}', np.uint8),
+            "empty": np.zeros((0, 4), np.float32),
+            "mask": np.array([True, False]),
+        }
+        save_weights(kept[number], path)
+        store.save_model_version(path)
+    store.promote_to_production("1")
+    store.promote_to_staging("2")
+    protocol: ModelStore = store
+    for name, number in [("Production", 1), ("staging", 2), (Stage.STAGING, 2), ("1", 1), (2, 2)]:
+        arrays = protocol.load_arrays(name)
+        assert list(arrays) == list(kept[number])
+        for key, array in arrays.items():
+            assert (array.dtype, array.shape) == (kept[number][key].dtype, kept[number][key].shape)
+            assert np.array_equal(array, kept[number][key])
+    arrays = store.load_arrays()
+    arrays["z.weight"] += 1  # the caller's own
+    assert (store.load_arrays()["z.weight"] == 1).all()
+
+
+def test_arrays_of_nothing_are_refused_with_what_there_is(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    with pytest.raises(UnknownVersion, match=r"no versions yet; save one with save_model_version"):
+        store.load_arrays()
+    save(store, weights, 2)
+    store.promote_to_staging("2")
+    with pytest.raises(UnknownVersion) as refused:
+        store.load_arrays("production")
+    assert str(refused.value) == (
+        "No version is in stage Production; the newest is version 2, in stage Staging: "
+        "load_arrays('2') returns it, and list_all_versions() lists them all."
+    )
+    with pytest.raises(UnknownVersion, match="version 7"):
+        store.load_arrays(7)
+    with pytest.raises(StageError, match="expected one of None, Staging"):
+        store.load_arrays("latest")
+
+
+def test_arrays_that_changed_on_disk_or_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
+    store, path = InMemoryModelStore(tmp_path / "store"), tmp_path / "w.safetensors"
+    save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, path)
+    store.save_model_version(path)
+    with pytest.raises(ArtifactError, match=r"dtype BF16.*weights_path\('1'\)"):
+        store.load_arrays("1")
+    store.weights_path("1").write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ArtifactError, match="have changed since they were saved"):
+        store.load_arrays("1")
+
+
+def test_what_is_no_torch_module_is_refused_with_the_call_that_serves(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    class LogisticRegression:
+        pass
+
+    store.promote_to_production(store.save_model_version(weights(1)))
+    for copy in (True, False):
+        with pytest.raises(ArtifactError, match=r"a LogisticRegression, .*; load_arrays\(\) "):
+            store.load_production_model(LogisticRegression, copy=copy)
