@@ -92,6 +92,9 @@ class FederatedLearningTracker:
     ) -> Run:
         """Start a run, or continue the one with `run_id`, and return it.
 
+        A run without a name is called ``run-`` and eight characters. MLflow's own random names
+        change the state of Python's global generator.
+
         Raises
         ------
         RegistryError

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from fl_app import cli
 from registry import ModelManager
 
 PAGE = Path(__file__).parents[1] / "docs" / "use-the-model.md"
@@ -152,6 +153,17 @@ def test_each_section_is_tried_here() -> None:
     titles = ["Arrays, whatever the framework", "PyTorch", "scikit-learn", "XGBoost"]
     assert list(blocks()) == [*titles, "mlflow.pyfunc"]
     assert "docs/use-the-model.md" in README.read_text()
+
+
+def test_each_command_in_the_text_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"`fl-app ([^`]+)`", PAGE.read_text())
+    assert commands
+    for command in commands:
+        words = command.split()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([words[0], "--help"])
+        assert not ended.value.code
+        assert all(word in capsys.readouterr().out for word in words if word.startswith("--"))
 
 
 def test_arrays() -> None:
