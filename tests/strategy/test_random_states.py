@@ -23,7 +23,7 @@ from fl_app import LifecycleStrategy
 from registry import ModelManager
 
 NODES = range(101, 111)
-ROUNDS = 3
+ROUNDS = 2
 A_TREE = b"""{"learner": {"gradient_booster": {"model": {
 "gbtree_model_param": {"num_trees": "1", "num_parallel_tree": "1"},
 "trees": [{"id": 0}], "tree_info": [0], "iteration_indptr": [0, 1]}}}}"""
