@@ -23,6 +23,7 @@ from fl_app.cli_deploy import deploy_local, keys, supernode
 from fl_app.cli_doctor import doctor
 from fl_app.cli_options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
+from fl_app.retraining.page.stages import is_pending, score_text, why_text
 from fl_app.retraining.probation_view import in_one_line
 from fl_app.retraining.store import default_url
 from fl_app.retraining.tables import MonitorStoreError, memory_errors
@@ -43,23 +44,25 @@ out = Console(highlight=False)
 @app.command()
 def versions(*, uri: Uri = "", name: Name = DEFAULT_NAME, as_json: Json = False) -> None:
     """List all versions, newest first."""
-    rows = _manager(uri, name).list_all_versions()
+    manager = _manager(uri, name)
+    rows = manager.list_all_versions()
     if as_json:
         return _print_json(rows)
+    entries = manager.history()
     table = Table(box=None, pad_edge=False)
     for column in ("version", "stage", "round", "session", "score", "created (UTC)", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in ("score", "created (UTC)"))
     for row in rows:
         tags = row["tags"]
-        waits = " (pending approval)" if _is_pending(row) else ""
+        waits = " (pending approval)" if is_pending(row) else ""
         table.add_row(
             f"{row['version']}",
             f"{row['stage']}{waits}",
             tags.get("round", "-"),
             tags.get("session", "-"),
-            escape(_score(row["metrics"], tags.get("metric", ""))),
+            escape(score_text(row) or "-"),
             row["created"][:19].replace("T", " "),
-            escape(tags.get("reason", "")),
+            escape(why_text(row, entries)),
         )
     if rows:
         out.print(table)
@@ -247,7 +250,7 @@ def status(
         raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
     stands = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
-    waits = [row["version"] for row in staged.values() if _is_pending(row)]
+    waits = [row["version"] for row in staged.values() if is_pending(row)]
     requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
     bad = read_set_aside(rows[0]["tags"]) if rows else []
     if as_json:
@@ -355,13 +358,8 @@ def _print_json(value: object) -> None:
     sys.stdout.write(f"{json.dumps(value, indent=1, default=str)}\n")
 
 
-def _is_pending(row: dict[str, Any]) -> bool:
-    return bool(row["stage"] == "Staging" and row["tags"].get("approval") == "pending")
-
-
 def _version(row: dict[str, Any]) -> str:
-    tags = row["tags"]
-    return f"version {row['version']}  {escape(_score(row['metrics'], tags.get('metric', '')))}"
+    return f"version {row['version']}  {escape(score_text(row) or '-')}"
 
 
 def _fail(sentence: str) -> None:
@@ -373,10 +371,6 @@ def _account() -> str:
     import getpass
 
     return getpass.getuser()
-
-
-def _score(metrics: dict[str, float], metric: str) -> str:
-    return f"{metric} {metrics[metric]:.4f}" if metric in metrics else "-"
 
 
 def _number(value: float | None, sign: str = "") -> str:

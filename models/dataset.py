@@ -11,11 +11,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from models.pictures import Picture
-from models.upstream import YOLODataset
+from models.upstream import Format, YOLODataset
 
 _KEPT_BYTES = 128 << 20  # of decoded, scaled pictures
+
+
+class _AsIs(Format):  # type: ignore[misc]  # Ultralytics is untyped to mypy
+    """Pictures for scoring: RGB, always.
+
+    Ultralytics draws from Python's global generator for each picture, whether to keep it in BGR;
+    that is an augmentation, and the generator is the user's.
+    """
+
+    def _format_img(self, img: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)[::-1]))
 
 
 class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyped to mypy
@@ -37,6 +49,8 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
         self, pictures: Sequence[Picture], names: Sequence[str], *, settings: Any, augment: bool
     ) -> None:
         self._pictures, self.settings = pictures, settings
+        if not augment:
+            self.format_class = _AsIs
         super().__init__(
             img_path="",
             data={"names": dict(enumerate(names)), "nc": len(names), "channels": 3},

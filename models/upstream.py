@@ -15,7 +15,7 @@ os.environ.setdefault("YOLO_VERBOSE", "false")
 
 from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset, build_dataloader
-from ultralytics.data.augment import LetterBox
+from ultralytics.data.augment import Format, LetterBox
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.tasks import DetectionModel
@@ -25,6 +25,7 @@ from ultralytics.utils.ops import scale_boxes
 __all__ = [
     "DetectionModel",
     "DetectionValidator",
+    "Format",
     "LetterBox",
     "Results",
     "YOLODataset",

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from registry.atomic import scratch_folder
 from registry.errors import ArtifactError, disk_errors
 from registry.parsing import read_json
@@ -32,6 +34,18 @@ _CHECKPOINTS = (".pt", ".pth")
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
 }
+# Of each dtype the unsigned integer as which a number is looked at, and its bits that are all set
+# in NaN and infinity only (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
+_NOT_FINITE = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "C64": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("<u1", 0x7C),
+    "F8_E4M3": ("<u1", 0x7F),
+}
+_PART = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
 _KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
 
 
@@ -88,6 +102,7 @@ def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | Non
         _link_or_copy(source, weights)
     header = read_header(weights, shown=source)
     _require_readable(weights, source)
+    _require_finite(weights, header, source)
     digest = file_digest(weights)
     spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
     (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
@@ -265,6 +280,24 @@ def _require_readable(path: Path, shown: Path) -> None:
             file.keys()
     except SafetensorError as error:
         raise _damaged(shown, "safetensors cannot read it") from error
+
+
+def _require_finite(path: Path, header: Mapping[str, Any], shown: Path) -> None:
+    """Refuse NaN and infinity, which no later step can mend; the file is read in small parts."""
+    content = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    for name, row in header.items():
+        if name == "__metadata__" or row["dtype"] not in _NOT_FINITE:
+            continue
+        dtype, bits = _NOT_FINITE[row["dtype"]]
+        first, last = row["data_offsets"]
+        values = content[start + first : start + last].view(dtype)
+        for part in range(0, values.size, _PART):
+            if np.any(values[part : part + _PART] & bits == bits):
+                raise ArtifactError(
+                    f"The array {name!r:.60} of {shown} holds NaN or infinity; save finite "
+                    "weights, such as those of an earlier round."
+                )
 
 
 def _dtype(code: str) -> str:

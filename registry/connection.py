@@ -52,6 +52,7 @@ class Connection:
         self._looked = -_LOOK_AGAIN
         self._breaker = Breaker(first=0.25, longest=2.0)
         self._trouble = ""
+        self._chance = random.Random()  # noqa: S311 - no secret
 
     @property
     def client(self) -> MlflowClient:
@@ -155,7 +156,7 @@ class Connection:
         now = time.monotonic()
         if self.is_server and self._breaker.allows(now):
             self._trouble = str(error)
-            self._breaker = self._breaker.failed(now, random.random())  # noqa: S311 - no secret
+            self._breaker = self._breaker.failed(now, self._chance.random())
 
     def _create_experiment(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -183,6 +184,8 @@ class Connection:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # At the end of a run MLflow would print its address, with the password in it.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        # MLflow draws its retries' jitter from Python's global generator, which is the user's.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
         from mlflow import MlflowClient
 
         if self.is_server:

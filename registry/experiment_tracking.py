@@ -18,12 +18,12 @@ from registry.retries import again, create_once
 from registry.tracking_input import (
     MAX_PARAM,
     MAX_TAG,
+    Names,
     checked_artifact,
     checked_dataset,
     checked_folder,
     checked_status,
-    clean_metrics,
-    distinct_keys,
+    finite_metrics,
     logged_texts,
     searched_tags,
 )
@@ -76,6 +76,7 @@ class FederatedLearningTracker:
         self._system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
         self._running = False
+        self._metric_names, self._param_names = Names(), Names()
 
     @property
     def tracking_uri(self) -> str:
@@ -90,6 +91,9 @@ class FederatedLearningTracker:
         run_id: str | None = None,
     ) -> Run:
         """Start a run, or continue the one with `run_id`, and return it.
+
+        A run without a name is called ``run-`` and eight characters. MLflow's own random names
+        change the state of Python's global generator.
 
         Raises
         ------
@@ -111,6 +115,7 @@ class FederatedLearningTracker:
                 again(client.update_run, run_id, status="RUNNING", name=run_name)
                 run = again(client.get_run, run_id)
         self.run, self._running = run, True
+        self._metric_names, self._param_names = Names(), Names()
         if run_id is not None:
             self.set_tags(texts)
         if self._system_metrics:
@@ -148,7 +153,7 @@ class FederatedLearningTracker:
         """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
         from mlflow.entities import Param
 
-        texts = logged_texts(distinct_keys(params), MAX_PARAM)
+        texts = logged_texts(self._param_names(params), MAX_PARAM)
         fields = [Param(name, text) for name, text in texts.items()]
         for start in range(0, len(fields), _MAX_FIELDS):
             self._log("log params", params=fields[start : start + _MAX_FIELDS])
@@ -162,14 +167,15 @@ class FederatedLearningTracker:
     ) -> None:
         """Log metrics in one synchronous batch.
 
-        Names that MLflow refuses are cleaned (``mAP50(B)`` becomes ``mAP50_B``); what is not a
-        finite number is left out with a warning. Logging the same numbers again for the same
-        ``time``, which is now by default, changes nothing.
+        Names that MLflow refuses are changed (``mAP50(B)`` becomes ``mAP50_B``), which is reported
+        once a run; what is not a finite number is left out with a warning. Logging the same
+        numbers again for the same ``time``, which is now by default, changes nothing.
         """
         from mlflow.entities import Metric
 
         moment = int((time or datetime.now(UTC)).timestamp() * 1000)
-        fields = [Metric(k, v, moment, step or 0) for k, v in clean_metrics(metrics).items()]
+        numbers = self._metric_names(finite_metrics(metrics))
+        fields = [Metric(k, v, moment, step or 0) for k, v in numbers.items()]
         for start in range(0, len(fields), _MAX_METRICS):
             self._log("log metrics", metrics=fields[start : start + _MAX_METRICS])
 
@@ -251,6 +257,8 @@ class FederatedLearningTracker:
     def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create a run, one even where the reply to the call is lost."""
         client, mark = self._connection.client, uuid.uuid4().hex
+        # Without a name MLflow draws one from Python's global generator.
+        name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
 
         def find() -> list[Run]:
             return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))

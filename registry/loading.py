@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verified weights into a torch module, strictly; and the few modules that are kept ready."""
+"""Verified weights into arrays or a torch module; and the few modules that are kept ready."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,13 @@ class ReadyModels:
         ArtifactError
             The file is missing or has changed, or does not fit the module.
         """
-        import torch
+        try:
+            import torch
+        except ImportError as error:
+            raise ArtifactError(
+                "load_production_model makes a torch module, and torch is not installed; "
+                "load_arrays() returns the weights of any model as NumPy arrays."
+            ) from error
 
         if not callable(model_class):
             raise ArtifactError(
@@ -124,9 +130,35 @@ def _maker(model_class: Callable[[], Any]) -> Hashable:
     return key
 
 
+def read_arrays(content: bytes, spec: Mapping[str, Any], *, version: str) -> dict[str, Any]:
+    """Return the arrays of a weights file in the order of `spec`, the description beside it.
+
+    Raises
+    ------
+    ArtifactError
+        NumPy lacks the dtype of one.
+    """
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(content)
+    except KeyError as error:
+        raise ArtifactError(
+            f"Version {version} holds arrays of dtype {error.args[0]}, which NumPy lacks; read "
+            f"them as tensors with safetensors.torch.load_file(manager.weights_path('{version}'))."
+        ) from error
+    return {row["name"]: arrays[row["name"]] for row in spec["arrays"]}
+
+
 def _fill(module: Any, content: bytes, *, version: str) -> Any:
     from safetensors.torch import load
+    from torch import nn
 
+    if not isinstance(module, nn.Module):
+        raise ArtifactError(
+            f"model_class made a {type(module).__name__}, which is no torch module; load_arrays() "
+            "returns the weights of any model as NumPy arrays, see docs/use-the-model.md."
+        )
     arrays, own = load(content), module.state_dict()
     missing, extra = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
     wrong = sorted(n for n in own.keys() & arrays.keys() if own[n].shape != arrays[n].shape)

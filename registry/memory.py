@@ -27,12 +27,12 @@ from registry.store import JournalledStore
 from registry.tracking_input import (
     MAX_PARAM,
     MAX_TAG,
+    Names,
     checked_artifact,
     checked_dataset,
     checked_folder,
     checked_status,
-    clean_metrics,
-    distinct_keys,
+    finite_metrics,
     logged_texts,
     searched_tags,
 )
@@ -94,7 +94,7 @@ class InMemoryModelStore(JournalledStore):
             mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
             for version, saved in self._saved.items():
                 if saved.tags["save_key"] == mine["save_key"]:
-                    return version
+                    return self._saved_again(version, mine, description=text, serving=serving)
             version = str(self._count + 1)
             with disk_errors(f"store the files of version {version}"):
                 if serving is not None:
@@ -237,6 +237,7 @@ class InMemoryTracker:
     def __init__(self) -> None:
         self.runs: list[MemoryRun] = []
         self.run: MemoryRun | None = None
+        self._metric_names, self._param_names = Names(), Names()
 
     def start_run(
         self,
@@ -258,6 +259,7 @@ class InMemoryTracker:
         run.status = "RUNNING"
         run.tags.update(logged_texts(tags or {}, MAX_TAG))
         self.run = run
+        self._metric_names, self._param_names = Names(), Names()
         return run
 
     def adopt_run(self, tags: Mapping[str, str]) -> MemoryRun | None:
@@ -270,7 +272,7 @@ class InMemoryTracker:
         return None
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        self._active().params.update(logged_texts(distinct_keys(params), MAX_PARAM))
+        self._active().params.update(logged_texts(self._param_names(params), MAX_PARAM))
 
     def log_metrics(
         self,
@@ -280,7 +282,7 @@ class InMemoryTracker:
         time: datetime | None = None,
     ) -> None:
         run, point = self._active(), step or 0
-        for name, value in clean_metrics(metrics).items():
+        for name, value in self._metric_names(finite_metrics(metrics)).items():
             key = (name, point, value, time or datetime.now(UTC))
             if key not in run.logged:
                 run.logged.add(key)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ class ModelManager(JournalledStore):
                 key, own = mine["save_key"], self._own  # known before the look
                 earlier = [] if own.surely_new(run_id, key) else self._saved_as(key)
                 if earlier:
-                    return earlier[0]
+                    return self._saved_again(earlier[0], mine, description=text, serving=serving)
                 self._own = own.trying(run_id, key)
                 model = self._upload(artifact, experiment, run_id=run_id, serving=serving)
                 saved = create_once(
@@ -165,7 +166,11 @@ class ModelManager(JournalledStore):
         client, mark = self.client, uuid.uuid4().hex
         model = create_once(
             lambda: client.create_logged_model(
-                experiment, tags={_MARK: mark}, source_run_id=run_id
+                # Without a name MLflow draws one from Python's global generator.
+                experiment,
+                name=_logged_name(self.registered_model_name),
+                tags={_MARK: mark},
+                source_run_id=run_id,
             ),
             lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
             drop=lambda echo: again(client.delete_logged_model, echo.model_id),
@@ -354,6 +359,11 @@ def _record(row: Any, state: State) -> ModelVersion:
         state=state,
         description=row.description or "",
     )
+
+
+def _logged_name(name: str) -> str:
+    """Return the registered model's name as MLflow takes it for a logged model."""
+    return re.sub("[.%]", "-", name)  # the characters that MLflow refuses only there
 
 
 def _checked_name(name: str) -> str:

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from registry.artifacts import (
     HALF_FILE,
@@ -18,7 +18,9 @@ from registry.artifacts import (
     SPEC_FILE,
     WEIGHTS_FILE,
     WholeFiles,
+    describe,
     digest_of,
+    read_header,
 )
 from registry.comparison import (
     architecture_differences,
@@ -31,11 +33,14 @@ from registry.comparison import (
 from registry.compression import read_half
 from registry.errors import ArtifactError, UnknownVersion
 from registry.files import VersionFiles
-from registry.loading import ReadyModels, Weights
+from registry.loading import ReadyModels, Weights, read_arrays
 from registry.moves import State
 from registry.records import ModelVersion, Stage
 from registry.stage_moves import StageMoves
 from registry.versions import checked_stage, checked_version
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PAGE, _FEW = 10_000, 20  # versions asked for at a time
 
@@ -127,6 +132,55 @@ class VersionQueries(StageMoves):
         """
         return self._verified(self.get_version(version))
 
+    def load_arrays(
+        self, version_or_stage: str | int | Stage = Stage.PRODUCTION
+    ) -> dict[str, np.ndarray]:
+        """Return the weights of a version, of any framework, as NumPy arrays.
+
+        Parameters
+        ----------
+        version_or_stage : str | int | Stage
+            A version's number, or a stage, whose newest version it is.
+
+        Returns
+        -------
+        dict[str, np.ndarray]
+            The arrays by name, in the model's own order, with the dtypes that were saved. They
+            are the caller's own.
+
+        Raises
+        ------
+        UnknownVersion
+            There is no such version, or none in the stage.
+        StageError
+            It is neither a version nor a stage.
+        ArtifactError
+            The file is missing or has changed since it was saved, or NumPy lacks a dtype.
+        """
+        record = self._named(version_or_stage)
+        weights = self._weights(record, half=False)
+        content = self._whole.read(weights.path, weights.sha256, version=record.version)
+        spec = describe(read_header(weights.path, shown=weights.path), shown=weights.path)
+        return read_arrays(content, spec, version=record.version)
+
+    def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
+        """Return a version by its number, or the newest one of a stage."""
+        text = str(version_or_stage).strip()
+        if text.isdecimal():
+            return self.get_version(text)
+        stage = checked_stage(text)
+        version = self.get_latest_version(stage)
+        if version is not None:
+            return self.get_version(version)
+        newest = self.get_latest_version()
+        if newest is None:
+            raise UnknownVersion("There are no versions yet; save one with save_model_version().")
+        raise UnknownVersion(
+            f"No version is in stage {stage}; the newest is version {newest}, in stage "
+            f"{self.get_version(newest).stage}: load_arrays('{newest}') returns it, and "
+            "list_all_versions() lists them all."
+        )
+
     def load_production_model(
         self,
         model_class: Callable[[], Any],
@@ -136,7 +190,7 @@ class VersionQueries(StageMoves):
         copy: bool = False,
         max_age: float = 0.0,
     ) -> Any | None:
-        """Return the production model ready for inference, or None if there is none.
+        """Return the production model, a torch module, ready for inference; None without one.
 
         The last two models stay ready. Whoever asks for the same weights on the same device with
         the same function gets the same module: use it, do not change it. If its arrays or its
@@ -161,7 +215,8 @@ class VersionQueries(StageMoves):
         Raises
         ------
         ArtifactError
-            The weights have changed since they were saved, or do not fit the module.
+            The weights have changed since they were saved, or do not fit the module; or
+            `model_class` makes something else than a torch module: `load_arrays` serves that.
         """
         record = self._production(max_age)
         if record is None:

@@ -287,6 +287,10 @@ class ModelStore(Protocol):
         texts: Mapping[str, str] | None = None,
     ) -> None: ...
 
+    def load_arrays(
+        self, version_or_stage: str | int | Stage = Stage.PRODUCTION
+    ) -> dict[str, np.ndarray]: ...
+
     def load_production_model(
         self,
         model_class: Callable[[], Any],

@@ -22,6 +22,7 @@ from registry.artifacts import SPEC_FILE, WEIGHTS_FILE
 from registry.errors import ArtifactError, InvalidName
 
 CODE_FILE = "serving.py"
+MODEL_FILE = "MLmodel"
 _MODEL_FILE, _SOURCE = "mlflow_model.py", Path(__file__).with_name("serving_model.py")
 _TORCH = Path(__file__).with_name("serving_torch.py")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -163,7 +164,7 @@ def write_serving(serving: Serving, folder: Path, *, model_id: str = "") -> None
     environment = {"python": _PYTHON, "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(environment), encoding="utf-8")
     described = json.dumps(_description(serving, model_id))  # JSON is YAML too
-    (folder / "MLmodel").write_text(described, encoding="utf-8")
+    (folder / MODEL_FILE).write_text(described, encoding="utf-8")
 
 
 _PYTHON = ".".join(map(str, sys.version_info[:3]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -19,14 +20,15 @@ from registry.artifacts import HALF_FILE, file_digest
 from registry.comparison import metric_differences
 from registry.compression import HalfCopy, write_half
 from registry.errors import RegistryError, StageError, disk_errors
+from registry.files import VersionFiles
 from registry.lease import Beat, Lease
 from registry.moves import Move
 from registry.queries import PAGE, VersionQueries
 from registry.records import ModelVersion, Stage
 from registry.retention import PruneReport, Rule, reasons_to_stay
-from registry.serving import Serving
-from registry.tracking_input import clean_metrics
-from registry.versions import checked_metrics, checked_tags, checked_version
+from registry.serving import MODEL_FILE, Serving
+from registry.tracking_input import Names, finite_metrics
+from registry.versions import checked_metrics, checked_tags, checked_version, not_taken_over
 from registry.writer import LEASE_SECONDS, WhenBusy, Writer
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 class JournalledStore(VersionQueries):
     """A model store whose stages are derived from a journal of write-once entries."""
+
+    def __init__(self, files: VersionFiles) -> None:
+        super().__init__(files)
+        self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
     @abstractmethod
     def save_model_version(
@@ -49,7 +55,10 @@ class JournalledStore(VersionQueries):
     ) -> str:
         """Save a model file as a new version, in stage None, and return its number as text.
 
-        Saving the same file again for the same run and round returns the first one's number.
+        Saving equal weights again for the same run and round returns the first version's number:
+        it keeps its metrics and tags, and a warning in the log says which of the new ones it does
+        not take over. `set_version_tags` changes tags; with another `run_id`, or another tag
+        ``round``, the same weights become a new version.
 
         Parameters
         ----------
@@ -58,7 +67,8 @@ class JournalledStore(VersionQueries):
         run_id : str | None
             The run that made it.
         metrics : Mapping[str, float] | None
-            Its metrics; finite numbers.
+            Its metrics; finite numbers. The first is shown as its score, unless a tag ``metric``
+            names another.
         tags : Mapping[str, str] | None
             Further tags; those in `registry.versions.RESERVED` are kept by the registry. One
             called ``keep`` keeps the version from being pruned.
@@ -73,8 +83,27 @@ class JournalledStore(VersionQueries):
         Raises
         ------
         ArtifactError, InvalidMetric, InvalidName
-            The file, a metric or a tag cannot be used; nothing was saved.
+            The file, a metric or a tag cannot be used, or the weights hold NaN or infinity;
+            nothing was saved.
         """
+
+    def _saved_again(
+        self, version: str, tags: Mapping[str, str], *, description: str, serving: Serving | None
+    ) -> str:
+        """Return a version whose weights were saved again; report what it does not take over."""
+        saved = self.get_version(version)
+        lost = not_taken_over(saved, tags, description=description)
+        if serving is not None and self._files.read(saved, MODEL_FILE) is None:
+            lost.append("serving")
+        if lost:
+            logger.warning(
+                "version %s has these weights already for the same run and round, and stays as it "
+                "is; not taken over: %s. Change tags with set_version_tags, or give another run_id "
+                "or tag round to save a new version",
+                version,
+                ", ".join(lost),
+            )
+        return version
 
     @abstractmethod
     def ping(self) -> None:
@@ -151,7 +180,8 @@ class JournalledStore(VersionQueries):
                 f"Version {record.version} was saved without a run, so there is none to log its "
                 "time in production to; save versions with run_id=."
             )
-        self._log(record.run_id, clean_metrics(metrics), texts or {}, step=step, time=time)
+        numbers = self._names[record.run_id](finite_metrics(metrics))
+        self._log(record.run_id, numbers, texts or {}, step=step, time=time)
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
         """Set tags of a version; those in `registry.versions.RESERVED` are refused."""

@@ -32,17 +32,43 @@ def clean_key(name: object) -> str:
     text = str(name)
     cleaned = _REFUSED.sub("_", text)
     if cleaned != text:
-        cleaned = cleaned.strip("_")
+        cleaned = cleaned.strip("_ ")
     parts = [part for part in cleaned.split("/") if part not in ("", ".", "..")]
     cleaned = "/".join(parts) or f"unnamed_{_mark(text)}"
     return cleaned if len(cleaned) <= _MAX_KEY else f"{cleaned[:240]}_{_mark(text)}"
 
 
-def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the finite metrics under names that MLflow accepts; the rest is told in the log.
+class Names:
+    """The names of one run's metrics, or of its params, as MLflow accepts them.
 
-    Two names that would become the same one are kept apart by a mark.
+    A name that MLflow refuses is reported once, with the one that replaces it. Two names that
+    would become the same one are kept apart by a mark, in one call or in two.
     """
+
+    def __init__(self) -> None:
+        self._accepted: dict[str, str] = {}  # by the name that was given
+        self._taken: set[str] = set()
+
+    def __call__(self, fields: Mapping[str, T]) -> dict[str, T]:
+        """Return the fields under accepted names."""
+        # Unchanged names first: of two that become the same one, those keep it.
+        for name in sorted(fields.keys() - self._accepted.keys(), key=_order):
+            accepted = clean_key(name)
+            if accepted in self._taken:
+                accepted = f"{accepted[:240]}_{_mark(name)}"
+            if accepted != name:
+                logger.warning("MLflow cannot take the name %r: logged as %r", name, accepted)
+            self._accepted[name] = accepted
+            self._taken.add(accepted)
+        return {self._accepted[name]: value for name, value in fields.items()}
+
+
+def _order(name: object) -> tuple[bool, str]:
+    return clean_key(name) != name, str(name)
+
+
+def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that are finite numbers; the others are reported in the log."""
     numbers = {}
     for name, value in metrics.items():
         number = as_number(value)
@@ -50,17 +76,7 @@ def clean_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
             logger.warning("metric %s is %r, not a finite number: not logged", name, value)
         else:
             numbers[name] = number
-    return distinct_keys(numbers)
-
-
-def distinct_keys(fields: Mapping[str, T]) -> dict[str, T]:
-    """Return the fields under cleaned names; an unchanged name wins over a cleaned one."""
-    result = {name: value for name, value in fields.items() if clean_key(name) == name}
-    for name, value in fields.items():
-        cleaned = clean_key(name)
-        if cleaned != name:
-            result[f"{cleaned}_{_mark(name)}" if cleaned in result else cleaned] = value
-    return result
+    return numbers
 
 
 def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[str, str]:

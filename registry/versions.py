@@ -54,11 +54,41 @@ def version_tags(
         "sha256": artifact.sha256,
         "size": str(artifact.size),
         "stage": str(Stage.NONE),
-        "metrics": json.dumps(numbers, sort_keys=True),
+        "metrics": json.dumps(numbers),  # in their order: the first is shown as the score
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "save_key": hashlib.sha256(key.encode()).hexdigest()[:32],
         **({"per_example": artifact.scores_sha256} if artifact.scores_sha256 else {}),
     }
+
+
+def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description: str) -> list[str]:
+    """Return in words what a save of equal weights brings that the saved version has not.
+
+    Parameters
+    ----------
+    saved : ModelVersion
+        The version.
+    tags : Mapping[str, str]
+        All tags of the later save, from `version_tags`.
+    description : str
+        Its description.
+    """
+    had = saved.metrics
+    found = [
+        f"metric {name} {value} (it has {had.get(name, 'none')})"
+        for name, value in _read_metrics(tags["metrics"]).items()
+        if had.get(name) != value
+    ]
+    found += [
+        f"tag {name}"
+        for name, text in tags.items()
+        if name not in RESERVED and saved.tags.get(name) != text
+    ]
+    if description not in ("", saved.description):
+        found.append("description")
+    if tags.get("per_example", "") not in ("", saved.tags.get("per_example")):
+        found.append("per_example")
+    return found
 
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -73,6 +74,23 @@ def test_versions_lists_them_newest_first(manager: ModelManager, fl_app: Command
     assert "mAP50 0.3000" in lines[1]
     assert "because of [3]" in lines[1]
     assert [line.split()[0] for line in lines[1:4]] == ["3", "2", "1"]
+
+
+def test_a_version_saved_by_hand_shows_its_first_metric_and_who_moved_it_why(
+    home: Path, tmp_path: Path, fl_app: Command
+) -> None:
+    manager = ModelManager()
+    path = tmp_path / "global_round_10.safetensors"
+    save_weights({"w": np.zeros(3, dtype=np.float32)}, path)
+    scores = {"accuracy": 0.85, "F1": 0.5}  # sorted, F1 would come first
+    version = manager.save_model_version(path, "abc123", scores, {"round": "10"})
+    manager.promote_to_production(version, actor="Ada", reason="it sees [well]")
+    (line,) = fl_app("versions").stdout.splitlines()[1:]
+    assert re.split(r"\s{2,}", line.strip()) == [
+        *("1", "Production", "10", "-", "accuracy 0.8500"),
+        *(manager.get_version("1").created.isoformat(" ")[:19], "it sees [well] (by Ada)"),
+    ]
+    assert "version 1  accuracy 0.8500" in fl_app("status").stdout
 
 
 def test_versions_of_an_empty_store_say_what_to_do(fl_app: Command) -> None:

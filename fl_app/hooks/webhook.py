@@ -89,6 +89,7 @@ class Webhook:
         self._model = model
         self._timeout = timeout
         self._pauses = tuple(pauses)
+        self._chance = random.Random()  # noqa: S311 - no secret
         self._tls = ssl.create_default_context()
 
     def __repr__(self) -> str:
@@ -121,7 +122,7 @@ class Webhook:
                         "%r: %s is given up at try %d: %s", self, event.id, number, error
                     )
                     return None
-                time.sleep(max(pause * random.uniform(0.8, 1.2), error.after))  # noqa: S311
+                time.sleep(max(pause * self._chance.uniform(0.8, 1.2), error.after))
 
     def _post(self, event_id: str, body: bytes, number: int) -> None:
         try:

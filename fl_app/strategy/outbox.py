@@ -70,6 +70,7 @@ class Outbox(Generic[T]):
         self._held_up = False  # one could not be prepared
         self._changed = threading.Condition()
         self._breaker = Breaker()
+        self._chance = random.Random()  # noqa: S311 - no secret
         self._trouble = ""
         self._error: BaseException | None = None
         self._computing = 0
@@ -220,7 +221,7 @@ class Outbox(Generic[T]):
         why = one_line(error)
         with self._changed:
             before, self._trouble = self._trouble, why
-            self._breaker = self._breaker.failed(time.monotonic(), random.random())  # noqa: S311
+            self._breaker = self._breaker.failed(time.monotonic(), self._chance.random())
             self._changed.notify_all()
         if not before:
             self._tell(why)

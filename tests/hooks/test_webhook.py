@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import logging
+import random
 import socket
 import ssl
 import threading
@@ -85,6 +86,14 @@ def test_it_gives_up_after_its_tries_and_says_so(caplog: pytest.LogCaptureFixtur
         webhook(receiver, pauses=no_waiting(3))(REPORT)
         assert len(receiver.got) == 3
     assert "ab12-round-3 is given up at try 3: it answers 500" in caplog.text
+
+
+def test_its_waits_draw_nothing_from_python_s_global_generator() -> None:
+    before = random.getstate()
+    with receiving((500, {}), (503, {})) as receiver:
+        webhook(receiver)(REPORT)
+        assert len(receiver.got) == 3
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 501])

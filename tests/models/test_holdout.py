@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -125,6 +127,21 @@ def test_scores_are_repeatable_and_leave_the_model_alone(
     loss.backward()  # an inference tensor left behind would raise here
     lively_model.zero_grad()
     lively_model.eval()
+
+
+def test_scores_and_pictures_draw_nothing_from_the_global_generators(
+    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
+) -> None:
+    before = global_states()
+    Holdout(labelled_by_model, image_size=SIDE)(lively_model)
+    draw_predictions(lively_model, labelled_by_model, tmp_path / "grid.png", image_size=SIDE)
+    get_model("n", 2, seed=1)
+    assert global_states() == before
+
+
+def global_states() -> tuple[str, str, str]:
+    found = random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()
+    return str(found[0]), str(found[1]), str(found[2])
 
 
 def lively_model_loss(model: YoloModel) -> tuple[torch.Tensor, object]:

@@ -154,7 +154,11 @@ class FakeMlflow:
         self._model(name).aliases.pop(alias, None)
 
     def create_logged_model(
-        self, experiment: str, tags: dict[str, str], source_run_id: str | None = None
+        self,
+        experiment: str,
+        name: str,
+        tags: dict[str, str],
+        source_run_id: str | None = None,
     ) -> Row:
         model_id = f"m-{uuid.uuid4().hex}"
         where = self.folder / experiment / model_id

@@ -374,3 +374,48 @@ def test_no_global_state_of_mlflow_is_touched(tracker: FederatedLearningTracker)
     with tracker:
         assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == before
+
+
+REFUSED = {"top@5": 0.5, "F1[macro]": 0.6, "val acc (%)": 70.0, "accuracy": 0.7}
+
+
+def test_a_name_that_mlflow_refuses_is_reported_once_a_run(
+    any_tracker: Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "registry"):
+        with any_tracker:
+            for step in (1, 2, 3):
+                any_tracker.log_metrics(REFUSED, step=step)
+        assert [record.getMessage() for record in caplog.records] == [
+            "MLflow cannot take the name 'F1[macro]': logged as 'F1_macro'",
+            "MLflow cannot take the name 'top@5': logged as 'top_5'",
+            "MLflow cannot take the name 'val acc (%)': logged as 'val acc'",
+        ]
+        with any_tracker:  # another run
+            any_tracker.log_metrics({"top@5": 0.5}, step=1)
+            any_tracker.log_params({"lr(0)": 0.1})
+    assert len(caplog.records) == 5
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_two_names_that_become_the_same_one_stay_two(
+    any_tracker: Tracker, manager: ModelManager, together: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rounds: list[dict[str, float]] = (
+        [{"top@5": 0.5, "top_5": 0.6}] if together else [{"top@5": 0.5}, {"top_5": 0.6}]
+    )
+    with caplog.at_level(logging.WARNING, "registry"), any_tracker:
+        for metrics in [*rounds, *rounds]:
+            any_tracker.log_metrics(metrics, step=1)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (1 if together else 2)
+    logged = {line.rpartition("logged as ")[2].strip("'") for line in lines}
+    assert len(logged | {"top_5"}) == 2
+    run = any_tracker.run
+    metrics = (
+        {name: points[-1][1] for name, points in run.metrics.items()}
+        if isinstance(any_tracker, InMemoryTracker)
+        else manager.client.get_run(run.info.run_id).data.metrics
+    )
+    assert sorted(metrics.values()) == [0.5, 0.6]
+    assert set(metrics) == logged | {"top_5"}

@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models.weights import save_weights
 from registry import (
     ArtifactError,
+    InMemoryModelStore,
     InvalidMetric,
     InvalidName,
     ModelManager,
     ModelStore,
+    Serving,
     Stage,
     StageError,
     UnknownVersion,
@@ -75,6 +80,79 @@ def test_versions_are_listed_newest_first(store: JournalledStore, weights: MakeW
     }  # fmt: skip
     assert datetime.fromisoformat(rows[0]["created"]).utcoffset() == timedelta(0)
     assert rows[0] == store.get_version(11).as_row()
+
+
+def test_metrics_keep_the_order_in_which_they_are_given(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    store.save_model_version(weights(1), metrics={"mAP50": 0.5, "F1": 0.4, "accuracy": 0.3})
+    assert list(store.get_version("1").metrics) == ["mAP50", "F1", "accuracy"]
+    assert list(store.list_all_versions()[0]["metrics"]) == ["mAP50", "F1", "accuracy"]
+
+
+def test_equal_weights_saved_again_say_what_is_not_taken_over(
+    store: JournalledStore,
+    weights: MakeWeights,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tags = {"round": "1", "clients": "3"}
+    path, scores = weights(1), {"a.jpg": 1.0}
+    assert store.save_model_version(path, "run", {"accuracy": 0.5}, tags) == "1"
+    assert store.save_model_version(path, "run", {"accuracy": 0.5}, tags) == "1"
+    assert store.save_model_version(path, "run", None, {"round": "1"}) == "1"
+    assert caplog.text == ""
+    given = {**tags, "clients": "4", "reviewer": "Ada"}
+    (tmp_path / "code.py").write_text("def load(weights, spec, config): ...")
+    again = store.save_model_version(
+        path,
+        "run",
+        {"accuracy": 0.6, "F1": 0.4},
+        given,
+        description="better",
+        per_example=scores,
+        serving=Serving(tmp_path / "code.py"),
+    )
+    assert again == "1"
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert (
+        "not taken over: metric accuracy 0.6 (it has 0.5), metric F1 0.4 (it has none), "
+        "tag clients, tag reviewer, description, per_example, serving. "
+    ) in line
+    assert "set_version_tags" in line
+    record = store.get_version("1")
+    assert (record.metrics, record.tags["clients"]) == ({"accuracy": 0.5}, "3")
+    assert store.save_model_version(path, "run", {"accuracy": 0.6}, {"round": "2"}) == "2"
+    assert store.save_model_version(path, "another", {"accuracy": 0.6}, tags) == "3"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+)
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_weights_with_nan_or_infinity_are_refused(
+    tmp_path: Path, bad: float, dtype: torch.dtype, ending: str
+) -> None:
+    store = InMemoryModelStore(tmp_path / "store")
+    path = tmp_path / f"global_round_10.{ending}"
+    largest = torch.finfo(dtype).max
+    good = torch.full((100_001,), largest, dtype=dtype)
+    broken = good.clone()
+    broken[-1] = bad
+    write = torch.save if ending == "pt" else save_file
+    write({"counter": torch.full((2,), -1), "a": good, "b.weight": broken}, path)
+    with pytest.raises(ArtifactError, match=r"array 'b\.weight' of .*global_round_10.* holds NaN"):
+        store.save_model_version(path)
+    assert store.list_all_versions() == []
+    write({"counter": torch.full((2,), -1), "a": good}, path)
+    assert store.save_model_version(path) == "1"
+
+
+def test_every_store_refuses_weights_with_nan(store: JournalledStore, weights: MakeWeights) -> None:
+    with pytest.raises(ArtifactError, match="save finite weights"):
+        store.save_model_version(weights(math.nan))
+    assert store.list_all_versions() == []
 
 
 def test_saving_the_same_file_for_the_same_round_again_gives_the_same_version(
@@ -338,3 +416,73 @@ def test_ping_and_reconcile_of_a_new_store(store: JournalledStore) -> None:
     store.ping()
     store.reconcile()
     assert store.history() == ()
+
+
+def test_arrays_of_any_version_or_stage_come_in_the_model_s_own_order(
+    store: JournalledStore, tmp_path: Path
+) -> None:
+    path, kept = tmp_path / "weights.safetensors", {}
+    for number in (1, 2):
+        kept[number] = {
+            "z.weight": np.full((2, 3), number, np.float16),
+            "a": np.float64(number) * np.ones(()),  # 0-d
+            "trees": np.frombuffer(b'{"learner": 1}', np.uint8),
+            "empty": np.zeros((0, 4), np.float32),
+            "mask": np.array([True, False]),
+        }
+        save_weights(kept[number], path)
+        store.save_model_version(path)
+    store.promote_to_production("1")
+    store.promote_to_staging("2")
+    protocol: ModelStore = store
+    for name, number in [("Production", 1), ("staging", 2), (Stage.STAGING, 2), ("1", 1), (2, 2)]:
+        arrays = protocol.load_arrays(name)
+        assert list(arrays) == list(kept[number])
+        for key, array in arrays.items():
+            assert (array.dtype, array.shape) == (kept[number][key].dtype, kept[number][key].shape)
+            assert np.array_equal(array, kept[number][key])
+    arrays = store.load_arrays()
+    arrays["z.weight"] += 1  # the caller's own
+    assert (store.load_arrays()["z.weight"] == 1).all()
+
+
+def test_arrays_of_nothing_are_refused_with_what_there_is(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    with pytest.raises(UnknownVersion, match=r"no versions yet; save one with save_model_version"):
+        store.load_arrays()
+    save(store, weights, 2)
+    store.promote_to_staging("2")
+    with pytest.raises(UnknownVersion) as refused:
+        store.load_arrays("production")
+    assert str(refused.value) == (
+        "No version is in stage Production; the newest is version 2, in stage Staging: "
+        "load_arrays('2') returns it, and list_all_versions() lists them all."
+    )
+    with pytest.raises(UnknownVersion, match="version 7"):
+        store.load_arrays(7)
+    with pytest.raises(StageError, match="expected one of None, Staging"):
+        store.load_arrays("latest")
+
+
+def test_arrays_that_changed_on_disk_or_that_numpy_lacks_are_refused(tmp_path: Path) -> None:
+    store, path = InMemoryModelStore(tmp_path / "store"), tmp_path / "w.safetensors"
+    save_file({"w": torch.ones(3, dtype=torch.bfloat16)}, path)
+    store.save_model_version(path)
+    with pytest.raises(ArtifactError, match=r"dtype BF16.*weights_path\('1'\)"):
+        store.load_arrays("1")
+    store.weights_path("1").write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ArtifactError, match="have changed since they were saved"):
+        store.load_arrays("1")
+
+
+def test_what_is_no_torch_module_is_refused_with_the_call_that_serves(
+    store: JournalledStore, weights: MakeWeights
+) -> None:
+    class LogisticRegression:
+        pass
+
+    store.promote_to_production(store.save_model_version(weights(1)))
+    for copy in (True, False):
+        with pytest.raises(ArtifactError, match=r"a LogisticRegression, .*; load_arrays\(\) "):
+            store.load_production_model(LogisticRegression, copy=copy)

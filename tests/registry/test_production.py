@@ -146,3 +146,17 @@ def test_a_run_that_is_gone_is_told(manager: ModelManager, weights: MakeWeights)
     version = manager.save_model_version(weights(1), "abc123")
     with pytest.raises(RegistryError, match="abc123"):
         manager.log_production(version, {"production/accuracy": 0.9}, step=1, time=NOON)
+
+
+def test_a_metric_s_name_that_mlflow_refuses_is_reported_once_a_run(
+    store: JournalledStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = "abc123"
+    if isinstance(store, ModelManager):
+        run_id = store.client.create_run("0", run_name="one").info.run_id
+    version = store.save_model_version(weights(1), run_id)
+    for number in (1, 2):
+        store.log_production(version, {"production/top@5": 0.9}, step=number, time=NOON)
+    lines = [record.getMessage() for record in caplog.records if "top@5" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].endswith("logged as 'production/top_5'")

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from api_client import TOKEN, Client
 from flask.testing import FlaskClient
@@ -20,6 +21,7 @@ from page_story import Clock, Story
 
 from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
 from fl_app.retraining.api_versions import AT_ONCE
+from models.weights import save_weights
 from registry import InMemoryModelStore, StoreUnavailable
 
 ROOT = Path(__file__).parents[2]
@@ -320,6 +322,25 @@ def test_text_from_outside_is_shown_as_text(
         assert "\u202e" not in page
         assert "\\u202e" in page
         assert "\x00" not in page
+
+
+def test_versions_saved_by_hand_have_a_score_a_reason_and_an_author(
+    manager: RetrainingManager, tmp_path: Path
+) -> None:
+    store = InMemoryModelStore()
+    for number in (1, 2):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, np.float32)}, path)
+        store.save_model_version(path, metrics={"accuracy": 0.85, "F1": 0.4, "loss": number})
+    store.promote_to_production("1", actor="Ada", reason="good enough")
+    page = re.sub(r"\s+", " ", look(create_trigger_api(manager, store=store).test_client()))
+    table = page.partition('id="versions-table"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert [(row[1], row[-1]) for row in rows] == [
+        ("accuracy 0.8500", ""),
+        ("accuracy 0.8500", "good enough (by Ada)"),
+    ]
+    assert "accuracy by round" in page
 
 
 def test_an_empty_registry_and_an_empty_mailbox_are_told_as_that(

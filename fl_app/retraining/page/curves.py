@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fl_app.retraining.page.stages import PROMOTING, STAGING, Row, number_text
+from fl_app.retraining.page.stages import PROMOTING, STAGING, Row, number_text, score_metric
 
 if TYPE_CHECKING:
     from registry.journal import Entry
@@ -108,7 +108,7 @@ def metrics_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The metrics that the newest versions have; the one that gates look at first."""
     recent = rows[:MOST_POINTS]
     names = {name for row in recent for name, value in row["metrics"].items() if _is_drawn(value)}
-    gated = [row["tags"].get("metric", "") for row in recent]
+    gated = [score_metric(row) for row in recent]
     first = [name for name in dict.fromkeys(gated) if name in names]
     plain = sorted(names, key=lambda name: ("/" in name, name))
     return tuple(dict.fromkeys((*first, *plain)))[:MOST_METRICS]

@@ -200,14 +200,14 @@ NOW = """\
 <thead><tr><th scope="col">Version</th><th scope="col">Stage</th><th scope="col">Score</th>
 <th scope="col">Round</th><th scope="col">Registered</th><th scope="col">Why</th></tr></thead>
 <tbody>
-{% for row in held.versions %}
+{% for row, why in held.versions %}
 <tr><th scope="row">{{ row.version }}</th>
 <td>{{ stage_chip(row.stage, row|pending) }}{% if row|pending %} <span class="muted">waits</span>
 {%- elif row.tags.get("approval") in ("rejected", "superseded") %}
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
 <td class="num">{{ row|score }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
-<td class="text">{{ row.tags.get("reason", "") }}</td></tr>
+<td class="text">{{ why }}</td></tr>
 {% endfor %}
 </tbody>
 </table>

@@ -98,8 +98,8 @@ class Stages:
         What waits for approval.
     targets : tuple[Held, ...]
         Versions that a rollback can bring back, the last one in Production first.
-    versions : tuple[Row, ...]
-        The newest versions.
+    versions : tuple[tuple[Row, str], ...]
+        The newest versions, each with why it is in its stage.
     total : int
         How many there are.
     """
@@ -109,7 +109,7 @@ class Stages:
     staging: Held | None = None
     waiting: tuple[Waiting, ...] = ()
     targets: tuple[Held, ...] = ()
-    versions: tuple[Row, ...] = ()
+    versions: tuple[tuple[Row, str], ...] = ()
     total: int = 0
 
 
@@ -128,7 +128,7 @@ def stages(rows: Sequence[Row], entries: Sequence[Entry]) -> Stages:
         staging=_held(staging, entries, STAGING) if staging else None,
         waiting=tuple(_waiting(row) for row in rows if is_pending(row)),
         targets=targets if production else (),
-        versions=tuple(rows[:MOST_VERSIONS]),
+        versions=tuple((row, why_text(row, entries)) for row in rows[:MOST_VERSIONS]),
         total=len(rows),
     )
 
@@ -138,11 +138,34 @@ def is_pending(row: Row) -> bool:
     return bool(row["stage"] == "Staging" and row["tags"].get("approval") == "pending")
 
 
+def score_metric(row: Row) -> str:
+    """The metric that gates looked at; for a version saved without gates, its first one."""
+    return str(row["tags"].get("metric") or next(iter(row["metrics"]), ""))
+
+
 def score_text(row: Row) -> str:
-    """The metric that gates looked at, with its name; empty where it is not known."""
-    metric = row["tags"].get("metric", "")
+    """The score with its metric's name; empty where it is not known."""
+    metric = score_metric(row)
     value = row["metrics"].get(metric)
     return "" if value is None else f"{metric} {number_text(value)}"
+
+
+def why_text(row: Row, entries: Sequence[Entry]) -> str:
+    """What the gates said; for a version saved without gates, why it was last moved, and by whom.
+
+    Parameters
+    ----------
+    row : Row
+        The version.
+    entries : Sequence[Entry]
+        The journal, oldest first.
+    """
+    if row["tags"].get("reason"):
+        return str(row["tags"]["reason"])
+    last = next((e for e in reversed(entries) if e.version == row["version"]), None)
+    if last is None:
+        return ""
+    return f"{last.reason} (by {last.actor})".strip() if last.actor else last.reason
 
 
 def number_text(value: float) -> str:
