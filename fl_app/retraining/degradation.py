@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from fl_app.retraining.noise import alarm_height, bent, level_and_spread, robust_sigma
+from fl_app.retraining.noise import alarm_height, bent, level_and_spread, robust_sigma, split
 
 Mode = Literal["max", "min"]
 
@@ -23,7 +23,7 @@ BOUND = 2.5
 """Standard errors between the level of the reference and its lower bound."""
 MIN_SCORES = 5
 """Scores that there must be before the first request."""
-MIN_CLEARED = 12
+MIN_CLEARED = 48
 """Suspects that tell enough of the noise for the lower bound to clear them."""
 SIZES = (3, 6, 12, 24, 48)
 """Parts of the reference, its last scores, that may be the baseline."""
@@ -222,17 +222,18 @@ def _baseline(
     is below that kept, the latter is the baseline, and the spread that of the whole.
     """
     sigma, whole = max(robust_sigma(bent(reference) + bent(suspects)), least), len(reference)
-    of_whole = level_and_spread(reference, suspects, sigma)
+    step = split(reference, suspects)
+    late, suspects = suspects[:step], suspects[step:]
+    of_whole = level_and_spread(reference, late, suspects, sigma)
     found = [(whole, *of_whole)]
     for size in SIZES:
         if whole / 4 <= size < whole:
-            found.append((size, *level_and_spread(reference[-size:], suspects, sigma)))
-    bound, size, level, spread = max(
-        (lv - BOUND * sp / math.sqrt(n), n, lv, sp) for n, lv, sp in found
-    )
+            found.append((size, *level_and_spread(reference[-size:], late, suspects, sigma)))
+    bound, size, spread = max((lv - BOUND * sp / math.sqrt(n), n, sp) for n, lv, sp in found)
+    highest = max(level for _, level, _ in found)
     if kept is not None and kept >= bound:
-        return kept, level, of_whole[1], False
-    return bound, level, spread, size >= MIN_KEPT
+        return kept, highest, of_whole[1], False
+    return bound, highest, spread, size >= MIN_KEPT
 
 
 RULES: Mapping[str, type[DegradationRule]] = {

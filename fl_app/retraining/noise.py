@@ -32,8 +32,18 @@ def bent(scores: Sequence[float]) -> list[float]:
     ]
 
 
+def split(reference: Sequence[float], suspects: Sequence[float]) -> int:
+    n=len(reference); tot1=math.fsum(reference); m=len(suspects); tot2=math.fsum(suspects)
+    best=(-1.0,0)
+    for t,v in enumerate(suspects):
+        d=tot1/(n+t)-tot2/(m-t)
+        best=max(best,((n+t)*(m-t)*d*d,-t))
+        tot1+=v; tot2-=v
+    return -best[1]
+
+
 def level_and_spread(
-    reference: Sequence[float], suspects: Sequence[float], floor: float
+    reference: Sequence[float], late: Sequence[float], suspects: Sequence[float], floor: float
 ) -> tuple[float, float]:
     """Level of the reference, and long-run standard deviation of a score.
 
@@ -48,7 +58,7 @@ def level_and_spread(
         The least sigma.
     """
     middle = _median(reference)
-    parts = [[score - middle for score in reference]]
+    parts = [[score - middle for score in (*reference, *late)]]
     if suspects:
         after = _median(suspects)
         parts.append([score - after for score in suspects])
@@ -57,8 +67,9 @@ def level_and_spread(
     for number, part in enumerate(parts):
         near = [min(max(value, -CLIP * sigma), CLIP * sigma) for value in part]
         means.append(math.fsum(near) / len(near))
+        if number==0: lev=math.fsum(near[:len(reference)])/len(reference)
         parts[number] = [value - means[number] for value in near]
-    count, power, lagged = len(reference) + len(suspects), 0.0, 0.0
+    count, power, lagged = len(reference) + len(late) + len(suspects), 0.0, 0.0
     for part in parts:
         power += sum(value * value for value in part)
         lagged += sum(a * b for a, b in itertools.pairwise(part))
@@ -67,7 +78,7 @@ def level_and_spread(
     error = (1 + 4 * rho) / count + ERRORS * math.sqrt((1 - rho * rho) / count)
     phi = min(rho + error, MAX_AUTOCORRELATION)
     sigma = max(sigma, math.sqrt(power / max(count - len(parts), 1)))
-    return middle + means[0], sigma * math.sqrt((1 + phi) / (1 - phi))
+    return middle + lev, sigma * math.sqrt((1 + phi) / (1 - phi))
 
 
 def alarm_height(spread: float, k: float) -> float:
