@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from fl_app.retraining.noise import alarm_height, bent, level_and_spread, robust_sigma, split
+from fl_app.retraining.noise import (
+    alarm_height,
+    level_and_spread,
+    robust_sigma,
+    second_differences,
+    step_in,
+)
 
 Mode = Literal["max", "min"]
 
@@ -24,7 +30,7 @@ BOUND = 2.5
 MIN_SCORES = 5
 """Scores that there must be before the first request."""
 MIN_CLEARED = 48
-"""Suspects that tell enough of the noise for the lower bound to clear them."""
+"""Suspects that, where the sum from the lower bound is 0, are more than noise can tell apart."""
 SIZES = (3, 6, 12, 24, 48)
 """Parts of the reference, its last scores, that may be the baseline."""
 MIN_KEPT = 48
@@ -183,21 +189,25 @@ class CappedCusum(DegradationRule):
         reference = [sign * value for value in self.reference]
         suspects = [sign * value for value in (*self.suspects, score)][-WINDOW:]
         kept = None if self.bound is None else sign * self.bound
-        baseline, level, spread, keep = _baseline(reference, suspects, kept, self.threshold / 50)
-        k, total, doubt, cleared = self.threshold / 2, 0.0, 0.0, 0
-        height = max(alarm_height(spread, k), self.threshold)
+        baseline = _baseline(reference, suspects, kept, self.threshold)
+        height = max(alarm_height(baseline.spread, self.threshold / 2), self.threshold)
+        total = doubt = 0.0
+        cleared = 0
         for number, value in enumerate(suspects, 1):
-            total = max(0.0, total + min(baseline - value - k, height / CAP))
-            doubt = max(0.0, doubt + min(max(baseline, level) - value - k, height / CAP))
-            if doubt == 0 or (total == 0 and len(suspects) >= MIN_CLEARED):
+            fall = baseline.bound - value - self.threshold / 2
+            total = max(0.0, total + min(fall, height / CAP))
+            doubt = max(0.0, doubt + min(fall + baseline.level - baseline.bound, height / CAP))
+            if doubt == 0:
                 cleared = number
         if total > height and len(reference) + len(suspects) >= MIN_SCORES:
-            return replace(after, suspects=()), self._reason(score, sign * baseline)
+            return replace(after, suspects=()), self._reason(score, sign * baseline.level)
+        if total == 0 and len(suspects) >= MIN_CLEARED:
+            cleared = max(cleared, len(suspects) // 2)
         return replace(
             after,
             reference=tuple(sign * value for value in reference + suspects[:cleared])[-WINDOW:],
             suspects=tuple(sign * value for value in suspects[cleared:]),
-            bound=sign * baseline if cleared and keep else self.bound,
+            bound=sign * baseline.bound if cleared and baseline.lasting else self.bound,
         ), ""
 
     def rebase(self, score: float | None) -> Self:
@@ -213,27 +223,45 @@ class CappedCusum(DegradationRule):
         )
 
 
-def _baseline(
-    reference: list[float], suspects: list[float], kept: float | None, least: float
-) -> tuple[float, float, float, bool]:
-    """Baseline, level and long-run spread, more being better, and whether to keep the first.
+@dataclass(frozen=True)
+class _Baseline:
+    """What a fall is measured against; more is better.
 
-    The bound is taken over the whole reference and the ``SIZES`` from a quarter of it on. Where it
-    is below that kept, the latter is the baseline, and the spread that of the whole.
+    Attributes
+    ----------
+    bound, level : float
+        Lower bound that requests are measured from, and highest level, from which suspects are.
+    spread : float
+        Long-run standard deviation of a score.
+    lasting : bool
+        Whether the bound is that of scores enough to be kept.
     """
-    sigma, whole = max(robust_sigma(bent(reference) + bent(suspects)), least), len(reference)
-    step = split(reference, suspects)
-    late, suspects = suspects[:step], suspects[step:]
-    of_whole = level_and_spread(reference, late, suspects, sigma)
-    found = [(whole, *of_whole)]
-    for size in SIZES:
-        if whole / 4 <= size < whole:
-            found.append((size, *level_and_spread(reference[-size:], late, suspects, sigma)))
-    bound, size, spread = max((lv - BOUND * sp / math.sqrt(n), n, sp) for n, lv, sp in found)
-    highest = max(level for _, level, _ in found)
-    if kept is not None and kept >= bound:
-        return kept, highest, of_whole[1], False
-    return bound, highest, spread, size >= MIN_KEPT
+
+    bound: float
+    level: float
+    spread: float
+    lasting: bool
+
+
+def _baseline(
+    reference: list[float], suspects: list[float], kept: float | None, threshold: float
+) -> _Baseline:
+    """Take the highest bound of the whole reference, of its last ``SIZES``, and of that kept."""
+    jagged = second_differences(reference) + second_differences(suspects)
+    least = max(robust_sigma(jagged), threshold / 50)
+    step, whole = step_in(reference, suspects), len(reference)
+    sizes = [size for size in SIZES if whole / 4 <= size < whole]
+    found = []
+    for size in (whole, *sizes):
+        before = reference[-size:] + suspects[:step]
+        level, spread = level_and_spread(before, suspects[step:], size, least)
+        found.append(
+            _Baseline(level - BOUND * spread / math.sqrt(size), level, spread, size >= MIN_KEPT)
+        )
+    highest, best = max(each.level for each in found), max(found, key=lambda each: each.bound)
+    if kept is not None and kept >= best.bound:
+        return _Baseline(kept, max(highest, kept), found[0].spread, lasting=False)
+    return replace(best, level=max(highest, best.bound))
 
 
 RULES: Mapping[str, type[DegradationRule]] = {

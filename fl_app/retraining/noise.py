@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise of a series of scores: its level, its long-run spread, and alarms that allow for it."""
+"""Level and noise of a series of scores, and the height of an alarm that allows for the noise."""
 
 from __future__ import annotations
 
@@ -12,73 +12,75 @@ ARL = 20_000.0
 CLIP = 4.0
 """Standard deviations beyond which a score is taken as an outlier and drawn in."""
 MAX_AUTOCORRELATION = 0.9
-ERRORS = 1.5
+ERRORS = 2.0
 """Standard errors that are added to the autocorrelation."""
 QUARTILE = 1.1503
-"""Upper quartile of |z|, z standard normal."""
+"""Upper quartile of the size of a standard normal variable."""
 
 
 def robust_sigma(deviations: Sequence[float]) -> float:
-    """Standard deviation by the upper quartile of ``|deviations|``, which 24 % outliers leave."""
+    """Standard deviation by the upper quartile of the sizes, which bears 24 % of outliers."""
     size = sorted(map(abs, deviations))
     return size[3 * len(size) // 4] / QUARTILE if size else 0.0
 
 
-def bent(scores: Sequence[float]) -> list[float]:
-    """Second differences, in a score's standard deviation; level and slope are not in them."""
+def second_differences(scores: Sequence[float]) -> list[float]:
+    """Second differences, scaled to the standard deviation of a score; level and slope vanish."""
     return [
         (a - 2 * b + c) / math.sqrt(6)
         for a, b, c in zip(scores, scores[1:], scores[2:], strict=False)
     ]
 
 
-def split(reference: Sequence[float], suspects: Sequence[float]) -> int:
-    n=len(reference); tot1=math.fsum(reference); m=len(suspects); tot2=math.fsum(suspects)
-    best=(-1.0,0)
-    for t,v in enumerate(suspects):
-        d=tot1/(n+t)-tot2/(m-t)
-        best=max(best,((n+t)*(m-t)*d*d,-t))
-        tot1+=v; tot2-=v
-    return -best[1]
+def step_in(reference: Sequence[float], suspects: Sequence[float]) -> int:
+    """How many of the suspects, the first ones, are on the reference's side of the greatest step.
+
+    The step is where one mean on either side leaves the smallest sum of squares.
+    """
+    before, after = math.fsum(reference), math.fsum(suspects)
+    number, found, most = len(reference), 0, -1.0
+    for taken, score in enumerate(suspects):
+        left = len(suspects) - taken
+        step = before / number - after / left
+        if number * left * step * step > most:
+            found, most = taken, number * left * step * step
+        before, after, number = before + score, after - score, number + 1
+    return found
 
 
 def level_and_spread(
-    reference: Sequence[float], late: Sequence[float], suspects: Sequence[float], floor: float
+    before: Sequence[float], after: Sequence[float], size: int, least: float
 ) -> tuple[float, float]:
-    """Level of the reference, and long-run standard deviation of a score.
+    """Level of the first ``size`` scores, and long-run standard deviation of a score.
 
-    The latter is sigma sqrt((1 + phi) / (1 - phi)), as of an AR(1) process. The noise is that
-    around the level of each of the two parts, so that a step between them does not count.
+    The latter is sigma sqrt((1 + phi) / (1 - phi)), as of an AR(1) process with standard deviation
+    sigma and lag-1 autocorrelation phi.
 
     Parameters
     ----------
-    reference, suspects : Sequence[float]
-        Scores before a step and after it; the latter may be none.
-    floor : float
-        The least sigma.
+    before, after : Sequence[float]
+        Scores before and after a step, which does not count as noise; the latter may be none.
+    size : int
+        Scores of ``before``, from the first on, whose level is returned.
+    least : float
+        The least sigma, in the unit of the scores.
     """
-    middle = _median(reference)
-    parts = [[score - middle for score in (*reference, *late)]]
-    if suspects:
-        after = _median(suspects)
-        parts.append([score - after for score in suspects])
-    sigma = max(robust_sigma(list(itertools.chain(*parts))), floor)
-    means = []
-    for number, part in enumerate(parts):
-        near = [min(max(value, -CLIP * sigma), CLIP * sigma) for value in part]
-        means.append(math.fsum(near) / len(near))
-        if number==0: lev=math.fsum(near[:len(reference)])/len(reference)
-        parts[number] = [value - means[number] for value in near]
-    count, power, lagged = len(reference) + len(late) + len(suspects), 0.0, 0.0
+    parts = [_centred(part) for part in (before, after) if part]
+    sigma = max(robust_sigma([*itertools.chain(*parts)]), least)
+    parts = [[min(max(value, -CLIP * sigma), CLIP * sigma) for value in part] for part in parts]
+    level = _median(before) + math.fsum(parts[0][:size]) / size
+    count, power, lagged = len(before) + len(after), 0.0, 0.0
     for part in parts:
-        power += sum(value * value for value in part)
-        lagged += sum(a * b for a, b in itertools.pairwise(part))
+        mean = math.fsum(part) / len(part)
+        around = [value - mean for value in part]
+        power += sum(value * value for value in around)
+        lagged += sum(a * b for a, b in itertools.pairwise(around))
     rho = min(max(lagged / power, 0.0), 1.0) if power > 0 else 0.0
-    # The estimate is too low by (1 + 4 rho) / n (Kendall 1954, Marriott and Pope 1954).
+    # An autocorrelation of n scores is too low by (1 + 4 rho) / n (Marriott and Pope 1954).
     error = (1 + 4 * rho) / count + ERRORS * math.sqrt((1 - rho * rho) / count)
     phi = min(rho + error, MAX_AUTOCORRELATION)
     sigma = max(sigma, math.sqrt(power / max(count - len(parts), 1)))
-    return middle + lev, sigma * math.sqrt((1 + phi) / (1 - phi))
+    return level, sigma * math.sqrt((1 + phi) / (1 - phi))
 
 
 def alarm_height(spread: float, k: float) -> float:
@@ -92,6 +94,11 @@ def alarm_height(spread: float, k: float) -> float:
     for _ in range(8):
         y = math.log1p(2 * drift * drift * ARL + y)
     return spread * min(y / (2 * drift), math.sqrt(ARL))
+
+
+def _centred(scores: Sequence[float]) -> list[float]:
+    middle = _median(scores)
+    return [score - middle for score in scores]
 
 
 def _median(scores: Sequence[float]) -> float:
