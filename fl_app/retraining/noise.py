@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 ARL = 20_000.0
@@ -12,6 +13,7 @@ ARL = 20_000.0
 CLIP = 4.0
 """Standard deviations beyond which a score is taken as an outlier and drawn in."""
 MAX_AUTOCORRELATION = 0.9
+"""With more, the height would be beyond every fall while the scores are few."""
 ERRORS = 2.0
 """Standard errors that are added to the autocorrelation."""
 QUARTILE = 1.1503
@@ -26,9 +28,9 @@ def robust_sigma(deviations: Sequence[float]) -> float:
 
 def second_differences(scores: Sequence[float]) -> list[float]:
     """Second differences, scaled to the standard deviation of a score; level and slope vanish."""
+    scale = math.sqrt(6)  # 1 + 4 + 1 variances
     return [
-        (a - 2 * b + c) / math.sqrt(6)
-        for a, b, c in zip(scores, scores[1:], scores[2:], strict=False)
+        (a - 2 * b + c) / scale for a, b, c in zip(scores, scores[1:], scores[2:], strict=False)
     ]
 
 
@@ -67,14 +69,15 @@ def level_and_spread(
     """
     parts = [_centred(part) for part in (before, after) if part]
     sigma = max(robust_sigma([*itertools.chain(*parts)]), least)
-    parts = [[min(max(value, -CLIP * sigma), CLIP * sigma) for value in part] for part in parts]
+    most = CLIP * sigma
+    parts = [[v if -most <= v <= most else math.copysign(most, v) for v in part] for part in parts]
     level = _median(before) + math.fsum(parts[0][:size]) / size
     count, power, lagged = len(before) + len(after), 0.0, 0.0
     for part in parts:
         mean = math.fsum(part) / len(part)
         around = [value - mean for value in part]
-        power += sum(value * value for value in around)
-        lagged += sum(a * b for a, b in itertools.pairwise(around))
+        power += sum(map(operator.mul, around, around))
+        lagged += sum(map(operator.mul, around, around[1:]))
     rho = min(max(lagged / power, 0.0), 1.0) if power > 0 else 0.0
     # An autocorrelation of n scores is too low by (1 + 4 rho) / n (Marriott and Pope 1954).
     error = (1 + 4 * rho) / count + ERRORS * math.sqrt((1 - rho * rho) / count)
