@@ -72,7 +72,6 @@ NOISES = {
     "noise 0.02, Student's t with 3 degrees": Noise("t3"),
     "noise 0.03, skewed below 1": Noise("skewed", 0.03, GOAL_HARD, level=0.96),
     "noise 0.02, autocorrelated 0.7": Noise("0.7"),
-    "noise 0.02, autocorrelated 0.7, no start_from": Noise("0.7", known=False),
     "noise 0.02, autocorrelated 0.9": Noise("0.9", goal=GOAL_HARD),
     "noise 0.02, 2 % outliers of -0.2": Noise("outliers"),
 }

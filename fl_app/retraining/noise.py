@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Sequence
 
-ARL = 20_000.0
+ARL = 10_000.0
 """Mean number of rounds to a false alarm that the height is designed for."""
 CLIP = 4.0
 """Standard deviations beyond which a score is taken as an outlier and drawn in."""
