@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How often degradation rules cry wolf, and how long a real fall takes them.
 
-Scores around 0.8 with noise of several kinds. A false alarm is a request in 1,000 rounds without a
-fall; a delay is the median number of rounds after a fall of 0.05 or 0.08 (999: not within 100). The
-peers are the rule "best minus threshold", and Page-Hinkley and ADWIN of `river`, which get an
-environment of their own.
+Scores around 0.8, or just below 1, with noise of several kinds. A false alarm is a request in 1,000
+rounds without a fall; a delay is the median number of rounds after a fall of 0.05 or 0.08 (999: not
+within 100). The rules start from the level of the scores, as after a promotion, or with no score at
+all, as a monitor does that is given only `update_metrics`. The peers are the rule "best minus
+threshold", and Page-Hinkley and ADWIN of `river`, which get an environment of their own.
+
+Then a score that climbs by 0.1 in 300 rounds, stays for 100, and falls back to where it began.
 
 And 90 quiet days: a check each five minutes of 200 new rows of 10 features, whose distribution
 stays what it was, a score each hour, and a retraining that takes two hours. What the guide's rule
@@ -18,12 +21,15 @@ import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from scipy.signal import lfilter
 from scipy.stats import ks_2samp
 
 from benchmarks.table import Row, parser, report
@@ -36,16 +42,39 @@ from fl_app.retraining import (
 )
 
 THRESHOLD, LEVEL, KNOWN, AFTER = 0.05, 0.8, 80, 100
-STREAMS, LONG = 100, 1000
+STREAMS, LONG = 60, 1000
+CLIMB, RISE, PLATEAU = 0.1, 300, 100
 DROPS = (0.05, 0.08)
+GOAL_ALARMS, GOAL_HARD, GOAL_DELAY = 0.2, 1.0, 10
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A kind of noise around ``level``, and the most false alarms in 1,000 rounds with it."""
+
+    kind: str
+    deviation: float = 0.02
+    goal: float = GOAL_ALARMS
+    level: float = LEVEL
+    known: bool = True
+
+    @property
+    def start(self) -> float | None:
+        """Score that a rule starts from."""
+        return self.level if self.known else None
+
+
 NOISES = {
-    "noise 0.01": ("iid", 0.01),
-    "noise 0.02": ("iid", 0.02),
-    "noise 0.03": ("iid", 0.03),
-    "noise 0.02, autocorrelated 0.7": ("ar", 0.02),
-    "noise 0.02, 2 % outliers of -0.2": ("outliers", 0.02),
+    "noise 0.01": Noise("iid", 0.01),
+    "noise 0.02": Noise("iid"),
+    "noise 0.03": Noise("iid", 0.03),
+    "noise 0.02, no start_from": Noise("iid", known=False),
+    "noise 0.02, Student's t with 3 degrees": Noise("t3"),
+    "noise 0.03, skewed below 1": Noise("skewed", 0.03, GOAL_HARD, level=0.96),
+    "noise 0.02, autocorrelated 0.7": Noise("0.7"),
+    "noise 0.02, autocorrelated 0.9": Noise("0.9", goal=GOAL_HARD),
+    "noise 0.02, 2 % outliers of -0.2": Noise("outliers"),
 }
-GOAL_ALARMS, GOAL_DELAY = 0.2, 10
 DAYS, CHECKS_AN_HOUR, HOURS_OF_TRAINING, SEEDS = 90, 12, 2, 4
 FEATURES, ROWS, REFERENCE = 10, 200, 5000
 
@@ -67,41 +96,53 @@ print(json.dumps({name: [rounds(make, s) for s in streams] for name, make in kin
 """
 
 
-def noise(kind: str, deviation: float, rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """Noise of a score over ``rounds``, of the given standard deviation."""
-    values = rng.normal(0, deviation, rounds)
-    if kind == "ar":
-        for number in range(1, rounds):
-            values[number] = 0.7 * values[number - 1] + values[number] * np.sqrt(1 - 0.7**2)
-    if kind == "outliers":
+def noisy(noise: Noise, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """Scores with this noise and no fall."""
+    if noise.kind == "skewed":
+        return np.minimum(
+            1, noise.level + noise.deviation - rng.exponential(noise.deviation, rounds)
+        )
+    if noise.kind == "t3":  # its variance is 3
+        return noise.level + rng.standard_t(3, rounds) * noise.deviation / np.sqrt(3)
+    values = rng.normal(0, noise.deviation, rounds)
+    if noise.kind in ("0.7", "0.9"):
+        phi = float(noise.kind)
+        values[1:] *= np.sqrt(1 - phi**2)
+        values = lfilter([1], [1, -phi], values)
+    if noise.kind == "outliers":
         values = values - 0.2 * (rng.random(rounds) < 0.02)
-    return values
+    return noise.level + values
 
 
-def streams(kind: str, deviation: float) -> dict[str, list[list[float]]]:
+def streams(noise: Noise) -> dict[str, list[list[float]]]:
     """Quiet streams, and streams that fall after ``KNOWN`` rounds, by name."""
     rng = np.random.default_rng(7)
-    made = {"quiet": [list(LEVEL + noise(kind, deviation, LONG, rng)) for _ in range(STREAMS)]}
+    made = {"quiet": [noisy(noise, LONG, rng).tolist() for _ in range(STREAMS)]}
     for drop in DROPS:
         fallen = []
         for _ in range(STREAMS):
-            scores = LEVEL + noise(kind, deviation, KNOWN + AFTER, rng)
+            scores = noisy(noise, KNOWN + AFTER, rng)
             scores[KNOWN:] -= drop
-            fallen.append(list(scores))
+            fallen.append(scores.tolist())
         made[f"drop {drop}"] = fallen
     return made
 
 
 def ours(rule: DegradationRule, scores: Sequence[float]) -> list[int]:
     """Rounds in which a rule of this project asks; anew after each, as after a session."""
-    fresh, found = rule.rebase(LEVEL), []
-    rule = fresh
+    fresh, found = rule, []
     for number, score in enumerate(scores):
         rule, reason = rule.update(score)
         if reason:
             found.append(number)
             rule = fresh
     return found
+
+
+def of_group(work: tuple[DegradationRule, list[list[float]]]) -> list[list[int]]:
+    """The same for each stream of a group."""
+    rule, group = work
+    return [ours(rule, scores) for scores in group]
 
 
 def river(groups: Sequence[list[list[float]]], folder: Path) -> dict[str, list[list[list[int]]]]:
@@ -188,32 +229,55 @@ def quiet_days() -> Iterator[Row]:
         print(f"  {name:24} {counts}")
 
 
-def compared(folder: Path) -> Iterator[Row]:
+def compared(folder: Path, pool: Executor) -> Iterator[Row]:
     """The rows on false alarms and delays, one for each kind of noise."""
-    rules: dict[str, Callable[[], DegradationRule]] = {
-        "capped CUSUM (ours)": lambda: CappedCusum(THRESHOLD),
-        "best minus threshold": lambda: BestMinusThreshold(THRESHOLD),
+    rules = {
+        "capped CUSUM (ours)": CappedCusum(THRESHOLD),
+        "best minus threshold": BestMinusThreshold(THRESHOLD),
     }
-    for label, (kind, deviation) in NOISES.items():
-        groups = list(streams(kind, deviation).values())
-        fired = {n: [[ours(make(), s) for s in g] for g in groups] for n, make in rules.items()}
+    for label, noise in NOISES.items():
+        groups = list(streams(noise).values())
+        fired = {}
+        for name, rule in rules.items():
+            work = [(rule.rebase(noise.start), group) for group in groups]
+            fired[name] = list(pool.map(of_group, work))
         fired.update(river(groups, folder))
         table = {name: figures(found) for name, found in fired.items()}
         mine, delays = table["capped CUSUM (ours)"]
         peer, _ = table["best minus threshold"]
-        met = mine <= GOAL_ALARMS and (label != "noise 0.02" or delays[0] <= GOAL_DELAY)
-        told = f"false alarms per 1,000 rounds, {label}"
-        yield Row(told, mine, "best minus threshold", peer, GOAL_ALARMS, met=met)
+        bounded = noise.kind == "iid" and noise.deviation == 0.02
+        met = mine <= noise.goal and (not bounded or delays[0] <= GOAL_DELAY)
+        row = f"false alarms per 1,000 rounds, {label}"
+        yield Row(row, mine, "best minus threshold", peer, noise.goal, met=met)
         for name, (alarms, late) in table.items():
             words = f"{alarms:7.2f} false alarms / 1,000   delay {late[0]:g} / {late[1]:g}"
             print(f"  {name:24} {words}")
 
 
+def climbing(pool: Executor) -> Iterator[Row]:
+    """The row on a fall back after a climb; the rules start with no score."""
+    rng, at = np.random.default_rng(7), RISE + PLATEAU
+    level = LEVEL - CLIMB + np.r_[np.linspace(0, CLIMB, RISE), np.full(PLATEAU, CLIMB)]
+    scores = np.r_[level, np.full(AFTER, LEVEL - CLIMB)]
+    group = [(scores + rng.normal(0, 0.02, scores.size)).tolist() for _ in range(STREAMS)]
+    rules = [CappedCusum(THRESHOLD), BestMinusThreshold(THRESHOLD)]
+    delays = []
+    for found in pool.map(of_group, [(rule, group) for rule in rules]):
+        late = [next((r - at + 1 for r in each if r >= at), 999) for each in found]
+        early = sum(r < at for each in found for r in each)
+        delays.append(statistics.median(late))
+        print(f"  delay {min(late)} to {max(late)}, {early} false alarms in {at * STREAMS} rounds")
+    row = f"rounds until a fall by {CLIMB:g} after a climb of {CLIMB:g} is found, noise 0.02"
+    mine, peer = delays
+    yield Row(row, mine, "best minus threshold", peer, GOAL_DELAY, met=mine <= GOAL_DELAY)
+
+
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
     given = parser(__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report(chain(compared(Path(folder)), quiet_days()), given.json)
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
+        rows = chain(compared(Path(folder), pool), climbing(pool), quiet_days())
+        report(rows, given.json)
 
 
 if __name__ == "__main__":

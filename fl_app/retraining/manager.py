@@ -18,7 +18,7 @@ from fl_app.events import Hook
 from fl_app.health import Health
 from fl_app.retraining.calendar import Calendar
 from fl_app.retraining.callback import Callback, CallbackThread
-from fl_app.retraining.degradation import RULES, Mode
+from fl_app.retraining.degradation import LIMIT, RULES, Mode, is_score
 from fl_app.retraining.drift import DriftSettings
 from fl_app.retraining.drift_watch import DriftWatch
 from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
@@ -31,7 +31,7 @@ from registry import app_home
 logger = logging.getLogger("flwr.fl_app")
 
 MAX_ERRORS_IN_A_ROW = 4
-"""Non-finite scores in a row after which the monitor warns that it is blind."""
+"""Rejected scores in a row after which the monitor warns that no fall can be found."""
 POLL_SECONDS = 0.5
 """How often a waiting loop looks for requests that another process wrote down."""
 
@@ -47,7 +47,9 @@ class RetrainingManager:
     Parameters
     ----------
     accuracy_threshold : float
-        Lasting fall of the score, in the metric's unit, that asks for retraining.
+        Lasting fall of the score, in the metric's unit, that asks for retraining. It is measured
+        against the earlier scores, from the second one on, and, after ``start_from``, against the
+        score of the version that is served.
     check_interval : float
         Seconds between looks at the schedules, once ``start_monitoring`` was called.
     min_rounds_between_retrain : int
@@ -161,28 +163,43 @@ class RetrainingManager:
         When it is another than before, falls are measured against it from now on.
         """
         with self._changed:
-            if version != self._served_version and math.isfinite(score):
-                self._served_version, self._recovered = version, True
-                self._rule = self._rule.rebase(score)
-                self._save()
+            if version == self._served_version:
+                return
+            if not is_score(score):
+                logger.warning(
+                    "the score of version %s is %s, expected a finite number of at most %g in "
+                    "size; falls are measured against the earlier scores",
+                    *(version, score, LIMIT),
+                )
+                return
+            self._served_version, self._recovered = version, True
+            self._rule = self._rule.rebase(score)
+            self._save()
 
     def update_metrics(self, accuracy: float, round_num: int) -> None:
         """Take the score of a round; a fall becomes a request.
 
-        A score that is not finite is an error, never a value: it changes neither best nor current.
+        A score that is not finite or more than 1e100 in size is rejected and reported: it changes
+        neither best nor current.
         """
         with self._changed, self.health.going_on(MEMORY, *memory_errors()):
             if self._rounds_since is not None:
                 self._rounds_since += 1
-            if not math.isfinite(accuracy):
-                self._count_error()
+            if not is_score(accuracy):
+                self._reject(accuracy, round_num)
             else:
                 self._errors_in_a_row = 0
                 self._rule, fall = self._rule.update(accuracy)
                 if fall:
                     reason = f"in round {round_num} {fall}"
-                    self._put(RetrainRequest(TriggerKind.DEGRADATION, reason))
-                self._recovered = not fall and (self._recovered or self._rule.healthy)
+                    made = self._store.get(
+                        self._put(RetrainRequest(TriggerKind.DEGRADATION, reason))
+                    )
+                    # A fall that lasts longer than a cooldown is requested after it.
+                    suppressed = made is not None and made["outcome"] == Outcome.SUPPRESSED
+                    self._recovered = self._recovered and suppressed
+                elif self._rule.healthy:
+                    self._recovered = True
             self._save()
 
     def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
@@ -338,11 +355,17 @@ class RetrainingManager:
             recovered=self._recovered,
         )
 
-    def _count_error(self) -> None:
+    def _reject(self, score: float, round_num: int) -> None:
         self._errors_in_a_row += 1
+        logger.warning(
+            "the score of round %d is %s, expected a finite number of at most %g in size; it is "
+            "rejected",
+            *(round_num, score, LIMIT),
+        )
         if self._errors_in_a_row == MAX_ERRORS_IN_A_ROW:
             logger.warning(
-                "the score was not finite %d times in a row; degradation goes unseen",
+                "scores were rejected %d times in a row; a fall cannot be found until one is a "
+                "number: see what your evaluation returns",
                 MAX_ERRORS_IN_A_ROW,
             )
 
@@ -379,6 +402,10 @@ class RetrainingManager:
             self._rule = self._rule.restored(state["rule"]["state"])
             self._served_version = state["served_version"]
             self._recovered = state["recovered"]
+        else:
+            logger.info(
+                "the kept scores are those of another rule or threshold; degradation begins anew"
+            )
         self._rounds_since, self._taken = state["rounds_since"], state.get("taken", "")
         self._errors_in_a_row = state["errors_in_a_row"]
         self._drift.restore(state["drift"])

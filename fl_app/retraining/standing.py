@@ -38,5 +38,5 @@ def standing(manager: RetrainingManager) -> Standing:
     state = manager.store.load_state()
     if not state:
         return Standing(None, None, manager.accuracy_threshold, None)
-    rule, (_, threshold, _) = state["rule"]["state"], state["rule"]["settings"]
+    rule, threshold = state["rule"]["state"], state["rule"]["settings"][1]
     return Standing(rule["best"], rule["current"], threshold, kept_check(state["drift"]))

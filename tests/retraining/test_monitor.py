@@ -129,18 +129,6 @@ def test_at_most_one_request_waits_and_each_ends_once(events: list[float | str])
     assert len(ids) == len(set(ids))
 
 
-def test_a_score_that_is_not_a_number_changes_nothing_and_warns_after_four(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    manager = RetrainingManager()
-    manager.update_metrics(0.9, 1)
-    for number in range(4):
-        manager.update_metrics(math.nan, number)
-    assert (manager.best_accuracy, manager.current_accuracy) == (0.9, 0.9)
-    assert manager.trigger_history == []
-    assert "4 times in a row" in caplog.text
-
-
 def test_later_requests_join_the_one_that_waits() -> None:
     manager = RetrainingManager()
     first = manager.manual_trigger("new data")
