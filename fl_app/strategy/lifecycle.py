@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
+from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
@@ -66,7 +67,10 @@ class LifecycleStrategy(Sessions):
     Parameters
     ----------
     strategy : Strategy | None
-        The strategy that samples nodes and aggregates; ``FedAvg()`` by default.
+        The strategy that samples nodes and aggregates; ``FedAvg()`` by default. Of the message
+        API (``flwr.serverapp.strategy``).
+    ignore_start : bool
+        Accept a strategy that overrides ``start()``, which is not run then; the log names it.
     screening : Screening | None
         What a reply must be like to count. None lets everything pass, for inner strategies whose
         nodes send something else than models, such as masked ones.
@@ -138,14 +142,16 @@ class LifecycleStrategy(Sessions):
     RegistryError
         If MLflow does not answer at the start, or refuses. Once a session has begun, rounds wait
         on disk while MLflow does not answer.
-    ValueError
-        If ``early_stopping`` has no ``metric`` to look at.
+    TypeError, ValueError
+        If an argument cannot be honoured: the strategy is none of the message API or overrides
+        ``start()``, ``early_stopping`` or ``shadow`` has no ``metric``, a word is not known.
     """
 
     def __init__(
         self,
         strategy: Strategy | None = None,
         *,
+        ignore_start: bool = False,
         screening: Screening | None = Screening(),  # noqa: B008  (it is frozen)
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
@@ -173,9 +179,23 @@ class LifecycleStrategy(Sessions):
         pipeline: bool = True,
         pack_arrays: bool = False,
     ) -> None:
-        if early_stopping is not None and metric is None:
-            raise ValueError("early_stopping needs a metric to look at; give metric=… as well.")
-        self.strategy = strategy or FedAvg()
+        self.strategy = FedAvg() if strategy is None else strategy
+        check_strategy(self.strategy, LifecycleStrategy, ignore_start=ignore_start)
+        check_arguments(
+            metric=metric,
+            mode=mode,
+            approval=approval,
+            policy=policy,
+            node_wait_timeout=node_wait_timeout,
+            hooks=hooks,
+            artifacts=artifacts,
+            settings={
+                "screening": (screening, Screening),
+                "early_stopping": (early_stopping, EarlyStopping),
+                "shadow": (shadow, ShadowEvaluation),
+            },
+            connections={"store": store, "tracker": tracker},
+        )
         self.screening = screening
         self.metric = metric
         self.mode = mode
@@ -214,6 +234,8 @@ class LifecycleStrategy(Sessions):
         logger.info("\t│\t└── Approval: %s", self.approval)
         logger.info("\t└──> Around %s:", type(self.strategy).__name__)
         self.strategy.summary()
+        for start in overridden_starts(self.strategy):
+            logger.warning("%s is not run, since ignore_start=True", start)
 
     # The round, in the order in which Flower's loop and then the worker run it.
 

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.health import Health
+from fl_app.strategy.arguments import check_start
 from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
 from fl_app.strategy.deadlines import TooFewNodesError
@@ -121,6 +122,13 @@ class Sessions(Strategy):
         """
         train_config = ConfigRecord() if train_config is None else train_config
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        check_start(
+            self.strategy,
+            metric=self.metric,
+            screening=self.screening,
+            arrays=initial_arrays,
+            evaluate_fn=evaluate_fn,
+        )
         opening = Opening(
             self.tracker,
             self._memory,
