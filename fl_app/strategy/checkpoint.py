@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.payload import ArrayError, is_bytes, require_finite, view
+from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_finite, view
 from models.weights import WeightsError, load_weights, save_weights
 
 logger = logging.getLogger("flwr.fl_app")
@@ -42,25 +42,40 @@ def is_document(schema: Schema) -> bool:
     return not others and dtype == np.uint8 and len(shape) == 1
 
 
-def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
-    """Say what is wrong with an aggregate, or nothing if it may become the model.
+def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
+    """Name, dtype and shape of a model's arrays, in order; no shape where it may change."""
+    free = is_document(schema)
+    return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
 
-    A document may change its length; all else keeps its shape.
+
+def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
+    """Require an aggregate that may become the model.
+
+    A document may change its length; all else keeps its shape. Without a schema, as a server has
+    none that starts without a model, there must be arrays, and all be finite.
+
+    Raises
+    ------
+    OtherArrayError
+        If it has other arrays than the model, or other shapes.
+    ArrayError
+        If one of its arrays is not finite, or cannot be read.
     """
-    if list(arrays) != list(schema):
+    if not arrays:
+        raise OtherArrayError("the aggregate has no arrays")
+    if schema and list(arrays) != list(schema):
         foreign = sorted(set(arrays) ^ set(schema))[:3]
-        return f"the aggregate has other arrays than the global model: {foreign}"
+        raise OtherArrayError(f"the aggregate has other arrays than the global model: {foreign}")
     document = is_document(schema)
     for name, array in arrays.items():
-        dtype, shape = schema[name]
         try:
             values = view(array)
+            dtype, shape = schema.get(name, (values.dtype, values.shape))
             if values.shape != shape and not (document and is_bytes(values)):
-                raise ArrayError(f"has shape {values.shape}, expected {shape}")
+                raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
             require_finite(values, dtype)
         except ArrayError as error:
-            return f"the aggregate's {name!r} {error}"
-    return ""
+            raise type(error)(f"the aggregate's {name!r} {error}") from None
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:

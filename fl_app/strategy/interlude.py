@@ -15,11 +15,12 @@ def meet_staging(
 ) -> None:
     """Let the best so far be what is in Staging by now, if that is another's and is better.
 
-    It is scored on the session's own holdout; without one nothing can be compared. A version of
-    the session itself is not met, also if its round was cut short before it was done.
+    It is scored on the session's own holdout; without one, or before the first model of a server
+    without a model, nothing can be compared. A version of the session itself is not met, also if
+    its round was cut short before it was done.
     """
     version = store.get_latest_version(Stage.STAGING)
-    if metric is None or version is None:
+    if metric is None or version is None or not session.schema:
         return
     if store.get_version(version).run_id == session.run_id:
         return

@@ -21,21 +21,30 @@ from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
 from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
+from fl_app.strategy.arriving import Screened
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.evaluation import finite, round_metrics
-from fl_app.strategy.inner import aggregate, aggregate_evaluate
+from fl_app.strategy.first_model import adopted_schema, agreed_schema, require_whole_model
+from fl_app.strategy.inner import Aggregate, aggregate, aggregate_evaluate
 from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.interlude import meet_staging
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, node_scores, summaries
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
-from fl_app.strategy.screening import Screening, needs_of, screen_evaluate, screen_train
-from fl_app.strategy.session import Session
+from fl_app.strategy.screening import (
+    Screening,
+    needs_of,
+    screen_evaluate,
+    screen_train,
+    sound_models,
+)
+from fl_app.strategy.session import RunFailedError, Session
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation
@@ -266,13 +275,16 @@ class LifecycleStrategy(Sessions):
             return session.restore()
         if session.stopped:
             return None, None
-        number = server_round + session.offset
+        number, schema = server_round + session.offset, session.schema
+        if not schema:  # the server has no model: the nodes' must agree, so all are waited for
+            replies = list(replies)
+            schema = agreed_schema(sound_models(replies, self.screening, needs))
         arriving = screen_train(
             replies,
             self.screening,
             needs=needs,
             model=session.sent,
-            schema=session.schema,
+            schema=schema,
             asked=session.asked,
         )
         made = aggregate(self.strategy, number, arriving, session.schema)
@@ -282,7 +294,10 @@ class LifecycleStrategy(Sessions):
             number, made.problem, tags=session.tags, set_aside=session.set_aside.this_round
         )
         if made.arrays is None:
+            self._require_whole_model(session, number, screened, made)
             return None, made.metrics
+        session.made_model = True
+        session.schema = session.schema or adopted_schema(made.arrays, schema)
         arrays = restore_dtypes(made.arrays, session.schema)
         nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
         session.current = replace(session.current, arrays=arrays, nodes=nodes, train=made.metrics)
@@ -318,12 +333,28 @@ class LifecycleStrategy(Sessions):
             set_aside=session.set_aside.this_round,
             seconds=time.monotonic() - session.opened,
         )
+        self._close_round(session, closed)
+        session.count_failure(closed)
+        return clients
+
+    def _close_round(self, session: Session, closed: ClosedRound) -> None:
         waiting = session.keep(closed, "closed")
         if self._outbox is not None:
             self._outbox.make_room()
             self._outbox.put(waiting)
-        session.count_failure(closed)
-        return clients
+
+    def _require_whole_model(
+        self, session: Session, number: int, screened: Screened, made: Aggregate
+    ) -> None:
+        """End the run at its first replies where no later round could make a model either."""
+        if session.made_model:
+            return
+        try:
+            require_whole_model(self.strategy, number, screened, made)
+        except RunFailedError:
+            seconds = time.monotonic() - session.opened
+            self._close_round(session, replace(session.current, seconds=seconds))
+            raise
 
     def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
         """Evaluate, log, gate, register, stage, tell the monitor, report: the lifecycle.
@@ -345,6 +376,8 @@ class LifecycleStrategy(Sessions):
         holdout = session.scored(waiting)
         metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
         session.require_metric(self.metric, metrics)
+        if not session.record.arrays and session.best is None:
+            meet_staging(session, self.store, self.metric, self.mode)
         champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None
         # Log.
         self._log(session, metrics, closed)

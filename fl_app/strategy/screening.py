@@ -8,7 +8,7 @@ is not decided here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -25,10 +25,10 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClippin
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fl_app.strategy.array_layout import ArrayLayout, layout_of
-from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
+from fl_app.strategy.arriving import ArrivingReplies, OtherArraysError, ReplyError, Screened
 from fl_app.strategy.checkpoint import Schema, fits, is_document
 from fl_app.strategy.decoding import SentModel, decode_update
-from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
+from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_like, view
 from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
@@ -121,7 +121,8 @@ def screen_train(
 ) -> ArrivingReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
-    Encoded arrays are decoded first. Without rules all that is no error passes.
+    Encoded arrays are decoded first. Without rules all that is no error passes. Without a schema,
+    which is that of a server without a model and of replies that do not agree on one, none counts.
     """
 
     sent, layout = SentModel(model), None if rules is None else _layout(model, schema)
@@ -132,12 +133,47 @@ def screen_train(
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs)
         arrays = _only(content, ArrayRecord)
+        if not schema:
+            _require_sound(arrays)
+            raise ReplyError(
+                "the server has no model yet, and no more than half of the replies have the same "
+                "arrays"
+            )
         if layout is None or not _is_sound(arrays, layout):
             arrays = _screen_arrays(arrays, schema)
         arrays, clipped = _bound_update(arrays, model, rules)
         return _with_records(content, arrays, metrics), [*clipped, *faults]
 
     return ArrivingReplies(replies, check, asked)
+
+
+def sound_models(
+    replies: Iterable[Message], rules: Screening | None, needs: Needs
+) -> Iterator[ArrayRecord]:
+    """Return the arrays of replies that may take part, whatever model they are of."""
+    for message in replies:
+        if message.has_error():
+            continue
+        try:
+            arrays = _only(message.content, ArrayRecord)
+            _require_sound(arrays)
+            if rules is not None:
+                _screen_metrics(message.content, rules, needs)
+        except Exception:  # noqa: BLE001, S112  (screening gives the reason)
+            continue
+        yield arrays
+
+
+def _require_sound(arrays: ArrayRecord) -> None:
+    """Require arrays that may be a model."""
+    if not arrays:
+        raise OtherArraysError("it has no arrays, and the server has no model yet")
+    for name, array in arrays.items():
+        try:
+            values = view(array)
+            require_like(values, values.dtype, values.shape)
+        except ArrayError as error:
+            raise ReplyError(f"array {quoted(name)} {error}") from None
 
 
 def screen_evaluate(
@@ -217,13 +253,15 @@ def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     if arrays.keys() != schema.keys():
         differ = {"lacks": schema.keys() - arrays.keys(), "has": arrays.keys() - schema.keys()}
         told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
-        raise ReplyError(f"its arrays are not the model's: it {' and '.join(told)}")
+        raise OtherArraysError(f"its arrays are not the model's: it {' and '.join(told)}")
     wider, document = {}, is_document(schema)
     for name, (dtype, shape) in schema.items():
         try:
             values = view(arrays[name])
             anything = document and is_bytes(values)
             require_like(values, dtype, values.shape if anything else shape)
+        except OtherArrayError as error:
+            raise OtherArraysError(f"array {quoted(name)} {error}") from None
         except ArrayError as error:
             raise ReplyError(f"array {quoted(name)} {error}") from None
         if values.dtype.itemsize < dtype.itemsize:

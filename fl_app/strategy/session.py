@@ -47,7 +47,7 @@ MAX_REASON = 500
 
 
 class RunFailedError(RuntimeError):
-    """Too many rounds in a row gave no model."""
+    """Too many rounds in a row gave no model, or none can."""
 
 
 class SessionOverError(RuntimeError):
@@ -70,7 +70,8 @@ class Session:
     tags : Mapping[str, str]
         Where it comes from; its versions bear them.
     schema : Schema
-        Arrays that the first global model has, and every later one must have.
+        Arrays that the first global model has, and every later one must have; empty until a server
+        without a model has one.
     evaluate_fn : EvaluateFn | None
         What scores the holdout.
     offset : int
@@ -103,6 +104,8 @@ class Session:
         What the shadow evaluation at the end has come to.
     unshadowed : bool
         Whether shadow rounds were to be, and none could be.
+    made_model : bool
+        Whether one of its rounds, those of earlier processes included, made a model.
     over : bool
         Whether the worker must not touch its MLflow run any more.
     noting : threading.Lock
@@ -125,6 +128,7 @@ class Session:
     started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
+    made_model: bool = False
     found: dict[int, Scored] = field(default_factory=dict)
     scores_kept: set[int] = field(default_factory=set)
     tried: set[int] = field(default_factory=set)
@@ -170,7 +174,10 @@ class Session:
         self.best = self.record.first_best
         for checkpoint in rounds:
             number, report = checkpoint.closed.round, checkpoint.report
+            if number and not checkpoint.closed.problem:
+                self.made_model = True
             if number and checkpoint.phase != "aggregated":
+                self.current = checkpoint.closed
                 failed = bool(checkpoint.closed.problem)
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
             if report is not None and number:
@@ -286,6 +293,14 @@ class Session:
             raise RunFailedError(
                 f"{MAX_FAILED_ROUNDS} rounds in a row gave no model, the last one because "
                 f"{closed.problem}; look at the clients' log and run again."
+            )
+
+    def require_model(self) -> None:
+        """Raise RunFailedError if there were rounds, and none of them made a model."""
+        if self.num_rounds > 0 and not self.made_model and not self.stopped:
+            raise RunFailedError(
+                f"No round of {self.num_rounds} made a model, the last one because "
+                f"{self.current.problem}; look at the clients' log and run again."
             )
 
     def require_metric(self, metric: str | None, metrics: dict[str, float]) -> None:

@@ -149,6 +149,7 @@ class Sessions(Strategy):
                 train_config,
                 evaluate_config,
             )
+            session.require_model()
             if self._drained(session):
                 nodes = NodeEvaluation(
                     self.strategy, grid, num_rounds, evaluate_config, timeout, self.screening
@@ -265,6 +266,9 @@ class Sessions(Strategy):
         """Score what the session starts with, and what is in Staging, on the holdout."""
         parent = session.record.origin.parent_version
         first = evaluate(session.evaluate_fn, 0, session.rounds.arrays_of(session.rounds.newest))
+        if not session.schema:  # versions are compared once it is known what a model is
+            session.note(first_metrics=first.metrics)
+            return
         if first.metrics:
             require_metric(self.metric, first.metrics)
             if parent is not None:
