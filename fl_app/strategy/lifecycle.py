@@ -34,6 +34,7 @@ from fl_app.strategy.interlude import meet_staging
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, node_scores, summaries
+from fl_app.strategy.reply_metrics import WatchedMetric
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
@@ -271,6 +272,7 @@ class LifecycleStrategy(Sessions):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen, aggregate, check and write to disk; a bad result leaves the old arrays."""
         session, needs = self._session, needs_of(self.strategy)
+        watched = WatchedMetric.of(self.metric, "train")
         if session.restored is not None:
             return session.restore()
         if session.stopped:
@@ -286,6 +288,7 @@ class LifecycleStrategy(Sessions):
             model=session.sent,
             schema=schema,
             asked=session.asked,
+            watched=watched,
         )
         made = aggregate(self.strategy, number, arriving, session.schema)
         screened = arriving.screened
@@ -300,7 +303,13 @@ class LifecycleStrategy(Sessions):
         session.schema = session.schema or adopted_schema(made.arrays, schema)
         arrays = restore_dtypes(made.arrays, session.schema)
         nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
-        session.current = replace(session.current, arrays=arrays, nodes=nodes, train=made.metrics)
+        session.current = replace(
+            session.current,
+            arrays=arrays,
+            nodes=nodes,
+            train=made.metrics,
+            unscored=watched.why_missing(len(screened.good)),
+        )
         session.keep(session.current, "aggregated")
         return arrays, made.metrics
 
@@ -323,13 +332,17 @@ class LifecycleStrategy(Sessions):
         if session.stopped:
             return None
         number = server_round + session.offset
-        screened = screen_evaluate(replies, self.screening, needs=needs, asked=session.asked)
+        watched = WatchedMetric.of(self.metric, "evaluate")
+        screened = screen_evaluate(
+            replies, self.screening, needs=needs, asked=session.asked, watched=watched
+        )
         clients = aggregate_evaluate(self.strategy, number, screened)
         session.set_aside.note("evaluate", number, screened)
         closed = replace(
             session.current,
             clients=clients,
             node_scores=node_scores(screened.replies, self.metric),
+            unscored=session.current.unscored or watched.why_missing(len(screened.good)),
             set_aside=session.set_aside.this_round,
             seconds=time.monotonic() - session.opened,
         )
@@ -375,7 +388,7 @@ class LifecycleStrategy(Sessions):
         # Evaluate, on the same data as the present Production.
         holdout = session.scored(waiting)
         metrics = round_metrics(holdout.metrics, closed.train, closed.clients)
-        session.require_metric(self.metric, metrics)
+        session.require_metric(self.metric, metrics, holdout, closed)
         if not session.record.arrays and session.best is None:
             meet_staging(session, self.store, self.metric, self.mode)
         champion = session.champion(self.store) if Stage.PRODUCTION in self.policy else None

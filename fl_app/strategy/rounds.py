@@ -37,6 +37,9 @@ class ClosedRound:
         The nodes' metrics of training and of evaluation, averaged.
     node_scores : tuple[NodeScore, ...]
         The metric on each node that evaluated it.
+    unscored : str
+        Why the round has no value of the metric although nodes reported one; empty if it has, or
+        nobody did.
     seconds : float
         Wall time from its first message to the end of the nodes' evaluation.
     set_aside : tuple[SetAside, ...]
@@ -55,6 +58,7 @@ class ClosedRound:
     train: MetricRecord | None = None
     clients: MetricRecord | None = None
     node_scores: tuple[NodeScore, ...] = ()
+    unscored: str = ""
     seconds: float = 0.0
     set_aside: tuple[SetAside, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)

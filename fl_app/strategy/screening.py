@@ -29,7 +29,13 @@ from fl_app.strategy.arriving import ArrivingReplies, OtherArraysError, ReplyErr
 from fl_app.strategy.checkpoint import Schema, fits, is_document
 from fl_app.strategy.decoding import SentModel, decode_update
 from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_like, view
-from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
+from fl_app.strategy.reply_metrics import (
+    Value,
+    WatchedMetric,
+    is_finite,
+    quoted,
+    sound_metrics,
+)
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
@@ -118,6 +124,7 @@ def screen_train(
     model: ArrayRecord,
     schema: Schema,
     asked: Iterable[str] = (),
+    watched: WatchedMetric | None = None,
 ) -> ArrivingReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
@@ -131,7 +138,7 @@ def screen_train(
         content = decode_update(content, sent)
         if rules is None:
             return content, []
-        metrics, faults = _screen_metrics(content, rules, needs)
+        metrics, faults = _screen_metrics(content, rules, needs, watched)
         arrays = _only(content, ArrayRecord)
         if not schema:
             _require_sound(arrays)
@@ -182,13 +189,14 @@ def screen_evaluate(
     *,
     needs: Needs,
     asked: Iterable[str] = (),
+    watched: WatchedMetric | None = None,
 ) -> Screened:
     """Screen the replies of a round of evaluation, in which only metrics count."""
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         if rules is None:
             return content, []
-        metrics, faults = _screen_metrics(content, rules, needs)
+        metrics, faults = _screen_metrics(content, rules, needs, watched)
         return _with_records(content, None, metrics), faults
 
     return ArrivingReplies(replies, check, asked).all()
@@ -203,16 +211,21 @@ def _only(content: RecordDict, kind: type[Record]) -> Record:
 
 
 def _screen_metrics(
-    content: RecordDict, rules: Screening, needs: Needs
+    content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric | None = None
 ) -> tuple[MetricRecord, list[str]]:
     """Return the sound metrics of a reply, and what was wrong with others."""
-    record = _only(content, MetricRecord)
-    if needs.weighted_by is not None:
-        _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
-    sound, faults = sound_metrics(record, needs.all)
-    for name in sorted(needs.metrics):
-        if not isinstance(sound.get(name), int | float):
-            raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
+    record, watched = _only(content, MetricRecord), watched or WatchedMetric("")
+    sound, faults = sound_metrics(record, needs.all, watched.name)
+    try:
+        if needs.weighted_by is not None:
+            _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
+        for name in sorted(needs.metrics):
+            if not isinstance(sound.get(name), int | float):
+                raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
+    except ReplyError as error:
+        watched.refuse(record, str(error))
+        raise
+    watched.note(record, sound)
     return (MetricRecord(dict(sound)) if faults else record), faults
 
 

@@ -106,6 +106,8 @@ class Session:
         Whether shadow rounds were to be, and none could be.
     made_model : bool
         Whether one of its rounds, those of earlier processes included, made a model.
+    reported : bool
+        Whether the metric that gates look at was reported in one of its rounds.
     over : bool
         Whether the worker must not touch its MLflow run any more.
     noting : threading.Lock
@@ -129,6 +131,7 @@ class Session:
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
     made_model: bool = False
+    reported: bool = False
     found: dict[int, Scored] = field(default_factory=dict)
     scores_kept: set[int] = field(default_factory=set)
     tried: set[int] = field(default_factory=set)
@@ -176,12 +179,15 @@ class Session:
             number, report = checkpoint.closed.round, checkpoint.report
             if number and not checkpoint.closed.problem:
                 self.made_model = True
+            self.reported |= bool(checkpoint.closed.unscored)
             if number and checkpoint.phase != "aggregated":
                 self.current = checkpoint.closed
                 failed = bool(checkpoint.closed.problem)
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
             if report is not None and number:
                 self.remember(report.metrics, number)
+                score = report.metrics.get(self.record.tags.get("metric", ""), math.nan)
+                self.reported |= not math.isnan(score)
                 if report.stage is not Stage.NONE:
                     self.best = report.metrics
                     self.reports = [
@@ -303,14 +309,36 @@ class Session:
                 f"{self.current.problem}; look at the clients' log and run again."
             )
 
-    def require_metric(self, metric: str | None, metrics: dict[str, float]) -> None:
-        """Raise MetricError if nobody reports the metric; once it was told, it may be missing.
+    def require_metric(
+        self,
+        metric: str | None,
+        metrics: dict[str, float],
+        holdout: Scored,
+        closed: ClosedRound,
+    ) -> None:
+        """Raise MetricError if nobody reports the metric; once it was reported, it may be missing.
 
-        Then it is not a number, which stages nothing.
+        Then it is not a number, which stages nothing. So it is where all values of it were
+        rejected, and until an evaluate reply counts.
         """
-        if metric is not None and metric in self.history:
-            metrics.setdefault(metric, math.nan)
-        require_metric(metric, metrics)
+        if metric is None or metric in metrics:
+            self.reported |= metric in metrics
+            return
+        trained = metric.startswith("train/")
+        by_nodes = trained or metric.startswith("client/") or not holdout.metrics
+        if by_nodes and closed.unscored:
+            self.reported = True
+            logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
+        unheard = by_nodes and not trained and closed.clients is None
+        if self.reported or unheard or metric in (self.record.first_metrics or {}):
+            metrics[metric] = math.nan
+            return
+        require_metric(
+            metric,
+            metrics,
+            on_nodes=by_nodes and bool(closed.node_scores),
+            rejected=[bad.reason for bad in closed.set_aside if bad.phase == "evaluate"],
+        )
 
     def version_tags(self, closed: ClosedRound, lease: Lease | None) -> dict[str, str]:
         """The tags of the version that a round becomes."""

@@ -154,7 +154,7 @@ class Sessions(Strategy):
                 nodes = NodeEvaluation(
                     self.strategy, grid, num_rounds, evaluate_config, timeout, self.screening
                 )
-                nodes.node_wait = self.node_wait_timeout
+                nodes.node_wait, nodes.metric = self.node_wait_timeout, self.metric
                 self._conclude(session, nodes)
             return session.complete(result)
 
