@@ -142,9 +142,10 @@ class LifecycleStrategy(Sessions):
     Raises
     ------
     MetricError
-        If nobody reports ``metric``.
+        If nobody reports ``metric``, or ``start()`` has nobody report it.
     RunFailedError
-        After three rounds in a row without a valid model, or where there are too few nodes.
+        After three rounds in a row without a valid model, or a session without any; if all first
+        replies have the same other arrays than the model; where there are too few nodes.
     ResumeError
         If there is no session to go on with, and ``resume`` requires one.
     ModelBusy, LeaseLost

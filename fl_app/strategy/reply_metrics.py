@@ -12,8 +12,8 @@ from typing import Literal, cast
 from registry.redaction import one_line
 
 MAX_METRICS, MAX_NAME, MAX_LIST = 100, 200, 10_000
-MAX_CLASSES = 1_000
-"""Metrics ``<metric>/<class>`` that a reply may have beside the others."""
+MAX_CLASSES = 200
+"""Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds them all."""
 
 Value = int | float | list[int] | list[float]
 
@@ -87,7 +87,7 @@ def sound_metrics(
     """Return the metrics that may be averaged, and what is wrong with each of the others.
 
     A name has 1 to 200 printable characters, a value is finite, a list has at most 10,000 values,
-    and beside those that are ``needed``, the one that is ``watched`` and 1,000 of its classes
+    and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
     (``<watched>/…``) a reply has at most 100.
     """
     sound: dict[str, Value] = {}

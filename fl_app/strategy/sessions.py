@@ -116,6 +116,7 @@ class Sessions(Strategy):
     ) -> Result:
         """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
 
+        With empty ``initial_arrays`` the model's arrays are those of the first aggregate.
         ``evaluate_fn`` (see `EvaluateFn`) scores the holdout in the worker, for the result too. A
         session that goes on after a crash runs the rounds that are left, from its own arrays, and
         the result holds what this process ran.
