@@ -64,6 +64,7 @@ from registry import (
     decide_stage,
 )
 
+DEFAULT_NAME = "fl-global-model"
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
 
@@ -169,7 +170,7 @@ class LifecycleStrategy(Sessions):
         policy: Policy | None = None,
         approval: Literal["manual", "auto"] = "manual",
         shadow: ShadowEvaluation | None = None,
-        registered_model_name: str = "fl-global-model",
+        registered_model_name: str = DEFAULT_NAME,
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
         monitor: Monitor | None = None,
@@ -215,6 +216,11 @@ class LifecycleStrategy(Sessions):
         self.shadow = shadow
         self.store = store or ModelManager(None, registered_model_name, home=home)
         self.model_name = getattr(self.store, "registered_model_name", registered_model_name)
+        if registered_model_name not in (self.model_name, DEFAULT_NAME):
+            raise ValueError(
+                f"registered_model_name is {registered_model_name!r:.60}, and store= is that of "
+                f"{self.model_name!r}: give the name to the store only."
+            )
         self.tracker = tracker or FederatedLearningTracker(home=home)
         self.monitor = monitor
         self.probation = probation

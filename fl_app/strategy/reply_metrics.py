@@ -13,7 +13,7 @@ from registry.redaction import one_line
 
 MAX_METRICS, MAX_NAME, MAX_LIST = 100, 200, 10_000
 MAX_CLASSES = 200
-"""Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds them all."""
+"""Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds all."""
 
 Value = int | float | list[int] | list[float]
 

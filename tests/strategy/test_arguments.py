@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from fl_app.strategy import (
     ShadowEvaluation,
     StreamingFedAvg,
 )
-from registry import InMemoryModelStore, InMemoryTracker, Stage
+from registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -110,6 +111,12 @@ def test_arguments_that_cannot_be_honoured_are_refused(wrong: dict[str, Any], sa
     fakes = {"store": InMemoryModelStore(), "tracker": InMemoryTracker()}
     with pytest.raises((TypeError, ValueError), match=said):
         LifecycleStrategy(**{**fakes, **wrong})
+
+
+def test_a_name_beside_a_store_of_another_is_refused(tmp_path: Path) -> None:
+    store = ModelManager(None, "digits", home=tmp_path)
+    with pytest.raises(ValueError, match=r"'other', and store= is that of 'digits'"):
+        LifecycleStrategy(store=store, registered_model_name="other")
 
 
 def test_without_a_metric_the_reason_says_to_give_one() -> None:
