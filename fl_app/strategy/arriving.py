@@ -44,7 +44,7 @@ class Screened:
     notes : Mapping[str, str]
         By node id what was left out of a reply that counts, or was clipped.
     other_arrays : frozenset[str]
-        Nodes that are set aside since their arrays are not the model's.
+        Nodes whose replies are rejected since their arrays are not the model's.
     """
 
     replies: tuple[Message, ...]

@@ -9,15 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import FedAvg, Strategy
 from local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
+from fl_app.client.compression import compress_updates
 from fl_app.packing import pack, unpack
 from fl_app.strategy import RunFailedError, ScheduledFedAvg, StreamingFedAvg
 from fl_app.strategy.checkpoint import load_round, save_round, schema_of
 from fl_app.strategy.first_model import adopted_schema, agreed_schema
+from fl_app.updates import UPDATE_RECORD
 from registry import InMemoryModelStore, InMemoryTracker, Stage
 
 NOTHING = ArrayRecord()
@@ -200,6 +211,26 @@ def test_no_arrays_travel_and_are_kept(tmp_path: Path) -> None:
     assert list(unpack(pack(content))["arrays"]) == []
     path, _ = save_round(NOTHING, tmp_path, 0, {})
     assert list(load_round(path)) == []
+
+
+def test_the_first_model_is_sent_whole_by_nodes_that_compress(here: World) -> None:
+    encoded: list[bool] = []
+
+    def answer(node_id: int, message: Message) -> RecordDict:
+        def app(sent: Message, _: Context) -> Message:
+            return Message(begin_then_add(node_id, sent), reply_to=sent)
+
+        context = Context(
+            run_id=7, node_id=node_id, node_config={}, state=RecordDict(), run_config={}
+        )
+        content = compress_updates("int8")(message, context, app).content
+        if message.metadata.message_type == "train":
+            encoded.append(UPDATE_RECORD in content)
+        return content
+
+    result = here.run(answer, rounds=2)
+    assert encoded == [False, False, True, True]
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 13, rtol=1e-5)
 
 
 def changed(change: Callable[[ArrayRecord], ArrayRecord]) -> Callable[[int, Message], RecordDict]:
