@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The strategy and its gates, for any Flower app: no YOLO, and MLflow only once it is used."""
+"""The strategy and its gates, for any app with a Strategy: no YOLO, MLflow only once it is used."""
 
 from fl_app.events import RoundReport
 from fl_app.strategy.deadlines import TooFewNodesError

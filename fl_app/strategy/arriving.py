@@ -24,6 +24,10 @@ class ReplyError(ValueError):
     """A reply may not take part in the round; the text says why."""
 
 
+class OtherArraysError(ReplyError):
+    """A reply does not have the arrays of the model that the node was sent."""
+
+
 @dataclass(frozen=True)
 class Screened:
     """The replies of a round, and which of them do not count.
@@ -39,12 +43,15 @@ class Screened:
         By node id why its reply does not count; errors are among them.
     notes : Mapping[str, str]
         By node id what was left out of a reply that counts, or was clipped.
+    other_arrays : frozenset[str]
+        Nodes whose replies are rejected since their arrays are not the model's.
     """
 
     replies: tuple[Message, ...]
     nodes: tuple[str, ...]
     set_aside: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    other_arrays: frozenset[str] = frozenset()
 
     @property
     def good(self) -> list[Message]:
@@ -89,6 +96,7 @@ class ArrivingReplies(Iterable[Message]):
         self._nodes: dict[str, None] = {}
         self._set_aside: dict[str, str] = {}
         self._notes: dict[str, str] = {}
+        self._other_arrays: set[str] = set()
         self.lost: Exception | None = None
         """What went wrong with the connection, not with a reply, while they were handed on."""
 
@@ -112,7 +120,9 @@ class ArrivingReplies(Iterable[Message]):
     def screened(self) -> Screened:
         """What there was, once all have been asked for."""
         nodes, passed = tuple(self._nodes), tuple(self._passed)
-        return Screened(passed, nodes, self._set_aside, self._notes).with_silent(self._asked)
+        other = frozenset(self._other_arrays)
+        found = Screened(passed, nodes, self._set_aside, self._notes, other)
+        return found.with_silent(self._asked)
 
     def _screened(self) -> Iterator[Message]:
         for message in self._replies:
@@ -126,6 +136,8 @@ class ArrivingReplies(Iterable[Message]):
                 content, faults = self._check(message.content)
             except ReplyError as error:
                 self._set_aside[node] = brief(error)
+                if isinstance(error, OtherArraysError):
+                    self._other_arrays.add(node)
             except Exception as error:  # noqa: BLE001  (nothing that a node sends ends the round)
                 self._set_aside[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
             else:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.payload import ArrayError, is_bytes, require_finite, view
+from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_finite, view
 from fl_app.strategy.reply_metrics import quoted
 from models.weights import WeightsError, load_weights, save_weights
 
@@ -36,11 +36,8 @@ def fits(arrays: ArrayRecord, schema: Schema) -> bool:
 
 def difference(found: Schema, expected: Schema) -> str:
     """Say how the arrays of one model differ from those of another; empty if they do not."""
-    lacking = [name for name in expected if name not in found]
-    foreign = [name for name in found if name not in expected]
-    verbs = {"lacks": lacking, "has": foreign}
-    if lacking or foreign:
-        return "it " + " and ".join(f"{verb} {_some(n)}" for verb, n in verbs.items() if n)
+    if told := other_names(found, expected):
+        return told
     other = [name for name in expected if found[name] != expected[name]]
     if other and not (is_document(found) and is_document(expected)):
         rows = (f"{d} {list(shape)}" for d, shape in (found[other[0]], expected[other[0]]))
@@ -49,9 +46,16 @@ def difference(found: Schema, expected: Schema) -> str:
     return "" if list(found) == list(expected) else "its arrays are in another order"
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{quoted(names[0])}{more}"
+def other_names(found: Collection[str], expected: Collection[str]) -> str:
+    """Say which names of arrays are missing and which are foreign; empty if none are."""
+    differ = {"lacks": {*expected} - {*found}, "has": {*found} - {*expected}}
+    told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
+    return f"it {' and '.join(told)}" if told else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{quoted(first)} and {len(rest)} more" if rest else quoted(first)
 
 
 def is_document(schema: Schema) -> bool:
@@ -60,25 +64,40 @@ def is_document(schema: Schema) -> bool:
     return not others and dtype == np.uint8 and len(shape) == 1
 
 
-def check_arrays(arrays: ArrayRecord, schema: Schema) -> str:
-    """Say what is wrong with an aggregate, or nothing if it may become the model.
+def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
+    """Name, dtype and shape of a model's arrays, in order; no shape where it may change."""
+    free = is_document(schema)
+    return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
 
-    A document may change its length; all else keeps its shape.
+
+def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
+    """Require an aggregate that may become the model.
+
+    A document may change its length; all else keeps its shape. Without a schema, as a server has
+    none that starts without a model, there must be arrays, and all be finite.
+
+    Raises
+    ------
+    OtherArrayError
+        If it has other arrays than the model, or other shapes.
+    ArrayError
+        If one of its arrays is not finite, or cannot be read.
     """
-    if list(arrays) != list(schema):
+    if not arrays:
+        raise OtherArrayError("the aggregate has no arrays")
+    if schema and list(arrays) != list(schema):
         foreign = sorted(set(arrays) ^ set(schema))[:3]
-        return f"the aggregate has other arrays than the global model: {foreign}"
+        raise OtherArrayError(f"the aggregate has other arrays than the global model: {foreign}")
     document = is_document(schema)
     for name, array in arrays.items():
-        dtype, shape = schema[name]
         try:
             values = view(array)
+            dtype, shape = schema.get(name, (values.dtype, values.shape))
             if values.shape != shape and not (document and is_bytes(values)):
-                raise ArrayError(f"has shape {values.shape}, expected {shape}")
+                raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
             require_finite(values, dtype)
         except ArrayError as error:
-            return f"the aggregate's {name!r} {error}"
-    return ""
+            raise type(error)(f"the aggregate's {name!r} {error}") from None
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:

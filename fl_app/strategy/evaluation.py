@@ -20,6 +20,8 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 metric), or is a `ScoredRecord`."""
 
 PER_EXAMPLE = "per-example/"
+MAX_NAMES = 20
+"""Metrics that an error names."""
 
 
 class MetricError(ValueError):
@@ -158,10 +160,38 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def require_metric(metric: str | None, seen: Mapping[str, float]) -> None:
-    """Raise MetricError with the names that were seen if ``metric`` is not among them."""
-    if metric is not None and metric not in seen:
+def require_metric(
+    metric: str | None,
+    seen: Mapping[str, float],
+    *,
+    on_nodes: bool = False,
+    rejected: Sequence[str] = (),
+) -> None:
+    """Raise MetricError with the names that were seen if ``metric`` is not among them.
+
+    Parameters
+    ----------
+    metric : str | None
+        The metric that gates look at.
+    seen : Mapping[str, float]
+        The metrics that there are.
+    on_nodes : bool
+        Whether nodes reported it, and the strategy's average lacks it.
+    rejected : Sequence[str]
+        Why replies were rejected, which cannot have reported it then.
+    """
+    if metric is None or metric in seen:
+        return
+    names, more = sorted(seen)[:MAX_NAMES], len(seen) - MAX_NAMES
+    there = f"{names}{f' and {more} more' if more > 0 else ''}"
+    if on_nodes:
         raise MetricError(
-            f"Nobody reported the metric {metric!r}; reported were {sorted(seen)}: "
-            "set `metric` to one of them."
+            f"Nodes reported the metric {metric!r}, and the strategy's average does not have it, "
+            f"but {there}: let its evaluate_metrics_aggr_fn return it, or set `metric` to one of "
+            "these."
         )
+    others = f" ({len(rejected)} replies were rejected: {rejected[0]})" if rejected else ""
+    raise MetricError(
+        f"Nobody reported the metric {metric!r}; reported were {there}{others}: set `metric` to "
+        "one of them."
+    )

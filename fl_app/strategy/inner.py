@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.arriving import ArrivingReplies, Screened
 from fl_app.strategy.checkpoint import Schema, check_arrays
+from fl_app.strategy.payload import ArrayError, OtherArrayError
 from fl_app.strategy.reply_metrics import Value, brief, in_step
 from fl_app.strategy.screening import needs_of
 from fl_app.strategy.streaming import StreamingFedAvg
@@ -42,12 +43,15 @@ class Aggregate:
         Why there is no new model.
     set_aside : Mapping[str, str]
         By node id the replies that the strategy cannot take, not even by themselves, and why.
+    other_arrays : bool
+        Whether the problem is that it made arrays which are not the model's.
     """
 
     arrays: ArrayRecord | None = None
     metrics: MetricRecord | None = None
     problem: str = ""
     set_aside: Mapping[str, str] = field(default_factory=dict)
+    other_arrays: bool = False
 
 
 def aggregate(
@@ -130,8 +134,12 @@ def _attempt(
         return Aggregate(problem=problem)
     if arrays is None:
         return Aggregate(metrics=metrics)
-    problem = check_arrays(arrays, schema)
-    return Aggregate(None if problem else arrays, metrics, problem)
+    try:
+        check_arrays(arrays, schema)
+    except ArrayError as error:
+        other = isinstance(error, OtherArrayError)
+        return Aggregate(None, metrics, str(error), other_arrays=other)
+    return Aggregate(arrays, metrics)
 
 
 def _told(strategy: Strategy, error: Exception) -> str:

@@ -75,7 +75,7 @@ class InnerMemory:
     @property
     def chain(self) -> tuple[str, ...]:
         """The classes of the chain, the outermost first."""
-        return tuple(type(level).__qualname__ for _, level in _levels(self._strategy))
+        return tuple(type(level).__qualname__ for _, level in strategy_levels(self._strategy))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class InnerMemory:
         NotPlainError
             If the state is not of such a strategy.
         """
-        levels = dict(_levels(self._strategy))
+        levels = dict(strategy_levels(self._strategy))
         for place, text in state.values.items():
             path, _, name = place.rpartition("/")
             if path not in levels:
@@ -117,7 +117,7 @@ class InnerMemory:
                 setattr(levels[path], name, value)
 
     def _attributes(self) -> Iterator[tuple[str, object]]:
-        for path, level in _levels(self._strategy):
+        for path, level in strategy_levels(self._strategy):
             for name, value in vars(level).items():
                 if not isinstance(value, Strategy):
                     yield f"{path}/{name}", value
@@ -133,11 +133,12 @@ class InnerMemory:
             )
 
 
-def _levels(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]:
+def strategy_levels(strategy: Strategy, path: str = "") -> Iterator[tuple[str, Strategy]]:
+    """Return a strategy and those that it wraps, each with its place, such as ``/strategy``."""
     yield path, strategy
     for name, value in vars(strategy).items():
         if isinstance(value, Strategy):
-            yield from _levels(value, f"{path}/{name}")
+            yield from strategy_levels(value, f"{path}/{name}")
 
 
 def _keeps_state(value: object) -> TypeGuard[_Keeper]:

@@ -15,10 +15,11 @@ def meet_staging(
 ) -> None:
     """Let the best so far be what is in Staging by now, if that is another's and is better.
 
-    A version of the session itself is left out, also if its round was cut short before it was done.
+    Before the first model of a server without a model nothing can be compared. A version of the
+    session itself is left out, also if its round was cut short before it was done.
     """
     version = store.get_latest_version(Stage.STAGING)
-    if metric is None or version is None:
+    if metric is None or version is None or not session.schema:
         return
     if store.get_version(version).run_id == session.run_id:
         return

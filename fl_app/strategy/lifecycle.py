@@ -20,21 +20,32 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
+from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
+from fl_app.strategy.arriving import Screened
 from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.evaluation import finite, round_metrics
-from fl_app.strategy.inner import aggregate, aggregate_evaluate
+from fl_app.strategy.first_model import adopted_schema, agreed_schema, require_whole_model
+from fl_app.strategy.inner import Aggregate, aggregate, aggregate_evaluate
 from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.interlude import meet_staging
 from fl_app.strategy.plots import plot_metrics
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.provenance import contributions, node_scores, summaries
+from fl_app.strategy.reply_metrics import WatchedMetric
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
-from fl_app.strategy.screening import Screening, needs_of, screen_evaluate, screen_train
-from fl_app.strategy.session import Session
+from fl_app.strategy.screening import (
+    Screening,
+    needs_of,
+    screen_evaluate,
+    screen_train,
+    sound_models,
+)
+from fl_app.strategy.session import RunFailedError, Session
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation
@@ -54,6 +65,7 @@ from registry import (
     decide_stage,
 )
 
+DEFAULT_NAME = "fl-global-model"
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
 
@@ -73,7 +85,10 @@ class LifecycleStrategy(Sessions):
     Parameters
     ----------
     strategy : Strategy | None
-        The strategy that samples nodes and aggregates; ``FedAvg()`` by default.
+        The strategy that samples nodes and aggregates; ``FedAvg()`` by default. Of the message
+        API (``flwr.serverapp.strategy``).
+    ignore_start : bool
+        Accept a strategy that overrides ``start()``, which is not run then; the log names it.
     screening : Screening | None
         What a reply must be like to count. None lets everything pass, for inner strategies whose
         nodes send something else than models, such as masked ones.
@@ -137,9 +152,10 @@ class LifecycleStrategy(Sessions):
     Raises
     ------
     MetricError
-        If nobody reports ``metric``.
+        If nobody reports ``metric``, or ``start()`` has nobody report it.
     RunFailedError
-        After three rounds in a row without a valid model, or where there are too few nodes.
+        After three rounds in a row without a valid model, or a session without any; if all first
+        replies have the same other arrays than the model; where there are too few nodes.
     ResumeError
         If there is no session to go on with, and ``resume`` requires one.
     ModelBusy, LeaseLost
@@ -147,21 +163,23 @@ class LifecycleStrategy(Sessions):
     RegistryError
         If MLflow does not answer at the start, or refuses. Once a session has begun, rounds wait
         on disk while MLflow does not answer.
-    ValueError
-        If ``early_stopping`` has no ``metric`` to look at.
+    TypeError, ValueError
+        If an argument cannot be honoured: the strategy is none of the message API or overrides
+        ``start()``, ``early_stopping`` or ``shadow`` has no ``metric``, a word is not known.
     """
 
     def __init__(
         self,
         strategy: Strategy | None = None,
         *,
+        ignore_start: bool = False,
         screening: Screening | None = Screening(),  # noqa: B008  (it is frozen)
         metric: str | None = None,
         mode: Literal["max", "min"] = "max",
         policy: Policy | None = None,
         approval: Literal["manual", "auto"] = "manual",
         shadow: ShadowEvaluation | None = None,
-        registered_model_name: str = "fl-global-model",
+        registered_model_name: str = DEFAULT_NAME,
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
         monitor: Monitor | None = None,
@@ -182,9 +200,23 @@ class LifecycleStrategy(Sessions):
         pipeline: bool = True,
         pack_arrays: bool = False,
     ) -> None:
-        if early_stopping is not None and metric is None:
-            raise ValueError("early_stopping needs a metric to look at; give metric=… as well.")
-        self.strategy = strategy or FedAvg()
+        self.strategy = FedAvg() if strategy is None else strategy
+        check_strategy(self.strategy, LifecycleStrategy, ignore_start=ignore_start)
+        check_arguments(
+            metric=metric,
+            mode=mode,
+            approval=approval,
+            policy=policy,
+            node_wait_timeout=node_wait_timeout,
+            hooks=hooks,
+            artifacts=artifacts,
+            settings={
+                "screening": (screening, Screening),
+                "early_stopping": (early_stopping, EarlyStopping),
+                "shadow": (shadow, ShadowEvaluation),
+            },
+            connections={"store": store, "tracker": tracker},
+        )
         self.screening = screening
         self.metric = metric
         self.mode = mode
@@ -193,6 +225,11 @@ class LifecycleStrategy(Sessions):
         self.shadow = shadow
         self.store = store or ModelManager(None, registered_model_name, home=home)
         self.model_name = getattr(self.store, "registered_model_name", registered_model_name)
+        if registered_model_name not in (self.model_name, DEFAULT_NAME):
+            raise ValueError(
+                f"registered_model_name is {registered_model_name!r:.60}, and store= is that of "
+                f"{self.model_name!r}: give the name to the store only."
+            )
         self.tracker = tracker or FederatedLearningTracker(home=home)
         self.monitor = monitor
         self.probation = probation
@@ -223,6 +260,8 @@ class LifecycleStrategy(Sessions):
         logger.info("\t│\t└── Approval: %s", self.approval)
         logger.info("\t└──> Around %s:", type(self.strategy).__name__)
         self.strategy.summary()
+        for start in overridden_starts(self.strategy):
+            logger.warning("%s is not run, since ignore_start=True", start)
 
     # The round, in the order in which Flower's loop and then the worker run it.
 
@@ -249,18 +288,23 @@ class LifecycleStrategy(Sessions):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Screen, aggregate, check and write to disk; a bad result leaves the old arrays."""
         session, needs = self._session, needs_of(self.strategy)
+        watched = WatchedMetric.of(self.metric, "train")
         if session.restored is not None:
             return session.restore()
         if session.stopped:
             return None, None
-        number = server_round + session.offset
+        number, schema = server_round + session.offset, session.schema
+        if not schema:  # the server has no model: the nodes' must agree, so all are waited for
+            replies = list(replies)
+            schema = agreed_schema(sound_models(replies, self.screening, needs))
         arriving = screen_train(
             replies,
             self.screening,
             needs=needs,
             model=session.sent,
-            schema=session.schema,
+            schema=schema,
             asked=session.asked,
+            watched=watched,
         )
         made = aggregate(self.strategy, number, arriving, session.schema)
         screened = arriving.screened
@@ -269,10 +313,19 @@ class LifecycleStrategy(Sessions):
             number, made.problem, tags=session.tags, set_aside=session.set_aside.this_round
         )
         if made.arrays is None:
+            self._require_whole_model(session, number, screened, made)
             return None, made.metrics
+        session.made_model = True
+        session.schema = session.schema or adopted_schema(made.arrays, schema)
         arrays = restore_dtypes(made.arrays, session.schema)
         nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
-        session.current = replace(session.current, arrays=arrays, nodes=nodes, train=made.metrics)
+        session.current = replace(
+            session.current,
+            arrays=arrays,
+            nodes=nodes,
+            train=made.metrics,
+            unscored=watched.why_missing(len(screened.good)),
+        )
         session.keep(session.current, "aggregated")
         return arrays, made.metrics
 
@@ -295,22 +348,42 @@ class LifecycleStrategy(Sessions):
         if session.stopped:
             return None
         number = server_round + session.offset
-        screened = screen_evaluate(replies, self.screening, needs=needs, asked=session.asked)
+        watched = WatchedMetric.of(self.metric, "evaluate")
+        screened = screen_evaluate(
+            replies, self.screening, needs=needs, asked=session.asked, watched=watched
+        )
         clients = aggregate_evaluate(self.strategy, number, screened)
         session.set_aside.note("evaluate", number, screened)
         closed = replace(
             session.current,
             clients=clients,
             node_scores=node_scores(screened.replies, self.metric),
+            unscored=session.current.unscored or watched.why_missing(len(screened.good)),
             set_aside=session.set_aside.this_round,
             seconds=time.monotonic() - session.opened,
         )
+        self._close_round(session, closed)
+        session.count_failure(closed)
+        return clients
+
+    def _close_round(self, session: Session, closed: ClosedRound) -> None:
         waiting = session.keep(closed, "closed")
         if self._outbox is not None:
             self._outbox.make_room()
             self._outbox.put(waiting)
-        session.count_failure(closed)
-        return clients
+
+    def _require_whole_model(
+        self, session: Session, number: int, screened: Screened, made: Aggregate
+    ) -> None:
+        """End the run at its first replies where no later round could make a model either."""
+        if session.made_model:
+            return
+        try:
+            require_whole_model(self.strategy, number, screened, made)
+        except RunFailedError:
+            seconds = time.monotonic() - session.opened
+            self._close_round(session, replace(session.current, seconds=seconds))
+            raise
 
     def _finish_round(self, session: Session, waiting: Checkpoint) -> None:
         """Evaluate, log, gate, register, stage, tell the monitor, report: the lifecycle.
@@ -336,7 +409,9 @@ class LifecycleStrategy(Sessions):
         )
         scored = session.is_scored(self.metric, holdout)
         if scored:
-            session.require_metric(self.metric, metrics)
+            session.require_metric(self.metric, metrics, closed)
+        if not session.record.arrays and session.best is None:
+            meet_staging(session, self.store, self.metric, self.mode)
         champion = session.champion(self.store, self.metric) if self.policy else None
         # Log.
         self._log(session, metrics, closed)

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.backlog import CHECKPOINTS
 from fl_app.health import Health
-from fl_app.strategy.checkpoint import CheckpointError, fits, schema_of
+from fl_app.strategy.checkpoint import CheckpointError, array_rows, fits, schema_of
 from fl_app.strategy.encoding import NotPlainError, encode
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
@@ -26,7 +26,7 @@ from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.score_sources import score_source
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
-from fl_app.strategy.session_record import SessionRecord, array_rows
+from fl_app.strategy.session_record import SessionRecord
 from registry import Tracker
 from registry.tracking_input import logged_texts
 
@@ -172,7 +172,9 @@ class Opening:
         """
         newest = found.rounds[-1]
         arrays = found.folder.arrays(newest)
-        comparable = fits(arrays, schema_of(self.arrays)) and found.record.source == source
+        without_model = not (self.arrays or found.record.arrays)  # both began so
+        comparable = without_model or fits(arrays, schema_of(self.arrays))
+        comparable = comparable and found.record.source == source
         opening = self if comparable else replace(self, evaluate_fn=None)
         session = opening._session(
             found.folder,

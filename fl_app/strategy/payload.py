@@ -34,6 +34,10 @@ class ArrayError(ValueError):
     """An array is not what was expected; the text says what is wrong with it."""
 
 
+class OtherArrayError(ArrayError):
+    """An array has another shape or another kind of numbers than was expected."""
+
+
 def view(array: Array) -> np.ndarray:
     """Return the values of ``array``, read-only and without a copy, in the order they are stored.
 
@@ -138,11 +142,11 @@ def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) ->
         If they are not.
     """
     if values.shape != shape:
-        raise ArrayError(f"has shape {values.shape}, expected {shape}")
+        raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
     if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > max(
         _WIDEST, dtype.itemsize
     ):
-        raise ArrayError(f"holds {values.dtype}, expected {dtype}")
+        raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
     if values.dtype.kind == "b":
         if values.size and values.view(np.uint8).max() > 1:
             raise ArrayError("holds bytes that are neither true nor false")

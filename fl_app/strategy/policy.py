@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from registry import (
@@ -10,12 +11,24 @@ from registry import (
     AtMost,
     BeatsChampion,
     BestSoFar,
+    Evidence,
     Finite,
     Gate,
     NoRegression,
     Policy,
     Stage,
+    Verdict,
 )
+
+
+@dataclass(frozen=True)
+class _NoMetric:
+    """Passes nothing: there is no metric to compare versions by."""
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        return Verdict(
+            "NoMetric", False, "there is no metric to judge by: give LifecycleStrategy(metric=…)"
+        )
 
 
 def default_policy(
@@ -49,7 +62,7 @@ def default_policy(
         ``<metric>/<class>``); None does not look at classes.
     """
     if metric is None:
-        return {}
+        return {Stage.STAGING: [_NoMetric()]}
     good_enough: list[Gate] = []
     if threshold is not None:
         good_enough = [(AtLeast if mode == "max" else AtMost)(metric, threshold)]

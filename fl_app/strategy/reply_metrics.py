@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 from registry.redaction import one_line
 
 MAX_METRICS, MAX_NAME, MAX_LIST = 100, 200, 10_000
+MAX_CLASSES = 200
+"""Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds all."""
 
 Value = int | float | list[int] | list[float]
 
@@ -25,19 +28,75 @@ def quoted(name: str) -> str:
     return f"'{one_line(name[:MAX_NAME], 60)}'"
 
 
+@dataclass
+class WatchedMetric:
+    """The metric that gates look at, as the replies of a phase report it.
+
+    Attributes
+    ----------
+    name : str
+        Its name in a reply; empty without a metric.
+    sound : int
+        Replies that count and have a value of it.
+    rejected : list[str]
+        What was wrong with each other value.
+    """
+
+    name: str
+    sound: int = 0
+    rejected: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, metric: str | None, phase: Literal["train", "evaluate"]) -> WatchedMetric:
+        """Watch a metric by the name that a round has for it, such as ``train/loss``."""
+        name, trained = metric or "", (metric or "").startswith("train/")
+        if trained != (phase == "train"):
+            return cls("")
+        return cls(name.removeprefix("train/" if trained else "client/"))
+
+    def note(self, reported: Mapping[str, Value], sound: Mapping[str, Value]) -> None:
+        """Count what a reply reported, and what is sound of it."""
+        value = reported.get(self.name) if self.name else None
+        if isinstance(sound.get(self.name), int | float):
+            self.sound += 1
+        elif value is not None:
+            fault = _fault(self.name, value)
+            self.rejected.append(fault or "is a list, expected a number")
+
+    def refuse(self, reported: Mapping[str, Value], why: str) -> None:
+        """Count a reply that is rejected, if it has the metric."""
+        if self.name and self.name in reported:
+            self.rejected.append(f"is in a reply that was rejected: {why}")
+
+    def why_missing(self, replies: int) -> str:
+        """Why the average of that many replies lacks the metric although nodes reported it.
+
+        Empty if nobody did, or so many that the strategy must have left it out.
+        """
+        if 0 < replies <= 2 * self.sound:
+            return ""
+        parts = [f"{self.sound} of {replies} replies have it"] if self.sound else []
+        most = Counter(self.rejected).most_common(3)
+        parts += [f"of {count} {'node' if count == 1 else 'nodes'} it {why}" for why, count in most]
+        return "; ".join(parts)
+
+
 def sound_metrics(
-    metrics: Mapping[str, Value], needed: Collection[str]
+    metrics: Mapping[str, Value], needed: Collection[str], watched: str = ""
 ) -> tuple[dict[str, Value], list[str]]:
     """Return the metrics that may be averaged, and what is wrong with each of the others.
 
     A name has 1 to 200 printable characters, a value is finite, a list has at most 10,000 values,
-    and beside those that are ``needed`` a reply has at most 100.
+    and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
+    (``<watched>/…``) a reply has at most 100.
     """
     sound: dict[str, Value] = {}
-    faults, room = [], MAX_METRICS
+    faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
     for name, value in metrics.items():
         fault = _fault(name, value)
-        if not fault and name not in needed:
+        if not fault and classes and name.startswith(f"{watched}/"):
+            classes -= 1
+        elif not fault and name not in (*needed, watched):
             room -= 1
             fault = "is one too many" if room < 0 else ""
         if fault:

@@ -39,6 +39,9 @@ class ClosedRound:
         What ``evaluate_fn`` returned; None before it was called, or where it returned nothing.
     node_scores : tuple[NodeScore, ...]
         The metric on each node that evaluated it.
+    unscored : str
+        Why the round has no value of the metric although nodes reported one; empty if it has, or
+        nobody did.
     seconds : float
         Wall time from its first message to the end of the nodes' evaluation.
     set_aside : tuple[SetAside, ...]
@@ -58,6 +61,7 @@ class ClosedRound:
     clients: MetricRecord | None = None
     central: MetricRecord | None = None
     node_scores: tuple[NodeScore, ...] = ()
+    unscored: str = ""
     seconds: float = 0.0
     set_aside: tuple[SetAside, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ is not decided here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -25,11 +25,17 @@ from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClippin
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fl_app.strategy.array_layout import ArrayLayout, layout_of
-from fl_app.strategy.arriving import ArrivingReplies, ReplyError, Screened
-from fl_app.strategy.checkpoint import Schema, fits, is_document
+from fl_app.strategy.arriving import ArrivingReplies, OtherArraysError, ReplyError, Screened
+from fl_app.strategy.checkpoint import Schema, fits, is_document, other_names
 from fl_app.strategy.decoding import SentModel, decode_update
-from fl_app.strategy.payload import ArrayError, is_bytes, require_like, view
-from fl_app.strategy.reply_metrics import Value, is_finite, quoted, sound_metrics
+from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_like, view
+from fl_app.strategy.reply_metrics import (
+    Value,
+    WatchedMetric,
+    is_finite,
+    quoted,
+    sound_metrics,
+)
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
@@ -118,10 +124,12 @@ def screen_train(
     model: ArrayRecord,
     schema: Schema,
     asked: Iterable[str] = (),
+    watched: WatchedMetric | None = None,
 ) -> ArrivingReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
-    Encoded arrays are decoded first. Without rules all that is no error passes.
+    Encoded arrays are decoded first. Without rules all that is no error passes. Without a schema,
+    which is that of a server without a model and of replies that do not agree on one, none counts.
     """
 
     sent, layout = SentModel(model), None if rules is None else _layout(model, schema)
@@ -130,8 +138,14 @@ def screen_train(
         content = decode_update(content, sent)
         if rules is None:
             return content, []
-        metrics, faults = _screen_metrics(content, rules, needs)
+        metrics, faults = _screen_metrics(content, rules, needs, watched)
         arrays = _only(content, ArrayRecord)
+        if not schema:
+            _require_sound(arrays)
+            raise ReplyError(
+                "the server has no model yet, and no more than half of the replies have the same "
+                "arrays"
+            )
         if layout is None or not _is_sound(arrays, layout):
             arrays = _screen_arrays(arrays, schema)
         arrays, clipped = _bound_update(arrays, model, rules)
@@ -140,19 +154,49 @@ def screen_train(
     return ArrivingReplies(replies, check, asked)
 
 
+def sound_models(
+    replies: Iterable[Message], rules: Screening | None, needs: Needs
+) -> Iterator[ArrayRecord]:
+    """Return the arrays of replies that may take part, whatever model they are of."""
+    for message in replies:
+        if message.has_error():
+            continue
+        try:
+            arrays = _only(message.content, ArrayRecord)
+            _require_sound(arrays)
+            if rules is not None:
+                _screen_metrics(message.content, rules, needs)
+        except Exception:  # noqa: BLE001, S112  (screening gives the reason)
+            continue
+        yield arrays
+
+
+def _require_sound(arrays: ArrayRecord) -> None:
+    """Require arrays that may be a model."""
+    if not arrays:
+        raise OtherArraysError("it has no arrays, and the server has no model yet")
+    for name, array in arrays.items():
+        try:
+            values = view(array)
+            require_like(values, values.dtype, values.shape)
+        except ArrayError as error:
+            raise ReplyError(f"array {quoted(name)} {error}") from None
+
+
 def screen_evaluate(
     replies: Iterable[Message],
     rules: Screening | None,
     *,
     needs: Needs,
     asked: Iterable[str] = (),
+    watched: WatchedMetric | None = None,
 ) -> Screened:
     """Screen the replies of a round of evaluation, in which only metrics count."""
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         if rules is None:
             return content, []
-        metrics, faults = _screen_metrics(content, rules, needs)
+        metrics, faults = _screen_metrics(content, rules, needs, watched)
         return _with_records(content, None, metrics), faults
 
     return ArrivingReplies(replies, check, asked).all()
@@ -167,16 +211,21 @@ def _only(content: RecordDict, kind: type[Record]) -> Record:
 
 
 def _screen_metrics(
-    content: RecordDict, rules: Screening, needs: Needs
+    content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric | None = None
 ) -> tuple[MetricRecord, list[str]]:
     """Return the sound metrics of a reply, and what was wrong with others."""
-    record = _only(content, MetricRecord)
-    if needs.weighted_by is not None:
-        _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
-    sound, faults = sound_metrics(record, needs.all)
-    for name in sorted(needs.metrics):
-        if not isinstance(sound.get(name), int | float):
-            raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
+    record, watched = _only(content, MetricRecord), watched or WatchedMetric("")
+    sound, faults = sound_metrics(record, needs.all, watched.name)
+    try:
+        if needs.weighted_by is not None:
+            _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
+        for name in sorted(needs.metrics):
+            if not isinstance(sound.get(name), int | float):
+                raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
+    except ReplyError as error:
+        watched.refuse(record, str(error))
+        raise
+    watched.note(record, sound)
     return (MetricRecord(dict(sound)) if faults else record), faults
 
 
@@ -214,16 +263,16 @@ def _is_sound(arrays: ArrayRecord, layout: ArrayLayout) -> bool:
 
 def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     """Return arrays that fit the schema, in its order and at least as precise."""
-    if arrays.keys() != schema.keys():
-        differ = {"lacks": schema.keys() - arrays.keys(), "has": arrays.keys() - schema.keys()}
-        told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
-        raise ReplyError(f"its arrays are not the model's: it {' and '.join(told)}")
+    if told := other_names(arrays.keys(), schema.keys()):
+        raise OtherArraysError(f"its arrays are not the model's: {told}")
     wider, document = {}, is_document(schema)
     for name, (dtype, shape) in schema.items():
         try:
             values = view(arrays[name])
             anything = document and is_bytes(values)
             require_like(values, dtype, values.shape if anything else shape)
+        except OtherArrayError as error:
+            raise OtherArraysError(f"array {quoted(name)} {error}") from None
         except ArrayError as error:
             raise ReplyError(f"array {quoted(name)} {error}") from None
         if values.dtype.itemsize < dtype.itemsize:
@@ -231,11 +280,6 @@ def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     if not wider and list(arrays) == list(schema):
         return arrays
     return ArrayRecord({name: wider.get(name, arrays[name]) for name in schema})
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *rest = sorted(names)
-    return f"{quoted(first)} and {len(rest)} more" if rest else quoted(first)
 
 
 def _bound_update(

@@ -62,7 +62,7 @@ MAX_REASON = 500
 
 
 class RunFailedError(RuntimeError):
-    """Too many rounds in a row gave no model."""
+    """Too many rounds in a row gave no model, or none can."""
 
 
 class SessionOverError(RuntimeError):
@@ -85,7 +85,8 @@ class Session:
     tags : Mapping[str, str]
         Where it comes from; its versions bear them.
     schema : Schema
-        Arrays that the first global model has, and every later one must have.
+        Arrays that the first global model has, and every later one must have; empty until a server
+        without a model has one.
     evaluate_fn : EvaluateFn | None
         What scores the holdout.
     offset : int
@@ -120,6 +121,10 @@ class Session:
         What the shadow evaluation at the end has come to.
     unshadowed : bool
         Whether shadow rounds were to be, and none could be.
+    made_model : bool
+        Whether one of its rounds, those of earlier processes included, made a model.
+    reported : bool
+        Whether the metric that gates look at was reported in one of its rounds.
     over : bool
         Whether the worker must not touch its MLflow run any more.
     noting : threading.Lock
@@ -142,6 +147,8 @@ class Session:
     started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
+    made_model: bool = False
+    reported: bool = False
     found: dict[int, Scored] = field(default_factory=dict)
     scores_kept: set[int] = field(default_factory=set)
     tried: set[int] = field(default_factory=set)
@@ -194,13 +201,19 @@ class Session:
             self.scores[version] = Scored(known["metrics"], nodes=known["nodes"])
         for checkpoint in rounds:
             number, report = checkpoint.closed.round, checkpoint.report
+            if number and not checkpoint.closed.problem:
+                self.made_model = True
+            self.reported |= bool(checkpoint.closed.unscored)
             if number and checkpoint.phase != "aggregated":
+                self.current = checkpoint.closed
                 failed = bool(checkpoint.closed.problem)
                 self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
             if report is not None and number:
                 self.remember(report.metrics, number)
                 if checkpoint.closed.central is not None:
                     self.central[number] = checkpoint.closed.central
+                score = report.metrics.get(self.record.tags.get("metric", ""), math.nan)
+                self.reported |= not math.isnan(score)
                 if report.stage is not Stage.NONE:
                     self.best = Scored(report.metrics)
                     self.reports = [
@@ -327,14 +340,43 @@ class Session:
                 f"{closed.problem}; look at the clients' log and run again."
             )
 
-    def require_metric(self, metric: str | None, metrics: dict[str, float]) -> None:
-        """Raise MetricError if nobody reports the metric; once it was told, it may be missing.
+    def require_model(self) -> None:
+        """Raise RunFailedError if there were rounds, and none of them made a model."""
+        if self.num_rounds > 0 and not self.made_model and not self.stopped:
+            raise RunFailedError(
+                f"No round of {self.num_rounds} made a model, the last one because "
+                f"{self.current.problem}; look at the clients' log and run again."
+            )
 
-        Then it is not a number, which stages nothing.
+    def require_metric(
+        self,
+        metric: str | None,
+        metrics: dict[str, float],
+        closed: ClosedRound,
+    ) -> None:
+        """Raise MetricError if nobody reports the metric; once it was reported, it may be missing.
+
+        Then it is not a number, which stages nothing. So it is where all values of it were
+        rejected, and until an evaluate reply counts.
         """
-        if metric is not None and metric in self.history:
-            metrics.setdefault(metric, math.nan)
-        require_metric(metric, metrics)
+        if metric is None or metric in metrics:
+            self.reported |= metric in metrics
+            return
+        trained = metric.startswith("train/")
+        by_nodes = trained or metric.startswith("client/") or not self.is_central
+        if by_nodes and closed.unscored:
+            self.reported = True
+            logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
+        unheard = by_nodes and not trained and closed.clients is None
+        if self.reported or unheard or metric in (self.record.first_metrics or {}):
+            metrics[metric] = math.nan
+            return
+        require_metric(
+            metric,
+            metrics,
+            on_nodes=by_nodes and bool(closed.node_scores),
+            rejected=[bad.reason for bad in closed.set_aside if bad.phase == "evaluate"],
+        )
 
     def is_scored(self, metric: str | None, holdout: Scored) -> bool:
         """Whether a round has a score: not where it is the server's, which returned nothing."""

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from fl_app.strategy.checkpoint import Schema, is_document
 from fl_app.strategy.report import Origin
 
 FORMAT = "fl-app-session/1"
@@ -124,9 +123,3 @@ class SessionRecord:
             if was != is_now:
                 found.append(f"{name} was {was!r:.60} and is {is_now!r:.60}")
         return found
-
-
-def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
-    """A model's arrays as a `SessionRecord` has them."""
-    free = is_document(schema)
-    return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())

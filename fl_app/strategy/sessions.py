@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_app.dispatch import Hooks
 from fl_app.health import Health
+from fl_app.strategy.arguments import check_start
 from fl_app.strategy.baselines import score_on_nodes
 from fl_app.strategy.checkpoint import fits, load_round
 from fl_app.strategy.commands import next_commands
@@ -120,12 +121,20 @@ class Sessions(Strategy):
     ) -> Result:
         """Run Flower's loop as one MLflow run; see ``Strategy.start`` for the parameters.
 
+        With empty ``initial_arrays`` the model's arrays are those of the first aggregate.
         ``evaluate_fn`` (see `EvaluateFn`) scores the holdout in the worker, for the result too. A
         session that goes on after a crash runs the rounds that are left, from its own arrays, and
         the result holds what this process ran.
         """
         train_config = ConfigRecord() if train_config is None else train_config
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        check_start(
+            self.strategy,
+            metric=self.metric,
+            screening=self.screening,
+            arrays=initial_arrays,
+            evaluate_fn=evaluate_fn,
+        )
         opening = Opening(
             self.tracker,
             self._memory,
@@ -140,7 +149,7 @@ class Sessions(Strategy):
             nodes = NodeEvaluation(
                 self.strategy, grid, -1, evaluate_config, timeout, self.screening
             )
-            nodes.node_wait = self.node_wait_timeout
+            nodes.node_wait, nodes.metric = self.node_wait_timeout, self.metric
             self._before_first_round(session, nodes)
             result = super().start(
                 grid,
@@ -150,6 +159,7 @@ class Sessions(Strategy):
                 train_config,
                 evaluate_config,
             )
+            session.require_model()
             if self._drained(session):
                 nodes.server_round = num_rounds
                 with random_states_kept():
@@ -275,6 +285,8 @@ class Sessions(Strategy):
                 session.scores[parent] = first
         with random_states_kept():
             self._score_on_nodes(session, nodes)
+            if not session.schema:  # versions are compared once it is known what a model is
+                return session.note(first_metrics=first.metrics)
             score = session.score_of(self.store, parent, self.metric)
             session.best = session.score_of(self.store, session.staging, self.metric)
             compare_production(self.probation, session, self.store, self.metric)
@@ -287,6 +299,7 @@ class Sessions(Strategy):
             first_best=None if session.best is None else session.best.metrics,
             first_best_note="" if session.best is None else session.best.note,
         )
+        return None
 
     def _score_on_nodes(self, session: Session, nodes: NodeEvaluation) -> None:
         """Have the nodes evaluate what the session must beat, if its scores are theirs."""
@@ -297,7 +310,7 @@ class Sessions(Strategy):
         models = {}
         for version in filter(None, dict.fromkeys((parent, production, session.staging))):
             arrays = load_round(self.store.weights_path(version))
-            if fits(arrays, session.schema):
+            if not session.schema or fits(arrays, session.schema):
                 models[version] = arrays
         prefix = "client/" if session.is_central else ""
         scores = score_on_nodes(nodes, models, self.metric, prefix=prefix)

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.inner import aggregate_evaluate
 from fl_app.strategy.provenance import NodeScore, node_scores
-from fl_app.strategy.reply_metrics import brief
+from fl_app.strategy.reply_metrics import WatchedMetric, brief
 from fl_app.strategy.screening import (
     DEFAULT_SCREENING,
     Screening,
@@ -51,6 +51,8 @@ class NodeEvaluation:
         What a reply must be like to reach the strategy.
     node_wait : float
         Seconds to wait for as many nodes as the strategy asks for.
+    metric : str | None
+        The metric that is compared, which the limit on the number of metrics spares.
     """
 
     strategy: Strategy
@@ -60,6 +62,7 @@ class NodeEvaluation:
     timeout: float
     screening: Screening | None = DEFAULT_SCREENING
     node_wait: float = NODE_WAIT_SECONDS
+    metric: str | None = None
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Return the strategy's messages of one more round."""
@@ -77,7 +80,8 @@ class NodeEvaluation:
     def aggregate(self, replies: Sequence[Message]) -> None:
         """Let the strategy see the replies to its own messages, as after any round."""
         needs = needs_of(self.strategy, evaluate=True)
-        screened = screen_evaluate(replies, self.screening, needs=needs)
+        watched = WatchedMetric.of(self.metric, "evaluate")
+        screened = screen_evaluate(replies, self.screening, needs=needs, watched=watched)
         for node, why in screened.set_aside.items():
             logger.warning("shadow evaluation: the reply of node %s is set aside: %s", node, why)
         aggregate_evaluate(self.strategy, self.server_round, screened)

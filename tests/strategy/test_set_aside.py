@@ -109,18 +109,18 @@ def test_the_version_names_them_and_the_node_is_not_among_its_own() -> None:
 
 
 def test_a_round_without_a_model_leaves_them_in_the_run_s_tags() -> None:
-    everywhere = {(node, "train"): {1} for node in (11, 12, 13)}
+    everywhere = {(node, "train"): {2} for node in (11, 12, 13)}
     one = Rounds(everywhere, 2)
-    assert one.reports[0].failed
-    assert "node 11: its arrays are not the model's" in one.reports[0].reason
+    assert one.reports[1].failed
+    assert "node 11: its arrays are not the model's" in one.reports[1].reason
     tags = one.tracker.runs[0].tags
-    assert tags["failed_round.1"].startswith("no client sent a valid reply (node 1")
-    told = read_set_aside({"set_aside": tags["set_aside.1"]})
+    assert tags["failed_round.2"].startswith("no client sent a valid reply (node 1")
+    told = read_set_aside({"set_aside": tags["set_aside.2"]})
     assert {bad.node_id for bad in told} == {"11", "12", "13"}
 
 
 def test_rounds_that_set_all_aside_end_the_run() -> None:
-    everywhere = {(node, "train"): {1, 2, 3} for node in (11, 12, 13)}
+    everywhere = {(node, "train"): {2, 3, 4} for node in (11, 12, 13)}
     with pytest.raises(RunFailedError, match="no client sent a valid reply"):
         Rounds(everywhere, 5)
 
