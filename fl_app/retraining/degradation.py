@@ -157,7 +157,7 @@ class CappedCusum(DegradationRule):
     ``python -m benchmarks.monitor`` does: 0 with normal noise of 0.01, 0.02 and 0.03, at 0.02 also
     without the score of a version; 0.005 with Student's t with 3 degrees; 0.04 with skewed noise;
     0.035 and 0.27 with an autocorrelation of 0.7 and 0.9; 0.05 with 2 % outliers.
-    The median delay of a fall of 0.05 after 80 rounds with normal noise of 0.02 is 8 rounds.
+    The median delay of a fall of 0.05 after 80 rounds with normal noise of 0.02 is 9 rounds.
     This assumes that level and spread of the noise are constant and that its autocorrelation is
     that of an AR(1) process of at most 0.9. Slow waves, bad rounds in a row and seasons, lower than
     the level by more than half the threshold, are falls to this rule.
