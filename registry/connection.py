@@ -184,8 +184,6 @@ class Connection:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # At the end of a run MLflow would print its address, with the password in it.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        # MLflow draws its retries' jitter from Python's global generator, which is the user's.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
         from mlflow import MlflowClient
 
         if self.is_server:

@@ -62,8 +62,7 @@ def limit_waits(uri: str) -> bool:
     the answer says whether it does not.
     """
     chosen = (MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.name)
-    if any(name in os.environ for name in chosen):
-        return False
+    limited = not any(name in os.environ for name in chosen)
     session: requests.Session = _get_request_session(
         MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
         MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
@@ -76,5 +75,11 @@ def limit_waits(uri: str) -> bool:
     for place in {parts.netloc, parts.netloc.rpartition("@")[2]}:
         prefix = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/"
         if prefix not in session.adapters:
-            session.mount(prefix, BriefAdapter())
-    return True
+            session.mount(prefix, BriefAdapter() if limited else _without_jitter(session))
+    return limited
+
+
+def _without_jitter(session: requests.Session) -> requests.adapters.HTTPAdapter:
+    """MLflow's own adapter, but for the jitter: that is drawn from Python's global generator."""
+    adapter: requests.adapters.HTTPAdapter = session.get_adapter("https://")
+    return TCPKeepAliveHTTPAdapter(max_retries=adapter.max_retries.new(backoff_jitter=0.0))

@@ -27,7 +27,7 @@ CAP = 2.5
 """One round adds at most a 2.5th of the height, so that two outliers do not reach it."""
 BOUND = 2.5
 """Standard errors between the level of the reference and its lower bound."""
-MIN_SCORES = 5
+MIN_SCORES = 4
 """Scores that there must be before the first request."""
 MIN_CLEARED = 48
 """Suspects that, where the sum from the lower bound is 0, are more than noise can tell apart."""
@@ -139,7 +139,7 @@ class CappedCusum(DegradationRule):
     """Requests retraining when scores stay below their baseline: a CUSUM with capped increments.
 
     With k = threshold / 2, S <- max(0, S + min(baseline - score - k, h / 2.5)), and S > h is a
-    request [1]_, from the fifth score on. h is at least ``threshold`` and solves
+    request [1]_, from the fourth score on. h is at least ``threshold`` and solves
     ARL = (exp(y) - 1 - y) / (2 d^2) with y = 2 d h / s and d = k / s, Siegmund's mean number of
     rounds to a false alarm [2]_ without the correction for overshoot, for ARL = 10,000.
     s = sigma sqrt((1 + phi) / (1 - phi)) is the long-run standard deviation of a score. sigma and

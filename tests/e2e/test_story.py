@@ -44,7 +44,7 @@ def test_from_candidate_to_production_and_back(
     why = tell(
         story,
         champion,
-        poisoned="num-server-rounds=1",
+        poisoned="num-server-rounds=1 local-epochs=4",  # better but for the two classes
         honest="num-server-rounds=2",
         folder=tmp_path,
     )
