@@ -79,7 +79,7 @@ def limit_waits(uri: str) -> bool:
     return limited
 
 
-def _without_jitter(session: requests.Session) -> requests.adapters.HTTPAdapter:
+def _without_jitter(session: requests.Session) -> TCPKeepAliveHTTPAdapter:
     """MLflow's own adapter, but for the jitter: that is drawn from Python's global generator."""
-    adapter: requests.adapters.HTTPAdapter = session.get_adapter("https://")
-    return TCPKeepAliveHTTPAdapter(max_retries=adapter.max_retries.new(backoff_jitter=0.0))
+    retries: Retry = session.get_adapter("https://").max_retries  # type: ignore[attr-defined]
+    return TCPKeepAliveHTTPAdapter(max_retries=retries.new(backoff_jitter=0.0))
