@@ -200,7 +200,8 @@ def check_start(
     if evaluate_fn is None and not from_training and _never_evaluates(strategy):
         raise MetricError(
             f"Nobody will report the metric {metric!r}: fraction_evaluate is 0, and start() has no "
-            "evaluate_fn; give one of them, or set metric to one of training, such as 'train/loss'."
+            "evaluate_fn; give one of them, or set metric to one that training reports, such as "
+            f"'train/{str(metric).removeprefix('client/')}'."
         )
     if not arrays and screening is not None and screening.max_update_norm is not None:
         raise ValueError(
