@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.strategy.evaluation import Scored, plain_metrics
-from fl_app.strategy.inner import aggregate_evaluate, state_of
+from fl_app.strategy.inner import state_of
 from fl_app.strategy.provenance import node_scores
-from fl_app.strategy.reply_metrics import WatchedMetric
-from fl_app.strategy.screening import needs_of, screen_evaluate
 from fl_app.strategy.shadow_messages import NodeEvaluation, carries, with_arrays
-
-logger = logging.getLogger("flwr.fl_app")
 
 
 def score_on_nodes(
@@ -46,9 +41,8 @@ def score_on_nodes(
     if not models:
         return {}
     strategy, (first, *_) = evaluation.strategy, models
-    watched = WatchedMetric.of(metric, "evaluate")
     config = ConfigRecord(dict(evaluation.config or {}))  # strategies write into it
-    evaluation = replace(evaluation, config=config)
+    evaluation = replace(evaluation, config=config, metric=metric)
     put_back = state_of(strategy)
     try:
         messages = evaluation.messages(models[first])
@@ -63,16 +57,8 @@ def score_on_nodes(
         for version, several in sent.items():
             ids = {message.metadata.message_id for message in several}
             answers = [r for r in replies if r.metadata.reply_to_message_id in ids]
-            screened = screen_evaluate(
-                answers,
-                evaluation.screening,
-                needs=needs_of(strategy, evaluate=True),
-                watched=watched,
-            )
-            for node, reason in screened.set_aside.items():
-                logger.warning("version %s: node %s is rejected: %s", version, node, reason)
-            record = aggregate_evaluate(strategy, evaluation.server_round, screened)
-            nodes = node_scores(screened.replies, watched.name)
+            record, screened = evaluation.aggregate(answers, what=f"version {version}")
+            nodes = node_scores(screened.replies, metric.removeprefix(prefix))
             scores[version] = Scored(
                 plain_metrics(record, prefix=prefix), nodes={n.key: n.score for n in nodes}
             )

@@ -23,6 +23,7 @@ from fl_app.health import Health
 from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
 from fl_app.strategy.arriving import Screened
 from fl_app.strategy.checkpoint import restore_dtypes
+from fl_app.strategy.commands import USUAL_NAME
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.early_stopping import EarlyStopping
@@ -65,7 +66,6 @@ from registry import (
     decide_stage,
 )
 
-DEFAULT_NAME = "fl-global-model"
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
 
@@ -179,7 +179,7 @@ class LifecycleStrategy(Sessions):
         policy: Policy | None = None,
         approval: Literal["manual", "auto"] = "manual",
         shadow: ShadowEvaluation | None = None,
-        registered_model_name: str = DEFAULT_NAME,
+        registered_model_name: str = USUAL_NAME,
         store: ModelStore | None = None,
         tracker: Tracker | None = None,
         monitor: Monitor | None = None,
@@ -225,7 +225,7 @@ class LifecycleStrategy(Sessions):
         self.shadow = shadow
         self.store = store or ModelManager(None, registered_model_name, home=home)
         self.model_name = getattr(self.store, "registered_model_name", registered_model_name)
-        if registered_model_name not in (self.model_name, DEFAULT_NAME):
+        if registered_model_name not in (self.model_name, USUAL_NAME):
             raise ValueError(
                 f"registered_model_name is {registered_model_name!r:.60}, and store= is that of "
                 f"{self.model_name!r}: give the name to the store only."

@@ -362,12 +362,12 @@ class Session:
         if metric is None or metric in metrics:
             self.reported |= metric in metrics
             return
-        trained = metric.startswith("train/")
-        by_nodes = trained or metric.startswith("client/") or not self.is_central
+        source = metric_source(metric, self.record.source)
+        by_nodes = source in (CLIENTS, TRAINING)
         if by_nodes and closed.unscored:
             self.reported = True
             logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
-        unheard = by_nodes and not trained and closed.clients is None
+        unheard = source == CLIENTS and closed.clients is None
         if self.reported or unheard or metric in (self.record.first_metrics or {}):
             metrics[metric] = math.nan
             return
@@ -380,8 +380,8 @@ class Session:
 
     def is_scored(self, metric: str | None, holdout: Scored) -> bool:
         """Whether a round has a score: not where it is the server's, which returned nothing."""
-        own = metric is not None and not metric.startswith(("client/", "train/"))
-        return not (own and self.is_central and not holdout.metrics)
+        by_nodes = metric_source(metric, self.record.source) in (CLIENTS, TRAINING)
+        return metric is None or by_nodes or bool(holdout.metrics)
 
     def version_tags(
         self, closed: ClosedRound, metric: str | None, lease: Lease | None
@@ -413,7 +413,7 @@ class Session:
             arrays = load_round(store.weights_path(version))
             differs = difference(schema_of(arrays), self.schema)
             source = metric_source(metric, self.record.source)
-            scored = Scored({})
+            scored, record = Scored({}), None
             if source == CLIENTS:
                 record = store.get_version(version)
                 if record.run_id == self.run_id:
@@ -426,7 +426,8 @@ class Session:
                 why = f"evaluate_fn returned no {metric} for it"
             if metric is not None and metric not in scored.metrics:
                 why = f"its arrays are not this session's: {differs}" if differs else why
-                scored = registered_score(store.get_version(version), metric, source, why)
+                record = record or store.get_version(version)
+                scored = registered_score(record, metric, source, why)
             self.scores[version] = scored
         return self.scores[version]
 
@@ -515,7 +516,7 @@ class Session:
             told.clear()
             told.update(numbered)
         if self.offset and not result.arrays:
-            result.arrays = self.rounds.arrays_of(self.rounds.newest)
+            result.arrays = self.newest_arrays()
         by_round = dict(sorted(self.central.items()))
         result.evaluate_metrics_serverapp.update(by_round)
         if by_round:

@@ -147,13 +147,19 @@ class Sessions(Strategy):
         grid, run_id = arriving(grid, packed=self.pack_arrays), str(grid.run.run_id)
         with self._writes(run_id), self._run(opening, num_rounds, run_id) as session:
             nodes = NodeEvaluation(
-                self.strategy, grid, -1, evaluate_config, timeout, self.screening
+                self.strategy,
+                grid,
+                -1,
+                evaluate_config,
+                timeout,
+                self.screening,
+                self.node_wait_timeout,
+                self.metric,
             )
-            nodes.node_wait, nodes.metric = self.node_wait_timeout, self.metric
             self._before_first_round(session, nodes)
             result = super().start(
                 grid,
-                session.rounds.arrays_of(session.rounds.newest),
+                session.newest_arrays(),
                 num_rounds - session.offset,
                 timeout,
                 train_config,

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_app.strategy.arriving import Screened
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.inner import aggregate_evaluate
 from fl_app.strategy.provenance import NodeScore, node_scores
@@ -77,14 +78,19 @@ class NodeEvaluation:
             return []
         return list(self.grid.send_and_receive(messages, timeout=self.timeout))
 
-    def aggregate(self, replies: Sequence[Message]) -> None:
-        """Let the strategy see the replies to its own messages, as after any round."""
+    def aggregate(
+        self, replies: Sequence[Message], *, what: str = "shadow evaluation"
+    ) -> tuple[MetricRecord | None, Screened]:
+        """Let the strategy see the replies to its own messages, as after any round.
+
+        Returns its average of their metrics, and which of them count; ``what`` is for the log.
+        """
         needs = needs_of(self.strategy, evaluate=True)
         watched = WatchedMetric.of(self.metric, "evaluate")
         screened = screen_evaluate(replies, self.screening, needs=needs, watched=watched)
         for node, why in screened.set_aside.items():
-            logger.warning("shadow evaluation: the reply of node %s is set aside: %s", node, why)
-        aggregate_evaluate(self.strategy, self.server_round, screened)
+            logger.warning("%s: the reply of node %s is set aside: %s", what, node, why)
+        return aggregate_evaluate(self.strategy, self.server_round, screened), screened
 
     def nodes(self) -> set[str]:
         """Return the ids of all connected nodes."""
