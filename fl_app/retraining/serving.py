@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 
 class Serving:
@@ -66,7 +66,11 @@ class Serving:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.detach()  # it is closed, not given back, and the lock with it
         key = int.from_bytes(self._digest[:8], "big", signed=True)
-        return bool(connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one())
+        if not connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one():
+            return False
+        # The server notices a closed connection some time later: whoever asks at once must get it.
+        stack.callback(_unlock_postgresql, connection, key)
+        return True
 
     def _lock_file(self, stack: ExitStack, database: Path) -> bool:
         from filelock import FileLock, Timeout
@@ -77,3 +81,12 @@ class Serving:
         except Timeout:
             return False
         return True
+
+
+def _unlock_postgresql(connection: Connection, key: int) -> None:
+    """Give the lock back; a connection that is lost has given it back already."""
+    from sqlalchemy import func, select
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with suppress(SQLAlchemyError):
+        connection.execute(select(func.pg_advisory_unlock(key)))

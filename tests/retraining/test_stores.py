@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from monitor_children import DUE, at_once
+from sqlalchemy import create_engine, text
 
 from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
 from fl_app.retraining.triggers import Outcome, TriggerKind
@@ -116,6 +120,29 @@ def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStor
     again = store.take(NOW)
     assert again is not None
     assert (again.id, again.cut_short) == (request.id, True)
+
+
+@pytest.mark.parametrize("url", [POSTGRES], indirect=True)
+def test_what_is_abandoned_is_free_at_once(store: MonitorStore, url: str, model: str) -> None:
+    """Also where PostgreSQL's process, which notices a closed connection, is late."""
+    store.add(asked(), Outcome.PENDING)
+    assert store.take(NOW) is not None
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        locks = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        holders = connection.execute(text(locks)).scalars().all()
+    engine.dispose()
+    for pid in holders:
+        os.kill(pid, signal.SIGSTOP)
+    late = threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGCONT) for pid in holders])
+    late.start()
+    try:
+        store.abandon()
+        other = MonitorStore(url, model)
+        assert other.take(NOW) is not None
+        other.close()
+    finally:
+        late.join()
 
 
 @shared_kinds
