@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import Screening, StreamingFedAvg
-from fl_app.strategy.checkpoint import schema_of
+from fl_app.strategy.schema import schema_of
 from fl_app.strategy.screening import Needs, screen_train
 
 REPLIES = (10, 50, 200)

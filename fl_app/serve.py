@@ -12,14 +12,10 @@ import typer
 
 from fl_app.backlog import backlog
 from fl_app.cli_options import DEFAULT_NAME, Monitor, Name, Uri
-from fl_app.retraining import (
-    ApiServer,
-    MonitorStore,
-    RetrainingManager,
-    create_trigger_api,
-    serve_api,
-)
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
 from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
+from fl_app.retraining.api_server import ApiServer, serve_api
 from fl_app.retraining.store import default_url
 from registry import ModelManager, app_home
 

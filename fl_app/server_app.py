@@ -21,18 +21,17 @@ from fl_app.events import Hook
 from fl_app.hooks import PrometheusMetrics, Webhook, log_event
 from fl_app.hooks.webhook import read_secret
 from fl_app.retraining import (
-    ApiServer,
     DriftSettings,
     MonitorStore,
     Probation,
     ProbationSettings,
     RetrainingManager,
     RetrainRequest,
-    create_trigger_api,
-    serve_api,
     train_and_retrain,
 )
+from fl_app.retraining.api import create_trigger_api
 from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
+from fl_app.retraining.api_server import ApiServer, serve_api
 from fl_app.retraining.drift_plot import drift_artifacts
 from fl_app.retraining.probation_state import Source
 from fl_app.retraining.store import default_url
@@ -47,7 +46,7 @@ from fl_app.strategy import (
     ShadowEvaluation,
     default_policy,
 )
-from fl_app.strategy.checkpoint import load_round
+from fl_app.strategy.arrays_file import load_round
 from fl_app.strategy.remembered import RememberedScores
 from fl_app.strategy.resume import is_cut_short
 from registry import FederatedLearningTracker, ModelManager, Stage, app_home

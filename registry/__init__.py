@@ -11,7 +11,6 @@ from registry.errors import (
     ArtifactError,
     InvalidMetric,
     InvalidName,
-    JournalError,
     LeaseLost,
     ModelBusy,
     RegistryError,
@@ -30,10 +29,11 @@ from registry.gates import (
     decide_stage,
 )
 from registry.home import app_home
+from registry.journal import JournalError
 from registry.lease import Lease
 from registry.memory import InMemoryModelStore, InMemoryTracker
 from registry.model_manager import ModelManager
-from registry.moves import Drift
+from registry.moves import Drift, Stage
 from registry.paired import ExampleScores
 from registry.records import (
     Decision,
@@ -43,7 +43,6 @@ from registry.records import (
     ModelVersion,
     Policy,
     Results,
-    Stage,
     Tracker,
     Verdict,
 )

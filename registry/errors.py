@@ -5,12 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from registry.redaction import has_secret, printable, redact
-
-if TYPE_CHECKING:
-    from registry.journal import Entry
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -37,18 +33,6 @@ class ArtifactError(RegistryError):
 
 class StageError(RegistryError):
     """A stage that does not exist, or a move between stages that the rules forbid."""
-
-
-class JournalError(RegistryError):
-    """A journal whose entries do not follow from one another, or cannot be read.
-
-    Attributes
-    ----------
-    before : tuple[Entry, ...]
-        The entries before the fault, which do follow; what comes after it cannot be trusted.
-    """
-
-    before: tuple[Entry, ...] = ()
 
 
 class ModelBusy(RegistryError):  # noqa: N818 - says what is wrong

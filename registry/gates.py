@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from registry.moves import Stage
 from registry.paired import FEWEST, ExampleScores, bootstrap_interval, mcnemar
-from registry.records import Decision, Evidence, Policy, Results, Stage, Verdict
+from registry.records import Decision, Evidence, Policy, Results, Verdict
 from registry.versions import as_number
 
 _CLIMB = (Stage.STAGING, Stage.PRODUCTION)

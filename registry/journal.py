@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time
 
-from registry.errors import InvalidName, JournalError
+from registry.errors import InvalidName, RegistryError
 from registry.lease import Lease
 from registry.moves import Move, State, step
 from registry.redaction import redact
@@ -22,6 +22,18 @@ from registry.redaction import redact
 _LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+class JournalError(RegistryError):
+    """A journal whose entries do not follow from one another, or cannot be read.
+
+    Attributes
+    ----------
+    before : tuple[Entry, ...]
+        The entries before the fault, which do follow; what comes after it cannot be trusted.
+    """
+
+    before: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from registry.connection import Connection
-from registry.errors import JournalError, error_code
+from registry.errors import error_code
+from registry.journal import JournalError
 from registry.retries import again, create_once
 
 if TYPE_CHECKING:

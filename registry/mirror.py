@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import error_code
-from registry.moves import State
-from registry.records import Stage
+from registry.moves import Stage, State
 from registry.retries import again
 
 if TYPE_CHECKING:

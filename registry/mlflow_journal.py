@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from registry.connection import Connection
-from registry.errors import JournalError, UnknownVersion, error_code
-from registry.journal import Page, carried_over, read_page
+from registry.errors import UnknownVersion, error_code
+from registry.journal import JournalError, Page, carried_over, read_page
 from registry.journal_home import JournalHome
 from registry.retries import again
 

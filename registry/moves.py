@@ -11,7 +11,15 @@ from itertools import pairwise
 
 from registry.errors import StageError
 from registry.lease import NOBODY, Lease
-from registry.records import Stage
+
+
+class Stage(StrEnum):
+    """Where a version stands in its life."""
+
+    NONE = "None"
+    STAGING = "Staging"
+    PRODUCTION = "Production"
+    ARCHIVED = "Archived"
 
 
 class Move(StrEnum):

@@ -34,8 +34,8 @@ from registry.compression import read_half
 from registry.errors import ArtifactError, UnknownVersion
 from registry.files import VersionFiles
 from registry.loading import ReadyModels, Weights, read_arrays
-from registry.moves import State
-from registry.records import ModelVersion, Stage
+from registry.moves import Stage, State
+from registry.records import ModelVersion
 from registry.stage_moves import StageMoves
 from registry.versions import checked_stage, checked_version
 

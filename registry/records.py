@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from registry.moves import Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from registry.lease import Lease
     from registry.serving import Serving
     from registry.writer import WhenBusy, Writer
-
-
-class Stage(StrEnum):
-    """Where a version stands in its life."""
-
-    NONE = "None"
-    STAGING = "Staging"
-    PRODUCTION = "Production"
-    ARCHIVED = "Archived"
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ from registry.journal import (
     read_page,
     touched,
 )
-from registry.moves import Drift, State
-from registry.records import Stage
+from registry.moves import Drift, Stage, State
 
 logger = logging.getLogger(__name__)
 

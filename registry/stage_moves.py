@@ -12,8 +12,17 @@ from abc import abstractmethod
 from datetime import date
 from pathlib import Path
 
-from registry.errors import InvalidMetric, JournalError, StageError
-from registry.journal import Entry, Ledger, Page, is_date, new_entry, read_page, touched
+from registry.errors import InvalidMetric, StageError
+from registry.journal import (
+    Entry,
+    JournalError,
+    Ledger,
+    Page,
+    is_date,
+    new_entry,
+    read_page,
+    touched,
+)
 from registry.lease import Lease, require_lease
 from registry.moves import (
     Move,

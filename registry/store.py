@@ -22,9 +22,9 @@ from registry.compression import HalfCopy, write_half
 from registry.errors import RegistryError, StageError, disk_errors
 from registry.files import VersionFiles
 from registry.lease import Beat, Lease
-from registry.moves import Move
+from registry.moves import Move, Stage
 from registry.queries import PAGE, VersionQueries
-from registry.records import ModelVersion, Stage
+from registry.records import ModelVersion
 from registry.retention import PruneReport, Rule, reasons_to_stay
 from registry.serving import MODEL_FILE, Serving
 from registry.tracking_input import Names, finite_metrics

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 from registry.artifacts import DIGEST, Artifact
 from registry.errors import InvalidMetric, InvalidName, StageError, UnknownVersion
-from registry.moves import State
+from registry.moves import Stage, State
 from registry.parsing import read_json
-from registry.records import ModelVersion, Stage
+from registry.records import ModelVersion
 from registry.redaction import redact
 
 RESERVED = frozenset(

@@ -49,7 +49,8 @@ def weights(folder: Path) -> Case:
 def round_checkpoint(folder: Path) -> Case:
     from flwr.app import ArrayRecord
 
-    from fl_app.strategy.checkpoint import CheckpointError, load_round, save_round
+    from fl_app.strategy.arrays_file import load_round, save_round
+    from fl_app.strategy.errors import CheckpointError
 
     arrays = ArrayRecord([np.ones((30, 30), np.float32)])
     before, _ = save_round(arrays, folder, 1, {})
@@ -62,7 +63,7 @@ def round_checkpoint(folder: Path) -> Case:
 
 def session_folder(folder: Path) -> Case:
     """A session's own folder is there whole, or not at all."""
-    from fl_app.strategy.checkpoint import CheckpointError
+    from fl_app.strategy.errors import CheckpointError
     from fl_app.strategy.session_folder import SessionFolder
 
     kept = SessionFolder.create(folder / "kept", {"session": 1})

@@ -23,7 +23,7 @@ from watched import CODE, NETWORK, PROGRAMS, Watch
 
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.reference import load_reference, new_reference, save_reference
-from fl_app.strategy.checkpoint import load_round
+from fl_app.strategy.arrays_file import load_round
 from models.weights import WeightsError, load_weights, read_manifest, save_weights
 from registry import ArtifactError, InMemoryModelStore, RegistryError
 from registry.artifacts import prepared, read_header

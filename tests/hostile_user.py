@@ -28,7 +28,8 @@ from watched import NETWORK, PROGRAMS, Watch, normal
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.config import ConfigError, absolute_data
 from fl_app.hooks.targets import Target
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
 from registry import FederatedLearningTracker, ModelManager, RegistryError, app_home
 
 KNOWN = (RegistryError, DataError, ConfigError)

@@ -23,7 +23,7 @@ from local_grid import LocalGrid, add_one, model
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.triggers import Outcome
 from fl_app.strategy import LifecycleStrategy
-from fl_app.strategy.checkpoint import CheckpointError
+from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.session_folder import SessionFolder
 from registry import InMemoryModelStore, InMemoryTracker
 

@@ -17,7 +17,9 @@ import pytest
 import yaml
 from guide import Names, run, snippet
 
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 from fl_app.retraining.store import default_url
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,9 @@ from manifests import (
     rendered,
 )
 
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 
 TOKEN = "a-token-that-only-this-test-knows"  # noqa: S105 - it guards nothing
 VERSIONS = ("1.29", "1.33", "1.37")

@@ -35,7 +35,8 @@ from local_grid import LocalGrid, add_one, model
 from fl_app import cli
 from fl_app.config import PRIVATE, ClientConfig, ServerConfig
 from fl_app.hooks import Webhook
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
 from fl_app.server_app import main
 from fl_app.strategy import LifecycleStrategy
 from registry import FederatedLearningTracker, ModelManager, RegistryError

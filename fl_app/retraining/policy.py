@@ -73,8 +73,8 @@ def decide(
 ) -> tuple[Outcome, str]:
     """Say what becomes of a request, and why if it does not go through.
 
-    Forced requests pass, as people's are. The others ones must be past the cooldown in rounds and
-    hours, within the budget, and not a repetition of one that nothing has changed about.
+    Forced requests pass, as people's are. All others must be past the cooldown in rounds and
+    hours, within the budget, and not repeat a request about which nothing changed.
     """
     if request.force:
         return Outcome.PENDING, ""

@@ -296,12 +296,6 @@ class MonitorStore:
         with self._engine.begin() as connection:
             return bool(connection.execute(change).rowcount == 1)
 
-    def drop_schedule(self, name: str) -> None:
-        """Forget ``name``."""
-        table = self._schedules
-        with self._engine.begin() as connection:
-            connection.execute(table.delete().where(self._named(name)))
-
     def claim_key(
         self, key: str, digest: str, *, owner: str, now: datetime, retake: bool = True
     ) -> Claim:

@@ -2,16 +2,15 @@
 """The strategy and its gates, for any app with a Strategy: no YOLO, MLflow only once it is used."""
 
 from fl_app.events import RoundReport
-from fl_app.strategy.deadlines import TooFewNodesError
 from fl_app.strategy.early_stopping import EarlyStopping
-from fl_app.strategy.evaluation import MetricError, ScoredRecord
+from fl_app.strategy.errors import MetricError, ResumeError, RunFailedError, TooFewNodesError
+from fl_app.strategy.evaluation import ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.policy import default_policy
 from fl_app.strategy.report import DataUsed, Origin, SessionReport
-from fl_app.strategy.resume import Resume, ResumeError
+from fl_app.strategy.resume import Resume
 from fl_app.strategy.schedule import ScheduledFedAvg
 from fl_app.strategy.screening import Screening
-from fl_app.strategy.session import RunFailedError
 from fl_app.strategy.shadow import ShadowEvaluation
 from fl_app.strategy.streaming import StreamingFedAvg
 from registry.gates import (

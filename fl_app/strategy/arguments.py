@@ -18,7 +18,8 @@ from flwr.serverapp.strategy import (
 
 from fl_app.dispatch import Hooks
 from fl_app.strategy.early_stopping import EarlyStopping
-from fl_app.strategy.evaluation import EvaluateFn, MetricError
+from fl_app.strategy.errors import MetricError
+from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import strategy_levels
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.shadow import ShadowEvaluation

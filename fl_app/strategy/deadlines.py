@@ -15,8 +15,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.grids import GridAround
-from fl_app.strategy.session import RunFailedError
 
 Phase = Literal["train", "evaluate"]
 
@@ -24,10 +24,6 @@ NODE_WAIT_SECONDS = 600.0
 """How long a round waits for as many nodes as its strategy asks for."""
 IN_VAIN = 2
 """Questions for nodes before a further one means that the answers were not enough."""
-
-
-class TooFewNodesError(RunFailedError):
-    """There were not as many nodes as the strategy asks for, until the deadline."""
 
 
 class NodeDeadline(GridAround):

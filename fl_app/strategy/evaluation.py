@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, MetricRecord
 
+from fl_app.strategy.errors import MetricError
 from fl_app.strategy.payload import viewed
 from fl_app.strategy.provenance import NodeScore
 from fl_app.strategy.report import ShadowReport
@@ -22,10 +23,6 @@ metric), or is a `ScoredRecord`."""
 PER_EXAMPLE = "per-example/"
 MAX_NAMES = 20
 """Metrics that an error names."""
-
-
-class MetricError(ValueError):
-    """The metric that the gates look at is not among those that were reported."""
 
 
 class ScoredRecord(MetricRecord):

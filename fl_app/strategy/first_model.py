@@ -10,9 +10,9 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.arriving import SILENT, Screened
-from fl_app.strategy.checkpoint import Schema, array_rows, schema_of
+from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.inner import Aggregate
-from fl_app.strategy.session import RunFailedError
+from fl_app.strategy.schema import Schema, array_rows, schema_of
 
 
 def agreed_schema(models: Iterable[ArrayRecord]) -> Schema:

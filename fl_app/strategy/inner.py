@@ -17,9 +17,9 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.arriving import ArrivingReplies, Screened
-from fl_app.strategy.checkpoint import Schema, check_arrays
 from fl_app.strategy.payload import ArrayError, OtherArrayError
 from fl_app.strategy.reply_metrics import Value, brief, in_step
+from fl_app.strategy.schema import Schema, check_arrays
 from fl_app.strategy.screening import needs_of
 from fl_app.strategy.streaming import StreamingFedAvg
 

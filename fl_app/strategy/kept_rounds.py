@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.health import Health
-from fl_app.strategy.checkpoint import CheckpointError
+from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.inner_state import InnerMemory, InnerState
 from fl_app.strategy.rounds import ClosedRound
 from fl_app.strategy.session_folder import Checkpoint, Phase, SessionFolder

@@ -22,11 +22,11 @@ from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
 from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
 from fl_app.strategy.arriving import Screened
-from fl_app.strategy.checkpoint import restore_dtypes
 from fl_app.strategy.commands import USUAL_NAME
 from fl_app.strategy.console import round_line
 from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.early_stopping import EarlyStopping
+from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.evaluation import finite, round_metrics
 from fl_app.strategy.first_model import adopted_schema, agreed_schema, require_whole_model
 from fl_app.strategy.inner import Aggregate, aggregate, aggregate_evaluate
@@ -39,6 +39,7 @@ from fl_app.strategy.reply_metrics import WatchedMetric
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Resume, ResumeMode
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.schema import restore_dtypes
 from fl_app.strategy.screening import (
     Screening,
     needs_of,
@@ -46,7 +47,7 @@ from fl_app.strategy.screening import (
     screen_train,
     sound_models,
 )
-from fl_app.strategy.session import RunFailedError, Session
+from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint
 from fl_app.strategy.sessions import Sessions
 from fl_app.strategy.shadow import ShadowEvaluation

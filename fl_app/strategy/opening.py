@@ -15,14 +15,15 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_app.backlog import CHECKPOINTS
 from fl_app.health import Health
-from fl_app.strategy.checkpoint import CheckpointError, array_rows, fits, schema_of
 from fl_app.strategy.encoding import NotPlainError, encode
+from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_app.strategy.evaluation import EvaluateFn
 from fl_app.strategy.inner_state import InnerMemory
 from fl_app.strategy.kept_rounds import KeptRounds
 from fl_app.strategy.report import DataUsed, Origin
-from fl_app.strategy.resume import Found, ResumeError
+from fl_app.strategy.resume import Found
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.schema import array_rows, fits, schema_of
 from fl_app.strategy.score_sources import score_source
 from fl_app.strategy.session import Session
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from fl_app.strategy.checkpoint import CheckpointError
+from fl_app.strategy.errors import CheckpointError
 from registry import StoreUnavailable
 from registry.breaker import Breaker
 from registry.redaction import one_line

@@ -14,17 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fl_app.backlog import session_folders
-from fl_app.strategy.checkpoint import CheckpointError
+from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_app.strategy.session_folder import Checkpoint, SessionFolder
 from fl_app.strategy.session_record import SessionRecord
 
 logger = logging.getLogger("flwr.fl_app")
 
 ResumeMode = Literal["auto", "require", "fresh"]
-
-
-class ResumeError(RuntimeError):
-    """There is no session to go on with, or it cannot go on exactly; the text says why."""
 
 
 @dataclass(frozen=True)

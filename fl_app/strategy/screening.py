@@ -26,7 +26,6 @@ from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fl_app.strategy.array_layout import ArrayLayout, layout_of
 from fl_app.strategy.arriving import ArrivingReplies, OtherArraysError, ReplyError, Screened
-from fl_app.strategy.checkpoint import Schema, fits, is_document, other_names
 from fl_app.strategy.decoding import SentModel, decode_update
 from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_like, view
 from fl_app.strategy.reply_metrics import (
@@ -36,6 +35,7 @@ from fl_app.strategy.reply_metrics import (
     quoted,
     sound_metrics,
 )
+from fl_app.strategy.schema import Schema, fits, is_document, other_names
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 

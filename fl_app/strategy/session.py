@@ -19,13 +19,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Result
 
 from fl_app.events import RoundReport, SessionEnded, SessionStarted
-from fl_app.strategy.checkpoint import (
-    CheckpointError,
-    Schema,
-    difference,
-    load_round,
-    schema_of,
-)
+from fl_app.strategy.arrays_file import load_round
+from fl_app.strategy.errors import CheckpointError, RunFailedError, SessionOverError
 from fl_app.strategy.evaluation import (
     EvaluateFn,
     Scored,
@@ -39,6 +34,7 @@ from fl_app.strategy.kept_rounds import KeptRounds
 from fl_app.strategy.provenance import read_node_scores, version_tags
 from fl_app.strategy.report import Artifacts, SessionReport, ShadowReport
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.schema import Schema, difference, schema_of
 from fl_app.strategy.score_sources import (
     CLIENTS,
     SCORE_SOURCE,
@@ -59,14 +55,6 @@ MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
 MAX_REASON = 500
 """Characters of an error that hooks hear."""
-
-
-class RunFailedError(RuntimeError):
-    """Too many rounds in a row gave no model, or none can."""
-
-
-class SessionOverError(RuntimeError):
-    """The session has ended, and what was still in hand is left for the next one."""
 
 
 @dataclass

@@ -30,8 +30,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.backlog import SESSION_FILE, TROUBLE_FILE
 from fl_app.events import RoundReport
-from fl_app.strategy.checkpoint import CheckpointError, load_round, save_round
+from fl_app.strategy.arrays_file import load_round, save_round
 from fl_app.strategy.encoding import NotPlainError, decode, encode
+from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.inner_state import InnerState
 from fl_app.strategy.rounds import ClosedRound, report_from_json, report_to_json
 from models.weights import WeightsError, load_weights, save_weights

@@ -22,11 +22,11 @@ from flwr.serverapp.strategy import Result, Strategy
 from fl_app.dispatch import Hooks
 from fl_app.health import Health
 from fl_app.strategy.arguments import check_start
+from fl_app.strategy.arrays_file import load_round
 from fl_app.strategy.baselines import score_on_nodes
-from fl_app.strategy.checkpoint import fits, load_round
 from fl_app.strategy.commands import next_commands
 from fl_app.strategy.console import session_table
-from fl_app.strategy.deadlines import TooFewNodesError
+from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.evaluation import EvaluateFn, evaluate, require_metric, shadow_metrics
 from fl_app.strategy.grids import arriving
 from fl_app.strategy.handover import Item, Steps, hand_over
@@ -40,6 +40,7 @@ from fl_app.strategy.random_states import random_states_kept
 from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.resume import Found, Resume, choose, find
 from fl_app.strategy.rounds import ClosedRound
+from fl_app.strategy.schema import fits
 from fl_app.strategy.score_sources import CLIENTS, metric_source, score_source
 from fl_app.strategy.screening import Screening
 from fl_app.strategy.session import Session

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message
 
-from fl_app.strategy.checkpoint import Schema, fits, load_round
+from fl_app.strategy.arrays_file import load_round
 from fl_app.strategy.console import shadow_line
-from fl_app.strategy.deadlines import TooFewNodesError
+from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.provenance import node_scores
 from fl_app.strategy.report import DECIDED, ShadowReport
+from fl_app.strategy.schema import Schema, fits
 from fl_app.strategy.shadow_messages import (
     ARMS,
     Arm,

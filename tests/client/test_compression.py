@@ -18,8 +18,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.client.compression import compress_updates
-from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.decoding import SentModel, decode_update
+from fl_app.strategy.schema import schema_of
 from fl_app.updates import UPDATE_RECORD
 
 README = Path(__file__).parents[2] / "README.md"

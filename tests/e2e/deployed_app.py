@@ -13,7 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fl_app import LifecycleStrategy, RetrainingManager, create_trigger_api
-from fl_app.retraining import RetrainRequest, serve_api, train_and_retrain
+from fl_app.retraining import RetrainRequest, train_and_retrain
+from fl_app.retraining.api_server import serve_api
 from fl_app.strategy import Origin
 from registry import FederatedLearningTracker, ModelManager, app_home
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import InvalidName, JournalError, StageError
+from registry.errors import InvalidName, StageError
 from registry.journal import (
+    JournalError,
     Ledger,
     Page,
     as_moment,
@@ -25,8 +26,7 @@ from registry.journal import (
     read_chain,
     read_page,
 )
-from registry.moves import Move, State, plan, rollback_target, under_its_name
-from registry.records import Stage
+from registry.moves import Move, Stage, State, plan, rollback_target, under_its_name
 
 VERSIONS = ["1", "2", "3", "4"]
 OPS = [op for op in Move if op not in (Move.CARRY, Move.LEASE)]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry import InMemoryModelStore, LeaseLost, RegistryError
-from registry.errors import JournalError
 from registry.journal import (
+    JournalError,
     Ledger,
     Page,
     carried_over,

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from api_client import TOKEN, Client, versions
 
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 from registry import InMemoryModelStore
 
 

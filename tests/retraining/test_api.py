@@ -14,7 +14,9 @@ import pytest
 from api_client import Client
 
 from fl_app.backlog import Backlog
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 from registry import InMemoryModelStore, StoreUnavailable
 
 

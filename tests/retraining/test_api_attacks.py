@@ -21,7 +21,9 @@ import pytest
 from api_client import TOKEN, Client, server_process, versions
 from hypothesis import settings
 
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

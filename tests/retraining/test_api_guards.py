@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from api_client import ROUTES, TOKEN, Client, refused
 
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
 from fl_app.retraining.api_guard import RateLimit
+from fl_app.retraining.api_server import serve_api
 from registry import InMemoryModelStore
 
 

@@ -11,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fl_app.events import RoundReport, SessionStarted
 from fl_app.hooks import PrometheusMetrics
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 
 
 @pytest.fixture

@@ -15,14 +15,9 @@ import numpy as np
 import pytest
 from api_client import TOKEN, Client, refused
 
-from fl_app.retraining import (
-    MonitorStore,
-    Probation,
-    ProbationSettings,
-    RetrainingManager,
-    create_trigger_api,
-    serve_api,
-)
+from fl_app.retraining import MonitorStore, Probation, ProbationSettings, RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 from models.weights import save_weights
 from registry import InMemoryModelStore, ModelManager, StoreUnavailable
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from api_client import TOKEN, Client, refused
 
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
 from fl_app.retraining.api_guard import read_token
+from fl_app.retraining.api_server import serve_api
 
 ROOT = Path(__file__).parents[2]
 

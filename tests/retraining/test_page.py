@@ -19,7 +19,9 @@ from api_client import TOKEN, Client
 from flask.testing import FlaskClient
 from page_story import Clock, Story
 
-from fl_app.retraining import RetrainingManager, create_trigger_api, serve_api
+from fl_app.retraining import RetrainingManager
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 from fl_app.retraining.api_versions import AT_ONCE
 from models.weights import save_weights
 from registry import InMemoryModelStore, StoreUnavailable

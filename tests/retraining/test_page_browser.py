@@ -21,7 +21,8 @@ from api_client import TOKEN
 from page_browser import Visit, chromium
 from page_story import Clock, Story
 
-from fl_app.retraining import create_trigger_api, serve_api
+from fl_app.retraining.api import create_trigger_api
+from fl_app.retraining.api_server import serve_api
 
 pytestmark = pytest.mark.slow
 

@@ -38,7 +38,8 @@ from shadow_nodes import Nodes, World, grows
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy import RunFailedError, ShadowEvaluation
-from fl_app.strategy.deadlines import NodeDeadline, TooFewNodesError, required_nodes
+from fl_app.strategy.deadlines import NodeDeadline, required_nodes
+from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.screening import needs_of, screen_evaluate
 from registry import InMemoryModelStore, InMemoryTracker
 

@@ -20,8 +20,8 @@ from fl_app import LifecycleStrategy, RoundReport
 from fl_app.client.compression import compress_updates
 from fl_app.strategy import Screening, StreamingFedAvg
 from fl_app.strategy.arriving import ReplyError, Screened
-from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.decoding import SentModel, decode_update
+from fl_app.strategy.schema import schema_of
 from fl_app.strategy.screening import Needs, screen_train
 from fl_app.updates import SERIALIZED_AS, UPDATE_RECORD
 from registry import InMemoryModelStore, InMemoryTracker

@@ -26,8 +26,9 @@ from fl_app import LifecycleStrategy
 from fl_app.client.compression import compress_updates
 from fl_app.packing import pack, unpack
 from fl_app.strategy import RunFailedError, ScheduledFedAvg, StreamingFedAvg
-from fl_app.strategy.checkpoint import load_round, save_round, schema_of
+from fl_app.strategy.arrays_file import load_round, save_round
 from fl_app.strategy.first_model import adopted_schema, agreed_schema
+from fl_app.strategy.schema import schema_of
 from fl_app.updates import UPDATE_RECORD
 from registry import InMemoryModelStore, InMemoryTracker, Stage
 

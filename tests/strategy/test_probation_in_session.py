@@ -13,7 +13,7 @@ from local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.retraining import Probation, ProbationSettings, RetrainingManager, TriggerKind
-from fl_app.strategy.checkpoint import load_round
+from fl_app.strategy.arrays_file import load_round
 from registry import InMemoryModelStore, InMemoryTracker
 
 

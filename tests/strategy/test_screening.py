@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
 from fl_app.strategy.arriving import Screened
-from fl_app.strategy.checkpoint import schema_of
 from fl_app.strategy.evaluation import evaluate
 from fl_app.strategy.payload import ArrayError, view
 from fl_app.strategy.reply_metrics import in_step, sound_metrics
+from fl_app.strategy.schema import schema_of
 from fl_app.strategy.screening import (
     Needs,
     needs_of,

@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A round on disk: the global arrays where a crash cannot take them, and back."""
+"""The schema of a model (name, dtype and shape of each array), and what fits it."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fl_app.strategy.payload import ArrayError, OtherArrayError, is_bytes, require_finite, view
 from fl_app.strategy.reply_metrics import quoted
-from models.weights import WeightsError, load_weights, save_weights
-
-logger = logging.getLogger("flwr.fl_app")
-
-
-class CheckpointError(RuntimeError):
-    """A round's arrays could not be written to disk; the text says where, and why."""
-
 
 Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
@@ -115,43 +105,3 @@ def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
         rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
         restored[name] = Array(np.asarray(rounded, dtype=dtype))
     return ArrayRecord(restored)
-
-
-def save_round(
-    arrays: ArrayRecord, folder: Path, server_round: int, model: Mapping[str, object]
-) -> tuple[Path, str]:
-    """Write the global arrays of a round, whole or not at all; return the file and its SHA-256.
-
-    Raises
-    ------
-    CheckpointError
-        They could not be written. Files of other rounds are as they were, and none is half there.
-    """
-    path = folder / f"round-{server_round:04d}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {name: view(array) for name, array in arrays.items()}
-        digest = save_weights(values, path, model=model)
-    except (OSError, MemoryError, WeightsError, ArrayError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"the arrays of round {server_round} could not be written to {path} ({reason}); make "
-            "room on that disk"
-        ) from error
-    return path, digest
-
-
-def load_round(path: Path) -> ArrayRecord:
-    """Arrays of a weights file as Flower sends them, in the model's own order."""
-    return ArrayRecord({name: Array(values) for name, values in load_weights(path).items()})
-
-
-def forget_rounds(folder: Path, *, before: int) -> None:
-    """Delete the files of rounds that the registry holds by now; one that stays is only logged."""
-    for path in folder.glob("round-[0-9]*.safetensors"):
-        number = path.stem.removeprefix("round-")
-        if number.isdecimal() and int(number) < before:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                logger.warning("%s could not be deleted: %s", path, error.strerror)

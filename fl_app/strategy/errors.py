@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors that end a run, or a session of it."""
+
+from __future__ import annotations
+
+
+class MetricError(ValueError):
+    """The metric that the gates look at is not among those that were reported."""
+
+
+class CheckpointError(RuntimeError):
+    """A round's arrays could not be written to disk; the text says where, and why."""
+
+
+class ResumeError(RuntimeError):
+    """There is no session to go on with, or it cannot go on exactly; the text says why."""
+
+
+class RunFailedError(RuntimeError):
+    """Too many rounds in a row gave no model, or none can."""
+
+
+class SessionOverError(RuntimeError):
+    """The session has ended, and what was still in hand is left for the next one."""
+
+
+class TooFewNodesError(RunFailedError):
+    """There were not as many nodes as the strategy asks for, until the deadline."""
