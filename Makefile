@@ -26,7 +26,7 @@ chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long fo
 	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 2
 
 screenshots:  ## The status page's pictures in docs/, anew.
-	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/retraining/test_page_browser.py
+	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/api/test_page_browser.py
 
 bench:  ## All benchmarks: one table here, its rows and a plot in benchmarks/results.
 	uv run --group test python -m benchmarks.run_all $(ARGS)

@@ -35,11 +35,11 @@ from fl_app.client import training
 from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
 from fl_app.client.data import DataSpec, load_data_spec
-from fl_app.client.shapes import shapes_data
-from models.holdout import Holdout
-from models.model import get_model, to_arrays
-from models.pictures import read_pictures
-from models.upstream import build_dataloader, non_max_suppression
+from fl_app.client.generated_shapes import shapes_data
+from fl_models.holdout import Holdout
+from fl_models.pictures import read_pictures
+from fl_models.ultralytics_names import build_dataloader, non_max_suppression
+from fl_models.yolo import get_model, to_arrays
 
 OWN = Path(os.environ["FL_APP_HOME"])
 REPEATS, PICTURES, BATCH = 5, 64, 16
@@ -53,7 +53,7 @@ from pathlib import Path
 from fl_app.client.client_app import _model
 from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
-from models.pictures import read_pictures
+from fl_models.pictures import read_pictures
 spec = load_data_spec(sys.argv[1], None)
 train_locally(_model("n", spec.names), read_pictures(spec.train, spec.nc), names=spec.names,
               image_size=64, batch_size=16, epochs=1, learning_rate=0.001, seed=1)

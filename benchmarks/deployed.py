@@ -20,8 +20,8 @@ from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
 from e2e.small_apps import small_app
 
 from benchmarks.table import Row, parser, report
-from fl_app.client.shapes import shapes_data
-from registry import ModelManager
+from fl_app.client.generated_shapes import shapes_data
+from fl_registry import ModelManager
 
 ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.stats import ks_2samp, kstwo
 
 from benchmarks.table import Row, parser, report
-from fl_app.client.reference import Reference, new_reference
-from fl_app.retraining.drift import DriftSettings, check
-from fl_app.retraining.drift_state import DriftState
-from fl_app.summaries import read_summary
+from fl_app.client.summary.reference import Reference, new_reference
+from fl_app.retraining.drift.check import DriftSettings, check
+from fl_app.retraining.drift.state import DriftState
+from fl_app.wire.data_summary import read_summary
 
 NODES, TAKING_PART, ROWS, BASELINE = 50, 10, 200, 1000
 INTERVAL = 300.0

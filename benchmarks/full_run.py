@@ -22,9 +22,9 @@ from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from benchmarks.table import Row, parser, report
 from fl_app.client.data import partition, split_holdout
-from fl_app.client.shapes import shapes_data
+from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, ServerConfig
-from registry import ModelManager
+from fl_registry import ModelManager
 
 NODES, REPEATS = 2, 5
 
@@ -63,8 +63,8 @@ def central(folder: Path) -> tuple[float, float]:
     """Wall seconds and mAP50 of Ultralytics' own training on the nodes' pictures together."""
     config, epochs = ServerConfig.from_run_config({}), ClientConfig.from_run_config({}).local_epochs
     from fl_app.client.data import load_data_spec
-    from models.holdout import Holdout
-    from models.model import get_model
+    from fl_models.holdout import Holdout
+    from fl_models.yolo import get_model
 
     spec = load_data_spec(shapes_data(folder), None)
     nodes = [{"num_partitions": NODES, "partition_id": number} for number in range(NODES)]

@@ -21,11 +21,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid, reply
+from support.local_grid import LocalGrid, reply
 
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
-from registry import FederatedLearningTracker, ModelManager
+from fl_registry import FederatedLearningTracker, ModelManager
 
 CLIENTS, ROUNDS, REPEATS = 10, 5, 5
 FLOATS, PARTS = 3_000_000, 30

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "registry"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-from outages import FAULTS, Outage, OutageProxy, proxied, session
-from registry_servers import mlflow_server
+from support.outages import FAULTS, Outage, OutageProxy, proxied, session
+from support.registry_servers import mlflow_server
 
 from benchmarks.table import Row, parser, report
 

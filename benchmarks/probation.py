@@ -17,9 +17,9 @@ import numpy as np
 
 from benchmarks.table import Row, parser, report
 from fl_app.retraining import ProbationSettings, ProductionReport
-from fl_app.retraining.probation import FEWEST, RECENT, follow, take_report
-from fl_app.retraining.probation_state import Baseline, ProbationState
-from registry import Tenure
+from fl_app.retraining.probation.rule import FEWEST, RECENT, follow, take_report
+from fl_app.retraining.probation.state import Baseline, ProbationState
+from fl_registry import Tenure
 
 LEVEL, DROP, FALL = 0.8, 0.1, 0.2
 TRIALS, LONG, AFTER = 1000, 1000, 100

@@ -27,10 +27,10 @@ import mlflow
 import torch
 
 from benchmarks.table import Row, parser, report
-from models import serving
-from models.model import get_model, to_arrays
-from models.weights import save_weights
-from registry import ModelManager, Serving
+from fl_models import serving
+from fl_models.yolo import get_model, to_arrays
+from fl_registry import ModelManager, Serving
+from fl_registry.files.weights import save_weights
 
 REPEATS, DEFAULT_REPEATS, PROCESS_REPEATS = 15, 5, 5
 JOURNALS = (10, 100, 900)
@@ -46,7 +46,7 @@ SERVING = Serving(
 )
 
 OURS = (
-    "import sys; from registry import ModelManager; from models.model import get_model;"
+    "import sys; from fl_registry import ModelManager; from fl_models.yolo import get_model;"
     "ModelManager(home=sys.argv[1]).load_production_model(lambda: get_model('n', 7))"
 )
 PEER = "import mlflow.pytorch; mlflow.pytorch.load_model('models:/peer@production')"

@@ -34,7 +34,7 @@ def run(name: str) -> tuple[list[Row], bool]:
         target = Path(folder) / "rows.json"
         words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(target)]
         tests = FOLDER.parent / "tests"
-        places = [str(tests), str(tests / "e2e"), os.environ.get("PYTHONPATH", "")]
+        places = [str(tests), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
         done = subprocess.run(words, cwd=FOLDER.parent, env=environment, check=False)
         rows = json.loads(target.read_text()) if target.is_file() else []

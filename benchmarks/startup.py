@@ -24,19 +24,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "registry"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import numpy as np
 import requests
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid, reply
-from registry_servers import mlflow_server
+from support.local_grid import LocalGrid, reply
+from support.registry_servers import mlflow_server
 
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy
-from registry import FederatedLearningTracker, ModelManager
+from fl_registry import FederatedLearningTracker, ModelManager
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, FLOATS, FEW, MANY = 7, 3_000_000, 2, 7

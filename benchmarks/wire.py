@@ -29,17 +29,17 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid, reply
 from scipy.stats import t as students_t
 from sklearn.datasets import load_digits
+from support.local_grid import LocalGrid, reply
 
 from benchmarks.table import Row, parser, report
-from fl_app.client.compression import compress_updates
+from fl_app.client.mods.compression import compress_updates
 from fl_app.config import ServerConfig
 from fl_app.strategy import LifecycleStrategy, ScheduledFedAvg
-from fl_app.strategy.decoding import SentModel, decode_update
-from fl_app.updates import UPDATE_RECORD
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.decoding import SentModel, decode_update
+from fl_app.wire.compressed_update import UPDATE_RECORD
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 OWN = Path(os.environ["FL_APP_HOME"])
 ENCODINGS = ("float16", "int8")
@@ -80,7 +80,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def measure_wire() -> Iterator[Row]:
     """Rows of one update of YOLOv8n."""
-    from models.model import get_model, to_arrays
+    from fl_models.yolo import get_model, to_arrays
 
     rng = np.random.default_rng(0)
     model = ArrayRecord({k: Array(v) for k, v in to_arrays(get_model("n", 7, seed=1)).items()})
@@ -213,9 +213,9 @@ def yolo_score(encoding: str, seed: int) -> float:
     """mAP50 of the shipped recipe after its eight rounds, on the pictures it holds out."""
     from fl_app.client.client_app import app
     from fl_app.client.data import load_data_spec
-    from fl_app.client.shapes import shapes_data
-    from models.holdout import Holdout
-    from models.model import from_arrays, get_model, to_arrays
+    from fl_app.client.generated_shapes import shapes_data
+    from fl_models.holdout import Holdout
+    from fl_models.yolo import from_arrays, get_model, to_arrays
 
     data = shapes_data(OWN)
     spec, config = load_data_spec(data, None), ServerConfig()

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from registry.redaction import printable
+from fl_registry.redaction import printable
 
 RunConfigValues = Mapping[str, bool | float | int | str]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
-from registry import Stage
+from fl_registry import Stage
 
 Approval = Literal["none", "pending", "approved", "rejected", "superseded"]
 

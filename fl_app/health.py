@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from registry.redaction import one_line
+from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -13,12 +13,14 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
-from fl_app.backlog import backlog
+from fl_app.api import ApiServer, create_trigger_api, serve_api
+from fl_app.api.guard import LOOPBACK, read_token, require_token
 from fl_app.client.data import DataSpec, generated_data, load_data_spec
 from fl_app.config import ClientConfig, ConfigError, ServerConfig, absolute_data, not_shaping
-from fl_app.dispatch import HOOK_SECONDS, Hooks
 from fl_app.events import Hook
+from fl_app.flower_stop import when_stopped
 from fl_app.hooks import PrometheusMetrics, Webhook, log_event
+from fl_app.hooks.queue import HOOK_SECONDS, Hooks
 from fl_app.hooks.webhook import read_secret
 from fl_app.retraining import (
     DriftSettings,
@@ -29,13 +31,9 @@ from fl_app.retraining import (
     RetrainRequest,
     train_and_retrain,
 )
-from fl_app.retraining.api import create_trigger_api
-from fl_app.retraining.api_guard import LOOPBACK, read_token, require_token
-from fl_app.retraining.api_server import ApiServer, serve_api
-from fl_app.retraining.drift_plot import drift_artifacts
-from fl_app.retraining.probation_state import Source
-from fl_app.retraining.store import default_url
-from fl_app.stopped import when_stopped
+from fl_app.retraining.drift.plot import drift_artifacts
+from fl_app.retraining.memory.store import default_url
+from fl_app.retraining.probation.state import Source
 from fl_app.strategy import (
     EarlyStopping,
     LifecycleStrategy,
@@ -46,10 +44,11 @@ from fl_app.strategy import (
     ShadowEvaluation,
     default_policy,
 )
-from fl_app.strategy.arrays_file import load_round
-from fl_app.strategy.remembered import RememberedScores
-from fl_app.strategy.resume import is_cut_short
-from registry import FederatedLearningTracker, ModelManager, Stage, app_home
+from fl_app.strategy.finish.score_cache import RememberedScores
+from fl_app.strategy.session.arrays_file import load_round
+from fl_app.strategy.session.backlog import backlog
+from fl_app.strategy.session.resume import is_cut_short
+from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector

@@ -12,11 +12,11 @@ from flwr.app import Array, ArrayRecord, MetricRecord
 from fl_app.client.data import DataSpec, data_digest
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
-from models import serving
-from models.holdout import Holdout, draw_predictions
-from models.model import ModelMismatchError, from_arrays, get_model, to_arrays
-from models.weights import load_weights
-from registry import Serving
+from fl_models import serving
+from fl_models.holdout import Holdout, draw_predictions
+from fl_models.yolo import ModelMismatchError, from_arrays, get_model, to_arrays
+from fl_registry import Serving
+from fl_registry.files.weights import load_weights
 
 
 class YoloOnServer:

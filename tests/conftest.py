@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, settings
-from mlflow_databases import Copies
-from postgres_server import postgres, postgres_programs
+from support.mlflow_databases import Copies
+from support.postgres_server import postgres, postgres_programs
 
 settings.register_profile("default", deadline=None)
 settings.register_profile(

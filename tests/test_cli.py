@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_app import cli
+from fl_app.cli import main
 from fl_app.events import SetAside
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.store import default_url
-from fl_app.strategy.set_aside import set_aside_tag
-from models.weights import save_weights
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_app.strategy.round.rejected_nodes import set_aside_tag
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
 
 COMMAND = [sys.executable, "-m", "fl_app.cli"]
 
@@ -48,7 +48,7 @@ def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def run(*words: str) -> Said:
         with pytest.raises(SystemExit) as ended:
-            cli.main(words)
+            main.main(words)
         code = ended.value.code
         return Said(*capsys.readouterr(), returncode=code if isinstance(code, int) else 0)
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from postgres_server import postgres, postgres_programs
+from support.postgres_server import postgres, postgres_programs
 
-from fl_app import RetrainingManager, cli
-from fl_app.doctor import examine
+from fl_app import RetrainingManager
+from fl_app.cli import main
+from fl_app.cli.checks import examine
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from models.weights import save_weights
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
 
 DOCS = Path(__file__).parents[1] / "docs"
 BIN = Path(sys.executable).parent
@@ -143,7 +144,7 @@ def test_each_command_in_the_text_exists(page: str, capsys: pytest.CaptureFixtur
     assert found
     for words in map(shlex.split, found):
         with pytest.raises(SystemExit) as ended:
-            cli.main([words[0], "--help"])
+            main.main([words[0], "--help"])
         assert not ended.value.code
         said = capsys.readouterr().out
         assert all(word in said for word in words if word.startswith("--"))

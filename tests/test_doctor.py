@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app import machine
-from fl_app.doctor import examine, mend
-from fl_app.machine import (
+from fl_app.cli import machine_checks
+from fl_app.cli.checks import examine, mend
+from fl_app.cli.machine_checks import (
     Check,
     check_clock,
     check_disk,
@@ -30,10 +30,10 @@ from fl_app.machine import (
     newest_file,
 )
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from models.weights import save_weights
-from registry import ModelManager
-from registry.address import server_time
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
+from fl_registry.mlflow.address import server_time
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -144,7 +144,7 @@ def test_a_disk_without_room_or_right(home: Path, monkeypatch: pytest.MonkeyPatc
     said = check_disk(home / "file")
     assert not said.ok
     assert "cannot be written" in said.detail
-    monkeypatch.setattr(machine, "MIN_FREE", 1 << 60)
+    monkeypatch.setattr(machine_checks, "MIN_FREE", 1 << 60)
     assert not check_disk(home).ok
 
 
@@ -165,7 +165,7 @@ def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, h
 
 def test_versions_that_were_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_versions().ok
-    monkeypatch.setattr(machine, "TESTED", {"flwr": "1.4", "mlflow": "3.17"})
+    monkeypatch.setattr(machine_checks, "TESTED", {"flwr": "1.4", "mlflow": "3.17"})
     said = check_versions()
     assert not said.ok
     assert "tested with flwr 1.4" in said.detail
@@ -241,7 +241,7 @@ def test_a_superlink_that_is_older_than_what_is_installed(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    monkeypatch.setenv(machine.PORT_VARIABLE, str(port))
+    monkeypatch.setenv(machine_checks.PORT_VARIABLE, str(port))
     assert "none runs" in check_superlink().detail
     process = subprocess.Popen(
         [sys.executable, "-c", LISTEN.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -253,13 +253,13 @@ def test_a_superlink_that_is_older_than_what_is_installed(
         assert found.ok
         assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found.detail
         later = datetime.now(UTC) + HOUR
-        monkeypatch.setattr(machine, "_last_change", lambda: ("fl_app", later))
+        monkeypatch.setattr(machine_checks, "_last_change", lambda: ("fl_app", later))
         old = check_superlink()
         assert not old.ok
         assert f"process {process.pid} has been up since" in old.detail
-        monkeypatch.setenv(machine.PORT_VARIABLE, "no port")
+        monkeypatch.setenv(machine_checks.PORT_VARIABLE, "no port")
         assert "not looked at" in check_superlink().detail
     finally:
         process.communicate(b"\n")
-    _, changed = machine._last_change()
+    _, changed = machine_checks._last_change()
     assert changed <= datetime.now(UTC) + HOUR

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from flwr.superlink.routers.control.router import router as control
 from flwr.superlink.routers.fleet.router import router as fleet
-from manifests import K8S
-from postgres_server import free_port
+from support.manifests import K8S
+from support.postgres_server import free_port
 
 from fl_app.deploy.keys import Keys, make_keys
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_writers import CASES
 from hypothesis import settings
-from local_grid import LocalGrid, add_one, model
+from support.disk_writers import CASES
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.triggers import Outcome
+from fl_app.retraining.requests import Outcome
 from fl_app.strategy import LifecycleStrategy
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.session_folder import SessionFolder
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.session.folder import SessionFolder
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 HERE = Path(__file__).parent
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -39,7 +39,7 @@ def faults(folder: Path, names: list[str]) -> dict[str, Any]:
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, str(HERE / "disk_faults.py"), "1" if NIGHTLY else "6", *names],
+        [sys.executable, str(HERE / "support" / "disk_faults.py"), "1" if NIGHTLY else "6", *names],
         env={**os.environ, **quiet, "FL_APP_HOME": str(folder / "disk")},
         capture_output=True,
         text=True,
@@ -107,26 +107,26 @@ def test_a_session_folder_that_cannot_be_made_holds_no_lock(
     SessionFolder.create(tmp_path / "session", {}).release()
 
 
-# Where else than in `registry.atomic` files are made, and why that needs no more care.
+# Where else than in `fl_registry.files.atomic` files are made, and why that needs no more care.
 WRITERS = {
-    "registry/atomic.py": "the one way",
-    "models/weights.py": "the same way, for a package that imports nothing of the registry",
-    "registry/artifacts.py": "in a scratch folder",
-    "registry/serving.py": "in a scratch folder",
-    "registry/memory.py": "a version's folder, removed again where it fails",
-    "registry/home.py": "a lock, without content",
-    "registry/store.py": "a folder that goes",
-    "registry/address.py": "a look whether the folder can be written",
-    "fl_app/client/reference.py": "within `replacing`",
-    "fl_app/client/shapes.py": "within `new_folder`",
+    "registry/fl_registry/files/atomic.py": "the one way",
+    "registry/fl_registry/files/weights.py": "the same way, piece by piece",
+    "registry/fl_registry/files/artifacts.py": "in a scratch folder",
+    "registry/fl_registry/serving/mlmodel.py": "in a scratch folder",
+    "registry/fl_registry/memory.py": "a version's folder, removed again where it fails",
+    "registry/fl_registry/home.py": "a lock, without content",
+    "registry/fl_registry/store.py": "a folder that goes",
+    "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
+    "fl_app/client/summary/reference.py": "within `replacing`",
+    "fl_app/client/generated_shapes.py": "within `new_folder`",
     "fl_app/deploy/data.py": "within `new_folder`",
     "fl_app/deploy/postgres.py": "a password's file that goes; PostgreSQL's folder, then its name",
-    "fl_app/deploy/warm.py": "in a folder that goes",
-    "fl_app/strategy/session.py": "a folder that goes",
-    "fl_app/strategy/session_folder.py": "renames",
-    "fl_app/strategy/plots.py": "in a folder that goes",
-    "fl_app/retraining/drift_plot.py": "in a folder that goes",
-    "models/holdout.py": "in a folder that goes",
+    "fl_app/deploy/fork_server.py": "in a folder that goes",
+    "fl_app/strategy/session/state.py": "a folder that goes",
+    "fl_app/strategy/session/folder.py": "renames",
+    "fl_app/strategy/finish/plots.py": "in a folder that goes",
+    "fl_app/retraining/drift/plot.py": "in a folder that goes",
+    "models/fl_models/holdout.py": "in a folder that goes",
 }
 MAKES = {
     *("write_text", "write_bytes", "mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"),

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from guide import SNIPPETS, Names, run
+from support.guide import SNIPPETS, Names, run
 
-from models.model import get_model
-from registry import FederatedLearningTracker, ModelManager, StageError
+from fl_models.yolo import get_model
+from fl_registry import FederatedLearningTracker, ModelManager, StageError
 
 NAME = "fl-global-model"
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from guide import Names, run, snippet
+from support.guide import Names, run, snippet
 
+from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.api import create_trigger_api
-from fl_app.retraining.api_server import serve_api
-from fl_app.retraining.store import default_url
+from fl_app.retraining.memory.store import default_url
 
 ROOT = Path(__file__).parents[1]
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
+from fl_app.api import create_trigger_api
 from fl_app.health import Health
 from fl_app.retraining import RetrainingManager
-from fl_app.retraining.api import create_trigger_api
 
 
 def test_a_part_that_fails_is_logged_once_until_it_works_again(

@@ -22,10 +22,13 @@ HERE = Path(__file__).parent
 SOURCES = [p for d in ("fl_app", "registry", "models") for p in sorted((ROOT / d).rglob("*.py"))]
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 # Stored as text with a version, for MLflow to run where the version is served; never imported here.
-SERVED = {"registry/serving_model.py", "registry/serving_torch.py"}
+SERVED = {
+    "registry/fl_registry/serving/pyfunc_model.py",
+    "registry/fl_registry/serving/torch_code.py",
+}
 STARTS = {  # by names of its own, none of which comes from a file or a message
-    "fl_app/deploy/warm.py": {"importlib.import_module"},
-    "fl_app/deploy/warm_launch.py": {"os.execv"},
+    "fl_app/deploy/fork_server.py": {"importlib.import_module"},
+    "fl_app/deploy/fork_client.py": {"os.execv"},
 }
 FORBIDDEN = (
     "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "skops",
@@ -42,12 +45,12 @@ NEEDED = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", F
 
 @pytest.mark.chaos
 def test_nothing_of_a_hostile_file_is_run_fetched_or_grows_without_end(tmp_path: Path) -> None:
-    from hostile_files import write_corpus
+    from support.hostile_files import write_corpus
 
     corpus = write_corpus(tmp_path / "corpus")
     path = os.pathsep.join([str(HERE), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, str(HERE / "hostile_reader.py"), str(tmp_path / "corpus")]
+        [sys.executable, str(HERE / "support" / "hostile_reader.py"), str(tmp_path / "corpus")]
         + ["all"] * NIGHTLY,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
@@ -137,8 +140,8 @@ def test_what_is_stored_to_be_served_is_imported_by_nobody() -> None:
         text = path.read_text("utf-8")
         assert "import serving_model" not in text
         assert "import serving_torch" not in text
-        assert "registry.serving_model import" not in text
-        assert "registry.serving_torch import" not in text
+        assert "fl_registry.serving.pyfunc_model import" not in text
+        assert "fl_registry.serving.torch_code import" not in text
 
 
 @pytest.mark.parametrize(

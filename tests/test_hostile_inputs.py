@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_inputs import payloads
 from hypothesis import settings
+from support.hostile_inputs import payloads
 
-from registry import ArtifactError
-from registry.locations import checked_location, is_model_id
+from fl_registry import ArtifactError
+from fl_registry.mlflow.artifact_locations import checked_location, is_model_id
 
 HERE = Path(__file__).parent
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -27,7 +27,7 @@ def test_no_name_path_or_address_leads_out_of_its_folder(tmp_path: Path) -> None
     assert len(payloads()) >= 200
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     done = subprocess.run(
-        [sys.executable, str(HERE / "hostile_user.py"), "1" if NIGHTLY else "12"],
+        [sys.executable, str(HERE / "support" / "hostile_user.py"), "1" if NIGHTLY else "12"],
         env={**os.environ, "PYTHONPATH": path, "FL_APP_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -6,20 +6,38 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [p for d in ("fl_app", "registry", "models") for p in sorted((ROOT / d).rglob("*.py"))]
+PACKAGES = (ROOT / "fl_app", ROOT / "registry" / "fl_registry", ROOT / "models" / "fl_models")
+SOURCES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 APACHE = "# SPDX-License-Identifier: Apache-2.0"
 AGPL = "# SPDX-License-Identifier: AGPL-3.0-or-later"
-YOLO = ("ultralytics", "models.model", "models.holdout", "models.dataset", "models.upstream")
+YOLO = (
+    "ultralytics",
+    "fl_models.yolo",
+    "fl_models.holdout",
+    "fl_models.dataset",
+    "fl_models.ultralytics_names",
+)
+
+
+def module_of(path: Path) -> str:
+    """The name that a source file is imported by."""
+    package = next(p for p in PACKAGES if path.is_relative_to(p))
+    parts = path.relative_to(package.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Every module that a file imports, lazily or not."""
+    """Every module that a file imports: lazily, for types only, or at its head."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -28,49 +46,80 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def belongs(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
 def importers(prefix: str) -> set[str]:
     return {
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if any(name == prefix or name.startswith(prefix + ".") for name in imported(path))
+        module
+        for module, path in MODULES.items()
+        if any(belongs(name, prefix) for name in imported(path))
     }
 
 
-def folder(name: str) -> set[str]:
-    return {str(p.relative_to(ROOT)) for p in SOURCES if str(p.relative_to(ROOT)).startswith(name)}
+RULES = {
+    "fl_registry": ["fl_app", "fl_models", "flwr"],
+    "fl_models": ["fl_app", "fl_registry", "flwr", "mlflow"],
+    "fl_registry.store": ["fl_registry.mlflow"],
+    "fl_app": ["mlflow"],
+    "fl_app.strategy": ["fl_app.retraining", "fl_models", "ultralytics", "torch"],
+    "fl_app.retraining": ["fl_app.strategy"],
+    "fl_app.hooks": ["fl_app.strategy", "fl_app.retraining"],
+}
+FOR_THEMSELVES = {  # who may import these, besides what is in them
+    "fl_app.api": ("fl_app.server_app", "fl_app.cli"),
+    "mlflow": ("fl_registry.mlflow", "fl_registry.serving.pyfunc_model"),
+}
+MAY_IMPORT = {  # of our packages
+    "fl_app.wire": ("fl_registry",),
+    "fl_app.events": ("fl_registry",),
+}
 
 
-@pytest.mark.parametrize(
-    ("who", "not_this"),
-    [
-        ("registry/", "fl_app"),
-        ("registry/", "models"),
-        ("registry/", "flwr"),
-        ("models/", "fl_app"),
-        ("models/", "registry"),
-        ("models/", "flwr"),
-        ("fl_app/strategy/", "fl_app.retraining"),
-        ("fl_app/retraining/", "fl_app.strategy"),
-        *[
-            (neutral, part)
-            for neutral in ("fl_app/hooks/", "fl_app/events", "fl_app/dispatch", "fl_app/follower")
-            for part in ("fl_app.strategy", "fl_app.retraining")
-        ],
-        ("fl_app/strategy/", "models.model"),
-        ("fl_app/strategy/", "ultralytics"),
-        ("fl_app/strategy/", "torch"),
-        ("fl_app/", "mlflow"),
-        ("models/", "mlflow"),
-    ],
-)
+@pytest.mark.parametrize(("who", "not_this"), [(w, t) for w in RULES for t in RULES[w]])
 def test_who_may_not_import_what(who: str, not_this: str) -> None:
-    assert not folder(who) & importers(not_this)
+    assert [name for name in importers(not_this) if belongs(name, who)] == []
+
+
+@pytest.mark.parametrize("what", FOR_THEMSELVES)
+def test_who_alone_may_import_what(what: str) -> None:
+    may = (what, *FOR_THEMSELVES[what])
+    others = {name for name in importers(what) if not any(belongs(name, it) for it in may)}
+    assert others - {"fl_app"} == set()  # which only names what it exports
+
+
+@pytest.mark.parametrize("who", MAY_IMPORT)
+def test_what_the_ground_imports(who: str) -> None:
+    others = {
+        name
+        for module in MODULES
+        if belongs(module, who)
+        for name in imported(MODULES[module])
+        if name in MODULES and not belongs(name, who)
+    }
+    assert [n for n in others if not any(belongs(n, it) for it in MAY_IMPORT[who])] == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for types only count as well: such a circle cannot be read from the ground up."""
+    needs = {
+        module: {name for name in imported(path) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+    }
+    while free := {module for module, names in needs.items() if not names & set(needs)}:
+        needs = {module: names for module, names in needs.items() if module not in free}
+    assert sorted(needs) == []
+
+
+def test_a_folder_can_be_seen_at_one_look() -> None:
+    sizes = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): size for folder, size in sizes.items() if size > 16} == {}
 
 
 def test_what_imports_yolo_is_agpl_and_says_so() -> None:
     yolo = set().union(*(importers(name) for name in YOLO))
-    for path in SOURCES:
-        name = str(path.relative_to(ROOT))
+    for name, path in MODULES.items():
         first = path.read_text().splitlines()[0]
         assert first in (APACHE, AGPL), name
         if name in yolo:
@@ -78,11 +127,7 @@ def test_what_imports_yolo_is_agpl_and_says_so() -> None:
 
 
 def test_apache_files_lean_on_no_agpl_file() -> None:
-    agpl = {
-        str(p.relative_to(ROOT)).removesuffix(".py").replace("/", ".")
-        for p in SOURCES
-        if p.read_text().startswith(AGPL)
-    }
+    agpl = {name for name, path in MODULES.items() if path.read_text().startswith(AGPL)}
     for path in SOURCES:
         if path.read_text().startswith(APACHE):
             assert not agpl & set(imported(path)), path
@@ -98,7 +143,12 @@ def loaded_by(statement: str, *modules: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import fl_app.strategy", "import fl_app.hooks", "import registry", "import models.weights"],
+    [
+        "import fl_app.strategy",
+        "import fl_app.hooks",
+        "import fl_registry",
+        "import fl_registry.files.weights",
+    ],
 )
 def test_the_light_parts_load_nothing_heavy(statement: str) -> None:
     heavy = ("mlflow", "ultralytics", "torch", "torchvision", "sqlalchemy", "matplotlib", "cv2")
@@ -106,7 +156,8 @@ def test_the_light_parts_load_nothing_heavy(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["fl_app", "fl_app.hooks", "fl_app.strategy", "fl_app.retraining", "registry"]
+    "package",
+    ["fl_app", "fl_app.hooks", "fl_app.strategy", "fl_app.retraining", "fl_app.api", "fl_registry"],
 )
 def test_all_public_names_exist_and_are_sorted(package: str) -> None:
     module = __import__(package, fromlist=["__all__"])
@@ -116,12 +167,12 @@ def test_all_public_names_exist_and_are_sorted(package: str) -> None:
 
 def test_the_promised_names_are_there() -> None:
     import fl_app
-    import registry
-    from models.weights import save_weights
+    import fl_registry
+    from fl_registry.files.weights import save_weights
 
     assert {"LifecycleStrategy", "RetrainingManager", "RoundReport"} <= set(fl_app.__all__)
     promised = {"FederatedLearningTracker", "InMemoryModelStore", "ModelManager", "Stage"}
-    assert promised <= set(registry.__all__)
+    assert promised <= set(fl_registry.__all__)
     assert callable(save_weights)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 from croniter import croniter
-from manifests import (
+from support.manifests import (
     K8S,
     OVERLAYS,
     Document,
@@ -26,9 +26,8 @@ from manifests import (
     rendered,
 )
 
+from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import RetrainingManager
-from fl_app.retraining.api import create_trigger_api
-from fl_app.retraining.api_server import serve_api
 
 TOKEN = "a-token-that-only-this-test-knows"  # noqa: S105 - it guards nothing
 VERSIONS = ("1.29", "1.33", "1.37")

@@ -19,7 +19,7 @@ from flwr.common.config import parse_config_args
 from flwr.supercore.cli.flower_superexec import _parse_args
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
-from manifests import K8S, KUBECTL, OVERLAYS, ROOT, Pod, containers, name, of_kind, project
+from support.manifests import K8S, KUBECTL, OVERLAYS, ROOT, Pod, containers, name, of_kind, project
 
 from fl_app.config import ClientConfig, ServerConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from manifests import OVERLAYS, Document, Pod, name, of_kind, pods
+from support.manifests import OVERLAYS, Document, Pod, name, of_kind, pods
 
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 Flow = tuple[str, str, int]

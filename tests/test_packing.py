@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_app.packing import INDEX_RECORD, Known, PackingError, is_packed, pack, unpack
+from fl_app.wire.packing import INDEX_RECORD, Known, PackingError, is_packed, pack, unpack
 
 ARRAYS = npst.arrays(
     st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]), npst.array_shapes(min_dims=0, min_side=0)

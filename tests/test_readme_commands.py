@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app import cli
+from fl_app.cli import main
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from models.weights import save_weights
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 IN_THE_TEXT, IN_A_BLOCK = "`", "^"
@@ -67,7 +67,7 @@ def test_they_run_as_written_and_do_what_is_said(
         if words[0] in LASTING:
             continue
         with pytest.raises(SystemExit) as ended:
-            cli.main(words)
+            main.main(words)
         said = capsys.readouterr()
         assert not ended.value.code, f"{words}: {said.out}{said.err}"
         assert said.out.strip()
@@ -78,7 +78,10 @@ def test_they_run_as_written_and_do_what_is_said(
 
 def test_the_readme_shows_every_command() -> None:
     text = subprocess.run(
-        [sys.executable, "-m", "fl_app.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fl_app.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     known = set(re.findall(r"^[│|] (\w+) ", text, re.MULTILINE))
     assert len(known) > 10

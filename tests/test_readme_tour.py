@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app import cli
-from models.weights import save_weights
-from registry import ModelManager
+from fl_app.cli import main
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
 
 README = Path(__file__).parents[1] / "README.md"
 NUMBER = r"[+-]?\d[\d.:-]*"
@@ -54,7 +54,7 @@ def test_the_tour_goes_as_it_is_shown(
     assert len(steps) >= 5
     for words, shown in steps:
         with pytest.raises(SystemExit) as ended:
-            cli.main(words)
+            main.main(words)
         told = capsys.readouterr()
         assert not ended.value.code, told
         lines = [without_numbers(line) for line in told.out.splitlines()]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
-from leaks import (
+from support.leaks import (
     ALL,
     CANARIES,
     IN_FILE,
@@ -30,17 +30,17 @@ from leaks import (
     files_with,
     found_in,
 )
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
-from fl_app import cli
+from fl_app.api import create_trigger_api
+from fl_app.cli import main
 from fl_app.config import PRIVATE, ClientConfig, ServerConfig
 from fl_app.hooks import Webhook
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.api import create_trigger_api
-from fl_app.server_app import main
+from fl_app.server_app import main as server_main
 from fl_app.strategy import LifecycleStrategy
-from registry import FederatedLearningTracker, ModelManager, RegistryError
-from registry.redaction import one_line, printable, redact
+from fl_registry import FederatedLearningTracker, ModelManager, RegistryError
+from fl_registry.redaction import one_line, printable, redact
 
 DEAD = "127.0.0.1:9"
 Told = Callable[[], str]
@@ -195,7 +195,7 @@ def test_no_command_tells_the_password_of_the_monitor(url: str, told: Told, home
 
 def ended(*words: str) -> None:
     with pytest.raises(SystemExit):
-        cli.main(words)
+        main.main(words)
 
 
 def test_the_page_of_mlflow_is_opened_without_its_password_for_all_to_see(
@@ -256,7 +256,7 @@ def test_a_server_that_cannot_start_tells_no_secret(
     config = {**ServerConfig().params(), **ClientConfig().params(), "home": str(home), **given}
     context = Context(7, 0, {}, RecordDict(), config)
     with pytest.raises(Exception, match=r".") as caught:
-        main(LocalGrid(add_one), context)
+        server_main(LocalGrid(add_one), context)
     assert found_in(everything_of(caught.value)) == []
     assert found_in(told()) == []
     assert files_with(home) == []

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app import cli
+from fl_app.cli import main
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.store import default_url
-from models.weights import save_weights
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
+from fl_registry.files.weights import save_weights
 
 TOKEN = "canary-7f3a9c51d2e8b640"  # noqa: S105 - it guards nothing
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_served_gets_one_sentence(
 ) -> None:
     monkeypatch.delenv("FL_APP_API_TOKEN", raising=False)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["serve", *words])
+        main.main(["serve", *words])
     assert ended.value.code == 1
     told = capsys.readouterr().err
     assert said in told
@@ -115,6 +115,6 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as ended:
-            cli.main(["serve", "--port", str(port)])
+            main.main(["serve", "--port", str(port)])
     assert ended.value.code == 1
     assert f"Port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err

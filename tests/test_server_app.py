@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from flwr.app import Context, RecordDict
-from local_grid import LocalGrid, add_one
+from support.local_grid import LocalGrid, add_one
 
 from fl_app.client.data import DataError
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.server_app import early_stopping, main
 from fl_app.strategy import EarlyStopping, TooFewNodesError
-from registry import ModelBusy, ModelManager, StoreUnavailable
+from fl_registry import ModelBusy, ModelManager, StoreUnavailable
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -126,7 +126,7 @@ def test_a_password_in_the_uri_is_not_repeated(home: Path) -> None:
 def test_a_version_of_another_model_is_not_a_start(home: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    from models.weights import save_weights
+    from fl_registry.files.weights import save_weights
 
     path = tmp_path / "w.safetensors"
     save_weights({"w": np.zeros(3, dtype=np.float32)}, path)

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from fl_app.config import ServerConfig
+from fl_app.flower_stop import when_stopped
 from fl_app.retraining import RetrainRequest, TriggerKind
 from fl_app.server_app import served
-from fl_app.stopped import when_stopped
-from registry import FederatedLearningTracker, ModelManager
+from fl_registry import FederatedLearningTracker, ModelManager
 
 
 def end_a_thread_with(error: Exception) -> None:

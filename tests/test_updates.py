@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_app.updates import (
+from fl_app.wire.compressed_update import (
     Encoding,
     UpdateError,
     UpdateHeader,

@@ -17,13 +17,13 @@ import torch
 import xgboost
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid, reply
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from support.local_grid import LocalGrid, reply
 from torch import nn
 
-from fl_app import cli
-from registry import ModelManager
+from fl_app.cli import main
+from fl_registry import ModelManager
 
 PAGE = Path(__file__).parents[1] / "docs" / "use-the-model.md"
 README = PAGE.parents[1] / "README.md"
@@ -161,7 +161,7 @@ def test_each_command_in_the_text_exists(capsys: pytest.CaptureFixture[str]) -> 
     for command in commands:
         words = command.split()
         with pytest.raises(SystemExit) as ended:
-            cli.main([words[0], "--help"])
+            main.main([words[0], "--help"])
         assert not ended.value.code
         assert all(word in capsys.readouterr().out for word in words if word.startswith("--"))
 

@@ -25,28 +25,22 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fl_app.client.compression import compress_updates
 from fl_app.client.data import (
     DataError,
     DataSpec,
     data_digest,
     node_pictures,
 )
-from fl_app.client.packing import pack_arrays
-from fl_app.client.picture_summary import tell_of_pictures
+from fl_app.client.mods.compression import compress_updates
+from fl_app.client.mods.packing import pack_arrays
+from fl_app.client.summary.yolo import tell_of_pictures
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
-from models.holdout import Holdout
-from models.model import (
-    ModelMismatchError,
-    YoloModel,
-    from_arrays,
-    get_model,
-    to_arrays,
-)
-from models.pictures import read_pictures
-from models.unchanged import kept_while_unchanged
-from registry import RegistryError
+from fl_models.file_cache import kept_while_unchanged
+from fl_models.holdout import Holdout
+from fl_models.pictures import read_pictures
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
+from fl_registry import RegistryError
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Literal
 
 import numpy as np
 
-from fl_app.client.shapes import shapes_data
+from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, absolute_data
-from models.pictures import SUFFIXES, PictureError, label_file, read_boxes
-from models.unchanged import kept_while_unchanged
-from registry import app_home
-from registry.redaction import printable
+from fl_models.file_cache import kept_while_unchanged
+from fl_models.pictures import SUFFIXES, PictureError, label_file, read_boxes
+from fl_registry import app_home
+from fl_registry.redaction import printable
 
 Partitioning = Literal["iid", "dirichlet"]
 

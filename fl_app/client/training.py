@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from fl_app.client.adamw import AdamW
-from models.dataset import PictureDataset
-from models.pictures import Picture
-from models.upstream import build_dataloader, get_cfg
+from fl_models.dataset import PictureDataset
+from fl_models.pictures import Picture
+from fl_models.ultralytics_names import build_dataloader, get_cfg
 
 _SMALLEST_FOR_ONE = 64  # pixels; below, the head's last map is 1x1, too little for batch norm
 

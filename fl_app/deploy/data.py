@@ -17,11 +17,11 @@ from fl_app.client.data import (
     partition,
     split_holdout,
 )
-from fl_app.client.shapes import NAMES
+from fl_app.client.generated_shapes import NAMES
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.layout import Layout
-from models.pictures import label_file
-from registry.atomic import new_folder
+from fl_app.deploy.folder import Layout
+from fl_models.pictures import label_file
+from fl_registry.files.atomic import new_folder
 
 SEED = 42
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from registry.redaction import redact
+from fl_registry.redaction import redact
 
 
 class DeploymentError(RuntimeError):

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from signal import SIGINT
 from threading import Event
 
-from fl_app.deploy.connection import NAME, Connection
 from fl_app.deploy.data import checked, generated_shares
 from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.flower_cli import NAME, Connection
+from fl_app.deploy.folder import Layout, Settings
 from fl_app.deploy.keys import make_keys
-from fl_app.deploy.layout import Layout, Settings
 from fl_app.deploy.postgres import cluster, require_driver
-from fl_app.deploy.processes import Processes, StoppedError, end, find
 from fl_app.deploy.services import (
     HOST,
     free_port,
@@ -25,8 +24,9 @@ from fl_app.deploy.services import (
     superlink,
     supernode,
 )
-from registry import StoreUnavailable
-from registry.address import check_address, kind_of
+from fl_app.deploy.supervisor import Processes, StoppedError, end, find
+from fl_registry import StoreUnavailable
+from fl_registry.mlflow.address import check_address, kind_of
 
 START_SECONDS = 180.0
 """How long a process may take to answer: MLflow makes its tables first."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from signal import SIGINT
 
 from fl_app.deploy.errors import DeploymentError, require_package
-from fl_app.deploy.layout import Layout
+from fl_app.deploy.folder import Layout
 from fl_app.deploy.services import HOST, Service, environment
-from registry.redaction import one_line
+from fl_registry.redaction import one_line
 
 ACCOUNT = "postgres"
 """Who runs it where root starts the deployment: PostgreSQL refuses to run as root."""

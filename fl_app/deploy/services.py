@@ -14,7 +14,7 @@ from pathlib import Path
 from signal import SIGTERM, Signals
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.layout import Layout
+from fl_app.deploy.folder import Layout
 
 HOST = "127.0.0.1"
 DATABASE_VARIABLE = "FL_APP_DATABASE_URL"

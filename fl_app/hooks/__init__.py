@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks that ship with the app; any other callable that takes an event will do as well."""
 
-from fl_app.dispatch import Hooks
 from fl_app.hooks.log import log_event
 from fl_app.hooks.prometheus import PrometheusMetrics
+from fl_app.hooks.queue import Hooks
 from fl_app.hooks.webhook import Webhook
 
 __all__ = ["Hooks", "PrometheusMetrics", "Webhook", "log_event"]

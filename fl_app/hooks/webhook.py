@@ -26,7 +26,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from fl_app.events import Event, as_json
-from fl_app.hooks.targets import ForbiddenAddressError, Target
+from fl_app.hooks.webhook_hosts import ForbiddenAddressError, Target
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from fl_app.retraining.memory.store import MonitorStore
+from fl_app.retraining.requests import RetrainRequest, TriggerKind
 from fl_app.retraining.schedule import Schedule
-from fl_app.retraining.store import MonitorStore
-from fl_app.retraining.triggers import RetrainRequest, TriggerKind
 
 
 class Calendar:

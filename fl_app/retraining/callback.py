@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from fl_app.retraining.triggers import RetrainRequest
-from registry.redaction import trace
+from fl_app.retraining.requests import RetrainRequest
+from fl_registry.redaction import trace
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.triggers import RetrainRequest
+from fl_app.retraining.requests import RetrainRequest
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -13,20 +13,20 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from fl_app.dispatch import Hooks
 from fl_app.events import Hook
 from fl_app.health import Health
+from fl_app.hooks.queue import Hooks
 from fl_app.retraining.calendar import Calendar
 from fl_app.retraining.callback import Callback, CallbackThread
 from fl_app.retraining.degradation import LIMIT, RULES, Mode, is_score
-from fl_app.retraining.drift import DriftSettings
-from fl_app.retraining.drift_watch import DriftWatch
-from fl_app.retraining.policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
+from fl_app.retraining.drift.check import DriftSettings
+from fl_app.retraining.drift.monitor import DriftWatch
+from fl_app.retraining.memory.store import MonitorStore, default_url
+from fl_app.retraining.memory.tables import MEMORY, memory_errors
+from fl_app.retraining.request_policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
+from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind, requested
 from fl_app.retraining.schedule import Cron, Every, Schedule
-from fl_app.retraining.store import MonitorStore, default_url
-from fl_app.retraining.tables import MEMORY, memory_errors
-from fl_app.retraining.triggers import Outcome, RetrainRequest, TriggerKind, requested
-from registry import app_home
+from fl_registry import app_home
 
 logger = logging.getLogger("flwr.fl_app")
 

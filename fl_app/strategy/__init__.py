@@ -2,18 +2,18 @@
 """The strategy and its gates, for any app with a Strategy: no YOLO, MLflow only once it is used."""
 
 from fl_app.events import RoundReport
+from fl_app.strategy.default_policy import default_policy
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError, ResumeError, RunFailedError, TooFewNodesError
-from fl_app.strategy.evaluation import ScoredRecord
+from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.lifecycle import LifecycleStrategy
-from fl_app.strategy.policy import default_policy
-from fl_app.strategy.report import DataUsed, Origin, SessionReport
-from fl_app.strategy.resume import Resume
-from fl_app.strategy.schedule import ScheduledFedAvg
-from fl_app.strategy.screening import Screening
-from fl_app.strategy.shadow import ShadowEvaluation
-from fl_app.strategy.streaming import StreamingFedAvg
-from registry.gates import (
+from fl_app.strategy.records import DataUsed, Origin, SessionReport
+from fl_app.strategy.round.averaging import StreamingFedAvg
+from fl_app.strategy.round.scheduled_fedavg import ScheduledFedAvg
+from fl_app.strategy.round.screening import Screening
+from fl_app.strategy.session.resume import Resume
+from fl_app.strategy.shadow.rounds import ShadowEvaluation
+from fl_registry.gates.gates import (
     AtLeast,
     AtMost,
     BeatsChampion,

@@ -16,15 +16,15 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fl_app.dispatch import Hooks
+from fl_app.hooks.queue import Hooks
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError
-from fl_app.strategy.evaluation import EvaluateFn
-from fl_app.strategy.inner_state import strategy_levels
-from fl_app.strategy.screening import Screening
-from fl_app.strategy.shadow import ShadowEvaluation
-from fl_app.strategy.streaming import StreamingFedAvg
-from registry import Stage
+from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_app.strategy.round.averaging import StreamingFedAvg
+from fl_app.strategy.round.screening import Screening
+from fl_app.strategy.session.strategy_state import strategy_levels
+from fl_app.strategy.shadow.rounds import ShadowEvaluation
+from fl_registry import Stage
 
 _WRAPPERS = (
     DifferentialPrivacyClientSideAdaptiveClipping,

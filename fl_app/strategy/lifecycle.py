@@ -17,42 +17,42 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fl_app.dispatch import Hooks
 from fl_app.events import Hook, RoundReport
 from fl_app.health import Health
+from fl_app.hooks.queue import Hooks
 from fl_app.strategy.arguments import check_arguments, check_strategy, overridden_starts
-from fl_app.strategy.arriving import Screened
-from fl_app.strategy.commands import USUAL_NAME
-from fl_app.strategy.console import round_line
-from fl_app.strategy.deadlines import NODE_WAIT_SECONDS, NodeDeadline
+from fl_app.strategy.default_policy import default_policy
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import RunFailedError
-from fl_app.strategy.evaluation import finite, round_metrics
-from fl_app.strategy.first_model import adopted_schema, agreed_schema, require_whole_model
-from fl_app.strategy.inner import Aggregate, aggregate, aggregate_evaluate
-from fl_app.strategy.inner_state import InnerMemory
-from fl_app.strategy.interlude import meet_staging
-from fl_app.strategy.plots import plot_metrics
-from fl_app.strategy.policy import default_policy
-from fl_app.strategy.provenance import contributions, node_scores, summaries
-from fl_app.strategy.reply_metrics import WatchedMetric
-from fl_app.strategy.report import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
-from fl_app.strategy.resume import Resume, ResumeMode
-from fl_app.strategy.rounds import ClosedRound
-from fl_app.strategy.schema import restore_dtypes
-from fl_app.strategy.screening import (
+from fl_app.strategy.finish.console import round_line
+from fl_app.strategy.finish.evaluation import finite, round_metrics
+from fl_app.strategy.finish.next_steps import USUAL_NAME
+from fl_app.strategy.finish.plots import plot_metrics
+from fl_app.strategy.finish.provenance import contributions, node_scores, summaries
+from fl_app.strategy.finish.staging import decision_tags, stage
+from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
+from fl_app.strategy.round.aggregate import Aggregate, aggregate, aggregate_evaluate
+from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS, NodeDeadline
+from fl_app.strategy.round.first_model import adopted_schema, agreed_schema, require_whole_model
+from fl_app.strategy.round.metrics import WatchedMetric
+from fl_app.strategy.round.replies import Screened
+from fl_app.strategy.round.screening import (
     Screening,
     needs_of,
     screen_evaluate,
     screen_train,
     sound_models,
 )
-from fl_app.strategy.session import Session
-from fl_app.strategy.session_folder import Checkpoint
-from fl_app.strategy.sessions import Sessions
-from fl_app.strategy.shadow import ShadowEvaluation
-from fl_app.strategy.staging import decision_tags, stage
-from registry import (
+from fl_app.strategy.session.closed_round import ClosedRound
+from fl_app.strategy.session.folder import Checkpoint
+from fl_app.strategy.session.interlude import meet_staging
+from fl_app.strategy.session.resume import Resume, ResumeMode
+from fl_app.strategy.session.run import Sessions
+from fl_app.strategy.session.state import Session
+from fl_app.strategy.session.strategy_state import InnerMemory
+from fl_app.strategy.shadow.rounds import ShadowEvaluation
+from fl_app.wire.schema import restore_dtypes
+from fl_registry import (
     Decision,
     FederatedLearningTracker,
     ModelManager,
@@ -148,7 +148,8 @@ class LifecycleStrategy(Sessions):
         Evaluate and register a round while the clients train the next one. False does it inline.
     pack_arrays : bool
         Send a model as one array over a SuperLink's network, which passes on each array in seconds
-        where there are hundreds. All ClientApps need the mod `fl_app.client.packing.pack_arrays`.
+        where there are hundreds. All ClientApps need the mod
+        `fl_app.client.mods.packing.pack_arrays`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fl_app.client.data import DataSpec, load_data_spec
-from fl_app.client.shapes import shapes_data
+from fl_app.client.generated_shapes import shapes_data
 
 
 @pytest.fixture(scope="session")

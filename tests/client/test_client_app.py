@@ -16,9 +16,9 @@ from flwr.serverapp.strategy import FedAvg
 from fl_app.client.client_app import app, load_node_data
 from fl_app.client.data import load_data_spec
 from fl_app.config import ClientConfig
-from fl_app.strategy.decoding import SentModel, decode_update
-from models.model import get_model, to_arrays
-from models.pictures import label_file
+from fl_app.strategy.round.decoding import SentModel, decode_update
+from fl_models.pictures import label_file
+from fl_models.yolo import get_model, to_arrays
 
 SETTINGS: dict[str, bool | float | int | str] = {
     "image-size": 64,
@@ -230,7 +230,7 @@ def test_data_that_changes_between_rounds_is_noticed(
     arrays: dict[str, np.ndarray], own_yaml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the files were old: then they are not read again unless they change.
-    monkeypatch.setattr("models.unchanged.time.time", lambda now=time.time: now() + 3600)
+    monkeypatch.setattr("fl_models.file_cache.time.time", lambda now=time.time: now() + 3600)
     node: dict[str, int | str] = {"data": str(own_yaml)}
     spec = load_data_spec(own_yaml, 7)
 

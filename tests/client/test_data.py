@@ -21,7 +21,7 @@ from fl_app.client.data import (
     partition,
     split_holdout,
 )
-from models.pictures import label_file, read_boxes
+from fl_models.pictures import label_file, read_boxes
 
 NAMES = "names: [circle, square, triangle, star, cross, ring, diamond]\n"
 

@@ -12,10 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.app import RecordDict as Records
 from flwr.clientapp import ClientApp
 
-from fl_app.client.compression import compress_updates
-from fl_app.client.packing import pack_arrays
-from fl_app.packing import INDEX_RECORD, is_packed, pack, unpack
-from fl_app.updates import UPDATE_RECORD
+from fl_app.client.mods.compression import compress_updates
+from fl_app.client.mods.packing import pack_arrays
+from fl_app.wire.compressed_update import UPDATE_RECORD
+from fl_app.wire.packing import INDEX_RECORD, is_packed, pack, unpack
 
 README = Path(__file__).parents[2] / "README.md"
 MODEL = ArrayRecord(

@@ -11,9 +11,9 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import DataSpec, load_data_spec, partition
 from fl_app.client.training import train_locally
-from models.holdout import Holdout
-from models.model import YoloModel, get_model
-from models.pictures import label_file, read_pictures
+from fl_models.holdout import Holdout
+from fl_models.pictures import label_file, read_pictures
+from fl_models.yolo import YoloModel, get_model
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "aquarium" / "data.yaml"
 

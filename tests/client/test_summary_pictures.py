@@ -10,7 +10,12 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from fl_app.client.data import DataSpec
-from fl_app.client.pictures import PIXEL_STATISTICS, box_statistics, file_key, pixel_statistics
+from fl_app.client.summary.picture_statistics import (
+    PIXEL_STATISTICS,
+    box_statistics,
+    file_key,
+    pixel_statistics,
+)
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from fl_app.client.adamw import AdamW
 from fl_app.client.data import DataSpec
 from fl_app.client.training import LocalResult, TrainingError, torch_threads, train_locally
-from models.dataset import PictureDataset
-from models.model import YoloModel, from_arrays, get_model, to_arrays
-from models.pictures import Picture, read_pictures
-from models.upstream import build_dataloader
+from fl_models.dataset import PictureDataset
+from fl_models.pictures import Picture, read_pictures
+from fl_models.ultralytics_names import build_dataloader
+from fl_models.yolo import YoloModel, from_arrays, get_model, to_arrays
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,7 +233,7 @@ socket.getaddrinfo = socket.create_connection = refuse
 socket.socket.connect = socket.socket.connect_ex = refuse
 
 data, outside = Path(sys.argv[1]), [Path(arg) for arg in sys.argv[2:]]
-import models.model  # Ultralytics writes its settings once, when it is first imported
+import fl_models.yolo  # Ultralytics writes its settings once, when it is first imported
 
 def snapshot():
     places = [data.parent, *outside]
@@ -244,9 +244,9 @@ def snapshot():
 before = snapshot()
 from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
-from models.holdout import Holdout
-from models.model import get_model
-from models.pictures import read_pictures
+from fl_models.holdout import Holdout
+from fl_models.yolo import get_model
+from fl_models.pictures import read_pictures
 
 spec = load_data_spec(data, 7)
 model = get_model("n", 7, names=spec.names)

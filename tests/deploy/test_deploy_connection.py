@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from flwr.cli.flower_config import read_superlink_connection
 
-from fl_app.deploy.connection import NAME, Connection
 from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.flower_cli import NAME, Connection
 
 MINE = """# my own notes
 [superlink]

@@ -21,10 +21,10 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from typer.main import get_command
 
-from fl_app import cli
+from fl_app.cli import main
 from fl_app.config import ClientConfig, ServerConfig
-from fl_app.deploy.connection import NAME
-from fl_app.deploy.layout import Layout, Settings
+from fl_app.deploy.flower_cli import NAME
+from fl_app.deploy.folder import Layout, Settings
 from fl_app.deploy.local import Deployment
 from fl_app.deploy.services import Service, mlflow_server, superlink, supernode
 
@@ -126,7 +126,7 @@ def test_keys_are_made_as_written(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
-        cli.main(words("uv run fl-app keys")[3:])
+        main.main(words("uv run fl-app keys")[3:])
     assert not ended.value.code, capsys.readouterr().err
     made = {path.name for path in (tmp_path / "fl-app-keys").iterdir()}
     table = PAGE.split("| file | what it is for |", 1)[1].split("\n\n", 1)[0]
@@ -147,7 +147,7 @@ def test_what_is_printed_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_option_is_on_the_page() -> None:
     taken = {
         option
-        for parameter in get_command(cli.app).commands["deploy-local"].params
+        for parameter in get_command(main.app).commands["deploy-local"].params
         for option in parameter.opts
     }
     table = PAGE.split("| option | what |", 1)[1].split("\n\n", 1)[0]

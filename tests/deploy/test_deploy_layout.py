@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.layout import Layout, Settings, default_folder
+from fl_app.deploy.folder import Layout, Settings, default_folder
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from signal import SIGKILL, SIGTERM
 import psutil
 import pytest
 
-from fl_app.deploy import processes as module
+from fl_app.deploy import supervisor as module
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.layout import Layout
-from fl_app.deploy.processes import Processes, StoppedError, end, find
+from fl_app.deploy.folder import Layout
 from fl_app.deploy.services import Service, environment
+from fl_app.deploy.supervisor import Processes, StoppedError, end, find
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; \
 time.sleep(60)'], start_new_session=True); time.sleep(60)"

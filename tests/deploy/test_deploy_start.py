@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fl_app import cli
-from fl_app.client.shapes import shapes_data
+from fl_app.cli import main
+from fl_app.client.generated_shapes import shapes_data
 from fl_app.deploy import local, postgres
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.layout import Layout, Settings
+from fl_app.deploy.folder import Layout, Settings
 from fl_app.deploy.local import Deployment
 from fl_app.deploy.services import mlflow_server, superlink, supernode
 
@@ -33,7 +33,7 @@ def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["deploy-local", *words])
+        main.main(["deploy-local", *words])
     assert ended.value.code == 1
     return capsys.readouterr().err.strip()
 
@@ -141,7 +141,7 @@ def test_a_later_start_goes_on_with_what_was_chosen(
 
     def start(*words: str) -> Settings:
         with pytest.raises(SystemExit) as ended:
-            cli.main(["deploy-local", "--folder", str(tmp_path), *words])
+            main.main(["deploy-local", "--folder", str(tmp_path), *words])
         assert not ended.value.code
         Layout(tmp_path).keep(chosen[-1])
         return chosen[-1]
@@ -165,7 +165,7 @@ def test_all_ends_without_a_terminal_too(
     with monkeypatch.context() as patched:
         patched.setattr("sys.stdout.write", closed)
         with pytest.raises(SystemExit):
-            cli.main(["deploy-local", "--folder", str(tmp_path), "--database-url", "http://host"])
+            main.main(["deploy-local", "--folder", str(tmp_path), "--database-url", "http://host"])
     assert stopped == [True]
     assert "the address of a server" in capsys.readouterr().err
 
@@ -190,11 +190,11 @@ def test_keys_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     words = ["keys", str(tmp_path / "k"), "--host", "host.example", "--nodes", "1"]
     for told in (6, 1):
         with pytest.raises(SystemExit) as ended:
-            cli.main(words)
+            main.main(words)
         assert not ended.value.code
         assert len(capsys.readouterr().out.splitlines()) == told
     with pytest.raises(SystemExit) as ended:
-        cli.main(["keys", "--host", "a b"])
+        main.main(["keys", "--host", "a b"])
     assert ended.value.code == 1
     assert "'a b' is no host name" in capsys.readouterr().err
 

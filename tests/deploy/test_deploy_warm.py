@@ -32,7 +32,7 @@ def main():
 """
 RUN = """
 import sys
-from fl_app.deploy.warm import run_warm
+from fl_app.deploy.fork_server import run_warm
 sys.exit(run_warm(sys.argv[1:], preload=("json.tool", "numpy", "no_such"), entry="entry:main"))
 """
 

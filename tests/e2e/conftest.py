@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flower import OWN_ENVIRONMENT, ROOT, Flower
-from shipped_app import shipped_app
+from support.flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.shipped_app import shipped_app
 
 pytest.register_assert_rewrite("story")  # so that what it asserts is told as in a test
 

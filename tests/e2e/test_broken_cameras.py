@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flower import ROOT, Flower
-from shipped_app import shipped_app
+from support.flower import ROOT, Flower
+from support.shipped_app import shipped_app
 
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium"
 

@@ -9,15 +9,15 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from deployment import WaitingRun, deployment, start, start_waiting, wait_until
-from flower import Flower
 from hypothesis import settings
-from webhook_receiver import Receiver, receiving
+from support.deployment import WaitingRun, deployment, start, start_waiting, wait_until
+from support.flower import Flower
+from support.webhook_receiver import Receiver, receiving
 
-from fl_app.client.shapes import shapes_data
+from fl_app.client.generated_shapes import shapes_data
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.store import default_url
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow
 NIGHTLY = settings.get_current_profile_name() == "nightly"

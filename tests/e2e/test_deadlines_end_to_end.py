@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from deployment import WaitingRun, deployment, start, wait_until
-from flower import Flower
-from small_apps import small_app
+from support.deployment import WaitingRun, deployment, start, wait_until
+from support.flower import Flower
+from support.small_apps import small_app
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

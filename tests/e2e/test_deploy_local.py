@@ -21,20 +21,20 @@ from typing import Any
 
 import psutil
 import pytest
-from deployed_app import NAME, ROUNDS
-from deployment import start, wait_until
-from flower import BIN, ROOT, Flower, free_port
-from postgres_server import postgres_programs
-from small_apps import small_app
+from support.deployed_app import NAME, ROUNDS
+from support.deployment import start, wait_until
+from support.flower import BIN, ROOT, Flower, free_port
+from support.postgres_server import postgres_programs
+from support.small_apps import small_app
 
 from fl_app.client.data import DataSpec, data_digest, load_data_spec
+from fl_app.deploy.folder import Layout
 from fl_app.deploy.keys import make_keys
-from fl_app.deploy.layout import Layout
-from fl_app.deploy.processes import end, find
 from fl_app.deploy.services import answers
+from fl_app.deploy.supervisor import end, find
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow
 

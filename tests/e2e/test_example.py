@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.store import default_url
-from models.weights import load_weights
-from registry import ModelManager
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager
+from fl_registry.files.weights import load_weights
 
 pytestmark = pytest.mark.slow
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from deployment import deployment
-from flower import Flower
-from small_apps import small_app
+from support.deployment import deployment
+from support.flower import Flower
+from support.small_apps import small_app
 
-from fl_app.strategy.set_aside import read_set_aside
-from models.weights import load_weights
-from registry import ModelManager
-from registry.redaction import printable
+from fl_app.strategy.round.rejected_nodes import read_set_aside
+from fl_registry import ModelManager
+from fl_registry.files.weights import load_weights
+from fl_registry.redaction import printable
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import start, wait_until
-from flower import Flower
-from killed_app import LAST, ROUNDS
-from small_apps import small_app
+from support.deployment import start, wait_until
+from support.flower import Flower
+from support.killed_app import LAST, ROUNDS
+from support.small_apps import small_app
 
-from fl_app.backlog import backlog
-from registry import ModelManager
+from fl_app.strategy.session.backlog import backlog
+from fl_registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 

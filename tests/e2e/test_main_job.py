@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flower import ROOT, Flower
+from support.flower import ROOT, Flower
 
-from models.weights import load_weights, read_manifest
-from registry import FederatedLearningTracker, ModelManager
+from fl_registry import FederatedLearningTracker, ModelManager
+from fl_registry.files.weights import load_weights, read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,8 @@ def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
     trained: tuple[Flower, str],
 ) -> None:
     from fl_app.client.data import load_data_spec
-    from models.holdout import Holdout
-    from models.model import from_arrays, get_model
+    from fl_models.holdout import Holdout
+    from fl_models.yolo import from_arrays, get_model
 
     flower, _ = trained
     manager = ModelManager(home=flower.fl_app_home)
@@ -91,7 +91,7 @@ def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str])
 def test_promoted_weights_are_the_round_s_and_find_shapes(
     trained: tuple[Flower, str], tmp_path: Path
 ) -> None:
-    from models.model import get_model, to_arrays
+    from fl_models.yolo import get_model, to_arrays
 
     flower, _ = trained
     said = flower.command("fl-app", "promote", "8", "--note", "it sees well", cwd=tmp_path)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flower import ROOT, Flower
-from shipped_app import shipped_app
+from support.flower import ROOT, Flower
+from support.shipped_app import shipped_app
 
-from fl_app.client.shapes import shapes_data
-from models.weights import load_weights, save_weights
-from registry import ModelManager
+from fl_app.client.generated_shapes import shapes_data
+from fl_registry import ModelManager
+from fl_registry.files.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.slow
 
@@ -87,8 +87,8 @@ def learnt_by_heart(data: Path) -> Path:
     """Weights that know the dozen, so that their score is far from zero."""
     from fl_app.client.data import load_data_spec
     from fl_app.client.training import train_locally
-    from models.model import get_model, to_arrays
-    from models.pictures import read_pictures
+    from fl_models.pictures import read_pictures
+    from fl_models.yolo import get_model, to_arrays
 
     spec = load_data_spec(data, 7)
     model = get_model("n", 7, names=spec.names, seed=0)

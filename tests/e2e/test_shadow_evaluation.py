@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
-from deployment import deployment
-from flower import Flower
-from small_apps import small_app
+from support.deployment import deployment
+from support.flower import Flower
+from support.small_apps import small_app
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from flower import Flower
-from story import Story, tell
+from support.flower import Flower
+from support.story import Story, tell
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from flower import ROOT, Flower
 from hypothesis import settings
-from story import Story, tell
+from support.flower import ROOT, Flower
+from support.story import Story, tell
 
-from registry import Stage
+from fl_registry import Stage
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium"
 NIGHTLY = settings.get_current_profile_name() == "nightly"

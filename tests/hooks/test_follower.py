@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_app.dispatch import Hooks
 from fl_app.events import Event, StageMoved
-from fl_app.follower import JournalFollower
-from models.weights import save_weights
-from registry import InMemoryModelStore, ModelManager, StageError, StoreUnavailable
-from registry.journal import fold
-from registry.store import JournalledStore
+from fl_app.hooks.journal_events import JournalFollower
+from fl_app.hooks.queue import Hooks
+from fl_registry import InMemoryModelStore, ModelManager, StageError, StoreUnavailable
+from fl_registry.files.weights import save_weights
+from fl_registry.journal.entries import fold
+from fl_registry.store import JournalledStore
 
 VERSIONS = 4
 
@@ -138,7 +138,7 @@ def test_moves_of_other_processes_are_told_by_each_that_follows(tmp_path: Path, 
 
 
 def test_a_journal_that_turns_over_is_followed_on(tmp_path: Path, home: Path) -> None:
-    from registry.mlflow_journal import MlflowJournal
+    from fl_registry.mlflow.journal import MlflowJournal
 
     manager = ModelManager(home=home)
     manager._journal = MlflowJournal(manager._connection, "fl-global-model", page_length=3)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
-from registry import InMemoryTracker, ModelManager
+from fl_registry import InMemoryTracker, ModelManager
 
 README = Path(__file__).parents[2] / "README.md"
 

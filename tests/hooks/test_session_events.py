@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Error, MetricRecord
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
-from fl_app import dispatch
-from fl_app.dispatch import Hooks
 from fl_app.events import Event, RoundReport, SessionEnded, SessionStarted, StageMoved, as_json
-from fl_app.hooks import PrometheusMetrics, log_event
+from fl_app.hooks import PrometheusMetrics, log_event, queue
+from fl_app.hooks.queue import Hooks
 from fl_app.strategy import LifecycleStrategy, MetricError, Origin, RunFailedError
-from registry import InMemoryModelStore, InMemoryTracker, Stage
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 
 @pytest.fixture
@@ -189,7 +188,7 @@ def test_a_hook_that_hangs_delays_no_round_and_nobody_else(
 def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
     hang: threading.Event, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "MAX_WAITING", 3)
+    monkeypatch.setattr(queue, "MAX_WAITING", 3)
     heard: list[int] = []
     entered = threading.Event()
 

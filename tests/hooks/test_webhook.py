@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webhook_receiver import OK, Delivery, Receiver, no_waiting, receiving
+from support.webhook_receiver import OK, Delivery, Receiver, no_waiting, receiving
 
-from fl_app.dispatch import Hooks
 from fl_app.events import RoundReport, StageMoved
 from fl_app.hooks import Webhook
 from fl_app.hooks import webhook as module
-from fl_app.hooks.targets import Target, is_public
+from fl_app.hooks.queue import Hooks
+from fl_app.hooks.webhook_hosts import Target, is_public
 
 SECRET = "canary-5d41402abc4b2a76b9719d911017c592"  # noqa: S105 - it guards nothing
 REPORT = RoundReport(3, 8, {"mAP50": 0.5, "client/loss": float("nan")}, "7", run_id="ab12")

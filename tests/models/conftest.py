@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fl_app.client.data import DataSpec, load_data_spec
-from fl_app.client.shapes import shapes_data
-from models.model import YoloModel, get_model
-from models.pictures import label_file
+from fl_app.client.generated_shapes import shapes_data
+from fl_models.pictures import label_file
+from fl_models.yolo import YoloModel, get_model
 
 SIDE = 64
 

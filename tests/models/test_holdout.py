@@ -16,8 +16,8 @@ import torch
 from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import DataSpec, load_data_spec
-from models.holdout import Holdout, draw_predictions
-from models.model import YoloModel, from_arrays, get_model, to_arrays
+from fl_models.holdout import Holdout, draw_predictions
+from fl_models.yolo import YoloModel, from_arrays, get_model, to_arrays
 
 SIDE = 64
 
@@ -99,7 +99,7 @@ def test_pictures_are_decoded_once_where_they_fit_into_memory(
     kept: bool,
 ) -> None:
     if not kept:
-        monkeypatch.setattr("models.holdout._KEPT_BYTES", 1000)
+        monkeypatch.setattr("fl_models.holdout._KEPT_BYTES", 1000)
     own = load_data_spec(
         Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
     )

@@ -8,9 +8,9 @@ import pytest
 from ultralytics.utils.metrics import ap_per_class
 
 from fl_app.client.data import DataSpec
-from models.holdout import Holdout
-from models.matches import Matches
-from models.model import YoloModel
+from fl_models.holdout import Holdout
+from fl_models.map_results import Matches
+from fl_models.yolo import YoloModel
 
 SIDE, PICTURES = 64, 25
 

@@ -14,7 +14,7 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel
 
 from fl_app.client.data import DataSpec
-from models.model import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
 
 SIDE = 64
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.pictures import PictureError, label_file, read_boxes, read_pictures
+from fl_models.pictures import PictureError, label_file, read_boxes, read_pictures
 
 
 @pytest.fixture

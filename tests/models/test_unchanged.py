@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.unchanged import file_states, kept_while_unchanged
+from fl_models.file_cache import file_states, kept_while_unchanged
 
 HOUR = 3600
 PAST = time.time() - 10 * HOUR
@@ -19,7 +19,7 @@ PAST = time.time() - 10 * HOUR
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files of a test are an hour old, so their times are to be trusted."""
-    monkeypatch.setattr("models.unchanged.time.time", lambda now=time.time: now() + HOUR)
+    monkeypatch.setattr("fl_models.file_cache.time.time", lambda now=time.time: now() + HOUR)
 
 
 def picture(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file, save_file
 
-from models.weights import WeightsError, load_weights, read_manifest, save_weights
+from fl_registry.files.weights import WeightsError, load_weights, read_manifest, save_weights
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i8"]
 arrays_of = st.dictionaries(
@@ -75,7 +75,8 @@ def test_parts_of_larger_arrays_are_saved_as_they_look(tmp_path: Path) -> None:
 
 def test_equal_weights_have_equal_digests_in_every_process(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np; from pathlib import Path; from models.weights import *;"
+        "import sys, numpy as np; from pathlib import Path;"
+        "from fl_registry.files.weights import *;"
         "print(save_weights({'b': np.ones(3), 'a': np.zeros(())}, Path(sys.argv[1])))"
     )
     digests = {
@@ -174,7 +175,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 
 def test_reading_weights_needs_no_torch(saved: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from models.weights import load_weights;"
+        "import sys; from pathlib import Path; from fl_registry.files.weights import load_weights;"
         f"load_weights(Path({str(saved)!r})); import json;"
         "print(json.dumps([m for m in ('torch', 'ultralytics', 'mlflow') if m in sys.modules]))"
     )

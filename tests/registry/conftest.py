@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_servers import mlflow_server
 from safetensors.numpy import save_file
+from support.registry_servers import mlflow_server
 
-from registry import InMemoryModelStore, ModelManager
-from registry.store import JournalledStore
+from fl_registry import InMemoryModelStore, ModelManager
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.atomic import (
+from fl_registry.files.atomic import (
     copy_whole,
     new_folder,
     remove_unfinished,

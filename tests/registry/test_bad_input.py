@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from leaks import everything_of
 from safetensors.torch import save_file
+from support.leaks import everything_of
 from torch import nn
 
-from registry import (
+from fl_registry import (
     ArtifactError,
     FederatedLearningTracker,
     InMemoryModelStore,
@@ -27,9 +27,9 @@ from registry import (
     StoreUnavailable,
     UnknownVersion,
 )
-from registry.address import check_address
-from registry.errors import foreign_errors
-from registry.store import JournalledStore
+from fl_registry.errors import foreign_errors
+from fl_registry.mlflow.address import check_address
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 SECRET = "s3cret"  # noqa: S105 - what must never be seen

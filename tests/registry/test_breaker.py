@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.breaker import Breaker
+from fl_registry.breaker import Breaker
 
 CHANCE = st.floats(0, 1)
 CLOCK = st.floats(0, 1e6)

@@ -15,11 +15,11 @@ import pytest
 import requests
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.supercore.task_identity import TaskIdentity
-from local_grid import LocalGrid, reply
+from support.local_grid import LocalGrid, reply
 
 from fl_app import LifecycleStrategy
-from registry import FederatedLearningTracker, InMemoryModelStore, LeaseLost, ModelManager
-from registry.moves import Move
+from fl_registry import FederatedLearningTracker, InMemoryModelStore, LeaseLost, ModelManager
+from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]
 FEW, MANY = 2, 5

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from registry import ArtifactError
-from registry.artifacts import file_digest, prepared
+from fl_registry import ArtifactError
+from fl_registry.files.artifacts import file_digest, prepared
 
 
 class Bomb:
@@ -70,7 +70,8 @@ def test_shared_and_strided_tensors_are_imported(tmp_path: Path) -> None:
 def test_the_same_file_gives_the_same_digest_in_every_process(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "w.pt")
     code = (
-        "import sys; from pathlib import Path; from registry.checkpoints import import_checkpoint;"
+        "import sys; from pathlib import Path;"
+        "from fl_registry.files.pt_import import import_checkpoint;"
         "import_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     digests = set()

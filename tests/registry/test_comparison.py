@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from registry import FederatedLearningTracker, InMemoryModelStore, InvalidMetric, ModelManager
-from registry.comparison import (
+from fl_registry import FederatedLearningTracker, InMemoryModelStore, InvalidMetric, ModelManager
+from fl_registry.comparison import (
     architecture_differences,
     data_differences,
     paired_verdict,
     param_differences,
 )
-from registry.store import JournalledStore
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 

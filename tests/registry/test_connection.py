@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import FederatedLearningTracker, ModelManager, StoreUnavailable
-from registry.connection import ADDRESS_VARIABLE
+from fl_registry import FederatedLearningTracker, ModelManager, StoreUnavailable
+from fl_registry.mlflow.connection import ADDRESS_VARIABLE
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -35,7 +35,7 @@ def test_a_server_that_never_was_there_is_told_at_once() -> None:
 
 
 def test_a_server_that_went_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.connection._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("fl_registry.mlflow.connection._LOOK_AGAIN", 0.0)
     before = dict(os.environ)
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         thread = threading.Thread(target=server.serve_forever)

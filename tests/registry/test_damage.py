@@ -14,9 +14,9 @@ import pytest
 from hypothesis import settings
 from safetensors.numpy import save_file
 
-from registry import ArtifactError, InMemoryModelStore, ModelManager
-from registry.artifacts import file_digest
-from registry.store import JournalledStore
+from fl_registry import ArtifactError, InMemoryModelStore, ModelManager
+from fl_registry.files.artifacts import file_digest
+from fl_registry.store import JournalledStore
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 pytestmark = pytest.mark.chaos
@@ -99,7 +99,8 @@ def test_a_file_is_read_again_only_after_somebody_touched_it(
     path = store.weights_path("1")
     time.sleep(0.1)  # longer than a tick of the file system's clock
     monkeypatch.setattr(
-        "registry.artifacts.file_digest", lambda path: read.append(path) or file_digest(path)
+        "fl_registry.files.artifacts.file_digest",
+        lambda path: read.append(path) or file_digest(path),
     )
     for _ in range(3):
         store.weights_path("1")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry import (
+from fl_registry import (
     ArtifactError,
     FederatedLearningTracker,
     InMemoryTracker,
@@ -22,7 +22,7 @@ from registry import (
     RegistryError,
     Tracker,
 )
-from registry.tracking_input import clean_key
+from fl_registry.tracking_checks import clean_key
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ REFUSED = {"top@5": 0.5, "F1[macro]": 0.6, "val acc (%)": 70.0, "accuracy": 0.7}
 def test_a_name_that_mlflow_refuses_is_reported_once_a_run(
     any_tracker: Tracker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "registry"):
+    with caplog.at_level(logging.WARNING, "fl_registry"):
         with any_tracker:
             for step in (1, 2, 3):
                 any_tracker.log_metrics(REFUSED, step=step)
@@ -404,7 +404,7 @@ def test_two_names_that_become_the_same_one_stay_two(
     rounds: list[dict[str, float]] = (
         [{"top@5": 0.5, "top_5": 0.6}] if together else [{"top@5": 0.5}, {"top_5": 0.6}]
     )
-    with caplog.at_level(logging.WARNING, "registry"), any_tracker:
+    with caplog.at_level(logging.WARNING, "fl_registry"), any_tracker:
         for metrics in [*rounds, *rounds]:
             any_tracker.log_metrics(metrics, step=1)
     lines = [record.getMessage() for record in caplog.records]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from registry import ArtifactError, InMemoryModelStore, ModelManager, UnknownVersion
-from registry.artifacts import HALF_FILE
+from fl_registry import ArtifactError, InMemoryModelStore, ModelManager, UnknownVersion
+from fl_registry.files.artifacts import HALF_FILE
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
@@ -34,7 +34,7 @@ def test_a_digest_that_is_a_path_leads_nowhere(
 ) -> None:
     """The digest names a folder of the cache."""
     model_id = ours.get_version("1").tags["model_id"]
-    monkeypatch.setattr("registry.mlflow_files.local_folder", lambda location: None)
+    monkeypatch.setattr("fl_registry.mlflow.files.local_folder", lambda location: None)
     version = foreign(ours, sha256=digest, model_id=model_id, size="1")
     with pytest.raises(ArtifactError, match="has no digest to check"):
         ours.weights_path(version)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import (
+from fl_registry import (
     AtLeast,
     AtMost,
     BeatsChampion,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import InvalidName, StageError
-from registry.journal import (
+from fl_registry.errors import InvalidName, StageError
+from fl_registry.journal.entries import (
     JournalError,
     Ledger,
     Page,
@@ -26,7 +26,7 @@ from registry.journal import (
     read_chain,
     read_page,
 )
-from registry.moves import Move, Stage, State, plan, rollback_target, under_its_name
+from fl_registry.stages import Move, Stage, State, plan, rollback_target, under_its_name
 
 VERSIONS = ["1", "2", "3", "4"]
 OPS = [op for op in Move if op not in (Move.CARRY, Move.LEASE)]

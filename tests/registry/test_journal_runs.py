@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_faults import told
+from support.registry_faults import told
 
-from registry import JournalError, ModelManager
-from registry.journal_home import JOURNAL_EXPERIMENT, JOURNAL_TAG, JournalHome
-from registry.mlflow_journal import MlflowJournal
-from registry.moves import Move
+from fl_registry import JournalError, ModelManager
+from fl_registry.mlflow.journal import MlflowJournal
+from fl_registry.mlflow.journal_run import JOURNAL_EXPERIMENT, JOURNAL_TAG, JournalHome
+from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"

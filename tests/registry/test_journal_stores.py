@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import (
+from fl_registry import (
     ArtifactError,
     Drift,
     InMemoryModelStore,
@@ -22,7 +22,7 @@ from registry import (
     StageError,
     UnknownVersion,
 )
-from registry.store import JournalledStore
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 
@@ -30,7 +30,7 @@ MakeWeights = Callable[[float], Path]
 @pytest.fixture(autouse=True)
 def _all_moves_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no alias be taken for one that another process is about to write."""
-    monkeypatch.setattr("registry.settling._SETTLING", 0.0)
+    monkeypatch.setattr("fl_registry.settling._SETTLING", 0.0)
 
 
 def fill(store: JournalledStore, weights: MakeWeights, count: int) -> None:
@@ -173,7 +173,7 @@ def test_an_alias_moved_by_hand_is_reported_and_put_back_with_one_warning(
     move_alias(store, "production", "1")
     move_alias(store, "staging", None)
     assert store.drift() == (Drift("production", "2", "1"), Drift("staging", "3", None))
-    with caplog.at_level(logging.WARNING, logger="registry"):
+    with caplog.at_level(logging.WARNING, logger="fl_registry"):
         store.reconcile()
         store.promote_to_staging("4")
     (warning,) = caplog.messages
@@ -200,7 +200,7 @@ def test_right_after_a_move_a_wrong_alias_is_put_right_without_a_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another process may just be writing the aliases of its move: that is no drift."""
-    monkeypatch.setattr("registry.settling._SETTLING", 60.0)
+    monkeypatch.setattr("fl_registry.settling._SETTLING", 60.0)
     fill(store, weights, 3)
     for version in "12":
         store.promote_to_production(version)
@@ -208,7 +208,7 @@ def test_right_after_a_move_a_wrong_alias_is_put_right_without_a_word(
     store.promote_to_staging("3")
     assert aliases(store)["production"] == "2"
     assert not any("moved outside" in message for message in caplog.messages)
-    monkeypatch.setattr("registry.settling._SETTLING", 1.0)
+    monkeypatch.setattr("fl_registry.settling._SETTLING", 1.0)
     move_alias(store, "production", "1")
     assert store.drift() == (Drift("production", "2", "1"),)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from registry_children import context, killed
-from registry_faults import told
+from support.registry_children import context, killed
+from support.registry_faults import told
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"

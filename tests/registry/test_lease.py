@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import InMemoryModelStore, LeaseLost, RegistryError
-from registry.journal import (
+from fl_registry import InMemoryModelStore, LeaseLost, RegistryError
+from fl_registry.journal.entries import (
     JournalError,
     Ledger,
     Page,
@@ -24,8 +24,8 @@ from registry.journal import (
     read_chain,
     read_page,
 )
-from registry.lease import NOBODY, Beat, Lease, Watch, look, require_lease, standing
-from registry.moves import Move, State, step
+from fl_registry.journal.lease import NOBODY, Beat, Lease, Watch, look, require_lease, standing
+from fl_registry.stages import Move, State, step
 
 MakeWeights = Callable[[float], Path]
 LASTS = 10.0

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 from torch import nn
 
-from registry import ArtifactError, InMemoryModelStore, InvalidMetric, ModelManager
-from registry.compression import write_half
-from registry.store import JournalledStore
+from fl_registry import ArtifactError, InMemoryModelStore, InvalidMetric, ModelManager
+from fl_registry.files.half import write_half
+from fl_registry.store import JournalledStore
 
 
 @pytest.fixture(params=["memory", "mlflow"])
@@ -97,7 +97,7 @@ def test_makers_and_copies_are_kept_apart(production: JournalledStore) -> None:
 
 
 def test_a_factory_that_holds_other_values_makes_another_model(store: JournalledStore) -> None:
-    from registry.loading import _maker
+    from fl_registry.files.loading import _maker
 
     def factory(size: int) -> Callable[[], int]:
         return lambda: size

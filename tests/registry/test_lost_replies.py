@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from registry_servers import Proxy
+from support.registry_servers import Proxy
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"

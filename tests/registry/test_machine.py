@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_mlflow import FakeMlflow
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mlflow.exceptions import MlflowException
-from registry_faults import CALLS, told
 from safetensors.numpy import save_file
+from support.fake_mlflow import FakeMlflow
+from support.registry_faults import CALLS, told
 
-from registry import ModelManager, RegistryError, Stage
-from registry.mlflow_journal import MlflowJournal
-from registry.moves import State
+from fl_registry import ModelManager, RegistryError, Stage
+from fl_registry.mlflow.journal import MlflowJournal
+from fl_registry.stages import State
 
 NAME = "fl-global-model"
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -300,8 +300,8 @@ class RegistryOnSqlite(Registry):
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.retries._FIRST_WAIT", 0.0)
-    monkeypatch.setattr("registry.settling._SETTLING", 0.0)
+    monkeypatch.setattr("fl_registry.mlflow.retries._FIRST_WAIT", 0.0)
+    monkeypatch.setattr("fl_registry.settling._SETTLING", 0.0)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from mlflow.exceptions import MlflowException
 
-from registry import Stage
-from registry.mirror import _moved
+from fl_registry import Stage
+from fl_registry.mlflow.stages import _moved
 
 
 def test_what_the_database_refuses_in_one_call_is_done_in_two() -> None:

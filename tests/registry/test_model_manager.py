@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
-from registry.redaction import redact
+from fl_registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
+from fl_registry.redaction import redact
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
@@ -295,7 +295,7 @@ def test_a_server_is_asked_for_its_health() -> None:
 
 
 def test_a_server_that_keeps_silent_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.address._READ", 0.3)
+    monkeypatch.setattr("fl_registry.mlflow.address._READ", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="does not answer"):
@@ -354,7 +354,7 @@ def test_several_processes_can_create_the_database_at_once(tmp_path: Path) -> No
 
 def test_importing_the_registry_imports_neither_mlflow_nor_torch() -> None:
     code = (
-        "import sys, registry; registry.ModelManager(); registry.FederatedLearningTracker();"
+        "import sys, fl_registry as r; r.ModelManager(); r.FederatedLearningTracker();"
         "print([m for m in ('mlflow', 'torch', 'sqlalchemy', 'flwr') if m in sys.modules])"
     )
     found = subprocess.run(

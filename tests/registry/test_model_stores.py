@@ -15,8 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.weights import save_weights
-from registry import (
+from fl_registry import (
     ArtifactError,
     InMemoryModelStore,
     InvalidMetric,
@@ -28,7 +27,8 @@ from registry import (
     StageError,
     UnknownVersion,
 )
-from registry.store import JournalledStore
+from fl_registry.files.weights import save_weights
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from outages import FAULTS, Outage, OutageProxy, proxied, session
+from support.outages import FAULTS, Outage, OutageProxy, proxied, session
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 ROUNDS = 20 if NIGHTLY else 3

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from registry_faults import told
+from support.registry_faults import told
 
-from registry import ModelManager
-from registry.own_saves import OwnSaves
+from fl_registry import ModelManager
+from fl_registry.mlflow.known_saves import OwnSaves
 
 MakeWeights = Callable[[float], Path]
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import BeatsChampion, Evidence, ExampleScores, NoRegression, Verdict
-from registry.paired import bootstrap_interval, mcnemar
+from fl_registry import BeatsChampion, Evidence, ExampleScores, NoRegression, Verdict
+from fl_registry.gates.paired import bootstrap_interval, mcnemar
 
 Random = np.random.Generator
 

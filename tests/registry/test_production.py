@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
-from registry.journal import Ledger, Page, new_entry, read_page
-from registry.moves import Move, State, plan, step, under_its_name
-from registry.store import JournalledStore
+from fl_registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
+from fl_registry.journal.entries import Ledger, Page, new_entry, read_page
+from fl_registry.stages import Move, State, plan, step, under_its_name
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from registry_children import begin, context, promote
+from support.registry_children import begin, context, promote
 
-from registry import ModelManager, Stage
-from registry.journal_home import JOURNAL_TAG
+from fl_registry import ModelManager, Stage
+from fl_registry.mlflow.journal_run import JOURNAL_TAG
 
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from registry import FederatedLearningTracker, ModelManager, StoreUnavailable
+from fl_registry import FederatedLearningTracker, ModelManager, StoreUnavailable
 
 MakeWeights = Callable[[float], Path]
 ADDRESSES = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry import ModelManager
+from fl_registry import ModelManager
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry import ModelManager, RegistryError, Stage, StageError, UnknownVersion
-from registry.moves import Move, State
-from registry.records import ModelVersion
-from registry.retention import Rule, reasons_to_stay
-from registry.store import JournalledStore
+from fl_registry import ModelManager, RegistryError, Stage, StageError, UnknownVersion
+from fl_registry.records import ModelVersion
+from fl_registry.retention import Rule, reasons_to_stay
+from fl_registry.stages import Move, State
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"

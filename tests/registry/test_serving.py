@@ -24,10 +24,9 @@ import pytest
 import torch
 import yaml
 
-from models import serving
-from models.model import get_model, to_arrays
-from models.weights import save_weights
-from registry import (
+from fl_models import serving
+from fl_models.yolo import get_model, to_arrays
+from fl_registry import (
     ArtifactError,
     InMemoryModelStore,
     InvalidName,
@@ -35,7 +34,8 @@ from registry import (
     Serving,
     torch_serving,
 )
-from registry.store import JournalledStore
+from fl_registry.files.weights import save_weights
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 ROOT = Path(__file__).parents[2]
@@ -249,7 +249,7 @@ def test_registering_a_servable_version_imports_nothing_of_the_model(
     mlflow_home: Path, weights: MakeWeights
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from registry import *;"
+        "import sys; from pathlib import Path; from fl_registry import *;"
         f"s = Serving(Path({serving.__file__!r}), [{{'type': 'any', 'name': 'image'}}]);"
         f"m = ModelManager(home={str(mlflow_home)!r});"
         f"m.save_model_version({str(weights(1))!r}, serving=s);"
@@ -298,7 +298,7 @@ def test_mlflow_loads_what_is_in_production_by_its_own_address(
         f"found = yolo.predict({{'image': [{encoded(picture())!r}]}}, params={{'conf': 0.001}});"
         "ones = net.predict(np.ones((2, 4), np.float32)).tolist();"
         "print(json.dumps([found, ones, [m for m in sys.modules if m.split('.')[0] in"
-        " ('registry', 'models', 'fl_app', 'flwr')]]))"
+        " ('fl_registry', 'fl_models', 'fl_app', 'flwr')]]))"
     )
     found, ones, ours_loaded = json.loads(
         run_python(code, mlflow_home, torch_weights.parent / "code")

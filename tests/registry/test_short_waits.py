@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 
-from registry import FederatedLearningTracker, ModelManager, StoreUnavailable, limits
+from fl_registry import FederatedLearningTracker, ModelManager, StoreUnavailable
+from fl_registry.mlflow import timeouts
 
 pytestmark = pytest.mark.chaos
 
@@ -65,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    monkeypatch.setattr(limits, "REPLY_SECONDS", 0.5)
+    monkeypatch.setattr(timeouts, "REPLY_SECONDS", 0.5)
     with Stub() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -123,7 +124,9 @@ def test_it_is_used_again_once_it_answers(stub: Stub, tracker: FederatedLearning
 def test_a_post_whose_reply_does_not_come_is_not_sent_again_by_the_transport(
     stub: Stub, tracker: FederatedLearningTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.retries._PATIENCE", 0.0)  # so that we do not repeat it either
+    monkeypatch.setattr(
+        "fl_registry.mlflow.retries._PATIENCE", 0.0
+    )  # so that we do not repeat it either
     stub.mode = "silent"
     with pytest.raises(StoreUnavailable):
         tracker.log_metrics({"m": 1.0})
@@ -141,21 +144,21 @@ def test_large_files_get_more_time_to_be_stored(
         seen.append(timeout)
         return reply
 
-    monkeypatch.setattr(limits.TCPKeepAliveHTTPAdapter, "send", send)
+    monkeypatch.setattr(timeouts.TCPKeepAliveHTTPAdapter, "send", send)
     sent = requests.Request("PUT", stub.address, data=b"0" * 3_000_000).prepare()
-    limits.BriefAdapter().send(sent)
-    assert seen == [(limits.CONNECT_SECONDS, 3.5)]
+    timeouts.BriefAdapter().send(sent)
+    assert seen == [(timeouts.CONNECT_SECONDS, 3.5)]
 
 
 def test_only_our_address_is_limited_and_the_environment_stays(stub: Stub) -> None:
     before = dict(os.environ)
     assert ModelManager(stub.address).client is not None
-    session = limits._get_request_session(
-        7, 2, 1.0, limits._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
+    session = timeouts._get_request_session(
+        7, 2, 1.0, timeouts._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
     )
-    assert isinstance(session.get_adapter(f"{stub.address}/api/2.0/mlflow"), limits.BriefAdapter)
+    assert isinstance(session.get_adapter(f"{stub.address}/api/2.0/mlflow"), timeouts.BriefAdapter)
     elsewhere = session.get_adapter("http://127.0.0.2:5000/api/2.0/mlflow")
-    assert not isinstance(elsewhere, limits.BriefAdapter)
+    assert not isinstance(elsewhere, timeouts.BriefAdapter)
     changed = {key for key, value in os.environ.items() if before.get(key) != value}
     assert [key for key in changed if key.startswith("MLFLOW_HTTP")] == []
 
@@ -166,7 +169,7 @@ def test_what_the_environment_says_of_requests_holds(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     address = stub.address.replace("127.0.0.1", "localhost")
     assert ModelManager(address).client is not None
-    session = limits._get_request_session(
-        7, 2, 1.0, limits._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
+    session = timeouts._get_request_session(
+        7, 2, 1.0, timeouts._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
     )
-    assert not isinstance(session.get_adapter(f"{address}/api"), limits.BriefAdapter)
+    assert not isinstance(session.get_adapter(f"{address}/api"), timeouts.BriefAdapter)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from registry import InMemoryModelStore, ModelManager
-from registry.journal import Ledger
-from registry.mlflow_journal import MlflowJournal
-from registry.store import JournalledStore
+from fl_registry import InMemoryModelStore, ModelManager
+from fl_registry.journal.entries import Ledger
+from fl_registry.mlflow.journal import MlflowJournal
+from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 

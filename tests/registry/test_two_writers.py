@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from registry_children import context, serve
 from sqlalchemy import create_engine, text
+from support.registry_children import context, serve
 
-from registry import ModelManager, Stage
-from registry.moves import Move
+from fl_registry import ModelManager, Stage
+from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"

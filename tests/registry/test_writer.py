@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from registry import LeaseLost, ModelBusy, ModelManager, StoreUnavailable
-from registry.lease import NOBODY, Beat, Lease
-from registry.moves import Move
-from registry.store import JournalledStore
-from registry.writer import LONGEST_WAIT, Writer
+from fl_registry import LeaseLost, ModelBusy, ModelManager, StoreUnavailable
+from fl_registry.journal.lease import NOBODY, Beat, Lease
+from fl_registry.journal.lease_holder import LONGEST_WAIT, Writer
+from fl_registry.stages import Move
+from fl_registry.store import JournalledStore
 
 pytestmark = pytest.mark.chaos
 

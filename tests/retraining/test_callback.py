@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_client import Client
+from support.api_client import Client
 
+from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, TriggerKind
-from fl_app.retraining.api import create_trigger_api
-from fl_app.retraining.api_server import serve_api
 
 START = datetime(2026, 1, 4, tzinfo=UTC)
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drift_nodes import MINUTES, NO_SEASON, Nodes, run, rung
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp, uniform
+from support.drift_nodes import MINUTES, NO_SEASON, Nodes, run, rung
 
-from fl_app.retraining.drift import DriftSettings, check
-from fl_app.retraining.drift_merge import difference, e_value, kolmogorov_p, merge
-from fl_app.retraining.drift_state import DriftState, Window
-from fl_app.summaries import DataSummary, Feature, FeatureKind
+from fl_app.retraining.drift.check import DriftSettings, check
+from fl_app.retraining.drift.merge import difference, e_value, kolmogorov_p, merge
+from fl_app.retraining.drift.state import DriftState, Window
+from fl_app.wire.data_summary import DataSummary, Feature, FeatureKind
 
 
 def one(*values: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict
-from local_grid import LocalGrid
+from support.local_grid import LocalGrid
 
 from fl_app import RetrainingManager
 
@@ -51,7 +51,8 @@ def test_a_new_scanner_is_named_and_without_one_there_is_nothing(
 def test_the_client_loads_nothing_of_the_server_s() -> None:
     heavy = ("torch", "ultralytics", "mlflow", "sqlalchemy", "matplotlib", "scipy.stats")
     code = (
-        f"import sys; import fl_app.client.summary; print([m for m in {heavy} if m in sys.modules])"
+        "import sys; import fl_app.client.mods.data_summary;"
+        f"print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=EXAMPLE

@@ -13,15 +13,15 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RetrainingManager
-from fl_app.client.reference import load_reference
-from fl_app.client.summary import data_summary_mod
+from fl_app.client.mods.data_summary import data_summary_mod
+from fl_app.client.summary.reference import load_reference
 from fl_app.retraining import DriftSettings, MonitorStore, RetrainRequest, train_and_retrain
 from fl_app.strategy import SessionReport
-from fl_app.summaries import SUMMARY_RECORD
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.wire.data_summary import SUMMARY_RECORD
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NO_SEASON = DriftSettings(season=None)
 
@@ -188,7 +188,7 @@ def test_a_round_without_summaries_is_no_check(monitor: RetrainingManager) -> No
 def test_the_session_s_run_gets_a_picture_and_a_table_of_drift(
     monitor: RetrainingManager, tmp_path: Path
 ) -> None:
-    from fl_app.retraining.drift_plot import drift_artifacts
+    from fl_app.retraining.drift.plot import drift_artifacts
 
     found: dict[str, bytes] = {}
 
@@ -209,6 +209,6 @@ def test_the_session_s_run_gets_a_picture_and_a_table_of_drift(
 
 
 def test_without_drift_data_there_is_no_picture(monitor: RetrainingManager, tmp_path: Path) -> None:
-    from fl_app.retraining.drift_plot import drift_artifacts
+    from fl_app.retraining.drift.plot import drift_artifacts
 
     assert list(drift_artifacts(monitor)(None, tmp_path)) == []

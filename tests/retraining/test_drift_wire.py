@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drift_nodes import MINUTES, NO_SEASON, Nodes
 from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.drift_nodes import MINUTES, NO_SEASON, Nodes
 
-from fl_app.retraining.drift import DriftSettings
-from fl_app.retraining.drift_watch import DriftWatch
-from fl_app.summaries import SummaryError, read_summary
+from fl_app.retraining.drift.check import DriftSettings
+from fl_app.retraining.drift.monitor import DriftWatch
+from fl_app.wire.data_summary import SummaryError, read_summary
 
 HOSTILE = 10_000 if settings.default is not None and settings.default.max_examples > 100 else 100
 """Examples: many in the nightly profile."""

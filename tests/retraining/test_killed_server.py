@@ -17,7 +17,7 @@ from hypothesis import settings
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 pytestmark = pytest.mark.chaos
-SERVER = Path(__file__).with_name("killed_server.py")
+SERVER = Path(__file__).parents[1] / "support" / "killed_server.py"
 
 
 @pytest.mark.slow

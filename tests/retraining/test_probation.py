@@ -23,7 +23,7 @@ from fl_app.retraining import (
     RetrainingManager,
     TriggerKind,
 )
-from fl_app.retraining.probation import (
+from fl_app.retraining.probation.rule import (
     FEWEST,
     follow,
     fresh_drift,
@@ -32,10 +32,9 @@ from fl_app.retraining.probation import (
     take_report,
     ways_back,
 )
-from fl_app.retraining.probation_state import Phase, ProbationState, Source
-from fl_app.retraining.probation_view import in_one_line
-from models.weights import save_weights
-from registry import (
+from fl_app.retraining.probation.state import Phase, ProbationState, Source
+from fl_app.retraining.probation.view import in_one_line
+from fl_registry import (
     Evidence,
     ExampleScores,
     InMemoryModelStore,
@@ -43,6 +42,7 @@ from registry import (
     StoreUnavailable,
     Tenure,
 )
+from fl_registry.files.weights import save_weights
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 AT = NOON.timestamp()

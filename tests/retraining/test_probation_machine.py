@@ -27,9 +27,8 @@ from fl_app.retraining import (
     ProductionReport,
     RetrainingManager,
 )
-from fl_app.retraining.probation_rollback import ACTOR
-from models.weights import save_weights
-from registry import (
+from fl_app.retraining.probation.rollback import ACTOR
+from fl_registry import (
     ArtifactError,
     Evidence,
     InMemoryModelStore,
@@ -38,6 +37,7 @@ from registry import (
     StoreUnavailable,
     tenures,
 )
+from fl_registry.files.weights import save_weights
 
 VERSIONS = [str(number) for number in range(1, 6)]
 SETTINGS = ProbationSettings(metric="mAP50", in_a_row=2, hours=10, reports=3)

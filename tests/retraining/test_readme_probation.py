@@ -9,11 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from api_client import versions
+from support.api_client import versions
 
+from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import Probation, RetrainingManager
-from fl_app.retraining.api import create_trigger_api
-from fl_app.retraining.api_server import serve_api
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SECTION = README.split("## After a promotion", 1)[1].split("\n## ", 1)[0]

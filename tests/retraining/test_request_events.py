@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.dispatch import Hooks
 from fl_app.events import Event, RetrainingRequested
+from fl_app.hooks.queue import Hooks
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 
 

@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from monitor_children import DUE, at_once
 from sqlalchemy import create_engine, text
+from support.monitor_children import DUE, at_once
 
 from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
-from fl_app.retraining.triggers import Outcome, TriggerKind
+from fl_app.retraining.requests import Outcome, TriggerKind
 
 NOW = datetime(2026, 1, 4, 12, tzinfo=UTC)
 POSTGRES = pytest.param("postgres", marks=pytest.mark.slow)

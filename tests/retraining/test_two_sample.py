@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from fl_app import check_data_drift
-from fl_app.retraining.two_sample import FeatureComparison, _holm
+from fl_app.retraining.drift.two_sample import FeatureComparison, _holm
 
 RNG = np.random.default_rng(1)
 

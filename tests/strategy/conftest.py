@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from shadow_nodes import World
+from support.shadow_nodes import World
 
 
 @pytest.fixture

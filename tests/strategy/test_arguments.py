@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, Result
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import (
@@ -23,7 +23,7 @@ from fl_app.strategy import (
     ShadowEvaluation,
     StreamingFedAvg,
 )
-from registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
+from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.array_layout import ArrayLayout, layout_of
-from fl_app.strategy.payload import ArrayError
+from fl_app.strategy.round.array_layout import ArrayLayout, layout_of
+from fl_app.wire.arrays import ArrayError
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)

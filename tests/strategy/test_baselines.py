@@ -16,12 +16,12 @@ from flwr.serverapp.strategy import (
     FedAvg,
     Strategy,
 )
-from local_grid import LocalGrid, model, reply
+from support.local_grid import LocalGrid, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import DataUsed, Origin, default_policy
-from fl_app.strategy.evaluation import EvaluateFn
-from registry import Evidence, InMemoryModelStore, InMemoryTracker, Stage, decide_stage
+from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_registry import Evidence, InMemoryModelStore, InMemoryTracker, Stage, decide_stage
 
 LEARNS = 1.0
 """What a round of training adds to each weight."""

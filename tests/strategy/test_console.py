@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
-from fl_app.cli import main
+from fl_app.cli.main import main
 from fl_app.events import RoundReport
 from fl_app.strategy import LifecycleStrategy
-from fl_app.strategy.commands import next_commands
-from fl_app.strategy.console import round_line, session_table
-from registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
+from fl_app.strategy.finish.console import round_line, session_table
+from fl_app.strategy.finish.next_steps import next_commands
+from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
 DONE = RoundReport(3, 8, {"mAP50": 0.5906}, "3", Stage.STAGING, "pending", "the best so far")
 FAILED = RoundReport(4, 8, reason="no client sent a valid reply", failed=True)

@@ -32,16 +32,16 @@ from flwr.serverapp.strategy import (
 from flwr.serverapp.strategy import strategy_utils as flowers
 from hypothesis import given
 from hypothesis import strategies as st
-from local_grid import LocalGrid, add_one, model
-from shadow_nodes import Nodes, World, grows
+from support.local_grid import LocalGrid, add_one, model
+from support.shadow_nodes import Nodes, World, grows
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy import RunFailedError, ShadowEvaluation
-from fl_app.strategy.deadlines import NodeDeadline, required_nodes
 from fl_app.strategy.errors import TooFewNodesError
-from fl_app.strategy.screening import needs_of, screen_evaluate
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.deadlines import NodeDeadline, required_nodes
+from fl_app.strategy.round.screening import needs_of, screen_evaluate
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 SHIPPED: list[Callable[[], Strategy]] = [
     FedAvg,

@@ -14,12 +14,12 @@ import pytest
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy.early_stopping import EarlyStopping, Progress
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 Mode = Literal["max", "min"]
 whole = st.integers(-20, 20).map(float)

@@ -14,17 +14,17 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_grid import LocalGrid, reply
+from support.local_grid import LocalGrid, reply
 
 from fl_app import LifecycleStrategy, RoundReport
-from fl_app.client.compression import compress_updates
+from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import Screening, StreamingFedAvg
-from fl_app.strategy.arriving import ReplyError, Screened
-from fl_app.strategy.decoding import SentModel, decode_update
-from fl_app.strategy.schema import schema_of
-from fl_app.strategy.screening import Needs, screen_train
-from fl_app.updates import SERIALIZED_AS, UPDATE_RECORD
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.decoding import SentModel, decode_update
+from fl_app.strategy.round.replies import ReplyError, Screened
+from fl_app.strategy.round.screening import Needs, screen_train
+from fl_app.wire.compressed_update import SERIALIZED_AS, UPDATE_RECORD
+from fl_app.wire.schema import schema_of
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 MODEL = ArrayRecord(
     {

@@ -20,17 +20,17 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp.strategy import FedAvg, Strategy
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
-from fl_app.client.compression import compress_updates
-from fl_app.packing import pack, unpack
+from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import RunFailedError, ScheduledFedAvg, StreamingFedAvg
-from fl_app.strategy.arrays_file import load_round, save_round
-from fl_app.strategy.first_model import adopted_schema, agreed_schema
-from fl_app.strategy.schema import schema_of
-from fl_app.updates import UPDATE_RECORD
-from registry import InMemoryModelStore, InMemoryTracker, Stage
+from fl_app.strategy.round.first_model import adopted_schema, agreed_schema
+from fl_app.strategy.session.arrays_file import load_round, save_round
+from fl_app.wire.compressed_update import UPDATE_RECORD
+from fl_app.wire.packing import pack, unpack
+from fl_app.wire.schema import schema_of
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 NOTHING = ArrayRecord()
 NODES = 11, 13  # whose average is exact

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import ScoredRecord
-from fl_app.strategy.evaluation import EvaluateFn
-from registry import ExampleScores, InMemoryModelStore, InMemoryTracker, Stage
+from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_registry import ExampleScores, InMemoryModelStore, InMemoryTracker, Stage
 
 
 def weight(arrays: ArrayRecord) -> float:

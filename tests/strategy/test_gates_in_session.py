@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import BeatsChampion, NoRegression, ScoredRecord, default_policy
-from fl_app.strategy.evaluation import EvaluateFn
-from registry import (
+from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_registry import (
     Evidence,
     ExampleScores,
     InMemoryModelStore,

@@ -24,13 +24,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from hostile_replies import first_model, honest
-from local_grid import LocalGrid
+from support.hostile_replies import first_model, honest
+from support.local_grid import LocalGrid
 
-from fl_app.client.packing import pack_arrays
-from fl_app.packing import INDEX_RECORD
-from fl_app.strategy.arriving import with_content
-from fl_app.strategy.grids import GridAround, OneByOne, Packed, arriving
+from fl_app.client.mods.packing import pack_arrays
+from fl_app.strategy.round.grids import GridAround, OneByOne, Packed, arriving
+from fl_app.strategy.round.replies import with_content
+from fl_app.wire.packing import INDEX_RECORD
 
 
 class Wire(LocalGrid):

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg, Strategy
-from hostile_replies import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.hostile_replies import (
     REFUSED,
     Answer,
     Opened,
@@ -24,14 +26,12 @@ from hostile_replies import (
     refused,
     untidy,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from local_grid import LocalGrid
-from shipped_strategies import OF_ARRAYS
+from support.local_grid import LocalGrid
+from support.shipped_strategies import OF_ARRAYS
 
 from fl_app import LifecycleStrategy, RoundReport
-from registry import InMemoryModelStore, InMemoryTracker
-from registry.redaction import printable
+from fl_registry import InMemoryModelStore, InMemoryTracker
+from fl_registry.redaction import printable
 
 NIGHTLY = settings.default is not None and settings.default.max_examples > 100
 pytestmark = pytest.mark.chaos

@@ -26,10 +26,10 @@ from flwr.serverapp.strategy import (
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
-from fl_app.strategy.encoding import NotPlainError, decode, encode
-from fl_app.strategy.inner_state import InnerMemory
+from fl_app.strategy.session.plain_json import NotPlainError, decode, encode
+from fl_app.strategy.session.strategy_state import InnerMemory
 
 Make = Callable[[], Strategy]
 

@@ -16,14 +16,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid, SamplingMethod
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
-from hostile_replies import Parts, first_model, honest
-from local_grid import LocalGrid
+from support.hostile_replies import Parts, first_model, honest
+from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.strategy import RunFailedError, Screening
-from fl_app.strategy.inner import state_of
-from fl_app.strategy.shadow_messages import NodeEvaluation
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.aggregate import state_of
+from fl_app.strategy.shadow.messages import NodeEvaluation
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 
 def run(

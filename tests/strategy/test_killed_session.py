@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from killed_session import ROUNDS, STRATEGIES, context, outcome, run
+from support.killed_session import ROUNDS, STRATEGIES, context, outcome, run
 
-from models.weights import load_weights
-from registry.artifacts import file_digest
+from fl_registry.files.artifacts import file_digest
+from fl_registry.files.weights import load_weights
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 KILLS = 50 if NIGHTLY else 3

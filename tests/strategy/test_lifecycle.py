@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, Hook
@@ -25,8 +25,8 @@ from fl_app.strategy import (
     SessionReport,
     default_policy,
 )
-from models.weights import load_weights, read_manifest
-from registry import InMemoryModelStore, InMemoryTracker, RegistryError, Serving, Stage
+from fl_registry import InMemoryModelStore, InMemoryTracker, RegistryError, Serving, Stage
+from fl_registry.files.weights import load_weights, read_manifest
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import pytest
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import MetricError, NoRegression, StreamingFedAvg
-from fl_app.strategy.reply_metrics import WatchedMetric, sound_metrics
-from fl_app.strategy.shadow_messages import NodeEvaluation
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.metrics import WatchedMetric, sound_metrics
+from fl_app.strategy.shadow.messages import NodeEvaluation
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 MANY = {f"m{i:03}": float(i) for i in range(150)}
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import Finite
-from registry import InMemoryModelStore, InMemoryTracker, LeaseLost, ModelBusy, Stage
-from registry.lease import Beat
-from registry.moves import Move
+from fl_registry import InMemoryModelStore, InMemoryTracker, LeaseLost, ModelBusy, Stage
+from fl_registry.journal.lease import Beat
+from fl_registry.stages import Move
 
 PASS = {Stage.STAGING: [Finite()], Stage.PRODUCTION: []}
 

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model
-from outage import Server, behind
+from support.local_grid import LocalGrid, add_one, model
+from support.outage import Server, behind
 
 from fl_app import LifecycleStrategy
-from fl_app.backlog import backlog
 from fl_app.events import Event, RoundReport, SessionEnded
 from fl_app.health import Health
-from fl_app.strategy import MetricError, checkpoint, session_folder, sessions
-from registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
-from registry.breaker import Breaker
+from fl_app.strategy import MetricError
+from fl_app.strategy.session import arrays_file, folder, run
+from fl_app.strategy.session.backlog import backlog
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
+from fl_registry.breaker import Breaker
 
 Answer = Callable[[int, Message], Any]
 
@@ -28,8 +29,8 @@ Answer = Callable[[int, Message], Any]
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for hundredths of a second where the app waits for seconds."""
-    monkeypatch.setattr("fl_app.strategy.outbox.Breaker", lambda: Breaker(0.01, 0.02))
-    monkeypatch.setattr("fl_app.strategy.outbox.PATIENCE", 0.05)
+    monkeypatch.setattr("fl_app.strategy.session.outbox.Breaker", lambda: Breaker(0.01, 0.02))
+    monkeypatch.setattr("fl_app.strategy.session.outbox.PATIENCE", 0.05)
 
 
 class Monitor:
@@ -150,7 +151,7 @@ def test_rounds_go_on_while_the_registry_is_away_and_are_handed_over_in_order(
 def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
     world: World, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(sessions, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(run, "DRAIN_SECONDS", 0.2)
     answer = answers({(3, "train"): goes(world, True)})
     result = world.strategy().start(LocalGrid(answer), model(), 5, evaluate_fn=holdout)
     assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 5
@@ -175,7 +176,7 @@ def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
 def test_what_a_session_starts_with_is_logged_later_if_the_registry_goes_just_then(
     world: World, monkeypatch: pytest.MonkeyPatch, cut_short: bool
 ) -> None:
-    monkeypatch.setattr(sessions, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(run, "DRAIN_SECONDS", 0.2)
 
     def lost(params: Mapping[str, object]) -> None:
         raise StoreUnavailable("MLflow does not answer (in a test).")
@@ -190,13 +191,13 @@ def test_what_a_session_starts_with_is_logged_later_if_the_registry_goes_just_th
         world.strategy(params={"lr": 0.5}).start(LocalGrid(answer), model(), 3, evaluate_fn=holdout)
     except KeyboardInterrupt:
         assert cut_short
-    (run,) = world.tracker.runs
-    assert (run.params, run.metrics) == ({}, {})
+    (logged,) = world.tracker.runs
+    assert (logged.params, logged.metrics) == ({}, {})
     world.tracker.log_params = real  # type: ignore[method-assign]
     world.strategy(params={"lr": 0.5}).start(LocalGrid(add_one), model(), 3, evaluate_fn=holdout)
     left = world.left_behind()
-    for run, (_, metrics) in zip(world.tracker.runs, left["runs"], strict=True):
-        assert (run.params["lr"], run.params["num-server-rounds"]) == ("0.5", "3")
+    for logged, (_, metrics) in zip(world.tracker.runs, left["runs"], strict=True):
+        assert (logged.params["lr"], logged.params["num-server-rounds"]) == ("0.5", "3")
         assert [step for step, _ in metrics["accuracy"]] == [0, 1, 2, 3]
     assert [status for status, _ in left["runs"]] == ["FINISHED"] * (1 if cut_short else 2)
 
@@ -313,9 +314,9 @@ def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A disk that takes nothing of a session while this is not empty."""
     taking: list[bool] = []
     writers = [
-        (session_folder, "write_whole"),
-        (session_folder, "save_weights"),
-        (checkpoint, "save_weights"),
+        (folder, "write_whole"),
+        (folder, "save_weights"),
+        (arrays_file, "save_weights"),
     ]
     for module, name in writers:
         original = getattr(module, name)

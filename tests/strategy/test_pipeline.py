@@ -13,11 +13,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app.events import Event, RoundReport
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 OWN = ("created", "save_key")
 """What differs between two sessions whatever they do."""

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.retraining import Probation, ProbationSettings, RetrainingManager, TriggerKind
-from fl_app.strategy.arrays_file import load_round
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.session.arrays_file import load_round
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import arrayrecord
 from flwr.serverapp.strategy import FedAvg, Strategy
-from local_grid import LocalGrid, add_one, model, reply
-from shipped_strategies import OF_ARRAYS, OF_TREES
+from support.local_grid import LocalGrid, add_one, model, reply
+from support.shipped_strategies import OF_ARRAYS, OF_TREES
 
 from fl_app import LifecycleStrategy
-from registry import ModelManager
+from fl_registry import ModelManager
 
 NODES = range(101, 111)
 ROUNDS = 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
-from fl_app.strategy.remembered import RememberedScores, arrays_digest
+from fl_app.strategy.finish.score_cache import RememberedScores, arrays_digest
 
 
 def model(value: float, *, name: str = "w", dtype: type = np.float32) -> ArrayRecord:

@@ -13,13 +13,13 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg, Result, Strategy
-from local_grid import LocalGrid, add_one, model
+from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded, SessionStarted
 from fl_app.strategy import Origin, Resume, ResumeError, ScheduledFedAvg
-from fl_app.strategy.resume import is_cut_short
-from registry import InMemoryModelStore, InMemoryTracker, Stage
+from fl_app.strategy.session.resume import is_cut_short
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 Lines = Callable[[], str]
 

@@ -13,11 +13,11 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
-from local_grid import LocalGrid
+from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import Screening
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES, WEIGHTS, SEEDS = 10, 200, 3
 ATTACKER = NODES - 1

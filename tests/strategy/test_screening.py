@@ -15,17 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
-from fl_app.strategy.arriving import Screened
-from fl_app.strategy.evaluation import evaluate
-from fl_app.strategy.payload import ArrayError, view
-from fl_app.strategy.reply_metrics import in_step, sound_metrics
-from fl_app.strategy.schema import schema_of
-from fl_app.strategy.screening import (
-    Needs,
-    needs_of,
-    screen_evaluate,
-    screen_train,
-)
+from fl_app.strategy.finish.evaluation import evaluate
+from fl_app.strategy.round.metrics import in_step, sound_metrics
+from fl_app.strategy.round.replies import Screened
+from fl_app.strategy.round.screening import Needs, needs_of, screen_evaluate, screen_train
+from fl_app.wire.arrays import ArrayError, view
+from fl_app.wire.schema import schema_of
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 HALF = np.ones(4, np.float16)

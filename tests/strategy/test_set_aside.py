@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message
 from flwr.serverapp.strategy import FedAvg
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import SetAside, as_json
 from fl_app.strategy import RunFailedError
-from fl_app.strategy.set_aside import MAX_NODES, read_set_aside, set_aside_tag
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.round.rejected_nodes import MAX_NODES, read_set_aside, set_aside_tag
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 
 class Rounds:

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import (
     FedProx,
     Strategy,
 )
-from local_grid import model
-from shadow_nodes import (
+from support.local_grid import model
+from support.shadow_nodes import (
     NODES,
     NOTHING,
     PASS,
@@ -36,8 +36,8 @@ from shadow_nodes import (
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import Finite, ShadowEvaluation
-from fl_app.strategy.shadow_messages import size
-from registry import InMemoryModelStore, InMemoryTracker, Stage
+from fl_app.strategy.shadow.messages import size
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 README = Path(__file__).parents[2] / "README.md"
 

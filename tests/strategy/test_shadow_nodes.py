@@ -12,12 +12,12 @@ from flwr.app import ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
-from local_grid import LocalGrid, model, reply
-from shadow_nodes import NODES, Nodes, World, counted, falls, grows, mixed, weight_of
+from support.local_grid import LocalGrid, model, reply
+from support.shadow_nodes import NODES, Nodes, World, counted, falls, grows, mixed, weight_of
 
 from fl_app.strategy import ShadowEvaluation
-from fl_app.strategy.shadow_scores import Paired, ShadowScores
-from registry import Evidence, Stage, Verdict
+from fl_app.strategy.shadow.scores import Paired, ShadowScores
+from fl_registry import Evidence, Stage, Verdict
 
 
 def test_a_node_counts_once_and_its_data_too(world: World, lines: Callable[[], str]) -> None:

@@ -17,11 +17,11 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import arrayrecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Result, Strategy
-from local_grid import LocalGrid
-from shipped_strategies import NO_STRATEGIES, NODES, OF_ARRAYS, OF_TREES
+from support.local_grid import LocalGrid
+from support.shipped_strategies import NO_STRATEGIES, NODES, OF_ARRAYS, OF_TREES
 
 from fl_app import LifecycleStrategy
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 ROUNDS = 3
 MADE_FLOAT64 = {"FedAdam", "QFedAvg"}

@@ -17,12 +17,12 @@ from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from local_grid import LocalGrid, add_one, model, reply
+from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
-from fl_app.strategy.inner_state import InnerMemory, InnerState
-from fl_app.strategy.payload import view
-from registry import InMemoryModelStore, InMemoryTracker
+from fl_app.strategy.session.strategy_state import InnerMemory, InnerState
+from fl_app.wire.arrays import view
+from fl_registry import InMemoryModelStore, InMemoryTracker
 
 DTYPES = ["<f2", "<f4", "<f8", ">f4", "<i8", "<i4", "|u1", "|b1", "<c8"]
 

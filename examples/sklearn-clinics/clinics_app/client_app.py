@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clinics_app.task import fit, model_of, scaled, table
-from fl_app.client.summary import data_summary_mod
+from fl_app.client.mods.data_summary import data_summary_mod
 
 
 def columns(message: Message, context: Context) -> dict[str, np.ndarray]:

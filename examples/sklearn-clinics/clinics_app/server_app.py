@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from clinics_app.task import first_arrays, holdout, model_of
 from fl_app import LifecycleStrategy, RetrainingManager
-from fl_app.retraining.drift_plot import drift_artifacts
+from fl_app.retraining.drift.plot import drift_artifacts
 
 app = ServerApp()
 

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generated detection set of seven coloured shapes, so that the app runs without any data.
+
+The set is drawn once and kept; it needs numpy and Pillow, no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fl_registry.files.atomic import new_folder
+
+NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond")
+VERSION = 1
+
+Point = tuple[float, float]
+
+_HUES = ((60, 60, 230), (60, 190, 60), (230, 80, 60), (230, 190, 40), (190, 60, 220))
+_COLOURS = (*_HUES, (50, 210, 220), (235, 235, 235))
+_COLOUR_SPREAD = 22.0
+_BRIGHTEST_GROUND = 220
+_NOISE = 12.0
+_RADII = (0.10, 0.21)  # as fractions of the picture
+_MOST_SHAPES = 3
+_FINER = 4  # shapes are drawn this much larger and scaled down, for smooth edges
+
+
+def shapes_data(
+    home: Path, *, train: int = 512, val: int = 128, image_size: int = 96, seed: int = 0
+) -> Path:
+    """Return the `data.yaml` of the generated set below `home`, drawing it if need be.
+
+    Equal arguments give equal pictures on every machine. Several processes may ask at once:
+    each draws into a folder of its own, and the first to finish gives it its name.
+
+    Parameters
+    ----------
+    home : Path
+        The app's folder; the set goes to `data/` in it.
+    train, val : int
+        Numbers of pictures.
+    image_size : int
+        Side of a picture in pixels.
+    seed : int
+        Seed of the pictures.
+
+    Raises
+    ------
+    OSError
+        They cannot be written; nothing of them is left then.
+    """
+    name = f"shapes7-v{VERSION}-{train}-{val}-{image_size}px-seed{seed}"
+    folder = Path(home).absolute() / "data" / name
+    if not folder.is_dir():
+        with new_folder(folder) as draft:
+            for number, (split, count) in enumerate({"train": train, "val": val}.items()):
+                rng = np.random.default_rng([seed, number])
+                _draw_split(draft, split, count, image_size=image_size, rng=rng)
+            (draft / "data.yaml").write_text(_yaml(), encoding="utf-8")
+    return folder / "data.yaml"
+
+
+def _yaml() -> str:
+    names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
+    return f"train: images/train\nval: images/val\nnc: {len(NAMES)}\nnames:\n{names}"
+
+
+def _draw_split(
+    folder: Path, split: str, count: int, *, image_size: int, rng: np.random.Generator
+) -> None:
+    from PIL import Image
+
+    images, labels = folder / "images" / split, folder / "labels" / split
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    for number in range(count):
+        pixels, rows = _draw_picture(image_size, rng)
+        Image.fromarray(pixels).save(images / f"{number:05d}.jpg", quality=95)
+        text = "".join(
+            f"{kind} " + " ".join(f"{value:.6f}" for value in box) + "\n" for kind, box in rows
+        )
+        (labels / f"{number:05d}.txt").write_text(text, encoding="utf-8")
+
+
+def _draw_picture(
+    size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[tuple[int, tuple[float, ...]]]]:
+    from PIL import Image, ImageDraw
+
+    ground = tuple(int(value) for value in rng.integers(0, _BRIGHTEST_GROUND, 3))
+    image = Image.new("RGB", (size * _FINER, size * _FINER), ground)
+    draw = ImageDraw.Draw(image)
+    rows = []
+    for x, y, radius in _places(size, rng):
+        kind = int(rng.integers(len(NAMES)))
+        colour = np.clip(rng.normal(_COLOURS[kind], _COLOUR_SPREAD), 0, 255).astype(int)
+        points = [(x + radius * px, y + radius * py) for px, py in _OUTLINES[kind]()]
+        draw.polygon([(px * _FINER, py * _FINER) for px, py in points], fill=tuple(colour))
+        rows.append((kind, _box(points, size)))
+    small = np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float64)
+    noisy = small + rng.normal(0, _NOISE, small.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), rows
+
+
+def _places(size: int, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+    wanted, places = int(rng.integers(1, _MOST_SHAPES + 1)), list[tuple[float, float, float]]()
+    for _ in range(20 * wanted):
+        radius = rng.uniform(*_RADII) * size
+        x, y = rng.uniform(radius + 1, size - radius - 1, 2)
+        if all(max(abs(x - px), abs(y - py)) > radius + pr for px, py, pr in places):
+            places.append((float(x), float(y), float(radius)))
+        if len(places) == wanted:
+            break
+    return places
+
+
+def _box(points: Sequence[Point], size: int) -> tuple[float, ...]:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+    return tuple(value / size for value in box)
+
+
+def _corners(count: int, *, inner: float = 1.0, turn: float = -math.pi / 2) -> list[Point]:
+    angles = [turn + 2 * math.pi * i / count for i in range(count)]
+    radii = [inner if i % 2 else 1.0 for i in range(count)]
+    return [(r * math.cos(a), r * math.sin(a)) for a, r in zip(angles, radii, strict=True)]
+
+
+def _ring() -> list[Point]:
+    outer = _corners(48)
+    inner = [(0.62 * x, 0.62 * y) for x, y in [*outer, outer[0]]]
+    return [*outer, outer[0], *reversed(inner)]
+
+
+def _cross() -> list[Point]:
+    t = 0.35
+    quarter = [(-t, -1.0), (t, -1.0), (t, -t)]
+    turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]
+    return [(a * x + b * y, c * x + d * y) for a, b, c, d in turns for x, y in quarter]
+
+
+# Outlines in units of the radius around (0, 0), in the order of NAMES.
+_OUTLINES: tuple[Callable[[], list[Point]], ...] = (
+    lambda: _corners(48),
+    lambda: [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)],
+    lambda: _corners(3),
+    lambda: _corners(10, inner=0.42),
+    _cross,
+    _ring,
+    lambda: _corners(4),
+)

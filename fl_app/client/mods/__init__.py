@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Client mods that any Flower app can use: compression, packing, data summaries."""

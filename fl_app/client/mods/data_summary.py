@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""data_summary_mod: a Flower mod that adds counts of a node's new rows to its train replies.
+
+What they are compared with is in `reference.py`; what they mean is the server's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp.typing import ClientAppCallable, Mod
+
+from fl_app.client.summary.reference import (
+    Column,
+    Reference,
+    count_rows,
+    load_reference,
+    new_reference,
+    save_reference,
+)
+from fl_app.client.summary.rows import count_of, new_rows, read_rows, row_digests
+from fl_app.wire.data_summary import (
+    BINS,
+    HOLD_KEY,
+    NOISY_BINS,
+    REFERENCE_KEY,
+    SUMMARY_RECORD,
+    DataSummary,
+)
+from fl_registry import app_home
+from fl_registry.redaction import trace
+
+logger = logging.getLogger("flwr.fl_app")
+
+MIN_ROWS = 50
+"""Below so many new rows a node says nothing."""
+NODE_KEY = "data-summaries"
+"""Key of the node config with the folder for a node's reference."""
+
+
+Features = Callable[[Message, Context], Any]
+"""Gives a node's rows: columns by name, an array of shape (rows, columns), or KeyedRows."""
+
+
+def data_summary_mod(
+    features: Features,
+    *,
+    fresh: bool = False,
+    folder: Callable[[Context], Path] | None = None,
+    edges: Mapping[str, Sequence[float] | Sequence[str]] | None = None,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+) -> Mod:
+    """Make a mod: ``ClientApp(mods=[data_summary_mod(features)])``.
+
+    The first rows of a node become its reference; rows that are new in a later message are counted
+    in the reference's quantile bins, and the counts go into the reply to a train message. What was
+    sent joins the reference with the next message, unless that message says to hold it back
+    (``data-hold``) or to begin anew (another ``data-reference``): with the rows that were held
+    back, if they are enough, else with all. What goes wrong here is logged and costs the summary,
+    never the reply.
+
+    Parameters
+    ----------
+    features : Callable[[Message, Context], Any]
+        Gives the rows that the node has now. Numbers are binned by quantiles, anything else by its
+        most frequent levels; NaN and None are missing.
+    fresh : bool
+        True if ``features`` gives new rows only; otherwise the mod finds out which are new.
+    folder : Callable[[Context], Path] | None
+        Where the node's reference is kept. By default ``data-summaries`` of the node config, else
+        a folder for each node in ``FL_APP_HOME``.
+    edges : Mapping[str, Sequence] | None
+        For nodes without a disk: bin edges (or levels) of each column, the same on all nodes.
+        Nothing is kept then, the server holds each node's reference, and rows must be ``fresh``.
+    epsilon, delta : float | None, float
+        With ``epsilon`` the rows of each batch are protected by differential privacy: Gaussian
+        noise on the counts, which has 16 bins then, missing rows untold (Dwork and Roth 2014,
+        theorem A.1; one row is one count in each column). It adds up over batches. Bin edges are
+        the baseline's own quantiles and are not covered.
+
+    Raises
+    ------
+    ValueError
+        If the parameters do not go together.
+    """
+    if epsilon is not None and not 0 < epsilon <= 1:
+        raise ValueError(f"epsilon is {epsilon}, expected more than 0 and at most 1.")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is {delta}, expected a probability, such as 1e-5.")
+    if edges is not None and not fresh:
+        raise ValueError("Without a disk nobody knows which rows are new: give fresh=True.")
+    if edges is not None and epsilon is not None:
+        raise ValueError("Noise needs a reference on disk: give either edges or epsilon.")
+    summariser = _Summariser(fresh, epsilon, delta)
+
+    def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = call_next(message, context)
+        if not message.metadata.message_type.startswith("train") or reply.has_error():
+            return reply
+        try:
+            rows, node_id = features(message, context), str(context.node_id)
+            name, hold = _order(message)
+            if edges is None:
+                path = (folder or node_folder)(context) / "reference.npz"
+                summary = summariser.summary(rows, path, node_id, name=name, hold=hold)
+            else:
+                summary = _on_global_edges(rows, edges, node_id, name)
+        except Exception as error:  # noqa: BLE001 - the user's code and data; the reply is worth more
+            logger.warning("this node sends no data summary: %s", trace(error))
+            return reply
+        if summary is not None:
+            reply.content[SUMMARY_RECORD] = ConfigRecord(summary.to_record())  # type: ignore[arg-type]
+        return reply
+
+    return mod
+
+
+def node_folder(context: Context) -> Path:
+    """The folder that the node config names, else one in FL_APP_HOME for each node."""
+    named = context.node_config.get(NODE_KEY)
+    if named is not None:
+        return Path(str(named)).expanduser().absolute()
+    node = context.node_config.get("partition-id", context.node_id)
+    return app_home() / "summaries" / str(node)
+
+
+@dataclass(frozen=True)
+class _Summariser:
+    """Summaries of a node with a disk."""
+
+    fresh: bool
+    epsilon: float | None
+    delta: float
+
+    def summary(
+        self, rows: Any, path: Path, node_id: str, *, name: str, hold: bool
+    ) -> DataSummary | None:
+        """Take the rows that the node has now; return what to send, if anything."""
+        digests = np.array([], np.uint64) if self.fresh else row_digests(rows)
+        reference = load_reference(path)
+        if reference is None or reference.name != name or not self._is_its_noise(reference):
+            self._begin(rows, digests, path, name, reference)
+            return None
+        reference = reference.settled(hold=hold)
+        new = None if self.fresh else new_rows(digests, reference.seen)
+        if new is None or len(new):
+            columns = read_rows(rows, new)
+            if not reference.fits(columns):
+                self._begin(rows, digests, path, name, None)
+                return None
+            reference = reference.with_rows(columns, digests)
+        summary = None
+        if reference.rows_waiting >= _least(reference.noise[0]):
+            reference, summary = reference.summarised(node_id, np.random.default_rng())
+        save_reference(reference, path)
+        return summary
+
+    def _begin(
+        self, rows: Any, digests: np.ndarray, path: Path, name: str, old: Reference | None
+    ) -> None:
+        """Make a reference of the rows that the old one had not let in, or else of all."""
+        which = None
+        if old is not None and not self.fresh:
+            late = new_rows(digests, old.accepted)
+            which = late if len(late) >= _least(old.noise[0]) else None
+        columns = read_rows(rows, which)
+        count, variance = count_of(columns), self._variance(len(columns))
+        if count < _least(variance):
+            logger.info("%d rows make no data reference, %d do", count, _least(variance))
+            return
+        bins, noise = NOISY_BINS if variance else BINS, np.random.default_rng()
+        reference = new_reference(name, columns, digests, bins=bins, variance=variance, noise=noise)
+        save_reference(reference, path)
+
+    def _is_its_noise(self, reference: Reference) -> bool:
+        return reference.noise[0] == self._variance(len(reference.columns))
+
+    def _variance(self, columns: int) -> float:
+        if self.epsilon is None:
+            return 0.0
+        return columns * 2 * math.log(1.25 / self.delta) / self.epsilon**2
+
+
+def _least(variance: float) -> int:
+    """Rows below which nothing is said: few ones, or ones that their own noise would drown."""
+    return max(MIN_ROWS, math.ceil(20 * math.sqrt(variance)))
+
+
+def _on_global_edges(
+    rows: Any, edges: Mapping[str, Sequence[float] | Sequence[str]], node_id: str, name: str
+) -> DataSummary | None:
+    columns = read_rows(rows)
+    if count_of(columns) < MIN_ROWS:
+        return None
+    given = [_column(column, edges[column]) for column in columns]
+    bins = 1 + max(len(marks) for marks in edges.values())
+    counts = count_rows(given, columns, bins)[:, None, :]
+    features = tuple(feature for column in given for feature in column.features)
+    return DataSummary(node_id, name, features, counts, (0.0,))
+
+
+def _column(name: str, marks: Sequence[float] | Sequence[str]) -> Column:
+    if all(isinstance(mark, str) for mark in marks):
+        return Column(name, levels=tuple(map(str, marks)))
+    return Column(name, tuple(sorted(map(float, marks))))
+
+
+def _order(message: Message) -> tuple[str, bool]:
+    """The reference that the server names, and whether the last summary is to be held back."""
+    for config in message.content.config_records.values():
+        if REFERENCE_KEY in config:
+            return str(config[REFERENCE_KEY]), bool(config.get(HOLD_KEY))
+    return "", False

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pack_arrays: a Flower mod by which a model travels as one array, both ways.
+
+The form is in `fl_app/wire/packing.py`; the server's side is `LifecycleStrategy(pack_arrays=True)`.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.constant import ErrorCode
+
+from fl_app.wire.packing import PackingError, is_packed, pack, unpack
+
+
+def pack_arrays(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Take apart what the server has packed, and pack the reply; leave all other messages alone.
+
+    The first of the mods: ``ClientApp(mods=[pack_arrays, ...])``. The app and the mods after it see
+    plain arrays.
+    """
+    if not is_packed(message.content):
+        return call_next(message, context)
+    try:
+        message.content = unpack(message.content)
+    except PackingError as error:
+        reason = f"what the server sent {error}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    reply = call_next(message, context)
+    if reply.has_content():
+        reply.content = pack(reply.content)
+    return reply

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a promoted version has proven itself, and when it has to go: state in, state out. Pure.
+
+What is done about it is in `fl_app.retraining.probation.probation`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from fl_app.retraining.probation.state import (
+    Baseline,
+    Failure,
+    Phase,
+    ProbationSettings,
+    ProbationState,
+    ProductionReport,
+    Source,
+    Trial,
+)
+from fl_app.retraining.requests import TriggerKind
+from fl_registry import BeatsChampion, Evidence, Tenure
+
+FEWEST = 10
+"""Reports that make a baseline."""
+RECENT = 20
+"""Reports before a promotion that make the baseline of what was promoted, at most."""
+KEPT = 2 * RECENT
+"""Reports that are remembered: those of a version that fails are forgotten."""
+SIGMAS = 3.0
+"""Standard deviations of a report below which a fall may be noise."""
+SEEN = 100
+"""Ids of reports that are remembered, so that one that is sent again does not count twice."""
+
+_EVER = datetime.min.replace(tzinfo=UTC)
+
+
+def follow(
+    state: ProbationState, stays: Sequence[Tenure], settings: ProbationSettings
+) -> ProbationState:
+    """Begin the probation of the version that is in production now, if it has not begun.
+
+    A version that came back by a rollback is not put on probation again.
+    """
+    if not stays:
+        return state
+    if state.journal != stays[0].id:
+        state = ProbationState(stays[0].id, steps=state.steps, seen=state.seen)
+    if state.trial is not None and state.trial.number >= stays[-1].number:
+        return state
+    now = stays[-1]
+    if state.trial is not None:
+        until = next(stay.since for stay in stays if stay.number > state.trial.number)
+        state = settle(state, until.timestamp())
+    before = [accuracy for _, accuracy in state.recent[-RECENT:]]
+    of = f"the {len(before)} reports before its promotion"
+    trial = Trial(
+        id=now.id,
+        number=now.number,
+        version=now.version,
+        since=now.since.timestamp(),
+        until=now.since.timestamp() + settings.hours * 3600,
+        needed=settings.reports,
+        phase=Phase.WATCHING if settings.watch and not now.returned else Phase.EXEMPT,
+        baseline=_baseline(before, of, settings.drop) if len(before) >= FEWEST else None,
+    )
+    return replace(state, trial=trial)
+
+
+def settle(state: ProbationState, at: float) -> ProbationState:
+    """Let a version pass that has been there long enough and was seen to do well."""
+    trial = state.trial
+    if trial is None or trial.phase is not Phase.WATCHING or trial.in_a_row:
+        return state
+    if at < trial.until or (trial.healthy < trial.needed and not trial.compared):
+        return state
+    version = trial.version
+    return replace(
+        state,
+        trial=replace(trial, phase=Phase.PASSED),
+        good=(*_without(state.good, version), version),
+        failed=_without(state.failed, version),
+        untagged=(*_without(state.untagged, version), version),
+    )
+
+
+def take_report(
+    state: ProbationState, report: ProductionReport, at: float, settings: ProbationSettings
+) -> ProbationState:
+    """Take a report of the operator's feed about the version in production."""
+    trial = state.trial
+    if trial is None or report.id in state.seen:
+        return state
+    state = replace(state, steps=state.steps + 1, seen=(*state.seen, report.id)[-SEEN:])
+    if trial.phase is Phase.WATCHING and Source.FEED in settings.watch:
+        state = _judged(state, trial, report, at, settings)
+    failed = state.trial is not None and state.trial.phase is Phase.FAILED
+    if report.accuracy is not None and not failed:
+        recent = (*state.recent, (trial.version, report.accuracy))
+        state = replace(state, recent=recent[-KEPT:])
+    return settle(state, at)
+
+
+def take_comparison(
+    state: ProbationState,
+    evidence: Evidence,
+    settings: ProbationSettings,
+    *,
+    rival: str | None,
+    registered: float | None,
+    at: float,
+) -> ProbationState:
+    """Take how the version on probation and the one it would go back to score on the same data.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        ``metrics`` and ``results`` of the version on probation, ``champion`` and
+        ``champion_results`` of the rival.
+    rival : str | None
+        The version it would go back to; None if there is none.
+    registered : float | None
+        What the version on probation was registered with, for want of a score of the rival.
+    """
+    trial, metric = state.trial, settings.metric or ""
+    mine = _number(evidence.metrics.get(metric))
+    if trial is None or trial.phase is not Phase.WATCHING or mine is None:
+        return state
+    theirs = _number((evidence.champion or {}).get(metric))
+    other = registered if theirs is None else theirs
+    if other is None:
+        return state
+    fall = other - mine if settings.mode == "max" else mine - other
+    if fall <= settings.drop:
+        return settle(replace(state, trial=replace(trial, compared=trial.compared + 1)), at)
+    if theirs is None:
+        why = f"{metric} is {mine:.4f}, and it was registered with {other:.4f}"
+        return fail(state, Source.FEDERATED, why, at=at)
+    verdict = BeatsChampion(metric, mode=settings.mode, confidence=settings.confidence)(
+        Evidence(
+            metrics=evidence.champion or {},
+            champion=evidence.metrics,
+            results=evidence.champion_results,
+            champion_results=evidence.results,
+        )
+    )
+    if not verdict.passed:  # far below, but by chance as likely as not
+        return state
+    return fail(
+        state, Source.FEDERATED, f"on the same data version {rival}'s {verdict.reason}", at=at
+    )
+
+
+def fail(
+    state: ProbationState, source: Source, reason: str, *, at: float, report: str = ""
+) -> ProbationState:
+    """Note that the version on probation has to go."""
+    trial = state.trial
+    if trial is None or trial.phase is not Phase.WATCHING:
+        return state
+    version = trial.version
+    return replace(
+        state,
+        trial=replace(trial, phase=Phase.FAILED),
+        failed=(*_without(state.failed, version), version),
+        good=_without(state.good, version),
+        recent=tuple((v, accuracy) for v, accuracy in state.recent if v != version),
+        untagged=(*_without(state.untagged, version), version),
+        failure=Failure(trial.id, version, source, reason, at, report=report),
+    )
+
+
+def ways_back(
+    stays: Sequence[Tenure], good: Collection[str], failed: Collection[str]
+) -> tuple[str, ...]:
+    """Return the versions to go back to, the best first.
+
+    Those known to be good, the newest first; then the others that were in production, the newest
+    first; never one that failed.
+    """
+    if not stays:
+        return ()
+    newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
+    old = [v for v in newest_first if v != stays[-1].version and v not in failed]
+    return (*(v for v in old if v in good), *(v for v in old if v not in good))
+
+
+def fresh_drift(requests: Sequence[Mapping[str, Any]], since: datetime) -> str:
+    """Return why the monitor asked for drift after a promotion, or an empty text.
+
+    An alarm that was there before is none: the version was promoted in spite of it. It lasts until
+    a session is begun, which begins a new reference.
+
+    Parameters
+    ----------
+    requests : Sequence[Mapping[str, Any]]
+        The monitor's history, oldest first.
+    since : datetime
+        When the promotion was.
+    """
+    drifts = [
+        (datetime.fromisoformat(request["created"]), str(request["reason"]))
+        for request in requests
+        if request["kind"] == TriggerKind.DRIFT
+    ]
+    begun = [datetime.fromisoformat(r["started"]) for r in requests if r["started"]]
+    for asked, reason in drifts:
+        reference = max((time for time in begun if time <= asked), default=_EVER)
+        if asked > since and not any(reference < earlier <= since for earlier, _ in drifts):
+            return reason
+    return ""
+
+
+def _judged(
+    state: ProbationState,
+    trial: Trial,
+    report: ProductionReport,
+    at: float,
+    settings: ProbationSettings,
+) -> ProbationState:
+    """Count a report for or against the version; enough against it in a row are a failure."""
+    trial, verdicts = _verdicts(trial, report, settings)
+    if not verdicts:
+        return replace(state, trial=trial)
+    against = [why for why in verdicts if why]
+    if not against:
+        return replace(state, trial=replace(trial, in_a_row=0, healthy=trial.healthy + 1))
+    trial = replace(trial, in_a_row=trial.in_a_row + 1)
+    state = replace(state, trial=trial)
+    if trial.in_a_row < settings.in_a_row:
+        return state
+    why = f"{trial.in_a_row} reports in a row were critical, the last one: {'; '.join(against)}"
+    return fail(state, Source.FEED, why, at=at, report=report.id)
+
+
+def _verdicts(
+    trial: Trial, report: ProductionReport, settings: ProbationSettings
+) -> tuple[Trial, list[str]]:
+    """Return what is critical of each number that can be judged, empty where nothing is."""
+    found = []
+    if report.accuracy is not None and trial.baseline is not None:
+        found.append(_too_low(report.accuracy, trial.baseline))
+    elif report.accuracy is not None:
+        trial = _collected(trial, report.accuracy, settings.drop)
+    slow, busy = settings.max_latency_ms, settings.min_throughput_qps
+    if slow is not None and report.avg_latency_ms is not None:
+        over = report.avg_latency_ms > slow
+        found.append(f"latency {report.avg_latency_ms:g} ms, above {slow:g}" if over else "")
+    if busy is not None and report.throughput_qps is not None:
+        under = report.throughput_qps < busy
+        found.append(f"throughput {report.throughput_qps:g} /s, below {busy:g}" if under else "")
+    return trial, found
+
+
+def _too_low(accuracy: float, baseline: Baseline) -> str:
+    if accuracy >= baseline.limit:
+        return ""
+    return (
+        f"accuracy {accuracy:.4f}, below {baseline.limit:.4f}; "
+        f"{baseline.of} had {baseline.level:.4f}"
+    )
+
+
+def _collected(trial: Trial, accuracy: float, drop: float) -> Trial:
+    """Without reports of the version before, the first ones of this one are its baseline."""
+    first = (*trial.first, accuracy)
+    if len(first) < FEWEST:
+        return replace(trial, first=first)
+    own = _baseline(first, f"its own first {FEWEST} reports", drop)
+    return replace(trial, first=(), baseline=own)
+
+
+def _baseline(values: Sequence[float], of: str, drop: float) -> Baseline:
+    """The median, and a limit below it that noise hardly ever reaches three times in a row.
+
+    Noise is the larger one of two estimates, since either may be too small by chance: the scaled
+    median absolute deviation, and the standard deviation without the farthest value.
+    """
+    level = statistics.median(values)
+    nearest = sorted(values, key=lambda value: abs(value - level))
+    deviation = statistics.median(abs(value - level) for value in values)
+    noise = max(1.4826 * deviation, statistics.pstdev(nearest[:-1]))
+    return Baseline(level, level - max(drop, SIGMAS * noise), of)
+
+
+def _without(versions: tuple[str, ...], version: str) -> tuple[str, ...]:
+    return tuple(other for other in versions if other != version)
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a request may become a session: pure, and apart from what makes requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
+
+BUDGET_WINDOW = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class RetrainPolicy:
+    """Limits of requests that are not forced.
+
+    Attributes
+    ----------
+    min_rounds_between_retrain : int
+        Rounds after a retraining began before a rule may ask again.
+    min_hours_between_retrain : float
+        Hours after it.
+    budget : int
+        Automatic retrainings in 30 days.
+    mode : "auto" | "suggest"
+        ``suggest`` writes automatic requests down and leaves them to a person.
+    """
+
+    min_rounds_between_retrain: int = 10
+    min_hours_between_retrain: float = 0.0
+    budget: int = 4
+    mode: Literal["auto", "suggest"] = "auto"
+
+    def __post_init__(self) -> None:
+        limits = {
+            "min_rounds_between_retrain": self.min_rounds_between_retrain,
+            "min_hours_between_retrain": self.min_hours_between_retrain,
+            "budget": self.budget,
+        }
+        for name, value in limits.items():
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}, expected 0 or more.")
+        if self.mode not in ("auto", "suggest"):
+            raise ValueError(f"mode is {self.mode!r}, expected 'auto' or 'suggest'.")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a decision depends on.
+
+    Attributes
+    ----------
+    rounds_since, hours_since : float | None
+        Since a request was last taken; None if none ever was.
+    taken_in_window : int
+        Automatic requests taken in the last 30 days.
+    recovered : bool
+        Whether the score was all right at some time since the last request of a rule.
+    """
+
+    rounds_since: int | None = None
+    hours_since: float | None = None
+    taken_in_window: int = 0
+    recovered: bool = True
+
+
+def decide(
+    policy: RetrainPolicy, request: RetrainRequest, situation: Situation
+) -> tuple[Outcome, str]:
+    """Say what becomes of a request, and why if it does not go through.
+
+    Forced requests pass, as people's are. All others must be past the cooldown in rounds and
+    hours, within the budget, and not repeat a request about which nothing changed.
+    """
+    if request.force:
+        return Outcome.PENDING, ""
+    for refused, why in _limits(policy, request, situation):
+        if refused:
+            return Outcome.SUPPRESSED, why
+    if policy.mode == "suggest":
+        return Outcome.SUGGESTED, "the monitor only suggests; a person may trigger it"
+    return Outcome.PENDING, ""
+
+
+def _limits(
+    policy: RetrainPolicy, request: RetrainRequest, situation: Situation
+) -> Iterator[tuple[bool, str]]:
+    rounds, hours = situation.rounds_since, situation.hours_since
+    yield (
+        rounds is not None and rounds < policy.min_rounds_between_retrain,
+        f"only {rounds} rounds since the last retraining, "
+        f"{policy.min_rounds_between_retrain} are asked for",
+    )
+    yield (
+        hours is not None and hours < policy.min_hours_between_retrain,
+        f"only {hours or 0:.1f} hours since the last retraining, "
+        f"{policy.min_hours_between_retrain:g} are asked for",
+    )
+    yield (
+        situation.taken_in_window >= policy.budget,
+        f"{situation.taken_in_window} automatic retrainings in 30 days, the budget",
+    )
+    yield (
+        request.kind is TriggerKind.DEGRADATION and not situation.recovered,
+        "the score has not been all right since the last request",
+    )

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FedAvg at the speed of memory: replies are added to the average as they arrive, and let go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.exception import InconsistentMessageReplies
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fl_app.strategy.round.array_layout import ArrayLayout, Piece, Stored, layout_of
+from fl_app.strategy.round.grids import arriving
+from fl_app.strategy.round.metrics import Value, in_step
+from fl_app.strategy.round.replies import without_arrays
+from fl_app.wire.arrays import STYPE, ArrayError, header_for
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
+
+Record = TypeVar("Record", ArrayRecord, MetricRecord)
+
+BLOCK = 2**16
+"""Numbers that are added at once: those of a sum stay in a core's cache for the next reply's."""
+TOGETHER = 3
+"""Models that are added in one pass over their sum: until the last has come, the others wait."""
+
+
+class StreamingFedAvg(FedAvg):
+    """FedAvg that holds three replies at most, and adds them in one pass over their bytes.
+
+    The model is Flower's FedAvg's but for rounding: floats are summed in the order of arrival in
+    their own precision (half precision in float32), integers and truth values come out as float64.
+    Metrics that at least half of the nodes tell are averaged over those.
+
+    Parameters
+    ----------
+    **kwargs
+        Parameters of Flower's FedAvg.
+
+    Raises
+    ------
+    InconsistentMessageReplies
+        From ``aggregate_train``: the replies are not of one model, or weigh nothing together.
+    """
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run Flower's loop, with replies that are handed on as they arrive."""
+        return super().start(arriving(grid), *args, **kwargs)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average arrays and metrics; each reply is asked for when the one before was read."""
+        average = WeightedAverage()
+        told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
+        valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
+        if not valid:
+            return None, None
+        contents = _same_metrics([reply.content for reply in valid], self.weighted_by_key)
+        return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+
+    def _added(self, average: WeightedAverage, reply: Message) -> Message:
+        """Add a reply to the average; return what else it says."""
+        if reply.has_content():
+            average.add(_only(reply.content, ArrayRecord), self._weight(reply.content))
+        return without_arrays(reply)
+
+    def _weight(self, content: RecordDict) -> float:
+        weight = _only(content, MetricRecord).get(self.weighted_by_key)
+        if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
+            return float(weight)
+        raise InconsistentMessageReplies(
+            f"A reply's {self.weighted_by_key} is {weight!r}, expected a number that is not "
+            "negative, by which its arrays are weighed."
+        )
+
+
+class _Sum:
+    """What has been added of one piece of a model: flat values, the first ones by their share.
+
+    A large array's stand behind its header, as Flower's array will have them, for which nothing
+    is copied then.
+    """
+
+    def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
+        from scipy.linalg import blas
+
+        in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
+        native = piece.dtype.newbyteorder("=")
+        kinds = {"f": np.result_type(native, np.float32), "c": native}
+        self.arrays, self.stored = piece
+        self.dtype = kinds.get(native.kind, np.dtype("f8"))
+        self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
+        self.data: BytesIO | None = None
+        header = self.arrays[0].header
+        aligned = len(header) % self.dtype.itemsize == 0  # BLAS would add to a copy of others
+        if self.dtype == self.stored and not self.arrays[1:] and aligned:
+            self.data = BytesIO(b"".join((header, read.data)))
+            self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
+            if share != 1:
+                self.values *= self.dtype.type(share)
+        else:
+            self.values = np.multiply(read, share, dtype=self.dtype)
+
+    def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
+        """Add flat values, each by its share: in one pass where they are of the sum's precision."""
+        values, add_scaled = self.values, self.add_scaled
+        if add_scaled is None or any(read.dtype != self.dtype for read, _ in added):
+            for read, share in added:
+                values += np.multiply(read, share, dtype=self.dtype)
+            return
+        for start in range(0, values.size, BLOCK):
+            count = min(BLOCK, values.size - start)
+            for read, share in added:
+                add_scaled(read, values, count, share, start, 1, start, 1)
+
+    def averages(self, total: float) -> Iterator[tuple[str, Array]]:
+        """What was added, over its total weight, by name and as Flower sends arrays.
+
+        Nothing can be added after.
+        """
+        self.values *= self.dtype.type(1 / total)
+        if self.data is not None:
+            del self.values  # as long as it may be written to, its memory is not given away
+            (only,) = self.arrays
+            yield only.name, only.array(self.data.getvalue())
+            return
+        end = 0
+        for each in self.arrays:
+            start, end = end, end + each.size
+            yield each.name, self._array(each, self.values[start:end])
+
+    def _array(self, each: Stored, values: np.ndarray) -> Array:
+        if self.dtype == self.stored:
+            return each.array(b"".join((each.header, values.data)))
+        native = self.stored.newbyteorder("=")
+        kept = native if native.kind in "fc" else self.dtype
+        header = header_for(kept, each.shape, each.order)
+        data = b"".join((header, values.astype(kept, copy=False).data))
+        return Array(kept.name, each.shape, STYPE, data)
+
+
+class WeightedAverage:
+    """The average of arrays that are added one model after the other.
+
+    It takes the memory of one model beside those that wait, which becomes that of the result.
+    """
+
+    def __init__(self) -> None:
+        self._layout: ArrayLayout | None = None
+        self._sums: list[_Sum] = []
+        self._waiting: list[tuple[list[np.ndarray], float]] = []
+        self._unit = 0.0
+        self._total = 0.0
+
+    def add(self, arrays: ArrayRecord, weight: float) -> None:
+        """Add a model, whole or not at all.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If it is another model than the first one.
+        """
+        try:
+            if self._layout is None:
+                self._layout = layout_of(arrays)
+            values = self._layout.read(arrays)
+        except ArrayError as error:
+            raise InconsistentMessageReplies(
+                f"The replies are not of one model: an array {error}."
+            ) from None
+        # In units of the first weight, so that sums are of the size of the values.
+        self._unit = self._unit or weight
+        share = weight / self._unit if self._unit else 0.0
+        self._total += share
+        if not self._sums:
+            begun = zip(self._layout.pieces, values, strict=True)
+            self._sums = [_Sum(piece, read, share) for piece, read in begun]
+            return
+        self._waiting.append((values, share))
+        if len(self._waiting) == TOGETHER:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        models, shares = zip(*self._waiting, strict=True)
+        with _blas().limit(limits=1):
+            for each, *reads in zip(self._sums, *models, strict=True):
+                each.add([*zip(reads, shares, strict=True)])
+        self._waiting.clear()
+
+    def result(self) -> ArrayRecord:
+        """Return the average of what was added; nothing can be added after.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If all that was added weighs nothing.
+        """
+        if self._layout is None or not self._total:
+            raise InconsistentMessageReplies("All replies together have a weight of 0.")
+        if self._waiting:
+            self._add_waiting()
+        made: dict[str, Array] = {}
+        while self._sums:
+            made |= self._sums.pop().averages(self._total)
+        record = ArrayRecord()
+        for name in self._layout.names:
+            record[name] = made[name]
+        return record
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """How many threads BLAS works with: they wait for each other in a busy loop.
+
+    Where the cores are not free, two take twenty times as long as one.
+    """
+    import scipy.linalg  # noqa: F401  (its BLAS is looked for)
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _only(content: RecordDict, kind: type[Record]) -> Record:
+    """Return the one record of a kind."""
+    found = [record for record in content.values() if isinstance(record, kind)]
+    if len(found) != 1:
+        raise InconsistentMessageReplies(
+            f"A reply has {len(found)} {kind.__name__}s, expected one."
+        )
+    return found[0]
+
+
+def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
+    """The same contents with the same metrics in each, as Flower averages them."""
+    told: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
+    weights = [cast("float", metrics[weighted_by]) for metrics in told]
+    same = []
+    for content, own, metrics in zip(contents, told, in_step(told, weights), strict=True):
+        if metrics == own:
+            same.append(content)
+            continue
+        key = next(iter(content.metric_records))
+        same.append(RecordDict({**content, key: MetricRecord(metrics)}))
+    return same

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of a shadow round: who scores which model, and which answers belong together."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_app.strategy.finish.provenance import NodeScore, node_scores
+from fl_app.strategy.round.aggregate import aggregate_evaluate
+from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS, NodeDeadline
+from fl_app.strategy.round.metrics import WatchedMetric, brief
+from fl_app.strategy.round.replies import Screened
+from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening, needs_of, screen_evaluate
+from fl_app.strategy.shadow.scores import Paired
+
+logger = logging.getLogger("flwr.fl_app")
+
+Arm = Literal["candidate", "champion"]
+ARMS: tuple[Arm, Arm] = ("candidate", "champion")
+
+
+@dataclass
+class NodeEvaluation:
+    """How a session has nodes evaluate: the inner strategy's way, on the session's grid.
+
+    Attributes
+    ----------
+    strategy : Strategy
+        Chooses the nodes and writes their messages.
+    grid : Grid
+        Where these are sent.
+    server_round : int
+        The last round that the strategy was told; its numbers go on from there.
+    config : ConfigRecord | None
+        The evaluate config of the session.
+    timeout : float
+        Seconds to wait for a round's replies.
+    screening : Screening | None
+        What a reply must be like to reach the strategy.
+    node_wait : float
+        Seconds to wait for as many nodes as the strategy asks for.
+    metric : str | None
+        The metric that is compared, which the limit on the number of metrics spares.
+    """
+
+    strategy: Strategy
+    grid: Grid
+    server_round: int
+    config: ConfigRecord | None
+    timeout: float
+    screening: Screening | None = DEFAULT_SCREENING
+    node_wait: float = NODE_WAIT_SECONDS
+    metric: str | None = None
+
+    def messages(self, arrays: ArrayRecord) -> list[Message]:
+        """Return the strategy's messages of one more round."""
+        self.server_round += 1
+        config = self.config if self.config is not None else ConfigRecord()
+        waits = NodeDeadline(self.grid, self.strategy, phase="evaluate", seconds=self.node_wait)
+        return list(self.strategy.configure_evaluate(self.server_round, arrays, config, waits))
+
+    def send(self, messages: Sequence[Message]) -> list[Message]:
+        """Send messages and return the replies."""
+        if not messages:
+            return []
+        return list(self.grid.send_and_receive(messages, timeout=self.timeout))
+
+    def aggregate(
+        self, replies: Sequence[Message], *, what: str = "shadow evaluation"
+    ) -> tuple[MetricRecord | None, Screened]:
+        """Let the strategy see the replies to its own messages, as after any round.
+
+        Returns its average of their metrics, and which of them count; ``what`` is for the log.
+        """
+        needs = needs_of(self.strategy, evaluate=True)
+        watched = WatchedMetric.of(self.metric, "evaluate")
+        screened = screen_evaluate(replies, self.screening, needs=needs, watched=watched)
+        for node, why in screened.set_aside.items():
+            logger.warning("%s: the reply of node %s is set aside: %s", what, node, why)
+        return aggregate_evaluate(self.strategy, self.server_round, screened), screened
+
+    def nodes(self) -> set[str]:
+        """Return the ids of all connected nodes."""
+        return {str(node_id) for node_id in self.grid.get_node_ids()}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message on its way: which pair of scores it serves, and whose score it asks for."""
+
+    pair: int
+    arm: Arm
+    node: str
+    message: Message
+
+
+def ask_both(
+    messages: Iterable[Message], models: Mapping[Arm, ArrayRecord], skip: Iterable[str]
+) -> list[Asked]:
+    """Have each node score both models: the inner strategy's message, and one like it."""
+    skipped = set(skip)
+    return [
+        asked
+        for number, message in enumerate(messages)
+        if _node(message) not in skipped
+        for asked in (_asked(number, arm, message, models) for arm in ARMS)
+    ]
+
+
+def ask_one_each(
+    messages: Iterable[Message],
+    models: Mapping[Arm, ArrayRecord],
+    skip: Iterable[str],
+    chance: random.Random,
+) -> list[Asked]:
+    """Have each node score one model: nodes are paired at random, and so is who scores which."""
+    skipped = set(skip)
+    free = [message for message in messages if _node(message) not in skipped]
+    chance.shuffle(free)
+    couples = zip(free[::2], free[1::2], strict=False)  # an odd one out is not asked
+    return [
+        _asked(number, arm, message, models)
+        for number, couple in enumerate(couples)
+        for arm, message in zip(ARMS, couple, strict=True)
+    ]
+
+
+def _asked(number: int, arm: Arm, message: Message, models: Mapping[Arm, ArrayRecord]) -> Asked:
+    wanted = with_arrays(message, models["candidate"], models[arm])
+    return Asked(number, arm, _node(message), wanted)
+
+
+def _node(message: Message) -> str:
+    return str(message.metadata.dst_node_id)
+
+
+def with_arrays(message: Message, old: ArrayRecord, new: ArrayRecord) -> Message:
+    """Return the message, or one like it with other arrays in place of the old ones."""
+    if new is old:
+        return message
+    content = RecordDict(
+        {key: new if record == old else record for key, record in message.content.items()}
+    )
+    sent = message.metadata
+    return Message(
+        content, sent.dst_node_id, sent.message_type, ttl=sent.ttl, group_id=sent.group_id
+    )
+
+
+def carries(message: Message, arrays: ArrayRecord) -> bool:
+    """Whether a message brings these arrays as they are."""
+    return any(record == arrays for record in message.content.array_records.values())
+
+
+def size(messages: Iterable[Message]) -> int:
+    """Bytes of the records in messages; Flower's own headers come on top."""
+    return sum(
+        record.count_bytes()
+        for message in messages
+        if message.has_content()
+        for record in message.content.values()
+    )
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The replies of a shadow round beside what was asked.
+
+    A reply is told by the id of the message that it answers, which Flower gives a message as it
+    is sent, and which errors bear too. No message says which of the two models it brings.
+    """
+
+    asked: Sequence[Asked]
+    replies: Sequence[Message]
+    metric: str
+
+    def of(self, arm: Arm) -> list[Message]:
+        """Return the replies on one model."""
+        ids = {asked.message.metadata.message_id for asked in self.asked if asked.arm == arm}
+        return [m for m in self.replies if m.metadata.reply_to_message_id in ids]
+
+    def pairs(self) -> Iterator[Paired | str]:
+        """Return each pair of scores, or what keeps it from being one."""
+        for candidate, champion in zip(self.asked[::2], self.asked[1::2], strict=True):
+            yield self._pair(candidate, champion)
+
+    def _pair(self, *couple: Asked) -> Paired | str:
+        by_id = {m.metadata.reply_to_message_id: m for m in self.replies}
+        scores = []
+        for asked in couple:
+            reply = by_id.get(asked.message.metadata.message_id)
+            score = _score(reply, self.metric)
+            if isinstance(score, str):
+                return f"node {asked.node}, asked about the {asked.arm}: {score}"
+            scores.append(score)
+        nodes = tuple(dict.fromkeys(asked.node for asked in couple))
+        keys = tuple(score.key for score in scores)
+        if len(nodes) == 1 and keys[0] != keys[1]:
+            return f"node {nodes[0]}: its data changed between its two answers"
+        return Paired(scores[0].score, scores[1].score, nodes, keys[: len(nodes)])
+
+
+def _score(reply: Message | None, metric: str) -> NodeScore | str:
+    """What a reply says, or what is wrong with it."""
+    if reply is None:
+        return "no answer in time"
+    if reply.has_error():
+        return brief(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
+    found = node_scores([reply], metric)
+    if found:
+        return found[0]
+    seen = next(iter(reply.content.metric_records.values()), MetricRecord())
+    return brief(f"no {metric!r} in the answer, but {sorted(seen)}")

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Score a detector on a fixed set of pictures, and draw what it finds there.
+
+Which scores are good enough is not decided here.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_models.dataset import PictureDataset
+from fl_models.map_results import Matches
+from fl_models.pictures import LabelledData, Picture, read_pictures
+from fl_models.ultralytics_names import DetectionValidator, build_dataloader, non_max_suppression
+from fl_models.yolo import YoloModel
+
+_KEPT_BYTES = 256 << 20  # of decoded, scaled pictures
+_TRUE_COLOUR = (110, 230, 110)  # BGR
+_FOUND_COLOUR = (90, 90, 250)
+_TILE = 320
+_COLUMNS = 4
+
+
+class Holdout:
+    """A fixed set of labelled pictures; call it with a module to get its scores.
+
+    Build it once and call it every round: the pictures are read in the first call and kept,
+    unless they take more than 256 MiB. They are scaled to squares (`rect=False`),
+    which differs from the default of `YOLO.val` by some points of mAP; apart from that, the
+    figures are Ultralytics' own. Non-maximum suppression has no time limit here, so a slow
+    machine gets the same figures. Not safe for two threads at a time: give each its own.
+
+    Parameters
+    ----------
+    data : LabelledData
+        Anything with `val` (paths of pictures) and `names` (class names).
+    image_size : int
+        Side of the squares in pixels, a multiple of 32.
+    batch_size : int
+        Pictures that go through the network at once.
+    device : str
+        Where to evaluate: "cpu", "cuda", ...
+
+    Raises
+    ------
+    ValueError
+        If none of the pictures can be used.
+    """
+
+    def __init__(
+        self, data: LabelledData, *, image_size: int, batch_size: int = 16, device: str = "cpu"
+    ) -> None:
+        pictures = read_pictures(data.val, len(data.names))
+        if not pictures:
+            raise ValueError(f"none of the {len(data.val)} holdout pictures can be used")
+        self._pictures = pictures
+        self._scorer = _Scorer(
+            pictures, data.names, image_size=image_size, batch_size=batch_size, device=device
+        )
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self._pictures)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
+
+        Precision and recall are at the confidence with the best F1. The module isn't changed.
+        """
+        scores = self._scorer.score(model)
+        return {
+            key.removeprefix("metrics/").removesuffix("(B)"): float(value)
+            for key, value in scores.items()
+            if key.startswith("metrics/")
+        }
+
+    @property
+    def matches(self) -> Matches:
+        """What the latest call found in each picture, and what it should have found."""
+        stats, names = self._scorer.stats, self._scorer.metrics.names
+        found = [len(confs) for confs in stats["conf"]]
+        true = [len(numbers) for numbers in stats["target_cls"]]
+        return Matches(
+            num_pictures=len(true),
+            picture=np.repeat(np.arange(len(found)), found),
+            category=np.concatenate(stats["pred_cls"]).astype(int),
+            conf=np.concatenate(stats["conf"]),
+            right=np.concatenate(stats["tp"]),
+            true_picture=np.repeat(np.arange(len(true)), true),
+            true_category=np.concatenate(stats["target_cls"]).astype(int),
+            names=[str(names[number]) for number in range(len(names))],
+        )
+
+    def per_class(self, metric: str = "mAP50") -> dict[str, float]:
+        """Return one of the scores by class name in the latest call.
+
+        Classes without true boxes are left out. Empty for what is not scored.
+        """
+        metrics = self._scorer.metrics
+        box = metrics.box
+        scores = {"mAP50": box.ap50, "mAP50-95": box.ap, "precision": box.p, "recall": box.r}
+        return {
+            str(metrics.names[int(number)]): float(score)
+            for number, score in zip(metrics.ap_class_index, scores.get(metric, ()), strict=False)
+        }
+
+
+class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyped to mypy
+    """The parts of Ultralytics' validator that make up a score, and nothing else of it."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        names: Sequence[str],
+        *,
+        image_size: int,
+        batch_size: int,
+        device: str,
+    ) -> None:
+        settings = {
+            "task": "detect",
+            "mode": "val",
+            "imgsz": image_size,
+            "batch": batch_size,
+            "rect": False,
+            "plots": False,
+            "verbose": False,
+            "workers": 0,
+        }
+        with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:  # created, never used
+            super().__init__(save_dir=Path(folder), args=settings)
+        dataset = PictureDataset(pictures, names, settings=self.args, augment=False)
+        self.data = {**dataset.data, "val": ""}
+        self.training, self.device = False, torch.device(device)
+        self.dataloader = build_dataloader(
+            dataset, batch_size, workers=0, shuffle=False, device=self.device
+        )
+        fits = len(pictures) * 3 * image_size**2 <= _KEPT_BYTES
+        self._layout = _layout_of(self.device)
+        self._loaded: list[dict[str, Any]] | None = [] if fits else None
+        self._true: dict[str, dict[str, Any]] = {}
+
+    def score(self, model: nn.Module) -> dict[str, Any]:
+        network = self._copy_of(model)
+        with torch.inference_mode():
+            self.init_metrics(network)
+            for raw in self._batches():
+                batch = self.preprocess(dict(raw))
+                batch["img"] = batch["img"].contiguous(memory_format=self._layout)
+                self.update_metrics(self.postprocess(network(batch["img"])), batch)
+        # A list of arrays for each picture; Ultralytics empties its own.
+        self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
+        return dict(self.get_stats())
+
+    def _copy_of(self, model: nn.Module) -> Any:
+        # A copy, because inference tensors that stay behind in the head break later training; fused
+        # and in the layout of `YOLO.val`, whose scores these are.
+        network: Any = copy.deepcopy(model).to(self.device).float().eval()
+        network.names = self.data["names"]
+        return network.fuse(verbose=False).to(memory_format=self._layout)
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Return the pictures as uint8 tensors, decoded once where they fit into memory."""
+        if self._loaded is None:
+            yield from self.dataloader
+            return
+        if not self._loaded:
+            self._loaded = list(self.dataloader)
+        yield from self._loaded
+
+    def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
+        """What is true of a picture: the same in each call."""
+        name = batch["im_file"][si]
+        if name not in self._true:
+            self._true[name] = super()._prepare_batch(si, batch)
+        return self._true[name]
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        found = non_max_suppression(
+            preds,
+            self.args.conf,
+            self.args.iou,
+            multi_label=True,
+            max_det=self.args.max_det,
+            max_time_img=float("inf"),
+        )
+        return [
+            {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
+            for rows in found
+        ]
+
+
+def _layout_of(device: torch.device) -> torch.memory_format:
+    x86 = platform.machine() in {"AMD64", "x86_64"}
+    return torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
+
+
+def draw_predictions(
+    model: YoloModel,
+    data: LabelledData,
+    path: Path,
+    *,
+    count: int = 8,
+    image_size: int | None = None,
+    conf: float = 0.25,
+) -> None:
+    """Write a grid of holdout pictures with true boxes (green) and found boxes (red).
+
+    Parameters
+    ----------
+    path : Path
+        File to write; its ending (.png or .jpg) sets the format.
+    count : int
+        Number of pictures, taken evenly from the set.
+    image_size : int | None
+        As in `YoloModel.predict`.
+    """
+    import cv2
+
+    step = max(1, len(data.val) // count)
+    tiles = []
+    for picture in read_pictures(data.val[::step][:count], len(data.names)):
+        result = model.predict(picture.path, conf=conf, image_size=image_size)[0]
+        tiles.append(_draw_tile(picture, result, data.names))
+    if not tiles:
+        raise ValueError(f"none of the {len(data.val)} holdout pictures can be drawn")
+    columns = min(_COLUMNS, len(tiles))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    if not cv2.imwrite(str(path), np.vstack(rows)):
+        raise OSError(f"picture {path} can't be written")
+
+
+def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarray:
+    import cv2
+
+    height, width = result.orig_shape
+    scale = _TILE / max(height, width)
+    tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
+    small = cv2.resize(result.orig_img, (round(width * scale), round(height * scale)))
+    tile[: small.shape[0], : small.shape[1]] = small
+    centre, size = picture.boxes[:, 1:3], picture.boxes[:, 3:5]
+    sides = np.array([width, height, width, height]) * scale
+    true = np.hstack([centre - size / 2, centre + size / 2]) * sides
+    for number, box in zip(picture.boxes[:, 0], true, strict=True):
+        _draw_box(tile, box, names[int(number)], _TRUE_COLOUR)
+    found = result.boxes.cpu().numpy()
+    for number, confidence, box in zip(found.cls, found.conf, found.xyxy, strict=True):
+        _draw_box(tile, box * scale, f"{names[int(number)]} {confidence:.2f}", _FOUND_COLOUR)
+    return tile
+
+
+def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
+    import cv2
+
+    left, top, right, bottom = (round(float(value)) for value in box)
+    cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
+    # OpenCV's built-in letters: Ultralytics' own drawing may go and fetch a font.
+    below = colour == _TRUE_COLOUR
+    place = (left, min(bottom + 12, _TILE - 2) if below else max(top - 4, 10))
+    for paint, width in (((0, 0, 0), 3), (colour, 1)):  # dark edges, to be read on any ground
+        cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, paint, width, cv2.LINE_AA)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""YOLOv8 as a plain torch module: build it, predict with it, move its arrays in and out.
+
+Training lives with the client, evaluation in `fl_models.holdout`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_models.ultralytics_names import (
+    DetectionModel,
+    LetterBox,
+    Results,
+    non_max_suppression,
+    scale_boxes,
+)
+
+Image = np.ndarray | str | Path
+
+_SIZES = "nsmlx"
+_STRIDE = 32
+_LARGEST_DEFAULT = 640
+# At Ultralytics' 0.03 the running statistics lag behind in short rounds, and the first
+# rounds of a session score 0.
+_BATCH_NORM_MOMENTUM = 0.1
+# Ultralytics drops the boxes of pictures that are late; a slow machine must not change results.
+_NO_TIME_LIMIT = math.inf
+_OVERLAP = 0.7  # above this, the less confident of two boxes goes; Ultralytics' own default
+
+
+class ModelMismatchError(ValueError):
+    """Arrays don't belong to this model; the text names the first that differ."""
+
+
+class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped to mypy
+    """YOLOv8 detector whose `predict` takes pictures as well as tensors.
+
+    The state dict is exactly Ultralytics' (355 entries), so weights go both ways.
+
+    Parameters
+    ----------
+    model_size : str
+        One of n, s, m, l, x.
+    names : Sequence[str]
+        Class names by class number.
+    """
+
+    def __init__(self, model_size: str, names: Sequence[str]) -> None:
+        super().__init__(f"yolov8{model_size}.yaml", nc=len(names), verbose=False)
+        self.model_size = model_size
+        self.names = dict(enumerate(names))
+        self.nc = len(names)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = _BATCH_NORM_MOMENTUM
+
+    def predict(
+        self,
+        images: torch.Tensor | Image | Sequence[Image],
+        *args: Any,
+        conf: float = 0.25,
+        image_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Detect objects; nothing is written to disk.
+
+        Parameters
+        ----------
+        images : np.ndarray | str | Path | list of these | torch.Tensor
+            Pictures as uint8 arrays of shape (height, width, 3) in BGR order (as OpenCV and
+            Ultralytics have them), or paths of picture files. A tensor goes straight through
+            the network, as in any torch module.
+        conf : float
+            Boxes with less confidence are left out.
+        image_size : int | None
+            Side in pixels to which a picture is scaled and padded: best the one used in
+            training. By default the picture's own longest side, at most 640.
+
+        Returns
+        -------
+        list[Results]
+            Ultralytics' results, one a picture; boxes are in pixels of the given picture.
+        """
+        if isinstance(images, torch.Tensor):
+            return super().predict(images, *args, **kwargs)
+        many = [images] if isinstance(images, np.ndarray | str | Path) else list(images)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return [self._detect(image, conf, image_size) for image in many]
+        finally:
+            self.train(was_training)
+
+    def _detect(self, image: Image, conf: float, image_size: int | None) -> Results:
+        pixels, path = _pixels(image)
+        side = image_size or min(max(pixels.shape[:2]), _LARGEST_DEFAULT)
+        side = math.ceil(side / _STRIDE) * _STRIDE
+        square = LetterBox((side, side), auto=False, stride=_STRIDE)(image=pixels)
+        rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
+        weight = next(self.parameters())
+        batch = torch.from_numpy(rgb).to(weight.device, weight.dtype)[None] / 255
+        found = non_max_suppression(
+            super().predict(batch), conf, _OVERLAP, nc=self.nc, max_time_img=_NO_TIME_LIMIT
+        )[0]
+        found[:, :4] = scale_boxes((side, side), found[:, :4], pixels.shape)
+        return Results(pixels, path=path, names=self.names, boxes=found[:, :6])
+
+
+def get_model(
+    model_size: str = "n",
+    num_classes: int = 7,
+    *,
+    names: Sequence[str] | None = None,
+    weights: Mapping[str, np.ndarray | torch.Tensor] | None = None,
+    seed: int | None = None,
+) -> YoloModel:
+    """Build YOLOv8 from its size and class count alone; downloads nothing.
+
+    Parameters
+    ----------
+    model_size : str
+        One of n, s, m, l, x.
+    num_classes : int
+        Number of classes.
+    names : Sequence[str] | None
+        Class names; by default the class numbers.
+    weights : Mapping | None
+        Pretrained arrays by state-dict name, from a model of any class count. Those whose
+        shapes fit are taken over, the others (the class branch) keep their fresh values.
+    seed : int | None
+        Seed of the fresh values; by default torch's current random state.
+
+    Raises
+    ------
+    ValueError
+        If the size is unknown, the names don't fit the class count, or no array fits.
+    """
+    if model_size not in tuple(_SIZES):
+        raise ValueError(f"model size '{model_size}' is unknown, expected one of {list(_SIZES)}")
+    names = [str(number) for number in range(num_classes)] if names is None else names
+    if num_classes < 1 or len(names) != num_classes:
+        raise ValueError(f"{len(names)} names were given for {num_classes} classes (at least 1)")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = YoloModel(model_size, names)
+    if weights is not None:
+        _copy_fitting(weights, model)
+    return model
+
+
+def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return copies of all entries of the state dict, in its order, with their dtypes."""
+    return {
+        name: tensor.detach().cpu().contiguous().numpy().copy()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Load arrays into the module, all or nothing; the module's dtypes and device are kept.
+
+    Averaging turns integer counters into floats; they are cut back to whole numbers.
+
+    Raises
+    ------
+    ModelMismatchError
+        If a name is missing or unknown, or a shape differs. The module is unchanged then.
+    """
+    state = model.state_dict()
+    faults = [f"{name} is missing" for name in state if name not in arrays]
+    faults += [f"{name} is unknown" for name in arrays if name not in state]
+    faults += [
+        f"{name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in arrays and arrays[name].shape != tuple(tensor.shape)
+    ]
+    if faults:
+        raise ModelMismatchError(
+            f"{len(faults)} of {len(state)} arrays don't fit the model "
+            f"({'; '.join(faults[:3])}): use the model size and class count they come from"
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+
+
+def _copy_fitting(weights: Mapping[str, np.ndarray | torch.Tensor], model: nn.Module) -> None:
+    state = model.state_dict()
+    fitting = {
+        name: torch.as_tensor(value)
+        for name, value in weights.items()
+        if name in state and tuple(value.shape) == tuple(state[name].shape)
+    }
+    if not fitting:
+        raise ValueError("none of the pretrained weights fit: expected arrays of a YOLOv8 model")
+    with torch.no_grad():
+        for name, value in fitting.items():
+            state[name].copy_(value)
+
+
+def _pixels(image: Image) -> tuple[np.ndarray, str]:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"a picture has dtype {image.dtype} and shape {image.shape}, "
+                "expected uint8 and (height, width, 3) in BGR order"
+            )
+        return image, "image.jpg"
+    import cv2
+
+    pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError(f"picture {image} is missing or can't be decoded")
+    return np.asarray(pixels), str(image)

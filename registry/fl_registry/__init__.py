@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model versions, their stages and the tracking of runs, in MLflow or in memory.
+
+Importing this imports neither MLflow nor torch.
+"""
+
+from __future__ import annotations
+
+from fl_registry.errors import (
+    ArtifactError,
+    InvalidMetric,
+    InvalidName,
+    LeaseLost,
+    ModelBusy,
+    RegistryError,
+    StageError,
+    StoreUnavailable,
+    UnknownVersion,
+)
+from fl_registry.files.half import HalfCopy
+from fl_registry.gates.gates import (
+    AtLeast,
+    AtMost,
+    BeatsChampion,
+    BestSoFar,
+    Finite,
+    NoRegression,
+    decide_stage,
+)
+from fl_registry.gates.paired import ExampleScores
+from fl_registry.home import app_home
+from fl_registry.journal.entries import JournalError
+from fl_registry.journal.lease import Lease
+from fl_registry.journal.lease_holder import Writer
+from fl_registry.memory import InMemoryModelStore, InMemoryTracker
+from fl_registry.mlflow.model_manager import ModelManager
+from fl_registry.mlflow.tracking import FederatedLearningTracker
+from fl_registry.production_stays import Tenure, tenures
+from fl_registry.records import (
+    Decision,
+    Evidence,
+    Gate,
+    ModelStore,
+    ModelVersion,
+    Policy,
+    Results,
+    Tracker,
+    Verdict,
+)
+from fl_registry.retention import PruneReport
+from fl_registry.serving.mlmodel import Serving, torch_serving
+from fl_registry.stages import Drift, Stage
+
+__all__ = [
+    "ArtifactError",
+    "AtLeast",
+    "AtMost",
+    "BeatsChampion",
+    "BestSoFar",
+    "Decision",
+    "Drift",
+    "Evidence",
+    "ExampleScores",
+    "FederatedLearningTracker",
+    "Finite",
+    "Gate",
+    "HalfCopy",
+    "InMemoryModelStore",
+    "InMemoryTracker",
+    "InvalidMetric",
+    "InvalidName",
+    "JournalError",
+    "Lease",
+    "LeaseLost",
+    "ModelBusy",
+    "ModelManager",
+    "ModelStore",
+    "ModelVersion",
+    "NoRegression",
+    "Policy",
+    "PruneReport",
+    "RegistryError",
+    "Results",
+    "Serving",
+    "Stage",
+    "StageError",
+    "StoreUnavailable",
+    "Tenure",
+    "Tracker",
+    "UnknownVersion",
+    "Verdict",
+    "Writer",
+    "app_home",
+    "decide_stage",
+    "tenures",
+    "torch_serving",
+]

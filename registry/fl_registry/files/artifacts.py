@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model files on their way into the registry: checks, digest, description; no MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_registry.errors import ArtifactError, disk_errors
+from fl_registry.files.atomic import scratch_folder
+from fl_registry.files.file_stamp import Stamp, stamp
+from fl_registry.files.strict_json import read_json
+
+WEIGHTS_FILE = "weights.safetensors"
+SPEC_FILE = "spec.json"
+HALF_FILE = "weights_fp16.safetensors"
+SCORES_FILE = "per_example.json"
+WEIGHTS_FORMAT = "fl-app-weights/1"
+_MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays. Read, it takes ten times as much
+_LARGEST, _AXES = 1 << 63, 66
+DIGEST = re.compile(r"[0-9a-f]{64}")
+_CHECKPOINTS = (".pt", ".pth")
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
+    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
+}
+# Of each dtype the unsigned integer as which a number is looked at, and its bits that are all set
+# in NaN and infinity only (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
+_NOT_FINITE = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "C64": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("<u1", 0x7C),
+    "F8_E4M3": ("<u1", 0x7F),
+}
+_PART = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
+_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that holds exactly the files of a version.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds the weights, their description and, where there are any, the results per example.
+    sha256 : str
+        Digest of the weights file.
+    size : int
+        Bytes of the weights file.
+    scores_sha256 : str
+        Digest of the results per example; empty where there are none.
+    """
+
+    folder: Path
+    sha256: str
+    size: int
+    scores_sha256: str = ""
+
+
+@contextmanager
+def prepared(
+    model_path: str | Path, scratch: Path, *, per_example: Mapping[str, float] | None = None
+) -> Iterator[Artifact]:
+    """Check a model file and lay it out, with its description, in a folder below `scratch`.
+
+    Raises
+    ------
+    ArtifactError
+        The file is missing, empty, damaged, unsafe to read, or not a model file.
+    StoreUnavailable
+        There is no room for it, or `scratch` cannot be written.
+    """
+    source = _checked_path(model_path)
+    with ExitStack() as stack:
+        with disk_errors(f"prepare {source.name} in {scratch}"):
+            folder = stack.enter_context(scratch_folder(scratch, name="save"))
+            artifact = _laid_out(source, folder, per_example)
+        yield artifact
+
+
+def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | None) -> Artifact:
+    weights, scores = folder / WEIGHTS_FILE, folder / SCORES_FILE
+    if source.suffix.lower() in _CHECKPOINTS:
+        from fl_registry.files.pt_import import import_checkpoint
+
+        import_checkpoint(source, weights)
+    else:
+        _link_or_copy(source, weights)
+    header = read_header(weights, shown=source)
+    _require_readable(weights, source)
+    _require_finite(weights, header, source)
+    digest = file_digest(weights)
+    spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
+    (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
+    if per_example:
+        text = json.dumps(per_example, sort_keys=True, separators=(",", ":"))
+        scores.write_text(text, encoding="utf-8")
+    of_scores = file_digest(scores) if per_example else ""
+    return Artifact(folder, digest, weights.stat().st_size, of_scores)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes, as hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class WholeFiles:
+    """Files that had their digest; one that nobody touched since is not read again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[str, Stamp]] = {}
+
+    def has(self, path: Path, sha256: str) -> bool:
+        """Return whether the file is there and has this digest."""
+        digest, seen = self._seen.get(path, ("", None))
+        if digest == sha256 and seen is not None and seen.still(path):
+            return True
+        seen = stamp(path)
+        if seen is None or file_digest(path) != sha256:
+            return False
+        self._seen[path] = (sha256, seen)
+        return True
+
+    def verify(self, path: Path, sha256: str, *, version: str) -> Path:
+        """Return `path` if its content has the digest that was recorded for `version`.
+
+        Raises
+        ------
+        ArtifactError
+            The file is missing or has changed since it was saved.
+        """
+        if not path.is_file():
+            raise _missing(path, version)
+        if not self.has(path, sha256):
+            raise _changed(path, version)
+        return path
+
+    def read(self, path: Path, sha256: str, *, version: str) -> bytes:
+        """Return the content of `path`, read once; refused as `verify` does."""
+        seen = stamp(path)
+        if seen is None:
+            raise _missing(path, version)
+        content = path.read_bytes()
+        if digest_of(content) != sha256:
+            raise _changed(path, version)
+        self._seen[path] = (sha256, seen)
+        return content
+
+
+def _missing(path: Path, version: str) -> ArtifactError:
+    return ArtifactError(
+        f"The weights of version {version} are missing ({path}); restore the file from a "
+        "backup, or use another version."
+    )
+
+
+def _changed(path: Path, version: str) -> ArtifactError:
+    return ArtifactError(
+        f"The weights of version {version} have changed since they were saved ({path}); "
+        "restore the file from a backup, or use another version."
+    )
+
+
+def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
+    """Return the arrays (name, dtype, shape, in order) and the model that a header names."""
+    fields = dict(header)
+    metadata = fields.pop("__metadata__", {})
+    names, model = list(fields), {}
+    if metadata.get("format") == WEIGHTS_FORMAT:
+        try:
+            names = read_json(metadata["order"], strict=True)
+            model = read_json(metadata.get("model", "{}"), strict=True)
+            complete = sorted(names) == sorted(fields)
+        except (KeyError, ValueError, TypeError):
+            complete = False
+        if not complete or not isinstance(model, dict):
+            raise _damaged(shown, "its list of arrays does not match its content")
+    arrays = [
+        {"name": n, "dtype": _dtype(fields[n]["dtype"]), "shape": fields[n]["shape"]} for n in names
+    ]
+    return {"arrays": arrays, "model": model}
+
+
+def _checked_path(model_path: str | Path) -> Path:
+    try:
+        source = Path(model_path).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        source = Path(model_path)
+    try:
+        is_folder, is_file = source.is_dir(), source.is_file()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        is_folder = is_file = False
+    if is_folder:
+        raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
+    if not is_file:
+        raise ArtifactError(f"There is no model file at {str(source)[:300]}; check the path.")
+    if source.stat().st_size == 0:
+        raise ArtifactError(f"The model file {source} is empty; save the model again.")
+    return source.resolve()
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def read_header(path: Path, *, shown: Path) -> dict[str, Any]:
+    """Read a safetensors header and check that it and the data fill the file exactly.
+
+    Raises
+    ------
+    ArtifactError
+        It is damaged, or could mean different things to different readers.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        available = path.stat().st_size - 8
+        if not 2 <= length <= min(available, _MAX_HEADER):
+            raise _damaged(shown, "it has no safetensors header, or one that is far too long")
+        try:
+            header = _checked_header(read_json(file.read(length), strict=True))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(shown, "its safetensors header cannot be read") from error
+    spans = sorted(v["data_offsets"] for k, v in header.items() if k != "__metadata__")
+    if not spans:
+        raise ArtifactError(f"The model file {shown} holds no arrays; save the model again.")
+    ends = [0, *(end for _, end in spans)]
+    gapless = all(start == end for (start, _), end in zip(spans, ends, strict=False))
+    if not (gapless and ends[-1] == available - length):
+        raise _damaged(shown, "it is cut off, or its arrays do not fill it")
+    return header
+
+
+def _checked_header(header: dict[str, Any]) -> dict[str, Any]:
+    """Return the header if each row has the fields of the format, and they agree."""
+    for name, row in header.items():
+        name.encode()  # half a surrogate pair is no name; `ValueError`
+        if name == "__metadata__":
+            if not all(isinstance(value, str) for value in row.values()):
+                raise ValueError("its metadata are no texts")
+            continue
+        numbers = [*row["shape"], *row["data_offsets"]]
+        if not all(type(n) is int and 0 <= n < _LARGEST for n in numbers) or len(numbers) > _AXES:
+            raise ValueError(f"{name[:60]!r} has sizes that are none")
+        first, last = row["data_offsets"]
+        bits = _BITS.get(row["dtype"])
+        if last < first or (bits and math.prod(row["shape"]) * bits != (last - first) * 8):
+            raise ValueError(f"{name[:60]!r} has another size than its shape")
+    return header
+
+
+def _require_readable(path: Path, shown: Path) -> None:
+    """Refuse what safetensors itself would refuse later, when the version is to be loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise _damaged(shown, "safetensors cannot read it") from error
+
+
+def _require_finite(path: Path, header: Mapping[str, Any], shown: Path) -> None:
+    """Refuse NaN and infinity, which no later step can mend; the file is read in small parts."""
+    content = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    for name, row in header.items():
+        if name == "__metadata__" or row["dtype"] not in _NOT_FINITE:
+            continue
+        dtype, bits = _NOT_FINITE[row["dtype"]]
+        first, last = row["data_offsets"]
+        values = content[start + first : start + last].view(dtype)
+        for part in range(0, values.size, _PART):
+            if np.any(values[part : part + _PART] & bits == bits):
+                raise ArtifactError(
+                    f"The array {name!r:.60} of {shown} holds NaN or infinity; save finite "
+                    "weights, such as those of an earlier round."
+                )
+
+
+def _dtype(code: str) -> str:
+    kind, bits = code.rstrip("0123456789"), code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return f"{_KINDS[kind]}{bits}" if kind in _KINDS and bits.isdigit() else code.lower()
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a usable model file: {why}; expected .safetensors, or a .pt file that "
+        "holds a plain state dict."
+    )

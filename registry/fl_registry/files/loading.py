@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verified weights into arrays or a torch module; and the few modules that are kept ready."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_registry.errors import ArtifactError
+from fl_registry.files.artifacts import WholeFiles
+
+_KEPT = 2  # models; production and the one before it
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A version's weights file and the digest that it must have."""
+
+    path: Path
+    sha256: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Ready:
+    module: Any
+    arrays: tuple[tuple[Any, str, Any, int, int], ...]  # holder, name, tensor, changes, address
+
+    def untouched(self) -> bool:
+        """Return whether all arrays of the module are what was loaded."""
+        return all(
+            holder.get(name) is tensor
+            and tensor._version == changes
+            and tensor.data_ptr() == address
+            for holder, name, tensor, changes, address in self.arrays
+        )
+
+
+class ReadyModels:
+    """The models that were loaded last, each ready for inference, for as long as nothing changed.
+
+    A module goes when its weights file changed, when its own arrays were changed in place or
+    replaced (by training, ``half()``, a move to another device), or when newer ones push it out.
+    """
+
+    def __init__(self, whole: WholeFiles) -> None:
+        self._whole = whole
+        self._ready: OrderedDict[Hashable, _Ready] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
+        """Return the module for these weights, built and loaded only if it is not there."""
+        key = (weights.sha256, str(device), _maker(model_class))
+        with self._lock:
+            found = self._ready.pop(key, None)
+            if found is not None and found.untouched():
+                self._whole.verify(weights.path, weights.sha256, version=weights.version)
+            else:
+                found = _ready(self.load(weights, model_class, device=device))
+            self._ready[key] = found
+            while len(self._ready) > _KEPT:
+                self._ready.popitem(last=False)
+        if found.module.training:
+            found.module.eval()
+        return found.module
+
+    def load(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
+        """Return a new module with these weights, on `device`, ready for inference.
+
+        Raises
+        ------
+        ArtifactError
+            The file is missing or has changed, or does not fit the module.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise ArtifactError(
+                "load_production_model makes a torch module, and torch is not installed; "
+                "load_arrays() returns the weights of any model as NumPy arrays."
+            ) from error
+
+        if not callable(model_class):
+            raise ArtifactError(
+                f"model_class is {model_class!r:.60}; expected a function that makes the model, "
+                "such as lambda: get_model(model_size='n', num_classes=7)."
+            )
+        content = self._whole.read(weights.path, weights.sha256, version=weights.version)
+        with torch.inference_mode(False):  # tensors made inside of it do not tell of changes
+            module = _fill(model_class(), content, version=weights.version)
+            return module.to(device).eval()
+
+
+def _ready(module: Any) -> _Ready:
+    arrays = [
+        (holder, name, tensor, tensor._version, tensor.data_ptr())
+        for part in module.modules()
+        for holder in (part._parameters, part._buffers)
+        for name, tensor in holder.items()
+        if tensor is not None
+    ]
+    return _Ready(module, tuple(arrays))
+
+
+def _maker(model_class: Callable[[], Any]) -> Hashable:
+    """Return what tells two makers of models apart.
+
+    A lambda is a new object each time its line is run: what it runs and what it holds count.
+    """
+    code = getattr(model_class, "__code__", None)
+    if code is None:
+        return model_class
+    cells = getattr(model_class, "__closure__", None) or ()
+    try:
+        key = (
+            code,
+            id(getattr(model_class, "__globals__", None)),
+            getattr(model_class, "__self__", None),
+            getattr(model_class, "__defaults__", None),
+            repr(getattr(model_class, "__kwdefaults__", None)),
+            tuple(cell.cell_contents for cell in cells),
+        )
+        hash(key)
+    except (TypeError, ValueError):  # something that cannot be told apart: never the same
+        return model_class
+    return key
+
+
+def read_arrays(content: bytes, spec: Mapping[str, Any], *, version: str) -> dict[str, Any]:
+    """Return the arrays of a weights file in the order of `spec`, the description beside it.
+
+    Raises
+    ------
+    ArtifactError
+        NumPy lacks the dtype of one.
+    """
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(content)
+    except KeyError as error:
+        raise ArtifactError(
+            f"Version {version} holds arrays of dtype {error.args[0]}, which NumPy lacks; read "
+            f"them as tensors with safetensors.torch.load_file(manager.weights_path('{version}'))."
+        ) from error
+    return {row["name"]: arrays[row["name"]] for row in spec["arrays"]}
+
+
+def _fill(module: Any, content: bytes, *, version: str) -> Any:
+    from safetensors.torch import load
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        raise ArtifactError(
+            f"model_class made a {type(module).__name__}, which is no torch module; load_arrays() "
+            "returns the weights of any model as NumPy arrays, see docs/use-the-model.md."
+        )
+    arrays, own = load(content), module.state_dict()
+    missing, extra = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
+    wrong = sorted(n for n in own.keys() & arrays.keys() if own[n].shape != arrays[n].shape)
+    problems = [
+        f"{len(names)} {what} (first: {names[0]})"
+        for names, what in ((missing, "missing"), (extra, "unexpected"), (wrong, "of other shape"))
+        if names
+    ]
+    if problems:
+        raise ArtifactError(
+            f"Version {version} does not fit the model that was built: arrays "
+            f"{', '.join(problems)}; build the model it was trained with."
+        )
+    module.load_state_dict(arrays, strict=True)
+    return module

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates, and the statistics they rest on. Pure."""

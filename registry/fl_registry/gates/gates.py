@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates and the climb through the stages: evidence in, reasoned verdicts out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_registry.gates.paired import FEWEST, ExampleScores, bootstrap_interval, mcnemar
+from fl_registry.records import Decision, Evidence, Policy, Results, Verdict
+from fl_registry.stages import Stage
+from fl_registry.version_tags import as_number
+
+_CLIMB = (Stage.STAGING, Stage.PRODUCTION)
+_NAMED = 3  # classes or nodes told in one reason
+_HAIR = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
+
+
+@dataclass(frozen=True)
+class Finite:
+    """Passes when there is at least one metric and all are finite numbers."""
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        bad = sorted(k for k in evidence.metrics if _finite(evidence.metrics, k) is None)
+        if not evidence.metrics:
+            return Verdict("Finite", False, "no metrics were reported")
+        if bad:
+            return Verdict("Finite", False, f"not a finite number: {', '.join(bad)}")
+        return Verdict("Finite", True, f"all {len(evidence.metrics)} metrics are finite")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Passes when `metric` is `threshold` or more."""
+
+    metric: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _check_number(self.threshold, "threshold")
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name, value = f"AtLeast({self.metric})", _finite(evidence.metrics, self.metric)
+        if value is None:
+            return _absent(name, evidence.metrics, self.metric)
+        got, bound = _words(value, self.threshold)
+        if value >= self.threshold:
+            return Verdict(name, True, f"{self.metric} {got} is at least {bound}")
+        return Verdict(name, False, f"{self.metric} {got} is below {bound}")
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """Passes when `metric` is `threshold` or less."""
+
+    metric: str
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _check_number(self.threshold, "threshold")
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name, value = f"AtMost({self.metric})", _finite(evidence.metrics, self.metric)
+        if value is None:
+            return _absent(name, evidence.metrics, self.metric)
+        got, bound = _words(value, self.threshold)
+        if value <= self.threshold:
+            return Verdict(name, True, f"{self.metric} {got} is at most {bound}")
+        return Verdict(name, False, f"{self.metric} {got} is above {bound}")
+
+
+@dataclass(frozen=True)
+class BestSoFar:
+    """Passes when `metric` is better than that of the best candidate so far, or there is none.
+
+    Parameters
+    ----------
+    metric : str
+        The metric compared.
+    mode : {"max", "min"}
+        Which direction is better.
+    """
+
+    metric: str
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        _check_mode(self.mode)
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name, value = f"BestSoFar({self.metric})", _finite(evidence.metrics, self.metric)
+        if value is None:
+            return _absent(name, evidence.metrics, self.metric)
+        if evidence.best is None:
+            return Verdict(name, True, f"{self.metric} {_number(value)} is the first candidate's")
+        other, note = _finite(evidence.best, self.metric), evidence.best_note
+        if other is None and note:
+            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
+        if other is None:
+            return _absent(name, evidence.best, self.metric, "the best candidate so far")
+        got, bound = _words(value, other)
+        passed = _gain(value, other, self.mode) > 0
+        verb = "beats" if passed else "does not beat"
+        return Verdict(name, passed, f"{self.metric} {got} {verb} the best so far, {bound}", note)
+
+
+@dataclass(frozen=True)
+class BeatsChampion:
+    """Passes when `metric` is surely better than production's on the same data, or there is none.
+
+    Sure is what the results of both on each example say: an exact McNemar test where these are
+    right or wrong and any gain will do, else a paired bootstrap. Without such results the two
+    numbers decide, and the reason says so. What is left to chance is shared among the looks of a
+    session (C. Bonferroni, 1936): the best of many candidates looks better than it is.
+
+    Parameters
+    ----------
+    metric : str
+        The metric compared.
+    margin : float
+        How much better it must be. 0 asks for any gain; below 0 allows that much of a loss.
+    mode : {"max", "min"}
+        Which direction is better.
+    confidence : float | None
+        Confidence of the two-sided interval of the gain, which must lie above `margin`, in all
+        looks together. None asks for none: the two numbers decide.
+    """
+
+    metric: str
+    margin: float = 0.0
+    mode: str = "max"
+    confidence: float | None = 0.95
+
+    def __post_init__(self) -> None:
+        _check_number(self.margin, "margin")
+        _check_mode(self.mode)
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(
+                f"The confidence of a gate must lie between 0 and 1, not be {self.confidence}."
+            )
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name, value = f"BeatsChampion({self.metric})", _finite(evidence.metrics, self.metric)
+        if value is None:
+            return _absent(name, evidence.metrics, self.metric)
+        if evidence.champion is None:
+            reason = f"{self.metric} {_number(value)}, and there is no production version to beat"
+            return Verdict(name, True, reason)
+        other, note = _finite(evidence.champion, self.metric), evidence.champion_note
+        if other is None and note:
+            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
+        if other is None:
+            return _absent(name, evidence.champion, self.metric, "the production version")
+        passed, why = self._paired(evidence, self.confidence) if self.confidence else (None, "")
+        surely = "surely " if passed is False else ""
+        if passed is None:
+            passed = self._enough(_gain(value, other, self.mode))
+        got, bound = _words(value, other)
+        verb = "beats" if passed else f"does not {surely}beat"
+        by = f" by {_number(self.margin)}" if self.margin else ""
+        reason = f"{self.metric} {got} {verb} production's {bound}{by}{why}"
+        return Verdict(name, passed, reason, note)
+
+    def _enough(self, gain: float) -> bool:
+        return gain > 0 if self.margin == 0 else gain >= self.margin - _HAIR
+
+    def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
+        """Whether the results per example are sure of it, None if there are none, and why."""
+        old, new = evidence.champion_results, evidence.results
+        confidence = 1 - (1 - confidence) / evidence.looks
+        if old is None or new is None:
+            return None, " (two numbers alone: there are no results per example)"
+        if len(old) != len(new):
+            return False, f": it has {len(new)} results per example, production {len(old)}"
+        right = [r.correct(self.metric) for r in (old, new) if isinstance(r, ExampleScores)]
+        if self.margin == 0 and len(right) == 2 and right[0] is not None and right[1] is not None:
+            return self._mcnemar(right[0], right[1], confidence)
+        return self._bootstrap(old, new, confidence)
+
+    def _mcnemar(self, old: np.ndarray, new: np.ndarray, confidence: float) -> tuple[bool, str]:
+        won, lost, p = mcnemar(*((old, new) if self.mode == "max" else (new, old)))
+        why = f": {won} of {len(new)} examples speak for it, {lost} against it, p {_number(p)}"
+        return won > lost and p <= 1 - confidence, why
+
+    def _bootstrap(self, old: Results, new: Results, confidence: float) -> tuple[bool | None, str]:
+        if len(new) < FEWEST:
+            return False, f": {len(new)} examples are too few, {FEWEST} would do"
+        interval = bootstrap_interval(old, new, self.metric, confidence=confidence)
+        if interval is None:
+            return None, f" (two numbers alone: there is no {self.metric} per example)"
+        if not np.isfinite(interval).all():
+            return False, ": not every result per example is a finite number"
+        low, high = interval if self.mode == "max" else (-interval[1], -interval[0])
+        sure = f"{100 * confidence:.4g} % sure on {len(new)} examples"
+        return self._enough(low), f": the gain is {_number(low)} to {_number(high)}, {sure}"
+
+
+@dataclass(frozen=True)
+class NoRegression:
+    """Passes when `metric` falls below production's nowhere: in no class, or on no node.
+
+    Classes are the metrics named ``<metric>/<class>``. Nodes are those that scored both versions
+    on the same data; others are not compared.
+
+    Parameters
+    ----------
+    metric : str
+        The metric compared.
+    margin : float
+        How much worse it may be in a class or on a node.
+    by : {"class", "node"}
+        Where it is compared.
+    mode : {"max", "min"}
+        Which direction is better.
+    """
+
+    metric: str
+    margin: float = 0.0
+    by: str = "class"
+    mode: str = "max"
+
+    def __post_init__(self) -> None:
+        _check_number(self.margin, "margin")
+        _check_mode(self.mode)
+        if self.margin < 0 or self.by not in ("class", "node"):
+            raise ValueError(
+                'NoRegression expects a margin of 0 or more and by="class" or by="node", not '
+                f"margin={self.margin} and by={self.by!r}."
+            )
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        name = f"NoRegression({self.metric} by {self.by})"
+        if evidence.champion is None:
+            return Verdict(name, True, "there is no production version to fall below")
+        pairs = self._of_classes(evidence) if self.by == "class" else self._of_nodes(evidence)
+        if not pairs and evidence.champion_note:
+            return _left_to_a_person(name, f"no {self.by} is compared", evidence.champion_note)
+        if not pairs:
+            where = f"class ({self.metric}/…)" if self.by == "class" else "node that scored both"
+            return Verdict(name, False, f"there is no {self.metric} of production by {where}")
+        gains = {
+            place: -math.inf if value is None or old is None else _gain(value, old, self.mode)
+            for place, (value, old) in pairs.items()
+        }
+        worst = sorted(gains, key=lambda place: gains[place])
+        fallen = [place for place in worst if gains[place] < -self.margin - _HAIR]
+        if not fallen:
+            reason = f"no {self.by} loses more than {_number(self.margin)} of {self.metric}"
+            return Verdict(name, True, f"{reason}; {self._words(worst[0], *pairs[worst[0]])}")
+        parts = [self._words(place, *pairs[place]) for place in fallen[:_NAMED]]
+        more = f" and {len(fallen) - _NAMED} more" if len(fallen) > _NAMED else ""
+        reason = f"more than {_number(self.margin)} of {self.metric} is lost: "
+        return Verdict(name, False, f"{reason}{', '.join(parts)}{more}")
+
+    def _of_classes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
+        prefix, champion = f"{self.metric}/", evidence.champion or {}
+        names = [key for key in champion if str(key).startswith(prefix)]
+        return {
+            key.removeprefix(prefix): (_finite(evidence.metrics, key), _finite(champion, key))
+            for key in names
+        }
+
+    def _of_nodes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
+        return {
+            node: (_finite(evidence.nodes[node], self.metric), _finite(old, self.metric))
+            for node, old in evidence.champion_nodes.items()
+            if node in evidence.nodes and self.metric in old
+        }
+
+    def _words(self, place: str, value: float | None, old: float | None) -> str:
+        numbers = ["no number" if n is None else _number(n) for n in (old, value)]
+        return f"{self.by} {place} goes from {numbers[0]} to {numbers[1]}"
+
+
+def decide_stage(policy: Policy, evidence: Evidence) -> Decision:
+    """Climb None, Staging, Production in that order; stop at the first stage with a "no".
+
+    A stage that `policy` does not name is not climbed to. All gates of the stage that stops the
+    climb are asked, so that every reason is known.
+
+    Raises
+    ------
+    ValueError
+        `policy` names a stage other than Staging and Production.
+    """
+    strange = [str(stage) for stage in policy if stage not in _CLIMB]
+    if strange:
+        raise ValueError(
+            f"A policy has gates for Staging and Production only, not for {', '.join(strange)}."
+        )
+    reached, verdicts, parts = Stage.NONE, list[Verdict](), list[str]()
+    for stage in (s for s in _CLIMB if s in policy):
+        asked = [gate(evidence) for gate in policy[stage]]
+        verdicts += asked
+        refusals = [str(v) for v in asked if not v.passed]
+        if refusals:
+            parts.append(f"not {stage}: {'; '.join(refusals)}")
+            break
+        parts.append(f"{stage}: {'; '.join(map(str, asked)) or 'no gates'}")
+        reached = stage
+    return Decision(reached, tuple(verdicts), ". ".join(parts) or "the policy names no stage")
+
+
+def _finite(metrics: Mapping[str, float], name: str) -> float | None:
+    number = as_number(metrics.get(name))
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _absent(
+    gate: str, metrics: Mapping[str, float], name: str, whose: str = "the candidate"
+) -> Verdict:
+    if name in metrics:
+        return Verdict(gate, False, f"{name} of {whose} is {metrics[name]}, not a finite number")
+    known = ", ".join(sorted(map(str, metrics))) or "none"
+    return Verdict(gate, False, f"{whose} has no metric {name} (there are: {known})")
+
+
+def _left_to_a_person(gate: str, known: str, note: str) -> Verdict:
+    """Pass, for a person to confirm: a refusal here would keep every later version out as well."""
+    return Verdict(gate, True, f"{known}, to be confirmed by a person", note, needs_person=True)
+
+
+def _gain(value: float, other: float, mode: str) -> float:
+    return value - other if mode == "max" else other - value
+
+
+def _words(value: float, other: float) -> tuple[str, str]:
+    """Write two numbers shortly, yet so that different numbers look different."""
+    texts = _number(value), _number(other)
+    if texts[0] == texts[1] and value != other:
+        return repr(value), repr(other)
+    return texts
+
+
+def _number(value: float) -> str:
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.4g}"
+    whole, _, decimals = f"{value:.4f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
+
+
+def _check_number(value: float, what: str) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"The {what} of a gate must be a finite number, not {value}.")
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("max", "min"):
+        raise ValueError(f'The mode of a gate must be "max" or "min", not {mode!r}.')

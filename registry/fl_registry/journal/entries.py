@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of stage moves: its entries, its hash chain and what they add up to. Pure.
+
+What moves mean is in `fl_registry.stages`; where entries are kept is the business of the stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, date, datetime, time
+
+from fl_registry.errors import InvalidName, RegistryError
+from fl_registry.journal.lease import Lease
+from fl_registry.redaction import redact
+from fl_registry.stages import Move, State, step
+
+_LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+class JournalError(RegistryError):
+    """A journal whose entries do not follow from one another, or cannot be read.
+
+    Attributes
+    ----------
+    before : tuple[Entry, ...]
+        The entries before the fault, which do follow; what comes after it cannot be trusted.
+    """
+
+    before: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One committed move.
+
+    Attributes
+    ----------
+    number : int
+        Its place in the journal, from 1.
+    op : Move
+        What was done.
+    version : str
+        The version that moved.
+    displaced : str
+        The version that left the stage for it ("from" in the stored text); empty for none.
+    actor, reason : str
+        Who did it, and why.
+    time : str
+        When, in UTC, ISO-8601; never before that of the entry before.
+    previous_hash : str
+        SHA-256 of the stored text of the entry before; empty for the first.
+    id : str
+        Unique; tells two equal moves apart.
+    carried : str
+        SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
+    epoch : int
+        The lease under which a server moved it by rule; 0 for whatever else.
+    """
+
+    number: int
+    op: Move
+    version: str
+    displaced: str
+    actor: str
+    reason: str
+    time: str
+    previous_hash: str
+    id: str
+    carried: str = ""
+    epoch: int = 0
+
+    def encode(self) -> str:
+        """Return the text that is stored, always the same, with a digest of itself.
+
+        The chain of hashes tells an altered entry by the one after it, and the newest has none.
+        """
+        fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
+        if not self.epoch:
+            del fields["epoch"]
+        return _line({**fields, "sha256": _digest(_line(fields))})
+
+
+@dataclass(frozen=True)
+class Page:
+    """A stretch of the journal as stored; each but the first begins with what was before it.
+
+    Attributes
+    ----------
+    texts : tuple[str, ...]
+        The entries, oldest first.
+    carried : str
+        The state before them (see `State.encode`); empty on the first page.
+    first : int
+        The number of its first entry.
+    """
+
+    texts: tuple[str, ...] = ()
+    carried: str = ""
+    first: int = 1
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A page that was read and checked: its entries and the state they lead to."""
+
+    entries: tuple[Entry, ...] = ()
+    state: State = field(default_factory=State)
+    page: Page = field(default_factory=Page)
+
+    @property
+    def length(self) -> int:
+        """How many entries the whole journal has up to here."""
+        return self.entries[-1].number if self.entries else 0
+
+
+def read_page(page: Page, known: Ledger | None = None) -> Ledger:
+    """Decode a page and check that each entry follows from the one before.
+
+    Parameters
+    ----------
+    page : Page
+        What is stored.
+    known : Ledger | None
+        An earlier reading; what has not changed since is not decoded again.
+
+    Raises
+    ------
+    JournalError
+        An entry is unreadable, out of place, or does not name the hash of the one before.
+    """
+    if known is None or page.texts[: len(known.page.texts)] != known.page.texts:
+        known = Ledger()
+    entries, state = list(known.entries), known.state
+    try:
+        for place, text in enumerate(page.texts[len(entries) :], start=len(entries)):
+            entry = decode(text, number=page.first + place)
+            if place:
+                _check_link(entry, page.first + place, _digest(page.texts[place - 1]))
+                state = _after(state, entry)
+            else:
+                state = _start(entry, page)
+            entries.append(entry)
+    except JournalError as error:
+        error.before = tuple(entries)
+        raise
+    return Ledger(tuple(entries), state, page)
+
+
+def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
+    """Decode a whole journal and check that each page follows from the one before.
+
+    Raises
+    ------
+    JournalError
+        See `read_page`; the message names the first entry that does not follow.
+    """
+    entries: list[Entry] = []
+    before = Ledger()
+    for page in pages:
+        try:
+            ledger = read_page(page)
+            _check_page(before, ledger)
+        except JournalError as error:
+            error.before = (*entries, *error.before)
+            raise
+        entries += ledger.entries
+        before = ledger if ledger.entries else before
+    return tuple(entries)
+
+
+def fold(entries: Iterable[Entry]) -> State:
+    """Return the state that a journal leads to, read from its first entry."""
+    state = State()
+    for entry in entries:
+        state = _after(state, entry)
+    return state
+
+
+def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
+    """Return the version that was in production at `moment`, or None."""
+    earlier = (entry for entry in entries if datetime.fromisoformat(entry.time) <= moment)
+    return fold(earlier).production
+
+
+def touched(entries: Iterable[Entry]) -> list[str]:
+    """Return the versions that entries moved, in the order of their numbers."""
+    named = {version for entry in entries for version in (entry.version, entry.displaced)}
+    return sorted(filter(None, named), key=int)
+
+
+def is_date(value: object) -> bool:
+    """Return whether a value means a day or a moment, and not a version."""
+    return isinstance(value, date) or (isinstance(value, str) and bool(_DATE.match(value.strip())))
+
+
+def as_moment(when: date | str) -> datetime:
+    """Return a moment in UTC; a day without a time means its end, a time without a zone UTC.
+
+    Raises
+    ------
+    InvalidName
+        It is not a date.
+    """
+    try:
+        found = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
+        if isinstance(when, str) and _DATE.fullmatch(when.strip()):
+            found = found.date() if isinstance(found, datetime) else found
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidName(
+            f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
+            "'2026-11-23T14:00:00+00:00'."
+        ) from error
+    if not isinstance(found, datetime):
+        found = datetime.combine(found, time.max)
+    try:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except OverflowError:  # at either end of the calendar zones make no difference
+        return found.replace(tzinfo=UTC)
+
+
+def new_entry(
+    ledger: Ledger,
+    op: Move,
+    *,
+    version: str,
+    displaced: str,
+    actor: str = "",
+    reason: str = "",
+    carried: str = "",
+    epoch: int = 0,
+) -> Entry:
+    """Return the entry that would follow `ledger`; too long a reason is cut."""
+    last = ledger.entries[-1] if ledger.entries else None
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Entry(
+        number=ledger.length + 1,
+        op=op,
+        version=version,
+        displaced=displaced,
+        actor=_clean(actor, _LIMITS["actor"]),
+        reason=_clean(reason, _LIMITS["reason"]),
+        # Clocks of several machines differ; the journal's own order is the one that counts.
+        time=max(now, last.time) if last else now,
+        previous_hash=_digest(ledger.page.texts[-1]) if last else "",
+        id=uuid.uuid4().hex,
+        carried=carried,
+        epoch=epoch,
+    )
+
+
+def carried_over(ledger: Ledger) -> Page:
+    """Return the page that continues a full one: the state so far, and the entry that says so."""
+    state = ledger.state.encode()
+    entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
+    return Page((entry.encode(),), state, entry.number)
+
+
+def decode(text: str, *, number: int) -> Entry:
+    """Return the entry that a text holds; `number` is the one it should have, for the message."""
+    try:
+        fields = json.loads(text)
+        del fields["sha256"]
+        fields["displaced"] = fields.pop("from")
+        fields["op"] = Move(fields["op"])
+        entry = Entry(**fields)
+        datetime.fromisoformat(entry.time)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(
+            f"Entry {number} of the journal cannot be read: it was changed from outside, "
+            "or a newer version of the app wrote it; restore the registry's database from a "
+            "backup, or update the app."
+        ) from error
+    if entry.encode() != text:
+        raise JournalError(
+            f"Entry {number} of the journal was changed from outside: the digest in it is that of "
+            "another text; restore the registry's database from a backup."
+        )
+    return entry
+
+
+def _check_page(before: Ledger, ledger: Ledger) -> None:
+    """Check that a page follows from the one before it."""
+    if not before.entries or not ledger.entries:
+        return
+    first = ledger.entries[0]
+    _check_link(first, before.length + 1, _digest(before.page.texts[-1]))
+    if ledger.page.carried != before.state.encode():
+        raise JournalError(
+            f"Entry {first.number} of the journal carries another state than the entries "
+            "before it lead to: it was changed from outside; restore the registry's "
+            "database from a backup."
+        )
+
+
+def _after(state: State, entry: Entry) -> State:
+    """Return the state after an entry that follows."""
+    if entry.op is Move.LEASE:
+        return replace(state, lease=Lease(entry.number, entry.actor))
+    return step(state, entry.op, entry.version)
+
+
+def _start(entry: Entry, page: Page) -> State:
+    """Return the state after the first entry of a page."""
+    if entry.op is not Move.CARRY:
+        _check_link(entry, 1, "")
+        return _after(State(), entry)
+    try:
+        if _digest(page.carried) == entry.carried:
+            return State.decode(page.carried)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise JournalError(
+        f"The state that entry {entry.number} of the journal carries was changed from outside; "
+        "restore the registry's database from a backup."
+    )
+
+
+def _check_link(entry: Entry, number: int, previous: str) -> None:
+    if entry.number != number or entry.previous_hash != previous:
+        raise JournalError(
+            f"Entry {number} of the journal does not follow from entry {number - 1}: "
+            "it was changed from outside; restore the registry's database from a backup."
+        )
+
+
+def _line(fields: Mapping[str, object]) -> str:
+    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clean(text: str, limit: int) -> str:
+    line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
+    return line if len(line) <= limit else line[: limit - 3] + "..."

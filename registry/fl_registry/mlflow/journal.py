@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal kept in MLflow: runs whose params are write-once, one after the other.
+
+Winning the write of param ``op.<n>`` is the commit. A full run ends with a pointer to the next
+one in the place of an entry, so that turning over is won like any move. What entries mean is
+in `fl_registry.journal.entries`; how a model gets its first run, in `journal_run.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fl_registry.errors import UnknownVersion, error_code
+from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
+from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.journal_run import JournalHome
+from fl_registry.mlflow.retries import again
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+PAGE_LENGTH = 1_000  # entries in one run; reading a run takes time in proportion to them
+_ENTRY = re.compile(r"op\.(\d{6,})")
+_NEXT, _BEFORE = '{"next":', "before"  # how a pointer starts; the param that names the run before
+_CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
+_SHORT = 200  # entries that a server sends faster than it answers a search
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A journal run that was read."""
+
+    run_id: str
+    experiment: str
+    page: Page
+    before: str
+    after: str
+
+
+class MlflowJournal:
+    """The journal of one registered model.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where MLflow is.
+    name : str
+        The registered model's name.
+    page_length : int
+        Entries after which a new run is begun.
+    """
+
+    def __init__(
+        self, connection: Connection, name: str, *, page_length: int = PAGE_LENGTH
+    ) -> None:
+        self._connection = connection
+        self._home = JournalHome(connection, name)
+        self._name = name
+        self._page_length = page_length
+        self._here: _Here | None = None
+
+    def page(self, *, fresh: bool) -> Page:
+        """Return the run that is written to; empty where there is no journal yet.
+
+        Params never change, so only what is new is asked for, unless `fresh` says otherwise.
+        """
+        here = self._look(fresh=fresh)
+        return Page() if here is None else here.page
+
+    def pages(self) -> list[Page]:
+        """Return all runs, oldest first, read again."""
+        here = self._look(fresh=True)
+        pages = [] if here is None else [here.page]
+        with self._connection.errors("read the journal"):
+            while here is not None and here.before:
+                here = self._read(self._get(here.before))
+                pages.append(here.page)
+        return pages[::-1]
+
+    def claim(self, number: int, text: str) -> bool:
+        """Write entry `number` if it is free; say whether `text` is what stands there now."""
+        here = self.ensure()
+        with self._connection.errors("write the journal"):
+            if len(here.page.texts) >= self._page_length:
+                self._turn_over(here)
+                return False
+            won = self._won(here.run_id, number, text)
+            if won and number == here.page.first + len(here.page.texts):
+                page = replace(here.page, texts=(*here.page.texts, text))
+                self._here = replace(here, page=page)
+            return won
+
+    def ensure(self) -> _Here:
+        """Make sure that the registered model and its one journal exist; return where it is."""
+        if self._here is None:
+            with self._connection.errors("open the journal"):
+                self._here = self._follow(self._get(self._home.ensure()))
+        return self._here
+
+    def _look(self, *, fresh: bool) -> _Here | None:
+        """Read the run that is written to; another thread may keep an older reading meanwhile."""
+        here = self._here
+        with self._connection.errors("read the journal"):
+            if here is None or fresh:
+                run_id = here.run_id if here else self._home.find()
+                here = self._follow(self._get(run_id)) if run_id else None
+            else:
+                grown = self._grown(here)
+                here = self._follow(grown) if grown is not None else here
+        self._here = here
+        return here
+
+    def _won(self, run_id: str, number: int, text: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        client = self._connection.client
+        try:
+            client.log_param(run_id, _param(number), text, synchronous=True)
+        except MlflowException:
+            # Whoever lost learns it in many ways; what is stored is the only answer.
+            run = self._get(run_id)
+            stored = run.data.params.get(_param(number))
+            if stored is None and run.info.lifecycle_stage == "active":
+                return self._won_late(run_id, number, text)
+            return bool(stored == text)
+        return True
+
+    def _won_late(self, run_id: str, number: int, text: str) -> bool:
+        """Write again what did not arrive; MLflow takes the same text for the same param twice."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            again(self._connection.client.log_param, run_id, _param(number), text)
+        except MlflowException:
+            stored = self._get(run_id).data.params.get(_param(number))
+            if stored is None:
+                raise
+            return bool(stored == text)
+        return True
+
+    def _grown(self, here: _Here) -> Run | None:
+        """Return the run if it has more entries than were read.
+
+        Asking costs the same, however long it is. A server takes some 40 ms for any search of runs,
+        so it is asked for a short run itself instead.
+        """
+        following = _param(here.page.first + len(here.page.texts))
+        if self._connection.is_server and len(here.page.texts) < _SHORT:
+            run = self._get(here.run_id)
+            return run if following in run.data.params else None
+        found = again(
+            self._connection.client.search_runs,
+            [here.experiment],
+            f"attributes.run_id = '{here.run_id}' and params.`{following}` LIKE '%'",
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _follow(self, run: Run) -> _Here:
+        """Return the run that is written to, on from a run that may have been turned over."""
+        here = self._read(run)
+        if not here.after:
+            return here
+        while here.after:
+            here = self._read(self._get(here.after))
+        self._home.point_to(here.run_id)
+        return here
+
+    def _get(self, run_id: str) -> Run:
+        """Return a journal run; one that was deleted is brought back, since all hangs on it."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._connection.client
+        try:
+            run = again(client.get_run, run_id)
+        except MlflowException as error:
+            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                raise self._home.gone(run_id) from error
+            raise
+        if run.info.lifecycle_stage == "active":
+            return run
+        logger.warning("the journal run %s of %s was deleted and is restored", run_id, self._name)
+        experiment = client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage != "active":
+            again(client.restore_experiment, experiment.experiment_id)
+        again(client.restore_run, run_id)
+        return client.get_run(run_id)
+
+    def _read(self, run: Run) -> _Here:
+        params: dict[str, str] = run.data.params
+        numbers = sorted(int(m.group(1)) for key in params if (m := _ENTRY.fullmatch(key)))
+        first = numbers[0] if _BEFORE in params and numbers else 1
+        for expected, number in enumerate(numbers, start=first):
+            if number != expected:
+                raise JournalError(
+                    f"Entry {expected} of the journal is missing, though entry {number} is there: "
+                    "it was changed from outside; restore the registry's database from a backup."
+                )
+        texts = [params[_param(number)] for number in numbers]
+        after = _pointer(texts.pop()) if texts and texts[-1].startswith(_NEXT) else ""
+        return _Here(
+            run_id=str(run.info.run_id),
+            experiment=str(run.info.experiment_id),
+            page=Page(tuple(texts), _carried(params), first),
+            before=params.get(_BEFORE, ""),
+            after=after,
+        )
+
+    def _turn_over(self, here: _Here) -> None:
+        """Begin a new run; of several processes that do so, one wins the place of the pointer."""
+        from mlflow.entities import Param
+
+        page = carried_over(read_page(here.page))
+        run_id = self._home.new_run(here.experiment)
+        pieces = range(0, len(page.carried), _CHUNK)
+        params = [Param(_BEFORE, here.run_id)]
+        params += [Param(f"state.{n // _CHUNK:03d}", page.carried[n : n + _CHUNK]) for n in pieces]
+        params += [Param(_param(page.first), page.texts[0])]
+        again(self._connection.client.log_batch, run_id, params=params)
+        pointer = json.dumps({"next": run_id}, separators=(",", ":"))
+        if not self._won(here.run_id, page.first, pointer):
+            self._connection.client.delete_run(run_id)
+
+
+def missing_version(name: str, version: str) -> UnknownVersion:
+    """Return the error for a version that a registered model does not have."""
+    return UnknownVersion(
+        f"There is no version {version} of model {name!r}; list_all_versions() tells which exist."
+    )
+
+
+def _param(number: int) -> str:
+    return f"op.{number:06d}"
+
+
+def _carried(params: dict[str, str]) -> str:
+    return "".join(params[key] for key in sorted(params) if key.startswith("state."))
+
+
+def _pointer(text: str) -> str:
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        return str(fields["next"])
+    except (ValueError, KeyError) as error:
+        raise JournalError(
+            "The journal's pointer to its next run cannot be read: it was changed from outside; "
+            "restore the registry's database from a backup."
+        ) from error

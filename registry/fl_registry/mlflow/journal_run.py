@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model's journal is: how it is found, and made so that there is only ever one.
+
+A new model is created with its journal's id in one call, which one process wins. For a model that
+other tools registered the id is the tag of an experiment of a name that follows from the model:
+names of experiments are unique, so again one process wins, and whoever loses takes its journal.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from fl_registry.errors import error_code
+from fl_registry.journal.entries import JournalError
+from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.retries import again, create_once
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+JOURNAL_EXPERIMENT = "fl-app-journal"
+JOURNAL_TAG = "journal"  # on the registered model: the id of its journal run
+_FOR_TAG = "journal_for"  # on the journal run: the name of the registered model
+_MARK = "created_by_call"  # on the journal run: tells an echo of a create from the first one
+_SINCE = 60_000  # milliseconds by which a journal run may be older than its model
+
+
+class JournalHome:
+    """Finds and makes the journal of one registered model.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where MLflow is.
+    name : str
+        The registered model's name.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    def find(self) -> str:
+        """Return the id of the journal run, or an empty text where there is none yet."""
+        model = self._model()
+        if model is None:
+            return ""
+        found = self._noted(model)
+        if not found and (lost := self._lost(model)):
+            found = self._noted(self._model())  # another process may have begun it meanwhile
+            if not found:
+                raise JournalError(
+                    f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
+                    "its journal; set the tag to that id in MLflow, or delete that run if the "
+                    "model was registered anew."
+                )
+        return found
+
+    def _noted(self, model: Any) -> str:
+        """Return what the model, or the experiment that claims it, says; empty for nothing."""
+        if JOURNAL_TAG in model.tags:
+            return str(model.tags[JOURNAL_TAG])
+        claimed = self._connection.client.get_experiment_by_name(self._claim_name(model))
+        if claimed is None:
+            return ""
+        found = str(claimed.tags[JOURNAL_TAG])
+        self.point_to(found)
+        return found
+
+    def ensure(self) -> str:
+        """Return the id of the journal run; create it, and the registered model, if needed."""
+        return self.find() or self._create()
+
+    def point_to(self, run_id: str) -> None:
+        """Note on the model where its journal is."""
+        client = self._connection.client
+        again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
+
+    def new_run(self, experiment: str) -> str:
+        """Create a journal run, exactly one even where replies are lost, and return its id."""
+        client = self._connection.client
+        mark = uuid.uuid4().hex
+        tags = {_FOR_TAG: self._name, _MARK: mark}
+
+        def find() -> list[str]:
+            runs = client.search_runs([experiment], f"tags.{_MARK} = '{mark}'")
+            return [run.info.run_id for run in sorted(runs, key=_age)]
+
+        def create() -> str:
+            run = client.create_run(experiment, tags=tags, run_name=f"journal of {self._name}")
+            return str(run.info.run_id)
+
+        return create_once(
+            create,
+            find,
+            drop=lambda run_id: again(client.delete_run, run_id),
+            alone=lambda _: self._connection.sends_once,
+        )
+
+    def gone(self, run_id: str) -> JournalError:
+        """Return the error for a journal run that was removed for good."""
+        return JournalError(
+            f"The journal of model {self._name!r} is gone from MLflow (run {run_id}); restore "
+            f"MLflow's database from a backup, or remove the model's tag {JOURNAL_TAG!r} to begin "
+            "a new journal, into which adopt() takes the aliases."
+        )
+
+    def _create(self) -> str:
+        """Create model and journal together: of several processes the model's creator wins."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._connection.client
+        mine = self.new_run(self._connection.experiment_id(JOURNAL_EXPERIMENT))
+        try:
+            again(client.create_registered_model, self._name, tags={JOURNAL_TAG: mine})
+            return mine
+        except MlflowException:
+            found, model = self.find(), self._model()
+            if model is None:
+                raise
+        found = found or self._claim(model, mine)
+        if found != mine:
+            again(client.delete_run, mine)
+        return found
+
+    def _claim(self, model: Any, mine: str) -> str:
+        """Make `mine` the journal of a model that other tools registered, unless one was first."""
+        from mlflow.exceptions import MlflowException
+
+        name, client = self._claim_name(model), self._connection.client
+        try:
+            self._connection.create_experiment(name, tags={JOURNAL_TAG: mine})
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise
+        found = str(client.get_experiment_by_name(name).tags[JOURNAL_TAG])
+        self.point_to(found)
+        return found
+
+    def _claim_name(self, model: Any) -> str:
+        return f"{JOURNAL_EXPERIMENT} of {self._name:.150} since {model.creation_timestamp}"
+
+    def _lost(self, model: Any) -> str:
+        """Return the run with the journal of a model that says nothing of it; empty for none.
+
+        There only the tag was removed, and a second journal must not begin.
+        """
+        client = self._connection.client
+        experiment = client.get_experiment_by_name(JOURNAL_EXPERIMENT)
+        if experiment is None:
+            return ""
+        runs = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.{_FOR_TAG} = '{self._name}' and params.`op.000001` LIKE '%'",
+        )
+        since = model.creation_timestamp - _SINCE
+        kept = [run.info.run_id for run in sorted(runs, key=_age) if run.info.start_time >= since]
+        return str(kept[0]) if kept else ""
+
+    def _model(self) -> Any | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return again(self._connection.client.get_registered_model, self._name)
+        except MlflowException as error:
+            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def _age(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id

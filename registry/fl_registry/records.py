@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry's records and the interfaces its stores and trackers keep; no behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from fl_registry.stages import Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fl_registry.journal.entries import Entry
+    from fl_registry.journal.lease import Lease
+    from fl_registry.journal.lease_holder import WhenBusy, Writer
+    from fl_registry.serving.mlmodel import Serving
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version.
+
+    Attributes
+    ----------
+    version : str
+        Its number, as text.
+    stage : Stage
+        Its stage, as the journal says.
+    created : datetime
+        When it was saved, in UTC.
+    metrics : Mapping[str, float]
+        The metrics it was saved with.
+    tags : Mapping[str, str]
+        All its tags, the registry's own included.
+    sha256 : str
+        Digest of the whole weights file; empty for a version that other tools registered.
+    run_id : str
+        The MLflow run that made it; empty where there was none.
+    size : int
+        Bytes of the weights file.
+    description : str
+        Free text for people.
+    """
+
+    version: str
+    stage: Stage
+    created: datetime
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    sha256: str
+    run_id: str
+    size: int
+    description: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the version as a plain dictionary, its time in ISO-8601."""
+        return {
+            "version": self.version,
+            "stage": str(self.stage),
+            "created": self.created.isoformat(),
+            "metrics": dict(self.metrics),
+            "tags": dict(self.tags),
+            "sha256": self.sha256,
+            "size": self.size,
+            "run_id": self.run_id,
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one gate says of a candidate.
+
+    Attributes
+    ----------
+    gate : str
+        The gate.
+    passed : bool
+        Whether the candidate passes.
+    reason : str
+        Why.
+    note : str
+        What the score that it was compared with is, where that is not a fresh one on the same data.
+    needs_person : bool
+        Whether it passes only since nothing could be compared, so that a person must confirm it.
+    """
+
+    gate: str
+    passed: bool
+    reason: str
+    note: str = ""
+    needs_person: bool = False
+
+    def __str__(self) -> str:
+        """Return the reason, with the note in brackets."""
+        return f"{self.reason} ({self.note})" if self.note else self.reason
+
+
+class Results(Protocol):
+    """A model's results on each example of a data set, from which metrics can be had anew.
+
+    `ExampleScores` keeps it for means; a metric that is no mean needs a class of its own.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
+        """Return `metric` for each row of `counts`, which says how often each example is drawn.
+
+        `counts` has the shape (samples, examples); None where there is no such metric.
+        """
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers that gates look at.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, float]
+        The candidate's metrics.
+    champion : Mapping[str, float] | None
+        The production version scored on the same data; None where there is no production yet.
+    best : Mapping[str, float] | None
+        The best candidate so far on the same data; None for the first one.
+    champion_note, best_note : str
+        What these scores are where they are not fresh ones on the same data. Where the metric is
+        missing as well, this says why nothing can be compared, and the gates leave it to a person.
+    results, champion_results : Results | None
+        Results of both on each example of that data; None where they are not known.
+    nodes, champion_nodes : Mapping[str, Mapping[str, float]]
+        Metrics of both on each node's own data, by what tells that data from others.
+    looks : int
+        How many candidates are compared with the champion on that data; a session has one a round.
+    """
+
+    metrics: Mapping[str, float]
+    champion: Mapping[str, float] | None = None
+    best: Mapping[str, float] | None = None
+    results: Results | None = None
+    champion_results: Results | None = None
+    nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    champion_nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    looks: int = 1
+    champion_note: str = ""
+    best_note: str = ""
+
+
+Gate = Callable[[Evidence], Verdict]
+Policy = Mapping[Stage, Sequence[Gate]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The stage a candidate has earned, with every verdict that led there."""
+
+    stage: Stage
+    verdicts: tuple[Verdict, ...]
+    reason: str
+
+    @property
+    def why(self) -> str:
+        """The verdict that decided (the first refusal, else the last one), and all notes."""
+        if not self.verdicts:
+            return self.reason
+        refused = [verdict for verdict in self.verdicts if not verdict.passed]
+        decisive = refused[0] if refused else self.verdicts[-1]
+        notes = [verdict.note for verdict in self.verdicts if verdict.note]
+        return "; ".join(dict.fromkeys([decisive.reason, *notes]))
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a person must confirm it, whatever the rule for approval is."""
+        return any(verdict.needs_person for verdict in self.verdicts)
+
+
+class ModelStore(Protocol):
+    """A registry of model versions; `ModelManager` and `InMemoryModelStore` keep it."""
+
+    def save_model_version(
+        self,
+        model_path: str | Path,
+        run_id: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        description: str = "",
+        per_example: Mapping[str, float] | None = None,
+        serving: Serving | None = None,
+    ) -> str: ...
+
+    def promote_to_staging(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
+
+    def promote_to_production(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
+
+    def archive_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
+
+    def approve_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
+
+    def reject_version(
+        self,
+        version: str | int,
+        *,
+        actor: str = "",
+        reason: str = "",
+        lease: Lease | None = None,
+    ) -> None: ...
+
+    def rollback(
+        self,
+        to: str | int | None = None,
+        *,
+        actor: str = "",
+        reason: str = "",
+        displacing: str = "",
+        lease: Lease | None = None,
+    ) -> str: ...
+
+    def writer(self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = 60.0) -> Writer: ...
+
+    def one_reading(self) -> AbstractContextManager[None]: ...
+
+    def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
+
+    def list_all_versions(self) -> list[dict[str, Any]]: ...
+
+    def get_version(self, version: str | int) -> ModelVersion: ...
+
+    def get_latest_version(self, stage: str | Stage | None = None) -> str | None: ...
+
+    def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]: ...
+
+    def weights_path(self, version: str | int) -> Path: ...
+
+    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None: ...
+
+    def log_production(
+        self,
+        version: str | int,
+        metrics: Mapping[str, float],
+        *,
+        step: int,
+        time: datetime,
+        texts: Mapping[str, str] | None = None,
+    ) -> None: ...
+
+    def load_arrays(
+        self, version_or_stage: str | int | Stage = Stage.PRODUCTION
+    ) -> dict[str, np.ndarray]: ...
+
+    def load_production_model(
+        self,
+        model_class: Callable[[], Any],
+        device: str = "cpu",
+        *,
+        half: bool = False,
+        copy: bool = False,
+        max_age: float = 0.0,
+    ) -> Any | None: ...
+
+    def ping(self) -> None: ...
+
+
+class Tracker(Protocol):
+    """A tracking server as the app uses it; both trackers keep it."""
+
+    @property
+    def run(self) -> Any: ...
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> Any: ...
+
+    def adopt_run(self, tags: Mapping[str, str]) -> Any | None: ...
+
+    def log_params(self, params: Mapping[str, object]) -> None: ...
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float],
+        step: int | None = None,
+        *,
+        time: datetime | None = None,
+    ) -> None: ...
+
+    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
+
+    def log_dataset(
+        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
+    ) -> None: ...
+
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def end_run(self, status: str = "FINISHED") -> None: ...
+
+    def leave_run(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which versions may go, and which stay and why. Pure; removing them is the stores' business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from fl_registry.errors import RegistryError
+from fl_registry.records import ModelVersion
+from fl_registry.stages import State
+
+_NO = ("", "0", "false", "no")
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a clean-up removed, or would remove.
+
+    Attributes
+    ----------
+    dry_run : bool
+        Whether nothing was touched.
+    versions : tuple[str, ...]
+        The versions that went, or would go, oldest first. Some may be left from a clean-up that
+        was interrupted.
+    freed : int
+        Bytes of the files that are really gone; in a dry run, of those that would go.
+    kept : Mapping[str, str]
+        Why each of the other versions stays.
+    left : Mapping[str, str]
+        Versions whose files could not be removed, or are still needed, and why.
+    """
+
+    dry_run: bool
+    versions: tuple[str, ...] = ()
+    freed: int = 0
+    kept: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What became of one version's files: bytes freed, and why any were left."""
+
+    freed: int = 0
+    left: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the caller of a clean-up asks for."""
+
+    keep: int
+    older_than: timedelta | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 0:
+            raise RegistryError(f"keep is {self.keep!r}; expected a number of versions, 0 or more.")
+        if self.older_than is not None and not isinstance(self.older_than, timedelta):
+            raise RegistryError(
+                f"older_than is {self.older_than!r}; expected a timedelta, such as "
+                "timedelta(days=30)."
+            )
+
+
+def reasons_to_stay(
+    records: Iterable[ModelVersion],
+    state: State,
+    rule: Rule,
+    *,
+    restorable: Callable[[ModelVersion], bool],
+) -> dict[str, str]:
+    """Return why each version stays; the ones not in it may go.
+
+    Parameters
+    ----------
+    records : Iterable[ModelVersion]
+        All versions, newest first.
+    state : State
+        What the journal says.
+    rule : Rule
+        How many of the newest are kept, and how old one must be to go.
+    restorable : Callable[[ModelVersion], bool]
+        Whether a version's files are there and whole; asked only until enough are found.
+    """
+    stay, newest = {}, 0
+    now = datetime.now(UTC)
+    for record in records:
+        counts = newest < rule.keep and restorable(record)
+        newest += counts
+        why = _protected(record, state)
+        if not why and counts:
+            why = f"one of the newest {rule.keep} that can be restored"
+        if not why and rule.older_than is not None and now - record.created < rule.older_than:
+            why = f"younger than {rule.older_than}"
+        if why:
+            stay[record.version] = why
+    return stay
+
+
+def _protected(record: ModelVersion, state: State) -> str:
+    version = record.version
+    rules = {
+        "in production": version == state.production,
+        "in staging": version == state.staging,
+        "the previous production version": version == state.previous,
+        "has been in production": version in state.served,
+        "has the tag keep": record.tags.get("keep", "").strip().lower() not in _NO,
+        "was not saved by this app": not record.sha256,
+    }
+    return next((why for why, holds in rules.items() if holds), "")

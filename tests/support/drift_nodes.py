@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes that draw rows and tell of them, for tests of the server's side of drift."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fl_app.client.summary.reference import Reference, count_rows, new_reference
+from fl_app.retraining.drift.check import DriftCheck, DriftSettings, check
+from fl_app.retraining.drift.state import DriftState
+from fl_app.wire.data_summary import DataSummary
+
+NO_SEASON = DriftSettings(season=None)
+MINUTES = 300.0
+NOTHING = np.array([], np.uint64)
+
+
+class Nodes:
+    """As many nodes, each with columns of normal values about means of its own."""
+
+    def __init__(
+        self,
+        count: int = 4,
+        columns: int = 4,
+        *,
+        means: float = 1.0,
+        rows: int = 200,
+        baseline: int = 600,
+        seed: int = 0,
+        variance: float = 0.0,
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.rows, self.count = rows, count
+        self.means = means * self.rng.standard_normal((count, columns))
+        self.references: list[Reference] = [
+            new_reference(
+                "",
+                self.draw(node, baseline, 0.0),
+                NOTHING,
+                bins=16 if variance else 64,
+                variance=variance,
+                noise=self.rng,
+            )
+            for node in range(count)
+        ]
+
+    def draw(self, node: int, rows: int, moved: float | np.ndarray) -> dict[str, np.ndarray]:
+        shape = (rows, self.means.shape[1])
+        values = self.means[node] + moved + self.rng.standard_normal(shape)
+        return {f"x{i}": column for i, column in enumerate(values.T)}
+
+    def tell(
+        self, moved: float | np.ndarray = 0.0, *, share: float = 1.0, hold: bool = False
+    ) -> list[DataSummary]:
+        """Summaries of all nodes; the first ``share`` of them have moved."""
+        told = []
+        for node in range(self.count):
+            columns = self.draw(node, self.rows, moved if node < share * self.count else 0.0)
+            reference = self.references[node].settled(hold=hold).with_rows(columns, NOTHING)
+            self.references[node], summary = reference.summarised(str(node), self.rng)
+            told.append(summary)
+        return told
+
+    def bare(self, moved: float = 0.0, reference: str = "") -> list[DataSummary]:
+        """Summaries of nodes without a disk, on the bins of the first node."""
+        told = []
+        for node in range(self.count):
+            columns = self.references[0].columns
+            counts = count_rows(columns, self.draw(node, self.rows, moved), 64)[:, None]
+            features = tuple(f for column in columns for f in column.features)
+            told.append(DataSummary(str(node), reference, features, counts, (0.0,)))
+        return told
+
+
+def run(
+    nodes: Nodes,
+    checks: int,
+    settings: DriftSettings = NO_SEASON,
+    *,
+    moved: float | np.ndarray = 0.0,
+    share: float = 1.0,
+    begin: int = 0,
+    state: DriftState | None = None,
+    interval: float = MINUTES,
+) -> tuple[DriftState, list[DriftCheck | None]]:
+    """So many checks, with a shift from the check ``begin`` on; stops at the first alarm."""
+    state, found = state or DriftState(), list[DriftCheck | None]()
+    for number in range(checks):
+        told = nodes.tell(moved if number >= begin else 0.0, share=share, hold=state.hold)
+        told = [replace(summary, reference=state.reference) for summary in told]
+        time = interval * (number + state.checks - len(found))
+        state, verdict = check(state, told, time, settings)
+        found.append(verdict)
+        if verdict is not None and verdict.rings:
+            break
+    return state, found
+
+
+def rung(found: list[DriftCheck | None]) -> DriftCheck | None:
+    """The alarm at the end, if there was one."""
+    last = found[-1]
+    return last if last is not None and last.rings else None

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the registry's tests start: an MLflow server, and a proxy that drops replies."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.request import urlopen
+
+from support.postgres_server import free_port
+
+_STARTED = 120.0  # seconds that a server may take to answer
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """Run `mlflow server` with one worker and SQLite behind it; yield its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | quiet, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait(f"{address}/health", process, folder / "server.log")
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + _STARTED
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError), urlopen(address, timeout=2) as reply:
+            if reply.status == 200:
+                return
+        time.sleep(0.3)
+    raise AssertionError(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+class Proxy:
+    """Forwards HTTP to an address; `drop` says how many replies to a path it keeps to itself."""
+
+    def __init__(self, address: str) -> None:
+        self.host = address.removeprefix("http://")
+        self.drop: dict[str, int] = {}
+        self.dropped: list[str] = []
+        self._lock = threading.Lock()
+
+    def drops(self, path: str) -> bool:
+        with self._lock:
+            for ending, left in self.drop.items():
+                if left and path.split("?", maxsplit=1)[0].endswith(ending):
+                    self.drop[ending] -= 1
+                    self.dropped.append(ending)
+                    return True
+        return False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                size = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(size) if size else None
+                there = http.client.HTTPConnection(proxy.host, timeout=60)
+                headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+                there.request(self.command, self.path, body, headers)
+                reply = there.getresponse()
+                content = reply.read()
+                there.close()
+                if self.command != "GET" and proxy.drops(self.path):
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self.send_response(reply.status)
+                for key, value in reply.getheaders():
+                    if key.lower() in ("content-type", "location"):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
