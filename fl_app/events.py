@@ -19,7 +19,7 @@ def _now() -> datetime:
 
 
 @dataclass(frozen=True)
-class SetAside:
+class RejectedReply:
     """A node's reply that did not count in a round.
 
     Attributes
@@ -69,7 +69,7 @@ class RoundReport:
         Wall time from the round's first message to the end of its client evaluation.
     run_id : str
         MLflow run of the session.
-    set_aside : tuple[SetAside, ...]
+    rejected : tuple[RejectedReply, ...]
         Replies that did not count.
     time : datetime
         When it was reported, in UTC.
@@ -87,7 +87,7 @@ class RoundReport:
     failed: bool = False
     seconds: float = 0.0
     run_id: str = ""
-    set_aside: tuple[SetAside, ...] = ()
+    rejected: tuple[RejectedReply, ...] = ()
     time: datetime = field(default_factory=_now)
 
     @property
@@ -275,7 +275,7 @@ def _plain(value: object) -> object:
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
-    if isinstance(value, SetAside):
+    if isinstance(value, RejectedReply):
         return asdict(value)
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")

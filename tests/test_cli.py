@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from fl_app.cli import main
-from fl_app.events import SetAside
+from fl_app.events import RejectedReply
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.memory.store import default_url
-from fl_app.strategy.round.rejected_nodes import set_aside_tag
+from fl_app.strategy.round.rejected_nodes import rejected_tag
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
@@ -231,7 +231,7 @@ def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app
     assert told["request pending"].startswith("a hunch")
     assert told["request running"] == "-"
     assert told["backlog"] == "0 rounds"
-    assert not any("set aside" in name for name in told)
+    assert not any("rejected" in name for name in told)
 
 
 def test_status_counts_the_rounds_that_wait_for_mlflow(
@@ -252,15 +252,15 @@ def test_status_counts_the_rounds_that_wait_for_mlflow(
     assert "On disk and not handed over: 2 rounds" in " ".join(away.stderr.split())
 
 
-def test_status_names_the_nodes_that_were_set_aside(manager: ModelManager, fl_app: Command) -> None:
-    bad = SetAside("77", "train", "array 'w' [red] is not finite", in_a_row=3)
-    manager.set_version_tags("3", set_aside_tag([bad]))
+def test_status_names_the_nodes_that_were_rejected(manager: ModelManager, fl_app: Command) -> None:
+    bad = RejectedReply("77", "train", "array 'w' [red] is not finite", in_a_row=3)
+    manager.set_version_tags("3", rejected_tag([bad]))
     assert (
-        "node 77 set aside  3 replies in a row (train): array 'w' [red] is not finite"
+        "node 77 rejected  3 replies in a row (train): array 'w' [red] is not finite"
         in fl_app("status").stdout
     )
     told = json.loads(fl_app("status", "--json").stdout)
-    assert told["set_aside"] == [asdict(bad)]
+    assert told["rejected"] == [asdict(bad)]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManage
 from fl_app.retraining.memory.store import default_url
 from fl_app.retraining.memory.tables import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.view import in_one_line
-from fl_app.strategy.round.rejected_nodes import read_set_aside
+from fl_app.strategy.round.rejected_nodes import read_rejected
 from fl_app.strategy.session.backlog import backlog
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.redaction import printable, redact
@@ -252,7 +252,7 @@ def status(
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     waits = [row["version"] for row in staged.values() if is_pending(row)]
     requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
-    bad = read_set_aside(rows[0]["tags"]) if rows else []
+    bad = read_rejected(rows[0]["tags"]) if rows else []
     if as_json:
         return _print_json(
             {
@@ -261,7 +261,7 @@ def status(
                 "pending_approval": waits,
                 "probation": stands,
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
-                "set_aside": [asdict(one) for one in bad],
+                "rejected": [asdict(one) for one in bad],
                 "backlog": asdict(waiting),
             }
         )
@@ -274,7 +274,7 @@ def status(
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     table.add_row("backlog", escape(str(waiting)))
     for one in bad:
-        table.add_row(f"node {one.node_id} set aside", escape(one.told()))
+        table.add_row(f"node {one.node_id} rejected", escape(one.told()))
     return out.print(table)
 
 

@@ -310,9 +310,9 @@ class LifecycleStrategy(Sessions):
         )
         made = aggregate(self.strategy, number, arriving, session.schema)
         screened = arriving.screened
-        session.set_aside.note("train", number, screened, made.set_aside)
+        session.rejected.note("train", number, screened, made.rejected)
         session.current = ClosedRound(
-            number, made.problem, tags=session.tags, set_aside=session.set_aside.this_round
+            number, made.problem, tags=session.tags, rejected=session.rejected.this_round
         )
         if made.arrays is None:
             self._require_whole_model(session, number, screened, made)
@@ -320,7 +320,7 @@ class LifecycleStrategy(Sessions):
         session.made_model = True
         session.schema = session.schema or adopted_schema(made.arrays, schema)
         arrays = restore_dtypes(made.arrays, session.schema)
-        nodes = contributions(screened.without(made.set_aside), needs.weighted_by)
+        nodes = contributions(screened.without(made.rejected), needs.weighted_by)
         session.current = replace(
             session.current,
             arrays=arrays,
@@ -355,13 +355,13 @@ class LifecycleStrategy(Sessions):
             replies, self.screening, needs=needs, asked=session.asked, watched=watched
         )
         clients = aggregate_evaluate(self.strategy, number, screened)
-        session.set_aside.note("evaluate", number, screened)
+        session.rejected.note("evaluate", number, screened)
         closed = replace(
             session.current,
             clients=clients,
             node_scores=node_scores(screened.replies, self.metric),
             unscored=session.current.unscored or watched.why_missing(len(screened.good)),
-            set_aside=session.set_aside.this_round,
+            rejected=session.rejected.this_round,
             seconds=time.monotonic() - session.opened,
         )
         self._close_round(session, closed)

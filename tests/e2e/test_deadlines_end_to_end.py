@@ -67,7 +67,7 @@ def test_what_becomes_of_a_run_that_cannot_go_on(own: Flower, tmp_path: Path) ->
         assert "finished:completed" in status
         (row,) = ModelManager(None, "one hangs", home=own.fl_app_home).list_all_versions()
         (node,) = json.loads(row["tags"]["nodes"])
-        (silent,) = json.loads(row["tags"]["set_aside"])
+        (silent,) = json.loads(row["tags"]["rejected"])
         assert silent["node_id"] != node["node_id"]
         assert silent["reason"] == "it sent no answer in time"
-        assert f"node {silent['node_id']} is set aside" in run.log()
+        assert f"node {silent['node_id']} is rejected" in run.log()

@@ -251,7 +251,7 @@ def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) 
         assert "running" in run.status()
         tags = versions(deployed)[-1]["tags"]
         assert [node["node_id"] for node in json.loads(tags["nodes"])] == node_ids(deployed)[:1]
-        assert node_ids(deployed)[1] in tags["set_aside"]
+        assert node_ids(deployed)[1] in tags["rejected"]
         assert tags["trigger"] == "new pictures"
         wait_until(training[0].exists, 60, "the next round")
         kill(deployed.processes("superlink", "flower-superlink"))

@@ -10,7 +10,7 @@ from support.deployment import deployment
 from support.flower import Flower
 from support.small_apps import small_app
 
-from fl_app.strategy.round.rejected_nodes import read_set_aside
+from fl_app.strategy.round.rejected_nodes import read_rejected
 from fl_registry import ModelManager
 from fl_registry.files.weights import load_weights
 from fl_registry.redaction import printable
@@ -68,14 +68,14 @@ def test_hostile_nodes_are_named_and_change_nothing(own: Flower, tmp_path: Path)
         assert (weights == number).all()  # each honest node adds one
         assert row["metrics"]["train/loss"] == pytest.approx(0.5)
         assert set(row["metrics"]) == {"train/loss"} | ({"accuracy"} if number == 1 else set())
-        bad = [one for one in read_set_aside(row["tags"]) if one.phase == "train"]
+        bad = [one for one in read_rejected(row["tags"]) if one.phase == "train"]
         reasons = {reason for one in bad for reason in SAID[number] if reason in one.reason}
         assert reasons == SAID[number]
         assert {one.in_a_row for one in bad} == {number}
         seen |= {one.node_id for one in bad}
         for one in bad:
             assert printable(one.reason) == one.reason
-            assert f"node {one.node_id} is set aside" in printed
+            assert f"node {one.node_id} is rejected" in printed
     assert len(seen) == len(HOSTILE)
     assert rows[0]["metrics"]["accuracy"] == pytest.approx(0.1)  # no hostile node's 1e9
     assert printed.count("keeps failing") == len(HOSTILE)

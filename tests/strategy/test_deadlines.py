@@ -209,7 +209,7 @@ def test_all_else_goes_to_the_grid_inside() -> None:
             call()
 
 
-def test_nodes_that_did_not_answer_are_set_aside() -> None:
+def test_nodes_that_did_not_answer_are_rejected() -> None:
     grid = Federation(lambda passed: 3)
     messages = list(FedAvg().configure_train(1, model(), ConfigRecord(), grid))
     replies = list(grid.send_and_receive(messages))
@@ -220,7 +220,7 @@ def test_nodes_that_did_not_answer_are_set_aside() -> None:
     replies.pop(1)
     (missing,) = {"0", "1", "2"} - {str(r.metadata.src_node_id) for r in replies}
     some = screen_evaluate(replies, None, needs=needs, asked=asked)
-    assert some.set_aside == {missing: "it sent no answer in time"}
+    assert some.rejected == {missing: "it sent no answer in time"}
     assert len(some.replies) == len(some.good) == 2
     none = screen_evaluate([], None, needs=needs, asked=asked)
     assert none.nodes == ("0", "1", "2")
@@ -258,7 +258,7 @@ def test_a_round_goes_on_with_the_answers_that_came_and_names_who_hangs(
     assert len(rows) == 3
     for row in rows:
         assert {node["node_id"] for node in json.loads(row["tags"]["nodes"])} == {"11", "13"}
-    told = [r.set_aside for r in reports if isinstance(r, RoundReport)]
+    told = [r.rejected for r in reports if isinstance(r, RoundReport)]
     assert [[(s.node_id, s.phase, s.reason, s.in_a_row) for s in each] for each in told] == [
         [
             ("12", "train", "it sent no answer in time", number),

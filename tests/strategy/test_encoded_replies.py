@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded replies on the server: decoded before all else, beside plain ones, or set aside."""
+"""Encoded replies on the server: decoded before all else, beside plain ones, or rejected."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_inner_strategy_sees_plain_arrays(encoding: str, rules: Screening | 
 
 def test_the_norm_of_what_was_decoded_is_bounded() -> None:
     rules = Screening(max_update_norm=0.5, norm_action="refuse")
-    assert "its update has norm" in screen(encoded(), rules).set_aside["12"]
+    assert "its update has norm" in screen(encoded(), rules).rejected["12"]
     (message,) = screen(encoded(), Screening(max_update_norm=0.5)).good
     arrays = message.content["arrays"]
     moved = [arrays[n].numpy() - MODEL[n].numpy() for n in ("weight", "bias")]
@@ -171,13 +171,13 @@ BOMB = np.zeros((4, 16), np.int8)
         ),
     ],
 )
-def test_a_bad_encoding_is_set_aside_with_its_reason(
+def test_a_bad_encoding_is_rejected_with_its_reason(
     content: Callable[[], RecordDict], why: str
 ) -> None:
     screened = screen(content())
     assert not screened.good
-    assert why in screened.set_aside["12"]
-    assert "cannot be read" not in screened.set_aside["12"]
+    assert why in screened.rejected["12"]
+    assert "cannot be read" not in screened.rejected["12"]
 
 
 VALUES = st.one_of(
@@ -247,7 +247,7 @@ def test_nodes_with_and_without_it_take_part_in_one_round(
 ) -> None:
     plain, _ = session(make(), {})
     mixed, reports = session(make(), {11: "int8", 12: "float16"})
-    assert [len(report.set_aside) for report in reports] == [0, 0, 0]
+    assert [len(report.rejected) for report in reports] == [0, 0, 0]
     assert schema_of(mixed.arrays) == schema_of(MODEL)
     moved = np.abs(plain.arrays["weight"].numpy() - MODEL["weight"].numpy()).max()
     off = np.abs(plain.arrays["weight"].numpy() - mixed.arrays["weight"].numpy()).max()

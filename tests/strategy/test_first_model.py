@@ -123,7 +123,7 @@ def test_the_first_replies_are_screened_and_must_be_like_most(here: World) -> No
     result = strategy.start(grid, NOTHING, 1)
     assert result.arrays["w"].numpy()[0, 0] == np.float32((11 + 21 + 31 + 41) / 4)
     (row,) = here.store.list_all_versions()
-    said = row["tags"]["set_aside"]
+    said = row["tags"]["rejected"]
     assert "its arrays are not the model's: it lacks 'steps' and 1 more and has 'other'" in said
     assert "array 'w' is not finite" in said
     assert "expected more than 0" in said

@@ -117,7 +117,7 @@ def test_a_hostile_reply_changes_nothing(home: Path, hostile: list[Answer]) -> N
         assert not report.failed
         ours, theirs = trial.result.train_metrics_clientapp[number], metrics[number]
         assert dict(ours) == dict(theirs)
-        (bad,) = report.set_aside
+        (bad,) = report.rejected
         assert (bad.node_id, bad.in_a_row) == ("1000", number)
         assert printable(bad.reason) == bad.reason
         assert 0 < len(bad.reason) <= 200
@@ -135,7 +135,7 @@ def test_bad_metrics_and_keys_cost_neither_the_weights_nor_the_metrics_of_others
     assert_same(trial.result.arrays, arrays)
     for number, report in enumerate(trial.reports, start=1):
         assert not report.failed
-        assert not report.set_aside
+        assert not report.rejected
         told = trial.result.train_metrics_clientapp[number]
         for name in ("train_loss", "norm_bit"):
             assert told[name] == metrics[number][name]
@@ -202,5 +202,5 @@ def test_a_hostile_reply_changes_nothing_whatever_strategy_is_inside(
     assert_same(trial.result.arrays, arrays)
     for number, report in enumerate(trial.reports, start=1):
         assert not report.failed
-        assert [bad.node_id for bad in report.set_aside] == ["1000"]
+        assert [bad.node_id for bad in report.rejected] == ["1000"]
         assert dict(trial.result.train_metrics_clientapp[number]) == dict(metrics[number])

@@ -249,7 +249,7 @@ def test_bagging_loses_only_the_trees_that_are_none(junk: bytes) -> None:
     arrays, reports = run(inner, answer, as_model(b""), 3)
     assert [r.failed for r in reports] == [False] * 3
     for report in reports:
-        (bad,) = report.set_aside
+        (bad,) = report.rejected
         assert bad.node_id == "2"
         assert "FedXgbBagging raised" in bad.reason
     grown = json.loads(arrays["0"].numpy().tobytes())["learner"]["gradient_booster"]["model"]
@@ -271,16 +271,16 @@ def from_sites(node: int, message: Message) -> RecordDict:
     return content
 
 
-def test_a_reply_that_a_strategy_of_somebody_s_own_cannot_take_is_set_aside() -> None:
+def test_a_reply_that_a_strategy_of_somebody_s_own_cannot_take_is_rejected() -> None:
     inner = Picky(fraction_evaluate=0.0)
     _, reports = run(inner, from_sites, first_model(), 3)
     assert [r.failed for r in reports] == [False] * 3
-    assert [bad.reason for r in reports for bad in r.set_aside] == [
+    assert [bad.reason for r in reports for bad in r.rejected] == [
         "Picky raised KeyError: 'site'"
     ] * 3
-    assert [bad.in_a_row for r in reports for bad in r.set_aside] == [1, 2, 3]
+    assert [bad.in_a_row for r in reports for bad in r.rejected] == [1, 2, 3]
     _, reports = run(inner, from_sites, first_model(), 1, nodes=(1, 2, 3, 4, 5))
-    assert sorted(bad.node_id for bad in reports[0].set_aside) == ["2", "4"]
+    assert sorted(bad.node_id for bad in reports[0].rejected) == ["2", "4"]
 
 
 def test_a_strategy_that_takes_nothing_ends_the_run_by_its_own_words() -> None:
@@ -342,11 +342,11 @@ def test_the_norm_of_an_update_is_that_from_the_round_s_own_model() -> None:
     rules = Screening(max_update_norm=3.0)  # nine weights by one: the honest norm is 3
     arrays, reports = run(fedavg(), answer, first_model(), 3, screening=rules)
     np.testing.assert_allclose(arrays["layer.bias"].numpy(), 3.0, rtol=1e-6)
-    assert [r.set_aside for r in reports] == [()] * 3
+    assert [r.rejected for r in reports] == [()] * 3
     refusing = replace(rules, norm_action="refuse")
     arrays, reports = run(fedavg(), answer, first_model(), 3, screening=refusing)
     np.testing.assert_allclose(arrays["layer.bias"].numpy(), 3.0, rtol=1e-6)
-    assert [r.set_aside[0].reason for r in reports] == [
+    assert [r.rejected[0].reason for r in reports] == [
         "its update has norm 3000, expected at most 3"
     ] * 3
 
@@ -375,7 +375,7 @@ def test_replies_are_whole_when_they_are_tried_again() -> None:
 
     inner = flower.FedMedian(fraction_evaluate=0.0, train_metrics_aggr_fn=of_sites)
     arrays, reports = run(inner, from_sites, first_model(), 1)  # it takes the arrays out first
-    assert [bad.node_id for bad in reports[0].set_aside] == ["2"]
+    assert [bad.node_id for bad in reports[0].rejected] == ["2"]
     assert reports[0].metrics == {"train/sites": 2.0}
     both = [parts(1, node).arrays["layer.bias"].numpy() for node in (1, 3)]
     np.testing.assert_allclose(arrays["layer.bias"].numpy(), np.median(both, axis=0), rtol=1e-6)

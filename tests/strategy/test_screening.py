@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Screening: what may count, what is set aside and why, what is mended; nothing is copied."""
+"""Screening: what may count, what is rejected and why, what is mended; nothing is copied."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ NAN = np.where(WEIGHT == 4, np.nan, WEIGHT)
 def test_arrays_that_are_not_the_model_s(reply: ArrayRecord, why: str) -> None:
     screened = screen(content(reply))
     assert not screened.replies
-    assert why in screened.set_aside["12"]
+    assert why in screened.rejected["12"]
 
 
 KINDS = ["f2", "f4", "f8", "i8", "i2", "u1", "?"]
@@ -137,7 +137,7 @@ def test_looked_at_in_few_pieces_a_reply_is_judged_as_array_by_array(data: st.Da
         ).all()
         for known in (ArrayRecord(sent), ArrayRecord())
     )
-    assert in_pieces.set_aside == one_by_one.set_aside
+    assert in_pieces.rejected == one_by_one.rejected
     assert [r.content for r in in_pieces.replies] == [r.content for r in one_by_one.replies]
 
 
@@ -154,9 +154,9 @@ def test_looked_at_in_few_pieces_a_reply_is_judged_as_array_by_array(data: st.Da
     ],
 )
 def test_counts_are_positive_and_capped(count: Any, why: str) -> None:
-    assert why in screen(content(num_examples=count)).set_aside["12"]
+    assert why in screen(content(num_examples=count)).rejected["12"]
     evaluated = screen_evaluate([message(content(num_examples=count))], DEFAULT, needs=Needs())
-    assert why in evaluated.set_aside["12"]
+    assert why in evaluated.rejected["12"]
 
 
 def test_the_cap_is_the_operator_s() -> None:
@@ -180,16 +180,16 @@ def test_a_strategy_that_does_not_weigh_needs_no_count() -> None:
     ],
 )
 def test_records_are_one_of_each(records: dict[str, Any], why: str) -> None:
-    assert why in screen(RecordDict(records)).set_aside["12"]
+    assert why in screen(RecordDict(records)).rejected["12"]
 
 
-def test_an_error_goes_on_in_one_line_and_counts_as_set_aside() -> None:
+def test_an_error_goes_on_in_one_line_and_counts_as_rejected() -> None:
     screened = screen(Error(7, "no\ndisk\x1b[2J" + "!" * 500))
     (passed,) = screened.replies
     assert passed.error.code == 7
     assert (passed.error.reason or "").startswith("no\\ndisk\\x1b[2J!!!")
     assert len(passed.error.reason or "") == 200
-    assert screened.set_aside["12"].startswith("it answered with an error: no\\ndisk")
+    assert screened.rejected["12"].startswith("it answered with an error: no\\ndisk")
     assert screened.good == []
 
 
@@ -270,7 +270,7 @@ def test_a_document_of_trees_may_be_of_any_length() -> None:
             model=model,
             schema=schema_of(model),
         ).all()
-        return dict(found.set_aside)
+        return dict(found.rejected)
 
     assert not why(np.frombuffer(b'{"trees": []}', np.uint8))
     assert "holds float32" in why(np.zeros(0, np.float32))["12"]
@@ -303,7 +303,7 @@ def test_an_update_beyond_the_norm_is_clipped_to_it() -> None:
 
 def test_an_update_beyond_the_norm_is_refused_if_so_set() -> None:
     screened = screen(content(FAR), Screening(max_update_norm=5, norm_action="refuse"))
-    assert screened.set_aside == {"12": "its update has norm 7.616, expected at most 5"}
+    assert screened.rejected == {"12": "its update has norm 7.616, expected at most 5"}
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_needed_metric_that_is_bad_costs_the_reply() -> None:
     for bad in (None, float("nan"), [1.0]):
         assert (
             "'train_loss' is missing or no finite number"
-            in (screen(content(**{"train_loss": bad}), needs=needs).set_aside["12"])
+            in (screen(content(**{"train_loss": bad}), needs=needs).rejected["12"])
         )
 
 

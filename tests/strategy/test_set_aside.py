@@ -14,9 +14,9 @@ from flwr.serverapp.strategy import FedAvg
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
-from fl_app.events import SetAside, as_json
+from fl_app.events import RejectedReply, as_json
 from fl_app.strategy import RunFailedError
-from fl_app.strategy.round.rejected_nodes import MAX_NODES, read_set_aside, set_aside_tag
+from fl_app.strategy.round.rejected_nodes import MAX_NODES, read_rejected, rejected_tag
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 
@@ -56,7 +56,7 @@ class Rounds:
         return [
             (bad.phase, bad.in_a_row)
             for report in self.reports
-            for bad in report.set_aside
+            for bad in report.rejected
             if bad.node_id == node
         ]
 
@@ -82,10 +82,10 @@ def test_a_node_is_reported_once_after_three(caplog: pytest.LogCaptureFixture) -
         Rounds({(12, "train"): {1, 2, 3, 4, 5}}, 5)
     said = [r.getMessage() for r in caplog.records if r.name == "flwr.fl_app"]
     assert said[0] == (
-        "round 1: node 12 is set aside: a reply (train): its arrays are not the model's: it "
+        "round 1: node 12 is rejected: a reply (train): its arrays are not the model's: it "
         "lacks '1'"
     )
-    assert said[2].startswith("round 3: node 12 is set aside: 3 replies in a row (train): its")
+    assert said[2].startswith("round 3: node 12 is rejected: 3 replies in a row (train): its")
     reported = [line for line in said if "keeps failing" in line]
     assert reported == ["node 12 keeps failing: look at it, or leave it out"]
 
@@ -93,17 +93,17 @@ def test_a_node_is_reported_once_after_three(caplog: pytest.LogCaptureFixture) -
 def test_errors_of_a_node_count_too() -> None:
     one = Rounds({(13, "train"): {1, 2}}, 2)
     assert one.in_a_row("13") == [("train", 1), ("train", 2)]
-    assert one.reports[1].set_aside[0].reason == "it answered with an error: no disk"
+    assert one.reports[1].rejected[0].reason == "it answered with an error: no disk"
 
 
 def test_the_version_names_them_and_the_node_is_not_among_its_own() -> None:
     one = Rounds({(12, "train"): {1}, (13, "evaluate"): {1}}, 1)
     (row,) = one.store.list_all_versions()
-    assert [(bad.node_id, bad.phase) for bad in read_set_aside(row["tags"])] == [
+    assert [(bad.node_id, bad.phase) for bad in read_rejected(row["tags"])] == [
         ("12", "train"),
         ("13", "evaluate"),
     ]
-    assert "expected more than 0" in read_set_aside(row["tags"])[1].reason
+    assert "expected more than 0" in read_rejected(row["tags"])[1].reason
     assert {node["node_id"] for node in json.loads(row["tags"]["nodes"])} == {"11", "13"}
     assert sorted(json.loads(row["tags"]["node_scores"])) == ["node 11", "node 12"]
 
@@ -115,7 +115,7 @@ def test_a_round_without_a_model_leaves_them_in_the_run_s_tags() -> None:
     assert "node 11: its arrays are not the model's" in one.reports[1].reason
     tags = one.tracker.runs[0].tags
     assert tags["failed_round.2"].startswith("no client sent a valid reply (node 1")
-    told = read_set_aside({"set_aside": tags["set_aside.2"]})
+    told = read_rejected({"rejected": tags["rejected.2"]})
     assert {bad.node_id for bad in told} == {"11", "12", "13"}
 
 
@@ -140,25 +140,25 @@ def test_a_metric_that_all_evaluators_spoil_for_once_stages_nothing_and_ends_not
 def test_hooks_get_them_as_json() -> None:
     one = Rounds({(12, "train"): {1}}, 1)
     data = as_json(one.reports[0])["data"]
-    (bad,) = data["set_aside"]
+    (bad,) = data["rejected"]
     assert bad["node_id"] == "12"
     assert (bad["phase"], bad["in_a_row"]) == ("train", 1)
     json.dumps(data, allow_nan=False)
 
 
 def test_the_tag_stays_small_and_names_the_worst() -> None:
-    nodes = [SetAside(str(n), "train", "x" * 200, in_a_row=n) for n in range(500)]
-    tag = set_aside_tag(nodes)
-    assert len(tag["set_aside"]) < 8000
-    kept = read_set_aside(tag)
+    nodes = [RejectedReply(str(n), "train", "x" * 200, in_a_row=n) for n in range(500)]
+    tag = rejected_tag(nodes)
+    assert len(tag["rejected"]) < 8000
+    kept = read_rejected(tag)
     assert len(kept) == MAX_NODES
     assert kept[0].node_id == "499"
-    assert set_aside_tag([]) == {}
+    assert rejected_tag([]) == {}
 
 
 @pytest.mark.parametrize("junk", ["", "{", "[1]", '[{"node_id": 1}]', "null", '{"a": 1}'])
 def test_a_tag_that_anybody_wrote_is_read_or_ignored(junk: str) -> None:
-    assert read_set_aside({"set_aside": junk}) == []
+    assert read_rejected({"rejected": junk}) == []
 
 
 @pytest.mark.parametrize("digest", ["x" * 129, "a\nb", 7, ["a"], b"\0"])

@@ -231,7 +231,7 @@ def test_inside_the_lifecycle_it_makes_what_fed_avg_makes(tmp_path: Path) -> Non
         strategy = lifecycle(inner, tmp_path / type(inner).__name__, metric="accuracy")
         result = strategy.start(LocalGrid(answer), model(), num_rounds=2)
         made.append(result.arrays)
-        assert strategy.store.get_version("1").tags["set_aside"]
+        assert strategy.store.get_version("1").tags["rejected"]
     same(*made, 2.0)
 
 

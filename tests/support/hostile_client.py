@@ -96,7 +96,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], RecordDict]] = {
         }
     ),
 }
-"""What a hostile node sends; all but the last are to be set aside."""
+"""What a hostile node sends; all but the last are to be rejected."""
 
 
 @app.train()

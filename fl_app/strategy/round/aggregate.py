@@ -41,7 +41,7 @@ class Aggregate:
         The clients' metrics, averaged.
     problem : str
         Why there is no new model.
-    set_aside : Mapping[str, str]
+    rejected : Mapping[str, str]
         By node id the replies that the strategy cannot take, not even by themselves, and why.
     other_arrays : bool
         Whether the problem is that it made arrays which are not the model's.
@@ -50,7 +50,7 @@ class Aggregate:
     arrays: ArrayRecord | None = None
     metrics: MetricRecord | None = None
     problem: str = ""
-    set_aside: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
     other_arrays: bool = False
 
 
@@ -72,7 +72,7 @@ def aggregate(
         raise arriving.lost
     screened = arriving.screened
     if not screened.good:
-        reasons = "; ".join(f"node {n}: {why}" for n, why in screened.set_aside.items())
+        reasons = "; ".join(f"node {n}: {why}" for n, why in screened.rejected.items())
         told = f" ({brief(reasons)})" if reasons else ""
         return Aggregate(metrics=first.metrics, problem=f"no client sent a valid reply{told}")
     if first.arrays is not None:
@@ -97,7 +97,7 @@ def aggregate(
     for left_out in suspects:
         again = _attempt(strategy, server_round, screened.without(left_out), schema)
         if again.arrays is not None:
-            return replace(again, set_aside=left_out)
+            return replace(again, rejected=left_out)
         put_back()
     return first
 

@@ -68,7 +68,7 @@ def _common_difference(screened: Screened) -> str:
     errors = {str(m.metadata.src_node_id) for m in screened.replies if m.has_error()}
     why = {
         node: reason
-        for node, reason in screened.set_aside.items()
+        for node, reason in screened.rejected.items()
         if node not in errors and reason != SILENT
     }
     alike = len(set(why.values())) == 1 and why.keys() <= screened.other_arrays

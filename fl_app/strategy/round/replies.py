@@ -17,7 +17,7 @@ Check = Callable[[RecordDict], tuple[RecordDict, list[str]]]
 """Returns what counts of a reply, and what was wrong with the rest; or raises `ReplyError`."""
 
 SILENT = "it sent no answer in time"
-"""Why a node is set aside that neither answered nor said what went wrong."""
+"""Why a node is rejected that neither answered nor said what went wrong."""
 
 
 class ReplyError(ValueError):
@@ -39,7 +39,7 @@ class Screened:
         that were handed on as they arrived have no arrays any more.
     nodes : tuple[str, ...]
         The ids of all nodes that answered.
-    set_aside : Mapping[str, str]
+    rejected : Mapping[str, str]
         By node id why its reply does not count; errors are among them.
     notes : Mapping[str, str]
         By node id what was left out of a reply that counts, or was clipped.
@@ -49,7 +49,7 @@ class Screened:
 
     replies: tuple[Message, ...]
     nodes: tuple[str, ...]
-    set_aside: Mapping[str, str] = field(default_factory=dict)
+    rejected: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     other_arrays: frozenset[str] = frozenset()
 
@@ -68,7 +68,7 @@ class Screened:
         return replace(
             self,
             nodes=(*self.nodes, *silent),
-            set_aside={**self.set_aside, **dict.fromkeys(silent, SILENT)},
+            rejected={**self.rejected, **dict.fromkeys(silent, SILENT)},
         )
 
 
@@ -94,7 +94,7 @@ class ArrivingReplies(Iterable[Message]):
         self._check = check
         self._passed: list[Message] = []
         self._nodes: dict[str, None] = {}
-        self._set_aside: dict[str, str] = {}
+        self._rejected: dict[str, str] = {}
         self._notes: dict[str, str] = {}
         self._other_arrays: set[str] = set()
         self.lost: Exception | None = None
@@ -121,7 +121,7 @@ class ArrivingReplies(Iterable[Message]):
         """What there was, once all have been asked for."""
         nodes, passed = tuple(self._nodes), tuple(self._passed)
         other = frozenset(self._other_arrays)
-        found = Screened(passed, nodes, self._set_aside, self._notes, other)
+        found = Screened(passed, nodes, self._rejected, self._notes, other)
         return found.with_silent(self._asked)
 
     def _screened(self) -> Iterator[Message]:
@@ -129,17 +129,17 @@ class ArrivingReplies(Iterable[Message]):
             node = str(message.metadata.src_node_id)
             self._nodes[node] = None
             if message.has_error():
-                self._set_aside[node] = brief(f"it answered with an error: {message.error.reason}")
+                self._rejected[node] = brief(f"it answered with an error: {message.error.reason}")
                 yield with_error(message, message.error.code, message.error.reason)
                 continue
             try:
                 content, faults = self._check(message.content)
             except ReplyError as error:
-                self._set_aside[node] = brief(error)
+                self._rejected[node] = brief(error)
                 if isinstance(error, OtherArraysError):
                     self._other_arrays.add(node)
             except Exception as error:  # noqa: BLE001  (nothing that a node sends ends the round)
-                self._set_aside[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
+                self._rejected[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
             else:
                 if faults:
                     self._notes[node] = brief("; ".join(faults))

@@ -10,9 +10,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 
-from fl_app.events import RoundReport, SetAside
+from fl_app.events import RejectedReply, RoundReport
 from fl_app.strategy.finish.provenance import Contribution, NodeScore
-from fl_app.strategy.round.rejected_nodes import set_aside_tag
+from fl_app.strategy.round.rejected_nodes import rejected_tag
 from fl_app.strategy.session.plain_json import decode, encode
 from fl_registry import Stage
 
@@ -44,7 +44,7 @@ class ClosedRound:
         nobody did.
     seconds : float
         Wall time from its first message to the end of the nodes' evaluation.
-    set_aside : tuple[SetAside, ...]
+    rejected : tuple[RejectedReply, ...]
         Replies that did not count.
     tags : Mapping[str, str]
         Where the session comes from, for the version that the round becomes.
@@ -63,14 +63,14 @@ class ClosedRound:
     node_scores: tuple[NodeScore, ...] = ()
     unscored: str = ""
     seconds: float = 0.0
-    set_aside: tuple[SetAside, ...] = ()
+    rejected: tuple[RejectedReply, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     time: datetime = field(default_factory=_now)
     arrays: ArrayRecord | None = field(default=None, compare=False, repr=False)
 
     def failed_tags(self) -> dict[str, str]:
         """The tags of the session's run that tell of a round without a new model."""
-        told = {"failed_round": self.problem, **set_aside_tag(self.set_aside)}
+        told = {"failed_round": self.problem, **rejected_tag(self.rejected)}
         return {f"{name}.{self.round}": value for name, value in told.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class ClosedRound:
         rows = {
             "nodes": [_plain_node(node) for node in self.nodes],
             "node_scores": [asdict(score) for score in self.node_scores],
-            "set_aside": [asdict(node) for node in self.set_aside],
+            "rejected": [asdict(node) for node in self.rejected],
             "tags": dict(self.tags),
             "central": None if self.central is None else MetricRecord(dict(self.central)),
             "time": self.time.isoformat(),
@@ -95,7 +95,7 @@ class ClosedRound:
             | {
                 "nodes": tuple(Contribution(**row) for row in plain["nodes"]),
                 "node_scores": tuple(NodeScore(**row) for row in plain["node_scores"]),
-                "set_aside": tuple(SetAside(**row) for row in plain["set_aside"]),
+                "rejected": tuple(RejectedReply(**row) for row in plain["rejected"]),
                 "time": datetime.fromisoformat(plain["time"]),
             }
         )
@@ -110,7 +110,7 @@ def report_to_json(report: RoundReport) -> dict[str, Any]:
     rows = {
         "metrics": dict(report.metrics),
         "stage": str(report.stage),
-        "set_aside": [asdict(node) for node in report.set_aside],
+        "rejected": [asdict(node) for node in report.rejected],
         "time": report.time.isoformat(),
     }
     plain = {f.name: getattr(report, f.name) for f in fields(report)}
@@ -124,6 +124,6 @@ def report_from_json(text: Mapping[str, Any]) -> RoundReport:
     return replace(
         report,
         stage=Stage(report.stage),
-        set_aside=tuple(SetAside(**row) for row in plain["set_aside"]),
+        rejected=tuple(RejectedReply(**row) for row in plain["rejected"]),
         time=datetime.fromisoformat(plain["time"]),
     )

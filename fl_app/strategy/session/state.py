@@ -39,7 +39,7 @@ from fl_app.strategy.finish.score_sources import (
 )
 from fl_app.strategy.finish.staging import superseded
 from fl_app.strategy.records import Artifacts, SessionReport, ShadowReport
-from fl_app.strategy.round.rejected_nodes import SetAsideNodes, set_aside_tag
+from fl_app.strategy.round.rejected_nodes import RejectedNodes, rejected_tag
 from fl_app.strategy.session.arrays_file import load_round
 from fl_app.strategy.session.closed_round import ClosedRound
 from fl_app.strategy.session.folder import Checkpoint, Phase, SessionFolder
@@ -91,7 +91,7 @@ class Session:
         The ids of the nodes that were asked last.
     stopped : str
         Why the remaining rounds are left out; empty if they are not.
-    set_aside : SetAsideNodes
+    rejected : RejectedNodes
         Nodes whose replies did not count.
     found : dict[int, Scored]
         What evaluation found of rounds that wait.
@@ -131,7 +131,7 @@ class Session:
     offset: int = 0
     restored: Checkpoint | None = None
     current: ClosedRound = field(default_factory=lambda: ClosedRound(0, "no round"))
-    set_aside: SetAsideNodes = field(default_factory=SetAsideNodes)
+    rejected: RejectedNodes = field(default_factory=RejectedNodes)
     started_at: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
@@ -226,7 +226,7 @@ class Session:
         restored, self.restored = self.restored, None
         if restored is not None:
             self.current = replace(restored.closed, tags=self.tags)
-            self.set_aside.this_round = self.current.set_aside
+            self.rejected.this_round = self.current.rejected
         return self.current.arrays, self.current.train
 
     def is_done(self, number: int) -> bool:
@@ -315,7 +315,7 @@ class Session:
             failed=bool(closed.problem),
             seconds=closed.seconds,
             run_id=self.run_id,
-            set_aside=closed.set_aside,
+            rejected=closed.rejected,
         )
         return replace(report, **known)  # type: ignore[arg-type]
 
@@ -363,7 +363,7 @@ class Session:
             metric,
             metrics,
             on_nodes=by_nodes and bool(closed.node_scores),
-            rejected=[bad.reason for bad in closed.set_aside if bad.phase == "evaluate"],
+            rejected=[bad.reason for bad in closed.rejected if bad.phase == "evaluate"],
         )
 
     def is_scored(self, metric: str | None, holdout: Scored) -> bool:
@@ -378,7 +378,7 @@ class Session:
         own = version_tags(closed.round, closed.nodes, closed.node_scores)
         own[SCORE_SOURCE] = metric_source(metric, self.record.source)
         own["epoch"] = str(lease.epoch) if lease is not None else ""
-        return {**closed.tags, **own, **set_aside_tag(closed.set_aside)}
+        return {**closed.tags, **own, **rejected_tag(closed.rejected)}
 
     def remember(self, metrics: Mapping[str, float], step: int) -> None:
         """Keep the metrics of a step for the pictures at the end; the same step once."""

@@ -83,8 +83,8 @@ class NodeEvaluation:
         needs = needs_of(self.strategy, evaluate=True)
         watched = WatchedMetric.of(self.metric, "evaluate")
         screened = screen_evaluate(replies, self.screening, needs=needs, watched=watched)
-        for node, why in screened.set_aside.items():
-            logger.warning("%s: the reply of node %s is set aside: %s", what, node, why)
+        for node, why in screened.rejected.items():
+            logger.warning("%s: the reply of node %s is rejected: %s", what, node, why)
         return aggregate_evaluate(self.strategy, self.server_round, screened), screened
 
     def nodes(self) -> set[str]:
