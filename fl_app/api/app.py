@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from fl_app.retraining.probation.probation import Probation
-    from fl_app.strategy.session.backlog import Backlog
+    from fl_app.strategy.checkpoints.backlog import Backlog
     from fl_registry import ModelStore
 
 

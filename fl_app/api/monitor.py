@@ -35,7 +35,7 @@ from fl_app.api.versions import Versions, add_version_routes
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
 from fl_app.retraining.requests import Outcome
-from fl_app.strategy.session.backlog import Backlog
+from fl_app.strategy.checkpoints.backlog import Backlog
 from fl_registry import ModelStore
 from fl_registry.redaction import trace
 

@@ -27,8 +27,8 @@ from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManage
 from fl_app.retraining.memory.store import default_url
 from fl_app.retraining.memory.tables import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.view import in_one_line
+from fl_app.strategy.checkpoints.backlog import backlog
 from fl_app.strategy.round.rejected_nodes import read_rejected
-from fl_app.strategy.session.backlog import backlog
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.redaction import printable, redact
 

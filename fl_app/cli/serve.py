@@ -15,7 +15,7 @@ from fl_app.api.guard import LOOPBACK, read_token, require_token
 from fl_app.cli.options import DEFAULT_NAME, Monitor, Name, Uri
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.memory.store import default_url
-from fl_app.strategy.session.backlog import backlog
+from fl_app.strategy.checkpoints.backlog import backlog
 from fl_registry import ModelManager, app_home
 
 Host = Annotated[
