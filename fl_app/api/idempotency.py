@@ -57,7 +57,7 @@ class Once:
         """
         digest = hashlib.sha256(asked.encode()).hexdigest()
         now = datetime.now(UTC)
-        claim = self._memory.claim_key(key, digest, owner=self._owner, now=now, retake=repeatable)
+        claim = self._memory.keys.claim(key, digest, owner=self._owner, now=now, retake=repeatable)
         if claim.digest != digest:
             raise ApiError(422, "This Idempotency-Key was used for another request; use a new one.")
         if claim.mine:
@@ -83,7 +83,7 @@ class Once:
                 raise
             status, answer, headers = error.status, dict(error.answer), error.headers
         finally:
-            self._memory.answer_key(key, status, json.dumps(answer))
+            self._memory.keys.answer(key, status, json.dumps(answer))
         return status, answer, headers
 
 

@@ -128,7 +128,7 @@ def _after(response: Response) -> Response:
 
 
 def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> None:
-    memory = manager.store
+    requests = manager.store.requests
 
     @app.post("/trigger_retrain")
     def trigger_retrain() -> Response:
@@ -142,9 +142,9 @@ def _add_monitor_routes(app: Flask, manager: RetrainingManager, once: Once) -> N
         before = request.args.get("before")
         if before is not None and not re.fullmatch(r"[0-9a-f]{32}", before, re.ASCII):
             raise ApiError(400, "?before= must be the id of a request.")
-        if before is not None and memory.get(before) is None:
+        if before is not None and requests.get(before) is None:
             raise ApiError(404, "There is no request with that id.")
-        return reply(200, memory.history(limit, before or ""))
+        return reply(200, requests.history(limit, before or ""))
 
 
 def _add_health_route(
@@ -167,12 +167,12 @@ def _add_health_route(
 def _add_status_route(
     app: Flask, manager: RetrainingManager, watch: Probation | None, versions: Versions | None
 ) -> None:
-    memory = manager.store
+    requests = manager.store.requests
 
     @app.get("/status")
     def status() -> Response:
-        found = {str(o): memory.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
-        rows = {name: r if r is None else memory.get(r.id) for name, r in found.items()}
+        found = {str(o): requests.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
+        rows = {name: r if r is None else requests.get(r.id) for name, r in found.items()}
         stands = probation_status(watch, versions)
         known = {"probation": stands, "failing": manager.health.failing}
         return reply(200, {"monitoring": manager.monitoring, **rows, **known})
@@ -192,7 +192,7 @@ def _add_metrics_route(app: Flask, manager: RetrainingManager, registry: Collect
 def _trigger(manager: RetrainingManager, reason: str, force: bool, new_id: str) -> Answer:
     """Put a request into the mailbox; it is written down when this returns."""
     request_id = manager.manual_trigger(reason, force=force, request_id=new_id)
-    row = manager.store.get(new_id) or {}
+    row = manager.store.requests.get(new_id) or {}
     status = STATUSES.get(Outcome(row["outcome"]), "accepted")
     why = {"why": row["why"]} if row["why"] else {}
     return 202, {"status": status, "request_id": request_id, "reason": row["reason"], **why}

@@ -2,7 +2,8 @@
 """When to train again, and the loop that does."""
 
 from fl_app.retraining.degradation import BestMinusThreshold, CappedCusum, DegradationRule
-from fl_app.retraining.drift.check import DriftCheck, DriftSettings, FeatureDrift
+from fl_app.retraining.drift.check import DriftSettings
+from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
 from fl_app.retraining.drift.two_sample import DataComparison, FeatureComparison, check_data_drift
 from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager

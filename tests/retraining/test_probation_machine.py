@@ -86,10 +86,10 @@ class Monitor(RetrainingManager):
 
     fault = ""
 
-    def ask(self, *arguments: Any, **named: Any) -> str:
+    def request(self, *arguments: Any, **named: Any) -> str:
         if self.fault == "ask":
             raise ProcessKilled
-        request_id = super().ask(*arguments, **named)
+        request_id = super().request(*arguments, **named)
         if self.fault == "asked":
             raise ProcessKilled
         return request_id

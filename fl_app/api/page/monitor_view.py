@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fl_app.retraining.drift.check import DriftCheck
+from fl_app.retraining.drift.state import DriftCheck
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.requests import Outcome
 
@@ -77,7 +77,7 @@ class Drift:
 
 def requests(manager: RetrainingManager) -> Requests:
     """Read the mailbox."""
-    memory = manager.store
+    memory = manager.store.requests
     found = [memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)]
     running, pending = (None if r is None else memory.get(r.id) for r in found)
     newest = tuple(reversed(memory.history(MOST_REQUESTS)))
@@ -110,7 +110,7 @@ def drift(check: DriftCheck | None) -> Drift | None:
         nodes=check.nodes,
         rows=check.rows,
         total=len(check.features),
-        reason=check.reason if check.rings else "",
+        reason=check.reason if check.is_alarm else "",
     )
 
 

@@ -12,8 +12,8 @@ from fl_app.api.inputs import ApiError
 from fl_app.api.page.chart import Chart, draw, metrics_of
 from fl_app.api.page.monitor_view import Drift, Requests, drift, requests
 from fl_app.api.page.registry_view import MOST_ENTRIES, Row, Stages, stages
+from fl_app.retraining.degradation import DegradationRule
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.snapshot import Standing, standing
 
 if TYPE_CHECKING:
     from fl_registry.journal.entries import Entry
@@ -73,7 +73,7 @@ class Overview:
     entries: tuple[Entry, ...] = ()
     total_entries: int = 0
     requests: Requests | None = None
-    standing: Standing | None = None
+    standing: DegradationRule | None = None
     drift: Drift | None = None
     probation: Mapping[str, Any] | None = None
 
@@ -115,8 +115,8 @@ def _with_monitor(page: Overview, manager: RetrainingManager) -> Overview:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        known = standing(manager)
-        return replace(page, requests=requests(manager), standing=known, drift=drift(known.drift))
+        rule, check = manager.snapshot()
+        return replace(page, requests=requests(manager), standing=rule, drift=drift(check))
     except SQLAlchemyError:
         return replace(page, memory_problem="The monitor's memory does not answer; try again.")
 

@@ -76,6 +76,7 @@ class Probation:
         self._models = models
         self._monitor = monitor
         self._now = now
+        self._note = monitor.store.note(NOTE, ProbationState)
 
     def report(self, report: ProductionReport) -> ReportAnswer:
         """Take a report of the operator's feed; a critical fall brings the last good version back.
@@ -172,7 +173,7 @@ class Probation:
         return self._now().timestamp()
 
     def _kept(self) -> ProbationState:
-        return ProbationState.from_json(self._monitor.store.read_note(NOTE)[1])
+        return self._note.read()[1] or ProbationState()
 
     def _step(self, stays: Sequence[Tenure], observe: Change) -> ProbationState:
         """Follow the journal, observe, let pass what has proven itself; keep all of it at once."""
@@ -190,12 +191,11 @@ class Probation:
 
     def _change(self, change: Change) -> ProbationState:
         """Change what is kept; again on what another process wrote meanwhile."""
-        memory = self._monitor.store
         while True:
-            revision, kept = memory.read_note(NOTE)
-            before = ProbationState.from_json(kept)
+            revision, stored = self._note.read()
+            before = stored or ProbationState()
             after = change(before)
-            if after == before or memory.swap_note(NOTE, revision, after.to_json()):
+            if after == before or self._note.swap(revision, after):
                 return after
 
     def _drifted(self, state: ProbationState) -> ProbationState:
@@ -205,7 +205,7 @@ class Probation:
         if Source.DRIFT not in self.settings.watch:
             return state
         since = datetime.fromtimestamp(trial.since, UTC)
-        reason = fresh_drift(self._monitor.store.history(), since)
+        reason = fresh_drift(self._monitor.store.requests.history(), since)
         return fail(state, Source.DRIFT, reason, at=self._at) if reason else state
 
     def _act(self, state: ProbationState) -> ProbationState:
@@ -222,7 +222,7 @@ class Probation:
         done = replace(failure, back=back, told=True)
         if own:
             request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"fl-app {failure.promotion}").hex
-            self._monitor.ask(TriggerKind.PROBATION, in_words(done), request_id=request_id)
+            self._monitor.request(TriggerKind.PROBATION, in_words(done), request_id=request_id)
         first = False
 
         def noted(now: ProbationState) -> ProbationState:

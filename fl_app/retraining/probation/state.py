@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 
 class Source(StrEnum):
@@ -287,35 +287,3 @@ class ProbationState:
         if report not in self.seen:
             return 0
         return self.steps - len(self.seen) + self.seen.index(report) + 1
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole record, as JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> ProbationState:
-        """The record that ``to_json`` wrote; the first one for nothing at all."""
-        if not kept:
-            return cls()
-        lists = {k: tuple(kept[k]) for k in ("seen", "good", "failed", "untagged")}
-        trial, failure = kept["trial"], kept["failure"]
-        return cls(
-            journal=kept["journal"],
-            trial=_trial(trial) if trial is not None else None,
-            recent=tuple((version, accuracy) for version, accuracy in kept["recent"]),
-            steps=kept["steps"],
-            failure=None
-            if failure is None
-            else replace(Failure(**failure), source=Source(failure["source"])),
-            **lists,
-        )
-
-
-def _trial(kept: Mapping[str, Any]) -> Trial:
-    baseline = kept["baseline"]
-    return replace(
-        Trial(**kept),
-        phase=Phase(kept["phase"]),
-        first=tuple(kept["first"]),
-        baseline=None if baseline is None else Baseline(**baseline),
-    )
