@@ -26,7 +26,7 @@ from fl_app.cli.serve import serve
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.memory.store import default_url
-from fl_app.retraining.probation.view import in_one_line
+from fl_app.retraining.probation.status import in_one_line
 from fl_app.strategy.round.rejected_nodes import read_rejected
 from fl_app.strategy.session.backlog import backlog
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home

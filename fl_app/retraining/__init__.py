@@ -10,7 +10,7 @@ from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.memory.store import MonitorStore
 from fl_app.retraining.probation.probation import Probation
 from fl_app.retraining.probation.state import ProbationSettings, ProductionReport
-from fl_app.retraining.probation.view import ReportAnswer
+from fl_app.retraining.probation.status import ReportAnswer
 from fl_app.retraining.request_policy import RetrainPolicy, Situation, decide
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
 from fl_app.retraining.schedule import Cron, Every, Schedule
