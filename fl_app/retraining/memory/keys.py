@@ -73,6 +73,7 @@ class KeyTable:
                 connection.execute(KEYS.insert().values({**row, **created}))
             return Claim(fresh, True, digest, None, "")
         except IntegrityError:
+            # The same owner may still be working on it; another process with no answer has crashed.
             orphan = KEYS.update().where(mine, KEYS.c.owner != owner, KEYS.c.status.is_(None))
             orphan = orphan.where(KEYS.c.digest == digest).values(owner=owner)
             with self._engine.begin() as connection:

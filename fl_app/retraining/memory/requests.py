@@ -55,7 +55,7 @@ class RequestTable:
         try:
             with self._engine.begin() as connection:
                 connection.execute(REQUESTS.insert().values(row))
-        except IntegrityError:
+        except IntegrityError:  # by the id, or by the index that allows one pending request
             if self.get(request.id) is not None:
                 return request
             pending = self.find(Outcome.PENDING)
@@ -88,10 +88,13 @@ class RequestTable:
         """
         if not (self.find(Outcome.RUNNING) or self.find(Outcome.PENDING)):
             return None
+        # The table cannot show whether the server of a running request is alive; the lock does. A
+        # heartbeat in the table would need a time-out, and clocks that agree.
         if not self._lock.acquire():
             return None
         taken = None
         try:
+            # Read again: another server may have finished between the first look and the lock.
             lost = self.find(Outcome.RUNNING)
             request = lost or self.find(Outcome.PENDING)
             before = Outcome.PENDING if lost is None else Outcome.RUNNING

@@ -33,7 +33,7 @@ class ScheduleTable:
         try:
             with self._engine.begin() as connection:
                 connection.execute(SCHEDULES.insert().values(row))
-        except IntegrityError:
+        except IntegrityError:  # a due time of an earlier process, which may have passed meanwhile
             return
 
     def due(self, name: str) -> datetime | None:
