@@ -110,11 +110,9 @@ def test_a_session_folder_that_cannot_be_made_holds_no_lock(
 # Where else than in `fl_registry.files.atomic` files are made, and why that needs no more care.
 WRITERS = {
     "registry/fl_registry/files/atomic.py": "the one way",
-    "registry/fl_registry/files/weights.py": "the same way, piece by piece",
     "registry/fl_registry/files/artifacts.py": "in a scratch folder",
     "registry/fl_registry/serving/mlmodel.py": "in a scratch folder",
     "registry/fl_registry/memory.py": "a version's folder, removed again where it fails",
-    "registry/fl_registry/home.py": "a lock, without content",
     "registry/fl_registry/store.py": "a folder that goes",
     "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
     "fl_app/client/summary/reference.py": "within `replacing`",

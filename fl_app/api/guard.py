@@ -215,7 +215,7 @@ def require_token(host: str, token: str | None) -> None:
         )
 
 
-def read_token(path: str = "") -> str | None:
+def read_token(path: str | None = None) -> str | None:
     """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises

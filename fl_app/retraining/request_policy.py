@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
+from fl_app.settings import Key, check_settings
 
 BUDGET_WINDOW = timedelta(days=30)
 
@@ -21,31 +23,29 @@ class RetrainPolicy:
     Attributes
     ----------
     min_rounds_between_retrain : int
-        Rounds after a retraining began before a rule may ask again.
+        Rounds after the start of a retraining before the monitor may request another.
     min_hours_between_retrain : float
-        Hours after it.
+        Hours after the start of a retraining before the monitor may request another.
     budget : int
-        Automatic retrainings in 30 days.
+        Retrainings in 30 days that the monitor may request.
     mode : "auto" | "suggest"
-        ``suggest`` writes automatic requests down and leaves them to a person.
+        ``suggest``: the monitor's requests are recorded, and a person decides.
+
+    Raises
+    ------
+    SettingError
+        If a limit is negative or not finite, or ``mode`` is another word.
     """
 
-    min_rounds_between_retrain: int = 10
-    min_hours_between_retrain: float = 0.0
-    budget: int = 4
-    mode: Literal["auto", "suggest"] = "auto"
+    min_rounds_between_retrain: Annotated[int, Field(ge=0), Key("min-rounds-between-retrain")] = 10
+    min_hours_between_retrain: Annotated[float, Field(ge=0), Key("min-hours-between-retrain")] = (
+        24.0
+    )
+    budget: Annotated[int, Field(ge=0), Key("retrain-budget")] = 4
+    mode: Annotated[Literal["auto", "suggest"], Key("on-request")] = "auto"
 
     def __post_init__(self) -> None:
-        limits = {
-            "min_rounds_between_retrain": self.min_rounds_between_retrain,
-            "min_hours_between_retrain": self.min_hours_between_retrain,
-            "budget": self.budget,
-        }
-        for name, value in limits.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, expected 0 or more.")
-        if self.mode not in ("auto", "suggest"):
-            raise ValueError(f"mode is {self.mode!r}, expected 'auto' or 'suggest'.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)

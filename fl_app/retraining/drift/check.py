@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from fl_app.retraining.drift.kept_references import compare_with_kept, let_in
 from fl_app.retraining.drift.merge import Merged, directions, effect, least_effect, merge, shared
 from fl_app.retraining.drift.state import HISTORY, RECENT, SLOTS, DriftState, Window
+from fl_app.settings import Key, check_settings
 from fl_app.wire.data_summary import DataSummary, Feature, FeatureKind
 
 Policy = Literal["evidence", "per_check"]
@@ -36,6 +38,12 @@ KNOWN_INTERVAL = 12
 PER_CHECK_P = 0.05
 
 
+def _require_time(text: str) -> str:
+    if not re.fullmatch("[1-9][0-9]*[mhd]", text):
+        raise ValueError("a time such as '24h', '7d' or '90m'")
+    return text
+
+
 @dataclass(frozen=True)
 class DriftSettings:
     """When evidence becomes an alarm.
@@ -43,50 +51,39 @@ class DriftSettings:
     Attributes
     ----------
     false_alarm_days : float
-        Days that pass on average, at least, before a false alarm.
+        Days on average, at least, before a false alarm of drift.
     min_effect : float
-        Smallest shift that matters, as the greatest difference of two distribution functions: 0.05
-        is an eighth of a standard deviation of a normal feature.
+        Smallest shift of the data that matters; 0.05 is an eighth of a standard deviation. It is
+        the greatest difference of two distribution functions, here of a normal feature.
     season : str | None
-        Time after which data repeat themselves, such as ``24h``, ``7d`` or ``90m``; the effect is
-        taken over all of it. None takes it over the last 12 checks.
+        Time after which data repeat themselves, such as ``24h``, ``7d`` or ``90m``; None: the
+        last 12 checks decide. The effect is taken over a whole season.
     policy : "evidence" | "per_check"
-        ``per_check`` is the rule of any p < 0.05 in any check.
+        ``per_check``: any p < 0.05 in any check requests retraining.
     check_interval : float
-        Seconds between checks, until they tell by themselves.
+        Seconds between checks, until the checks themselves show it.
+
+    Raises
+    ------
+    SettingError
+        If one of them has the wrong type or range.
     """
 
-    false_alarm_days: float = 365.0
-    min_effect: float = 0.05
-    season: str | None = "24h"
-    policy: Policy = "evidence"
+    false_alarm_days: Annotated[float, Field(gt=0), Key("drift-false-alarm-days")] = 365.0
+    min_effect: Annotated[float, Field(ge=0, lt=1), Key("drift-min-effect")] = 0.05
+    season: Annotated[
+        Annotated[str, AfterValidator(_require_time)] | None, Key("drift-season", off="")
+    ] = "24h"
+    policy: Annotated[Policy, Key("drift-policy")] = "evidence"
     check_interval: float = 300.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.false_alarm_days) and self.false_alarm_days > 0):
-            raise ValueError(
-                f"drift_false_alarm_days is {self.false_alarm_days}, expected more than 0."
-            )
-        if not 0 <= self.min_effect < 1:
-            raise ValueError(f"min_effect is {self.min_effect}, expected 0 or more, less than 1.")
-        if self.season is not None and not self.season_seconds:
-            raise ValueError(
-                f"season is {self.season!r}, expected a time such as '24h', '7d' or '90m', or None."
-            )
-        if self.policy not in ("evidence", "per_check"):
-            raise ValueError(
-                f"drift_policy is {self.policy!r}, expected 'evidence' or 'per_check'."
-            )
+        check_settings(self)
 
     @property
     def season_seconds(self) -> float | None:
-        """The season in seconds; None without one, 0 where its text is no time."""
-        if self.season is None:
-            return None
-        number, unit = self.season[:-1], self.season[-1:]
-        if not number.isdecimal() or unit not in UNITS:
-            return 0.0
-        return int(number) * UNITS[unit]
+        """The season in seconds; None without one."""
+        return None if self.season is None else int(self.season[:-1]) * UNITS[self.season[-1]]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fl_app.settings import Key, check_settings
 
 
 class Source(StrEnum):
@@ -35,58 +39,54 @@ class ProbationSettings:
 
     Attributes
     ----------
-    watch : Collection[Source]
-        What decides; nothing at all switches it off.
+    watch : tuple[Source, ...]
+        What may cause a rollback after a promotion: sessions (``federated``), reports to the API
+        (``feed``), ``drift``; with nothing there is no probation.
     drop : float
-        A fall that is critical: of accuracy in the operator's reports, and of ``metric``.
+        Fall of accuracy in the operator's reports, or of the metric, that is critical.
     in_a_row : int
-        Critical reports in a row that are needed.
+        Critical reports in a row that cause a rollback.
     hours : float
-        How long a probation lasts at least.
+        Least hours that a probation lasts after a promotion.
     reports : int
-        Reports that must have been all right by then; one comparison in a session will do too.
-    max_latency_ms, min_throughput_qps : float | None
-        Limits beyond which a report is critical; None sets none.
+        Reports that must have been good by then; one comparison in a session is enough as well.
+    max_latency_ms : float | None
+        Mean latency in milliseconds above which a report is critical; None: no limit.
+    min_throughput_qps : float | None
+        Predictions per second below which a report is critical; None: no limit.
     metric : str | None
         What sessions compare by; None compares nothing.
     mode : "max" | "min"
         Whether more or less of ``metric`` is better.
     confidence : float | None
-        How sure a comparison must be where there are results per example.
+        Confidence of a comparison where there are results per example.
 
     Raises
     ------
-    ValueError
-        If one of them makes no sense.
+    SettingError
+        If one of them has the wrong type or range.
     """
 
-    watch: Collection[Source] = (Source.FEDERATED, Source.FEED)
-    drop: float = 0.1
-    in_a_row: int = 3
-    hours: float = 24.0
-    reports: int = 10
-    max_latency_ms: float | None = None
-    min_throughput_qps: float | None = None
+    watch: Annotated[tuple[Source, ...], Key("probation-watch", listed=True)] = (
+        Source.FEDERATED,
+        Source.FEED,
+    )
+    drop: Annotated[float, Field(gt=0), Key("probation-drop")] = 0.1
+    in_a_row: Annotated[int, Field(ge=1), Key("probation-in-a-row")] = 3
+    hours: Annotated[float, Field(ge=0), Key("probation-hours")] = 24.0
+    reports: Annotated[int, Field(ge=1), Key("probation-reports")] = 10
+    max_latency_ms: Annotated[
+        float | None, Field(gt=0), Key("probation-max-latency-ms", off=0.0)
+    ] = None
+    min_throughput_qps: Annotated[
+        float | None, Field(gt=0), Key("probation-min-throughput", off=0.0)
+    ] = None
     metric: str | None = None
     mode: Literal["max", "min"] = "max"
     confidence: float | None = 0.95
 
     def __post_init__(self) -> None:
-        unknown = set(self.watch) - set(Source)
-        if unknown:
-            raise ValueError(
-                f"A probation cannot watch {sorted(unknown)[0]!r}; expected "
-                f"{', '.join(sorted(Source))}."
-            )
-        least = {"in_a_row": 1, "hours": 0, "reports": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise ValueError(f"The probation's {name} is {value}, expected {low} or more.")
-        for name in ("drop", "max_latency_ms", "min_throughput_qps"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"The probation's {name} is {value}, expected more than 0.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
