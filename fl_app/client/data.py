@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, absolute_data
-from fl_models.file_cache import kept_while_unchanged
+from fl_models.file_cache import cached_while_unchanged
 from fl_models.pictures import SUFFIXES, PictureError, label_file, read_boxes
 from fl_registry import app_home
 from fl_registry.redaction import printable
@@ -46,15 +46,37 @@ class DataSpec:
         Pictures of the two splits, sorted, absolute.
     names : tuple[str, ...]
         Class names by class number.
-    nc : int
-        Number of classes.
     """
 
     root: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: tuple[str, ...]
-    nc: int
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """The pictures of one node.
+
+    Parameters
+    ----------
+    spec : DataSpec
+        The data set they come from.
+    train, holdout : tuple[Path, ...]
+        Pictures to train on and pictures to evaluate on; no picture is in both.
+    digest : str
+        SHA-256 over all of them and their labels.
+    """
+
+    spec: DataSpec
+    train: tuple[Path, ...]
+    holdout: tuple[Path, ...]
+    digest: str
 
 
 def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
@@ -85,7 +107,7 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
         raise DataError(f"data set file {file} has a path that is none") from None
     train = _list_pictures(content, "train", root, file)
     val = _list_pictures(content, "val", root, file)
-    return DataSpec(root, train, val, names, len(names))
+    return DataSpec(root, train, val, names)
 
 
 def generated_data(home: Path, num_classes: int) -> DataSpec:
@@ -105,8 +127,11 @@ def generated_data(home: Path, num_classes: int) -> DataSpec:
         ) from error
 
 
-def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path]]:
-    """Return the data set, and this node's pictures to train on and to evaluate on.
+def load_node_data(config: ClientConfig) -> NodeData:
+    """Return this node's pictures: its partition, or all of its own data set.
+
+    A simulated node has a partition and holds out every tenth picture of it for evaluation. A
+    node with data of its own trains on the `train` split and evaluates on `val`.
 
     Raises
     ------
@@ -118,17 +143,18 @@ def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path
         spec = load_data_spec(absolute_data(config.data), config.num_classes)
     else:
         spec = generated_data(home, config.num_classes)
-    if config.partition_id is None or config.num_partitions is None:
-        return spec, list(spec.train), list(spec.val)
-    share = partition(
-        spec,
-        num_partitions=config.num_partitions,
-        partition_id=config.partition_id,
-        kind=config.partitioning,
-        alpha=config.alpha,
-        seed=config.seed,
-    )
-    return spec, *split_holdout(share)
+    train, holdout = spec.train, spec.val
+    if config.partition_id is not None and config.num_partitions is not None:
+        share = partition(
+            spec,
+            num_partitions=config.num_partitions,
+            partition_id=config.partition_id,
+            kind=config.partitioning,
+            alpha=config.alpha,
+            seed=config.seed,
+        )
+        train, holdout = map(tuple, split_holdout(share))
+    return NodeData(spec, train, holdout, _digest([*train, *holdout]))
 
 
 def partition(
@@ -209,6 +235,9 @@ def data_digest(paths: Iterable[Path]) -> str:
         digests = hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(text).digest()
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+_digest = cached_while_unchanged(data_digest)
 
 
 def _read_yaml(file: Path) -> Mapping[str, object]:
@@ -304,7 +333,7 @@ def _read_list_file(file: Path) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in SUFFIXES]
 
 
-@kept_while_unchanged
+@cached_while_unchanged
 def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
     classes = np.full(len(paths), _BACKGROUND)
     for index, path in enumerate(paths):

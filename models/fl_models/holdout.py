@@ -23,7 +23,7 @@ from fl_models.pictures import LabelledData, Picture, read_pictures
 from fl_models.ultralytics_names import DetectionValidator, build_dataloader, non_max_suppression
 from fl_models.yolo import YoloModel
 
-_KEPT_BYTES = 256 << 20  # of decoded, scaled pictures
+_CACHE_BYTES = 256 << 20
 _TRUE_COLOUR = (110, 230, 110)  # BGR
 _FOUND_COLOUR = (90, 90, 250)
 _TILE = 320
@@ -33,11 +33,11 @@ _COLUMNS = 4
 class Holdout:
     """A fixed set of labelled pictures; call it with a module to get its scores.
 
-    Build it once and call it every round: the pictures are read in the first call and kept,
-    unless they take more than 256 MiB. They are scaled to squares (`rect=False`),
-    which differs from the default of `YOLO.val` by some points of mAP; apart from that, the
-    figures are Ultralytics' own. Non-maximum suppression has no time limit here, so a slow
-    machine gets the same figures. Not safe for two threads at a time: give each its own.
+    Build it once and call it every round: the pictures are read in the first call and cached.
+    They are scaled to squares (`rect=False`), which differs from the default of `YOLO.val` by some
+    points of mAP; apart from that, the scores are Ultralytics' own. Non-maximum suppression has no
+    time limit here, so a slow machine gets the same scores. Not safe for two threads at a time:
+    give each thread its own.
 
     Parameters
     ----------
@@ -49,6 +49,8 @@ class Holdout:
         Pictures that go through the network at once.
     device : str
         Where to evaluate: "cpu", "cuda", ...
+    cache_bytes : int
+        Pictures that take more bytes, decoded and scaled, are read again in each call.
 
     Raises
     ------
@@ -57,14 +59,25 @@ class Holdout:
     """
 
     def __init__(
-        self, data: LabelledData, *, image_size: int, batch_size: int = 16, device: str = "cpu"
+        self,
+        data: LabelledData,
+        *,
+        image_size: int,
+        batch_size: int = 16,
+        device: str = "cpu",
+        cache_bytes: int = _CACHE_BYTES,
     ) -> None:
         pictures = read_pictures(data.val, len(data.names))
         if not pictures:
             raise ValueError(f"none of the {len(data.val)} holdout pictures can be used")
         self._pictures = pictures
         self._scorer = _Scorer(
-            pictures, data.names, image_size=image_size, batch_size=batch_size, device=device
+            pictures,
+            data.names,
+            image_size=image_size,
+            batch_size=batch_size,
+            device=device,
+            cached=len(pictures) * 3 * image_size**2 <= cache_bytes,
         )
 
     def __len__(self) -> int:
@@ -125,6 +138,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         image_size: int,
         batch_size: int,
         device: str,
+        cached: bool,
     ) -> None:
         settings = {
             "task": "detect",
@@ -144,9 +158,8 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         self.dataloader = build_dataloader(
             dataset, batch_size, workers=0, shuffle=False, device=self.device
         )
-        fits = len(pictures) * 3 * image_size**2 <= _KEPT_BYTES
         self._layout = _layout_of(self.device)
-        self._loaded: list[dict[str, Any]] | None = [] if fits else None
+        self._loaded: list[dict[str, Any]] | None = [] if cached else None
         self._true: dict[str, dict[str, Any]] = {}
 
     def score(self, model: nn.Module) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Training lives with the client, evaluation in `fl_models.holdout`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_models.ultralytics_names import (
-    DetectionModel,
-    LetterBox,
-    Results,
-    non_max_suppression,
-    scale_boxes,
-)
+from fl_models.serving import find_boxes
+from fl_models.ultralytics_names import DetectionModel, Results
 
 Image = np.ndarray | str | Path
 
 _SIZES = "nsmlx"
-_STRIDE = 32
-_LARGEST_DEFAULT = 640
 # At Ultralytics' 0.03 the running statistics lag behind in short rounds, and the first
 # rounds of a session score 0.
 _BATCH_NORM_MOMENTUM = 0.1
-# Ultralytics drops the boxes of pictures that are late; a slow machine must not change results.
-_NO_TIME_LIMIT = math.inf
-_OVERLAP = 0.7  # above this, the less confident of two boxes goes; Ultralytics' own default
 
 
 class ModelMismatchError(ValueError):
@@ -102,17 +91,15 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
 
     def _detect(self, image: Image, conf: float, image_size: int | None) -> Results:
         pixels, path = _pixels(image)
-        side = image_size or min(max(pixels.shape[:2]), _LARGEST_DEFAULT)
-        side = math.ceil(side / _STRIDE) * _STRIDE
-        square = LetterBox((side, side), auto=False, stride=_STRIDE)(image=pixels)
-        rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
-        weight = next(self.parameters())
-        batch = torch.from_numpy(rgb).to(weight.device, weight.dtype)[None] / 255
-        found = non_max_suppression(
-            super().predict(batch), conf, _OVERLAP, nc=self.nc, max_time_img=_NO_TIME_LIMIT
-        )[0]
-        found[:, :4] = scale_boxes((side, side), found[:, :4], pixels.shape)
-        return Results(pixels, path=path, names=self.names, boxes=found[:, :6])
+        boxes = find_boxes(
+            super().predict,
+            pixels,
+            like=next(self.parameters()),
+            num_classes=self.nc,
+            conf=conf,
+            side=image_size or 0,
+        )
+        return Results(pixels, path=path, names=self.names, boxes=boxes)
 
 
 def get_model(

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fl_app.client.summary.rows import Columns
 from fl_app.wire.data_summary import BINS, DataSummary, Feature, FeatureKind
@@ -24,19 +25,17 @@ from fl_registry.redaction import printable
 
 logger = logging.getLogger("flwr.fl_app")
 
-VERSION = 1
 UNREADABLE = (
     OSError,
     ValueError,
     LookupError,
     TypeError,
-    AttributeError,
     EOFError,
     RuntimeError,
     MemoryError,
     BadZipFile,
 )
-"""What numpy, json and zipfile raise on a file that is damaged, or not one of ours."""
+"""Raised by numpy, pydantic and zipfile on a file that is damaged or foreign."""
 
 
 @dataclass(frozen=True)
@@ -213,33 +212,39 @@ def count_rows(columns: Sequence[Column], rows: Columns, bins: int) -> np.ndarra
 def save_reference(reference: Reference, path: Path) -> None:
     """Write the reference, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "version": VERSION,
-        "name": reference.name,
-        "columns": [asdict(column) for column in reference.columns],
-        "noise": reference.noise,
-    }
+    about = _About(reference.name, reference.columns, reference.noise)
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
-    with replacing(path, mode=0o600) as file:  # the node's values are for nobody else
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    with replacing(path, mode=0o600) as file:  # the edges are private values of this node
+        np.savez(file, about=np.array(json.dumps(asdict(about))), **arrays)
 
 
 def load_reference(path: Path) -> Reference | None:
-    """Read the reference; None where there is none, or none that can be read."""
+    """Return the reference; None if there is none, or if it cannot be read."""
     if not path.is_file():
         return None
     try:
         _require_plain_zip(path)
         with np.load(path, allow_pickle=False) as file:
-            about: dict[str, Any] = json.loads(str(file["about"]))
+            about = _ABOUT.validate_json(str(file["about"]))
             arrays = {name: file[name] for name in _ARRAYS}
         return _checked(about, arrays)
     except UNREADABLE as error:
-        said = printable(str(error))[:200]
-        logger.warning("the data reference %s is unreadable (%s); it starts anew", path, said)
+        reason = printable(str(error))[:200]
+        logger.warning("the data reference %s is unreadable (%s); it is made anew", path, reason)
         return None
 
 
+@dataclass(frozen=True)
+class _About:
+    """The part of a reference's file that is no array."""
+
+    name: str
+    columns: tuple[Column, ...]
+    noise: tuple[float, float, float]
+    version: Literal[2] = 2
+
+
+_ABOUT = TypeAdapter(_About)
 _ARRAYS = ("baseline", "grown", "sent", "waiting", "seen", "accepted")
 
 
@@ -253,23 +258,16 @@ def _require_plain_zip(path: Path) -> None:
         raise ValueError("its parts are packed or overlap")
 
 
-def _checked(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reference:
-    if about["version"] != VERSION:
-        raise ValueError(f"version {about['version']}, expected {VERSION}")
-    columns = tuple(
-        Column(str(c["name"]), c["edges"] and tuple(map(float, c["edges"])), tuple(c["levels"]))
-        for c in about["columns"]
-    )
-    now, grown, baseline = map(float, about["noise"])
+def _checked(about: _About, arrays: Mapping[str, np.ndarray]) -> Reference:
     bins = arrays["baseline"].shape[-1]
     for name, array in arrays.items():
         rows = name in ("seen", "accepted")
         expected = np.dtype("u8") if rows else np.dtype("f8")
         if array.dtype != expected or (rows and array.ndim != 1):
             raise ValueError(f"{name} is of {array.dtype} with {array.ndim} dimensions")
-        if not rows and (array.shape != (2 * len(columns), bins) or bins < 2):
-            raise ValueError(f"{name} has shape {array.shape} for {len(columns)} columns")
-    return Reference(str(about["name"]), columns, **arrays, noise=(now, grown, baseline))
+        if not rows and (array.shape != (2 * len(about.columns), bins) or bins < 2):
+            raise ValueError(f"{name} has shape {array.shape} for {len(about.columns)} columns")
+    return Reference(about.name, about.columns, **arrays, noise=about.noise)
 
 
 def _is_numeric(rows: np.ndarray) -> bool:
