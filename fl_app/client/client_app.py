@@ -46,7 +46,7 @@ app = ClientApp()
 
 
 def round_seed(config: ClientConfig, server_round: int, digest: str) -> int:
-    """Return the seed of a local round: another for each round and each node's data."""
+    """Return the seed of a local round; it differs between rounds and between nodes' data."""
     key = f"{config.seed}/{server_round}/{config.partition_id}/{digest}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % (2**31 - 2)
 
@@ -126,7 +126,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 @app.evaluate(mods=[pack_arrays])
 @errors_as_replies
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the global weights on pictures that this node never trains on."""
+    """Evaluate the global weights on pictures that this node never trains on."""
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
     data = load_node_data(config)
     model = _loaded_model(message, config, data.spec.names)
@@ -158,7 +158,7 @@ def _model(size: str, names: tuple[str, ...]) -> YoloModel:
 
 def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
     model = _model(config.model_size, tuple(names))
-    model.criterion = None  # built anew from the next round's settings
+    model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model

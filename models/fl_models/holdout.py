@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Score a detector on a fixed set of pictures, and draw what it finds there.
-
-Which scores are good enough is not decided here.
-"""
+"""Evaluation of a detector on a fixed set of pictures, and drawings of its detections."""
 
 from __future__ import annotations
 
@@ -87,7 +84,7 @@ class Holdout:
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
 
-        Precision and recall are at the confidence with the best F1. The module isn't changed.
+        Precision and recall are those at the confidence with the best F1. The module isn't changed.
         """
         scores = self._scorer.score(model)
         return {
@@ -98,7 +95,7 @@ class Holdout:
 
     @property
     def matches(self) -> Matches:
-        """What the latest call found in each picture, and what it should have found."""
+        """Detections of the latest call in each picture, and the true boxes."""
         stats, names = self._scorer.stats, self._scorer.metrics.names
         found = [len(confs) for confs in stats["conf"]]
         true = [len(numbers) for numbers in stats["target_cls"]]
@@ -116,7 +113,7 @@ class Holdout:
     def per_class(self, metric: str = "mAP50") -> dict[str, float]:
         """Return one of the scores by class name in the latest call.
 
-        Classes without true boxes are left out. Empty for what is not scored.
+        Classes without true boxes are left out. Empty for an unknown metric.
         """
         metrics = self._scorer.metrics
         box = metrics.box
@@ -128,7 +125,7 @@ class Holdout:
 
 
 class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyped to mypy
-    """The parts of Ultralytics' validator that make up a score, and nothing else of it."""
+    """The parts of Ultralytics' validator that compute a score."""
 
     def __init__(
         self,
@@ -175,14 +172,14 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         return dict(self.get_stats())
 
     def _copy_of(self, model: nn.Module) -> Any:
-        # A copy, because inference tensors that stay behind in the head break later training; fused
-        # and in the layout of `YOLO.val`, whose scores these are.
+        # A copy, because inference tensors that remain in the head break later training; fused and
+        # in the layout of `YOLO.val`, so that the scores are the same.
         network: Any = copy.deepcopy(model).to(self.device).float().eval()
         network.names = self.data["names"]
         return network.fuse(verbose=False).to(memory_format=self._layout)
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        """Return the pictures as uint8 tensors, decoded once where they fit into memory."""
+        """Yield the pictures as uint8 tensors, decoded once if they are cached."""
         if self._loaded is None:
             yield from self.dataloader
             return
@@ -191,7 +188,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         yield from self._loaded
 
     def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
-        """What is true of a picture: the same in each call."""
+        """Return the true boxes of a picture, which are the same in each call."""
         name = batch["im_file"][si]
         if name not in self._true:
             self._true[name] = super()._prepare_batch(si, batch)
@@ -226,7 +223,7 @@ def draw_predictions(
     image_size: int | None = None,
     conf: float = 0.25,
 ) -> None:
-    """Write a grid of holdout pictures with true boxes (green) and found boxes (red).
+    """Write a grid of holdout pictures with true boxes (green) and detections (red).
 
     Parameters
     ----------
@@ -277,8 +274,8 @@ def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, i
 
     left, top, right, bottom = (round(float(value)) for value in box)
     cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
-    # OpenCV's built-in letters: Ultralytics' own drawing may go and fetch a font.
+    # OpenCV's built-in letters: Ultralytics' own drawing may download a font.
     below = colour == _TRUE_COLOUR
     place = (left, min(bottom + 12, _TILE - 2) if below else max(top - 4, 10))
-    for paint, width in (((0, 0, 0), 3), (colour, 1)):  # dark edges, to be read on any ground
+    for paint, width in (((0, 0, 0), 3), (colour, 1)):  # dark edges, legible on any background
         cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, paint, width, cv2.LINE_AA)
