@@ -219,7 +219,7 @@ def read_key(secret: str) -> bytes:
     return key
 
 
-def read_secret(path: str = "") -> str:
+def read_secret(path: str | None = None) -> str:
     """Return the secret from a file, or without a path from ``FL_APP_WEBHOOK_SECRET``.
 
     Raises
