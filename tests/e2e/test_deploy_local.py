@@ -202,7 +202,7 @@ def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -
     deployed.run(ROOT, "--run-config", few)
     for number in (1, 2):
         said = deployed.layout.log(f"node-{number}").read_text()
-        (sent, plain) = re.findall(r"sends ([\d.]+) MB in place of ([\d.]+) MB", said)[-1]
+        (sent, plain) = re.findall(r"sends ([\d.]+) MB instead of ([\d.]+) MB", said)[-1]
         assert float(sent) < 0.3 * float(plain)
     (row,) = deployed.store().list_all_versions()
     assert row["stage"] == "Staging"
