@@ -27,9 +27,9 @@ from fl_registry.files.artifacts import (
     SPEC_FILE,
     WEIGHTS_FILE,
     WholeFiles,
+    checked_header,
     describe,
     digest_of,
-    read_header,
 )
 from fl_registry.files.half import read_half
 from fl_registry.files.loading import ReadyModels, Weights, read_arrays
@@ -160,7 +160,7 @@ class VersionQueries(StageMoves):
         record = self._named(version_or_stage)
         weights = self._weights(record, half=False)
         content = self._whole.read(weights.path, weights.sha256, version=record.version)
-        spec = describe(read_header(weights.path, shown=weights.path), shown=weights.path)
+        spec = describe(checked_header(weights.path, shown=weights.path), shown=weights.path)
         return read_arrays(content, spec, version=record.version)
 
     def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
