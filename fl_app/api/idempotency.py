@@ -65,7 +65,7 @@ class Once:
         request = f"{path}\n{json.dumps(content, sort_keys=True)}"
         digest = hashlib.sha256(request.encode()).hexdigest()
         now = datetime.now(UTC)
-        claim = self._memory.claim_key(key, digest, owner=self._owner, now=now, retake=repeatable)
+        claim = self._memory.keys.claim(key, digest, owner=self._owner, now=now, retake=repeatable)
         if claim.digest != digest:
             raise ApiError(422, "This Idempotency-Key was used for another request; use a new one.")
         if claim.mine:
@@ -91,7 +91,7 @@ class Once:
                 raise
             status, answer, headers = error.status, error.answer, error.headers
         finally:  # without a status the key is free again
-            self._memory.answer_key(key, status, json.dumps(answer))
+            self._memory.keys.answer(key, status, json.dumps(answer))
         return status, answer, headers
 
 

@@ -12,7 +12,6 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.snapshot import standing
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _DESCRIPTIONS = {
@@ -25,13 +24,13 @@ _DESCRIPTIONS = {
 
 def monitor_metrics(manager: RetrainingManager) -> dict[str, Any]:
     """Return the scores, and how many requests have each outcome."""
-    state = standing(manager)
+    rule, _ = manager.snapshot()
     return {
-        "best_accuracy": state.best,
-        "current_accuracy": state.current,
-        "accuracy_threshold": state.threshold,
+        "best_accuracy": rule.best,
+        "current_accuracy": rule.current,
+        "accuracy_threshold": rule.threshold,
         "monitoring": manager.monitoring,
-        "requests": {str(outcome): n for outcome, n in manager.store.counts().items()},
+        "requests": {str(outcome): n for outcome, n in manager.store.requests.counts().items()},
     }
 
 

@@ -43,7 +43,7 @@ def trigger_retrain(api: Context, body: TriggerBody, change: Change) -> Answer:
     """
     manager = api.manager
     request_id = manager.manual_trigger(body.reason, force=body.force, request_id=change.id)
-    row = manager.store.get(change.id) or {}
+    row = manager.store.requests.get(change.id) or {}
     status = STATUSES.get(Outcome(row["outcome"]), "accepted")
     why = {"why": row["why"]} if row["why"] else {}
     return 202, {"status": status, "request_id": request_id, "reason": row["reason"], **why}
@@ -51,7 +51,7 @@ def trigger_retrain(api: Context, body: TriggerBody, change: Change) -> Answer:
 
 def trigger_history(api: Context, query: HistoryQuery) -> Response:
     """List requests with their outcome, newest last."""
-    memory, before = api.manager.store, query.before
+    memory, before = api.manager.store.requests, query.before
     if before is not None and memory.get(before) is None:
         raise ApiError(404, "There is no request with that id.")
     return reply(200, memory.history(query.limit, before or ""))
@@ -59,7 +59,7 @@ def trigger_history(api: Context, query: HistoryQuery) -> Response:
 
 def requests_now(manager: RetrainingManager) -> dict[str, Any]:
     """Return the running and the pending request, None where there is none."""
-    memory = manager.store
+    memory = manager.store.requests
     requests = {str(o): memory.find(o) for o in (Outcome.RUNNING, Outcome.PENDING)}
     return {name: r if r is None else memory.get(r.id) for name, r in requests.items()}
 

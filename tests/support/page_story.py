@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
-from fl_app.retraining.drift.check import DriftCheck, FeatureDrift
+from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
+from fl_app.retraining.state import MonitorState
 from fl_app.wire.data_summary import Feature
 from fl_registry import InMemoryModelStore
 
@@ -144,7 +146,7 @@ class Story:
 
     def _served(self, kind: TriggerKind, reason: str, *, days: float) -> None:
         self.clock.advance(days=days)
-        self.manager.ask(kind, reason)
+        self.manager.request(kind, reason)
         request = self.manager.take()
         assert request is not None, self.manager.trigger_history
         with self.manager.running(request):
@@ -160,8 +162,12 @@ class Story:
             ("saturation", 0.71, 0.55, 0.02, "wider", 0),
         ]
         features = tuple(FeatureDrift(Feature(name), *rest) for name, *rest in found)
-        self.manager.drift.last = DriftCheck((), features, nodes=2, rows=412, height=105_120.0)
-        self.manager.ask(
+        self.manager.request(
             TriggerKind.DRIFT, "in round 8 the data moved: brightness lower (effect 0.31)"
         )
         self.manager.update_metrics(THIRD[-1], 9)
+        check = DriftCheck((), features, nodes=2, rows=412, height=105_120.0)
+        note = self.manager.store.note("monitor", MonitorState)
+        _, state = note.read()
+        assert state is not None
+        note.write(replace(state, drift=replace(state.drift, last=check)))

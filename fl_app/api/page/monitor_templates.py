@@ -67,7 +67,7 @@ RETRAINING = """\
 <section id="drift" aria-labelledby="drift-title">
 <h2 id="drift-title">Data drift</h2>
 {% if drift %}
-{% if drift.rings %}<p class="verified bad"><strong>Alarm.</strong> {{ drift.reason }}.</p>
+{% if drift.is_alarm %}<p class="verified bad"><strong>Alarm.</strong> {{ drift.reason }}.</p>
 {% else %}<p class="verified good"><strong>No alarm.</strong> The mean evidence is
  {{ drift|mean_evidence|evidence }}; the alarm threshold is {{ drift.height|evidence }}.</p>
 {% endif %}

@@ -18,7 +18,6 @@ from fl_app.api.parsing import ApiError
 from fl_app.api.production import probation_status
 from fl_app.api.registry_calls import RegistryCalls
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.snapshot import standing
 from fl_registry import JournalError
 
 if TYPE_CHECKING:
@@ -100,16 +99,16 @@ def _monitor_values(manager: RetrainingManager) -> dict[str, Any]:
         "database_problem": "",
     }
     try:
-        state = standing(manager)
+        rule, check = manager.snapshot()
         requests = {
             **requests_now(manager),
-            "newest": manager.store.history(MOST_REQUESTS)[::-1],
-            "total": sum(manager.store.counts().values()),
+            "newest": manager.store.requests.history(MOST_REQUESTS)[::-1],
+            "total": sum(manager.store.requests.counts().values()),
         }
     except SQLAlchemyError:
         return {**values, "database_problem": "The monitor's database does not answer; try again."}
-    values.update(state=state, requests=requests)
-    if state.drift is not None and state.drift.features:
-        strongest = sorted(state.drift.features, key=lambda feature: -feature.evidence)
-        values.update(drift=state.drift, strongest=strongest[:MOST_FEATURES])
+    values.update(state=rule, requests=requests)
+    if check is not None and check.features:
+        strongest = sorted(check.features, key=lambda feature: -feature.evidence)
+        values.update(drift=check, strongest=strongest[:MOST_FEATURES])
     return values

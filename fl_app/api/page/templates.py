@@ -19,7 +19,7 @@ from fl_app.api.page.registry_view import (
     number_text,
     score_text,
 )
-from fl_app.retraining.drift.check import DriftCheck
+from fl_app.retraining.drift.state import DriftCheck
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600
