@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fl_app.retraining.memory.request_lock import Serving
 from fl_app.retraining.memory.tables import open_database, tables
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
+from fl_registry.home import DEFAULT_MODEL_NAME
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Row, RowMapping
@@ -72,7 +73,7 @@ class MonitorStore:
         The registered model that it is about; each has requests and schedules of its own.
     """
 
-    def __init__(self, url: str = IN_MEMORY, model: str = "fl-global-model") -> None:
+    def __init__(self, url: str = IN_MEMORY, model: str = DEFAULT_MODEL_NAME) -> None:
         from sqlalchemy.pool import QueuePool
 
         # One connection that threads use in turn: shared, one thread's end would undo another's.
