@@ -22,7 +22,6 @@ CLOCKS = [
     "fl_registry.memory.datetime",
     "fl_registry.version_tags.datetime",
     "fl_app.retraining.requests.datetime",
-    "fl_app.api.page.overview.datetime",
 ]
 BEGIN = datetime(2026, 11, 19, 8, 30, tzinfo=UTC)
 FIRST = [0.0012, 0.2121, 0.4306, 0.5906, 0.6544, 0.7022, 0.7381, 0.7512]
@@ -66,11 +65,12 @@ class Story:
         self.folder, self.clock = folder, clock
         self.store = InMemoryModelStore()
         self.manager = RetrainingManager(
-            store=MonitorStore(), min_rounds_between_retrain=0, now=self._now
+            store=MonitorStore(), min_rounds_between_retrain=0, now=self.time
         )
         self._live()
 
-    def _now(self) -> datetime:
+    def time(self) -> datetime:
+        """What time it is."""
         return self.clock.now
 
     def _live(self) -> None:
@@ -92,7 +92,9 @@ class Story:
         self._session(3, THIRD, staged=(20, 24), waits="24")
         self._drift()
         self.clock.advance(hours=2)
-        self.manager.manual_trigger("new pictures from the north camera (asked by Ada Lovelace)")
+        self.manager.manual_trigger(
+            "new pictures from the north camera (requested by Ada Lovelace)"
+        )
         self.clock.advance(minutes=40)
 
     def _session(
