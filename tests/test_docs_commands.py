@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fl_app.cli.checks import examine
 from support.postgres_server import postgres, postgres_programs
 
 from fl_app import RetrainingManager
 from fl_app.cli import main
-from fl_app.cli.checks import examine
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager
@@ -79,7 +79,7 @@ def test_a_backup_of_one_machine_is_brought_back(tmp_path: Path) -> None:
     said = shell(bring_back, tmp_path)
     assert f"{entries} entries follow one another" in said
     assert "the weights of 2 versions are whole" in said
-    (request,) = MonitorStore(default_url(home)).history()
+    (request,) = MonitorStore(default_url(home)).requests.history()
     assert "new pictures" in str(request["reason"])
 
 

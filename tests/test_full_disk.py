@@ -71,12 +71,12 @@ def test_a_fall_that_could_not_be_written_down_is_asked_for_in_the_next_round(
     manager = RetrainingManager(policy="best_minus_threshold", store=store)
     manager.update_metrics(accuracy=0.9, round_num=1)
     with monkeypatch.context() as patched:
-        patched.setattr(store, "add", raises_disk_full)
+        patched.setattr(store.requests, "add", raises_disk_full)
         manager.update_metrics(accuracy=0.5, round_num=2)
         assert manager.health.failing.keys() == {"the monitor's memory"}
-    assert store.find(Outcome.PENDING) is None
+    assert store.requests.find(Outcome.PENDING) is None
     manager.update_metrics(accuracy=0.5, round_num=3)
-    waiting = store.find(Outcome.PENDING)
+    waiting = store.requests.find(Outcome.PENDING)
     assert waiting is not None
     assert waiting.reason.startswith("in round 3")
     assert manager.health.failing == {}
@@ -120,7 +120,6 @@ WRITERS = {
     "fl_app/client/summary/reference.py": "within `replacing`",
     "fl_app/client/generated_shapes.py": "within `new_folder`",
     "fl_app/deploy/data.py": "within `new_folder`",
-    "fl_app/deploy/postgres.py": "a password's file that goes; PostgreSQL's folder, then its name",
     "fl_app/deploy/fork_server.py": "in a folder that goes",
     "fl_app/strategy/checkpoints/folder.py": "renames",
     "fl_app/strategy/finish/plots.py": "in a folder that goes",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a request may become a session: pure, and apart from what makes requests."""
+"""Which requests may become a session. Pure functions; nothing here makes requests."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Situation:
     Attributes
     ----------
     rounds_since, hours_since : float | None
-        Since a request was last taken; None if none ever was.
+        Since a request was last taken; None before the first.
     taken_in_window : int
         Automatic requests taken in the last 30 days.
     recovered : bool
-        Whether the score was all right at some time since the last request of a rule.
+        Whether the score was healthy at some time since the rule's last request.
     """
 
     rounds_since: int | None = None
@@ -71,15 +71,15 @@ class Situation:
 def decide(
     policy: RetrainPolicy, request: RetrainRequest, situation: Situation
 ) -> tuple[Outcome, str]:
-    """Say what becomes of a request, and why if it does not go through.
+    """Return the outcome of a new request, and the reason if it is not pending.
 
-    Forced requests pass, as people's are. All others must be past the cooldown in rounds and
-    hours, within the budget, and not repeat a request about which nothing changed.
+    Forced requests are always pending. All others must be past the cooldown in rounds and hours,
+    within the budget, and not repeat a request about a fall that has not recovered.
     """
     if request.force:
         return Outcome.PENDING, ""
-    for refused, why in _limits(policy, request, situation):
-        if refused:
+    for exceeded, why in _limits(policy, request, situation):
+        if exceeded:
             return Outcome.SUPPRESSED, why
     if policy.mode == "suggest":
         return Outcome.SUGGESTED, "the monitor only suggests; a person may trigger it"
@@ -93,12 +93,12 @@ def _limits(
     yield (
         rounds is not None and rounds < policy.min_rounds_between_retrain,
         f"only {rounds} rounds since the last retraining, "
-        f"{policy.min_rounds_between_retrain} are asked for",
+        f"{policy.min_rounds_between_retrain} are required",
     )
     yield (
         hours is not None and hours < policy.min_hours_between_retrain,
         f"only {hours or 0:.1f} hours since the last retraining, "
-        f"{policy.min_hours_between_retrain:g} are asked for",
+        f"{policy.min_hours_between_retrain:g} are required",
     )
     yield (
         situation.taken_in_window >= policy.budget,
@@ -106,5 +106,5 @@ def _limits(
     )
     yield (
         request.kind is TriggerKind.DEGRADATION and not situation.recovered,
-        "the score has not been all right since the last request",
+        "the score has not recovered since the last request",
     )

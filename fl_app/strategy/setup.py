@@ -26,7 +26,6 @@ from fl_app.hooks.queue import Hooks
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError
 from fl_app.strategy.finish.evaluation import EvaluateFn
-from fl_app.strategy.finish.next_steps import USUAL_NAME
 from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS
@@ -36,6 +35,7 @@ from fl_app.strategy.session.resume import Resume
 from fl_app.strategy.shadow.rounds import ShadowEvaluation
 from fl_registry import ModelStore, Policy, Serving, Stage, Tracker, Writer
 from fl_registry.breaker import Breaker
+from fl_registry.home import DEFAULT_MODEL_NAME
 
 _WRAPPERS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -191,7 +191,7 @@ class Setup:
     @property
     def model_name(self) -> str:
         """Name of the registered model."""
-        return getattr(self.store, "registered_model_name", USUAL_NAME)
+        return getattr(self.store, "registered_model_name", DEFAULT_MODEL_NAME)
 
     @property
     def params(self) -> dict[str, object]:

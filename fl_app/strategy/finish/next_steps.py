@@ -10,10 +10,9 @@ from pathlib import Path
 
 from fl_app.events import RoundReport
 from fl_registry import ModelManager, ModelStore, Stage
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.address import absolute_address
 from fl_registry.redaction import redact
-
-USUAL_NAME = "fl-global-model"
 
 
 def next_commands(reports: Sequence[RoundReport], store: ModelStore, home: Path) -> str:
@@ -37,7 +36,7 @@ def next_commands(reports: Sequence[RoundReport], store: ModelStore, home: Path)
         lines += [f"compare {production} {waiting[-1]}"] if production else []
         lines += [f"approve {waiting[-1]} --note 'why'"]
     name = store.registered_model_name
-    named = "" if name == USUAL_NAME else f" --name {shlex.quote(name)}"
+    named = "" if name == DEFAULT_MODEL_NAME else f" --name {shlex.quote(name)}"
     address = _tracking_uri(store, home)
     typed = [f"{_start(home)} {line}{named}{address}" for line in (*lines, "serve")]
     return "\n  ".join(["next:", *typed, f"{_start(home)} ui{address}"])
