@@ -276,7 +276,7 @@ def status(
         table.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     table.add_row("backlog", escape(str(waiting)))
     for one in bad:
-        table.add_row(f"node {one.node_id} rejected", escape(one.told()))
+        table.add_row(f"node {one.node_id} rejected", escape(one.as_line()))
     return out.print(table)
 
 

@@ -210,6 +210,8 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
 
 
 def _layout_of(device: torch.device) -> torch.memory_format:
+    # As in YOLO.val. Not in training: channels last is up to 14 % faster there, but two epochs of
+    # AdamW end 2 % away from the weights of Ultralytics' own trainer.
     x86 = platform.machine() in {"AMD64", "x86_64"}
     return torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
 
