@@ -79,7 +79,7 @@ def sequential_test(
         The new differences of each round: above zero if the second model is better. An infinite
         difference means that the other model has no score.
     confidence : float
-        One minus the probability that equally good models are ever told apart.
+        One minus the probability that equally good models are ever distinguished.
 
     Raises
     ------
