@@ -117,7 +117,6 @@ class Versions:
                 self.store.promote_to_staging(version, actor=by.actor, reason=by.reason)
                 return 200, {"version": version, "stage": str(Stage.STAGING)}
             self.store.promote_to_production(version, actor=by.actor, reason=by.reason)
-            self.store.set_version_tags(version, {"approval": "approved"})
         return 200, {"version": version, "stage": str(Stage.PRODUCTION)}
 
     def approve(self, version: str, by: By) -> Answer:

@@ -120,8 +120,6 @@ def promote(
         _fail(f"--to is {to!r}, expected 'production' or 'staging'.")
     move = manager.promote_to_production if to == "production" else manager.promote_to_staging
     move(version, actor=by or _account(), reason=note)
-    if to == "production":
-        manager.set_version_tags(version, {"approval": "approved"})
     _moved(version, name, to.capitalize(), "is in {} now", as_json)
 
 
