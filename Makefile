@@ -17,7 +17,7 @@ test:  ## The whole suite, as the README has it.
 	uv run --group test pytest -n 2
 
 fast:  ## The tests that start no real process.
-	uv run --group test pytest -m "not slow"
+	uv run --group test pytest -n 2 -m "not slow"
 
 nightly:  ## The whole suite with many more generated cases.
 	uv run --group test pytest --hypothesis-profile nightly -n 2

@@ -136,7 +136,7 @@ def alarms(
         summaries = [read_summary(record, str(node)) for node, record in records.items()]
         state, verdict = check(state, summaries, number * INTERVAL, settings)
         said = peers_say(np.concatenate(drawn), federation.pooled) if peers else {}
-        said["ours"] = verdict is not None and verdict.rings
+        said["ours"] = verdict is not None and verdict.is_alarm
         for name, rings in said.items():
             found.setdefault(name, []).extend([number] if rings else [])
         if stop and said["ours"] and number >= shift.begin:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.table import Row, parser, report
 from fl_app.retraining import ProbationSettings, ProductionReport
-from fl_app.retraining.probation.rule import FEWEST, RECENT, follow, take_report
+from fl_app.retraining.probation.rule import FEWEST, RECENT, add_report, follow
 from fl_app.retraining.probation.state import Baseline, ProbationState
 from fl_registry import Tenure
 
@@ -37,7 +37,7 @@ def baseline_of(reports: Sequence[float], *, own: bool) -> Baseline:
     first = SETTINGS if own else ProbationSettings(watch=())  # version 1 is not what is judged
     state = follow(ProbationState(), STAYS if own else STAYS[:1], first)
     for accuracy in reports:
-        state = take_report(state, ProductionReport(float(accuracy)), 0.0, SETTINGS)
+        state = add_report(state, ProductionReport(float(accuracy)), 0.0, SETTINGS)
     trial = follow(state, STAYS, SETTINGS).trial
     if trial is None or trial.baseline is None:
         raise RuntimeError("The rule made no baseline of enough reports.")

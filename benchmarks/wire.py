@@ -218,7 +218,7 @@ def yolo_score(encoding: str, seed: int) -> float:
     from fl_models.yolo import from_arrays, get_model, to_arrays
 
     data = shapes_data(OWN)
-    spec, config = load_data_spec(data, None), ServerConfig()
+    spec, config = load_data_spec(data, None), ServerConfig.from_run_config({})
     settings = {"data": str(data), "update-compression": encoding, "data-summaries": False}
 
     def answer(node: int, message: Message) -> RecordDict:

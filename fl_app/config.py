@@ -1,319 +1,318 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of the app, parsed and checked once from Flower's run config and node config.
+"""The settings of the app: the records that its run config fills, read and checked once.
 
-Every setting is declared here and nowhere else; the table in the README is made from it.
+A part that other apps use declares its settings in its own record, such as `Screening`; the
+settings of this app alone are declared here. The table in the README is made from both by
+``python -m fl_app.config``.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from fl_app.retraining import DriftSettings, ProbationSettings, RetrainPolicy
+from fl_app.settings import (
+    Key,
+    Setting,
+    SettingError,
+    Value,
+    check_settings,
+    keyed_settings,
+    read_settings,
+)
+from fl_app.strategy import EarlyStopping, Screening, ShadowEvaluation
 from fl_registry.redaction import printable
 
-RunConfigValues = Mapping[str, bool | float | int | str]
+T = TypeVar("T")
 
 MODEL_STRIDE = 32
 """The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
 
 
-PRIVATE = frozenset(
-    {
-        "mlflow_tracking_uri",
-        "monitor_database_url",
-        "webhook_url",
-        "api_token_file",
-        "webhook_secret_file",
-    }
-)
-"""Settings that hold a secret, or lead to one: they are never logged."""
-SHAPING = frozenset(
-    {
-        *("data", "partitioning", "alpha", "seed", "batch_size", "local_epochs", "learning_rate"),
-        *("model_size", "num_classes", "image_size", "metric", "metric_mode"),
-        *("fraction_train", "fraction_evaluate", "min_nodes"),
-        *("max_examples_per_node", "max_update_norm", "norm_action", "update_compression"),
-    }
-)
-"""Settings that shape the model: a session that was cut short goes on only with the same ones."""
-
-
 class ConfigError(ValueError):
     """A setting is unknown, or its value has the wrong type or range."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(printable(said))
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
-class _Settings(BaseModel):
-    """Settings that the server and the clients read alike."""
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """The arguments of `fl_app.strategy.default_policy`.
 
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="ignore", alias_generator=lambda n: n.replace("_", "-")
-    )
+    Attributes
+    ----------
+    threshold : float
+        The score that a version must reach before it may be staged.
+    margin : float
+        How much better than Production a version must be to replace it.
+    confidence : float | None
+        Confidence that it is better, from a paired test over the pictures; None: only the two
+        scores are compared.
+    class_margin : float
+        How much worse than Production a version may be in any one class.
+    """
 
-    home: str = Field(
-        "",
-        description="Folder for everything the app keeps; empty: `$FL_APP_HOME`, else `~/.fl-app`.",
+    threshold: Annotated[float, Key("staging-threshold")] = 0.5
+    margin: Annotated[float, Field(ge=0), Key("champion-margin")] = 0.0
+    confidence: Annotated[float | None, Field(gt=0, lt=1), Key("champion-confidence", off=0.0)] = (
+        0.95
     )
-    data: str = Field(
-        "",
-        description="Absolute path of an Ultralytics `data.yaml`; empty: generated shapes.",
+    class_margin: Annotated[float, Field(ge=0), Key("class-margin")] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """The REST API of a server that waits for requests.
+
+    Attributes
+    ----------
+    port : int
+        Port of the REST API that a ``continuous`` server opens; 0: none.
+    host : str
+        Address that the API listens on; one that other machines can reach requires a token.
+    allowed_hosts : tuple[str, ...]
+        Host names that clients may use, with commas; those of this machine are always allowed.
+    token_file : str | None
+        File with the API's token; None: ``$FL_APP_API_TOKEN``, else no token.
+    """
+
+    port: Annotated[int, Field(ge=0, le=65535), Key("api-port")] = 5001
+    host: Annotated[str, Field(min_length=1), Key("api-host")] = "127.0.0.1"
+    allowed_hosts: Annotated[tuple[str, ...], Key("api-allowed-hosts", listed=True)] = ()
+    token_file: Annotated[str | None, Key("api-token-file", off="", private=True)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookSettings:
+    """Where events are posted to.
+
+    Attributes
+    ----------
+    url : str | None
+        URL that each event is posted to, signed; None: none.
+    secret_file : str | None
+        File with the key of the signature; None: ``$FL_APP_WEBHOOK_SECRET``.
+    hosts : tuple[str, ...]
+        Hosts that may be posted to, with commas, which may be private; empty: any public host, by
+        https.
+
+    Raises
+    ------
+    ConfigError
+        If ``secret_file`` or ``hosts`` is set without ``url``.
+    """
+
+    url: Annotated[str | None, Key("webhook-url", off="", private=True)] = None
+    secret_file: Annotated[str | None, Key("webhook-secret-file", off="", private=True)] = None
+    hosts: Annotated[tuple[str, ...], Key("webhook-hosts", listed=True)] = ()
+
+    def __post_init__(self) -> None:
+        if self.url is None and (self.hosts or self.secret_file):
+            raise ConfigError(
+                "webhook-hosts or webhook-secret-file is set and webhook-url is not, so no event "
+                "would be posted; set webhook-url, or leave the others out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SharedSettings:
+    """Settings that the server and the clients read alike.
+
+    Attributes
+    ----------
+    home : str | None
+        Folder for everything that the app stores; None: ``$FL_APP_HOME``, else ``~/.fl-app``.
+    data : str | None
+        Absolute path of an Ultralytics ``data.yaml``; None: generated shapes.
+    partitioning : "iid" | "dirichlet"
+        How a simulation divides the training pictures over the nodes.
+    alpha : float
+        Label skew of ``dirichlet``: the smaller, the more skewed.
+    seed : int
+        Seed of partitions, first weights and local rounds.
+    model_size : "n" | "s" | "m" | "l" | "x"
+        Size of YOLOv8.
+    num_classes : int
+        Classes of the model; ``data.yaml`` must have as many.
+    image_size : int
+        Side of a picture in pixels.
+    batch_size : int
+        Pictures per optimizer step.
+    """
+
+    home: Annotated[str | None, Key("home", off="")] = None
+    data: Annotated[str | None, Key("data", off="", shaping=True)] = None
+    partitioning: Annotated[Literal["iid", "dirichlet"], Key("partitioning", shaping=True)] = "iid"
+    alpha: Annotated[float, Field(gt=0), Key("alpha", shaping=True)] = 0.5
+    seed: Annotated[int, Field(ge=0), Key("seed", shaping=True)] = 42
+    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key("model-size", shaping=True)] = "n"
+    num_classes: Annotated[int, Field(ge=1), Key("num-classes", shaping=True)] = 7
+    image_size: Annotated[
+        int, Field(ge=32, multiple_of=MODEL_STRIDE), Key("image-size", shaping=True)
+    ] = 96
+    batch_size: Annotated[int, Field(ge=1), Key("batch-size", shaping=True)] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig(_SharedSettings):
+    """What the ServerApp reads.
+
+    Attributes
+    ----------
+    num_server_rounds : int
+        Rounds of a session.
+    min_nodes : int
+        Nodes that must be connected before a round starts.
+    fraction_train : float
+        Share of nodes that train in a round.
+    fraction_evaluate : float
+        Share of nodes that evaluate in a round; 0: none.
+    learning_rate : float
+        Highest learning rate; round 1 has half of it, and it falls to a tenth.
+    round_timeout : float
+        Seconds to wait for replies; the round continues with those that arrived.
+    node_wait_timeout : float
+        Seconds to wait for ``min-nodes``; then the run fails.
+    pack_arrays : bool
+        Send a model as one array over a SuperLink; hundreds of arrays take seconds.
+    screening : Screening
+        Which replies count.
+    early_stopping : EarlyStopping | None
+        When a session stops before its last round.
+    metric : str
+        Metric that gates and the monitor look at.
+    metric_mode : "max" | "min"
+        Whether more or less of ``metric`` is better.
+    policy : PolicySettings
+        Gates before the stages.
+    approval : "manual" | "auto"
+        ``manual``: Production waits for a person; ``auto``: the best version is promoted.
+    shadow : ShadowEvaluation | None
+        Rounds that compare a version that waits for approval with Production.
+    restart_from : "production" | "latest" | "scratch"
+        Weights that a session starts with; ``production`` falls back to Staging, then to the latest
+        version.
+    resume : "auto" | "require" | "fresh"
+        An interrupted session: ``auto`` resumes it if the settings that shape the model are the
+        same, ``require`` resumes it or fails, ``fresh`` starts anew.
+    when_busy : "wait" | "refuse"
+        What to do while another server trains the same model.
+    continuous : bool
+        After a session wait for the next request instead of ending.
+    max_retrains : int
+        Sessions that one run may add by itself.
+    accuracy_threshold : float
+        Lasting fall of the metric that requests retraining.
+    degradation_policy : "capped_cusum" | "best_minus_threshold"
+        How the monitor distinguishes a fall from noise.
+    limits : RetrainPolicy
+        Limits of the monitor's requests.
+    retrain_interval_days : float | None
+        Days between scheduled retrainings; None: no schedule.
+    retrain_cron : str | None
+        Cron expression, in UTC, of scheduled retrainings; None: no schedule.
+    drift : DriftSettings
+        When the nodes' data have drifted.
+    probation : ProbationSettings
+        When a promoted version is rolled back.
+    api : ApiSettings
+        The REST API.
+    webhook : WebhookSettings
+        Where events are posted to.
+    log_events : bool
+        Log each event as a line of JSON as well.
+    monitor_database_url : str | None
+        SQLAlchemy URL of the monitor's database; None: SQLite in ``home``.
+    mlflow_tracking_uri : str | None
+        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else SQLite in ``home``.
+    registered_model_name : str
+        Name in the model registry.
+    experiment_name : str
+        MLflow experiment.
+
+    Raises
+    ------
+    ConfigError
+        If shadow rounds are requested and no node evaluates.
+    """
+
+    num_server_rounds: Annotated[int, Field(ge=1), Key("num-server-rounds")] = 8
+    min_nodes: Annotated[int, Field(ge=1), Key("min-nodes", shaping=True)] = 2
+    fraction_train: Annotated[float, Field(gt=0, le=1), Key("fraction-train", shaping=True)] = 1.0
+    fraction_evaluate: Annotated[
+        float, Field(ge=0, le=1), Key("fraction-evaluate", shaping=True)
+    ] = 1.0
+    learning_rate: Annotated[float, Field(gt=0), Key("learning-rate", shaping=True)] = 0.002
+    round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key("round-timeout")] = 3600.0
+    node_wait_timeout: Annotated[
+        float, Field(gt=0, allow_inf_nan=True), Key("node-wait-timeout")
+    ] = 600.0
+    pack_arrays: Annotated[bool, Key("pack-arrays")] = True
+    screening: Screening
+    early_stopping: EarlyStopping | None
+    metric: Annotated[str, Field(min_length=1), Key("metric", shaping=True)] = "mAP50"
+    metric_mode: Annotated[Literal["max", "min"], Key("metric-mode", shaping=True)] = "max"
+    policy: PolicySettings
+    approval: Annotated[Literal["manual", "auto"], Key("approval")] = "manual"
+    shadow: ShadowEvaluation | None
+    restart_from: Annotated[Literal["production", "latest", "scratch"], Key("restart-from")] = (
+        "production"
     )
-    partitioning: Literal["iid", "dirichlet"] = Field(
-        "iid", description="How a simulation divides the training pictures over the nodes."
+    resume: Annotated[Literal["auto", "require", "fresh"], Key("resume")] = "auto"
+    when_busy: Annotated[Literal["wait", "refuse"], Key("when-busy")] = "wait"
+    continuous: Annotated[bool, Key("continuous")] = False
+    max_retrains: Annotated[int, Field(ge=0), Key("max-retrains")] = 1
+    accuracy_threshold: Annotated[float, Field(gt=0), Key("accuracy-threshold")] = 0.05
+    degradation_policy: Annotated[
+        Literal["capped_cusum", "best_minus_threshold"], Key("degradation-policy")
+    ] = "capped_cusum"
+    limits: RetrainPolicy
+    retrain_interval_days: Annotated[
+        float | None, Field(gt=0), Key("retrain-interval-days", off=0.0)
+    ] = None
+    retrain_cron: Annotated[str | None, Key("retrain-cron", off="")] = None
+    drift: DriftSettings
+    probation: ProbationSettings
+    api: ApiSettings
+    webhook: WebhookSettings
+    log_events: Annotated[bool, Key("log-events")] = False
+    monitor_database_url: Annotated[
+        str | None, Key("monitor-database-url", off="", private=True)
+    ] = None
+    mlflow_tracking_uri: Annotated[str | None, Key("mlflow-tracking-uri", off="", private=True)] = (
+        None
     )
-    alpha: float = Field(
-        0.5, gt=0, description="Label skew of `dirichlet`: the smaller, the more skewed."
+    registered_model_name: Annotated[str, Field(min_length=1), Key("registered-model-name")] = (
+        "fl-global-model"
     )
-    seed: int = Field(42, ge=0, description="Seed of partitions, first weights and local rounds.")
-    model_size: Literal["n", "s", "m", "l", "x"] = Field("n", description="Size of YOLOv8.")
-    num_classes: int = Field(7, ge=1, description="Classes of the model; `data.yaml` must agree.")
-    image_size: int = Field(
-        96, ge=32, multiple_of=MODEL_STRIDE, description="Side of a picture in pixels."
-    )
-    batch_size: int = Field(16, ge=1, description="Pictures per optimizer step.")
+    experiment_name: Annotated[str, Field(min_length=1), Key("experiment-name")] = "fl-app"
+
+    def __post_init__(self) -> None:
+        if self.shadow is not None and not self.fraction_evaluate:
+            raise ConfigError(
+                f"shadow-rounds={self.shadow.rounds} needs nodes that evaluate, and "
+                "fraction-evaluate=0.0 selects none; change one of the two."
+            )
 
     @classmethod
-    def from_run_config(
-        cls, run_config: RunConfigValues, node_config: RunConfigValues | None = None
-    ) -> Self:
-        """Check ``run_config`` (and what a node says of itself) and return the settings.
+    def from_run_config(cls, run_config: Mapping[str, Value]) -> Self:
+        """Check ``run_config`` and return the settings.
 
         Raises
         ------
         ConfigError
             One sentence on the first unknown key or wrong value.
         """
-        known = {_key(name) for kind in (ServerConfig, ClientConfig) for name in kind.model_fields}
-        for key in run_config:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
-                raise ConfigError(f"Unknown run-config key {key!r}: {hint}")
-        merged = {**run_config, **cls._from_node(node_config or {})}
-        try:
-            return cls.model_validate(merged)
-        except ValidationError as err:
-            raise ConfigError(_sentence(err)) from None
-
-    def params(self) -> dict[str, Any]:
-        """Return the settings that a run logs, by their names in the run config."""
-        return self.model_dump(by_alias=True, exclude=set(PRIVATE))
-
-    @classmethod
-    def _from_node(cls, node_config: RunConfigValues) -> dict[str, Any]:
-        return {}
-
-
-class ServerConfig(_Settings):
-    """What the ServerApp reads."""
-
-    num_server_rounds: int = Field(8, ge=1, description="Rounds of a session.")
-    min_nodes: int = Field(2, ge=1, description="Nodes that must be there before a round starts.")
-    fraction_train: float = Field(1.0, gt=0, le=1, description="Share of nodes asked to train.")
-    fraction_evaluate: float = Field(
-        1.0, ge=0, le=1, description="Share of nodes asked to evaluate; 0 asks none."
-    )
-    node_wait_timeout: float = Field(
-        600.0, gt=0, description="Seconds to wait for `min-nodes`; then the run fails."
-    )
-    round_timeout: float = Field(
-        3600.0,
-        gt=0,
-        description="Seconds to wait for replies; the round goes on with those that came.",
-    )
-    pack_arrays: bool = Field(
-        True, description="Send a model as one array over a SuperLink; hundreds take it seconds."
-    )
-    patience: int = Field(
-        0,
-        ge=0,
-        description="Rounds without a better metric after which a session stops; 0: never.",
-    )
-    min_delta: float = Field(0.0, ge=0, description="Better means by more than this.")
-    when_busy: Literal["wait", "refuse"] = Field(
-        "wait", description="What to do while another server trains the same model."
-    )
-    max_examples_per_node: float = Field(
-        1e8, gt=0, description="A reply that tells of more examples than this does not count."
-    )
-    max_update_norm: float = Field(
-        0.0,
-        ge=0,
-        description="Largest L2 norm of the difference between a reply and the model; 0: none.",
-    )
-    norm_action: Literal["clip", "refuse"] = Field(
-        "clip", description="Beyond it, scale the difference down, or let the reply not count."
-    )
-    learning_rate: float = Field(
-        0.002, gt=0, description="Rate at its height; halved in round 1, then falling to a tenth."
-    )
-    metric: str = Field("mAP50", min_length=1, description="The metric that gates look at.")
-    metric_mode: Literal["max", "min"] = Field("max", description="Whether more or less is better.")
-    staging_threshold: float = Field(
-        0.5, description="A version at least this good may go to Staging."
-    )
-    champion_margin: float = Field(
-        0.0, ge=0, description="How much better than Production a version must be to replace it."
-    )
-    champion_confidence: float = Field(
-        0.95,
-        ge=0,
-        lt=1,
-        description="How sure that must be, picture by picture; 0: the two scores alone decide.",
-    )
-    class_margin: float = Field(
-        0.1,
-        ge=0,
-        description="How much worse than Production a version may be in any one class.",
-    )
-    approval: Literal["manual", "auto"] = Field(
-        "manual",
-        description="`manual`: Production waits for a person; `auto`: the best goes there.",
-    )
-    shadow_rounds: int = Field(
-        0,
-        ge=0,
-        description="Rounds in which nodes compare what waits for approval with Production; "
-        "0: none.",
-    )
-    shadow_confidence: float = Field(
-        0.95, gt=0, lt=1, description="How sure they must be; what is surely worse is archived."
-    )
-    shadow_ab_test: bool = Field(
-        False, description="Each node scores one of the two only; needs many more nodes."
-    )
-    restart_from: Literal["production", "latest", "scratch"] = Field(
-        "production",
-        description="Weights a session starts with; `production` falls back to Staging, "
-        "then to the latest version.",
-    )
-    resume: Literal["auto", "require", "fresh"] = Field(
-        "auto",
-        description="A session that was cut short: `auto` goes on with it if the settings that "
-        "shape the model are the same, `require` does or refuses, `fresh` begins anew.",
-    )
-    accuracy_threshold: float = Field(
-        0.05, gt=0, description="Lasting fall of the metric that asks for retraining."
-    )
-    degradation_policy: Literal["capped_cusum", "best_minus_threshold"] = Field(
-        "capped_cusum", description="How the monitor tells a fall from noise."
-    )
-    min_rounds_between_retrain: int = Field(
-        10, ge=0, description="Rounds after a retraining before the monitor may ask again."
-    )
-    min_hours_between_retrain: float = Field(
-        24.0, ge=0, description="Hours after a retraining before the monitor may ask again."
-    )
-    retrain_budget: int = Field(
-        4, ge=0, description="Retrainings in 30 days that the monitor may ask for."
-    )
-    on_request: Literal["auto", "suggest"] = Field(
-        "auto", description="`suggest`: the monitor's requests are written down for a person."
-    )
-    drift_false_alarm_days: float = Field(
-        365.0, gt=0, description="Days on average, at least, before a false alarm of drift."
-    )
-    drift_min_effect: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="Smallest shift of the data that matters; 0.05: an eighth of a standard "
-        "deviation.",
-    )
-    drift_season: str = Field(
-        "24h",
-        pattern=r"^([1-9][0-9]*[mhd])?$",
-        description="Time after which data repeat themselves (`90m`, `24h`, `7d`); empty: the "
-        "last 12 checks decide.",
-    )
-    drift_policy: Literal["evidence", "per_check"] = Field(
-        "evidence", description="`per_check`: any p < 0.05 in any round asks for retraining."
-    )
-    probation_watch: str = Field(
-        "federated,feed",
-        pattern=r"^((federated|feed|drift)(, ?(federated|feed|drift))*)?$",
-        description="What may bring the version before back after a promotion: sessions, reports "
-        "to the API, `drift`; empty: nothing.",
-    )
-    probation_drop: float = Field(
-        0.1, gt=0, description="Fall of the accuracy, or of the metric, that is critical then."
-    )
-    probation_in_a_row: int = Field(
-        3, ge=1, description="Critical reports in a row that are needed."
-    )
-    probation_hours: float = Field(
-        24.0, ge=0, description="Hours after a promotion that a probation lasts at least."
-    )
-    probation_reports: int = Field(
-        10, ge=1, description="Reports, or else one session, that must have been all right by then."
-    )
-    probation_max_latency_ms: float = Field(
-        0.0, ge=0, description="Mean latency above which a report is critical; 0: no limit."
-    )
-    probation_min_throughput: float = Field(
-        0.0, ge=0, description="Predictions a second below which a report is critical; 0: no limit."
-    )
-    retrain_interval_days: float = Field(
-        0.0, ge=0, description="Ask for retraining each so many days; 0: do not."
-    )
-    retrain_cron: str = Field(
-        "", description="Ask for retraining at the times of a cron expression, in UTC."
-    )
-    continuous: bool = Field(
-        False, description="After a session wait for the next request instead of ending."
-    )
-    api_port: int = Field(
-        5001,
-        ge=0,
-        le=65535,
-        description="Port of the REST API that a `continuous` server opens; 0: none.",
-    )
-    api_host: str = Field(
-        "127.0.0.1",
-        min_length=1,
-        description="Address it listens on; any that others can reach needs a token.",
-    )
-    api_allowed_hosts: str = Field(
-        "",
-        description="Names that clients call it by, with commas; this machine's own are allowed.",
-    )
-    api_token_file: str = Field(
-        "", description="File with the API's token; empty: `$FL_APP_API_TOKEN`, else none."
-    )
-    webhook_url: str = Field(
-        "", description="URL that each event is posted to, signed; empty: none."
-    )
-    webhook_secret_file: str = Field(
-        "",
-        description="File with the key of the signature; empty: `$FL_APP_WEBHOOK_SECRET`.",
-    )
-    webhook_hosts: str = Field(
-        "",
-        description="Hosts it may go to, with commas; those may be private. Empty: any public "
-        "one, by https.",
-    )
-    log_events: bool = Field(
-        False, description="Whether each event is a line of JSON in the log as well."
-    )
-    monitor_database_url: str = Field(
-        "", description="SQLAlchemy URL of the monitor's memory; empty: SQLite in `home`."
-    )
-    max_retrains: int = Field(1, ge=0, description="Sessions that one run may add by itself.")
-    mlflow_tracking_uri: str = Field(
-        "",
-        description="MLflow to use; empty: `$FL_APP_MLFLOW_TRACKING_URI`, else SQLite in `home`.",
-    )
-    registered_model_name: str = Field(
-        "fl-global-model", min_length=1, description="Name in the model registry."
-    )
-    experiment_name: str = Field("fl-app", min_length=1, description="MLflow experiment.")
+        return _read(cls, run_config)
 
     def learning_rate_of(self, server_round: int) -> float:
         """Learning rate of a global round: half in round 1, then linearly down to a tenth."""
@@ -323,67 +322,109 @@ class ServerConfig(_Settings):
         return self.learning_rate * (1 - 0.9 * done)
 
 
-class ClientConfig(_Settings):
-    """What a ClientApp reads; ``data`` of the node config goes before that of the run."""
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig(_SharedSettings):
+    """What a ClientApp reads; ``data`` of the node config takes precedence over that of the run.
 
-    local_epochs: int = Field(2, ge=1, description="Epochs of a local round.")
-    threads: int = Field(1, ge=1, description="CPU threads of a local round.")
-    data_summaries: bool = Field(
-        True, description="Whether nodes tell counts of their new pictures, for drift."
-    )
-    summary_epsilon: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Differential privacy of a summary's pictures, delta 1e-5; 0: no noise.",
-    )
-    update_compression: Literal["none", "float16", "int8"] = Field(
-        "none",
-        description="How nodes send what they learned: in half of float32's bytes, or a quarter.",
-    )
-    partition_id: int | None = Field(None, ge=0, exclude=True)
-    num_partitions: int | None = Field(None, ge=1, exclude=True)
+    Attributes
+    ----------
+    local_epochs : int
+        Epochs of a local round.
+    threads : int
+        CPU threads of a local round.
+    data_summaries : bool
+        Nodes send counts of their new pictures, for the drift test.
+    summary_epsilon : float
+        Differential privacy of a summary's pictures, delta 1e-5; 0: no noise.
+    update_compression : "none" | "float16" | "int8"
+        Compress model updates: none, float16 (half the bytes), int8 (a quarter).
+    partition_id, num_partitions : int | None
+        Which of how many shares of the pictures a simulated node has; None for one with data of
+        its own.
+    """
+
+    local_epochs: Annotated[int, Field(ge=1), Key("local-epochs", shaping=True)] = 2
+    threads: Annotated[int, Field(ge=1), Key("threads")] = 1
+    data_summaries: Annotated[bool, Key("data-summaries")] = True
+    summary_epsilon: Annotated[float, Field(ge=0, le=1), Key("summary-epsilon")] = 0.0
+    update_compression: Annotated[
+        Literal["none", "float16", "int8"], Key("update-compression", shaping=True)
+    ] = "none"
+    partition_id: Annotated[int | None, Field(ge=0)] = None
+    num_partitions: Annotated[int | None, Field(ge=1)] = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @classmethod
-    def _from_node(cls, node_config: RunConfigValues) -> dict[str, Any]:
-        if "data" in node_config:
-            return {"data": node_config["data"]}
-        return {k: node_config[k] for k in ("partition-id", "num-partitions") if k in node_config}
+    def from_run_config(
+        cls, run_config: Mapping[str, Value], node_config: Mapping[str, Value] | None = None
+    ) -> Self:
+        """Check ``run_config`` and what a node has of its own, and return the settings.
+
+        Raises
+        ------
+        ConfigError
+            One sentence on the first unknown key or wrong value.
+        """
+        node = node_config or {}
+        if "data" in node:
+            return _read(cls, {**run_config, "data": node["data"]})
+        share = {
+            name: node.get(name.replace("_", "-")) for name in ("partition_id", "num_partitions")
+        }
+        return _read(cls, run_config, **share)
+
+
+def declared() -> dict[Key, Setting]:
+    """All settings of the app, in the order of their records, by their keys."""
+    return dict([*keyed_settings(ServerConfig), *keyed_settings(ClientConfig)])
+
+
+def params(run_config: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the settings that a run logs, by key; those that lead to a secret are left out."""
+    return {
+        key.name: run_config.get(key.name, setting.key_default)
+        for key, setting in declared().items()
+        if not key.private
+    }
 
 
 def not_shaping() -> frozenset[str]:
-    """The keys of the settings that may change before a session goes on."""
-    fields = {**ServerConfig.model_fields, **ClientConfig.model_fields}
-    return frozenset(_key(name) for name in fields if name not in SHAPING)
+    """The keys of the settings that may change before a session is resumed."""
+    return frozenset(key.name for key in declared() if not key.shaping)
 
 
 def settings_table() -> str:
-    """All settings as a Markdown table, in the order of this file."""
+    """All settings as a Markdown table."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    fields = {**ServerConfig.model_fields, **ClientConfig.model_fields}
-    for name, field in fields.items():
-        if not field.exclude:
-            default = json.dumps(field.default)
-            rows.append(f"| `{_key(name)}` | `{default}` | {field.description} |")
+    for key, setting in declared().items():
+        meaning = setting.meaning.replace("``", "`")
+        if key.off is not None:
+            off = "empty" if key.off == "" else f"{key.off:g}"
+            meaning = meaning.replace("None", off)
+            if not setting.optional:
+                meaning = f"{meaning.removesuffix('.')}; {off}: off."
+        rows.append(f"| `{key.name}` | `{json.dumps(setting.key_default)}` | {meaning} |")
     return "\n".join(rows)
 
 
 def absolute_data(data: str) -> Path:
-    """Path of a ``data.yaml``; relative ones mean another folder on every machine, so no.
+    """Path of a ``data.yaml``; a relative one would be another folder on every machine.
 
     Raises
     ------
     ConfigError
-        If it is an address or a relative path.
+        If it is a URL or a relative path.
     """
     if "://" in data:
         raise ConfigError(
-            f"data={data!r} is an address, and nothing is downloaded here; "
-            "fetch the data set yourself and give the absolute path of its data.yaml."
+            f"data={data!r} is a URL, and nothing is downloaded here; "
+            "download the data set yourself and give the absolute path of its data.yaml."
         )
     try:
         path = Path(data).expanduser()
-    except RuntimeError:  # ~somebody who is not there
+    except RuntimeError:  # ~ of an account that does not exist
         path = Path()
     if not path.is_absolute():
         raise ConfigError(
@@ -393,11 +434,21 @@ def absolute_data(data: str) -> Path:
     return path
 
 
-def _key(name: str) -> str:
-    return name.replace("_", "-")
+def _read(kind: type[T], run_config: Mapping[str, Value], **given: object) -> T:
+    _require_known(run_config, {key.name for key in declared()})
+    try:
+        return read_settings(kind, run_config, **given)
+    except SettingError as error:
+        raise ConfigError(f"Run-config key {error} Change it and run again.") from None
 
 
-def _sentence(err: ValidationError) -> str:
-    first = err.errors()[0]
-    key, given = str(first["loc"][0]), first["input"]
-    return f"Run-config key {key!r} is {given!r}: {first['msg'].lower()}; change it and run again."
+def _require_known(keys: Iterable[str], known: set[str]) -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
+            raise ConfigError(f"Unknown run-config key {key!r}: {hint}")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{settings_table()}\n")

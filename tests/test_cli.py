@@ -227,7 +227,7 @@ def test_status_tells_what_is_where_and_what_waits(manager: ModelManager, fl_app
     assert told["Production"] == "mAP50 0.1000"
     assert told["pending approval"] == "3"
     assert told["probation"].startswith("version 1, until 20")
-    assert told["probation"].endswith("0 of 10 reports all right, 0 critical in a row")
+    assert told["probation"].endswith("0 of 10 reports healthy, 0 critical in a row")
     assert told["request pending"].startswith("a hunch")
     assert told["request running"] == "-"
     assert told["backlog"] == "0 rounds"

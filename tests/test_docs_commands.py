@@ -79,7 +79,7 @@ def test_a_backup_of_one_machine_is_brought_back(tmp_path: Path) -> None:
     said = shell(bring_back, tmp_path)
     assert f"{entries} entries follow one another" in said
     assert "the weights of 2 versions are whole" in said
-    (request,) = MonitorStore(default_url(home)).history()
+    (request,) = MonitorStore(default_url(home)).requests.history()
     assert "new pictures" in str(request["reason"])
 
 

@@ -69,12 +69,12 @@ def test_a_fall_that_could_not_be_written_down_is_asked_for_in_the_next_round(
     manager = RetrainingManager(policy="best_minus_threshold", store=store)
     manager.update_metrics(accuracy=0.9, round_num=1)
     with monkeypatch.context() as patched:
-        patched.setattr(store, "add", raises_disk_full)
+        patched.setattr(store.requests, "add", raises_disk_full)
         manager.update_metrics(accuracy=0.5, round_num=2)
         assert manager.health.failing.keys() == {"the monitor's memory"}
-    assert store.find(Outcome.PENDING) is None
+    assert store.requests.find(Outcome.PENDING) is None
     manager.update_metrics(accuracy=0.5, round_num=3)
-    waiting = store.find(Outcome.PENDING)
+    waiting = store.requests.find(Outcome.PENDING)
     assert waiting is not None
     assert waiting.reason.startswith("in round 3")
     assert manager.health.failing == {}
@@ -110,11 +110,9 @@ def test_a_session_folder_that_cannot_be_made_holds_no_lock(
 # Where else than in `fl_registry.files.atomic` files are made, and why that needs no more care.
 WRITERS = {
     "registry/fl_registry/files/atomic.py": "the one way",
-    "registry/fl_registry/files/weights.py": "the same way, piece by piece",
     "registry/fl_registry/files/artifacts.py": "in a scratch folder",
     "registry/fl_registry/serving/mlmodel.py": "in a scratch folder",
     "registry/fl_registry/memory.py": "a version's folder, removed again where it fails",
-    "registry/fl_registry/home.py": "a lock, without content",
     "registry/fl_registry/store.py": "a folder that goes",
     "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
     "fl_app/client/summary/reference.py": "within `replacing`",

@@ -131,10 +131,10 @@ def test_run_configs_are_settings_of_the_app(overlay: str) -> None:
     config = ServerConfig.from_run_config(whole)
     assert config.continuous
     (service,) = [s for s in of_kind(overlay, "Service") if name(s) == "fl-server"]
-    assert config.api_allowed_hosts == name(service)
-    assert config.api_port == service["spec"]["ports"][0]["port"]
+    assert config.api.allowed_hosts == (name(service),)
+    assert config.api.port == service["spec"]["ports"][0]["port"]
     server = next(c for pod, c, _ in containers(overlay) if pod.name == "serverapp")
-    folder = str(PurePosixPath(config.api_token_file).parent)
+    folder = str(PurePosixPath(config.api.token_file or "").parent)
     assert folder in {mount["mountPath"] for mount in server["volumeMounts"]}
     mlflow = variables(server)["FL_APP_MLFLOW_TRACKING_URI"]
     assert mlflow in {f"http://{name(s)}:5000" for s in of_kind(overlay, "Service")}

@@ -72,7 +72,7 @@ def test_they_run_as_written_and_do_what_is_said(
         assert not ended.value.code, f"{words}: {said.out}{said.err}"
         assert said.out.strip()
     assert [f"{e.op} {e.version} {e.reason}" for e in manager.history()[before:]] == moves
-    (request,) = MonitorStore(default_url(home)).history()
+    (request,) = MonitorStore(default_url(home)).requests.history()
     assert str(request["reason"]).startswith("new pictures")
 
 

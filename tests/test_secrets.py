@@ -34,7 +34,7 @@ from support.local_grid import LocalGrid, add_one, model
 
 from fl_app.api import create_trigger_api
 from fl_app.cli import main
-from fl_app.config import PRIVATE, ClientConfig, ServerConfig
+from fl_app.config import declared, params
 from fl_app.hooks import Webhook
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.server_app import main as server_main
@@ -253,7 +253,7 @@ def test_a_server_that_cannot_start_tells_no_secret(
     settings: dict[str, Any], told: Told, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {k.replace("_", "-"): v for k, v in settings.items()}
-    config = {**ServerConfig().params(), **ClientConfig().params(), "home": str(home), **given}
+    config = {**params({}), "home": str(home), **given}
     context = Context(7, 0, {}, RecordDict(), config)
     with pytest.raises(Exception, match=r".") as caught:
         server_main(LocalGrid(add_one), context)
@@ -264,9 +264,10 @@ def test_a_server_that_cannot_start_tells_no_secret(
 
 def test_settings_that_lead_to_a_secret_are_not_logged() -> None:
     telling = ("uri", "url", "token", "secret", "password", "key")
-    fields = ServerConfig.model_fields.keys() | ClientConfig.model_fields.keys()
-    assert {f for f in fields if any(part in f.split("_") for part in telling)} == PRIVATE
-    assert not {f.replace("_", "-") for f in PRIVATE} & ServerConfig().params().keys()
+    private = {key.name for key in declared() if key.private}
+    names = {key.name for key in declared()}
+    assert {n for n in names if any(part in n.split("-") for part in telling)} == private
+    assert params({}).keys() == names - private
 
 
 def test_a_session_in_which_all_fails_keeps_no_secret(

@@ -15,7 +15,7 @@ from support.local_grid import LocalGrid, add_one
 
 from fl_app.client.data import DataError
 from fl_app.config import ConfigError, ServerConfig
-from fl_app.server_app import early_stopping, main
+from fl_app.server_app import main
 from fl_app.strategy import EarlyStopping, TooFewNodesError
 from fl_registry import ModelBusy, ModelManager, StoreUnavailable
 
@@ -148,6 +148,6 @@ def test_a_model_that_another_server_trains_is_refused_if_so_set(home: Path) -> 
 
 def test_early_stopping_is_off_unless_patience_is_set() -> None:
     config = ServerConfig.from_run_config({**DEFAULTS})
-    assert early_stopping(config) is None
+    assert config.early_stopping is None
     config = ServerConfig.from_run_config({**DEFAULTS, "patience": 3, "min-delta": 0.01})
-    assert early_stopping(config) == EarlyStopping(3, 0.01)
+    assert config.early_stopping == EarlyStopping(3, 0.01)

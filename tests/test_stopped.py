@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fl_app.config import ServerConfig
 from fl_app.flower_stop import when_stopped
 from fl_app.retraining import RetrainRequest, TriggerKind
-from fl_app.server_app import served
+from fl_app.server_app import is_served
 from fl_registry import FederatedLearningTracker, ModelManager
 
 
@@ -50,13 +49,13 @@ def test_a_heartbeat_that_is_refused_means_that_the_run_is_stopped(
 
 
 def test_a_request_is_served_when_its_session_s_run_is_finished(home: Path) -> None:
-    config, store = ServerConfig(), ModelManager(home=home)
+    store = ModelManager(home=home)
     request = RetrainRequest(TriggerKind.MANUAL, "new pictures")
-    assert not served(config, store, request)
+    assert not is_served("fl-app", store, request)
     tracker = FederatedLearningTracker(home=home)
     for status, expected in (("KILLED", False), ("FINISHED", True)):
         tracker.start_run(tags={"request_id": request.id})
-        assert not served(config, store, request)
+        assert not is_served("fl-app", store, request)
         tracker.end_run(status)
-        assert served(config, store, request) == expected
-    assert not served(config, store, RetrainRequest(TriggerKind.MANUAL, "another"))
+        assert is_served("fl-app", store, request) == expected
+    assert not is_served("fl-app", store, RetrainRequest(TriggerKind.MANUAL, "another"))

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`create_trigger_api`: the REST API of the monitor as a Flask app; its routes are beside it.
+"""`create_trigger_api` puts the REST API and the status page together.
 
-Flask is imported when an app is made, not with this file.
+Flask is imported when an app is made, not with this file, since `import fl_app` reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from fl_app.api.guard import LOOPBACK, Guard, RateLimit
 from fl_app.retraining.manager import RetrainingManager
+from fl_app.retraining.probation.probation import Probation
 
 if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
-    from fl_app.retraining.probation.probation import Probation
     from fl_app.strategy.session.backlog import Backlog
     from fl_registry import ModelStore
 
@@ -29,45 +30,102 @@ def create_trigger_api(
     allowed_hosts: Collection[str] = LOOPBACK,
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
+    registry_calls_at_once: int = 4,
     collectors: Iterable[Collector] = (),
     probation: Probation | None = None,
     waiting: Callable[[], Backlog] | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Flask:
     """Make the REST API of a monitor.
 
     ``POST /trigger_retrain``, ``GET /trigger_history`` and ``GET /metrics``, with ``/health``,
     ``/status`` and ``/openapi.json``, which describes them all. Run it with ``serve_api``; Flask's
-    own ``app.run()`` works too, but refuses no open address and has no limits for slow clients.
+    own ``app.run()`` works too, but accepts open addresses and has no limits for slow clients.
 
     Parameters
     ----------
     manager : RetrainingManager
-        The mailbox that requests go to. They are on disk, if its store is, when they are answered.
+        The monitor that requests go to. They are on disk, if its store is, when they are answered.
     store : ModelStore | None
-        The registry; adds ``/versions``, ``/versions/<version>/promote`` and ``/approve``,
-        ``/rollback`` and ``/production_metrics``.
+        The registry; adds ``/versions``, ``/versions/<version>/promote``, ``/approve`` and
+        ``/reject``, ``/rollback`` and ``/production_metrics``.
     token : str | None
-        What ``Authorization: Bearer`` must name on all routes but ``/health``; at least 16
+        What ``Authorization: Bearer`` must hold on all routes but ``/health``; at least 16
         characters.
     allowed_hosts : Collection[str]
-        Names, without port, that clients may call the server by; others are refused, so that a web
-        page cannot reach it under a name of its own. ``"*"`` allows any, with a token.
+        Names, without port, that clients may call the server by; others are rejected, so that a
+        web page cannot reach it under a name of its own. ``"*"`` allows any, with a token.
     posts_per_second, posts_at_once : float
-        How many requests a client may make that change something; beyond it gets a 429.
+        How many requests a client may make that change something; more get a 429.
+    registry_calls_at_once : int
+        Calls to the registry at the same time; more get a 503, so that a slow MLflow does not hold
+        all threads of the server.
     collectors : Iterable[Collector]
-        Whose numbers ``/metrics`` adds where Prometheus asks, for instance ``PrometheusMetrics``.
+        Whose numbers ``/metrics`` adds for Prometheus, for instance ``PrometheusMetrics``.
     probation : Probation | None
-        What ``/production_metrics`` tells; with ``store``, one with the settings' defaults.
+        What ``/production_metrics`` reports to; with ``store``, by default one with default
+        settings.
     waiting : Callable[[], Backlog] | None
         Counts closed rounds that wait for MLflow; adds ``backlog`` to ``/health``.
+    now : Callable[[], datetime]
+        The wall clock, for the time that the page was read.
+
+    Returns
+    -------
+    Flask
+        The app.
 
     Raises
     ------
     ValueError
         If the token is short, or any host is allowed without one.
     """
-    from fl_app.api.monitor import make_app
+    from flask import Flask, Response
 
-    limit = RateLimit(posts_per_second, posts_at_once)
-    guard = Guard.of(token, allowed_hosts, limit)
-    return make_app(manager, store, guard, collectors, probation=probation, waiting=waiting)
+    from fl_app.api.endpoint import Context, Endpoint, Get, add_endpoints
+    from fl_app.api.idempotency import Once, reply
+    from fl_app.api.metrics import all_metrics
+    from fl_app.api.middleware import add_middleware
+    from fl_app.api.monitor import MONITOR_ENDPOINTS
+    from fl_app.api.openapi import openapi_document
+    from fl_app.api.page.routes import PAGE_QUERIES, page_routes
+    from fl_app.api.parsing import MAX_BODY
+    from fl_app.api.production import PRODUCTION_ENDPOINTS
+    from fl_app.api.registry_calls import RegistryCalls
+    from fl_app.api.schemas import Query
+    from fl_app.api.versions import VERSION_ENDPOINTS
+
+    guard = Guard(token, allowed_hosts, RateLimit(posts_per_second, posts_at_once))
+    if store is not None and probation is None:
+        probation = Probation(store, manager)
+    context = Context(
+        manager=manager,
+        guard=guard,
+        once=Once(manager.store),
+        metrics=all_metrics(manager, collectors),
+        registry=RegistryCalls(store, registry_calls_at_once),
+        probation=probation,
+        backlog=waiting,
+    )
+
+    def openapi(_: Context, __: Query) -> Response:
+        """Return this description."""
+        return reply(200, document)
+
+    endpoints: list[Endpoint] = [
+        *MONITOR_ENDPOINTS,
+        Get("/openapi.json", dict[str, Any], Query, openapi),
+    ]
+    if store is not None:
+        endpoints += [*VERSION_ENDPOINTS, *PRODUCTION_ENDPOINTS]
+    document = openapi_document(endpoints, token=token is not None)
+    app = Flask("fl_app", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
+    app.url_map.merge_slashes = False
+    app.extensions["fl_app"] = guard
+    queries = {e.handle.__name__: e.query for e in endpoints if isinstance(e, Get)}
+    add_middleware(app, guard, {**queries, **PAGE_QUERIES})
+    add_endpoints(app, context, endpoints)
+    app.register_blueprint(page_routes(app, context, now))
+    return app

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may ask the API: host names, origins, the token, and how often. Not what they ask."""
+"""Who may use the API: host names, origins, the token, and how often."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_app.api.inputs import MAX_BODY, ApiError
+from fl_app.api.parsing import MAX_BODY, ApiError
 
 if TYPE_CHECKING:
     from flask import Request
@@ -26,21 +25,26 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TOKEN_VARIABLE = "FL_APP_API_TOKEN"  # noqa: S105 - a name, no secret
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 OPEN_PATHS = ("/health",)
-"""What needs no token, so that a probe needs none."""
+"""Paths without a token, so that a liveness probe needs none."""
 
 _TOKEN = re.compile(r"\A[!-~]{16,512}\Z")
 _HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?\Z", re.ASCII)
 
 
 class RateLimit:
-    """A bucket of tokens for each client: ``per_second`` are added, ``burst`` are the most.
+    """A token bucket for each client.
 
     Parameters
     ----------
     per_second, burst : float
-        More than 0, and at least 1.
+        How many tokens are added, more than 0, and the most that a bucket holds, at least 1.
     clock : Callable[[], float]
-        Seconds that never go back.
+        Monotonic time in seconds.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
     """
 
     MOST_CLIENTS = 4096
@@ -72,93 +76,73 @@ class RateLimit:
             return seconds
 
 
-@dataclass(frozen=True)
 class Guard:
-    """The checks that come before every route.
+    """The checks before every route: host, origin, rate and token.
 
-    Attributes
+    Parameters
     ----------
     token : str | None
-        What ``Authorization: Bearer`` must name; None asks for nothing.
-    hosts : frozenset[str]
+        What ``Authorization: Bearer`` must hold; None requires nothing.
+    hosts : Collection[str]
         Names that clients may call this server by; ``*`` allows any.
     limit : RateLimit
         For requests that change something.
+
+    Raises
+    ------
+    ValueError
+        If the token can be guessed, or any host is allowed without one.
     """
 
-    token: str | None = field(repr=False)
-    hosts: frozenset[str]
-    limit: RateLimit
-
-    @classmethod
-    def of(cls, token: str | None, hosts: Collection[str], limit: RateLimit) -> Guard:
-        """Check the settings of a guard.
-
-        Raises
-        ------
-        ValueError
-            If the token can be guessed, or any host is allowed without one.
-        """
+    def __init__(self, token: str | None, hosts: Collection[str], limit: RateLimit) -> None:
         if token is not None and not _TOKEN.match(token):
             raise ValueError(
                 "The API's token must be 16 to 512 visible ASCII characters; make one with "
                 "`openssl rand -hex 32`."
             )
-        names = frozenset(name.strip("[]").rstrip(".").lower() for name in hosts)
-        if "*" in names and token is None:
+        self.token = token
+        self._hosts = {name.strip("[]").rstrip(".").lower() for name in hosts}
+        self._limit = limit
+        if "*" in self._hosts and token is None:
             raise ValueError(
-                "allowed_hosts is '*' and there is no token, so any web page could ask; "
+                "allowed_hosts is '*' and there is no token, so any web page could use the API; "
                 "give a token, or name the hosts."
             )
-        return cls(token, names, limit)
 
-    def admit(self, request: Request) -> None:
-        """Let a request through to the question of who asks, or refuse it.
+    def admit(self, request: Request, *, bearer: bool) -> None:
+        """Return if a request may go on.
+
+        Parameters
+        ----------
+        request : Request
+            Flask's request.
+        bearer : bool
+            Whether it needs the token, if there is one and its path is not open to all.
 
         Raises
         ------
         ApiError
-            403 or 429.
+            403, 429 or 401.
         """
         host = request.environ.get("HTTP_HOST", "")
         self._check_host(host)
         self._check_origin(request.headers.get("Origin"), host)
         if request.method not in SAFE_METHODS:
-            seconds = self.limit.wait(request.remote_addr or "")
-            if seconds:
-                later = str(math.ceil(seconds))
-                raise ApiError(
-                    429, f"Too many requests; try again in {later} s.", Retry_After=later
-                )
-
-    def admit_bearer(self, request: Request) -> None:
-        """Let whoever names the token through; without a token, and to what is open, anybody.
-
-        Raises
-        ------
-        ApiError
-            401.
-        """
-        if self.token is None or request.path in OPEN_PATHS:
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if not (self.is_token(given.strip()) and scheme.lower() == "bearer"):
-            raise ApiError(
-                401,
-                "The token is missing or wrong; send the header 'Authorization: Bearer <token>'.",
-                WWW_Authenticate="Bearer",
-            )
+            self._check_rate(request.remote_addr or "")
+        if bearer and self.token is not None and request.path not in OPEN_PATHS:
+            self._check_bearer(request.headers.get("Authorization", ""))
 
     def is_token(self, given: str) -> bool:
-        """Whether a text is the token, in a time that does not depend on how much is right."""
+        """Return whether a text is the token, in a time that does not tell how much is right."""
         expected = (self.token or "").encode()
         same = hmac.compare_digest(given.encode("utf-8", "replace"), expected)
         return same and self.token is not None
 
     def _check_host(self, host: str) -> None:
-        found = _HOST.match(host)
-        name = (found.group(1) or found.group(2)).rstrip(".").lower() if found else ""
-        if not found or not ("*" in self.hosts or name in self.hosts):
+        # Flask's TRUSTED_HOSTS compares in upper and lower case and has no IPv6 addresses.
+        match = _HOST.match(host)
+        name = (match.group(1) or match.group(2)).rstrip(".").lower() if match else ""
+        if not match or not self._hosts & {"*", name}:
             raise ApiError(
                 403, "The Host header names a host that is not allowed; add it to allowed_hosts."
             )
@@ -168,13 +152,26 @@ class Guard:
         if origin is not None and origin.lower() not in own:
             raise ApiError(403, "Web pages of another origin may not use this API.")
 
+    def _check_rate(self, client: str) -> None:
+        if wait := math.ceil(self._limit.wait(client)):
+            raise ApiError(429, f"Too many requests; try again in {wait} s.", Retry_After=str(wait))
+
+    def _check_bearer(self, header: str) -> None:
+        scheme, _, given = header.partition(" ")
+        if not (self.is_token(given.strip()) and scheme.lower() == "bearer"):
+            raise ApiError(
+                401,
+                "The token is missing or wrong; send the header 'Authorization: Bearer <token>'.",
+                WWW_Authenticate="Bearer",
+            )
+
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
 
 def read_body(request: Request, kind: str = JSON) -> bytes:
-    """Return the body of a request that changes something, if it says that it is of that kind.
+    """Return the body of a request that changes something, if it has the right content type.
 
     Raises
     ------
@@ -204,12 +201,12 @@ def is_loopback(host: str) -> bool:
 
 
 def require_token(host: str, token: str | None) -> None:
-    """Refuse to listen where others can reach it without a token.
+    """Check that an address which others can reach has a token.
 
     Raises
     ------
     ValueError
-        If so.
+        If it has none.
     """
     if token is None and not is_loopback(host):
         raise ValueError(
@@ -218,7 +215,7 @@ def require_token(host: str, token: str | None) -> None:
         )
 
 
-def read_token(path: str = "") -> str | None:
+def read_token(path: str | None = None) -> str | None:
     """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises
@@ -231,7 +228,7 @@ def read_token(path: str = "") -> str | None:
     token = None
     with suppress(OSError, UnicodeError, ValueError):
         token = Path(path).read_text("ascii").strip()
-    if token is None:  # the path is not told: it may be the token itself, put in the wrong place
+    if token is None:  # the text does not repeat the path: it may be the token by mistake
         raise ValueError("The API's token file cannot be read; check the path in api-token-file.")
     if not token:
         raise ValueError("The API's token file is empty; put the token into it.")

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Response, g, request
+from flask import Response
 
-from fl_app.api.inputs import ApiError, idempotency_key
+from fl_app.api.parsing import ApiError
 from fl_app.retraining.memory.store import MonitorStore
 
 Answer = tuple[int, Mapping[str, Any]]
+KEY = r'^("[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255})$'
 
 
 class Once:
-    """Does the work of an ``Idempotency-Key`` once, and gives its answer again after that.
+    """Does the work of an ``Idempotency-Key`` once, and repeats its answer for 24 hours.
 
     The claim and the answer are on disk, so they outlive the process.
     """
@@ -28,68 +30,87 @@ class Once:
         self._memory = memory
         self._owner = uuid.uuid4().hex
 
-    def __call__(self, work: Callable[[str], Answer], *, repeatable: bool = True) -> Response:
-        """Answer the request at hand: do its work, unless it was done.
+    def __call__(
+        self,
+        key: str,
+        path: str,
+        content: object,
+        work: Callable[[str], Answer],
+        *,
+        repeatable: bool = True,
+    ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
+        """Do the work of a request, unless it was done.
 
         Parameters
         ----------
+        key : str
+            The key.
+        path, content
+            The request, which must be the same for the same key; the content as JSON can hold it.
         work : Callable[[str], Answer]
             Takes 32 hexadecimal digits that stay the same for the same key.
         repeatable : bool
             Whether it may be done again where a crash left open whether it was done.
-        """
-        key = idempotency_key(request.headers.get("Idempotency-Key"))
-        if key is None:
-            return reply(*work(uuid.uuid4().hex))
-        asked = f"{request.path}\n{json.dumps(g.body, sort_keys=True)}"
-        status, answer, headers = self.under(key, asked, work, repeatable=repeatable)
-        return reply(status, answer, **headers)
 
-    def under(
-        self, key: str, asked: str, work: Callable[[str], Answer], *, repeatable: bool = True
-    ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
-        """Return status, answer and headers of what is asked under a key.
+        Returns
+        -------
+        tuple[int, Mapping[str, Any], Mapping[str, str]]
+            Status, answer and headers; those of the first time where it was refused then.
 
         Raises
         ------
         ApiError
             409 or 422 if the key is in use; a 5xx of the work, which may be tried again.
         """
-        digest = hashlib.sha256(asked.encode()).hexdigest()
+        request = f"{path}\n{json.dumps(content, sort_keys=True)}"
+        digest = hashlib.sha256(request.encode()).hexdigest()
         now = datetime.now(UTC)
-        claim = self._memory.claim_key(key, digest, owner=self._owner, now=now, retake=repeatable)
+        claim = self._memory.keys.claim(key, digest, owner=self._owner, now=now, retake=repeatable)
         if claim.digest != digest:
             raise ApiError(422, "This Idempotency-Key was used for another request; use a new one.")
         if claim.mine:
-            return self._first(key, lambda: work(claim.id))
+            return self._first(key, claim.id, work)
         if claim.status is None:
             raise ApiError(
                 409,
-                "A request with this Idempotency-Key is being worked on, or was cut short; "
-                "try again, and if it stays so, look at what was done and use a new key.",
+                "A request with this Idempotency-Key is running, or a crash ended it; try again, "
+                "and if it stays so, check what was done and use a new key.",
                 Retry_After="1",
             )
         return claim.status, json.loads(claim.body), {"Idempotency-Replayed": "true"}
 
     def _first(
-        self, key: str, work: Callable[[], Answer]
+        self, key: str, new_id: str, work: Callable[[str], Answer]
     ) -> tuple[int, Mapping[str, Any], Mapping[str, str]]:
         status, answer, headers = None, dict[str, Any](), dict[str, str]()
         try:
-            status, body = work()
+            status, body = work(new_id)
             answer = dict(body)
         except ApiError as error:
             if error.status >= 500:
                 raise
-            status, answer, headers = error.status, dict(error.answer), error.headers
-        finally:
-            self._memory.answer_key(key, status, json.dumps(answer))
+            status, answer, headers = error.status, error.answer, error.headers
+        finally:  # without a status the key is free again
+            self._memory.keys.answer(key, status, json.dumps(answer))
         return status, answer, headers
 
 
-def reply(status: int, answer: object, **headers: str) -> Response:
-    """Return an answer as JSON."""
+def idempotency_key(header: str | None) -> str | None:
+    """Return the value of an ``Idempotency-Key`` header, quoted or not; None without one.
+
+    Raises
+    ------
+    ApiError
+        400 if it cannot be a key.
+    """
+    if header is not None and not re.fullmatch(KEY.strip("^$"), header):
+        raise ApiError(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return None if header is None else header.strip('"')
+
+
+def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an answer as JSON; underscores in the names of headers become hyphens."""
     response = Response(json.dumps(answer), status, mimetype="application/json")
-    for name, value in headers.items():
+    for name, value in (headers or {}).items():
         response.headers[name.replace("_", "-")] = value
     return response

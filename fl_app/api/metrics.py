@@ -1,64 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor's numbers, as JSON and as Prometheus collects them."""
+"""The monitor's metrics, as JSON and for Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.snapshot import standing
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-_TOLD = {
+_DESCRIPTIONS = {
     "best_accuracy": "Best score since the baseline was set.",
     "current_accuracy": "Last score.",
-    "accuracy_threshold": "Lasting fall of the score that asks for retraining.",
-    "monitoring": "1 while the monitor looks at its schedules.",
+    "accuracy_threshold": "Lasting fall of the score that triggers retraining.",
+    "monitoring": "1 while the monitor runs.",
 }
 
 
 def monitor_metrics(manager: RetrainingManager) -> dict[str, Any]:
     """Return the scores, and how many requests have each outcome."""
-    known = standing(manager)
+    rule, _ = manager.snapshot()
     return {
-        "best_accuracy": known.best,
-        "current_accuracy": known.current,
-        "accuracy_threshold": known.threshold,
+        "best_accuracy": rule.best,
+        "current_accuracy": rule.current,
+        "accuracy_threshold": rule.threshold,
         "monitoring": manager.monitoring,
-        "requests": {str(outcome): n for outcome, n in manager.store.counts().items()},
+        "requests": {str(outcome): n for outcome, n in manager.store.requests.counts().items()},
     }
 
 
 class MonitorCollector(Collector):
-    """The same for Prometheus; what is not known is left out.
+    """The same for Prometheus; unknown numbers are left out.
 
     Parameters
     ----------
     manager : RetrainingManager
-        The monitor that is asked each time.
+        The monitor.
     """
 
     def __init__(self, manager: RetrainingManager) -> None:
         self._manager = manager
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers of this moment."""
-        found = monitor_metrics(self._manager)
-        for name, told in _TOLD.items():
-            if found[name] is not None:
-                yield GaugeMetricFamily(f"fl_app_{name}", told, value=float(found[name]))
+        """Read the numbers now."""
+        metrics = monitor_metrics(self._manager)
+        for name, text in _DESCRIPTIONS.items():
+            if metrics[name] is not None:
+                yield GaugeMetricFamily(f"fl_app_{name}", text, value=float(metrics[name]))
         requests = GaugeMetricFamily(
             "fl_app_retrain_requests",
-            "Requests for retraining by what became of them.",
+            "Requests for retraining by outcome.",
             labels=["outcome"],
         )
-        for outcome, count in found["requests"].items():
+        for outcome, count in metrics["requests"].items():
             requests.add_metric([outcome], count)
         yield requests
 
@@ -66,13 +65,8 @@ class MonitorCollector(Collector):
 def all_metrics(
     manager: RetrainingManager, collectors: Iterable[Collector] = ()
 ) -> CollectorRegistry:
-    """Return a registry of the monitor's numbers and of those that others collect."""
+    """Return Prometheus' registry of the monitor's metrics and those of other collectors."""
     registry = CollectorRegistry()
     for collector in (MonitorCollector(manager), *collectors):
         registry.register(collector)
     return registry
-
-
-def prometheus_text(registry: CollectorRegistry) -> bytes:
-    """Return all numbers in Prometheus' text format, version 0.0.4."""
-    return generate_latest(registry)

@@ -1,90 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API's route for an operator's reports on the model in production, and where it stands."""
+"""The API's route for reports on the model in production, and the state of its probation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from flask import Flask, Response, g
-
-from fl_app.api.idempotency import Answer, Once
-from fl_app.api.inputs import ApiError, checked_fields, is_number
-from fl_app.api.versions import Versions, version_number
+from fl_app.api.endpoint import Change, Context, Post
+from fl_app.api.idempotency import Answer
+from fl_app.api.parsing import ApiError
+from fl_app.api.schemas import ReportBody
 from fl_app.retraining.probation.probation import Probation
-from fl_app.retraining.probation.state import NUMBERS, ProductionReport
-
-MAX_METRICS = 100
-"""Further numbers of a report."""
-MAX_METRIC_NAME = 200
+from fl_app.retraining.probation.state import ProductionReport
+from fl_app.retraining.probation.status import ReportAnswer
 
 
-def add_production_routes(app: Flask, probation: Probation, versions: Versions, once: Once) -> None:
-    """Add ``POST /production_metrics``."""
+def production_metrics(api: Context, body: ReportBody, change: Change) -> Answer:
+    """Report how the model in Production does; a critical fall brings the last good one back.
 
-    @app.post("/production_metrics")
-    def production_metrics() -> Response:
-        report = _report(g.body)
-
-        def work(new_id: str) -> Answer:
-            with versions.asked():
-                return 200, asdict(probation.report(replace(report, id=new_id)))
-
-        return once(work)
-
-
-def probation_status(
-    probation: Probation | None, versions: Versions | None
-) -> dict[str, Any] | None:
-    """Return where the version in production stands; None where that is not known just now."""
-    if probation is None or versions is None:
-        return None
+    The numbers go to the MLflow run of that version, as production/accuracy and so on.
+    """
+    if not body.keys() - {"version"}:
+        raise ApiError(400, "There is nothing in the report; send at least one number.")
     try:
-        with versions.asked():
-            return probation.status()
+        report = ProductionReport(**body, id=change.id)
+    except ValueError as error:  # of the name of a metric
+        raise ApiError(400, str(error)) from error
+    with api.registry.call():
+        return 200, asdict(_probation(api).report(report))
+
+
+def probation_status(api: Context) -> dict[str, Any] | None:
+    """Return the probation of the version in production; None where it is not known just now."""
+    try:
+        with api.registry.call():
+            return _probation(api).status()
     except ApiError:
         return None
 
 
-def _report(body: Mapping[str, Any]) -> ProductionReport:
-    """Read a report.
-
-    Raises
-    ------
-    ApiError
-        400 for anything that is not one, 404 for a version that is no number.
-    """
-    kinds = dict.fromkeys(NUMBERS, float) | {"metrics": dict, "predictions": object, "version": str}
-    checked_fields(body, **kinds)
-    if not set(body) - {"version"}:
-        raise ApiError(400, "There is nothing in the report; send at least one number.")
-    accuracy, latency, throughput = (_number(body, name) for name in NUMBERS)
-    try:
-        return ProductionReport(
-            accuracy,
-            latency,
-            throughput,
-            metrics=_metrics(body.get("metrics", {})),
-            predictions=body.get("predictions"),
-            version=version_number(body["version"]) if "version" in body else None,
-        )
-    except ValueError as error:
-        raise ApiError(400, str(error)) from error
+def _probation(api: Context) -> Probation:
+    if api.probation is None:
+        raise ApiError(404, "This server watches no version in production.")
+    return api.probation
 
 
-def _number(body: Mapping[str, Any], name: str) -> float | None:
-    return float(body[name]) if name in body else None
-
-
-def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    if len(metrics) > MAX_METRICS:
-        raise ApiError(
-            400, f"The field 'metrics' has {len(metrics)} numbers; at most {MAX_METRICS} are taken."
-        )
-    for name, value in metrics.items():
-        if len(name) > MAX_METRIC_NAME:
-            raise ApiError(400, f"A metric's name has at most {MAX_METRIC_NAME} characters.")
-        if not is_number(value):
-            raise ApiError(400, f"The metric {name[:80]!r} must be a number.")
-    return {name: float(value) for name, value in metrics.items()}
+PRODUCTION_ENDPOINTS = (Post("/production_metrics", ReportAnswer, ReportBody, production_metrics),)

@@ -20,7 +20,7 @@ from fl_app.cli.machine_checks import (
     newest_file,
 )
 from fl_app.retraining import MonitorStore
-from fl_app.retraining.memory.tables import MonitorStoreError, memory_errors
+from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
 from fl_registry.files.atomic import remove_unfinished
 from fl_registry.journal.entries import as_moment
@@ -97,7 +97,7 @@ def _past(manager: ModelManager | None) -> dict[str, datetime]:
 
 def _memory(open_memory: Callable[[], MonitorStore]) -> Check:
     try:
-        return Check("monitor", True, f"{len(open_memory().history())} requests on record")
+        return Check("monitor", True, f"{len(open_memory().requests.history())} requests on record")
     except MonitorStoreError as error:
         return Check("monitor", False, str(error))
     except memory_errors() as error:

@@ -24,9 +24,9 @@ from fl_app.cli.doctor import doctor
 from fl_app.cli.options import DEFAULT_NAME, By, Json, Monitor, Name, Note, Uri
 from fl_app.cli.serve import serve
 from fl_app.retraining import MonitorStore, Outcome, Probation, RetrainingManager
+from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.memory.store import default_url
-from fl_app.retraining.memory.tables import MonitorStoreError, memory_errors
-from fl_app.retraining.probation.view import in_one_line
+from fl_app.retraining.probation.status import in_one_line
 from fl_app.strategy.round.rejected_nodes import read_rejected
 from fl_app.strategy.session.backlog import backlog
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
@@ -219,7 +219,7 @@ def trigger(
 @app.command()
 def history(*, monitor: Monitor = "", name: Name = DEFAULT_NAME, as_json: Json = False) -> None:
     """List all retraining requests, newest last, with what became of them."""
-    rows = _memory(monitor, name).history()
+    rows = _memory(monitor, name).requests.history()
     if as_json:
         return _print_json(rows)
     table = Table(box=None, pad_edge=False)
@@ -249,7 +249,9 @@ def status(
     stands = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     waits = [row["version"] for row in staged.values() if is_pending(row)]
-    requests = {outcome: memory.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)}
+    requests = {
+        outcome: memory.requests.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)
+    }
     bad = read_rejected(rows[0]["tags"]) if rows else []
     if as_json:
         return _print_json(

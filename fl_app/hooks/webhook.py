@@ -217,7 +217,7 @@ def read_key(secret: str) -> bytes:
     return key
 
 
-def read_secret(path: str = "") -> str:
+def read_secret(path: str | None = None) -> str:
     """Return the secret from a file, else from ``FL_APP_WEBHOOK_SECRET``.
 
     Raises

@@ -2,14 +2,15 @@
 """When to train again, and the loop that does."""
 
 from fl_app.retraining.degradation import BestMinusThreshold, CappedCusum, DegradationRule
-from fl_app.retraining.drift.check import DriftCheck, DriftSettings, FeatureDrift
+from fl_app.retraining.drift.check import DriftSettings
+from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
 from fl_app.retraining.drift.two_sample import DataComparison, FeatureComparison, check_data_drift
 from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.memory.store import MonitorStore
 from fl_app.retraining.probation.probation import Probation
 from fl_app.retraining.probation.state import ProbationSettings, ProductionReport
-from fl_app.retraining.probation.view import ReportAnswer
+from fl_app.retraining.probation.status import ReportAnswer
 from fl_app.retraining.request_policy import RetrainPolicy, Situation, decide
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
 from fl_app.retraining.schedule import Cron, Every, Schedule

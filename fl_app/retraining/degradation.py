@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that tell a fallen score from noise: state and score in, next state and reason out."""
+"""Degradation rules: state and score in, next state and reason to retrain out. Pure."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
 
 from fl_app.retraining.noise import (
     alarm_height,
@@ -22,29 +24,29 @@ Mode = Literal["max", "min"]
 LIMIT = 1e100
 """Greatest size of a score or threshold, so that no square and no sum of them overflows."""
 WINDOW = 96
-"""Scores that the reference holds."""
+"""Scores in the reference, at most."""
 CAP = 2.5
-"""One round adds at most a 2.5th of the height, so that two outliers do not reach it."""
+"""One round adds at most the height / 2.5, so that two outliers do not reach it."""
 BOUND = 2.5
 """Standard errors between the level of the reference and its lower bound."""
 MIN_SCORES = 4
-"""Scores that there must be before the first request."""
+"""Scores before the first request, at least."""
 MIN_CLEARED = 48
-"""Suspects that, where the sum from the lower bound is 0, are more than noise can tell apart."""
+"""Suspects after which half of them join the reference, if the sum from the lower bound is 0."""
 SIZES = (3, 6, 12, 24, 48)
-"""Parts of the reference, its last scores, that may be the baseline."""
-MIN_KEPT = 48
-"""Scores of a reference whose lower bound is kept for good."""
+"""Numbers of last scores of the reference that may be the baseline."""
+MIN_LASTING = 48
+"""Scores of a reference whose lower bound is never lowered again, at least."""
 
 
 def is_score(value: float) -> bool:
-    """Whether the rules can take ``value``: finite, and at most ``LIMIT`` in size."""
+    """Return whether rules accept ``value``: finite, and at most ``LIMIT`` in size."""
     return math.isfinite(value) and abs(value) <= LIMIT
 
 
 @dataclass(frozen=True)
 class DegradationRule(ABC):
-    """What the monitor asks of a rule; a rule is one frozen record, so that it can be kept whole.
+    """A degradation rule and its state, in one frozen record.
 
     Attributes
     ----------
@@ -54,6 +56,11 @@ class DegradationRule(ABC):
         Whether more or less is better.
     best, current : float | None
         Best and last score since the baseline was set.
+
+    Raises
+    ------
+    ValueError
+        If the threshold is not positive, or beyond 1e100 in size.
     """
 
     threshold: float
@@ -71,46 +78,38 @@ class DegradationRule(ABC):
     @property
     @abstractmethod
     def healthy(self) -> bool:
-        """Whether the last score is all right."""
+        """Whether the last score shows no fall."""
 
     @abstractmethod
     def update(self, score: float) -> tuple[Self, str]:
-        """Take a score (`is_score`); return the next state and the reason to retrain, if any."""
+        """Return the next state after a score (`is_score`), and the reason to retrain, if any."""
 
     @abstractmethod
     def rebase(self, score: float | None) -> Self:
-        """Start anew from the score of the version that is served now, if it is known."""
+        """Return the rule begun anew from the score of the served version; None if unknown."""
 
-    @property
-    def settings(self) -> list[object]:
-        """What a kept state must have in common with this rule to be its own."""
-        names = [field.name for field in fields(self)]  # else a state of another shape would be
-        return [type(self).__name__, self.threshold, self.mode, names]
-
-    def state(self) -> dict[str, Any]:
-        """The whole record, as JSON can hold it."""
-        return asdict(self)
-
-    def restored(self, state: Mapping[str, Any]) -> Self:
-        """This rule with a state that was kept."""
-        lists = {name: tuple(v) for name, v in state.items() if isinstance(v, list)}
-        return replace(self, **{**state, **lists})
+    def has_settings_of(self, other: DegradationRule) -> bool:
+        """Return whether both are the same rule with the same settings, in whatever state."""
+        same_kind = type(self) is type(other)
+        return same_kind and (self.threshold, self.mode) == (other.threshold, other.mode)
 
     def _fall(self, baseline: float, score: float) -> float:
         return baseline - score if self.mode == "max" else score - baseline
 
-    def _seen(self, score: float) -> Self:
+    def _with_score(self, score: float) -> Self:
         better = self.best is None or self._fall(self.best, score) < 0
         return replace(self, best=score if better else self.best, current=score)
 
 
 @dataclass(frozen=True)
 class BestMinusThreshold(DegradationRule):
-    """Asks when a score is worse than the best one by more than ``threshold``.
+    """Requests retraining when a score is worse than the best by more than ``threshold``.
 
-    Simple, and with noise it cries wolf: in 67 of 1,000 rounds where the standard deviation is 0.02
-    and the threshold 0.05.
+    Simple, with many false alarms: 67 in 1,000 rounds of noise with a standard deviation of 0.02,
+    at a threshold of 0.05.
     """
+
+    policy: Literal["best_minus_threshold"] = field(default="best_minus_threshold", kw_only=True)
 
     @property
     def healthy(self) -> bool:
@@ -118,8 +117,8 @@ class BestMinusThreshold(DegradationRule):
         return self.best is None or self._fall(self.best, self.current or 0.0) <= self.threshold
 
     def update(self, score: float) -> tuple[Self, str]:
-        """Take a score (`is_score`); return the next state and the reason to retrain, if any."""
-        after = self._seen(score)
+        """Return the next state after a score (`is_score`), and the reason to retrain, if any."""
+        after = self._with_score(score)
         best = score if after.best is None else after.best
         fell = self._fall(best, score)
         if fell <= self.threshold:
@@ -130,7 +129,7 @@ class BestMinusThreshold(DegradationRule):
         )
 
     def rebase(self, score: float | None) -> Self:
-        """Start anew from ``score``."""
+        """Return the rule begun anew from ``score``."""
         return replace(self, best=score, current=score)
 
 
@@ -171,11 +170,6 @@ class CappedCusum(DegradationRule):
     bound : float | None
         Highest lower bound of 48 scores or more.
 
-    Raises
-    ------
-    ValueError
-        If the threshold is no positive number, or beyond 1e100 in size.
-
     References
     ----------
     .. [1] E. S. Page, "Continuous inspection schemes", Biometrika 41, 1954.
@@ -185,6 +179,7 @@ class CappedCusum(DegradationRule):
     reference: tuple[float, ...] = ()
     suspects: tuple[float, ...] = ()
     bound: float | None = None
+    policy: Literal["capped_cusum"] = field(default="capped_cusum", kw_only=True)
 
     @property
     def healthy(self) -> bool:
@@ -192,15 +187,15 @@ class CappedCusum(DegradationRule):
         return not self.suspects
 
     def update(self, score: float) -> tuple[Self, str]:
-        """Take a score (`is_score`); return the next state and the reason to retrain, if any."""
-        after = self._seen(score)
+        """Return the next state after a score (`is_score`), and the reason to retrain, if any."""
+        after = self._with_score(score)
         if not self.reference:
             return replace(after, reference=(score,)), ""
         sign = 1 if self.mode == "max" else -1  # from here on more is better
         reference = [sign * value for value in self.reference]
         suspects = [sign * value for value in (*self.suspects, score)][-WINDOW:]
-        kept = None if self.bound is None else sign * self.bound
-        baseline = _baseline(reference, suspects, kept, self.threshold)
+        lasting = None if self.bound is None else sign * self.bound
+        baseline = _baseline(reference, suspects, lasting, self.threshold)
         height = max(alarm_height(baseline.spread, self.threshold / 2), self.threshold)
         total = doubt = 0.0
         cleared = 0
@@ -222,7 +217,7 @@ class CappedCusum(DegradationRule):
         ), ""
 
     def rebase(self, score: float | None) -> Self:
-        """Start anew from the promoted version's score."""
+        """Return the rule begun anew from the promoted version's score."""
         reference = () if score is None else (score,)
         return type(self)(self.threshold, self.mode, score, score, reference)
 
@@ -236,16 +231,16 @@ class CappedCusum(DegradationRule):
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What a fall is measured against; more is better.
+    """The level that falls are measured from; more is better.
 
     Attributes
     ----------
     bound, level : float
-        Lower bound that requests are measured from, and highest level, from which suspects are.
+        Lower bound, for requests, and highest level, for suspects.
     spread : float
         Long-run standard deviation of a score.
     lasting : bool
-        Whether the bound is that of scores enough to be kept.
+        Whether the bound is of enough scores to be never lowered again.
     """
 
     bound: float
@@ -255,28 +250,30 @@ class _Baseline:
 
 
 def _baseline(
-    reference: list[float], suspects: list[float], kept: float | None, threshold: float
+    reference: list[float], suspects: list[float], lasting: float | None, threshold: float
 ) -> _Baseline:
-    """Take the highest bound of the whole reference, of its last ``SIZES``, and of that kept."""
+    """Return the highest of these bounds: whole reference, its last ``SIZES``, lasting one."""
     jagged = second_differences(reference) + second_differences(suspects)
     least = max(robust_sigma(jagged), threshold / 50)
     step, whole = step_in(reference, suspects), len(reference)
     sizes = [size for size in SIZES if whole / 4 <= size < whole]
-    found = []
+    baselines = []
     for size in (whole, *sizes):
         before = reference[-size:] + suspects[:step]
         level, spread = level_and_spread(before, suspects[step:], size, least)
-        found.append(
-            _Baseline(level - BOUND * spread / math.sqrt(size), level, spread, size >= MIN_KEPT)
-        )
-    highest, best = max(each.level for each in found), max(found, key=lambda each: each.bound)
-    if kept is not None and kept >= best.bound:
-        return _Baseline(kept, max(highest, kept), found[0].spread, lasting=False)
+        bound = level - BOUND * spread / math.sqrt(size)
+        baselines.append(_Baseline(bound, level, spread, size >= MIN_LASTING))
+    highest = max(baseline.level for baseline in baselines)
+    best = max(baselines, key=lambda baseline: baseline.bound)
+    if lasting is not None and lasting >= best.bound:
+        return _Baseline(lasting, max(highest, lasting), baselines[0].spread, lasting=False)
     return replace(best, level=max(highest, best.bound))
 
 
-RULES: Mapping[str, type[DegradationRule]] = {
+Rule = Annotated[CappedCusum | BestMinusThreshold, Field(discriminator="policy")]
+"""The rules as pydantic reads them."""
+RULES: Mapping[str, type[CappedCusum | BestMinusThreshold]] = {
     "capped_cusum": CappedCusum,
     "best_minus_threshold": BestMinusThreshold,
 }
-"""The rules by the names that settings use."""
+"""The rules by their names in the settings."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The retraining loop: run a session, look whether somebody asked for another, run it."""
+"""The retraining loop: run a session, take the next request, run its session."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from fl_app.retraining.manager import RetrainingManager
@@ -28,25 +29,25 @@ def train_and_retrain(
 ) -> list[T]:
     """Run a session, and one more for each request.
 
-    A request that was waiting before, or whose session a crash cut short, is served by the first
-    session.
+    The first session serves the request that is pending at the start, or whose session a crash
+    interrupted, if there is one.
 
     Parameters
     ----------
     run_session : Callable[[int, RetrainRequest | None], T]
-        Runs one training session: its number, from 1, and the request that it serves, if any.
+        Runs one training session, given its number, from 1, and the request that it serves, if any.
     manager : RetrainingManager
-        The mailbox that requests are taken from.
+        Where requests are taken from.
     max_retrains : int
-        Sessions after the first; a request that still waits then is left waiting. With
-        ``continuous`` there is no such limit.
+        Sessions after the first; a request that is pending then stays pending. Ignored with
+        ``continuous``.
     continuous : bool
         Wait for the next request instead of ending when there is none.
     completed : Callable[[RetrainRequest], bool]
-        Asked for a request whose server crashed: whether its session came to its end all the same,
-        so that it is not run twice.
+        Called for a request whose server crashed; returns whether its session finished all the
+        same, so that it is not run twice.
     unfinished : Callable[[], bool]
-        Whether a session that served no request was cut short: then the first session goes on with
+        Returns whether a session without a request was interrupted. Then the first session resumes
         it, before any request is served.
 
     Returns
@@ -54,24 +55,21 @@ def train_and_retrain(
     list[T]
         What each session returned.
     """
-
-    def next_request(wait: float) -> RetrainRequest | None:
-        request = manager.take(wait=wait)
-        while request is not None and request.cut_short and completed(request):
-            with manager.running(request):
-                logger.info("request %s had been served before the crash", request.id)
-            request = manager.take(wait=wait)
-        return request
-
-    request, results = None if unfinished() else next_request(0.0), list[T]()
+    results = list[T]()
+    resume, wait = unfinished(), 0.0
     while True:
-        if request is None:
-            results.append(run_session(len(results) + 1, None))
-        else:
+        # Take the next request, unless the first session has to resume an interrupted one.
+        request = None if resume and not results else manager.take(wait=wait)
+        # A server may crash after its session finished, and before it marked the request as done.
+        if request is not None and request.cut_short and completed(request):
             with manager.running(request):
-                results.append(run_session(len(results) + 1, request))
+                logger.info("request %s was served before the crash", request.id)
+            continue
+        if request is None and results:
+            return results
+        # Serve it.
+        with manager.running(request) if request is not None else nullcontext():
+            results.append(run_session(len(results) + 1, request))
         if not continuous and len(results) > max_retrains:
             return results
-        request = next_request(FOREVER if continuous else 0.0)
-        if request is None:
-            return results
+        wait = FOREVER if continuous else 0.0

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 ARL = 10_000.0
 """Mean number of rounds to a false alarm that the height is designed for."""
 CLIP = 4.0
-"""Standard deviations beyond which a score is taken as an outlier and drawn in."""
+"""Standard deviations from the median at which outliers are clipped."""
 MAX_AUTOCORRELATION = 0.9
-"""With more, the height would be beyond every fall while the scores are few."""
+"""With a higher one the height would exceed every fall while there are few scores."""
 ERRORS = 2.0
 """Standard errors that are added to the autocorrelation."""
 QUARTILE = 1.1503
@@ -21,7 +21,7 @@ QUARTILE = 1.1503
 
 
 def robust_sigma(deviations: Sequence[float]) -> float:
-    """Standard deviation by the upper quartile of the sizes, which bears 24 % of outliers."""
+    """Standard deviation from the upper quartile of the sizes; tolerates 24 % of outliers."""
     size = sorted(map(abs, deviations))
     return size[3 * len(size) // 4] / QUARTILE if size else 0.0
 
@@ -35,37 +35,37 @@ def second_differences(scores: Sequence[float]) -> list[float]:
 
 
 def step_in(reference: Sequence[float], suspects: Sequence[float]) -> int:
-    """How many of the suspects, the first ones, are on the reference's side of the greatest step.
+    """Return how many suspects come before the greatest step.
 
-    The step is where one mean on either side leaves the smallest sum of squares.
+    At the step, the means of the two sides leave the smallest sum of squares.
     """
     before, after = math.fsum(reference), math.fsum(suspects)
-    number, found, most = len(reference), 0, -1.0
-    for taken, score in enumerate(suspects):
-        left = len(suspects) - taken
+    number, best, most = len(reference), 0, -1.0
+    for place, score in enumerate(suspects):
+        left = len(suspects) - place
         step = before / number - after / left
         if number * left * step * step > most:
-            found, most = taken, number * left * step * step
+            best, most = place, number * left * step * step
         before, after, number = before + score, after - score, number + 1
-    return found
+    return best
 
 
 def level_and_spread(
     before: Sequence[float], after: Sequence[float], size: int, least: float
 ) -> tuple[float, float]:
-    """Level of the first ``size`` scores, and long-run standard deviation of a score.
+    """Return the level of the first ``size`` scores, and the long-run deviation of a score.
 
-    The latter is sigma sqrt((1 + phi) / (1 - phi)), as of an AR(1) process with standard deviation
-    sigma and lag-1 autocorrelation phi.
+    The latter is sigma sqrt((1 + phi) / (1 - phi)), that of an AR(1) process with standard
+    deviation sigma and lag-1 autocorrelation phi.
 
     Parameters
     ----------
     before, after : Sequence[float]
-        Scores before and after a step, which does not count as noise; the latter may be none.
+        Scores before and after a step, which is no noise; the latter may be empty.
     size : int
-        Scores of ``before``, from the first on, whose level is returned.
+        How many scores of ``before``, from the first on, the level is of.
     least : float
-        The least sigma, in the unit of the scores.
+        Lower limit of sigma, in the unit of the scores.
     """
     parts = [_centred(part) for part in (before, after) if part]
     sigma = max(robust_sigma([*itertools.chain(*parts)]), least)

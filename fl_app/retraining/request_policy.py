@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a request may become a session: pure, and apart from what makes requests."""
+"""Which requests may become a session. Pure functions; nothing here makes requests."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
+from fl_app.settings import Key, check_settings
 
 BUDGET_WINDOW = timedelta(days=30)
 
@@ -21,31 +23,29 @@ class RetrainPolicy:
     Attributes
     ----------
     min_rounds_between_retrain : int
-        Rounds after a retraining began before a rule may ask again.
+        Rounds after the start of a retraining before the monitor may request another.
     min_hours_between_retrain : float
-        Hours after it.
+        Hours after the start of a retraining before the monitor may request another.
     budget : int
-        Automatic retrainings in 30 days.
+        Retrainings in 30 days that the monitor may request.
     mode : "auto" | "suggest"
-        ``suggest`` writes automatic requests down and leaves them to a person.
+        ``suggest``: the monitor's requests are recorded, and a person decides.
+
+    Raises
+    ------
+    SettingError
+        If a limit is negative or not finite, or ``mode`` is another word.
     """
 
-    min_rounds_between_retrain: int = 10
-    min_hours_between_retrain: float = 0.0
-    budget: int = 4
-    mode: Literal["auto", "suggest"] = "auto"
+    min_rounds_between_retrain: Annotated[int, Field(ge=0), Key("min-rounds-between-retrain")] = 10
+    min_hours_between_retrain: Annotated[float, Field(ge=0), Key("min-hours-between-retrain")] = (
+        24.0
+    )
+    budget: Annotated[int, Field(ge=0), Key("retrain-budget")] = 4
+    mode: Annotated[Literal["auto", "suggest"], Key("on-request")] = "auto"
 
     def __post_init__(self) -> None:
-        limits = {
-            "min_rounds_between_retrain": self.min_rounds_between_retrain,
-            "min_hours_between_retrain": self.min_hours_between_retrain,
-            "budget": self.budget,
-        }
-        for name, value in limits.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}, expected 0 or more.")
-        if self.mode not in ("auto", "suggest"):
-            raise ValueError(f"mode is {self.mode!r}, expected 'auto' or 'suggest'.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Situation:
     Attributes
     ----------
     rounds_since, hours_since : float | None
-        Since a request was last taken; None if none ever was.
+        Since a request was last taken; None before the first.
     taken_in_window : int
         Automatic requests taken in the last 30 days.
     recovered : bool
-        Whether the score was all right at some time since the last request of a rule.
+        Whether the score was healthy at some time since the rule's last request.
     """
 
     rounds_since: int | None = None
@@ -71,15 +71,15 @@ class Situation:
 def decide(
     policy: RetrainPolicy, request: RetrainRequest, situation: Situation
 ) -> tuple[Outcome, str]:
-    """Say what becomes of a request, and why if it does not go through.
+    """Return the outcome of a new request, and the reason if it is not pending.
 
-    Forced requests pass, as people's are. All others must be past the cooldown in rounds and
-    hours, within the budget, and not repeat a request about which nothing changed.
+    Forced requests are always pending. All others must be past the cooldown in rounds and hours,
+    within the budget, and not repeat a request about a fall that has not recovered.
     """
     if request.force:
         return Outcome.PENDING, ""
-    for refused, why in _limits(policy, request, situation):
-        if refused:
+    for exceeded, why in _limits(policy, request, situation):
+        if exceeded:
             return Outcome.SUPPRESSED, why
     if policy.mode == "suggest":
         return Outcome.SUGGESTED, "the monitor only suggests; a person may trigger it"
@@ -93,12 +93,12 @@ def _limits(
     yield (
         rounds is not None and rounds < policy.min_rounds_between_retrain,
         f"only {rounds} rounds since the last retraining, "
-        f"{policy.min_rounds_between_retrain} are asked for",
+        f"{policy.min_rounds_between_retrain} are required",
     )
     yield (
         hours is not None and hours < policy.min_hours_between_retrain,
         f"only {hours or 0:.1f} hours since the last retraining, "
-        f"{policy.min_hours_between_retrain:g} are asked for",
+        f"{policy.min_hours_between_retrain:g} are required",
     )
     yield (
         situation.taken_in_window >= policy.budget,
@@ -106,5 +106,5 @@ def _limits(
     )
     yield (
         request.kind is TriggerKind.DEGRADATION and not situation.recovered,
-        "the score has not been all right since the last request",
+        "the score has not recovered since the last request",
     )

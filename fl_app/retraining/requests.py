@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests for retraining: what they come from and what becomes of them."""
+"""Requests for retraining: their triggers and outcomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_registry.redaction import redact
 
 
 class TriggerKind(StrEnum):
-    """What a request came from."""
+    """What triggered a request."""
 
     DEGRADATION = "degradation"
     SCHEDULE = "schedule"
@@ -25,7 +25,11 @@ class TriggerKind(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What has become of a request."""
+    """The state of a request, or how it ended.
+
+    ``joined``: merged into the pending request; ``suggested``: left to a person; ``suppressed``:
+    dropped by the cooldown or the budget.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -38,22 +42,22 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """Somebody's or some rule's wish for a training session.
+    """A person's or a rule's request for a training session.
 
     Attributes
     ----------
     kind : TriggerKind
-        What it came from.
+        What triggered it.
     reason : str
         One sentence for people; passwords in it are hidden.
     force : bool
-        Whether it passes cooldown and budget, as people's requests do.
+        Whether it bypasses cooldown and budget, as a person's request does.
     id : str
         32 hexadecimal digits.
     created : datetime
         UTC.
     cut_short : bool
-        Whether a session was begun for it before, by a process that crashed or was stopped.
+        Whether an earlier process started a session for it, and crashed or was stopped.
     """
 
     kind: TriggerKind
@@ -64,12 +68,12 @@ class RetrainRequest:
     cut_short: bool = False
 
     def __post_init__(self) -> None:
-        # It goes to the log, to hooks, into MLflow: for everybody to see, and for ever.
+        # The reason is logged, sent to hooks and stored in MLflow, where it cannot be taken back.
         object.__setattr__(self, "reason", redact(self.reason))
 
 
-def requested(row: Mapping[str, Any]) -> RetrainingRequested:
-    """What hooks hear of a request, from its row in the history."""
+def requested_event(row: Mapping[str, Any]) -> RetrainingRequested:
+    """Return the event for a request, given its row in the history."""
     return RetrainingRequested(
         request_id=row["id"],
         kind=row["kind"],

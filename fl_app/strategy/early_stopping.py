@@ -6,9 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from fl_app.events import RoundReport
+from fl_app.settings import Key, check_settings
 
 
 @dataclass(frozen=True)
@@ -47,19 +50,15 @@ class EarlyStopping:
 
     Raises
     ------
-    ValueError
+    SettingError
         If ``patience`` is not positive or ``min_delta`` is negative.
     """
 
-    patience: int
-    min_delta: float = 0.0
+    patience: Annotated[int, Field(ge=1), Key("patience", off=0)]
+    min_delta: Annotated[float, Field(ge=0), Key("min-delta")] = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or not self.min_delta >= 0:
-            raise ValueError(
-                "EarlyStopping expects a patience of at least 1 round and a min_delta of at least "
-                f"0, not {self.patience} and {self.min_delta}."
-            )
+        check_settings(self)
 
     def after(
         self,

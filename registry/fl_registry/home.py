@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the app keeps its files on this machine, and the lock that guards their creation."""
+"""The folder in which the app stores its files on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fl_registry.errors import StoreUnavailable
@@ -28,29 +26,10 @@ def app_home(home: str | Path | None = None) -> Path:
     try:
         folder = Path(chosen).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:  # the last ones: it is no path at all
-        said = getattr(error, "strerror", None) or error
+    except (OSError, ValueError, RuntimeError) as error:  # the last two: it is not a path
+        reason = getattr(error, "strerror", None) or error
         raise StoreUnavailable(
-            f"The app's folder {str(chosen)[:300]} cannot be created ({said}); set home, or "
+            f"The app's folder {str(chosen)[:300]} cannot be created ({reason}); set home, or "
             "FL_APP_HOME, to a folder that you may write to."
         ) from error
     return folder
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock between processes; it ends with the process, so none is left behind.
-
-    Where the system has no ``fcntl`` the block runs without a lock.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)

@@ -43,11 +43,11 @@ from fl_registry.files.artifacts import (
     SCORES_FILE,
     SPEC_FILE,
     WEIGHTS_FILE,
+    checked_header,
     describe,
     digest_of,
     file_digest,
     prepared,
-    read_header,
 )
 from fl_registry.files.half import HalfCopy, read_half, write_half
 from fl_registry.files.loading import ReadyModels, Weights, read_arrays
@@ -610,7 +610,7 @@ class ModelStore:
         weights = self._weights(self._named(version_or_stage), half=False)
         whole = self.backend.files.whole
         content = whole.read(weights.path, weights.sha256, version=weights.version)
-        spec = describe(read_header(weights.path, shown=weights.path), shown=weights.path)
+        spec = describe(checked_header(weights.path, shown=weights.path), shown=weights.path)
         return read_arrays(content, spec, version=weights.version)
 
     def load_production_model(

@@ -123,7 +123,7 @@ def test_500_requests_in_a_burst_get_500_answers_that_agree(tmp_path: Path) -> N
     assert Counter(reply.status for reply in replies) == {202: 500}
     assert Counter(reply.json["status"] for reply in replies) == {"accepted": 1, "joined": 499}
     assert len({reply.json["request_id"] for reply in replies}) == 1
-    history = MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}").history()
+    history = MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}").requests.history()
     assert Counter(entry["outcome"] for entry in history) == {"pending": 1, "joined": 499}
 
 
@@ -161,7 +161,7 @@ def test_kill_9_at_any_time_leaves_what_was_answered_and_each_key_once(tmp_path:
             reply = client.post("/trigger_retrain", {"reason": key}, Idempotency_Key=key)
             assert reply.status == 202
             assert request_id in ("", reply.json["request_id"])
-    history = MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}").history()
+    history = MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}").requests.history()
     assert Counter(entry["reason"] for entry in history) == dict.fromkeys(answered, 1)
 
 

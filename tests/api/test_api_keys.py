@@ -113,7 +113,7 @@ def orphan(manager: RetrainingManager, api: Client, path: str) -> str:
     import hashlib
 
     digest = hashlib.sha256(f"{path}\n{{}}".encode()).hexdigest()
-    claim = manager.store.claim_key("k", digest, owner="gone", now=datetime.now(UTC))
+    claim = manager.store.keys.claim("k", digest, owner="gone", now=datetime.now(UTC))
     return claim.id
 
 
@@ -143,10 +143,10 @@ def test_a_rollback_that_a_crash_cut_short_is_not_guessed_at(
 
 def test_a_key_lasts_24_hours() -> None:
     store, now = MonitorStore(), datetime(2026, 3, 29, tzinfo=UTC)
-    first = store.claim_key("k", "d", owner="me", now=now)
-    store.answer_key("k", 202, "{}")
-    late = store.claim_key("k", "d", owner="me", now=now + timedelta(hours=23, minutes=59))
+    first = store.keys.claim("k", "d", owner="me", now=now)
+    store.keys.answer("k", 202, "{}")
+    late = store.keys.claim("k", "d", owner="me", now=now + timedelta(hours=23, minutes=59))
     assert (late.mine, late.status, late.id) == (False, 202, first.id)
-    after = store.claim_key("k", "d", owner="me", now=now + timedelta(hours=24, minutes=1))
+    after = store.keys.claim("k", "d", owner="me", now=now + timedelta(hours=24, minutes=1))
     assert after.mine
     assert after.id != first.id

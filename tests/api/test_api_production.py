@@ -17,6 +17,7 @@ from support.api_client import TOKEN, Client, refused
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import MonitorStore, Probation, ProbationSettings, RetrainingManager
+from fl_app.retraining.probation.state import ProbationState
 from fl_registry import InMemoryModelStore, ModelManager, StoreUnavailable
 from fl_registry.files.weights import save_weights
 
@@ -113,7 +114,7 @@ def test_a_report_without_sense_counts_nothing(
     reply = api.post(PATH, body)
     assert refused(reply, 400)
     assert len(reply.body) < 400
-    assert manager.store.read_note("probation") == (0, {})
+    assert manager.store.note("probation", ProbationState).read() == (0, None)
 
 
 def test_what_is_no_version_is_not_found(api: Client, store: InMemoryModelStore) -> None:
@@ -136,7 +137,7 @@ def test_what_a_crash_cut_short_before_the_answer_counts_once(
 
     store.promote_to_production("1")
     asked = f'{PATH}\n{{"accuracy": 0.9}}'
-    claim = manager.store.claim_key(
+    claim = manager.store.keys.claim(
         "k", hashlib.sha256(asked.encode()).hexdigest(), owner="gone", now=datetime.now(UTC)
     )
     from fl_app.retraining import ProductionReport
@@ -159,7 +160,7 @@ def test_a_registry_that_does_not_answer_is_told_and_counts_nothing(
 
     monkeypatch.setattr(store, "history", down)
     assert refused(api.post(PATH, {"accuracy": 0.9}), 503)
-    assert manager.store.read_note("probation") == (0, {})
+    assert manager.store.note("probation", ProbationState).read() == (0, None)
     status = api.get("/status")
     assert (status.status, status.json["probation"]) == (200, None)
 

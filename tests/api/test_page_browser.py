@@ -65,7 +65,9 @@ def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
 
 @pytest.fixture
 def url(story: Story) -> Iterator[str]:
-    server = serve_api(create_trigger_api(story.manager, store=story.store, token=TOKEN), port=0)
+    server = serve_api(
+        create_trigger_api(story.manager, store=story.store, token=TOKEN, now=story.time), port=0
+    )
     assert server is not None
     yield f"http://127.0.0.1:{server.port}/"
     server.close()
@@ -92,7 +94,7 @@ def test_a_person_signs_in_and_decides_by_keyboard_without_any_script(
     keys.type("sees every ship")
     visit.tab_to("#approval button, .attention button")
     keys.press("Enter")
-    page.wait_for_selector(".said")
+    page.wait_for_selector(".message")
     assert visit.message() == "Done. Version 24 is approved and in Production now."
     entry = story.store.history()[-1]
     assert (entry.op, entry.version, entry.actor) == ("promote", "24", "Ada Lovelace")
@@ -106,9 +108,9 @@ def test_a_person_signs_in_and_decides_by_keyboard_without_any_script(
     assert story.store.get_latest_version("Production") == "8"
 
     page.fill("#trigger-reason", "a new harbour")
-    assert visit.send("#retraining button").startswith("Done. Retraining is asked for.")
+    assert visit.send("#retraining button").startswith("Done. Retraining is requested.")
     asked = story.manager.trigger_history[-1]
-    assert asked["reason"] == "a new harbour (asked by Ada Lovelace)"
+    assert asked["reason"] == "a new harbour (requested by Ada Lovelace)"
     assert "a new harbour" in page.locator("#retraining tbody tr").first.inner_text()
 
     waiting = story.save(4, 1, 0.9)

@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drawing of a metric: whatever the versions hold, it fits its box and says what they say."""
+"""The chart of a metric: whatever the versions hold, it is drawn and says what they say."""
 
 from __future__ import annotations
 
 import math
-import re
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from typing import Any
+from xml.etree import ElementTree
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.api.page.chart import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    MOST_POINTS,
-    RIGHT,
-    TOP,
-    WIDTH,
-    draw,
-    metrics_of,
-)
+from fl_app.api.page.chart import MOST_POINTS, MOST_ROUNDS, chart_of, figure_of, metrics_of, svg
 from fl_registry.journal.entries import Entry
 from fl_registry.stages import Move
 
@@ -53,26 +43,35 @@ def newest_first(*rows: dict[str, Any]) -> list[dict[str, Any]]:
     st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=30),
     st.lists(st.tuples(st.sampled_from(list(Move)), st.integers(1, 40), st.integers(0, 50))),
 )
-def test_every_drawing_fits_its_box(
-    scores: list[float], moves: list[tuple[Move, int, int]]
-) -> None:
+def test_every_chart_can_be_drawn(scores: list[float], moves: list[tuple[Move, int, int]]) -> None:
     rows = newest_first(*(row(n, score, run=f"{n // 7}") for n, score in enumerate(scores, 1)))
     entries = [entry(n, op, str(v), at) for n, (op, v, at) in enumerate(moves, start=1)]
-    chart = draw(rows, sorted(entries, key=lambda e: e.time), "mAP50")
+    chart = chart_of(rows, sorted(entries, key=lambda e: e.time), "mAP50")
     drawn = [score for score in scores if math.isfinite(score) and abs(score) < 1e100]
     assert (chart is None) == (not drawn)
     if chart is None:
         return
-    assert len(chart.points) == len(drawn)
-    assert all(a.y > b.y for a, b in pairwise(chart.ticks))
-    assert 2 <= len(chart.ticks) <= 8
-    for place in (*chart.points, *chart.marks):
-        assert LEFT <= place.x <= WIDTH - RIGHT
-        assert TOP <= place.y <= HEIGHT - BOTTOM
-    for x in chart.borders:
-        assert LEFT < x < WIDTH - RIGHT
-    for path in (*chart.lines, chart.served):
-        assert re.fullmatch(r"([MLH][0-9.]+( [0-9.]+)?)*", path), path
+    assert [point.value for point in chart.points] == drawn
+    assert [n for begin, end in chart.sessions for n in range(begin, end)] == [*range(len(drawn))]
+    for move in chart.promotions:
+        assert 0 <= move.place <= move.end <= len(drawn)
+    (axes,) = figure_of(chart, "light").axes
+    low, high = axes.get_ylim()
+    shown = [*drawn, *(move.value for move in chart.promotions)]
+    assert low <= min(shown)
+    assert max(shown) <= high
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_picture_is_svg_without_times_and_addresses(theme: str) -> None:
+    rows = newest_first(*(row(n, score) for n, score in enumerate(SCORES, start=1)))
+    chart = chart_of(rows, [entry(1, Move.PROMOTE, "3", 3)], "mAP50")
+    assert chart is not None
+    picture = svg(chart, theme)
+    root = ElementTree.fromstring(picture)  # noqa: S314 - our own
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert b"date>" not in picture
+    assert b"matplotlib.org" not in picture
 
 
 def test_the_line_of_production_follows_the_journal() -> None:
@@ -83,51 +82,63 @@ def test_the_line_of_production_follows_the_journal() -> None:
         entry(3, Move.ROLLBACK, "3", 50),
         entry(4, Move.STAGE, "6", 59),
     ]
-    chart = draw(rows, entries, "mAP50")
+    chart = chart_of(rows, entries, "mAP50")
     assert chart is not None
-    assert [(mark.version, mark.back) for mark in chart.marks] == [
-        ("3", False),
-        ("5", False),
-        ("3", True),
+    assert [(p.version, p.back, p.place, p.end) for p in chart.promotions] == [
+        ("3", False, 3, 5),
+        ("5", False, 5, 5),
+        ("3", True, 5, 6),
     ]
-    assert [mark.label for mark in chart.marks] == ["v3", "v5", ""]  # no room for two in a place
-    first, _, last = chart.marks
-    assert first.x == (chart.points[2].x + chart.points[3].x) / 2
-    assert (first.y, last.y) == (chart.points[2].y, chart.points[2].y)
-    assert chart.served.endswith(f"H{WIDTH - RIGHT}")
+    assert [p.value for p in chart.promotions] == [0.5, 0.6, 0.5]
     assert [point.staged for point in chart.points] == [False, False, True, False, True, True]
     assert chart.summary == (
         "mAP50 of 6 versions in 1 session: 0.1000 for version 1, 0.7000 for version 6. "
         "Version 3 is in Production with 0.5000."
     )
+    (axes,) = figure_of(chart, "light").axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["v3", "v5", "session of 01 Nov 00:10"]  # no room for two in a place
+    assert [label.get_text() for label in figure_of(chart, "dark").legends[0].get_texts()] == [
+        "a version",
+        "one that went to Staging or on",
+        "in Production",
+        "promoted",
+        "rolled back",
+    ]
 
 
 def test_each_session_has_a_line_of_its_own() -> None:
     rows = newest_first(*(row(n, 0.1 * n, run="a" if n < 4 else "b") for n in range(1, 7)))
-    chart = draw(rows, [], "mAP50")
+    chart = chart_of(rows, [], "mAP50")
     assert chart is not None
-    assert [line.count("L") for line in chart.lines] == [2, 2]
-    assert chart.borders == ((chart.points[2].x + chart.points[3].x) / 2,)
-    assert [text.text for text in chart.rounds] == list("123456")
-    assert [text.text for text in chart.sessions] == [
+    assert chart.sessions == ((0, 3), (3, 6))
+    (axes,) = figure_of(chart, "light").axes
+    lines = [[*line.get_xdata()] for line in axes.lines]
+    assert lines == [[0, 1, 2], [3, 4, 5], [2.5, 2.5]]  # and where one ends
+    assert [text.get_text() for text in axes.get_xticklabels()] == list("123456")
+    assert {text.get_text() for text in axes.texts} == {
         "session of 01 Nov 00:01",
         "session of 01 Nov 00:04",
-    ]
+    }
     assert chart.summary.endswith("None has been in Production.")
 
 
 def test_old_versions_are_left_out_but_what_was_served_is_drawn() -> None:
     rows = newest_first(*(row(n, 0.5 + n / 1000, at=n) for n in range(1, MOST_POINTS + 51)))
-    chart = draw(rows, [entry(1, Move.PROMOTE, "2", 2)], "mAP50")
+    chart = chart_of(rows, [entry(1, Move.PROMOTE, "2", 2)], "mAP50")
     assert chart is not None
     assert len(chart.points) == MOST_POINTS
     assert chart.left_out == 50
-    assert len(chart.rounds) < 40
-    assert chart.served == f"M{LEFT} {chart.marks[0].y:g}H{WIDTH - RIGHT}"
+    (served,) = chart.promotions
+    assert (served.place, served.end, served.value) == (0, MOST_POINTS, 0.502)
+    (axes,) = figure_of(chart, "light").axes
+    assert len(axes.get_xticks()) <= MOST_ROUNDS
 
 
 def test_the_metric_that_gates_look_at_comes_first_and_plain_names_before_others() -> None:
     rows = [row(2, 0.5), {**row(1, 0.4), "metrics": {"recall": 0.1, "broken": math.nan}}]
     assert metrics_of(rows) == ("mAP50", "loss", "recall", "client/mAP50")
     assert metrics_of([]) == ()
-    assert draw(rows, [], "broken") is None
+    chart = chart_of(rows, [], "broken")
+    assert chart is not None
+    assert chart.metric == "mAP50"

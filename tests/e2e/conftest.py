@@ -10,7 +10,7 @@ import pytest
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower
 from support.shipped_app import shipped_app
 
-pytest.register_assert_rewrite("story")  # so that what it asserts is told as in a test
+pytest.register_assert_rewrite("support.story")  # so that what it asserts is told as in a test
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from support.shipped_app import shipped_app
 
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
+from fl_app.retraining.state import MonitorState
 from fl_registry import ModelManager
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium"
@@ -50,7 +51,7 @@ def run(flower: Flower, app: Path, data: Path, home: Path) -> list[dict[str, obj
         "--federation-config",
         "num-supernodes=4 client-resources-num-cpus=1",
     )
-    return MonitorStore(default_url(home)).history()
+    return MonitorStore(default_url(home)).requests.history()
 
 
 @on_photographs
@@ -87,6 +88,7 @@ def test_the_same_pictures_saved_anew_start_none(
     data, home = photographs(tmp_path / "data"), tmp_path / "home"
     assert run(flower, camera_app, data, home) == []
     assert (data.parent / "changed-0").exists()
-    state = MonitorStore(default_url(home)).load_state()["drift"]
-    assert state["checks"] == 1  # they were new, and were looked at
+    _, state = MonitorStore(default_url(home)).note("monitor", MonitorState).read()
+    assert state is not None
+    assert state.drift.checks == 1  # they were new, and were looked at
     assert len(ModelManager(home=home).list_all_versions()) == 3

@@ -56,7 +56,7 @@ def serves_requests_until_it_is_stopped(run: WaitingRun, *reasons: str) -> None:
     assert [r.info.status for r in run.sessions()] == ["FINISHED"] * len(numbers)
     rows = ModelManager(home=home).list_all_versions()
     assert [row["tags"]["session"] for row in reversed(rows)] == numbers
-    history = MonitorStore(default_url(home)).history()
+    history = MonitorStore(default_url(home)).requests.history()
     assert [(row["reason"], row["outcome"]) for row in history] == [(r, "done") for r in reasons]
 
 
@@ -116,9 +116,9 @@ def test_a_session_that_is_stopped_in_the_middle_is_run_again_by_the_next_run(
     wait_until(lambda: run.sessions(request_id=asked), 120, "the session")
     run.stop()
     wait_until(lambda: not run.processes(), 90, "the end of the server")
-    assert [row["outcome"] for row in store.history()] == ["running"]
+    assert [row["outcome"] for row in store.requests.history()] == ["running"]
     assert [r.info.status for r in run.sessions(request_id=asked)] == ["KILLED"]
     printed = own.run(app, config)
-    assert f"request {asked} was cut short and is served again" in printed
-    assert [row["outcome"] for row in store.history()] == ["done"]
+    assert f"request {asked} was interrupted and is served again" in printed
+    assert [row["outcome"] for row in store.requests.history()] == ["done"]
     assert [r.info.status for r in run.sessions(request_id=asked)] == ["KILLED", "FINISHED"]

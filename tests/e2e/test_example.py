@@ -92,7 +92,7 @@ def test_the_wheel_without_yolo_serves_the_digits(from_wheel: Flower) -> None:
 
 def test_a_clinic_s_new_scanner_is_noticed(bare: Flower) -> None:
     printed = run_as_written(bare, "sklearn-clinics")
-    (request,) = MonitorStore(default_url(bare.fl_app_home)).history()
+    (request,) = MonitorStore(default_url(bare.fl_app_home)).requests.history()
     assert request["kind"] == "drift"
     assert "in round 3 the data moved" in str(request["reason"])
     assert "mean radius higher" in str(request["reason"])

@@ -11,7 +11,8 @@ import pytest
 from support.flower import ROOT, Flower
 
 from fl_registry import FederatedLearningTracker, ModelManager
-from fl_registry.files.weights import load_weights, read_manifest
+from fl_registry.files.artifacts import file_digest
+from fl_registry.files.weights import load_weights
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +104,7 @@ def test_promoted_weights_are_the_round_s_and_find_shapes(
     model = manager.load_production_model(lambda: get_model("n", 7))
     assert model is not None
     path = manager.weights_path("8")
-    assert read_manifest(path).sha256 == manager.get_version("8").sha256
+    assert file_digest(path) == manager.get_version("8").sha256
     loaded = to_arrays(model)
     for name, values in load_weights(path).items():
         np.testing.assert_array_equal(loaded[name], values)

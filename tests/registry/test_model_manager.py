@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from fl_registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
+from fl_registry.files.safetensors_header import Manifest
 from fl_registry.mlflow.connection import Connection
 from fl_registry.redaction import redact
 
@@ -60,11 +61,7 @@ def test_the_description_names_the_arrays_in_the_models_own_order(
     import numpy as np
     from safetensors.numpy import save_file
 
-    metadata = {
-        "format": "fl-app-weights/1",
-        "order": json.dumps(["z", "a"]),
-        "model": json.dumps({"family": "yolov8"}),
-    }
+    metadata = Manifest(["z", "a"], {"family": "yolov8"}).as_metadata()
     arrays = {"a": np.array(1, np.int64), "z": np.zeros((2, 3), np.float16)}
     save_file(arrays, tmp_path / "w.safetensors", metadata=metadata)
     version = manager.save_model_version(tmp_path / "w.safetensors")

@@ -134,7 +134,7 @@ def test_a_memory_that_is_away_for_a_while_does_not_end_the_monitor(
         raise OperationalError("select", {}, Exception("the server closed the connection"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(manager.store, "take", away)
+        patch.setattr(manager.store.requests, "take", away)
         manager.start_monitoring()
         wait_until(lambda: "memory does not answer" in caplog.text)
     manager.manual_trigger("after that")
@@ -187,7 +187,7 @@ def test_drift_goes_through_the_policy_like_a_fall() -> None:
         clock[0] = START + timedelta(hours=hour)
         trigger, reason = trigger.update(distance)
         if reason:
-            manager.ask(TriggerKind.DRIFT, reason)
+            manager.request(TriggerKind.DRIFT, reason)
         request = manager.take()
         if request is not None:
             assert (request.kind, request.force) == (TriggerKind.DRIFT, False)
@@ -205,9 +205,9 @@ def test_drift_goes_through_the_policy_like_a_fall() -> None:
 
 def test_drift_is_only_suggested_where_that_is_wanted_and_joins_what_waits() -> None:
     manager = RetrainingManager(on_request="suggest", store=MonitorStore())
-    manager.ask(TriggerKind.DRIFT, "inputs are off")
+    manager.request(TriggerKind.DRIFT, "inputs are off")
     assert outcomes(manager) == ["suggested"]
     manager = RetrainingManager(store=MonitorStore())
     waiting = manager.manual_trigger("new pictures")
-    assert manager.ask(TriggerKind.DRIFT, "inputs are off") == waiting
+    assert manager.request(TriggerKind.DRIFT, "inputs are off") == waiting
     assert outcomes(manager) == ["pending", "joined"]

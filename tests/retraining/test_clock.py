@@ -48,10 +48,10 @@ class Jumping:
         self.now += by
         for monitor in self.monitors * 2:
             monitor.check_schedules()
-        count = sum(self.store.counts().values())
+        count = sum(self.store.requests.counts().values())
         assert count - self.known <= 1
         self.known = count
-        due = self.store.due(self.schedule.name)
+        due = self.store.schedules.due(self.schedule.name)
         assert due is not None
         assert self.now < due <= self.schedule.after(self.now)
         request = self.monitors[0].take()
@@ -61,7 +61,7 @@ class Jumping:
 
     def no_due_time_ran_twice(self) -> bool:
         """Whether each is there once; an interval's are all new ones where the clock went back."""
-        rows = self.store.history()
+        rows = self.store.requests.history()
         once = set(Counter(row["reason"] for row in rows).values()) <= {1}
         return once or isinstance(self.schedule, Every)
 
@@ -99,11 +99,11 @@ def test_a_crash_between_asking_and_the_next_due_time_asks_once(
 
     jumping.now += timedelta(days=8)
     with monkeypatch.context() as patch:
-        patch.setattr(jumping.store, "claim_due", crash)
+        patch.setattr(jumping.store.schedules, "claim", crash)
         with pytest.raises(KeyboardInterrupt):
             jumping.monitors[0].check_schedules()
-    assert jumping.store.due("every 7 days") == START + timedelta(days=7)
+    assert jumping.store.schedules.due("every 7 days") == START + timedelta(days=7)
     jumping.monitor().check_schedules()
-    (row,) = jumping.store.history()
+    (row,) = jumping.store.requests.history()
     assert row["outcome"] == "pending"
-    assert jumping.store.due("every 7 days") == START + timedelta(days=14)
+    assert jumping.store.schedules.due("every 7 days") == START + timedelta(days=14)

@@ -7,11 +7,14 @@ import json
 import logging
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from scipy.signal import lfilter
 
 from fl_app.retraining import (
@@ -21,7 +24,7 @@ from fl_app.retraining import (
     MonitorStore,
     RetrainingManager,
 )
-from fl_app.retraining.degradation import LIMIT
+from fl_app.retraining.degradation import LIMIT, Rule
 from fl_app.retraining.noise import ARL, alarm_height, level_and_spread
 
 CLIMB = [0.5 + 0.04 * i for i in range(11)]
@@ -141,7 +144,7 @@ def test_the_state_stays_finite_whatever_the_scores(
         rule = rule.rebase(second[0])
     for score in second:
         rule, _ = rule.update(score)
-    json.dumps(rule.state(), allow_nan=False)
+    json.dumps(asdict(rule), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", [CappedCusum, BestMinusThreshold])
@@ -149,10 +152,11 @@ def test_the_state_stays_finite_whatever_the_scores(
 def test_a_rule_goes_on_after_a_restart_as_if_there_was_none(
     kind: type[DegradationRule], scores: list[float]
 ) -> None:
+    adapter = TypeAdapter(Rule)
     through = restarted = kind(0.05)
     for score in scores:
         through, reason = through.update(score)
-        restarted = kind(0.05).restored(json.loads(json.dumps(restarted.state())))
+        restarted = adapter.validate_json(adapter.dump_json(restarted))  # type: ignore[arg-type]
         restarted, again = restarted.update(score)
         assert (restarted, again) == (through, reason)
 
@@ -231,10 +235,10 @@ def test_a_kept_state_of_another_shape_is_not_used(caplog: pytest.LogCaptureFixt
     store = MonitorStore()
     before = RetrainingManager(store=store)
     before.start_from("1", 0.9)
-    kept = store.load_state()
-    assert kept is not None
-    rule = {"settings": ["CappedCusum", 0.05, "max"], "state": {"prior": 0.9, "best": 0.9}}
-    store.save_state({**kept, "rule": rule})
+    _, stored = store.note("monitor", dict[str, Any]).read()
+    assert stored is not None
+    rule = {"policy": "capped_cusum", "mode": "max", "prior": 0.9, "best": 0.9}
+    store.note("monitor", dict[str, Any]).write({**stored, "rule": rule})
     with caplog.at_level(logging.INFO, "flwr.fl_app"):
         after = RetrainingManager(store=store)
     assert after.best_accuracy is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,17 @@ import pytest
 from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from support.drift_nodes import MINUTES, NO_SEASON, Nodes
 
-from fl_app.retraining.drift.check import DriftSettings
-from fl_app.retraining.drift.monitor import DriftWatch
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.retraining.drift.check import DriftSettings, observe
+from fl_app.retraining.drift.state import DriftState
 from fl_app.wire.data_summary import SummaryError, read_summary
 
 HOSTILE = 10_000 if settings.default is not None and settings.default.max_examples > 100 else 100
 """Examples: many in the nightly profile."""
+STATES = TypeAdapter(DriftState)
 HONEST = Nodes(3, 3, seed=3)
 RECORDS = {s.node_id: s.to_record() for s in HONEST.tell()}
 BARE = {s.node_id: s.to_record() for s in HONEST.bare()}
@@ -71,18 +75,18 @@ def numbers_in(value: Any) -> list[float]:
 def test_no_hostile_summary_ends_a_round_or_leaves_a_state_that_is_not_finite(
     record: dict[str, Any], how: DriftSettings
 ) -> None:
-    watch = DriftWatch(how)
+    state = DriftState()
     for number in range(3):
-        watch.update({**RECORDS, "0": record}, number * MINUTES)
-    watch.update(RECORDS, 3 * MINUTES)
-    kept = json.loads(json.dumps(watch.to_json(), allow_nan=False))
-    watch.restore(kept)
-    assert np.isfinite(numbers_in(kept)).all()
-    assert np.isfinite(watch.state.evidence).all()
-    for window in (*watch.state.recent, *watch.state.season):
+        state, _ = observe(state, {**RECORDS, "0": record}, number * MINUTES, how)
+    state, _ = observe(state, RECORDS, 3 * MINUTES, how)
+    stored = STATES.dump_json(state)
+    state = STATES.validate_json(stored)  # pydantic writes what is not finite as null
+    assert np.isfinite(numbers_in(json.loads(stored))).all()
+    assert np.isfinite(state.evidence).all()
+    for window in (*state.recent, *state.season):
         assert all(np.isfinite(values).all() for values in window.arrays.values())
-    assert watch.last is not None
-    assert np.isfinite([f.p + f.effect + f.evidence for f in watch.last.features]).all()
+    assert state.last is not None
+    assert np.isfinite([f.p + f.effect + f.evidence for f in state.last.features]).all()
 
 
 @given(st.dictionaries(st.text(max_size=10), junk, max_size=9))
@@ -129,15 +133,14 @@ def counts(place: int, value: float) -> bytes:
 def test_what_is_wrong_is_said_with_the_node_s_id_and_the_others_count(
     record: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = DriftWatch(NO_SEASON)
     with caplog.at_level(logging.WARNING):
-        watch.update({**RECORDS, "0": record}, 0.0)
+        state, _ = observe(DriftState(), {**RECORDS, "0": record}, 0.0, NO_SEASON)
     (line,) = [r.getMessage() for r in caplog.records]
     assert line.startswith("dropped the data summary of node 0: ")
     assert said in line
     assert len(line) < 250
-    assert watch.last is not None
-    assert watch.last.nodes == 2
+    assert state.last is not None
+    assert state.last.nodes == 2
 
 
 def test_rows_that_a_column_tells_in_two_numbers_are_refused() -> None:
@@ -158,20 +161,32 @@ def test_a_summary_survives_flower_s_record() -> None:
 
 
 def test_an_alarm_asks_once_a_day_and_again_after_it_went_away() -> None:
-    nodes, watch, asked = Nodes(4, 2, means=0.0), DriftWatch(NO_SEASON), []
+    nodes, state, asked = Nodes(4, 2, means=0.0), DriftState(), []
     for number in range(80):
         moved = 1.0 if number >= 2 else 0.0
-        told = nodes.tell(moved, hold=bool(watch.orders["data-hold"]))
+        told = nodes.tell(moved, hold=bool(state.orders["data-hold"]))
         records = {s.node_id: s.to_record() for s in told}
-        if watch.update(records, number * 3600.0):
+        state, reason = observe(state, records, number * 3600.0, NO_SEASON)
+        if reason:
             asked.append(number)
     assert asked == [2, 26, 50, 74]
-    watch.restart("the request's id")
-    assert watch.orders == {"data-reference": "the request's id", "data-hold": False}
-    assert watch.state.checks == 0
+
+
+def test_a_drift_request_that_is_taken_begins_a_new_reference() -> None:
+    now = [datetime(2026, 1, 4, tzinfo=UTC)]
+    monitor = RetrainingManager(store=MonitorStore(), drift=NO_SEASON, now=lambda: now[0])
+    nodes = Nodes(4, 2, means=0.0)
+    for moved in (0.0, 0.0, 1.0):
+        told = nodes.tell(moved, hold=bool(monitor.data_orders()["data-hold"]))
+        monitor.update_data({s.node_id: s.to_record() for s in told}, 1)
+        now[0] += timedelta(hours=1)
+    request = monitor.take()
+    assert request is not None
+    assert monitor.data_orders() == {"data-reference": request.id, "data-hold": False}
+    assert (monitor.drift.checks, monitor.drift.last) == (0, None)
 
 
 def test_the_guide_s_rule_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        DriftWatch(DriftSettings(policy="per_check"))
+        RetrainingManager(store=MonitorStore(), drift=DriftSettings(policy="per_check"))
     assert "997 of 1,000" in caplog.text

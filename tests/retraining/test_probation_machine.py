@@ -27,7 +27,7 @@ from fl_app.retraining import (
     ProductionReport,
     RetrainingManager,
 )
-from fl_app.retraining.probation.rollback import ACTOR
+from fl_app.retraining.probation.probation import ACTOR
 from fl_registry import (
     ArtifactError,
     Evidence,
@@ -86,10 +86,10 @@ class Monitor(RetrainingManager):
 
     fault = ""
 
-    def ask(self, *arguments: Any, **named: Any) -> str:
+    def request(self, *arguments: Any, **named: Any) -> str:
         if self.fault == "ask":
             raise ProcessKilled
-        request_id = super().ask(*arguments, **named)
+        request_id = super().request(*arguments, **named)
         if self.fault == "asked":
             raise ProcessKilled
         return request_id
@@ -196,10 +196,10 @@ class Machine(RuleBasedStateMachine):
     @rule(server=st.integers(0, 1))
     def after_a_look_nothing_is_left_to_do(self, server: int) -> None:
         self.servers[server].review()
-        state, stays = self.servers[server]._kept(), tenures(self.models.history())
+        state, stays = self.servers[server].state(), tenures(self.models.history())
         assert state.untagged == ()
         if state.failure is not None:
-            assert state.failure.told
+            assert state.failure.handled
             if stays[-1].id == state.failure.promotion:
                 ways = {stay.version for stay in stays[:-1]} - {stays[-1].version}
                 assert ways <= self.failed | self.damaged | {stays[-1].version}
@@ -220,7 +220,7 @@ class Machine(RuleBasedStateMachine):
         self.seen = max(0, len(stays) - 1)
         self.failed &= self.still_failed()
         assert (self.models.get_latest_version("Production") is None) == (not stays)
-        failure = self.servers[0]._kept().failure
+        failure = self.servers[0].state().failure
         self.failures |= set() if failure is None else {failure.promotion}
 
     def still_failed(self) -> set[str]:

@@ -39,7 +39,7 @@ def test_every_outcome_is_told_with_its_reason(
     manager = monitor(tmp_path, hooks, on_request="suggest")
     first = manager.manual_trigger("new pictures")
     manager.manual_trigger("more of them")
-    manager.ask(TriggerKind.DRIFT, "brightness lower")
+    manager.request(TriggerKind.DRIFT, "brightness lower")
     hooks.flush()
     assert outcomes(told) == [
         ("manual", "pending", "new pictures"),

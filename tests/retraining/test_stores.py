@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from support.monitor_children import DUE, at_once
 
 from fl_app.retraining import MonitorStore, RetrainingManager, RetrainRequest, train_and_retrain
+from fl_app.retraining.memory.errors import MonitorStoreError
 from fl_app.retraining.requests import Outcome, TriggerKind
 
 NOW = datetime(2026, 1, 4, 12, tzinfo=UTC)
@@ -55,56 +57,58 @@ def asked(reason: str = "new pictures", kind: TriggerKind = TriggerKind.MANUAL) 
 @all_kinds
 def test_what_is_added_is_found_again_as_it_was(store: MonitorStore) -> None:
     request = asked("quotes ' and \N{SNOWMAN}", TriggerKind.DRIFT)
-    assert store.add(request, Outcome.PENDING) is None
-    assert store.find(Outcome.PENDING) == request
-    entry = store.get(request.id)
-    assert entry == store.history()[0]
+    assert store.requests.add(request, Outcome.PENDING) is None
+    assert store.requests.find(Outcome.PENDING) == request
+    entry = store.requests.get(request.id)
+    assert entry == store.requests.history()[0]
     assert entry is not None
     assert entry["reason"] == request.reason
     assert entry["created"] == request.created.isoformat()
     assert (entry["kind"], entry["started"], entry["ended"]) == ("drift", None, None)
-    assert store.get("0" * 32) is None
-    assert store.add(request, Outcome.PENDING) == request  # again: nothing changes
-    assert len(store.history()) == 1
+    assert store.requests.get("0" * 32) is None
+    assert store.requests.add(request, Outcome.PENDING) == request  # again: nothing changes
+    assert len(store.requests.history()) == 1
 
 
 @all_kinds
 def test_one_waits_and_others_join_it(store: MonitorStore) -> None:
     first, second = asked("first"), asked("second")
-    store.add(first, Outcome.PENDING)
-    assert store.add(second, Outcome.PENDING) == first
-    assert store.counts() == {o: {"pending": 1, "joined": 1}.get(str(o), 0) for o in Outcome}
-    assert first.id in store.history()[-1]["why"]
+    store.requests.add(first, Outcome.PENDING)
+    assert store.requests.add(second, Outcome.PENDING) == first
+    assert store.requests.counts() == {
+        o: {"pending": 1, "joined": 1}.get(str(o), 0) for o in Outcome
+    }
+    assert first.id in store.requests.history()[-1]["why"]
 
 
 @all_kinds
 def test_history_is_read_in_pages(store: MonitorStore) -> None:
     requests = [asked(f"{number}") for number in range(5)]
     for request in requests:
-        store.add(request, Outcome.SUPPRESSED, "why not")
-    assert [e["reason"] for e in store.history(2)] == ["3", "4"]
-    assert [e["reason"] for e in store.history(2, requests[3].id)] == ["1", "2"]
-    assert store.history(2, "0" * 32) == []
+        store.requests.add(request, Outcome.SUPPRESSED, "why not")
+    assert [e["reason"] for e in store.requests.history(2)] == ["3", "4"]
+    assert [e["reason"] for e in store.requests.history(2, requests[3].id)] == ["1", "2"]
+    assert store.requests.history(2, "0" * 32) == []
 
 
 @all_kinds
 def test_a_request_is_taken_once_and_ends_once(store: MonitorStore) -> None:
-    assert store.take(NOW) is None
+    assert store.requests.take(NOW) is None
     request = asked(kind=TriggerKind.SCHEDULE)
-    store.add(request, Outcome.PENDING)
-    taken = store.take(NOW)
+    store.requests.add(request, Outcome.PENDING)
+    taken = store.requests.take(NOW)
     assert taken == request
-    store.add(asked("next"), Outcome.PENDING)
-    assert store.take(NOW) is None  # one is being served
-    assert store.taken_since(NOW) == 1
-    assert store.taken_since(NOW + timedelta(seconds=1)) == 0
-    assert store.last_taken() == NOW
-    store.finish(request.id, Outcome.DONE, NOW)
-    store.finish(request.id, Outcome.FAILED, NOW)
-    entry = store.get(request.id)
+    store.requests.add(asked("next"), Outcome.PENDING)
+    assert store.requests.take(NOW) is None  # one is being served
+    assert store.requests.taken_since(NOW) == 1
+    assert store.requests.taken_since(NOW + timedelta(seconds=1)) == 0
+    assert store.requests.last_taken() == NOW
+    store.requests.finish(request.id, Outcome.DONE, NOW)
+    store.requests.finish(request.id, Outcome.FAILED, NOW)
+    entry = store.requests.get(request.id)
     assert entry is not None
     assert (entry["outcome"], entry["ended"]) == ("done", NOW.isoformat())
-    following = store.take(NOW)
+    following = store.requests.take(NOW)
     assert following is not None
     assert following.reason == "next"
     assert not following.cut_short
@@ -113,11 +117,11 @@ def test_a_request_is_taken_once_and_ends_once(store: MonitorStore) -> None:
 @all_kinds
 def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStore) -> None:
     request = asked()
-    store.add(request, Outcome.PENDING)
-    store.take(NOW)
-    store.add(asked("next"), Outcome.PENDING)
-    store.abandon()
-    again = store.take(NOW)
+    store.requests.add(request, Outcome.PENDING)
+    store.requests.take(NOW)
+    store.requests.add(asked("next"), Outcome.PENDING)
+    store.requests.abandon()
+    again = store.requests.take(NOW)
     assert again is not None
     assert (again.id, again.cut_short) == (request.id, True)
 
@@ -125,8 +129,8 @@ def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStor
 @pytest.mark.parametrize("url", [POSTGRES], indirect=True)
 def test_what_is_abandoned_is_free_at_once(store: MonitorStore, url: str, model: str) -> None:
     """Also where PostgreSQL's process, which notices a closed connection, is late."""
-    store.add(asked(), Outcome.PENDING)
-    assert store.take(NOW) is not None
+    store.requests.add(asked(), Outcome.PENDING)
+    assert store.requests.take(NOW) is not None
     engine = create_engine(url)
     with engine.connect() as connection:
         locks = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
@@ -137,9 +141,9 @@ def test_what_is_abandoned_is_free_at_once(store: MonitorStore, url: str, model:
     late = threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGCONT) for pid in holders])
     late.start()
     try:
-        store.abandon()
+        store.requests.abandon()
         other = MonitorStore(url, model)
-        assert other.take(NOW) is not None
+        assert other.requests.take(NOW) is not None
         other.close()
     finally:
         late.join()
@@ -151,95 +155,105 @@ def test_what_another_process_serves_is_not_cut_short(
 ) -> None:
     other = MonitorStore(url, model)
     elsewhere = MonitorStore(url, f"{model}-2")
-    store.add(asked("first"), Outcome.PENDING)
-    first = store.take(NOW)
-    store.add(asked("second"), Outcome.PENDING)
-    elsewhere.add(asked("of another model"), Outcome.PENDING)
+    store.requests.add(asked("first"), Outcome.PENDING)
+    first = store.requests.take(NOW)
+    store.requests.add(asked("second"), Outcome.PENDING)
+    elsewhere.requests.add(asked("of another model"), Outcome.PENDING)
     assert first is not None
-    assert other.take(NOW) is None
-    assert elsewhere.take(NOW) is not None
-    store.finish(first.id, Outcome.DONE, NOW)
-    second = other.take(NOW)
+    assert other.requests.take(NOW) is None
+    assert elsewhere.requests.take(NOW) is not None
+    store.requests.finish(first.id, Outcome.DONE, NOW)
+    second = other.requests.take(NOW)
     assert second is not None
     assert (second.reason, second.cut_short) == ("second", False)
-    assert store.take(NOW) is None
+    assert store.requests.take(NOW) is None
     other.close()
     elsewhere.close()
 
 
 @all_kinds
-def test_state_is_kept_whole(store: MonitorStore) -> None:
-    assert store.load_state() == {}
-    for state in ({"a": [1, 2.5, None]}, {"b": {"c": "d"}}):
-        store.save_state(state)
-        assert store.load_state() == state
+def test_a_note_is_written_whole_over_any_revision(store: MonitorStore) -> None:
+    note = store.note("n", dict[str, Any])
+    assert note.read() == (0, None)
+    for revision, record in enumerate(({"a": [1, 2.5, None]}, {"b": {"c": "d"}}), start=1):
+        note.write(record)
+        assert note.read() == (revision, record)
+
+
+@all_kinds
+@pytest.mark.parametrize(("kind", "place"), [(int, "the text"), (tuple[int, str], "0")])
+def test_a_damaged_note_is_reported_with_what_to_do(
+    store: MonitorStore, kind: type[Any], place: str
+) -> None:
+    store.note("n", list[str]).write(["x", "y"])
+    with pytest.raises(MonitorStoreError, match=f"note 'n' of .*: {place}: .* from a backup"):
+        store.note("n", kind).read()
 
 
 @all_kinds
 def test_a_due_time_is_claimed_once(store: MonitorStore) -> None:
     later = DUE + timedelta(days=7)
-    store.set_schedule("weekly", DUE)
-    store.set_schedule("weekly", later)  # it has one already
-    assert store.due("weekly") == DUE
-    assert store.claim_due("weekly", DUE, later)
-    assert not store.claim_due("weekly", DUE, later)
-    assert store.due("weekly") == later
+    store.schedules.add("weekly", DUE)
+    store.schedules.add("weekly", later)  # it has one already
+    assert store.schedules.due("weekly") == DUE
+    assert store.schedules.claim("weekly", DUE, later)
+    assert not store.schedules.claim("weekly", DUE, later)
+    assert store.schedules.due("weekly") == later
 
 
 @all_kinds
 def test_a_key_is_claimed_once_and_its_answer_kept_for_a_day(store: MonitorStore) -> None:
-    first = store.claim_key("k", "digest", owner="a", now=NOW)
+    first = store.keys.claim("k", "digest", owner="a", now=NOW)
     assert (first.mine, first.status) == (True, None)
-    again = store.claim_key("k", "digest", owner="a", now=NOW)
+    again = store.keys.claim("k", "digest", owner="a", now=NOW)
     assert (again.mine, again.id, again.status) == (False, first.id, None)
-    store.answer_key("k", 202, '{"x": 1}')
+    store.keys.answer("k", 202, '{"x": 1}')
     for owner in ("a", "b"):
-        known = store.claim_key("k", "another", owner=owner, now=NOW + timedelta(hours=23))
+        known = store.keys.claim("k", "another", owner=owner, now=NOW + timedelta(hours=23))
         assert not known.mine
         assert (known.digest, known.status, known.body) == ("digest", 202, '{"x": 1}')
-    fresh = store.claim_key("k", "another", owner="a", now=NOW + timedelta(hours=25))
+    fresh = store.keys.claim("k", "another", owner="a", now=NOW + timedelta(hours=25))
     assert fresh.mine
     assert fresh.id != first.id
 
 
 @all_kinds
 def test_an_answer_that_never_came_is_left_to_another_owner(store: MonitorStore) -> None:
-    first = store.claim_key("k", "digest", owner="a", now=NOW)
-    assert not store.claim_key("k", "digest", owner="b", now=NOW, retake=False).mine
-    assert not store.claim_key("k", "another", owner="b", now=NOW).mine
-    taken = store.claim_key("k", "digest", owner="b", now=NOW)
+    first = store.keys.claim("k", "digest", owner="a", now=NOW)
+    assert not store.keys.claim("k", "digest", owner="b", now=NOW, retake=False).mine
+    assert not store.keys.claim("k", "another", owner="b", now=NOW).mine
+    taken = store.keys.claim("k", "digest", owner="b", now=NOW)
     assert (taken.mine, taken.id) == (True, first.id)
-    store.answer_key("k", None)
-    assert store.claim_key("k", "another", owner="c", now=NOW).mine
+    store.keys.answer("k", None)
+    assert store.keys.claim("k", "another", owner="c", now=NOW).mine
 
 
 @shared_kinds
 def test_two_models_do_not_meet(store: MonitorStore, url: str, model: str) -> None:
     other = MonitorStore(url, f"{model}-2")
-    store.add(asked(), Outcome.PENDING)
-    store.save_state({"a": 1})
-    store.set_schedule("weekly", DUE)
-    store.claim_key("k", "digest", owner="a", now=NOW)
-    store.swap_note("n", 0, {"a": 1})
-    assert other.history() == []
-    assert other.read_note("n") == (0, {})
-    assert other.take(NOW) is None
-    assert other.load_state() == {}
-    assert other.due("weekly") is None
-    assert other.claim_key("k", "digest", owner="a", now=NOW).mine
+    store.requests.add(asked(), Outcome.PENDING)
+    store.schedules.add("weekly", DUE)
+    store.keys.claim("k", "digest", owner="a", now=NOW)
+    store.note("n", int).write(1)
+    assert other.requests.history() == []
+    assert other.note("n", int).read() == (0, None)
+    assert other.requests.take(NOW) is None
+    assert other.schedules.due("weekly") is None
+    assert other.keys.claim("k", "digest", owner="a", now=NOW).mine
     other.close()
 
 
 @all_kinds
 def test_a_note_is_written_only_over_the_revision_that_was_read(store: MonitorStore) -> None:
-    assert store.read_note("n") == (0, {})
-    assert store.swap_note("n", 0, {"first": "\N{SNOWMAN}"})
-    assert not store.swap_note("n", 0, {"late": 1})
-    assert store.swap_note("n", 1, {"second": [1, None]})
-    assert not store.swap_note("n", 1, {"late": 2})
-    assert not store.swap_note("n", 3, {"early": 3})
-    assert store.read_note("n") == (2, {"second": [1, None]})
-    assert store.read_note("other") == (0, {})
+    note = store.note("n", dict[str, Any])
+    assert note.read() == (0, None)
+    assert note.swap(0, {"first": "\N{SNOWMAN}"})
+    assert not note.swap(0, {"late": 1})
+    assert note.swap(1, {"second": [1, None]})
+    assert not note.swap(1, {"late": 2})
+    assert not note.swap(3, {"early": 3})
+    assert note.read() == (2, {"second": [1, None]})
+    assert store.note("other", int).read() == (0, None)
 
 
 @shared_kinds
@@ -248,17 +262,17 @@ def test_of_several_processes_one_gets_what_there_is_one_of(url: str, model: str
     assert at_once("state", url, model, 4) == [None] * 4  # the tables are made here, by all
     store = MonitorStore(url, model)
     assert len(set(at_once("add", url, model, 4))) == 1
-    assert Counter(e["outcome"] for e in store.history()) == {"pending": 1, "joined": 3}
+    assert Counter(e["outcome"] for e in store.requests.history()) == {"pending": 1, "joined": 3}
     taken = at_once("take", url, model, 4)
-    waiting = store.history()[0]["id"]
+    waiting = store.requests.history()[0]["id"]
     assert sorted(map(str, taken)) == sorted([waiting, "None", "None", "None"])
-    store.set_schedule("weekly", DUE)
+    store.schedules.add("weekly", DUE)
     assert sorted(at_once("claim", url, model, 4)) == [False, False, False, True]
     claims = at_once("key", url, model, 4)
     assert len({key for key, _ in claims}) == 1
     assert [mine for _, mine in claims].count(True) == 1
     at_once("count", url, model, 4)
-    assert store.read_note("count") == (40, {"count": 40})
+    assert store.note("count", int).read() == (40, 40)
     store.close()
 
 

@@ -26,7 +26,8 @@ from fl_app.strategy import (
     default_policy,
 )
 from fl_registry import InMemoryModelStore, InMemoryTracker, RegistryError, Serving, Stage
-from fl_registry.files.weights import load_weights, read_manifest
+from fl_registry.files.artifacts import checked_header
+from fl_registry.files.weights import load_weights
 
 
 @pytest.fixture
@@ -90,7 +91,9 @@ def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(
     for mine, flowers in zip(saved, result.arrays.to_numpy_ndarrays(), strict=True):
         np.testing.assert_array_equal(mine, flowers)
     assert [a.dtype for a in saved] == [np.float32, np.int64]
-    assert read_manifest(path).model == {"family": "toy"}
+    manifest = checked_header(path, shown=path).manifest()
+    assert manifest is not None
+    assert manifest.model == {"family": "toy"}
 
 
 def test_versions_are_servable_and_the_holdout_is_noted(

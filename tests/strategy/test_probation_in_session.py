@@ -96,7 +96,7 @@ def test_drift_in_a_round_decides_where_it_is_watched(
     store: InMemoryModelStore, monitor: RetrainingManager, tmp_path: Path
 ) -> None:
     two_promoted(store, monitor)
-    monitor.ask(TriggerKind.DRIFT, "in round 1 the data moved")
+    monitor.request(TriggerKind.DRIFT, "in round 1 the data moved")
     session(store, monitor)
     assert store.get_latest_version("Production") == "2"
     session(store, monitor, watch=["drift"])

@@ -40,7 +40,8 @@ ROUTES = [
 
 SERVER = """
 import sys, time
-from fl_app.retraining import MonitorStore, RetrainingManager, create_trigger_api, serve_api
+from fl_app.api import create_trigger_api, serve_api
+from fl_app.retraining import MonitorStore, RetrainingManager
 manager = RetrainingManager(store=MonitorStore(sys.argv[1]))
 server = serve_api(create_trigger_api(manager, token=sys.argv[2] or None), port=0)
 print(server.port, flush=True)

@@ -214,6 +214,7 @@ def pictures(folder: Path) -> Case:
 def monitor(folder: Path) -> Case:
     """A round goes on where the monitor's memory cannot be written."""
     from fl_app.retraining import MonitorStore, RetrainingManager
+    from fl_app.retraining.state import MonitorState
 
     url = f"sqlite:///{folder / 'monitor.db'}"
     manager = RetrainingManager(store=MonitorStore(url))
@@ -229,7 +230,7 @@ def monitor(folder: Path) -> Case:
 
         with closing(sqlite3.connect(folder / "monitor.db")) as database:
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        MonitorStore(url).load_state()
+        MonitorStore(url).note("monitor", MonitorState).read()
 
     return Case(write, (), DATABASES, check)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from fl_app.client.summary.reference import Reference, count_rows, new_reference
-from fl_app.retraining.drift.check import DriftCheck, DriftSettings, check
-from fl_app.retraining.drift.state import DriftState
+from fl_app.retraining.drift.check import DriftSettings, check
+from fl_app.retraining.drift.state import DriftCheck, DriftState
 from fl_app.wire.data_summary import DataSummary
 
 NO_SEASON = DriftSettings(season=None)
@@ -93,7 +93,7 @@ def run(
         time = interval * (number + state.checks - len(found))
         state, verdict = check(state, told, time, settings)
         found.append(verdict)
-        if verdict is not None and verdict.rings:
+        if verdict is not None and verdict.is_alarm:
             break
     return state, found
 
@@ -101,4 +101,4 @@ def run(
 def rung(found: list[DriftCheck | None]) -> DriftCheck | None:
     """The alarm at the end, if there was one."""
     last = found[-1]
-    return last if last is not None and last.rings else None
+    return last if last is not None and last.is_alarm else None

@@ -254,8 +254,9 @@ def with_header(header: object, data: bytes) -> bytes:
     return len(content).to_bytes(8, "little") + content + data
 
 
-def ours(**fields: str) -> dict[str, str]:
-    return {"format": "fl-app-weights/1", "order": '["w"]', "model": "{}", **fields}
+def ours(order: str = '["w"]', model: str = "{}") -> dict[str, str]:
+    text = f'{{"format": "fl-app-weights/2", "order": {order}, "model": {model}}}'
+    return {"fl-app": text}
 
 
 def npy(header: str) -> bytes:

@@ -24,9 +24,9 @@ from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.summary.reference import load_reference, new_reference, save_reference
 from fl_app.strategy.session.arrays_file import load_round
 from fl_registry import ArtifactError, InMemoryModelStore, RegistryError
-from fl_registry.files.artifacts import prepared, read_header
+from fl_registry.files.artifacts import checked_header, prepared
 from fl_registry.files.half import write_half
-from fl_registry.files.weights import WeightsError, load_weights, read_manifest, save_weights
+from fl_registry.files.weights import WeightsError, load_weights, save_weights
 from support.watched import CODE, NETWORK, PROGRAMS, Watch
 
 SPARE = 512 << 20  # bytes of memory, far below what the bombs become
@@ -65,9 +65,8 @@ def readers(scratch: Path) -> dict[str, Callable[[Path], object]]:
         "prepared": prepare,
         "save_model_version": save_and_use,
         "load_weights": load_weights,
-        "read_manifest": read_manifest,
         "load_round": load_round,
-        "read_header": lambda path: read_header(path, shown=path),
+        "checked_header": lambda path: checked_header(path, shown=path),
         "write_half": lambda path: write_half(path, scratch / "half.safetensors"),
         "load_reference": reference,
         "load_data_spec": lambda path: load_data_spec(path, 1),

@@ -66,36 +66,37 @@ def _one(what: str, url: str, model: str, barrier: Any, results: Any) -> None:
 
 def _add(store: MonitorStore) -> str:
     request = RetrainRequest(TriggerKind.MANUAL, "several ask at once")
-    waiting = store.add(request, Outcome.PENDING)
+    waiting = store.requests.add(request, Outcome.PENDING)
     return request.id if waiting is None else waiting.id
 
 
 def _take(store: MonitorStore) -> str | None:
-    request = store.take(DUE)
+    request = store.requests.take(DUE)
     return None if request is None else request.id
 
 
 def _claim(store: MonitorStore) -> bool:
-    return store.claim_due("weekly", DUE, DUE + timedelta(days=7))
+    return store.schedules.claim("weekly", DUE, DUE + timedelta(days=7))
 
 
 def _key(store: MonitorStore) -> tuple[str, bool]:
     owner = str(os.getpid())
-    claim = store.claim_key("a key", "digest", owner=owner, now=DUE, retake=False)
+    claim = store.keys.claim("a key", "digest", owner=owner, now=DUE, retake=False)
     return claim.id, claim.mine
 
 
 def _state(store: MonitorStore) -> None:
-    store.save_state({"of": os.getpid()})
+    store.note("process", int).write(os.getpid())
 
 
 def _count(store: MonitorStore) -> int:
     """Add ten, one by one, to what all have in common, however often others are first."""
+    note = store.note("count", int)
     for _ in range(10):
-        revision, note = store.read_note("count")
-        while not store.swap_note("count", revision, {"count": note.get("count", 0) + 1}):
-            revision, note = store.read_note("count")
-    return store.read_note("count")[0]
+        revision, count = note.read()
+        while not note.swap(revision, (count or 0) + 1):
+            revision, count = note.read()
+    return note.read()[0]
 
 
 ACTIONS: dict[str, Callable[[MonitorStore], Any]] = {

@@ -77,7 +77,7 @@ class Visit:
 
     def message(self) -> str:
         """What became of the last form."""
-        said = self.page.locator(".said")
+        said = self.page.locator(".message")
         return str(said.inner_text()) if said.count() else ""
 
     def tab_to(self, what: str) -> None:

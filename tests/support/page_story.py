@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
-from fl_app.retraining.drift.check import DriftCheck, FeatureDrift
+from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
+from fl_app.retraining.state import MonitorState
 from fl_app.wire.data_summary import Feature
 from fl_registry import InMemoryModelStore
 
@@ -22,7 +24,6 @@ CLOCKS = [
     "fl_registry.memory.datetime",
     "fl_registry.version_tags.datetime",
     "fl_app.retraining.requests.datetime",
-    "fl_app.api.page.overview.datetime",
 ]
 BEGIN = datetime(2026, 11, 19, 8, 30, tzinfo=UTC)
 FIRST = [0.0012, 0.2121, 0.4306, 0.5906, 0.6544, 0.7022, 0.7381, 0.7512]
@@ -66,11 +67,12 @@ class Story:
         self.folder, self.clock = folder, clock
         self.store = InMemoryModelStore()
         self.manager = RetrainingManager(
-            store=MonitorStore(), min_rounds_between_retrain=0, now=self._now
+            store=MonitorStore(), min_rounds_between_retrain=0, now=self.time
         )
         self._live()
 
-    def _now(self) -> datetime:
+    def time(self) -> datetime:
+        """What time it is."""
         return self.clock.now
 
     def _live(self) -> None:
@@ -92,7 +94,9 @@ class Story:
         self._session(3, THIRD, staged=(20, 24), waits="24")
         self._drift()
         self.clock.advance(hours=2)
-        self.manager.manual_trigger("new pictures from the north camera (asked by Ada Lovelace)")
+        self.manager.manual_trigger(
+            "new pictures from the north camera (requested by Ada Lovelace)"
+        )
         self.clock.advance(minutes=40)
 
     def _session(
@@ -141,7 +145,7 @@ class Story:
 
     def _served(self, kind: TriggerKind, reason: str, *, days: float) -> None:
         self.clock.advance(days=days)
-        self.manager.ask(kind, reason)
+        self.manager.request(kind, reason)
         request = self.manager.take()
         assert request is not None, self.manager.trigger_history
         with self.manager.running(request):
@@ -157,8 +161,12 @@ class Story:
             ("saturation", 0.71, 0.55, 0.02, "wider", 0),
         ]
         features = tuple(FeatureDrift(Feature(name), *rest) for name, *rest in found)
-        self.manager.drift.last = DriftCheck((), features, nodes=2, rows=412, height=105_120.0)
-        self.manager.ask(
+        self.manager.request(
             TriggerKind.DRIFT, "in round 8 the data moved: brightness lower (effect 0.31)"
         )
         self.manager.update_metrics(THIRD[-1], 9)
+        check = DriftCheck((), features, nodes=2, rows=412, height=105_120.0)
+        note = self.manager.store.note("monitor", MonitorState)
+        _, state = note.read()
+        assert state is not None
+        note.write(replace(state, drift=replace(state.drift, last=check)))

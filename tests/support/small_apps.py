@@ -16,7 +16,7 @@ version = "1.0.0"
 dependencies = []
 [tool.flwr.app]
 publisher = "fl-app"
-fab-include = ["*.py"]
+fab-include = ["**/*.py"]
 [tool.flwr.app.components]
 serverapp = "{server}"
 clientapp = "{client}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the status page shows and how it looks; its routes are in `fl_app.api.page.routes`.
+"""The status page: `routes.py` has its routes, `overview.py` what it shows.
 
 Templates and style are Python files, since Flower's bundle leaves `.html` and `.css` out.
 """

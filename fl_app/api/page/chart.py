@@ -1,106 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A metric of the versions, round after round, as the geometry of a drawing. Pure."""
+"""A metric of the versions, round after round: its data for the table, and as an SVG picture."""
 
 from __future__ import annotations
 
+import io
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from fl_app.api.page.registry_view import PROMOTING, STAGING, Row, number_text, score_metric
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from fl_registry.journal.entries import Entry
 
 MOST_POINTS = 200
 MOST_METRICS = 60
-WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 22, 44
-LABEL = 36
-"""Width that a mark's label needs."""
+MOST_ROUNDS = 32
+"""Rounds that are named at the axis."""
+COLOURS = {
+    "light": {
+        "text": "#59636f",
+        "grid": "#e6e9ee",
+        "border": "#d5dae1",
+        "card": "#ffffff",
+        "curve": "#1f5fbf",
+        "production": "#17693a",
+        "rollback": "#b3261e",
+    },
+    "dark": {
+        "text": "#a0abb8",
+        "grid": "#262f39",
+        "border": "#333d49",
+        "card": "#181f27",
+        "curve": "#7db4ff",
+        "production": "#73d296",
+        "rollback": "#ff9a92",
+    },
+}
+"""Those of the style sheet."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A version in the drawing, and in the table that says the same.
+    """A version in the chart.
 
     Attributes
     ----------
-    x, y : float
-        Its place.
-    version, round, session, score : str
-        What it is; a session is named by the time of its first version.
+    version, round : str
+        Which.
+    session : str
+        When the first version of its session was registered.
+    value : float
+        Its metric.
     staged : bool
         Whether it ever came to Staging or to Production.
     """
 
-    x: float
-    y: float
     version: str
     round: str
     session: str
-    score: str
+    value: float
     staged: bool
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A move to Production: where, which version, and whether it was a rollback.
+class Promotion:
+    """A move to Production.
 
-    ``label`` says the version beside it, and is empty where there is no room.
+    Attributes
+    ----------
+    place, end : int
+        How many of the points were registered before it, and before the next one.
+    version : str
+        What came to Production.
+    value : float
+        Its metric.
+    back : bool
+        Whether it was a rollback.
+    time : str
+        When, ISO-8601.
     """
 
-    x: float
-    y: float
+    place: int
+    end: int
     version: str
+    value: float
     back: bool
     time: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text at an axis, centred at ``x``, or ending there."""
-
-    x: float
-    y: float
-    text: str
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The drawing: paths in the units of its view box, texts, and a sentence that sums it up.
+    """What is drawn of a metric.
 
     Attributes
     ----------
     metric, summary : str
-        What is drawn, and what it shows.
-    lines : tuple[str, ...]
-        A path for each session.
-    served : str
-        The path of the score of what was in Production.
-    points, marks, ticks, rounds, sessions : tuple
-        What is drawn at, around and between the lines.
-    borders : tuple[float, ...]
-        Where a session ends and the next begins.
+        The metric, and a sentence that says what the chart shows.
+    points : tuple[Point, ...]
+        The versions that have it, oldest first.
+    sessions : tuple[tuple[int, int], ...]
+        Where each session begins and ends in the points.
+    promotions : tuple[Promotion, ...]
+        Those of versions that have the metric.
     left_out : int
-        Versions that are older than those that are drawn.
+        Versions that are older than the points.
     """
 
     metric: str
     summary: str
-    lines: tuple[str, ...]
-    served: str
     points: tuple[Point, ...]
-    marks: tuple[Mark, ...]
-    ticks: tuple[Text, ...]
-    rounds: tuple[Text, ...]
-    sessions: tuple[Text, ...]
-    borders: tuple[float, ...]
+    sessions: tuple[tuple[int, int], ...]
+    promotions: tuple[Promotion, ...]
     left_out: int
 
 
@@ -114,107 +132,168 @@ def metrics_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*first, *plain)))[:MOST_METRICS]
 
 
-def draw(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Chart | None:
-    """Draw a metric of the newest versions (newest first); None where none has it.
+def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Chart | None:
+    """Collect a metric of the newest versions; None where none has it.
 
-    The line of what was in Production moves where the journal says that it did, between the
-    versions that were registered before and after.
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        The versions, newest first.
+    entries : Sequence[Entry]
+        The journal, oldest first.
+    metric : str
+        The metric; by default, and where no version has it, the first of ``metrics_of``.
     """
+    known = metrics_of(rows)
+    if not known:
+        return None
+    metric = metric if metric in known else known[0]
     have = [row for row in rows if _is_drawn(row["metrics"].get(metric))]
     shown = have[:MOST_POINTS][::-1]
-    if not shown:
-        return None
-    scores = {row["version"]: row["metrics"][metric] for row in have}
-    moves = [e for e in entries if e.op in PROMOTING]
-    served = [scores[e.version] for e in moves if e.version in scores]
-    axis = _Axis.over([*(row["metrics"][metric] for row in shown), *served], len(shown))
-    points = _points(shown, entries, metric, axis)
-    groups = _groups(shown)
-    marks, path = _served(moves, scores, [row["created"] for row in shown], axis)
+    staged = {e.version for e in entries if e.op in (*PROMOTING, *STAGING)}
+    begins: dict[str, str] = {}
+    for row in shown:
+        created = datetime.fromisoformat(row["created"])
+        begins.setdefault(_session(row), f"{created:%d %b %H:%M}")
+    points = tuple(
+        Point(
+            version=row["version"],
+            round=row["tags"].get("round", "")[:8],
+            session=begins[_session(row)],
+            value=row["metrics"][metric],
+            staged=row["version"] in staged,
+        )
+        for row in shown
+    )
+    groups = [list(group) for _, group in groupby(range(len(shown)), lambda n: _session(shown[n]))]
+    values = {row["version"]: row["metrics"][metric] for row in have}
+    moves = [entry for entry in entries if entry.op in PROMOTING]
     return Chart(
         metric=metric,
-        summary=_summary(metric, points, len(groups), moves, scores),
-        lines=tuple(_path(points[a:b]) for a, b in groups),
-        served=path,
+        summary=_summary(metric, points, len(groups), moves, values),
         points=points,
-        marks=marks,
-        ticks=tuple(Text(LEFT - 8, axis.y(value), f"{value:g}") for value in axis.ticks),
-        rounds=_rounds(points, axis),
-        sessions=_sessions(points, groups, axis),
-        borders=tuple(axis.edge(a) for a, _ in groups[1:]),
+        sessions=tuple((group[0], group[-1] + 1) for group in groups),
+        promotions=_promotions(moves, values, [row["created"] for row in shown]),
         left_out=len(have) - len(shown),
     )
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Where values and places go."""
+def svg(chart: Chart, theme: str) -> bytes:
+    """Draw a chart in the colours of a theme, ``light`` or ``dark``."""
+    picture = io.BytesIO()
+    # Without its metadata the picture has no time and no addresses.
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure_of(chart, theme).savefig(picture, format="svg", transparent=True, metadata=metadata)
+    return picture.getvalue()
 
-    ticks: tuple[float, ...]
-    count: int
 
-    @classmethod
-    def over(cls, values: Sequence[float], count: int) -> _Axis:
-        low, high = min(values), max(values)
-        if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-        rough = (high - low) / 4
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough * 0.999)
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(tuple(float(f"{n * step:.12g}") for n in range(first, last + 1)), count)
+def figure_of(chart: Chart, theme: str) -> Figure:
+    """Return the picture as matplotlib's figure.
 
-    @property
-    def step(self) -> float:
-        """Width of a place."""
-        return (WIDTH - LEFT - RIGHT) / self.count
+    All texts are ours: names that come from outside may be read as formulas or have no glyphs.
+    """
+    from matplotlib.figure import Figure
 
-    def x(self, place: int) -> float:
-        return round(LEFT + (place + 0.5) * self.step, 1)
+    colours = COLOURS[theme]
+    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(colors=colours["text"], length=0, labelsize=12)
+    axes.grid(axis="y", color=colours["grid"])
+    axes.set_axisbelow(True)
+    axes.set_xlim(-0.5, len(chart.points) - 0.5)
+    _draw_points(axes, chart, colours)
+    _draw_promotions(axes, chart, colours)
+    step = 1 + len(chart.points) // MOST_ROUNDS
+    ticks = [
+        n for n, p in enumerate(chart.points) if p.round.isdecimal() and int(p.round) % step == 0
+    ]
+    axes.set_xticks(ticks, [chart.points[n].round for n in ticks])
+    for begin, end in chart.sessions:
+        if begin:
+            axes.axvline(begin - 0.5, color=colours["border"], linestyle=":", zorder=0)
+        if end - begin > len(chart.points) / 8:  # there is room for the text
+            axes.text(
+                (begin + end - 1) / 2,
+                -0.16,
+                f"session of {chart.points[begin].session}",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                color=colours["text"],
+                fontsize=12,
+            )
+    figure.legend(
+        loc="outside lower center", ncols=5, frameon=False, fontsize=12, labelcolor=colours["text"]
+    )
+    return figure
 
-    def edge(self, place: int) -> float:
-        """Where a place begins."""
-        return round(LEFT + place * self.step, 1)
 
-    def y(self, value: float) -> float:
-        low, high = self.ticks[0], self.ticks[-1]
-        part = (value - low) / (high - low)
-        return round(HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM), 1)
+def _draw_points(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
+    values = [point.value for point in chart.points]
+    for begin, end in chart.sessions:
+        axes.plot(range(begin, end), values[begin:end], color=colours["curve"], linewidth=2)
+    for staged, label in ((False, "a version"), (True, "one that went to Staging or on")):
+        places = [n for n, point in enumerate(chart.points) if point.staged is staged]
+        axes.scatter(
+            places,
+            [values[n] for n in places],
+            s=50 if len(values) <= 60 else 15,
+            facecolor=colours["curve" if staged else "card"],
+            edgecolor=colours["curve"],
+            linewidth=2,
+            zorder=3,
+            label=label,
+        )
+
+
+def _draw_promotions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
+    moves = chart.promotions
+    axes.hlines(
+        [move.value for move in moves],
+        [move.place - 0.5 for move in moves],
+        [move.end - 0.5 for move in moves],
+        colors=colours["production"],
+        linestyles="dashed",
+        linewidth=3,
+        label="in Production",
+    )
+    for back, label, colour in (
+        (False, "promoted", "production"),
+        (True, "rolled back", "rollback"),
+    ):
+        # A version that came and went before all points is not in the picture.
+        some = [move for move in moves if move.back is back and move.end]
+        axes.scatter(
+            [move.place - 0.5 for move in some],
+            [move.value for move in some],
+            s=90,
+            marker="D",
+            color=colours[colour],
+            edgecolor=colours["card"],
+            zorder=4,
+            clip_on=False,
+            label=label,
+        )
+    room = -math.inf
+    for move in moves:
+        if move.end and move.place - room > len(chart.points) / 20:
+            room = move.place
+            axes.annotate(
+                f"v{move.version}",
+                (move.place - 0.5, move.value),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+                color=colours["text"],
+                fontsize=12,
+                weight="bold",
+                annotation_clip=False,
+            )
 
 
 def _is_drawn(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and abs(value) < 1e100
-
-
-def _points(
-    shown: Sequence[Row], entries: Sequence[Entry], metric: str, axis: _Axis
-) -> tuple[Point, ...]:
-    staged = {e.version for e in entries if e.op in (*PROMOTING, *STAGING)}
-    names, found = _session_names(shown), []
-    for place, row in enumerate(shown):
-        value = row["metrics"][metric]
-        found.append(
-            Point(
-                x=axis.x(place),
-                y=axis.y(value),
-                version=row["version"],
-                round=row["tags"].get("round", "")[:8],
-                session=names[place],
-                score=number_text(value),
-                staged=row["version"] in staged,
-            )
-        )
-    return tuple(found)
-
-
-def _session_names(shown: Sequence[Row]) -> list[str]:
-    """For each version the day and time at which its session's first version was registered."""
-    first: dict[str, str] = {}
-    for row in shown:
-        first.setdefault(
-            _session(row), datetime.fromisoformat(row["created"]).strftime("%d %b %H:%M")
-        )
-    return [first[_session(row)] for row in shown]
 
 
 def _session(row: Row) -> str:
@@ -222,55 +301,16 @@ def _session(row: Row) -> str:
     return str(row["run_id"] or (tags.get("flower_run_id", ""), tags.get("session", "")))
 
 
-def _groups(shown: Sequence[Row]) -> list[tuple[int, int]]:
-    """Where each session begins and ends."""
-    keys = [_session(row) for row in shown]
-    starts = [0, *(n for n, (a, b) in enumerate(pairwise(keys), start=1) if a != b)]
-    return list(zip(starts, [*starts[1:], len(keys)], strict=True))
-
-
-def _path(points: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{point.x:g} {point.y:g}" for point in points)
-
-
-def _served(
-    moves: Sequence[Entry], scores: Mapping[str, float], created: Sequence[str], axis: _Axis
-) -> tuple[tuple[Mark, ...], str]:
-    """Marks and path of what was in Production; what has no such score leaves a gap."""
+def _promotions(
+    moves: Sequence[Entry], values: Mapping[str, float], created: Sequence[str]
+) -> tuple[Promotion, ...]:
+    """The moves to Production of versions that have the metric; others leave a gap."""
     places = [bisect_right(created, move.time) for move in moves]
-    ends = [*places[1:], len(created)] if places else []
-    marks: list[Mark] = []
-    parts: list[str] = []
-    room = -math.inf
-    for move, place, end in zip(moves, places, ends, strict=True):
-        if move.version not in scores:
-            continue
-        x, y = axis.edge(place), axis.y(scores[move.version])
-        parts.append(f"M{x:g} {y:g}H{axis.edge(end):g}")
-        if place == 0 and end == 0:
-            continue  # it came and went before what is drawn
-        label = f"v{move.version}" if x - room >= LABEL else ""
-        room = x if label else room
-        marks.append(Mark(x, y, move.version, move.op == "rollback", move.time, label))
-    return tuple(marks), "".join(parts)
-
-
-def _rounds(points: Sequence[Point], axis: _Axis) -> tuple[Text, ...]:
-    every = next(n for n in (1, 2, 5, 10, 25, 50, 100, 10**9) if axis.step * n >= 22)
-    named = [p for p in points if p.round.isdecimal() and (every == 1 or int(p.round) % every == 0)]
-    return tuple(Text(p.x, HEIGHT - BOTTOM + 16, p.round) for p in named)
-
-
-def _sessions(
-    points: Sequence[Point], groups: Sequence[tuple[int, int]], axis: _Axis
-) -> tuple[Text, ...]:
-    """The names of sessions under their rounds, where there is room."""
-    found = []
-    for begin, end in groups:
-        if (end - begin) * axis.step >= 96:
-            middle = (points[begin].x + points[end - 1].x) / 2
-            found.append(Text(middle, HEIGHT - 8, f"session of {points[begin].session}"))
-    return tuple(found)
+    return tuple(
+        Promotion(place, end, move.version, values[move.version], move.op == "rollback", move.time)
+        for move, place, end in zip(moves, places, [*places[1:], len(created)], strict=False)
+        if move.version in values
+    )
 
 
 def _summary(
@@ -278,16 +318,17 @@ def _summary(
     points: Sequence[Point],
     sessions: int,
     moves: Sequence[Entry],
-    scores: Mapping[str, float],
+    values: Mapping[str, float],
 ) -> str:
     first, last = points[0], points[-1]
-    told = (
-        f"{metric} of {len(points)} versions in {sessions} "
-        f"{'session' if sessions == 1 else 'sessions'}: {first.score} for version "
-        f"{first.version}, {last.score} for version {last.version}."
+    plural = "session" if sessions == 1 else "sessions"
+    summary = (
+        f"{metric} of {len(points)} versions in {sessions} {plural}: "
+        f"{number_text(first.value)} for version {first.version}, "
+        f"{number_text(last.value)} for version {last.version}."
     )
     if not moves:
-        return f"{told} None has been in Production."
+        return f"{summary} None has been in Production."
     now = moves[-1].version
-    score = f" with {number_text(scores[now])}" if now in scores else ""
-    return f"{told} Version {now} is in Production{score}."
+    score = f" with {number_text(values[now])}" if now in values else ""
+    return f"{summary} Version {now} is in Production{score}."

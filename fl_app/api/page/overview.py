@@ -1,139 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that the page shows, read once for a visit; what cannot be read is a sentence instead."""
+"""All that the page shows, read once for a visit; a source that fails gives a sentence instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from fl_app.api.inputs import ApiError
-from fl_app.api.page.chart import Chart, draw, metrics_of
-from fl_app.api.page.monitor_view import Drift, Requests, drift, requests
-from fl_app.api.page.registry_view import MOST_ENTRIES, Row, Stages, stages
+from sqlalchemy.exc import SQLAlchemyError
+
+from fl_app.api.endpoint import Context
+from fl_app.api.monitor import requests_now
+from fl_app.api.page.chart import chart_of, metrics_of
+from fl_app.api.page.registry_view import Row, registry_values
+from fl_app.api.parsing import ApiError
+from fl_app.api.production import probation_status
+from fl_app.api.registry_calls import RegistryCalls
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.snapshot import Standing, standing
+from fl_registry import JournalError
 
 if TYPE_CHECKING:
     from fl_registry.journal.entries import Entry
 
-
-NOTHING = Stages()
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the registry answered: versions, newest first, and its journal, oldest first.
-
-    ``fault`` says where the journal breaks off; then only the entries before it are there.
-    """
-
-    rows: tuple[Row, ...]
-    entries: tuple[Entry, ...]
-    fault: str = ""
+MOST_REQUESTS = 30
+MOST_FEATURES = 40
 
 
 @dataclass(frozen=True)
-class Overview:
-    """One visit's view.
+class Snapshot:
+    """What the registry holds.
 
     Attributes
     ----------
-    read_at : str
-        When it was read, in UTC, ISO-8601.
-    registry : bool
-        Whether there is a registry to show.
-    problem, memory_problem : str
-        Why the registry or the monitor's memory could not be read; empty where it could.
+    rows : Sequence[Row]
+        The versions, newest first.
+    entries : Sequence[Entry]
+        The journal, oldest first.
     fault : str
-        Where the ledger breaks off; empty where it verifies.
-    stages, chart, metrics, entries, total_entries
-        What the registry holds; the newest entries first.
-    watching : bool
-        Whether the monitor runs in this process.
-    failing : Mapping[str, str]
-        What does not work at the moment though the run goes on, and why.
-    requests, standing, drift
-        What the monitor knows.
-    probation : Mapping[str, Any] | None
-        Where the version in production stands, as ``Probation.status`` tells it.
+        Where the journal was changed from outside; then only the entries before it are there.
+    problem : str
+        Why the registry cannot be read; empty where it can.
     """
 
-    read_at: str
-    registry: bool
-    watching: bool
-    failing: Mapping[str, str]
-    problem: str = ""
-    memory_problem: str = ""
+    rows: Sequence[Row] = ()
+    entries: Sequence[Entry] = ()
     fault: str = ""
-    stages: Stages = NOTHING
-    chart: Chart | None = None
-    metrics: tuple[str, ...] = ()
-    entries: tuple[Entry, ...] = ()
-    total_entries: int = 0
-    requests: Requests | None = None
-    standing: Standing | None = None
-    drift: Drift | None = None
-    probation: Mapping[str, Any] | None = None
+    problem: str = ""
 
 
-def overview(
-    manager: RetrainingManager,
-    look: Callable[[], Look] | None,
-    metric: str = "",
-    *,
-    probation: Callable[[], Mapping[str, Any] | None] = lambda: None,
-) -> Overview:
-    """Read monitor and registry for a page.
+def read_registry(registry: RegistryCalls) -> Snapshot:
+    """Read all versions and the journal."""
+    try:
+        with registry.call() as store:
+            try:
+                entries = store.history()
+                return Snapshot(store.list_all_versions(), entries)
+            except JournalError as error:
+                return Snapshot((), error.before, fault=str(error))
+    except ApiError as error:
+        return Snapshot(problem=error.detail)
+
+
+def overview(context: Context, metric: str, now: datetime) -> dict[str, Any]:
+    """Read monitor and registry into the values of the page's templates.
 
     Parameters
     ----------
-    manager : RetrainingManager
-        The monitor.
-    look : Callable[[], Look] | None
-        Asks the registry, or raises ``ApiError``; None where there is none.
+    context : Context
+        What the routes work with.
     metric : str
-        What the curves show; by default, and where no version has it, what gates look at.
-    probation : Callable[[], Mapping[str, Any] | None]
-        Tells where the version in production stands, if that is known.
+        What the chart shows; by default, and where no version has it, what gates look at.
+    now : datetime
+        The time, in UTC.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    page = Overview(
-        now,
-        registry=look is not None,
-        watching=manager.monitoring,
-        failing=manager.health.failing,
-    )
-    page = _with_monitor(page, manager)
-    if look is None:
-        return page
-    return replace(_with_registry(page, look, metric), probation=probation())
+    manager, registry = context.manager, context.registry
+    snapshot = read_registry(registry) if registry.exists else Snapshot()
+    return {
+        "read_at": now.isoformat(timespec="seconds"),
+        "monitoring": manager.monitoring,
+        "failing": manager.health.failing,
+        **_monitor_values(manager),
+        "registry": registry.exists,
+        "problem": snapshot.problem,
+        "fault": snapshot.fault,
+        **registry_values(snapshot.rows, snapshot.entries),
+        "metrics": metrics_of(snapshot.rows),
+        "chart": chart_of(snapshot.rows, snapshot.entries, metric),
+        "probation": probation_status(context),
+    }
 
 
-def _with_monitor(page: Overview, manager: RetrainingManager) -> Overview:
-    from sqlalchemy.exc import SQLAlchemyError
-
+def _monitor_values(manager: RetrainingManager) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "state": None,
+        "drift": None,
+        "requests": None,
+        "database_problem": "",
+    }
     try:
-        known = standing(manager)
-        return replace(page, requests=requests(manager), standing=known, drift=drift(known.drift))
+        rule, check = manager.snapshot()
+        requests = {
+            **requests_now(manager),
+            "newest": manager.store.requests.history(MOST_REQUESTS)[::-1],
+            "total": sum(manager.store.requests.counts().values()),
+        }
     except SQLAlchemyError:
-        return replace(page, memory_problem="The monitor's memory does not answer; try again.")
-
-
-def _with_registry(page: Overview, look: Callable[[], Look], metric: str) -> Overview:
-    try:
-        seen = look()
-    except ApiError as error:
-        return replace(page, problem=error.detail)
-    metrics = metrics_of(seen.rows)
-    chosen = metric if metric in metrics else next(iter(metrics), "")
-    return replace(
-        page,
-        fault=seen.fault,
-        stages=stages(seen.rows, seen.entries),
-        chart=draw(seen.rows, seen.entries, chosen),
-        metrics=metrics,
-        entries=seen.entries[: -MOST_ENTRIES - 1 : -1],
-        total_entries=len(seen.entries),
-    )
+        return {**values, "database_problem": "The monitor's database does not answer; try again."}
+    values.update(state=rule, requests=requests)
+    if check is not None and check.features:
+        strongest = sorted(check.features, key=lambda feature: -feature.evidence)
+        values.update(drift=check, strongest=strongest[:MOST_FEATURES])
+    return values

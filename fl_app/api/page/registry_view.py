@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry on the page: versions and journal in, what to show out. Pure."""
+"""The registry on the page: versions and journal in, what the templates show out. Pure."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fl_registry.journal.entries import Entry
@@ -30,128 +29,65 @@ MOVES = {
 }
 """The journal's moves in words."""
 PHASES = {
-    "watching": "it is watched",
-    "passed": "it has passed",
-    "failed": "it has failed",
-    "exempt": "it is not watched",
+    "watching": "watched",
+    "passed": "passed",
+    "failed": "failed",
+    "exempt": "not watched",
 }
-"""Where a version in production stands, in words."""
+"""The phases of a probation in words."""
 
 Row = Mapping[str, Any]
 """A version as `ModelVersion.as_row` gives it."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """A version that holds a stage, and how it came there.
+class Staged(NamedTuple):
+    """A version in a stage, and the journal's entry of its move there, if there is one."""
 
-    Attributes
-    ----------
-    version, score : str
-        Its number, and its score with the metric's name.
-    since : str
-        When it came there, ISO-8601; empty where the journal does not say.
-    by, why : str
-        Who moved it there, and the reason that was given.
-    gates : str
-        What the gates said when it was registered.
-    """
-
-    version: str
-    score: str
-    since: str
-    by: str
-    why: str
-    gates: str
+    row: Row
+    entry: Entry | None
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A version that waits for a person.
-
-    Attributes
-    ----------
-    version, score, gates : str
-        As for what holds a stage.
-    created : str
-        When it was registered, ISO-8601.
-    made_by : str
-        The nodes that took part, in words.
-    """
-
-    version: str
-    score: str
-    gates: str
-    created: str
-    made_by: str
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What the registry holds now, newest first.
-
-    Attributes
-    ----------
-    production, previous, staging : Held | None
-        What is there, and what was in Production before.
-    waiting : tuple[Waiting, ...]
-        What waits for approval.
-    targets : tuple[Held, ...]
-        Versions that a rollback can bring back, the last one in Production first.
-    versions : tuple[tuple[Row, str], ...]
-        The newest versions, each with why it is in its stage.
-    total : int
-        How many there are.
-    """
-
-    production: Held | None = None
-    previous: Held | None = None
-    staging: Held | None = None
-    waiting: tuple[Waiting, ...] = ()
-    targets: tuple[Held, ...] = ()
-    versions: tuple[tuple[Row, str], ...] = ()
-    total: int = 0
-
-
-def stages(rows: Sequence[Row], entries: Sequence[Entry]) -> Stages:
-    """Sort versions (newest first) and the journal (oldest first) into what the page shows."""
+def registry_values(rows: Sequence[Row], entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return what the templates show of versions (newest first) and journal (oldest first)."""
     by_stage = {row["stage"]: row for row in rows}
-    known = {row["version"]: row for row in rows}
+    by_version = {row["version"]: row for row in rows}
     production, staging = by_stage.get("Production"), by_stage.get("Staging")
     now = production["version"] if production else ""
     served = [e.version for e in reversed(entries) if e.op in PROMOTING]
-    before = [known[v] for v in dict.fromkeys(served) if v != now and v in known]
-    targets = tuple(_held(row, entries, PROMOTING) for row in before[:MOST_TARGETS])
-    return Stages(
-        production=_held(production, entries, PROMOTING) if production else None,
-        previous=targets[0] if production and targets else None,
-        staging=_held(staging, entries, STAGING) if staging else None,
-        waiting=tuple(_waiting(row) for row in rows if is_pending(row)),
-        targets=targets if production else (),
-        versions=tuple((row, why_text(row, entries)) for row in rows[:MOST_VERSIONS]),
-        total=len(rows),
-    )
+    before = [by_version[v] for v in dict.fromkeys(served) if v != now and v in by_version]
+    targets = before[:MOST_TARGETS] if production else []
+    return {
+        "production": _staged(production, entries, PROMOTING),
+        "previous": _staged(targets[0] if targets else None, entries, PROMOTING),
+        "staging": _staged(staging, entries, STAGING),
+        "waiting": [row for row in rows if is_pending(row)],
+        "targets": targets,
+        "versions": [(row, why_text(row, entries)) for row in rows[:MOST_VERSIONS]],
+        "total_versions": len(rows),
+        "entries": entries[: -MOST_ENTRIES - 1 : -1],
+        "total_entries": len(entries),
+    }
 
 
 def is_pending(row: Row) -> bool:
-    """Whether a version waits for approval."""
+    """Return whether a version waits for approval."""
     return bool(row["stage"] == "Staging" and row["tags"].get("approval") == "pending")
 
 
 def score_metric(row: Row) -> str:
-    """The metric that gates looked at; for a version saved without gates, its first one."""
+    """Return the metric that gates looked at; for a version saved without gates, its first one."""
     return str(row["tags"].get("metric") or next(iter(row["metrics"]), ""))
 
 
 def score_text(row: Row) -> str:
-    """The score with its metric's name; empty where it is not known."""
+    """Return the score with its metric's name; empty where there is none."""
     metric = score_metric(row)
     value = row["metrics"].get(metric)
     return "" if value is None else f"{metric} {number_text(value)}"
 
 
 def why_text(row: Row, entries: Sequence[Entry]) -> str:
-    """What the gates said; for a version saved without gates, why it was last moved, and by whom.
+    """Return the gates' reason; for a version saved without gates, that of its last move.
 
     Parameters
     ----------
@@ -169,41 +105,25 @@ def why_text(row: Row, entries: Sequence[Entry]) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number with four digits behind the point, or fewer where it is large or small."""
+    """Return a number with four decimals, or in four digits where it is large or small."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
     return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e4 else f"{value:.4g}"
 
 
-def _held(row: Row, entries: Sequence[Entry], moves: Sequence[str]) -> Held:
-    mine = [e for e in entries if e.op in moves and e.version == row["version"]]
-    last = mine[-1] if mine else None
-    return Held(
-        version=row["version"],
-        score=score_text(row),
-        since=last.time if last else "",
-        by=last.actor if last else "",
-        why=last.reason if last else "",
-        gates=row["tags"].get("reason", ""),
-    )
-
-
-def _waiting(row: Row) -> Waiting:
-    return Waiting(
-        version=row["version"],
-        score=score_text(row),
-        gates=row["tags"].get("reason", ""),
-        created=row["created"],
-        made_by=_nodes(row["tags"].get("nodes", "")),
-    )
-
-
-def _nodes(text: str) -> str:
-    """How many nodes and examples a version was made from; empty where its tag cannot be read."""
+def nodes_text(row: Row) -> str:
+    """Return how many nodes and examples a version was made from; empty where it is unknown."""
     try:
-        nodes = json.loads(text)
+        nodes = json.loads(row["tags"].get("nodes", ""))
         examples = sum(float(node["num_examples"]) for node in nodes)
     except (ValueError, TypeError, KeyError):  # anybody may write tags
         return ""
     return f"{len(nodes)} nodes with {examples:,.0f} examples"
+
+
+def _staged(row: Row | None, entries: Sequence[Entry], moves: Sequence[str]) -> Staged | None:
+    if row is None:
+        return None
+    mine = (e for e in reversed(entries) if e.op in moves and e.version == row["version"])
+    return Staged(row, next(mine, None))

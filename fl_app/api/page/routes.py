@@ -2,86 +2,173 @@
 """The status page's routes: one page to look at, and forms that change something.
 
 It needs no script. Each form is sent to a route under ``/page/``, which answers with a redirect to
-the page and leaves one sentence for it. What the page shows is in `fl_app.api.page`.
+the page and leaves one sentence for it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from flask import Blueprint, Response, g, redirect, request, session
+from flask import Blueprint, Flask, Response, g, redirect, request, session
+from pydantic import AfterValidator, StringConstraints
 
-from fl_app.api.guard import FORM, SAFE_METHODS, Guard, read_body
-from fl_app.api.idempotency import Answer, Once
-from fl_app.api.inputs import ApiError, text_field
-from fl_app.api.page.overview import overview
+from fl_app.api.endpoint import Change, Context
+from fl_app.api.guard import FORM, SAFE_METHODS, read_body
+from fl_app.api.page.chart import chart_of, svg
+from fl_app.api.page.overview import overview, read_registry
 from fl_app.api.page.sign_in import SignIns, form_token, is_own_form
 from fl_app.api.page.style import STYLE
 from fl_app.api.page.templates import ICON, render
-from fl_app.api.versions import MAX_NAME, By, Versions, version_number
-from fl_app.retraining.manager import RetrainingManager
+from fl_app.api.parsing import ApiError, parse
+from fl_app.api.schemas import Body, DecisionBody, Query, RollbackBody, Text, Version
+from fl_app.api.versions import approve, reject, roll_back
 from fl_registry.redaction import printable
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response as AnyResponse
 
-POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
-)
-"""What a browser may load for the page: its own style and icon, and nothing else."""
-FIELDS = {
-    "page.sign_in": {"token"},
-    "page.sign_out": set[str](),
-    "page.decide": {"once", "version", "decision", "by", "note"},
-    "page.roll_back": {"once", "version", "confirmed", "by", "note"},
-    "page.trigger": {"once", "reason", "by"},
-}
-"""The fields of each form, beside ``form``, the token that all of them bear."""
+CHART_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""For the chart, whose SVG has styles inside; it can load nothing."""
 STALE = "That form is older than this server, or the browser takes no cookies; send it again."
-SENT = "That form was sent before, with something else in it; look at what it did."
-SIGNED_OUT = (
-    "You are signed out, since 8 hours have passed or the server began anew; sign in again."
-)
+SENT = "That form was sent before with other content; look at what it did."
+SIGNED_OUT = "You are signed out, after 8 hours or a restart of the server; sign in again."
+
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    AfterValidator(printable),
+]
+Reason = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=500),
+    AfterValidator(printable),
+]
 
 
-def page_routes(
-    manager: RetrainingManager,
-    versions: Versions | None,
-    once: Once,
-    *,
-    signs: SignIns,
-    guard: Guard,
-    stands: Callable[[], Mapping[str, Any] | None],
-) -> Blueprint:
-    """Make the page's routes; ``stands`` tells where the version in production stands."""
+class PageQuery(Query):
+    """What the page and its chart show."""
+
+    metric: str = ""
+    theme: Literal["light", "dark"] = "light"
+
+
+class SignInForm(Body):
+    """The token."""
+
+    token: str = ""
+
+
+class SignedForm(Body):
+    """A form of somebody with a name."""
+
+    by: Name
+
+
+class TriggerForm(SignedForm):
+    """A request for retraining."""
+
+    reason: Reason
+
+
+class DecisionForm(SignedForm):
+    """Whether a version goes to Production."""
+
+    version: Version
+    decision: Literal["approve", "reject"]
+    note: Text = ""
+
+
+class RollbackForm(SignedForm):
+    """Which version comes back."""
+
+    version: Version
+    confirmed: Literal["yes"]
+    note: Text = ""
+
+
+F = TypeVar("F", bound=SignedForm)
+
+PAGE_QUERIES = {"page.show": PageQuery, "page.chart": PageQuery}
+"""The queries of the page's routes by Flask's names."""
+FORMS: dict[str, type[Body]] = {
+    "page.sign_in": SignInForm,
+    "page.sign_out": Body,
+    "page.trigger": TriggerForm,
+    "page.decide": DecisionForm,
+    "page.roll_back": RollbackForm,
+}
+"""The fields of the forms by Flask's names, beside the hidden ``form`` and ``once``."""
+HINTS = {
+    "by": "Write your name in at most 100 characters; the ledger records it.",
+    "reason": "Write why it should be trained again, in at most 500 characters.",
+    "note": "Write a note of at most 500 characters.",
+    "version": "That is not a version; versions are numbers such as 3.",
+    "decision": "Choose to approve or to reject.",
+    "confirmed": "Tick the box to roll back.",
+}
+
+
+def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Blueprint:
+    """Make the page's routes.
+
+    Parameters
+    ----------
+    app : Flask
+        The app, whose cookies sign people in.
+    context : Context
+        What the routes work with.
+    now : Callable[[], datetime]
+        The wall clock, in UTC.
+    """
     page = Blueprint("page", __name__)
+    signs = SignIns(app, needed=context.guard.token is not None)
     page.before_request(lambda: _check_form(signs))
 
     @page.get("/")
     def show() -> str:
-        shared = {"form": form_token(), "model": manager.store.model, "said": _take_message()}
+        shared = {
+            "form": form_token(),
+            "model": context.manager.store.model,
+            "message": session.pop("message", None),
+        }
         if not signs.signed_in:
             return render("sign_in", **shared)
-        look = None if versions is None else versions.look
-        metric = request.args.get("metric", "")
-        seen = overview(manager, look, metric, probation=stands)
         return render(
             "page",
             **shared,
-            page=seen,
+            **overview(context, g.query.metric, now()),
             name=session.get("name", ""),
             signs=signs.needed,
             once=lambda: uuid.uuid4().hex,
         )
 
+    @page.get("/page/chart.svg")
+    def chart() -> Response:
+        if not signs.signed_in:
+            raise ApiError(403, "Sign in on the page first.")
+        snapshot = read_registry(context.registry)
+        data = chart_of(snapshot.rows, snapshot.entries, g.query.metric)
+        if data is None:
+            raise ApiError(404, snapshot.problem or "There is nothing to draw yet.")
+        response = Response(svg(data, g.query.theme), mimetype="image/svg+xml")
+        response.headers["Content-Security-Policy"] = CHART_POLICY
+        return response
+
+    @page.get("/page/style.css")
+    def style() -> Response:
+        return Response(STYLE, mimetype="text/css")
+
+    @page.get("/page/icon.svg")
+    def icon() -> Response:
+        return Response(ICON, mimetype="image/svg+xml")
+
     @page.post("/page/sign-in")
     def sign_in() -> AnyResponse:
-        if not guard.is_token(g.form.get("token", "").strip()):
+        if not context.guard.is_token(g.form.get("token", "").strip()):
             return _back("refused", "That is not this server's token.")
         signs.begin()
         return redirect("/", 303)
@@ -93,79 +180,86 @@ def page_routes(
 
     @page.post("/page/trigger")
     def trigger() -> AnyResponse:
-        def work() -> str:
-            by = _who("reason")
-            if not by.reason:
-                raise ApiError(400, "Write why it should be trained again.")
-            reason = f"{by.reason} (asked by {by.actor})"
-            answer = _once(once, lambda new_id: _ask(manager, reason, new_id))
-            joined = "It joins the request that waits already." if answer["joined"] else ""
-            return f"Retraining is asked for. {joined}".strip()
+        return _do(context, TriggerForm, _trigger)
 
-        return _told(work)
-
-    if versions is not None:
-        _add_moves(page, versions, once)
-
-    @page.get("/page/style.css")
-    def style() -> Response:
-        return Response(STYLE, mimetype="text/css")
-
-    @page.get("/page/icon.svg")
-    def icon() -> Response:
-        return Response(ICON, mimetype="image/svg+xml")
-
+    if context.registry.exists:
+        page.add_url_rule(
+            "/page/decide",
+            "decide",
+            lambda: _do(context, DecisionForm, _decide),
+            methods=["POST"],
+        )
+        page.add_url_rule(
+            "/page/rollback",
+            "roll_back",
+            lambda: _do(context, RollbackForm, _roll_back),
+            methods=["POST"],
+        )
     return page
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str]) -> Response:
-    """An error as a page of its own."""
+    """Return an error as a page of its own."""
     response = Response(render("problem", status=status, detail=detail), status)
     for name, value in headers.items():
         response.headers[name.replace("_", "-")] = value
     return response
 
 
-def _add_moves(page: Blueprint, versions: Versions, once: Once) -> None:
-    @page.post("/page/decide")
-    def decide() -> AnyResponse:
-        def work() -> str:
-            version, by, decision = (
-                version_number(g.form.get("version", "")),
-                _who(),
-                g.form.get("decision"),
+def _trigger(context: Context, form: TriggerForm, new_id: str) -> str:
+    reason = f"{form.reason} (requested by {form.by})"
+    pending = context.manager.manual_trigger(reason, request_id=new_id)
+    joined = " It joins the pending request." if pending != new_id else ""
+    return f"Retraining is requested.{joined}"
+
+
+def _decide(context: Context, form: DecisionForm, new_id: str) -> str:
+    body = DecisionBody(by=form.by, note=form.note)
+    change = Change(new_id, form.version)
+    if form.decision == "approve":
+        approve(context, body, change)
+        return f"Version {form.version} is approved and in Production now."
+    reject(context, body, change)
+    return f"Version {form.version} is rejected and archived."
+
+
+def _roll_back(context: Context, form: RollbackForm, new_id: str) -> str:
+    body = RollbackBody(by=form.by, note=form.note, to=form.version)
+    roll_back(context, body, Change(new_id, form.version))
+    return f"Version {form.version} is back in Production."
+
+
+def _do(context: Context, kind: type[F], work: Callable[[Context, F, str], str]) -> AnyResponse:
+    """Do what a form requests, once also where it is sent twice, and go back to the page."""
+    try:
+        key = g.form.pop("once", "")
+        form: F = parse(kind, {k: v for k, v in g.form.items() if k != "form"}, hints=HINTS)
+        session["name"] = form.by  # for this visitor's next form
+        if not re.fullmatch(r"[0-9a-f]{32}", key, re.ASCII):
+            raise ApiError(400, STALE)
+        try:
+            status, answer, _ = context.once(
+                f"page-{key}",
+                request.path,
+                g.form,
+                lambda new_id: (200, {"detail": work(context, form, new_id)}),
             )
-            if decision not in ("approve", "reject"):
-                raise ApiError(400, "Choose to approve or to reject.")
-            approves = decision == "approve"
-            move = versions.approve if approves else versions.reject
-            _once(once, lambda _: move(version, by))
-            said = "approved and in Production now" if approves else "rejected and archived"
-            return f"Version {version} is {said}."
-
-        return _told(work)
-
-    @page.post("/page/rollback")
-    def roll_back() -> AnyResponse:
-        def work() -> str:
-            version, by = version_number(g.form.get("version", "")), _who()
-            if g.form.get("confirmed") != "yes":
-                raise ApiError(400, "Tick the box to roll back.")
-            _once(once, lambda _: versions.roll_back(version, by))
-            return f"Version {version} is back in Production."
-
-        return _told(work)
+        except ApiError as error:
+            raise error if error.status >= 500 else ApiError(error.status, SENT) from None
+        return _back("done" if status < 400 else "refused", answer["detail"])
+    except ApiError as error:
+        return _back("refused", error.detail)
 
 
 def _check_form(signs: SignIns) -> AnyResponse | None:
-    """Read a form, and send whoever may not send it back to the page."""
+    """Read a form, and send a visitor who may not send it back to the page."""
     if request.method in SAFE_METHODS:
         return None
     read_body(request, FORM)
     g.form = {name: values[0] for name, values in request.form.lists() if len(values) == 1}
-    unknown = set(request.form) - FIELDS[request.endpoint or ""] - {"form"}
-    if unknown or len(g.form) < len(request.form):
-        raise ApiError(400, "The form has a field that is not known, or one twice; load it again.")
+    known = {"form", "once", *FORMS[request.endpoint or ""].model_fields}
+    if set(request.form) - known or len(g.form) < len(request.form):
+        raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
     if not is_own_form(g.form.get("form", "")):
         return _back("refused", STALE)
     if request.endpoint != "page.sign_in" and not signs.signed_in:
@@ -173,56 +267,7 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
     return None
 
 
-def _who(reason: str = "note") -> By:
-    """Read who decides, and why; the name is kept for this visitor's next form."""
-    by = By(text_field(g.form, "by", limit=MAX_NAME).strip(), text_field(g.form, reason).strip())
-    if not by.actor:
-        raise ApiError(400, "Write your name, which the ledger keeps.")
-    session["name"] = by.actor
-    return by
-
-
-def _once(once: Once, work: Callable[[str], Answer]) -> Mapping[str, object]:
-    """Do what a form asks once, also where it is sent twice; return the answer.
-
-    Raises
-    ------
-    ApiError
-        If it was refused, now or the first time.
-    """
-    key = g.form.get("once", "")
-    if not re.fullmatch(r"[0-9a-f]{32}", key, re.ASCII):
-        raise ApiError(400, STALE)
-    asked = json.dumps([request.path, sorted(g.form.items())])
-    try:
-        status, answer, _ = once.under(f"page-{key}", asked, work)
-    except ApiError as error:
-        raise error if error.status >= 500 else ApiError(error.status, SENT) from None
-    if status >= 400:
-        raise ApiError(status, str(answer["detail"]))
-    return answer
-
-
-def _ask(manager: RetrainingManager, reason: str, new_id: str) -> Answer:
-    waiting = manager.manual_trigger(reason, request_id=new_id)
-    return 202, {"joined": waiting != new_id}
-
-
-def _told(work: Callable[[], str]) -> AnyResponse:
-    """Go back to the page with what the work returned, or why it was refused."""
-    try:
-        return _back("done", work())
-    except ApiError as error:
-        return _back("refused", error.detail)
-
-
 def _back(kind: str, sentence: str) -> AnyResponse:
     session.permanent = True
-    session["said"] = [kind, printable(sentence)[:600]]
+    session["message"] = [kind, printable(sentence)[:600]]
     return redirect("/", 303)
-
-
-def _take_message() -> list[str] | None:
-    """The sentence that the last form left, once."""
-    said: list[str] | None = session.pop("said", None)
-    return said

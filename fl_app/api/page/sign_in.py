@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is signed in on the page: a signed cookie that ends, and a token in each form."""
+"""Signing in on the page: a signed cookie that expires, and a token in each form."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 SIGNED_IN_FOR = timedelta(hours=8)
 MOST_ENDED = 4096
-"""Sessions that are remembered as signed out before their time."""
+"""Signed-out sessions that are remembered until they would expire."""
 
 
 class PageSessions(SecureCookieSessionInterface):
-    """Flask's signed cookie, under a name for each port, and for HTTPS only where it came by it.
+    """Flask's signed cookie, with a name for each port, and for HTTPS only where HTTPS was used.
 
     Browsers send a host's cookies to all its ports, so two servers on one machine need two names.
     """
@@ -34,7 +34,7 @@ class PageSessions(SecureCookieSessionInterface):
     digest_method = staticmethod(hashlib.sha256)
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        if on_page():  # the rest of the API knows none
+        if on_page():  # the rest of the API has no cookies
             super().save_session(app, session, response)
 
     def get_cookie_name(self, app: Flask) -> str:
@@ -46,14 +46,14 @@ class PageSessions(SecureCookieSessionInterface):
 
 
 class SignIns:
-    """Signing in, staying so, and signing out. The key is this process's own and is never kept.
+    """Signs visitors in and out. The key is drawn for this process and never stored.
 
     Parameters
     ----------
     app : Flask
         The app whose cookies it signs.
     needed : bool
-        Whether there is a token to sign in with; else everybody is.
+        Whether there is a token to sign in with; without one everybody is signed in.
     """
 
     def __init__(self, app: Flask, *, needed: bool) -> None:
@@ -68,7 +68,7 @@ class SignIns:
 
     @property
     def signed_in(self) -> bool:
-        """Whether the visitor may see and change anything."""
+        """Whether this visitor may see and change anything."""
         if not self.needed:
             return True
         with self._lock:
@@ -84,7 +84,7 @@ class SignIns:
         session["until"] = time.time() + SIGNED_IN_FOR.total_seconds()
 
     def end(self) -> None:
-        """Sign the visitor out; a copy of the cookie is worth nothing any more."""
+        """Sign the visitor out; a copy of the cookie is not accepted any more."""
         with self._lock:
             self._ended[session.get("id", "")] = None
             while len(self._ended) > MOST_ENDED:
@@ -93,12 +93,12 @@ class SignIns:
 
 
 def on_page() -> bool:
-    """Whether a request is about the page rather than the API for programs."""
+    """Return whether a request is for the page rather than for the API."""
     return request.path == "/" or request.path.startswith("/page/")
 
 
 def form_token() -> str:
-    """The token that each form of this visitor bears; made with the first form."""
+    """Return the token in each form of this visitor; made with the first form."""
     if "form" not in session:
         session.permanent = True
         session["form"] = secrets.token_hex(16)
@@ -106,7 +106,7 @@ def form_token() -> str:
 
 
 def is_own_form(given: str) -> bool:
-    """Whether a form that was sent is one that this visitor was given."""
+    """Return whether a form has this visitor's token."""
     expected = str(session.get("form", ""))
     return bool(expected) and hmac.compare_digest(
         given.encode("utf-8", "replace"), expected.encode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's one style sheet: light and dark, wide and narrow, and nothing from elsewhere."""
+"""The page's style sheet, light and dark, wide and narrow; `chart.py` repeats its colours."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ STYLE = r"""
   --ground: #f5f6f8; --card: #ffffff; --text: #1b2129; --muted: #59636f; --line: #d5dae1;
   --accent: #1f5fbf; --on-accent: #ffffff; --grid: #e6e9ee;
   --good: #17693a; --good-ground: #e5f4ea; --warn: #7d4e00; --warn-ground: #fdf1d8;
-  --bad: #b3261e; --bad-ground: #fdeceb; --soft: #eef1f5; --served: #17693a; --back: #b3261e;
+  --bad: #b3261e; --bad-ground: #fdeceb; --soft: #eef1f5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #10151b; --card: #181f27; --text: #e5e9ee; --muted: #a0abb8; --line: #333d49;
     --accent: #7db4ff; --on-accent: #0c1a2e; --grid: #262f39;
     --good: #73d296; --good-ground: #15301f; --warn: #f0c266; --warn-ground: #33270d;
-    --bad: #ff9a92; --bad-ground: #3a1a19; --soft: #222b35; --served: #73d296; --back: #ff9a92;
+    --bad: #ff9a92; --bad-ground: #3a1a19; --soft: #222b35;
   }
 }
 *, ::before, ::after { box-sizing: border-box; }
@@ -36,11 +36,11 @@ h3 { font-size: 1rem; margin: 0 0 .5rem; }
 p { margin: 0 0 .75rem; }
 a { color: var(--accent); }
 code { font: .875em ui-monospace, "DejaVu Sans Mono", monospace; }
-.muted, .hint, .axis { color: var(--muted); }
+.muted, .hint { color: var(--muted); }
 .hint { font-size: .875rem; margin: .25rem 0 0; }
 
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
-main:focus, .said:focus { outline: none; }
+main:focus, .message:focus { outline: none; }
 .skip { position: absolute; left: -100rem; }
 .skip:focus {
   left: 1rem; top: .5rem; z-index: 1; padding: .5rem 1rem; border-radius: 6px;
@@ -91,14 +91,14 @@ dl + p { margin-top: .5rem; }
   background: var(--soft); color: var(--text); white-space: nowrap; font-weight: 600;
 }
 .chip.production, .chip.done { background: var(--good-ground); color: var(--good); }
-.chip.waits, .chip.pending, .chip.suggested { background: var(--warn-ground); color: var(--warn); }
+.chip.pending, .chip.suggested { background: var(--warn-ground); color: var(--warn); }
 .chip.failed { background: var(--bad-ground); color: var(--bad); }
 .chip.none, .chip.archived, .chip.joined, .chip.suppressed {
   color: var(--muted); font-weight: 400;
 }
-.said, .verified { padding: .625rem .875rem; border-radius: 8px; border: 1px solid; }
-.said.done, .verified.good { background: var(--good-ground); color: var(--good); }
-.said.refused, .verified.bad { background: var(--bad-ground); color: var(--bad); }
+.message, .verified { padding: .625rem .875rem; border-radius: 8px; border: 1px solid; }
+.message.done, .verified.good { background: var(--good-ground); color: var(--good); }
+.message.refused, .verified.bad { background: var(--bad-ground); color: var(--bad); }
 
 .scroll { overflow-x: auto; }
 .scroll.card { padding: 0; max-height: 27rem; }
@@ -121,7 +121,7 @@ time { white-space: nowrap; }
 .bar svg { width: 8rem; height: .5rem; flex: none; border-radius: 4px; }
 .track { fill: var(--grid); }
 .fill { fill: var(--accent); }
-.fill.full { fill: var(--back); }
+.fill.full { fill: var(--bad); }
 
 form.fields { display: grid; gap: .875rem; }
 .pair {
@@ -160,23 +160,8 @@ form.inline select { width: auto; max-width: 100%; padding: .3125rem .5rem; }
 
 figure { margin: 0; }
 .chart { display: block; width: 100%; min-width: 36rem; height: auto; }
-.chart text { font-size: 12px; fill: var(--muted); text-anchor: middle; }
-.chart text.end { text-anchor: end; }
-.chart text.label { fill: var(--text); font-weight: 600; }
-.grid { stroke: var(--grid); }
-.border { stroke: var(--line); stroke-dasharray: 3 3; }
-.curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
-.dot { fill: var(--card); stroke: var(--accent); stroke-width: 2; }
-.dot.staged { fill: var(--accent); }
-.served { fill: none; stroke: var(--served); stroke-width: 3; stroke-dasharray: 7 4; }
-.mark { fill: var(--served); stroke: var(--card); stroke-width: 1.5; }
-.mark.back { fill: var(--back); }
 figcaption { font-size: .875rem; color: var(--muted); margin-top: .5rem; }
 figcaption p { margin: .375rem 0 0; }
-.legend {
-  display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 0;
-}
-.legend svg { width: 26px; height: 14px; vertical-align: -2px; overflow: visible; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; }
 
@@ -187,5 +172,5 @@ summary { cursor: pointer; }
 }
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 @media print { .scroll.card { max-height: none; } nav, form, .tools { display: none; } }
-@media (forced-colors: active) { .chip, .said, .verified { border: 1px solid; } }
+@media (forced-colors: active) { .chip, .message, .verified { border: 1px solid; } }
 """

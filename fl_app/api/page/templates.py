@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's templates and how they are filled: all that comes from outside is escaped.
-
-Jinja comes with Flask, and is imported with this file, which only the page's routes import.
-"""
+"""The page's layout and parts, and how templates are filled: all text from outside is escaped."""
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from fl_app.api.page import chart
 from fl_app.api.page.monitor_templates import MONITOR
-from fl_app.api.page.registry_templates import CHART, REGISTRY
-from fl_app.api.page.registry_view import MOVES, PHASES, is_pending, number_text, score_text
+from fl_app.api.page.registry_templates import REGISTRY
+from fl_app.api.page.registry_view import (
+    MOVES,
+    PHASES,
+    is_pending,
+    nodes_text,
+    number_text,
+    score_text,
+)
+from fl_app.retraining.drift.state import DriftCheck
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600
-"""Of a text from outside, that are shown."""
+"""Characters of a text from outside that are shown."""
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">\
 <rect width="32" height="32" rx="7" fill="#1f5fbf"/>\
@@ -44,13 +49,13 @@ LAYOUT = """\
 
 SIGN_IN = """\
 {% extends "layout" %}
-{% from "parts" import message %}
+{% from "parts" import result %}
 {% block title %}Sign in - {{ model }}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ model }}</h1>
-{{ message(said) }}
-<p>The life of this model: its versions, who decided what, and why.</p>
+{{ result(message) }}
+<p>The versions of this model, who decided what, and why.</p>
 <form method="post" action="/page/sign-in" class="fields">
 <input type="hidden" name="form" value="{{ form }}">
 <input value="{{ model }}" autocomplete="username" hidden>
@@ -58,8 +63,8 @@ SIGN_IN = """\
 <label for="token">Token</label>
 <input id="token" name="token" type="password" required maxlength="512"
  autocomplete="current-password" aria-describedby="token-hint">
-<p class="hint" id="token-hint">What <code>FL_APP_API_TOKEN</code> or the server's token file
- holds.</p>
+<p class="hint" id="token-hint">The content of <code>FL_APP_API_TOKEN</code> or of the server's
+ token file.</p>
 </div>
 <button>Sign in</button>
 </form>
@@ -80,11 +85,11 @@ PROBLEM = """\
 """
 
 PARTS = """\
-{% macro message(said) %}
-{% if said %}
-<p class="said {{ said[0] }}" role="{{ 'alert' if said[0] == 'refused' else 'status' }}"
+{% macro result(message) %}
+{% if message %}
+<p class="message {{ message[0] }}" role="{{ 'alert' if message[0] == 'refused' else 'status' }}"
  tabindex="-1" autofocus>
-<strong>{{ "Done." if said[0] == "done" else "Not done." }}</strong> {{ said[1] }}</p>
+<strong>{{ "Done." if message[0] == "done" else "Not done." }}</strong> {{ message[1] }}</p>
 {% endif %}
 {% endmacro %}
 
@@ -109,18 +114,26 @@ PARTS = """\
 {{ text_input(id, "by", "Your name", name, 100, complete="name") }}
 {% endmacro %}
 
-{% macro stage_chip(stage, waits=False) %}
-<span class="chip {{ 'waits' if waits else stage|lower }}">{{ stage }}</span>
+{% macro stage_chip(stage, pending=False) %}
+<span class="chip {{ 'pending' if pending else stage|lower }}">{{ stage }}</span>
 {% endmacro %}
 
-{% macro fault(sentence) %}
-{% if sentence %}<p class="said refused" role="alert">{{ sentence }}</p>{% endif %}
+{% macro alert(sentence) %}
+{% if sentence %}<p class="message refused" role="alert">{{ sentence }}</p>{% endif %}
+{% endmacro %}
+
+{% macro move(entry, title) %}
+{% if entry %}
+<div><dt>{{ title }}</dt><dd>{{ entry.time|when }}
+ {%- if entry.actor %}, by {{ entry.actor }}{% endif %}</dd></div>
+{% if entry.reason %}<div><dt>Why</dt><dd>{{ entry.reason }}</dd></div>{% endif %}
+{% endif %}
 {% endmacro %}
 """
 
 PAGE = """\
 {% extends "layout" %}
-{% from "parts" import message, fault %}
+{% from "parts" import alert, result %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -130,7 +143,7 @@ PAGE = """\
 <h1>{{ model }}</h1>
 </div>
 <div class="tools">
-<p class="muted">Read {{ page.read_at|when }}</p>
+<p class="muted">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
 {% if signs %}
 <form method="post" action="/page/sign-out">
@@ -142,22 +155,22 @@ PAGE = """\
 </header>
 <nav class="sections" aria-label="Sections">
 <ul>
-{% if page.registry %}<li><a href="#now">Now</a></li>
+{% if registry %}<li><a href="#now">Now</a></li>
 <li><a href="#curves">Scores</a></li>
 <li><a href="#versions">Versions</a></li>{% endif %}
 <li><a href="#retraining">Retraining</a></li>
 <li><a href="#drift">Data drift</a></li>
-{% if page.registry %}<li><a href="#ledger">Ledger</a></li>{% endif %}
+{% if registry %}<li><a href="#ledger">Ledger</a></li>{% endif %}
 </ul>
 </nav>
 <main id="main" tabindex="-1">
-{{ message(said) }}
-{% for part, why in page.failing|dictsort %}
-{{ fault(part ~ " fails, and the run goes on: " ~ why) }}
+{{ result(message) }}
+{% for part, why in failing|dictsort %}
+{{ alert(part ~ " fails, and the run goes on: " ~ why) }}
 {% endfor %}
-{% if page.registry %}{% include "registry" %}{% endif %}
+{% if registry %}{% include "registry" %}{% endif %}
 {% include "monitor" %}
-{% if page.registry %}{% include "ledger" %}{% endif %}
+{% if registry %}{% include "ledger" %}{% endif %}
 </main>
 <footer>
 <p class="muted">Everything here is also on the command line: <code>fl-app status</code>,
@@ -197,6 +210,15 @@ def _evidence(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
+def _share(evidence: float, height: float) -> float:
+    """How near evidence is to the alarm, 0 to 1, by logarithm."""
+    return min(1.0, math.log1p(max(evidence, 0.0)) / math.log1p(height))
+
+
+def _mean_evidence(check: DriftCheck) -> float:
+    return sum(one.evidence for one in check.features) / len(check.features)
+
+
 def _environment() -> Environment:
     templates = {
         "layout": LAYOUT,
@@ -204,11 +226,10 @@ def _environment() -> Environment:
         "sign_in": SIGN_IN,
         "problem": PROBLEM,
         "parts": PARTS,
-        "chart": CHART,
         **REGISTRY,
         **MONITOR,
     }
-    made = Environment(
+    environment = Environment(
         loader=DictLoader(templates),
         autoescape=True,
         undefined=StrictUndefined,
@@ -216,10 +237,18 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(when=_when, score=score_text, number=number_text, pending=is_pending)
-    made.filters.update(evidence=_evidence)
-    made.globals.update(moves=MOVES, phases=PHASES, curves=chart)
-    return made
+    environment.filters.update(
+        when=_when,
+        score=score_text,
+        number=number_text,
+        pending=is_pending,
+        nodes=nodes_text,
+        evidence=_evidence,
+        share=_share,
+        mean_evidence=_mean_evidence,
+    )
+    environment.globals.update(moves=MOVES, phases=PHASES)
+    return environment
 
 
 _TEMPLATES = _environment()

@@ -1,39 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the nodes' data have moved: state and summaries in, next state and a finding out. Pure.
+"""The drift test: state and the nodes' data summaries in, next state and a result out. Pure.
 
-Each node compares its new rows with its own past, so that neither differences between nodes nor who
-took part look like drift. e-values accumulate the evidence, so that the rate of false alarms holds
-for ever and not for each check; a gate on the size of the effect leaves out what is too small to
-matter, and what comes back each season.
+Each node compares its new rows with its own past. So neither differences between nodes nor the
+choice of nodes looks like drift. e-values accumulate the evidence, so that the rate of false alarms
+is per year and not per check. A gate on the size of the effect excludes changes that are too small
+to matter, and those that recur each season.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
+import logging
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
-from fl_app.retraining.drift.kept_references import compare_with_kept, let_in
 from fl_app.retraining.drift.merge import Merged, directions, effect, least_effect, merge, shared
-from fl_app.retraining.drift.state import HISTORY, RECENT, SLOTS, DriftState, Window
-from fl_app.wire.data_summary import DataSummary, Feature, FeatureKind
+from fl_app.retraining.drift.node_references import grow_references, with_references
+from fl_app.retraining.drift.state import (
+    HISTORY,
+    RECENT,
+    SLOTS,
+    DriftCheck,
+    DriftState,
+    FeatureDrift,
+    Window,
+)
+from fl_app.settings import Key, check_settings
+from fl_app.wire.data_summary import DataSummary, SummaryError, read_summary
+
+logger = logging.getLogger("flwr.fl_app")
 
 Policy = Literal["evidence", "per_check"]
 DAY = 86_400.0
 UNITS = {"m": 60.0, "h": 3600.0, "d": DAY}
 GROSS_EFFECT = 0.2
-"""Effect in the last checks that counts whatever the season; half a standard deviation."""
+"""Effect in the last checks that matters in any season; half a standard deviation."""
 LEAST_WAIT = 20.0
-"""Checks without a false alarm that are asked for at least, however rare checks are."""
+"""Lower limit of the mean number of checks to a false alarm, for rare checks."""
 KNOWN_INTERVAL = 12
-"""Checks after which the time between them is taken from them."""
+"""Checks after which the time between them is measured."""
 PER_CHECK_P = 0.05
+
+
+def _require_time(text: str) -> str:
+    if not re.fullmatch("[1-9][0-9]*[mhd]", text):
+        raise ValueError("a time such as '24h', '7d' or '90m'")
+    return text
 
 
 @dataclass(frozen=True)
@@ -43,182 +62,113 @@ class DriftSettings:
     Attributes
     ----------
     false_alarm_days : float
-        Days that pass on average, at least, before a false alarm.
+        Days on average, at least, before a false alarm of drift.
     min_effect : float
-        Smallest shift that matters, as the greatest difference of two distribution functions: 0.05
-        is an eighth of a standard deviation of a normal feature.
+        Smallest shift of the data that matters; 0.05 is an eighth of a standard deviation. It is
+        the greatest difference of two distribution functions, here of a normal feature.
     season : str | None
-        Time after which data repeat themselves, such as ``24h``, ``7d`` or ``90m``; the effect is
-        taken over all of it. None takes it over the last 12 checks.
+        Time after which data repeat themselves, such as ``24h``, ``7d`` or ``90m``; None: the
+        last 12 checks decide. The effect is taken over a whole season.
     policy : "evidence" | "per_check"
-        ``per_check`` is the rule of any p < 0.05 in any check.
+        ``per_check``: any p < 0.05 in any check requests retraining.
     check_interval : float
-        Seconds between checks, until they tell by themselves.
+        Seconds between checks, until the checks themselves show it.
+
+    Raises
+    ------
+    SettingError
+        If one of them has the wrong type or range.
     """
 
-    false_alarm_days: float = 365.0
-    min_effect: float = 0.05
-    season: str | None = "24h"
-    policy: Policy = "evidence"
+    false_alarm_days: Annotated[float, Field(gt=0), Key("drift-false-alarm-days")] = 365.0
+    min_effect: Annotated[float, Field(ge=0, lt=1), Key("drift-min-effect")] = 0.05
+    season: Annotated[
+        Annotated[str, AfterValidator(_require_time)] | None, Key("drift-season", off="")
+    ] = "24h"
+    policy: Annotated[Policy, Key("drift-policy")] = "evidence"
     check_interval: float = 300.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.false_alarm_days) and self.false_alarm_days > 0):
-            raise ValueError(
-                f"drift_false_alarm_days is {self.false_alarm_days}, expected more than 0."
-            )
-        if not 0 <= self.min_effect < 1:
-            raise ValueError(f"min_effect is {self.min_effect}, expected 0 or more, less than 1.")
-        if self.season is not None and not self.season_seconds:
-            raise ValueError(
-                f"season is {self.season!r}, expected a time such as '24h', '7d' or '90m', or None."
-            )
-        if self.policy not in ("evidence", "per_check"):
-            raise ValueError(
-                f"drift_policy is {self.policy!r}, expected 'evidence' or 'per_check'."
-            )
+        check_settings(self)
 
     @property
     def season_seconds(self) -> float | None:
-        """The season in seconds; None without one, 0 where its text is no time."""
-        if self.season is None:
-            return None
-        number, unit = self.season[:-1], self.season[-1:]
-        if not number.isdecimal() or unit not in UNITS:
-            return 0.0
-        return int(number) * UNITS[unit]
+        """The season in seconds; None without one."""
+        return None if self.season is None else int(self.season[:-1]) * UNITS[self.season[-1]]
 
 
-@dataclass(frozen=True)
-class FeatureDrift:
-    """What a check found in one feature.
+def observe(
+    state: DriftState,
+    records: Mapping[str, Mapping[str, object]],
+    time: float,
+    settings: DriftSettings,
+) -> tuple[DriftState, str]:
+    """Check the data summaries of a round, as the nodes sent them.
 
-    Attributes
+    A malformed summary is logged and ignored.
+
+    Parameters
     ----------
-    feature : Feature
-        Which.
-    p : float
-        Of this check alone: chance of such a difference without drift.
-    evidence : float
-        Shiryaev-Roberts sum of the e-values so far.
-    effect : float
-        Greatest difference of the distribution functions, over the rows that decided.
-    direction : str
-        Where it went, in a word or two.
-    nodes_moved : int
-        Nodes that show it by themselves in this check (p < 0.01).
+    records : Mapping[str, Mapping[str, object]]
+        By node id.
+    time : float
+        Seconds since 1970.
+
+    Returns
+    -------
+    tuple[DriftState, str]
+        The next state, and the reason to retrain, if any. A lasting alarm has one once a day.
     """
-
-    feature: Feature
-    p: float
-    evidence: float
-    effect: float
-    direction: str
-    nodes_moved: int
-
-
-@dataclass(frozen=True)
-class DriftCheck:
-    """What one check of the data found.
-
-    Attributes
-    ----------
-    drifted : tuple[FeatureDrift, ...]
-        The features that the alarm is about, the most moved first.
-    features : tuple[FeatureDrift, ...]
-        All features.
-    nodes, rows : int
-        Nodes that told of new rows, and how many rows.
-    height : float
-        Mean evidence at which the alarm rings.
-    """
-
-    drifted: tuple[FeatureDrift, ...]
-    features: tuple[FeatureDrift, ...]
-    nodes: int
-    rows: int
-    height: float
-
-    @property
-    def rings(self) -> bool:
-        """Whether to retrain."""
-        return bool(self.drifted)
-
-    @property
-    def reason(self) -> str:
-        """One sentence for people: which features, where to, on how many nodes."""
-        names = ", ".join(
-            f"{found.feature} {found.direction} (effect {found.effect:.2f})"
-            for found in self.drifted[:3]
-        )
-        more = f" and {len(self.drifted) - 3} more" if len(self.drifted) > 3 else ""
-        moved = max((found.nodes_moved for found in self.drifted), default=0)
-        return f"the data moved: {names}{more}; {moved} of {self.nodes} nodes show it by themselves"
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole record, as JSON can hold it."""
-        return {
-            "features": [_found_to_json(found) for found in self.features],
-            "drifted": [_found_to_json(found) for found in self.drifted],
-            "nodes": self.nodes,
-            "rows": self.rows,
-            "height": self.height,
-        }
-
-    @staticmethod
-    def from_json(value: Mapping[str, Any]) -> DriftCheck:
-        """The record that ``to_json`` gave."""
-        return DriftCheck(
-            drifted=tuple(map(_found_from_json, value["drifted"])),
-            features=tuple(map(_found_from_json, value["features"])),
-            nodes=value["nodes"],
-            rows=value["rows"],
-            height=value["height"],
-        )
-
-
-def _found_to_json(found: FeatureDrift) -> list[Any]:
-    values = (found.p, found.evidence, found.effect, found.direction, found.nodes_moved)
-    return [found.feature.name, str(found.feature.kind), *values]
-
-
-def _found_from_json(value: Sequence[Any]) -> FeatureDrift:
-    name, kind, *values = value
-    return FeatureDrift(Feature(name, FeatureKind(kind)), *values)
+    summaries = []
+    for node_id, record in records.items():
+        try:
+            summaries.append(read_summary(record, node_id))
+        except SummaryError as error:
+            logger.warning("dropped the data summary of node %s: %s", node_id, error)
+    state, result = check(state, summaries, time, settings)
+    if result is None:
+        return state, ""
+    requested = state.requested if result.is_alarm or state.hold else None
+    due = result.is_alarm and (requested is None or time - requested >= DAY)
+    state = replace(state, last=result, requested=time if due else requested)
+    return state, result.reason if due else ""
 
 
 def check(
     state: DriftState, summaries: Sequence[DataSummary], time: float, settings: DriftSettings
 ) -> tuple[DriftState, DriftCheck | None]:
-    """Take the summaries of one round, each of another node; None if they tell nothing new.
+    """Check the summaries of a round, one of each node, at ``time`` in seconds since 1970.
 
-    ``time`` is in seconds since 1970.
+    Returns
+    -------
+    tuple[DriftState, DriftCheck | None]
+        The next state and the result; None without anything to compare.
     """
     current = [summary for summary in summaries if summary.reference == state.reference]
-    state, whole = compare_with_kept(state, current)
-    features, told = shared(whole)
+    state, complete = with_references(state, current)
+    features, usable = shared(complete)
     if not features:
         return state, None
-    state = state.about(features, told[0].counts.shape[2])
-    merged = merge(told, state.features, time)
+    state = state.with_features(features, usable[0].counts.shape[2])
+    merged = merge(usable, state.features, time)
     state = _with_window(state, merged.window, settings.season_seconds)
     height = alarm_height(state, settings)
     state = _with_evidence(state, merged, height)
-    compared = {summary.node_id for summary in whole}
-    state = let_in(state, [summary for summary in current if summary.node_id in compared])
+    compared = {summary.node_id for summary in complete}
+    state = grow_references(state, [summary for summary in current if summary.node_id in compared])
     if settings.policy == "per_check":
         size, drifted = effect(merged.window), merged.p < PER_CHECK_P
     else:
         size, matters = _gate(state, settings)
         drifted = matters & (state.evidence >= height) & state.hold
-    return state, _finding(state, merged, size, drifted, height)
+    return state, _result(state, merged, size, drifted, height)
 
 
 def alarm_height(state: DriftState, settings: DriftSettings) -> float:
-    """Mean evidence at which the alarm rings: checks in ``false_alarm_days``.
+    """Return the mean evidence of an alarm: the number of checks in ``false_alarm_days``.
 
-    A Shiryaev-Roberts sum of e-values reaches A after at least A checks, on average, without drift;
-    so does the mean of several, however they depend on each other.
+    Without drift, a Shiryaev-Roberts sum of e-values reaches A after A checks or more on average.
+    So does the mean of several sums, whatever their dependence.
     """
     interval = settings.check_interval
     if state.checks >= KNOWN_INTERVAL and state.first is not None:
@@ -227,7 +177,7 @@ def alarm_height(state: DriftState, settings: DriftSettings) -> float:
 
 
 def _with_window(state: DriftState, window: Window, season: float | None) -> DriftState:
-    """Remember the check by itself, and in its part of the season."""
+    """Store the check by itself, and in its part of the season."""
     parts = state.season
     if season is not None:
         begin = window.time - window.time % (season / SLOTS)
@@ -246,26 +196,26 @@ def _with_window(state: DriftState, window: Window, season: float | None) -> Dri
 
 
 def _with_evidence(state: DriftState, merged: Merged, height: float) -> DriftState:
-    """Add the check's e-values: M becomes (M + 1) e; what nobody told of stays as it is."""
-    told = merged.window.rows > 0
-    evidence = np.where(told, (state.evidence + 1) * merged.e, state.evidence)
-    # The cap lets evidence of a shift that went away go soon.
+    """Add the e-values of a check: M becomes (M + 1) e, for the features that have new rows."""
+    counted = merged.window.rows > 0
+    evidence = np.where(counted, (state.evidence + 1) * merged.e, state.evidence)
+    # The cap lets the evidence of a past shift decay soon.
     evidence = np.minimum(evidence, 100 * height * len(evidence))
     labels = map(str, state.features)
-    heard = dict(zip(labels, np.round(evidence, 3).tolist(), strict=True))
+    by_feature = dict(zip(labels, np.round(evidence, 3).tolist(), strict=True))
     return replace(
         state,
         evidence=evidence,
         hold=bool(evidence.mean() >= height),
-        history=(*state.history, (merged.window.time, heard))[-HISTORY:],
+        history=(*state.history, (merged.window.time, by_feature))[-HISTORY:],
     )
 
 
 def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Size of the shift of each feature, and whether it matters.
+    """Return the size of the shift of each feature, and whether it matters.
 
-    The last checks are taken together in as many as show the shift best. With a season they count
-    only if the shift is gross; a smaller one must show in a whole season.
+    The size is that of the last checks together, in the number that shows the shift best. With a
+    season only a gross shift matters in them; a smaller one must show in a whole season.
     """
     lately = list(itertools.accumulate(reversed(state.recent), operator.add))
     limits = np.stack([least_effect(window) for window in lately])
@@ -283,25 +233,25 @@ def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.nd
     return size, matters
 
 
-def _finding(
+def _result(
     state: DriftState, merged: Merged, size: np.ndarray, drifted: np.ndarray, height: float
 ) -> DriftCheck:
-    went = directions(state.features, merged.window.now - merged.window.expected)
-    found = [
+    direction = directions(state.features, merged.window.now - merged.window.expected)
+    features = [
         FeatureDrift(
             feature=feature,
             p=float(merged.p[i]),
             evidence=float(state.evidence[i]),
             effect=float(size[i]),
-            direction=went[i],
+            direction=direction[i],
             nodes_moved=int(merged.moved[i]),
         )
         for i, feature in enumerate(state.features)
     ]
-    named = [found[i] for i in np.flatnonzero(drifted)]
+    alarms = [features[i] for i in np.flatnonzero(drifted)]
     return DriftCheck(
-        drifted=tuple(sorted(named, key=lambda one: -one.effect)),
-        features=tuple(found),
+        drifted=tuple(sorted(alarms, key=lambda each: -each.effect)),
+        features=tuple(features),
         nodes=merged.nodes,
         rows=int(merged.window.rows.max()),
         height=height,

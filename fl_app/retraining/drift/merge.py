@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Summaries of many nodes into one comparison per feature, and the statistics of it. Pure."""
+"""The summaries of all nodes merged into one comparison per feature, and its statistics. Pure."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ class Merged:
     Attributes
     ----------
     window : Window
-        The counts, and where the frozen baselines expected them.
+        The counts, and their expectation by the frozen baselines.
     p : np.ndarray
-        Chance of so much difference from the grown references without drift, all rows together; 1
-        where there are no rows.
+        p-value of the difference from the grown references, all rows together; 1 without rows.
     nodes_p : np.ndarray
-        The same of the nodes' own differences, by Fisher's combination of their p-values: some
-        nodes that moved hardly show in the sum of all.
+        Fisher's combination of the p-values of the nodes' own differences. It shows a shift on some
+        nodes, which hardly shows in the sum of all.
     moved : np.ndarray
-        Nodes whose own rows differ from their own reference (p < 0.01).
+        Number of nodes whose rows differ from their own reference (p < 0.01).
     nodes : int
-        Nodes that told.
+        Number of nodes with a summary.
     """
 
     window: Window
@@ -54,16 +53,16 @@ class Merged:
 
     @property
     def e(self) -> np.ndarray:
-        """Evidence of this check: the mean of two e-values, which is one."""
+        """Evidence of this check: the mean of two e-values, which is an e-value."""
         e: np.ndarray = (e_value(self.p) + e_value(self.nodes_p)) / 2
         return e
 
 
 def kolmogorov_p(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Chance of a difference ``shift`` of two distribution functions, by Stephens (1970).
+    """Return the p-value of a difference ``shift`` of distribution functions, by Stephens (1970).
 
-    ``variance`` is 1 over the effective number of rows, 1/n + 1/m for two samples; noise in the
-    counts adds its own to it.
+    ``variance`` is 1 over the effective number of rows, 1/n + 1/m for two samples, plus the
+    variance of noise in the counts.
     """
     from scipy.special import kolmogorov
 
@@ -73,9 +72,9 @@ def kolmogorov_p(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
 
 
 def e_value(p: np.ndarray) -> np.ndarray:
-    """The mixture of all power calibrators of a p-value (Vovk and Wang 2021).
+    """Return the mixture of all power calibrators of a p-value (Vovk and Wang 2021).
 
-    (1 - p + p ln p) / (p ln(p)^2); its mean is at most 1 without drift. Capped, which keeps that.
+    It is (1 - p + p ln p) / (p ln(p)^2). Its mean is at most 1 without drift, also with the cap.
     """
     p = np.clip(p, LEAST_P, MOST_P)
     log = np.log(p)
@@ -84,32 +83,32 @@ def e_value(p: np.ndarray) -> np.ndarray:
 
 
 def shared(summaries: Sequence[DataSummary]) -> tuple[list[Feature], list[DataSummary]]:
-    """The features that most nodes tell of, and the summaries with the usual number of bins.
+    """Return the features of most nodes, and the summaries with the usual number of bins.
 
-    So one node can neither add columns of its own nor change the bins of all.
+    So no node can add columns of its own, or change the bins of all.
     """
     if not summaries:
         return [], []
     usual = Counter(s.counts.shape[2] for s in summaries).most_common(1)[0][0]
-    told = []
+    usable = []
     for summary in summaries:
         if summary.counts.shape[2] == usual:
-            told.append(summary)
+            usable.append(summary)
         else:
             bins = summary.counts.shape[2]
             logger.warning("node %s counts in %d bins, not in %d", summary.node_id, bins, usual)
-    told_by = Counter(f for summary in told for f in summary.features)
-    usual_ones = [f for f, n in told_by.items() if f.kind != "missing" and 2 * n > len(told)]
-    columns = {feature.name for feature in usual_ones}
-    missing = [f for f in told_by if f.kind == "missing" and f.name in columns]
-    return [*usual_ones, *missing], told
+    nodes_with = Counter(f for summary in usable for f in summary.features)
+    common = [f for f, n in nodes_with.items() if f.kind != "missing" and 2 * n > len(usable)]
+    columns = {feature.name for feature in common}
+    missing = [f for f in nodes_with if f.kind == "missing" and f.name in columns]
+    return [*common, *missing], usable
 
 
 def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: float) -> Merged:
-    """Add the counts of all nodes up, each with what its own reference expected.
+    """Add up the counts of all nodes, and their expectations by the nodes' own references.
 
     The nodes' rows are independent, so the variance of the difference is the sum of their variances
-    by the square of their shares: ``sum w^2 (1/n + 1/r)``, plus that of noise, ``B sigma^2 / n^2``.
+    times their squared shares, ``sum w^2 (1/n + 1/r)``, plus that of noise, ``B sigma^2 / n^2``.
     """
     from scipy.special import gammaincc
 
@@ -119,7 +118,7 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
     now, grown, frozen = np.zeros(square), np.zeros(square), np.zeros(square)
     rows, noise, variance, base = (np.zeros(flat) for _ in range(4))
     spread, spread_variance = np.zeros(flat), np.zeros(flat)
-    surprise, told, moved = np.zeros(flat), np.zeros(flat, int), np.zeros(flat, int)
+    surprise, nodes, moved = np.zeros(flat), np.zeros(flat, int), np.zeros(flat, int)
     for summary in summaries:
         mine = [i for i, feature in enumerate(summary.features) if feature in place]
         to = [place[summary.features[i]] for i in mine]
@@ -137,7 +136,7 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
         p = kolmogorov_p(difference(counts[:, 0], expected[:, 1], n), own)
         surprise[to] -= np.log(np.maximum(p, LEAST_P))
         moved[to] += p < MOVED_P
-        told[to] += 1
+        nodes[to] += 1
         own_base = 1 / b + v_base / b**2
         base[to] += n**2 * own_base
         shift, error = difference(counts[:, 0], expected[:, 2], n), fresh + own_base
@@ -146,21 +145,21 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
     window = Window(time, now, frozen, rows, noise, np.sqrt(base), spread, spread_variance)
     some = np.maximum(rows, 1)
     p = kolmogorov_p(difference(now, grown, some), np.maximum(variance, 1) / some**2)
-    nodes_p = gammaincc(np.maximum(told, 1), surprise)
+    nodes_p = gammaincc(np.maximum(nodes, 1), surprise)
     return Merged(window, np.where(rows > 0, p, 1.0), nodes_p, moved, len(summaries))
 
 
 def difference(now: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Greatest difference of the two distribution functions, shape (features,)."""
+    """Return the greatest difference of the distribution functions, shape (features,)."""
     gap: np.ndarray = np.abs(np.cumsum(now - expected, axis=-1)).max(axis=-1) / rows
     return gap
 
 
 def effect(window: Window) -> np.ndarray:
-    """How far features moved, shape (features,): all nodes together, or each by itself.
+    """Return the size of the shift, shape (features,): all nodes together, or each by itself.
 
-    Shifts of some nodes only, or in opposite directions, hardly show in the sum; the root of the
-    mean square of the nodes' own shifts, less what chance makes of it, has them too.
+    Shifts of some nodes, or in opposite directions, hardly show in the sum. They do in the root
+    mean square of the nodes' own shifts, less its expectation without drift.
     """
     rows = np.maximum(window.rows, 1)
     spread = np.sqrt(np.maximum(window.spread / rows, 0))
@@ -169,7 +168,7 @@ def effect(window: Window) -> np.ndarray:
 
 
 def least_effect(window: Window, *, nodes: bool = True) -> np.ndarray:
-    """Lower 99 % limit of ``effect``, or with ``nodes=False`` of the nodes together alone.
+    """Return the lower 99 % limit of ``effect``, or of the nodes together if not ``nodes``.
 
     The first by the inequality of Dvoretzky, Kiefer, Wolfowitz and Massart, the second by the
     normal approximation.
@@ -184,7 +183,7 @@ def least_effect(window: Window, *, nodes: bool = True) -> np.ndarray:
 
 
 def directions(features: Sequence[Feature], gaps: np.ndarray) -> list[str]:
-    """Where features went, in a word or two; ``gaps`` is now less expected, (features, bins)."""
+    """Describe how features changed; ``gaps`` is now less expected, shape (features, bins)."""
     running = np.cumsum(gaps, axis=1)
     means, greatest = running.mean(axis=1), np.abs(running).max(axis=1)
     first = running[:, 0]

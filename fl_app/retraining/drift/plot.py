@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture and the table of a session's drift, for its MLflow run."""
+"""The plot and the table of a session's drift, for its MLflow run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fl_app.retraining.drift.check import DriftCheck
-from fl_app.retraining.drift.state import DriftState
+from fl_app.retraining.drift.state import DriftCheck, DriftState, FeatureDrift
 from fl_app.retraining.manager import RetrainingManager
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 3
-"""Features whose distributions are drawn."""
+"""Features whose distributions are plotted."""
 NAMED = 8
 """Features whose evidence is named in the legend."""
 
 
 def drift_artifacts(manager: RetrainingManager) -> Callable[[object, Path], Iterable[Path]]:
-    """Make what ``LifecycleStrategy(artifacts=[…])`` calls at the end of a session."""
+    """Return an entry of ``LifecycleStrategy(artifacts=[…])``, called at the end of a session."""
 
     def draw(report: object, folder: Path) -> Iterable[Path]:
-        state, last = manager.drift.state, manager.drift.last
+        state = manager.drift
+        last = state.last
         if last is None:
             return []
         return [_draw(state, last, folder / "drift.png"), _table(last, folder / "drift.csv")]
@@ -36,24 +36,23 @@ def drift_artifacts(manager: RetrainingManager) -> Callable[[object, Path], Iter
 
 
 def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
-    """Evidence over time, and the most moved features: the last check against the baselines."""
+    """Plot the evidence over time, and for some features the last check against the baselines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    worst = sorted(last.features, key=lambda found: -found.evidence)[:SHOWN]
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, SHOWN, height_ratios=[1.2, 1])
     _evidence(figure.add_subplot(grid[0, :]), state, last)
     place = {feature: number for number, feature in enumerate(state.features)}
     window = state.recent[-1]
-    for column, found in enumerate(worst):
+    for column, drift in enumerate(_strongest(last)[:SHOWN]):
         axes = figure.add_subplot(grid[1, column])
-        now, expected = (counts[place[found.feature]] for counts in (window.now, window.expected))
+        now, expected = (counts[place[drift.feature]] for counts in (window.now, window.expected))
         bins = np.arange(1, len(now) + 1) / len(now)
         axes.plot(bins, np.cumsum(expected) / expected.sum(), color="0.6", label="reference")
         axes.plot(bins, np.cumsum(now) / now.sum(), label="now")
-        axes.set_title(f"{found.feature}: effect {found.effect:.2f}", loc="left", fontsize=9)
+        axes.set_title(f"{drift.feature}: effect {drift.effect:.2f}", loc="left", fontsize=9)
         axes.set_xlabel("bins of the nodes' references")
         if column == 0:
             axes.set_ylabel("share of rows")
@@ -64,9 +63,8 @@ def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
 
 def _evidence(axes: Axes, state: DriftState, last: DriftCheck) -> None:
     checks = range(state.checks - len(state.history) + 1, state.checks + 1)
-    strongest = sorted(last.features, key=lambda found: -found.evidence)
-    for number, found in enumerate(strongest):
-        label = str(found.feature)
+    for number, drift in enumerate(_strongest(last)):
+        label = str(drift.feature)
         values: list[Any] = [evidence.get(label, np.nan) for _, evidence in state.history]
         named = {"label": label} if number < NAMED else {"color": "0.8", "zorder": 0}
         axes.plot(checks, np.maximum(values, 1e-2), marker="o", markersize=3, **named)
@@ -78,22 +76,26 @@ def _evidence(axes: Axes, state: DriftState, last: DriftCheck) -> None:
     axes.legend(fontsize=8, ncols=3)
 
 
+def _strongest(last: DriftCheck) -> list[FeatureDrift]:
+    """Return all features, the strongest evidence first."""
+    return sorted(last.features, key=lambda drift: -drift.evidence)
+
+
 def _table(last: DriftCheck, path: Path) -> Path:
-    """Every feature, the strongest evidence first."""
-    drifted = {found.feature for found in last.drifted}
+    drifted = {drift.feature for drift in last.drifted}
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["feature", "direction", "effect", "evidence", "p", "nodes_moved", "drifted"])
-        for found in sorted(last.features, key=lambda found: -found.evidence):
+        for drift in _strongest(last):
             rows.writerow(
                 [
-                    str(found.feature),
-                    found.direction,
-                    f"{found.effect:.4f}",
-                    f"{found.evidence:.4g}",
-                    f"{found.p:.4g}",
-                    found.nodes_moved,
-                    "yes" if found.feature in drifted else "no",
+                    str(drift.feature),
+                    drift.direction,
+                    f"{drift.effect:.4f}",
+                    f"{drift.evidence:.4g}",
+                    f"{drift.p:.4g}",
+                    drift.nodes_moved,
+                    "yes" if drift.feature in drifted else "no",
                 ]
             )
     return path

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two samples in one place: do they come from the same distribution?
+"""Test whether two samples in one place come from the same distribution.
 
-For data that stay on their nodes, and for tests that are repeated, see `drift.py`.
+For data that stay on their nodes, and for repeated tests, see ``check.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MIN_ROWS = 8
-"""Rows of either sample below which there is no answer."""
+"""Rows of either sample, at least, for an answer."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class FeatureComparison:
         The feature.
     statistic : float | None
         Kolmogorov-Smirnov D, the greatest difference of the two distribution functions, from 0 to
-        1; None where there is no answer.
+        1; None without an answer.
     pvalue : float | None
-        Chance of such a D without drift, corrected for the number of features.
+        p-value of D, corrected for the number of features.
     effect : float | None
-        Difference of the means, in standard deviations of the reference. With many rows a p-value
-        is small for any difference; this one tells whether it matters.
+        Difference of the means, in standard deviations of the reference. With many rows the p-value
+        is small for any difference; the effect shows whether it matters.
     problem : str
-        Why there is no answer; empty where there is one.
+        Why there is no answer; empty if there is one.
     """
 
     name: str
@@ -60,7 +60,7 @@ class DataComparison:
 
     @property
     def pvalue(self) -> float | None:
-        """Smallest corrected p-value: of no drift in any feature; None without any answer."""
+        """Smallest corrected p-value; None without any answer."""
         return min((f.pvalue for f in self.features if f.pvalue is not None), default=None)
 
     @property
@@ -90,9 +90,9 @@ def check_data_drift(
 ) -> DataComparison:
     """Compare two samples, feature by feature, by scipy's ``ks_2samp``.
 
-    The p-values are corrected by Holm's method, so that ``alpha`` is the chance of any false alarm
-    in one call. Calls that are repeated add their chances up: 13 false alarms a day at one call
-    each five minutes.
+    The p-values are corrected by Holm's method, so that ``alpha`` is the probability of a false
+    alarm in one call. With repeated calls these add up: 13 false alarms a day at one call in five
+    minutes.
 
     Parameters
     ----------
@@ -102,6 +102,11 @@ def check_data_drift(
         Names of the features; their numbers by default.
     alpha : float
         Level of ``drifted``.
+
+    Returns
+    -------
+    DataComparison
+        The test of each feature.
 
     Raises
     ------
@@ -119,8 +124,8 @@ def check_data_drift(
         raise ValueError(f"There are {len(labels)} names for {len(current)} features.")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}, expected a level between 0 and 1, such as 0.05.")
-    found = [_compare(*each) for each in zip(labels, current, reference, strict=True)]
-    return DataComparison(tuple(_holm(found)), alpha)
+    tests = [_compare(*each) for each in zip(labels, current, reference, strict=True)]
+    return DataComparison(tuple(_holm(tests)), alpha)
 
 
 def _columns(data: ArrayLike) -> np.ndarray:
@@ -159,12 +164,12 @@ def _problem(rows: np.ndarray) -> str:
     return "are constant" if (rows == rows[0]).all() else ""
 
 
-def _holm(found: Sequence[FeatureComparison]) -> Iterator[FeatureComparison]:
-    """Correct the p-values by Holm (1979): the smallest by all, the next by one less, and so on."""
-    answered = sorted((f.pvalue, i) for i, f in enumerate(found) if f.pvalue is not None)
+def _holm(tests: Sequence[FeatureComparison]) -> Iterator[FeatureComparison]:
+    """Correct the p-values by Holm (1979): the smallest by their number n, the next by n - 1, …."""
+    answered = sorted((f.pvalue, i) for i, f in enumerate(tests) if f.pvalue is not None)
     corrected, least = {}, 0.0
     for rank, (p, i) in enumerate(answered):
         least = max(least, min(1.0, p * (len(answered) - rank)))
         corrected[i] = least
-    for i, feature in enumerate(found):
+    for i, feature in enumerate(tests):
         yield replace(feature, pvalue=corrected[i]) if i in corrected else feature

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor's memory in SQL: requests, state, schedules, and the lock of who serves."""
+"""The monitor's memory in SQL: requests, schedules, idempotency keys and notes."""

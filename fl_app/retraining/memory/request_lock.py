@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who serves a request now: a lock that ends with its process, so that a crash cannot hide.
+"""The lock of the server that serves the running request; it ends with its process.
 
-A request is written down as running as long as it is served, also when the server is gone. Whether
-it still lives is what this lock tells: the operating system, or the database, lets go of it.
+The database still has the request as running after its server crashed. This lock shows whether the
+server is alive, since the operating system, or the database, releases it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import hashlib
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+from filelock import FileLock, Timeout
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 
-class Serving:
-    """One holder at a time among all processes that share a database and a model.
+class RequestLock:
+    """A lock with one holder among all processes that share a database and a model.
 
     Parameters
     ----------
     engine : Engine
-        The database. Beside a SQLite file lies a file that is locked, PostgreSQL has advisory
-        locks; a database in memory is this process's own.
+        The database. For a SQLite file a file beside it is locked, for PostgreSQL it is an advisory
+        lock; a database in memory belongs to this process alone.
     model : str
         The registered model.
     """
@@ -36,23 +36,23 @@ class Serving:
         self._held: ExitStack | None = None
 
     def acquire(self) -> bool:
-        """Take it if nobody has it, not even this object; never wait."""
+        """Acquire the lock without waiting; False if any object, this one included, holds it."""
         with self._mutex:
             if self._held is not None:
                 return False
             with ExitStack() as stack:
-                if self._lock(stack):
+                if self._acquired(stack):
                     self._held = stack.pop_all()
             return self._held is not None
 
     def release(self) -> None:
-        """Let go of it; without it, do nothing."""
+        """Release the lock, if this object holds it."""
         with self._mutex:
             if self._held is not None:
                 self._held.close()
                 self._held = None
 
-    def _lock(self, stack: ExitStack) -> bool:
+    def _acquired(self, stack: ExitStack) -> bool:
         if self._engine.dialect.name == "postgresql":
             return self._lock_postgresql(stack)
         if self._engine.url.database:
@@ -60,21 +60,18 @@ class Serving:
         return True
 
     def _lock_postgresql(self, stack: ExitStack) -> bool:
-        from sqlalchemy import func, select
-
         connection = stack.enter_context(self._engine.connect())
         connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()  # it is closed, not given back, and the lock with it
+        # A detached connection is closed at the end, not returned to the pool with its lock.
+        connection.detach()
         key = int.from_bytes(self._digest[:8], "big", signed=True)
         if not connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one():
             return False
-        # The server notices a closed connection some time later: whoever asks at once must get it.
+        # PostgreSQL notices a closed connection late; an explicit unlock takes effect at once.
         stack.callback(_unlock_postgresql, connection, key)
         return True
 
     def _lock_file(self, stack: ExitStack, database: Path) -> bool:
-        from filelock import FileLock, Timeout
-
         path = database.with_name(f"{database.name}.{self._digest.hex()[:8]}.lock")
         try:
             stack.enter_context(FileLock(path, timeout=0, thread_local=False))
@@ -84,9 +81,5 @@ class Serving:
 
 
 def _unlock_postgresql(connection: Connection, key: int) -> None:
-    """Give the lock back; a connection that is lost has given it back already."""
-    from sqlalchemy import func, select
-    from sqlalchemy.exc import SQLAlchemyError
-
-    with suppress(SQLAlchemyError):
+    with suppress(SQLAlchemyError):  # a lost connection has released the lock already
         connection.execute(select(func.pg_advisory_unlock(key)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probation: finds in the journal what was promoted, and brings the last good version back once.
+"""Probation: watches the version in production, and rolls back a failed one, once.
 
-The rule is in `rule.py`; here it meets the registry and the monitor's memory.
+The rule is in `rule.py`. Here it meets the registry and the monitor's memory.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.probation.rollback import in_words, known_ways_back, replacement, tag_of
 from fl_app.retraining.probation.rule import (
+    add_comparison,
+    add_report,
+    drift_since,
     fail,
     follow,
-    fresh_drift,
     settle,
-    take_comparison,
-    take_report,
+    ways_back,
 )
 from fl_app.retraining.probation.state import (
     Failure,
@@ -33,33 +33,44 @@ from fl_app.retraining.probation.state import (
     ProductionReport,
     Source,
 )
-from fl_app.retraining.probation.view import ReportAnswer, answer_of, shown
+from fl_app.retraining.probation.status import ReportAnswer, answer_of, status_of
 from fl_app.retraining.requests import TriggerKind
-from fl_registry import Evidence, ModelStore, RegistryError, StageError, Tenure, tenures
+from fl_registry import (
+    ArtifactError,
+    Evidence,
+    InvalidMetric,
+    ModelStore,
+    RegistryError,
+    StageError,
+    Tenure,
+    UnknownVersion,
+    tenures,
+)
 
 logger = logging.getLogger("flwr.fl_app")
 
-NOTE = "probation"
-"""What the monitor's memory calls it."""
-
-Change = Callable[[ProbationState], ProbationState]
+ACTOR = "probation"
+"""Actor of an automatic rollback in the journal."""
+TAG, REASON_TAG = "probation", "probation_reason"
+MAX_TAGS_READ = 50
+"""Versions whose tags are read for the result of an earlier probation."""
 
 
 class Probation:
-    """Watches a version after its promotion, whoever promoted it, in whatever process.
+    """Watches a version after its promotion, by any person and in any process.
 
-    What is decided is in the monitor's memory before anything is done about it, and the registry
-    moves only if the version that failed is still in production: neither a crash nor several
-    processes make two rollbacks of one.
+    A decision is stored in the monitor's memory before it is carried out, and the registry rolls
+    back only if the failed version is still in production. So neither a crash nor several processes
+    lead to two rollbacks for one failure.
 
     Parameters
     ----------
     models : ModelStore
         The registry.
     monitor : RetrainingManager
-        Is asked for retraining; its memory is where the probation is remembered.
+        Where retraining is requested; its memory stores the state of the probation.
     settings : ProbationSettings | None
-        When a version has to go.
+        When a version fails.
     now : Callable[[], datetime]
         The wall clock, in UTC.
     """
@@ -76,73 +87,73 @@ class Probation:
         self._models = models
         self._monitor = monitor
         self._now = now
+        self._note = monitor.store.note("probation", ProbationState)
 
     def report(self, report: ProductionReport) -> ReportAnswer:
-        """Take a report of the operator's feed; a critical fall brings the last good version back.
+        """Add a report of the operator; a critical fall brings the last good version back.
 
         Raises
         ------
         StageError
-            Nothing is in production, or not the version that the report is about.
+            If nothing is in production, or not the version that the report is about.
         RegistryError
-            The registry does not answer. What was decided is done at the next look.
+            If the registry does not answer. What was decided is carried out by the next call.
         """
-        known = self._kept()
-        if report.id in known.seen:
-            return answer_of(report, known, self._act(known), logged=True)
+        stored = self.state()
+        if report.id in stored.seen:
+            return answer_of(report, stored, self._carry_out(stored), logged=True)
         stays = tenures(self._models.history())
-        version = _about(report, stays)
-        counted = self._step(stays, lambda s: take_report(s, report, self._at, self.settings))
-        after = self._act(counted)
+        version = _reported_version(report, stays)
+        counted = self._step(stays, lambda s: add_report(s, report, self._at, self.settings))
+        after = self._carry_out(counted)
         logged = self._log(report, version, step=counted.step_of(report.id))
         return answer_of(report, counted, after, logged=logged)
 
     def review(self) -> None:
-        """Look at the journal and at the drift test, and do what is due; safe at any time.
+        """Read the journal and the drift requests, and do what is due; may be called at any time.
 
-        A registry that does not answer is told in the log.
+        If the registry does not answer, this is logged.
         """
-        with self._patient():
-            self._act(self._step(tenures(self._models.history()), self._drifted))
+        with self._registry_errors_logged():
+            stays = tenures(self._models.history())
+            self._carry_out(self._step(stays, self._with_drift))
 
     def to_compare(self) -> tuple[str, str | None] | None:
-        """Return the version on probation and the one it would go back to, if there is any.
+        """Return the version on probation, and the one that a rollback would bring back, if any.
 
         None if there is nothing to compare.
         """
         if Source.FEDERATED not in self.settings.watch or self.settings.metric is None:
             return None
-        with self._patient():
+        with self._registry_errors_logged():
             stays = tenures(self._models.history())
             state = self._step(stays, lambda state: state)
             if state.trial is not None and state.trial.phase is Phase.WATCHING:
-                ways = known_ways_back(self._models, stays, state)
-                return state.trial.version, next(iter(ways), None)
+                return state.trial.version, next(iter(self._ways_back(stays, state)), None)
         return None
 
     def update_production(
         self, version: str, evidence: Evidence, *, rival: str | None = None
     ) -> None:
-        """Hear how the version on probation and the one it would go back to score, side by side.
+        """Add the scores of the version on probation and of its rival on the same data.
 
         Parameters
         ----------
         version : str
-            As ``to_compare`` named it; nothing counts if it has left production since.
+            The version that ``to_compare`` returned; ignored if it has left production since.
         evidence : Evidence
-            Their metrics on the same data, those of the rival as ``champion``, and results per
-            example where there are any.
+            Its metrics, those of the rival as ``champion``, and results per example, if any.
         rival : str | None
-            As ``to_compare`` named it.
+            The other version that ``to_compare`` returned.
         """
-        with self._patient():
+        with self._registry_errors_logged():
             stays = tenures(self._models.history())
             if not stays or stays[-1].version != version:
                 return
             registered = self._models.get_version(version).metrics.get(self.settings.metric or "")
 
             def compared(state: ProbationState) -> ProbationState:
-                return take_comparison(
+                return add_comparison(
                     state,
                     evidence,
                     self.settings,
@@ -151,93 +162,156 @@ class Probation:
                     at=self._at,
                 )
 
-            self._act(self._step(stays, compared))
+            self._carry_out(self._step(stays, compared))
 
     def status(self) -> dict[str, Any] | None:
-        """Return where the version in production stands, as JSON can hold it; changes nothing.
+        """Return the status of the version in production, as JSON types, and change nothing.
 
         None if nothing is in production.
 
         Raises
         ------
         RegistryError
-            The registry does not answer.
+            If the registry does not answer.
         """
         stays = tenures(self._models.history())
-        state = follow(self._kept(), stays, self.settings)
-        return None if state.trial is None else shown(state.trial, state.failure)
+        return status_of(follow(self.state(), stays, self.settings))
+
+    def state(self) -> ProbationState:
+        """Return the stored state."""
+        return self._note.read()[1] or ProbationState()
 
     @property
     def _at(self) -> float:
         return self._now().timestamp()
 
-    def _kept(self) -> ProbationState:
-        return ProbationState.from_json(self._monitor.store.read_note(NOTE)[1])
-
-    def _step(self, stays: Sequence[Tenure], observe: Change) -> ProbationState:
-        """Follow the journal, observe, let pass what has proven itself; keep all of it at once."""
+    def _step(
+        self, stays: Sequence[Tenure], observe: Callable[[ProbationState], ProbationState]
+    ) -> ProbationState:
+        """Follow the journal, observe, settle, and store all of it at once."""
 
         def step(state: ProbationState) -> ProbationState:
             state = follow(state, stays, self.settings)
             if stays and state.trial is not None and state.trial.number > stays[-1].number:
                 raise StageError(
-                    f"Version {stays[-1].version} left production just now; look at what is there, "
-                    "and try again."
+                    f"Version {stays[-1].version} left production just now; check what is in "
+                    "production, and try again."
                 )
             return settle(observe(state), self._at)
 
         return self._change(step)
 
-    def _change(self, change: Change) -> ProbationState:
-        """Change what is kept; again on what another process wrote meanwhile."""
-        memory = self._monitor.store
+    def _change(self, change: Callable[[ProbationState], ProbationState]) -> ProbationState:
+        """Change the stored state, and repeat it if another process was faster."""
         while True:
-            revision, kept = memory.read_note(NOTE)
-            before = ProbationState.from_json(kept)
+            revision, stored = self._note.read()
+            before = stored or ProbationState()
             after = change(before)
-            if after == before or memory.swap_note(NOTE, revision, after.to_json()):
+            if after == before or self._note.swap(revision, after):
                 return after
 
-    def _drifted(self, state: ProbationState) -> ProbationState:
+    def _with_drift(self, state: ProbationState) -> ProbationState:
         trial = state.trial
         if trial is None or trial.phase is not Phase.WATCHING:
             return state
         if Source.DRIFT not in self.settings.watch:
             return state
         since = datetime.fromtimestamp(trial.since, UTC)
-        reason = fresh_drift(self._monitor.store.history(), since)
+        reason = drift_since(self._monitor.trigger_history, since)
         return fail(state, Source.DRIFT, reason, at=self._at) if reason else state
 
-    def _act(self, state: ProbationState) -> ProbationState:
-        """Do what is decided and not done yet; twice is once."""
-        if state.failure is not None and not state.failure.told:
-            state = self._deal_with(state.failure, state)
+    def _carry_out(self, state: ProbationState) -> ProbationState:
+        """Do what is decided and not done yet; each step may be repeated after a crash."""
+        if state.failure is not None and not state.failure.handled:
+            state = self._handle(state.failure, state)
         for version in state.untagged:
             state = self._tag(version, state)
         return state
 
-    def _deal_with(self, failure: Failure, state: ProbationState) -> ProbationState:
-        """Bring a good version back, say so loudly, ask for retraining, note that it is done."""
-        back, own = replacement(self._models, failure, state)
-        done = replace(failure, back=back, told=True)
-        if own:
+    def _handle(self, failure: Failure, state: ProbationState) -> ProbationState:
+        """Roll back, request retraining, and store that both are done."""
+        back, by_us = self._replace_failed(failure, state)
+        handled = replace(failure, back=back, handled=True)
+        if by_us:
             request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"fl-app {failure.promotion}").hex
-            self._monitor.ask(TriggerKind.PROBATION, in_words(done), request_id=request_id)
+            self._monitor.request(TriggerKind.PROBATION, str(handled), request_id=request_id)
         first = False
 
-        def noted(now: ProbationState) -> ProbationState:
+        def with_failure(now: ProbationState) -> ProbationState:
             nonlocal first
             first = now.failure == failure
-            return replace(now, failure=done) if first else now
+            return replace(now, failure=handled) if first else now
 
-        state = self._change(noted)
-        if first:  # of all who found it to do
-            logger.log(logging.WARNING if back else logging.ERROR, "%s", in_words(done))
+        state = self._change(with_failure)
+        if first:  # of all processes that handled this failure
+            logger.log(logging.WARNING if back else logging.ERROR, "%s", handled)
         return state
 
+    def _replace_failed(self, failure: Failure, state: ProbationState) -> tuple[str, bool]:
+        """Roll a failed version back, unless another version has replaced it already.
+
+        Returns
+        -------
+        tuple[str, bool]
+            The version that replaced it, and whether the probation brought it back. The first is
+            empty if there is no version to go back to, so that the failed one stays.
+
+        Raises
+        ------
+        RegistryError
+            If the registry does not answer, or other processes keep moving versions.
+        """
+        for _ in range(2):
+            stays = tenures(self._models.history())
+            places = [n for n, stay in enumerate(stays) if stay.id == failure.promotion]
+            if not places:  # the registry was created anew meanwhile
+                return "", False
+            after = stays[places[0] + 1 :]
+            if after:
+                return after[0].version, after[0].actor == ACTOR
+            if not self._roll_back(failure, self._ways_back(stays, state)):
+                return "", True
+        raise RegistryError(f"Version {failure.version} could not be rolled back; try again.")
+
+    def _roll_back(self, failure: Failure, targets: Sequence[str]) -> bool:
+        """Roll back to the first target that is intact; False if there is none."""
+        for target in targets:
+            try:
+                self._models.rollback(
+                    target,
+                    actor=ACTOR,
+                    reason=f"version {failure.version} failed its probation: {failure.reason}",
+                    displacing=failure.version,
+                )
+            except (ArtifactError, InvalidMetric, UnknownVersion, StageError) as error:
+                moved = isinstance(error, StageError)
+                if moved and tenures(self._models.history())[-1].id != failure.promotion:
+                    return True  # another process was faster
+                logger.warning("version %s cannot come back: %s", target, error)
+            else:
+                return True
+        return False
+
+    def _ways_back(self, stays: Sequence[Tenure], state: ProbationState) -> tuple[str, ...]:
+        """Return the versions to go back to, the best first, by the state and the tags."""
+        good, failed = set(state.good), set(state.failed)
+        newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
+        for version in list(newest_first)[:MAX_TAGS_READ]:
+            if version not in good | failed:
+                tag = self._models.get_version(version).tags.get(TAG)
+                good |= {version} if tag == Phase.PASSED else set()
+                failed |= {version} if tag == Phase.FAILED else set()
+        return ways_back(stays, good, failed)
+
     def _tag(self, version: str, state: ProbationState) -> ProbationState:
+        failure = state.failure
+        tags = {TAG: str(Phase.PASSED)}
+        if version in state.failed:
+            is_last = failure is not None and failure.version == version
+            reason = failure.reason if is_last and failure is not None else ""
+            tags = {TAG: str(Phase.FAILED), REASON_TAG: reason}
         try:
-            self._models.set_version_tags(version, tag_of(version, state))
+            self._models.set_version_tags(version, tags)
         except RegistryError as error:
             logger.warning("version %s could not be tagged yet: %s", version, error)
             return state
@@ -248,9 +322,9 @@ class Probation:
         )
 
     def _log(self, report: ProductionReport, version: str, *, step: int) -> bool:
-        """Log a report to its version's run; what was decided does not depend on it."""
+        """Log a report to its version's run; return whether that succeeded."""
         numbers = {f"production/{name}": value for name, value in report.numbers.items()}
-        numbers["production/version"] = float(version)  # one run makes several versions
+        numbers["production/version"] = float(version)  # a run has several versions
         texts = {}
         if report.predictions is not None:
             texts[f"production/{step}/predictions.json"] = json.dumps(report.predictions)
@@ -262,16 +336,16 @@ class Probation:
         return True
 
     @contextmanager
-    def _patient(self) -> Iterator[None]:
-        """Training goes on without a registry; what was decided is kept, and done later."""
+    def _registry_errors_logged(self) -> Iterator[None]:
+        """Let training continue without a registry; what was decided is stored, and done later."""
         try:
             yield
         except RegistryError as error:
-            logger.warning("the probation was not looked after: %s", error)
+            logger.warning("the probation could not be checked: %s", error)
 
 
-def _about(report: ProductionReport, stays: Sequence[Tenure]) -> str:
-    """Return the version that a report is about: the one in production, and no other."""
+def _reported_version(report: ProductionReport, stays: Sequence[Tenure]) -> str:
+    """Return the version in production, which a report has to be about."""
     if not stays:
         raise StageError("Nothing is in production yet; promote a version first.")
     version = stays[-1].version

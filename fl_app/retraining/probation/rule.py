@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a promoted version has proven itself, and when it has to go: state in, state out. Pure.
+"""When a promoted version passes its probation, and when it fails: state in, state out. Pure.
 
-What is done about it is in `fl_app.retraining.probation.probation`.
+`fl_app.retraining.probation.probation` carries it out.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from fl_app.retraining.requests import TriggerKind
 from fl_registry import BeatsChampion, Evidence, Tenure
 
 FEWEST = 10
-"""Reports that make a baseline."""
+"""Reports in a baseline, at least."""
 RECENT = 20
-"""Reports before a promotion that make the baseline of what was promoted, at most."""
-KEPT = 2 * RECENT
-"""Reports that are remembered: those of a version that fails are forgotten."""
+"""Reports before a promotion in the baseline of the promoted version, at most."""
+STORED = 2 * RECENT
+"""Accuracies that are stored: more than ``RECENT``, since those of a failed version are dropped."""
 SIGMAS = 3.0
-"""Standard deviations of a report below which a fall may be noise."""
+"""A fall of fewer standard deviations of a report may be noise."""
 SEEN = 100
-"""Ids of reports that are remembered, so that one that is sent again does not count twice."""
+"""Ids of reports that are stored, so that a report that is sent again counts once."""
 
 _EVER = datetime.min.replace(tzinfo=UTC)
 
@@ -43,9 +43,9 @@ _EVER = datetime.min.replace(tzinfo=UTC)
 def follow(
     state: ProbationState, stays: Sequence[Tenure], settings: ProbationSettings
 ) -> ProbationState:
-    """Begin the probation of the version that is in production now, if it has not begun.
+    """Begin the probation of the version in production, if it has not begun.
 
-    A version that came back by a rollback is not put on probation again.
+    A version that a rollback brought back is not put on probation again.
     """
     if not stays:
         return state
@@ -73,7 +73,7 @@ def follow(
 
 
 def settle(state: ProbationState, at: float) -> ProbationState:
-    """Let a version pass that has been there long enough and was seen to do well."""
+    """Let a version pass after its hours, if enough reports or a comparison were healthy."""
     trial = state.trial
     if trial is None or trial.phase is not Phase.WATCHING or trial.in_a_row:
         return state
@@ -89,10 +89,10 @@ def settle(state: ProbationState, at: float) -> ProbationState:
     )
 
 
-def take_report(
+def add_report(
     state: ProbationState, report: ProductionReport, at: float, settings: ProbationSettings
 ) -> ProbationState:
-    """Take a report of the operator's feed about the version in production."""
+    """Add an operator's report on the version in production."""
     trial = state.trial
     if trial is None or report.id in state.seen:
         return state
@@ -102,11 +102,11 @@ def take_report(
     failed = state.trial is not None and state.trial.phase is Phase.FAILED
     if report.accuracy is not None and not failed:
         recent = (*state.recent, (trial.version, report.accuracy))
-        state = replace(state, recent=recent[-KEPT:])
+        state = replace(state, recent=recent[-STORED:])
     return settle(state, at)
 
 
-def take_comparison(
+def add_comparison(
     state: ProbationState,
     evidence: Evidence,
     settings: ProbationSettings,
@@ -115,7 +115,7 @@ def take_comparison(
     registered: float | None,
     at: float,
 ) -> ProbationState:
-    """Take how the version on probation and the one it would go back to score on the same data.
+    """Add the scores of the version on probation and of its rival on the same data.
 
     Parameters
     ----------
@@ -123,9 +123,9 @@ def take_comparison(
         ``metrics`` and ``results`` of the version on probation, ``champion`` and
         ``champion_results`` of the rival.
     rival : str | None
-        The version it would go back to; None if there is none.
+        The version that a rollback would bring back, if any.
     registered : float | None
-        What the version on probation was registered with, for want of a score of the rival.
+        The registered score of the version on probation, used if the rival has no score.
     """
     trial, metric = state.trial, settings.metric or ""
     mine = _number(evidence.metrics.get(metric))
@@ -149,7 +149,7 @@ def take_comparison(
             champion_results=evidence.results,
         )
     )
-    if not verdict.passed:  # far below, but by chance as likely as not
+    if not verdict.passed:  # a large fall, but chance may explain it
         return state
     return fail(
         state, Source.FEDERATED, f"on the same data version {rival}'s {verdict.reason}", at=at
@@ -159,7 +159,7 @@ def take_comparison(
 def fail(
     state: ProbationState, source: Source, reason: str, *, at: float, report: str = ""
 ) -> ProbationState:
-    """Note that the version on probation has to go."""
+    """Let the version on probation fail."""
     trial = state.trial
     if trial is None or trial.phase is not Phase.WATCHING:
         return state
@@ -180,8 +180,8 @@ def ways_back(
 ) -> tuple[str, ...]:
     """Return the versions to go back to, the best first.
 
-    Those known to be good, the newest first; then the others that were in production, the newest
-    first; never one that failed.
+    First the good ones, then the others that were in production, both with the newest first. Failed
+    versions are left out.
     """
     if not stays:
         return ()
@@ -190,28 +190,28 @@ def ways_back(
     return (*(v for v in old if v in good), *(v for v in old if v not in good))
 
 
-def fresh_drift(requests: Sequence[Mapping[str, Any]], since: datetime) -> str:
-    """Return why the monitor asked for drift after a promotion, or an empty text.
+def drift_since(requests: Sequence[Mapping[str, Any]], since: datetime) -> str:
+    """Return the reason of a drift alarm that began after a promotion, or an empty text.
 
-    An alarm that was there before is none: the version was promoted in spite of it. It lasts until
-    a session is begun, which begins a new reference.
+    An earlier alarm does not count, since the version was promoted in spite of it. It lasts until
+    the next session, which begins a new reference.
 
     Parameters
     ----------
     requests : Sequence[Mapping[str, Any]]
         The monitor's history, oldest first.
     since : datetime
-        When the promotion was.
+        Time of the promotion.
     """
     drifts = [
         (datetime.fromisoformat(request["created"]), str(request["reason"]))
         for request in requests
         if request["kind"] == TriggerKind.DRIFT
     ]
-    begun = [datetime.fromisoformat(r["started"]) for r in requests if r["started"]]
-    for asked, reason in drifts:
-        reference = max((time for time in begun if time <= asked), default=_EVER)
-        if asked > since and not any(reference < earlier <= since for earlier, _ in drifts):
+    sessions = [datetime.fromisoformat(r["started"]) for r in requests if r["started"]]
+    for requested, reason in drifts:
+        reference = max((time for time in sessions if time <= requested), default=_EVER)
+        if requested > since and not any(reference < earlier <= since for earlier, _ in drifts):
             return reason
     return ""
 
@@ -223,38 +223,38 @@ def _judged(
     at: float,
     settings: ProbationSettings,
 ) -> ProbationState:
-    """Count a report for or against the version; enough against it in a row are a failure."""
+    """Count a report as healthy or critical; enough critical ones in a row are a failure."""
     trial, verdicts = _verdicts(trial, report, settings)
     if not verdicts:
         return replace(state, trial=trial)
-    against = [why for why in verdicts if why]
-    if not against:
+    critical = [why for why in verdicts if why]
+    if not critical:
         return replace(state, trial=replace(trial, in_a_row=0, healthy=trial.healthy + 1))
     trial = replace(trial, in_a_row=trial.in_a_row + 1)
     state = replace(state, trial=trial)
     if trial.in_a_row < settings.in_a_row:
         return state
-    why = f"{trial.in_a_row} reports in a row were critical, the last one: {'; '.join(against)}"
+    why = f"{trial.in_a_row} reports in a row were critical, the last one: {'; '.join(critical)}"
     return fail(state, Source.FEED, why, at=at, report=report.id)
 
 
 def _verdicts(
     trial: Trial, report: ProductionReport, settings: ProbationSettings
 ) -> tuple[Trial, list[str]]:
-    """Return what is critical of each number that can be judged, empty where nothing is."""
-    found = []
+    """Return for each number that can be judged what is critical about it, or an empty text."""
+    verdicts = []
     if report.accuracy is not None and trial.baseline is not None:
-        found.append(_too_low(report.accuracy, trial.baseline))
+        verdicts.append(_too_low(report.accuracy, trial.baseline))
     elif report.accuracy is not None:
-        trial = _collected(trial, report.accuracy, settings.drop)
+        trial = _with_first(trial, report.accuracy, settings.drop)
     slow, busy = settings.max_latency_ms, settings.min_throughput_qps
     if slow is not None and report.avg_latency_ms is not None:
         over = report.avg_latency_ms > slow
-        found.append(f"latency {report.avg_latency_ms:g} ms, above {slow:g}" if over else "")
+        verdicts.append(f"latency {report.avg_latency_ms:g} ms, above {slow:g}" if over else "")
     if busy is not None and report.throughput_qps is not None:
         under = report.throughput_qps < busy
-        found.append(f"throughput {report.throughput_qps:g} /s, below {busy:g}" if under else "")
-    return trial, found
+        verdicts.append(f"throughput {report.throughput_qps:g} /s, below {busy:g}" if under else "")
+    return trial, verdicts
 
 
 def _too_low(accuracy: float, baseline: Baseline) -> str:
@@ -266,8 +266,8 @@ def _too_low(accuracy: float, baseline: Baseline) -> str:
     )
 
 
-def _collected(trial: Trial, accuracy: float, drop: float) -> Trial:
-    """Without reports of the version before, the first ones of this one are its baseline."""
+def _with_first(trial: Trial, accuracy: float, drop: float) -> Trial:
+    """Add one of the first accuracies, which are the baseline without earlier reports."""
     first = (*trial.first, accuracy)
     if len(first) < FEWEST:
         return replace(trial, first=first)
@@ -276,10 +276,10 @@ def _collected(trial: Trial, accuracy: float, drop: float) -> Trial:
 
 
 def _baseline(values: Sequence[float], of: str, drop: float) -> Baseline:
-    """The median, and a limit below it that noise hardly ever reaches three times in a row.
+    """Return the median, and a limit below it that noise rarely reaches three times in a row.
 
-    Noise is the larger one of two estimates, since either may be too small by chance: the scaled
-    median absolute deviation, and the standard deviation without the farthest value.
+    The noise is the larger one of two estimates, since either may be too small by chance: the
+    scaled median absolute deviation, and the standard deviation without the farthest value.
     """
     level = statistics.median(values)
     nearest = sorted(values, key=lambda value: abs(value - level))

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of a probation: its settings, what it is told, and what it remembers, as JSON too."""
+"""The records of a probation: its settings, the operator's reports, and its state."""
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fl_app.settings import Key, check_settings
 
 
 class Source(StrEnum):
-    """What a version on probation is watched by; each has a baseline of its own."""
+    """What a version on probation is judged by; each has its own baseline."""
 
     FEDERATED = "federated"
     FEED = "feed"
@@ -21,96 +25,92 @@ class Source(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where a version in production stands."""
+    """The phase of a version in production."""
 
     WATCHING = "watching"
     PASSED = "passed"
     FAILED = "failed"
-    EXEMPT = "exempt"  # it was brought back, or nothing is watched
+    EXEMPT = "exempt"  # brought back by a rollback, or no source is watched
 
 
 @dataclass(frozen=True)
 class ProbationSettings:
-    """When a promoted version has to go, and when it is known to be good.
+    """When a promoted version fails, and when it passes.
 
     Attributes
     ----------
-    watch : Collection[Source]
-        What decides; nothing at all switches it off.
+    watch : tuple[Source, ...]
+        What may cause a rollback after a promotion: sessions (``federated``), reports to the API
+        (``feed``), ``drift``; with nothing there is no probation.
     drop : float
-        A fall that is critical: of accuracy in the operator's reports, and of ``metric``.
+        Fall of accuracy in the operator's reports, or of the metric, that is critical.
     in_a_row : int
-        Critical reports in a row that are needed.
+        Critical reports in a row that cause a rollback.
     hours : float
-        How long a probation lasts at least.
+        Least hours that a probation lasts after a promotion.
     reports : int
-        Reports that must have been all right by then; one comparison in a session will do too.
-    max_latency_ms, min_throughput_qps : float | None
-        Limits beyond which a report is critical; None sets none.
+        Reports that must have been good by then; one comparison in a session is enough as well.
+    max_latency_ms : float | None
+        Mean latency in milliseconds above which a report is critical; None: no limit.
+    min_throughput_qps : float | None
+        Predictions per second below which a report is critical; None: no limit.
     metric : str | None
-        What sessions compare by; None compares nothing.
+        Metric of the comparison in sessions; None for no comparison.
     mode : "max" | "min"
-        Whether more or less of ``metric`` is better.
+        Whether a higher or a lower ``metric`` is better.
     confidence : float | None
-        How sure a comparison must be where there are results per example.
+        Confidence of a comparison where there are results per example.
 
     Raises
     ------
-    ValueError
-        If one of them makes no sense.
+    SettingError
+        If one of them has the wrong type or range.
     """
 
-    watch: Collection[Source] = (Source.FEDERATED, Source.FEED)
-    drop: float = 0.1
-    in_a_row: int = 3
-    hours: float = 24.0
-    reports: int = 10
-    max_latency_ms: float | None = None
-    min_throughput_qps: float | None = None
+    watch: Annotated[tuple[Source, ...], Key("probation-watch", listed=True)] = (
+        Source.FEDERATED,
+        Source.FEED,
+    )
+    drop: Annotated[float, Field(gt=0), Key("probation-drop")] = 0.1
+    in_a_row: Annotated[int, Field(ge=1), Key("probation-in-a-row")] = 3
+    hours: Annotated[float, Field(ge=0), Key("probation-hours")] = 24.0
+    reports: Annotated[int, Field(ge=1), Key("probation-reports")] = 10
+    max_latency_ms: Annotated[
+        float | None, Field(gt=0), Key("probation-max-latency-ms", off=0.0)
+    ] = None
+    min_throughput_qps: Annotated[
+        float | None, Field(gt=0), Key("probation-min-throughput", off=0.0)
+    ] = None
     metric: str | None = None
     mode: Literal["max", "min"] = "max"
     confidence: float | None = 0.95
 
     def __post_init__(self) -> None:
-        unknown = set(self.watch) - set(Source)
-        if unknown:
-            raise ValueError(
-                f"A probation cannot watch {sorted(unknown)[0]!r}; expected "
-                f"{', '.join(sorted(Source))}."
-            )
-        least = {"in_a_row": 1, "hours": 0, "reports": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise ValueError(f"The probation's {name} is {value}, expected {low} or more.")
-        for name in ("drop", "max_latency_ms", "min_throughput_qps"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"The probation's {name} is {value}, expected more than 0.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
 class ProductionReport:
-    """What an operator tells of the model in production.
+    """An operator's report on the model in production.
 
     Attributes
     ----------
     accuracy : float | None
-        Share of right predictions, 0 to 1.
+        Share of correct predictions, 0 to 1.
     avg_latency_ms : float | None
         Milliseconds for a prediction.
     throughput_qps : float | None
         Predictions per second.
     metrics : Mapping[str, float]
-        Further numbers; they are logged and decide nothing.
+        Further numbers, which are logged and do not decide.
     predictions : object
-        Anything that JSON can hold; kept as a file.
+        Any JSON value; stored as a file.
     version : str | None
-        The version that it is about; None means the one in production now.
+        The version that it is about; None for the one in production.
     id : str
-        The same report sent again has the same one.
+        Id of the report; one that is sent again counts once.
     time : datetime
-        When it was told, in UTC.
+        Time of the report, in UTC.
 
     Raises
     ------
@@ -144,7 +144,7 @@ class ProductionReport:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """All its numbers by name."""
+        """All numbers by name."""
         named = {name: getattr(self, name) for name in NUMBERS}
         return {**self.metrics, **{k: v for k, v in named.items() if v is not None}}
 
@@ -155,16 +155,16 @@ NUMBERS = ("accuracy", "avg_latency_ms", "throughput_qps")
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a feed's accuracy is measured against.
+    """What the reported accuracy is measured from.
 
     Attributes
     ----------
     level : float
-        Median of the reports that it is made from.
+        Median of earlier reports.
     limit : float
-        Below it a report is critical.
+        Accuracy below which a report is critical.
     of : str
-        Whose reports they were.
+        Which reports they were, for the reason of a failure.
     """
 
     level: float
@@ -179,25 +179,25 @@ class Trial:
     Attributes
     ----------
     id, number : str, int
-        Of that entry.
+        Of this entry.
     version : str
         The version.
     since, until : float
-        When it began, and when its probation ends at the earliest, in seconds since 1970.
+        Begin, and earliest end of the probation, in seconds since 1970.
     needed : int
-        Reports that must have been all right by then.
+        Healthy reports to pass, at least.
     phase : Phase
-        Where it stands.
+        Its phase.
     baseline : Baseline | None
-        What reports are measured against; None until there is one.
+        What reports are measured from; None until there are enough reports.
     first : tuple[float, ...]
-        The first accuracies, for want of reports of the version before.
+        The first accuracies, which become the baseline without reports on the version before.
     in_a_row : int
-        Critical reports since the last one that was all right.
+        Critical reports since the last healthy one.
     healthy : int
-        Reports that were all right.
+        Healthy reports.
     compared : int
-        Comparisons in sessions that were all right.
+        Healthy comparisons in sessions.
     """
 
     id: str
@@ -216,26 +216,26 @@ class Trial:
 
 @dataclass(frozen=True)
 class Failure:
-    """A critical fall, and how far it has been dealt with.
+    """A failed probation, and how far it has been handled.
 
     Attributes
     ----------
     promotion : str
-        Id of the journal's entry that had put the version into production.
+        Id of the journal's entry that put the version into production.
     version : str
         The version that failed.
     source : Source
-        What showed it.
+        What the failure was detected by.
     reason : str
-        The numbers.
+        One sentence with the numbers.
     time : float
         Seconds since 1970.
     report : str
-        Id of the report that decided; empty for the other sources.
+        Id of the report that decided; empty for other sources.
     back : str | None
-        The version that came in its place; empty if there was none, None as long as it is not done.
-    told : bool
-        Whether the monitor has heard of it.
+        The version that replaced it; empty if there is none to go back to, None while undecided.
+    handled : bool
+        Whether the rollback is done and retraining is requested.
     """
 
     promotion: str
@@ -245,31 +245,40 @@ class Failure:
     time: float
     report: str = ""
     back: str | None = None
-    told: bool = False
+    handled: bool = False
+
+    def __str__(self) -> str:
+        """Return one sentence: what failed, the consequence, and the reason."""
+        end = (
+            f"version {self.back} is in production in its place"
+            if self.back
+            else "there is no other version to go back to, so it stays in production"
+        )
+        return f"version {self.version} failed its probation, {end}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class ProbationState:
-    """All that is remembered, by whoever looks: several processes share it.
+    """The state of a probation, which several processes share.
 
     Attributes
     ----------
     journal : str
-        Id of the journal's first entry about production; another journal begins all of this anew.
+        Id of the journal's first entry about production; another journal resets the state.
     trial : Trial | None
         The version in production; None before the first.
     recent : tuple[tuple[str, float], ...]
-        The last accuracies of the feed, each with its version; none of versions that failed.
+        The last reported accuracies, each with its version, without failed versions.
     steps : int
-        Reports so far, of all versions.
+        Number of reports, on all versions.
     seen : tuple[str, ...]
         Ids of the last reports.
     good, failed : tuple[str, ...]
-        Versions that passed, and that failed.
+        Versions that passed, and versions that failed.
     untagged : tuple[str, ...]
-        Those of them that the registry does not show yet.
+        Those of them whose tags are not set yet.
     failure : Failure | None
-        The last critical fall.
+        The last failure.
     """
 
     journal: str = ""
@@ -283,39 +292,7 @@ class ProbationState:
     failure: Failure | None = None
 
     def step_of(self, report: str) -> int:
-        """The number of a report that is remembered; 0 for others."""
+        """Return the number of a report; 0 if its id is not stored."""
         if report not in self.seen:
             return 0
         return self.steps - len(self.seen) + self.seen.index(report) + 1
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole record, as JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> ProbationState:
-        """The record that ``to_json`` wrote; the first one for nothing at all."""
-        if not kept:
-            return cls()
-        lists = {k: tuple(kept[k]) for k in ("seen", "good", "failed", "untagged")}
-        trial, failure = kept["trial"], kept["failure"]
-        return cls(
-            journal=kept["journal"],
-            trial=_trial(trial) if trial is not None else None,
-            recent=tuple((version, accuracy) for version, accuracy in kept["recent"]),
-            steps=kept["steps"],
-            failure=None
-            if failure is None
-            else replace(Failure(**failure), source=Source(failure["source"])),
-            **lists,
-        )
-
-
-def _trial(kept: Mapping[str, Any]) -> Trial:
-    baseline = kept["baseline"]
-    return replace(
-        Trial(**kept),
-        phase=Phase(kept["phase"]),
-        first=tuple(kept["first"]),
-        baseline=None if baseline is None else Baseline(**baseline),
-    )

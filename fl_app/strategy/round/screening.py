@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from flwr.app import (
@@ -23,7 +23,9 @@ from flwr.app import (
 )
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
+from pydantic import Field
 
+from fl_app.settings import Key, check_settings
 from fl_app.strategy.round.array_layout import ArrayLayout, layout_of
 from fl_app.strategy.round.decoding import SentModel, decode_update
 from fl_app.strategy.round.metrics import Value, WatchedMetric, is_finite, sound_metrics
@@ -46,31 +48,30 @@ class Screening:
     Parameters
     ----------
     max_examples : float
-        Most examples that a node may say it has trained on: FedAvg weighs nodes by what they say.
+        Most examples that a node may report; a reply with more is rejected. FedAvg weighs nodes
+        by what they report.
     max_update_norm : float | None
-        Largest L2 norm of the difference between a reply and the global model, over all floats.
+        Largest L2 norm of the difference between a reply and the global model, over all floats;
+        None: no limit.
     norm_action : "clip" | "refuse"
-        What happens beyond it: the difference is scaled down to it, or the reply does not count.
+        Above this norm, scale the difference down to it (``clip``) or reject the reply.
 
     Raises
     ------
-    ValueError
+    SettingError
         If a limit is not positive or ``norm_action`` is another word.
     """
 
-    max_examples: float = 1e8
-    max_update_norm: float | None = None
-    norm_action: Literal["clip", "refuse"] = "clip"
+    max_examples: Annotated[
+        float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
+    ] = 1e8
+    max_update_norm: Annotated[
+        float | None, Field(gt=0), Key("max-update-norm", off=0.0, shaping=True)
+    ] = None
+    norm_action: Annotated[Literal["clip", "refuse"], Key("norm-action", shaping=True)] = "clip"
 
     def __post_init__(self) -> None:
-        if not self.max_examples > 0:
-            raise ValueError(f"max_examples is {self.max_examples}, expected a positive number.")
-        if self.max_update_norm is not None and not self.max_update_norm > 0:
-            raise ValueError(
-                f"max_update_norm is {self.max_update_norm}, expected a positive number or None."
-            )
-        if self.norm_action not in ("clip", "refuse"):
-            raise ValueError(f"norm_action is {self.norm_action!r}, expected 'clip' or 'refuse'.")
+        check_settings(self)
 
 
 DEFAULT_SCREENING = Screening()

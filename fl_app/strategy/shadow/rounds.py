@@ -11,9 +11,12 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from flwr.app import ArrayRecord, Message
+from pydantic import Field
 
+from fl_app.settings import Key, check_settings
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.console import shadow_line
 from fl_app.strategy.finish.provenance import node_scores
@@ -48,13 +51,14 @@ class ShadowEvaluation:
     Parameters
     ----------
     rounds : int
-        Most rounds for one candidate beside one champion, those of earlier sessions included.
+        Most rounds in which nodes compare a version that waits for approval with Production.
+        Rounds of earlier sessions count.
     confidence : float
-        One minus the chance of a decision between equally good models. The fewest nodes with
-        which one is possible: 6 at 0.95, 5 at 0.9, 4 at 0.8.
+        One minus the probability of a decision between equally good models. A decision needs at
+        least 6 nodes at 0.95, 5 at 0.9 and 4 at 0.8.
     ab_test : bool
-        Each node scores one of the two models, for nodes that can hold only one. Nodes are paired
-        at random; many more are needed, since the data of the two differ as well.
+        Each node scores only one of the two models; needs many more nodes. For nodes that cannot
+        hold both. They are paired at random, and the data of the two differ as well.
     fresh_data : bool
         True if nodes evaluate on data that are new each time, such as those of the last day: then
         a node counts anew as its data digest changes. By default it counts once, since data of
@@ -62,21 +66,17 @@ class ShadowEvaluation:
 
     Raises
     ------
-    ValueError
+    SettingError
         If ``rounds`` or ``confidence`` is out of range.
     """
 
-    rounds: int = 3
-    confidence: float = 0.95
-    ab_test: bool = False
+    rounds: Annotated[int, Field(ge=1), Key("shadow-rounds", off=0)] = 3
+    confidence: Annotated[float, Field(gt=0, lt=1), Key("shadow-confidence")] = 0.95
+    ab_test: Annotated[bool, Key("shadow-ab-test")] = False
     fresh_data: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not 0 < self.confidence < 1:
-            raise ValueError(
-                "ShadowEvaluation expects at least 1 round and a confidence between 0 and 1, not "
-                f"rounds={self.rounds} and confidence={self.confidence}."
-            )
+        check_settings(self)
 
 
 def find_pair(store: ModelStore) -> tuple[str, str] | str:

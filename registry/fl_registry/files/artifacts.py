@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -20,20 +19,14 @@ import numpy as np
 from fl_registry.errors import ArtifactError, disk_errors
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.file_stamp import Stamp, stamp
-from fl_registry.files.strict_json import read_json
+from fl_registry.files.safetensors_header import Header, Manifest, read_header
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "spec.json"
 HALF_FILE = "weights_fp16.safetensors"
 SCORES_FILE = "per_example.json"
-WEIGHTS_FORMAT = "fl-app-weights/1"
-_MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays. Read, it takes ten times as much
-_LARGEST, _AXES = 1 << 63, 66
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKPOINTS = (".pt", ".pth")
-_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
-    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
-}
 # Of each dtype the unsigned integer as which a number is looked at, and its bits that are all set
 # in NaN and infinity only (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
 _NOT_FINITE = {
@@ -46,7 +39,6 @@ _NOT_FINITE = {
     "F8_E4M3": ("<u1", 0x7F),
 }
 _PART = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
-_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | Non
         import_checkpoint(source, weights)
     else:
         _link_or_copy(source, weights)
-    header = read_header(weights, shown=source)
+    header = checked_header(weights, shown=source)
     _require_readable(weights, source)
     _require_finite(weights, header, source)
     digest = file_digest(weights)
@@ -181,24 +173,21 @@ def _changed(path: Path, version: str) -> ArtifactError:
     )
 
 
-def describe(header: Mapping[str, Any], *, shown: Path) -> dict[str, Any]:
-    """Return the arrays (name, dtype, shape, in order) and the model that a header names."""
-    fields = dict(header)
-    metadata = fields.pop("__metadata__", {})
-    names, model = list(fields), {}
-    if metadata.get("format") == WEIGHTS_FORMAT:
-        try:
-            names = read_json(metadata["order"], strict=True)
-            model = read_json(metadata.get("model", "{}"), strict=True)
-            complete = sorted(names) == sorted(fields)
-        except (KeyError, ValueError, TypeError):
-            complete = False
-        if not complete or not isinstance(model, dict):
-            raise _damaged(shown, "its list of arrays does not match its content")
-    arrays = [
-        {"name": n, "dtype": _dtype(fields[n]["dtype"]), "shape": fields[n]["shape"]} for n in names
-    ]
-    return {"arrays": arrays, "model": model}
+def describe(header: Header, *, shown: Path) -> dict[str, Any]:
+    """Return the arrays (name, dtype, shape, in the model's order) and the model.
+
+    Raises
+    ------
+    ArtifactError
+        The manifest in the header is damaged.
+    """
+    try:
+        manifest = header.manifest() or Manifest(list(header.rows), {})
+    except ValueError as error:
+        raise _damaged(shown, str(error)) from error
+    rows = ((name, header.rows[name]) for name in manifest.order)
+    arrays = [{"name": name, "dtype": r.dtype_name, "shape": r.shape} for name, r in rows]
+    return {"arrays": arrays, "model": manifest.model}
 
 
 def _checked_path(model_path: str | Path) -> Path:
@@ -226,48 +215,21 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def read_header(path: Path, *, shown: Path) -> dict[str, Any]:
-    """Read a safetensors header and check that it and the data fill the file exactly.
+def checked_header(path: Path, *, shown: Path) -> Header:
+    """Return the header of a model file that holds at least one array.
 
     Raises
     ------
     ArtifactError
-        It is damaged, or could mean different things to different readers.
+        The file is damaged, or could mean different things to different readers.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        available = path.stat().st_size - 8
-        if not 2 <= length <= min(available, _MAX_HEADER):
-            raise _damaged(shown, "it has no safetensors header, or one that is far too long")
-        try:
-            header = _checked_header(read_json(file.read(length), strict=True))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(shown, "its safetensors header cannot be read") from error
-    spans = sorted(v["data_offsets"] for k, v in header.items() if k != "__metadata__")
-    if not spans:
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+    except ValueError as error:
+        raise _damaged(shown, str(error)) from error
+    if not header.rows:
         raise ArtifactError(f"The model file {shown} holds no arrays; save the model again.")
-    ends = [0, *(end for _, end in spans)]
-    gapless = all(start == end for (start, _), end in zip(spans, ends, strict=False))
-    if not (gapless and ends[-1] == available - length):
-        raise _damaged(shown, "it is cut off, or its arrays do not fill it")
-    return header
-
-
-def _checked_header(header: dict[str, Any]) -> dict[str, Any]:
-    """Return the header if each row has the fields of the format, and they agree."""
-    for name, row in header.items():
-        name.encode()  # half a surrogate pair is no name; `ValueError`
-        if name == "__metadata__":
-            if not all(isinstance(value, str) for value in row.values()):
-                raise ValueError("its metadata are no texts")
-            continue
-        numbers = [*row["shape"], *row["data_offsets"]]
-        if not all(type(n) is int and 0 <= n < _LARGEST for n in numbers) or len(numbers) > _AXES:
-            raise ValueError(f"{name[:60]!r} has sizes that are none")
-        first, last = row["data_offsets"]
-        bits = _BITS.get(row["dtype"])
-        if last < first or (bits and math.prod(row["shape"]) * bits != (last - first) * 8):
-            raise ValueError(f"{name[:60]!r} has another size than its shape")
     return header
 
 
@@ -282,27 +244,20 @@ def _require_readable(path: Path, shown: Path) -> None:
         raise _damaged(shown, "safetensors cannot read it") from error
 
 
-def _require_finite(path: Path, header: Mapping[str, Any], shown: Path) -> None:
-    """Refuse NaN and infinity, which no later step can mend; the file is read in small parts."""
-    content = np.memmap(path, np.uint8, mode="r")
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    for name, row in header.items():
-        if name == "__metadata__" or row["dtype"] not in _NOT_FINITE:
+def _require_finite(path: Path, header: Header, shown: Path) -> None:
+    """Refuse NaN and infinity, from which no later round recovers; the file is read in parts."""
+    content = np.memmap(path, np.uint8, mode="r")[header.data_start :]
+    for name, row in header.rows.items():
+        if row.dtype not in _NOT_FINITE:
             continue
-        dtype, bits = _NOT_FINITE[row["dtype"]]
-        first, last = row["data_offsets"]
-        values = content[start + first : start + last].view(dtype)
+        dtype, bits = _NOT_FINITE[row.dtype]
+        values = content[slice(*row.data_offsets)].view(dtype)
         for part in range(0, values.size, _PART):
             if np.any(values[part : part + _PART] & bits == bits):
                 raise ArtifactError(
                     f"The array {name!r:.60} of {shown} holds NaN or infinity; save finite "
                     "weights, such as those of an earlier round."
                 )
-
-
-def _dtype(code: str) -> str:
-    kind, bits = code.rstrip("0123456789"), code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    return f"{_KINDS[kind]}{bits}" if kind in _KINDS and bits.isdigit() else code.lower()
 
 
 def _damaged(path: Path, why: str) -> ArtifactError:

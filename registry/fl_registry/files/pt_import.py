@@ -7,7 +7,6 @@ would become. Then torch loads it with ``weights_only=True``, and never in anoth
 
 from __future__ import annotations
 
-import json
 import pickletools
 import re
 import struct
@@ -19,6 +18,7 @@ from typing import Any
 
 from fl_registry.errors import ArtifactError
 from fl_registry.files.atomic import write_whole
+from fl_registry.files.safetensors_header import Manifest
 
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|"
@@ -83,7 +83,7 @@ def import_checkpoint(source: Path, target: Path) -> None:
 
 
 def _as_safetensors(source: Path, found: Mapping[str, Any], save: Any) -> bytes:
-    metadata = {"format": "fl-app-weights/1", "order": json.dumps(list(found)), "model": "{}"}
+    metadata = Manifest(list(found), {}).as_metadata()
     size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
     if size > _FLOOR + _GROWTH * source.stat().st_size:
         raise ArtifactError(
@@ -93,7 +93,8 @@ def _as_safetensors(source: Path, found: Mapping[str, Any], save: Any) -> bytes:
     try:
         # Cloning separates tensors that share memory, which safetensors refuses.
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
-        return _with_sorted_header(save(tensors, metadata=metadata))
+        content: bytes = save(tensors, metadata=metadata)
+        return content
     except (ValueError, KeyError, RuntimeError, MemoryError, UnicodeError) as error:
         raise ArtifactError(
             f"{source} holds tensors that safetensors cannot keep (sparse or quantized); save "
@@ -131,13 +132,3 @@ def _is_state_dict(found: object, tensor: type[Any]) -> bool:
         and bool(found)
         and all(isinstance(k, str) and isinstance(v, tensor) for k, v in found.items())
     )
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    """Sort the header's metadata, whose order differs from process to process."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]

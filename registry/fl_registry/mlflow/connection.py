@@ -25,7 +25,7 @@ from fl_registry.errors import (
     is_missing,
     raise_if_foreign,
 )
-from fl_registry.home import app_home, file_lock
+from fl_registry.home import app_home
 from fl_registry.mlflow.address import (
     READ_SECONDS,
     absolute_address,
@@ -326,6 +326,7 @@ class Connection:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # At the end of a run MLflow would print its address, with the password in it.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from filelock import FileLock
         from mlflow import MlflowClient
 
         if self.is_server:
@@ -334,7 +335,7 @@ class Connection:
             self._repeats = not limit_waits(self.uri)
         if file is None:
             return MlflowClient(self.uri, self.uri)
-        with file_lock(file.with_name(f"{file.name}.lock")):
+        with FileLock(file.with_name(f"{file.name}.lock")):
             client = MlflowClient(self.uri, self.uri)
             client.search_registered_models(max_results=1)  # opens the registry's tables too
         return client

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people and programs see of a probation: the answer to a report, and where a version stands.
-
-Pure; what they see is decided elsewhere.
-"""
+"""The status of a probation, for people and programs. Pure."""
 
 from __future__ import annotations
 
@@ -11,34 +8,28 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fl_app.retraining.probation.state import (
-    Failure,
-    Phase,
-    ProbationState,
-    ProductionReport,
-    Trial,
-)
+from fl_app.retraining.probation.state import Phase, ProbationState, ProductionReport
 
 
 @dataclass(frozen=True)
 class ReportAnswer:
-    """What a report led to.
+    """The answer to a report.
 
     Attributes
     ----------
     status : str
-        ``ok``: the version is not on probation (any more); ``watching``: it is; ``rolled_back``:
-        it had to go; ``failed``: it should, but there is nothing to go back to.
+        ``ok``: the version is not on probation; ``watching``: it is; ``rolled_back``: it failed and
+        another one is back; ``failed``: it failed, and there is none to go back to.
     version : str
         The version that the report was about.
     production : str
         The version in production now.
     reason : str
-        The numbers, where it failed.
+        The numbers, if it failed.
     report : int
-        Number of the report, and its step in the curves.
+        Number of the report, and its step in the metrics of the run.
     logged : bool
-        Whether the version's run holds its numbers.
+        Whether its numbers are in the version's run.
     """
 
     status: str
@@ -52,7 +43,7 @@ class ReportAnswer:
 def answer_of(
     report: ProductionReport, counted: ProbationState, after: ProbationState, *, logged: bool
 ) -> ReportAnswer:
-    """Say what became of the version that was in production when the report was counted."""
+    """Return the answer about the version that was in production when the report was counted."""
     trial, failure, step = counted.trial, after.failure, counted.step_of(report.id)
     version = trial.version if trial is not None else ""
     mine = trial is not None and failure is not None and failure.promotion == trial.id
@@ -64,9 +55,11 @@ def answer_of(
     return ReportAnswer("watching" if watching else "ok", version, version, "", step, logged)
 
 
-def shown(trial: Trial, failure: Failure | None) -> dict[str, Any]:
-    """Say where a version stands, as JSON can hold it."""
-    last = None
+def status_of(state: ProbationState) -> dict[str, Any] | None:
+    """Return the status of the version in production, as JSON types; None if there is none."""
+    trial, failure, last = state.trial, state.failure, None
+    if trial is None:
+        return None
     if failure is not None:
         named = ("version", "source", "reason", "back")
         last = {k: v for k, v in asdict(failure).items() if k in named}
@@ -89,23 +82,23 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def in_one_line(shown: Mapping[str, Any] | None) -> str:
-    """Say in one line what ``shown`` tells; a dash for None."""
-    if shown is None:
+def in_one_line(status: Mapping[str, Any] | None) -> str:
+    """Return the result of ``status_of`` in one line of text; a dash for None."""
+    if status is None:
         return "-"
-    version, failure = shown["version"], shown["last_failure"]
-    if shown["phase"] == Phase.PASSED:
+    version, failure = status["version"], status["last_failure"]
+    if status["phase"] == Phase.PASSED:
         return f"version {version} passed"
-    if shown["phase"] == Phase.WATCHING:
-        baseline = shown["baseline"]
+    if status["phase"] == Phase.WATCHING:
+        baseline = status["baseline"]
         limit = f", critical below {baseline['limit']:.4f}" if baseline else ""
         return (
-            f"version {version}, until {shown['until'][:16].replace('T', ' ')} UTC at least: "
-            f"{shown['reports']} of {shown['reports_needed']} reports all right, "
-            f"{shown['critical_in_a_row']} critical in a row{limit}"
+            f"version {version}, until {status['until'][:16].replace('T', ' ')} UTC at least: "
+            f"{status['reports']} of {status['reports_needed']} reports healthy, "
+            f"{status['critical_in_a_row']} critical in a row{limit}"
         )
-    if shown["phase"] == Phase.FAILED:
-        to = "the way back is still to be taken" if failure["back"] is None else "no way back"
+    if status["phase"] == Phase.FAILED:
+        to = "the rollback is pending" if failure["back"] is None else "no way back"
         return f"version {version} failed, {to}: {failure['reason']}"
     if failure is not None and failure["back"] == version:
         return f"version {version} is back; {failure['version']} failed: {failure['reason']}"

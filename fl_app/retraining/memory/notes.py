@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Note: one record that all processes of a model share, as JSON in the monitor's memory."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import ColumnElement, Engine, and_
+from sqlalchemy.exc import IntegrityError
+
+from fl_app.retraining.memory.errors import MonitorStoreError
+from fl_app.retraining.memory.tables import NOTES
+
+T = TypeVar("T")
+
+
+class Note(Generic[T]):
+    """A record and its revision, which each write increments.
+
+    Parameters
+    ----------
+    engine : Engine
+        The database.
+    model : str
+        The registered model.
+    name : str
+        Name of the record.
+    kind : type[T]
+        A type that pydantic can write as JSON and read.
+    """
+
+    def __init__(self, engine: Engine, model: str, name: str, kind: type[T]) -> None:
+        self._engine = engine
+        self._model = model
+        self._name = name
+        self._json = TypeAdapter(kind)
+
+    def read(self) -> tuple[int, T | None]:
+        """Return the revision and the record; 0 and None before the first write.
+
+        Raises
+        ------
+        MonitorStoreError
+            If what is stored is damaged, or was written by another version of this package.
+        """
+        with self._engine.connect() as connection:
+            row = connection.execute(NOTES.select().where(self._row)).first()
+        if row is None:
+            return 0, None
+        try:
+            return row.revision, self._json.validate_json(row.value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the text"
+            raise MonitorStoreError(
+                f"The note '{self._name}' of {self._model} in the monitor's memory cannot be read: "
+                f"{place}: {first['msg']}. Restore the database from a backup, or delete this row "
+                "of its table 'notes' to begin anew."
+            ) from error
+
+    def write(self, record: T) -> None:
+        """Write the record, whatever the revision is."""
+        if not self._update(record):
+            self.swap(0, record)  # False where another process has just written the first one
+
+    def swap(self, revision: int, record: T) -> bool:
+        """Write the record if ``revision`` is still the stored one; return whether it was."""
+        if revision:
+            return self._update(record, NOTES.c.revision == revision)
+        row = {"model": self._model, "name": self._name, "revision": 1}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(NOTES.insert().values(**row, value=self._dump(record)))
+        except IntegrityError:
+            return False
+        return True
+
+    def _update(self, record: T, *conditions: ColumnElement[bool]) -> bool:
+        change = (
+            NOTES.update()
+            .where(self._row, *conditions)
+            .values(revision=NOTES.c.revision + 1, value=self._dump(record))
+        )
+        with self._engine.begin() as connection:
+            return bool(connection.execute(change).rowcount == 1)
+
+    def _dump(self, record: T) -> str:
+        return self._json.dump_json(record).decode()
+
+    @property
+    def _row(self) -> ColumnElement[bool]:
+        return and_(NOTES.c.model == self._model, NOTES.c.name == self._name)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: dataclass fields with the run-config key that fills each, and how both are checked.
+
+A part declares its settings in its own record; `fl_app.config` puts the records together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fl_registry.redaction import printable
+
+Value = bool | float | int | str
+"""What Flower's run config and node config can hold."""
+
+T = TypeVar("T")
+
+# The names and the text of a parameter in a NumPy docstring; and a text's first sentence.
+_PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : .*\n((?:    .+(?:\n|$))+)", re.MULTILINE)
+_SENTENCE = re.compile(r"(.+?\.)(?: [A-Z]|$)")
+
+_WORDS = (
+    ("^greater than or equal to (.*)", r"\1 or more"),
+    ("^less than or equal to (.*)", r"\1 or less"),
+    ("^greater than", "more than"),
+    ("^String should have at least 1 character", "a text"),
+)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The run-config key of a field, for use in ``Annotated``.
+
+    Attributes
+    ----------
+    name : str
+        The key; empty for a field that no key fills.
+    off : bool | float | int | str | None
+        The value that stands for None, which a run config cannot hold. If the field cannot be
+        None, the whole record is None instead.
+    listed : bool
+        The value is a text with commas, and the field a tuple.
+    private : bool
+        The value is a secret, or leads to one: it is never logged.
+    shaping : bool
+        The value shapes the model: an interrupted session is resumed only with the same one.
+    """
+
+    name: str
+    off: Value | None = None
+    listed: bool = False
+    private: bool = False
+    shaping: bool = False
+
+
+class SettingError(ValueError):
+    """A field of a settings record has a value of the wrong type or range.
+
+    Parameters
+    ----------
+    field : str
+        Name of the field or of the run-config key.
+    value : object
+        Its value.
+    expected : str
+        What was expected instead, to follow the word "expected".
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(printable(f"{field} is {value!r}, expected {expected}."))
+        self.expected = expected
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a settings record.
+
+    Attributes
+    ----------
+    field : str
+        Its name.
+    key : Key
+        Its run-config key.
+    record : type | None
+        The settings record that the field holds, if it holds one.
+    default : object
+        Its default; ``MISSING`` without one.
+    optional : bool
+        Whether it can be None.
+    meaning : str
+        The first sentence about it in the docstring of its record.
+    adapter : TypeAdapter
+        Checks a value.
+    """
+
+    field: str
+    key: Key
+    record: Any
+    default: Any
+    optional: bool
+    meaning: str
+    adapter: TypeAdapter[Any]
+
+    @property
+    def key_default(self) -> Value:
+        """The default as a run config has it."""
+        if self.key.off is not None and (self.default is None or not self.optional):
+            return self.key.off
+        if self.key.listed:
+            return ",".join(self.default)
+        value: Value = self.default
+        return value
+
+    def check(self, value: object) -> Any:
+        """Return the value in the type of the field.
+
+        Raises
+        ------
+        SettingError
+            If it has the wrong type or range.
+        """
+        try:
+            return self.adapter.validate_python(value, strict=not self.key.listed)
+        except ValidationError as error:
+            first = error.errors()[0]
+            expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            for pydantics, ours in _WORDS:
+                expected = re.sub(pydantics, ours, expected)
+            raise SettingError(self.field, value, expected) from None
+
+    def read(self, config: Mapping[str, Value]) -> Any:
+        """Return the value of the field in a run config.
+
+        Raises
+        ------
+        SettingError
+            As `check`, with the key in place of the field.
+        """
+        if self.record is not None:
+            # All keys are read, so that a wrong value is reported even if the record is off.
+            read = [(each, each.read(config)) for each in settings_of(self.record) if each.key.name]
+            off = self.optional and any(value is None and not each.optional for each, value in read)
+            return None if off else self.record(**{each.field: value for each, value in read})
+        raw = config.get(self.key.name, self.key_default)
+        if raw == self.key.off and not isinstance(raw, bool):
+            return None
+        value: object = raw
+        if self.key.listed and isinstance(raw, str):
+            value = tuple(part.strip() for part in raw.split(",") if part.strip())
+        try:
+            return self.check(value)
+        except SettingError as error:
+            none = "" if self.key.off is None else f", or {self.key.off!r}"
+            raise SettingError(repr(self.key.name), raw, error.expected + none) from None
+
+
+@cache
+def settings_of(record: Any) -> tuple[Setting, ...]:
+    """Return the settings that a record declares, in their order."""
+    hints = get_type_hints(record, include_extras=True)
+    meanings = {
+        name: _SENTENCE.findall(" ".join(text.split()))[0]
+        for kind in record.__mro__
+        for names, text in _PARAMETER.findall(inspect.cleandoc(kind.__doc__ or ""))
+        for name in names.split(", ")
+    }
+    config = ConfigDict(strict=True, allow_inf_nan=False)
+    made = []
+    for field in fields(record):
+        hint = hints[field.name]
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        plain = get_args(hint)[0] if extras else hint
+        kinds = get_args(plain) or (plain,)
+        group = next((kind for kind in kinds if is_dataclass(kind)), None)
+        made.append(
+            Setting(
+                field.name,
+                next((extra for extra in extras if isinstance(extra, Key)), Key("")),
+                group if isinstance(group, type) else None,
+                field.default,
+                type(None) in kinds,
+                meanings.get(field.name, ""),
+                TypeAdapter(object if group else hint, config=None if group else config),
+            )
+        )
+    return tuple(made)
+
+
+def keyed_settings(record: Any) -> Iterator[tuple[Key, Setting]]:
+    """Return all settings with a key: those of a record and of the records that it holds."""
+    for setting in settings_of(record):
+        if setting.record is not None:
+            yield from keyed_settings(setting.record)
+        elif setting.key.name:
+            yield setting.key, setting
+
+
+def check_settings(record: Any) -> None:
+    """Check all fields of a settings record; for its ``__post_init__``.
+
+    Raises
+    ------
+    SettingError
+        If a field has the wrong type or range.
+    """
+    kind: Any = type(record)
+    for setting in settings_of(kind):
+        setting.check(getattr(record, setting.field))
+
+
+def read_settings(record: type[T], config: Mapping[str, Value], **given: object) -> T:
+    """Return a settings record filled from a run config, and the records that it holds.
+
+    Parameters
+    ----------
+    record : type
+        The record, a dataclass.
+    config : Mapping[str, bool | float | int | str]
+        The run config; keys that it lacks have their defaults.
+    **given : object
+        Fields without a key.
+
+    Raises
+    ------
+    SettingError
+        If a value has the wrong type or range.
+    """
+    kind: Any = record
+    read = {
+        setting.field: setting.read(config)
+        for setting in settings_of(kind)
+        if setting.record is not None or setting.key.name
+    }
+    return record(**read, **given)
