@@ -116,12 +116,8 @@ tbody th { font-weight: 600; }
 td { white-space: nowrap; }
 td.text { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 time { white-space: nowrap; }
+meter { width: 8rem; vertical-align: middle; }
 .num { font-variant-numeric: tabular-nums; }
-.bar { display: flex; align-items: center; gap: .5rem; }
-.bar svg { width: 8rem; height: .5rem; flex: none; border-radius: 4px; }
-.track { fill: var(--grid); }
-.fill { fill: var(--accent); }
-.fill.full { fill: var(--bad); }
 
 form.fields { display: grid; gap: .875rem; }
 .pair {
