@@ -93,7 +93,7 @@ def test_a_person_approves_and_asks_after_the_run_has_ended(home: Path, tmp_path
         (("--token-file", "/nowhere"), "token file"),
         (("--monitor", "gopher://here"), "--monitor"),
         (("--tracking-uri", "gopher://here"), "gopher"),
-        (("--allowed-hosts", "*"), "any web page could ask"),
+        (("--allowed-hosts", "*"), "any web page could use"),
     ],
 )
 def test_what_cannot_be_served_gets_one_sentence(
