@@ -117,4 +117,4 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit) as ended:
             main.main(["serve", "--port", str(port)])
     assert ended.value.code == 1
-    assert f"Port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
+    assert f"Port {port} of 127.0.0.1 cannot be opened" in capsys.readouterr().err

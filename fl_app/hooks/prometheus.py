@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hook that keeps numbers for Prometheus; who serves them is elsewhere."""
+"""A hook that counts events as metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fl_app.events import (
 )
 
 MAX_METRICS = 100
-"""Metrics of a round that are told; clients name them, so there could be any number."""
+"""Most metrics of a round that are exported; clients name them, so their number has no bound."""
 
 Counts = Mapping[tuple[str, ...], int]
 
 
 class PrometheusMetrics(Collector):
-    """What has happened in this process, as Prometheus collects it.
+    """Metrics of this process's events, as Prometheus collects them.
 
     ``create_trigger_api(collectors=[…])`` serves it at ``GET /metrics``. Elsewhere
     ``prometheus_client.start_http_server(9000, registry=metrics.registry)`` does, or
@@ -37,7 +37,7 @@ class PrometheusMetrics(Collector):
     Attributes
     ----------
     registry : CollectorRegistry
-        One of its own, with nothing else in it.
+        A registry with this collector only.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class PrometheusMetrics(Collector):
         self._seen = _after(self._seen, event)
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers of this moment; what is not known yet is left out."""
+        """Return the current metrics; those without a value yet are left out."""
         seen = self._seen
         metrics = GaugeMetricFamily("fl_app_metric", "Metrics of the last round.", labels=["name"])
         for name in sorted(seen.metrics, key=lambda n: (n.count("/"), n))[:MAX_METRICS]:
@@ -74,7 +74,7 @@ class PrometheusMetrics(Collector):
         yield _counter("fl_app_stage_moves", "Entries of the journal.", ["op"], seen.moves)
         yield _counter(
             "fl_app_retrain_asked",
-            "Requests for retraining that this process wrote down.",
+            "Requests for retraining that this process recorded.",
             ["kind", "outcome"],
             seen.asked,
         )
@@ -82,7 +82,7 @@ class PrometheusMetrics(Collector):
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the events so far add up to."""
+    """Totals of the events so far."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -120,8 +120,8 @@ def _more(counts: Counts, *labels: str) -> Counts:
     return {**counts, labels: counts.get(labels, 0) + 1}
 
 
-def _counter(name: str, told: str, labels: list[str], counts: Counts) -> Metric:
-    family = CounterMetricFamily(name, told, labels=labels)
+def _counter(name: str, description: str, labels: list[str], counts: Counts) -> Metric:
+    family = CounterMetricFamily(name, description, labels=labels)
     for values, count in sorted(counts.items()):
         family.add_metric(list(values), count)
     return family

@@ -74,8 +74,8 @@ def test_flower_reads_it(file: Path, connection: Connection) -> None:
     assert not found.insecure
 
 
-def test_what_is_no_toml_is_left_alone(file: Path, connection: Connection) -> None:
+def test_a_file_that_is_not_toml_is_not_changed(file: Path, connection: Connection) -> None:
     file.write_text("[superlink")
-    with pytest.raises(DeploymentError, match="is no TOML"):
+    with pytest.raises(DeploymentError, match="is not TOML"):
         connection.write()
     assert file.read_text() == "[superlink"

@@ -16,7 +16,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.keys import CERTIFICATE_LASTS, RENEWED_BEFORE, Keys, make_keys
+from fl_app.deploy.keys import CERTIFICATE_LIFETIME, RENEWAL, Keys, make_keys
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def test_a_new_name_joins_the_old_ones(keys: Keys) -> None:
 
 
 def test_a_certificate_that_is_about_to_expire_is_made_anew(keys: Keys) -> None:
-    ends = datetime.now(UTC) + CERTIFICATE_LASTS - RENEWED_BEFORE
+    ends = datetime.now(UTC) + CERTIFICATE_LIFETIME - RENEWAL
     assert make_keys(keys.folder, now=ends - timedelta(hours=1)) == []
     assert make_keys(keys.folder, now=ends + timedelta(hours=1)) != []
     made = x509.load_pem_x509_certificate(keys.certificate.read_bytes())
-    assert made.not_valid_after_utc > ends + RENEWED_BEFORE
+    assert made.not_valid_after_utc > ends + RENEWAL
 
 
 def test_a_certificate_that_does_not_fit_is_made_anew(keys: Keys, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model store needs of the place where versions' files lie; and the one in plain folders."""
+"""Storage of versions' files: the interface that a model store needs, and plain folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class VersionFiles(ABC):
         Raises
         ------
         ArtifactError
-            Nobody knows any more where it is.
+            Its location is unknown.
         """
 
     @abstractmethod
@@ -36,11 +36,11 @@ class VersionFiles(ABC):
 
     @abstractmethod
     def add(self, record: ModelVersion, file: Path) -> None:
-        """Put a further file beside the ones that a version has."""
+        """Add a file to those of a version."""
 
     @abstractmethod
     def is_whole(self, record: ModelVersion) -> bool:
-        """Return whether the weights are there and whole."""
+        """Return whether the weights exist and are unchanged."""
 
     @abstractmethod
     def size(self, record: ModelVersion) -> int:
@@ -48,19 +48,19 @@ class VersionFiles(ABC):
 
     @abstractmethod
     def note(self, record: ModelVersion) -> None:
-        """Note what will have to be removed, so that anybody can finish it."""
+        """Record that a version's files are to be removed, so that any process can finish it."""
 
     @abstractmethod
     def noted(self) -> Mapping[str, int]:
-        """Return the versions whose removal was begun, and the bytes that it would still free."""
+        """Return the versions whose removal was begun, and the bytes that it would free."""
 
     @abstractmethod
     def remove(self, version: str) -> Removal:
-        """Remove a retired version and its files; doing it again finishes what was cut short."""
+        """Remove a retired version and its files; repeat it to finish an interrupted removal."""
 
 
 class FolderFiles(VersionFiles):
-    """Files in one folder a version.
+    """One folder for each version.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class FolderFiles(VersionFiles):
         return own_bytes(self._folder / record.version)
 
     def note(self, record: ModelVersion) -> None:
-        """Nothing to do: what is in this process is gone with it."""
+        """Do nothing: the versions of this process end with it."""
 
     def noted(self) -> Mapping[str, int]:
         return {}
@@ -104,14 +104,14 @@ class FolderFiles(VersionFiles):
 
 
 def read_small(path: Path) -> bytes | None:
-    """Return the content of a file; None for one that is larger than any of ours."""
+    """Return the content of a file; None if it is larger than any file of a version."""
     with path.open("rb") as file:
         content = file.read(_LARGEST + 1)
     return content if len(content) <= _LARGEST else None
 
 
 def remove_folder(folder: Path) -> Removal:
-    """Remove a folder and return the bytes that are really free."""
+    """Remove a folder and return the bytes that were freed."""
     before = own_bytes(folder)
     shutil.rmtree(folder, ignore_errors=True)
     after = own_bytes(folder)
@@ -119,6 +119,6 @@ def remove_folder(folder: Path) -> Removal:
 
 
 def own_bytes(folder: Path) -> int:
-    """Return the bytes that go with the folder: a file with another name elsewhere stays."""
-    found = [path.lstat() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    return sum(file.st_size for file in found if file.st_nlink == 1)
+    """Return the bytes that removing a folder frees: files with other hard links stay on disk."""
+    files = [path.lstat() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return sum(file.st_size for file in files if file.st_nlink == 1)

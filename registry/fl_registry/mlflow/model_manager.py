@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fl_registry.errors import InvalidName, error_code
 from fl_registry.files.artifacts import Artifact, prepared
 from fl_registry.files.file_stamp import stamps
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Beat
 from fl_registry.mlflow.connection import Connection
@@ -65,7 +66,7 @@ class ModelManager(JournalledStore):
     def __init__(
         self,
         tracking_uri: str | None = None,
-        registered_model_name: str = "fl-global-model",
+        registered_model_name: str = DEFAULT_MODEL_NAME,
         *,
         home: str | Path | None = None,
         experiment_name: str = "fl-app",

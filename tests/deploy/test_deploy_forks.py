@@ -32,8 +32,8 @@ def main():
 """
 RUN = """
 import sys
-from fl_app.deploy.fork_server import run_warm
-sys.exit(run_warm(sys.argv[1:], preload=("json.tool", "numpy", "no_such"), entry="entry:main"))
+from fl_app.deploy.fork_server import run_supernode
+sys.exit(run_supernode(sys.argv[1:], preload=("json.tool", "numpy", "no_such"), entry="entry:main"))
 """
 
 
@@ -117,4 +117,4 @@ def test_a_command_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> 
         check=False,
     )
     assert "DeploymentError: " in done.stderr
-    assert "cannot be started with a warm process" in done.stderr
+    assert "cannot be started with preloaded modules" in done.stderr
