@@ -51,8 +51,8 @@ class Note(Generic[T]):
             place = ".".join(map(str, first["loc"])) or "the text"
             raise MonitorStoreError(
                 f"The note '{self._name}' of {self._database.model} in the monitor's memory cannot "
-                f"be read: {place}: {first['msg']}. Restore the database from a backup, or delete this "
-                "row of its table 'notes' to begin anew."
+                f"be read: {place}: {first['msg']}. Restore the database from a backup, or delete "
+                "this row of its table 'notes' to begin anew."
             ) from error
 
     def write(self, record: T) -> None:
