@@ -173,7 +173,7 @@ def test_a_store_that_is_away_is_warned_of_once_and_nothing_is_lost(
         for _ in range(3):
             follower.look(told.append)
     assert told == []
-    assert caplog.text.count("hooks do not hear of stage moves for now: MLflow does not") == 1
+    assert caplog.text.count("stage moves are not reported to hooks for now: MLflow does not") == 1
     follower.look(told.append)
     assert [m.version for m in told] == ["1"]
 

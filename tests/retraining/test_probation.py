@@ -160,10 +160,10 @@ def test_it_passes_after_hours_and_reports_and_not_before() -> None:
     assert settle(state, late).trial.phase is Phase.WATCHING  # type: ignore[union-attr]
     enough = fed(state, [0.8])
     early = (TWO.since + timedelta(hours=23)).timestamp()
-    assert settle(enough, early).good == ()
-    assert settle(fed(enough, [0.1]), late).good == ()  # not while it is falling
+    assert settle(enough, early).results == {}
+    assert settle(fed(enough, [0.1]), late).results == {}  # not while it is falling
     passed = settle(enough, late)
-    assert (passed.good, passed.untagged) == (("2",), ("2",))
+    assert (passed.results, passed.untagged) == ({"2": Phase.PASSED}, ("2",))
     assert fed(passed, [0.1] * 9).failure is None
 
 
@@ -171,8 +171,8 @@ def test_a_version_passes_though_nobody_looked_before_the_next_came() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.8] * 10)
     soon, late = (replace(stay(3, "3"), since=TWO.since + timedelta(hours=h)) for h in (23, 25))
     settings = ProbationSettings()
-    assert follow(state, [ONE, TWO, soon], settings).good == ()
-    assert follow(state, [ONE, TWO, late], settings).good == ("2",)
+    assert follow(state, [ONE, TWO, soon], settings).results == {}
+    assert follow(state, [ONE, TWO, late], settings).results == {"2": Phase.PASSED}
 
 
 def test_what_came_back_is_not_on_probation() -> None:
@@ -198,7 +198,7 @@ def test_another_registry_begins_all_of_it_anew() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.1] * 3)
     other = replace(ONE, id="another-journal")
     begun = follow(state, [other], SETTINGS)
-    assert (begun.failed, begun.failure, begun.recent) == ((), None, ())
+    assert (begun.results, begun.failure, begun.recent) == ({}, None, ())
     assert begun.trial is not None
     assert (begun.trial.id, begun.steps) == ("another-journal", state.steps)
 
@@ -263,7 +263,8 @@ def test_the_way_back_prefers_what_passed_and_never_takes_what_failed(
     order: list[str], good: set[str], data: st.DataObject
 ) -> None:
     failed = data.draw(st.sets(st.sampled_from("12345"))) - good
-    ways = ways_back([stay(n, v) for n, v in enumerate(order)], good, failed)
+    results = dict.fromkeys(good, Phase.PASSED) | dict.fromkeys(failed, Phase.FAILED)
+    ways = ways_back([stay(n, v) for n, v in enumerate(order)], results)
     assert set(ways) == set(order) - failed - {order[-1]}
     last = {version: place for place, version in enumerate(order)}
     assert list(ways) == sorted(ways, key=lambda v: (v in good, last[v]), reverse=True)

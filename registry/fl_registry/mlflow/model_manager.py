@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_registry.errors import InvalidName
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.backend import MlflowBackend
 from fl_registry.mlflow.connection import Connection
 from fl_registry.store import ModelStore
@@ -45,7 +46,7 @@ class ModelManager(ModelStore):
     def __init__(
         self,
         tracking_uri: str | None = None,
-        registered_model_name: str = "fl-global-model",
+        registered_model_name: str = DEFAULT_MODEL_NAME,
         *,
         home: str | Path | None = None,
         experiment_name: str = "fl-app",
