@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracker without MLflow, kept in this process. For tests."""
+"""A tracker without MLflow, whose runs are in this process. For tests."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class InMemoryTracker:
             run = MemoryRun(MemoryRunInfo(uuid.uuid4().hex, run_name or ""))
             self.runs.append(run)
         else:
-            found = [r for r in self.runs if r.info.run_id == run_id]
-            if not found:
+            matching = [r for r in self.runs if r.info.run_id == run_id]
+            if not matching:
                 raise RegistryError(f"There is no run {run_id} to continue.")
-            run = found[0]
+            run = matching[0]
         run.status = "RUNNING"
         run.tags.update(checks.logged_texts(tags or {}, checks.MAX_TAG))
         self.run = run
