@@ -91,7 +91,6 @@ def promote(
     manager = open_registry(uri, name)
     if to == "production":
         manager.promote_to_production(version, actor=by, reason=note)
-        manager.set_version_tags(version, {"approval": "approved"})
     elif to == "staging":
         manager.promote_to_staging(version, actor=by, reason=note)
     else:
