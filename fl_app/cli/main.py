@@ -94,8 +94,8 @@ def status(
     console.print(shown)
 
 
-for command in COMMANDS:
-    app.command()(command)
+for verb, command in COMMANDS.items():
+    app.command(verb)(command)
 
 
 @app.command()
