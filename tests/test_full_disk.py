@@ -118,7 +118,6 @@ WRITERS = {
     "fl_app/client/summary/reference.py": "within `replacing`",
     "fl_app/client/generated_shapes.py": "within `new_folder`",
     "fl_app/deploy/data.py": "within `new_folder`",
-    "fl_app/deploy/postgres.py": "a password's file that goes; PostgreSQL's folder, then its name",
     "fl_app/deploy/fork_server.py": "in a folder that goes",
     "fl_app/strategy/session/state.py": "a folder that goes",
     "fl_app/strategy/session/folder.py": "renames",

@@ -93,7 +93,7 @@ def test_a_person_approves_and_asks_after_the_run_has_ended(home: Path, tmp_path
         (("--token-file", "/nowhere"), "token file"),
         (("--monitor", "gopher://here"), "--monitor"),
         (("--tracking-uri", "gopher://here"), "gopher"),
-        (("--allowed-hosts", "*"), "any web page could ask"),
+        (("--allowed-hosts", "*"), "any web page could use"),
     ],
 )
 def test_what_cannot_be_served_gets_one_sentence(
@@ -117,4 +117,4 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit) as ended:
             main.main(["serve", "--port", str(port)])
     assert ended.value.code == 1
-    assert f"Port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
+    assert f"Port {port} of 127.0.0.1 cannot be opened" in capsys.readouterr().err

@@ -1,63 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app deploy-local`, `keys` and `supernode`: what they do is in `fl_app.deploy`."""
+"""`fl-app deploy-local`, `keys` and `supernode`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fl_app.cli.output import fail, say
+from fl_registry import app_home
+
 if TYPE_CHECKING:
-    from fl_app.deploy.folder import Layout, Settings
+    from fl_app.deploy.folder import Settings
 
 Folder = Annotated[
-    str,
-    typer.Option(
-        "--folder",
-        help="Where all of it is kept; default: deployment in FL_APP_HOME or ~/.fl-app, for root "
-        "/var/lib/fl-app/deployment.",
-    ),
+    str, typer.Option(help="Folder of the deployment; default: deployment in FL_APP_HOME.")
 ]
 Nodes = Annotated[
-    int | None, typer.Option("--nodes", help="SuperNodes; default: as before, 2 at first.", min=1)
+    int | None, typer.Option(help="Number of SuperNodes; default: as before, at first 2.", min=1)
 ]
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        "--data",
-        help="A SuperNode's data.yaml, or its folder; once for each node. Default: as before, "
-        "generated pictures at first.",
+        help="A SuperNode's data.yaml, or its folder; once for each node. Default: as before, at "
+        "first generated pictures.",
     ),
 ]
 Port = Annotated[
     int | None,
-    typer.Option("--port", help="Of the SuperLink; default: as before, 8000.", min=1, max=65535),
+    typer.Option(help="The SuperLink's port; default: as before, at first 8000.", min=1, max=65535),
 ]
 MlflowPort = Annotated[
     int | None,
-    typer.Option("--mlflow-port", help="Default: as before, 5000.", min=1, max=65535),
+    typer.Option(help="MLflow's port; default: as before, at first 5000.", min=1, max=65535),
 ]
 DatabaseUrl = Annotated[
     str,
     typer.Option(
-        "--database-url",
         envvar="FL_APP_DATABASE_URL",
         show_envvar=True,
-        help="A database that is there, instead of PostgreSQL of its own; kept for later starts.",
+        help="SQLAlchemy URL of MLflow's database; default: as before, at first SQLite in the "
+        "folder.",
     ),
 ]
-KeyFolder = Annotated[str, typer.Argument(help="Where they go; default: keys in FL_APP_HOME.")]
+KeyFolder = Annotated[str, typer.Argument(help="Folder of the keys; default: keys in FL_APP_HOME.")]
 Hosts = Annotated[
-    list[str] | None,
-    typer.Option("--host", help="Name or IP address of the SuperLink; more than once for more."),
+    list[str] | None, typer.Option(help="Name or IP address of the SuperLink; once for each.")
 ]
+KeyPairs = Annotated[int, typer.Option(help="Number of key pairs for SuperNodes.", min=0)]
 
 
 def deploy_local(
@@ -69,107 +65,81 @@ def deploy_local(
     mlflow_port: MlflowPort = None,
     database_url: DatabaseUrl = "",
 ) -> None:
-    """MLflow on PostgreSQL, a SuperLink with TLS and its SuperNodes, until Ctrl-C."""
-    from fl_app.deploy.errors import DeploymentError
-    from fl_app.deploy.folder import Layout, default_folder
+    """MLflow, a SuperLink with TLS and its SuperNodes on this machine, until Ctrl-C."""
+    from fl_app.deploy.errors import DeploymentError, require_package
+    from fl_app.deploy.folder import Layout
     from fl_app.deploy.local import Deployment
 
+    if os.name != "posix":
+        fail("deploy-local needs Linux or macOS; docs/deployment.md has the same steps by hand.")
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
     try:
-        _require_system()
-        layout = Layout(Path(folder).expanduser().absolute() if folder else default_folder())
-        settings = _chosen(layout, nodes, data, port, mlflow_port)
-        Deployment(layout, settings, _say, ended).run(database_url)
+        require_package("psutil", "which finds and ends processes")
+        place = Path(folder).expanduser() if folder else app_home() / "deployment"
+        layout = Layout(place.absolute())
+        settings = _with_data(layout.settings(), nodes, data)
+        settings = replace(
+            settings,
+            port=port or settings.port,
+            mlflow_port=mlflow_port or settings.mlflow_port,
+            database_url=database_url or settings.database_url,
+        )
+        Deployment(layout, settings, say, ended).run()
     except DeploymentError as error:
-        if not ended.is_set():  # what failed because all was to end is no failure
-            _fail(str(error))
+        if not ended.is_set():  # an error of a deployment that was asked to end is not reported
+            fail(str(error))
 
 
 def keys(
     folder: KeyFolder = "",
     *,
     host: Hosts = None,
-    nodes: Annotated[int, typer.Option("--nodes", help="Key pairs for SuperNodes.", min=0)] = 2,
+    nodes: KeyPairs = 2,
 ) -> None:
-    """Make what is missing of a SuperLink's certificate and its SuperNodes' keys."""
+    """Create a SuperLink's certificate and its SuperNodes' keys, if they are missing."""
     from fl_app.deploy.errors import DeploymentError
     from fl_app.deploy.keys import LOCAL_NAMES, make_keys
-    from fl_registry import app_home
 
     place = Path(folder).expanduser() if folder else app_home() / "keys"
     try:
         written = make_keys(place, host or LOCAL_NAMES, nodes=nodes)
     except DeploymentError as error:
-        _fail(str(error))
+        fail(str(error))
     for path in written:
-        _say(f"written: {path}")
+        say(f"written: {path}")
     if not written:
-        _say(f"{place} has all that is needed.")
+        say(f"{place} is complete.")
 
 
 def supernode(context: typer.Context) -> None:
-    """Flower's SuperNode, whose messages find torch and Ultralytics loaded already.
+    """Flower's SuperNode, with torch and Ultralytics loaded before the first message.
 
     Takes the arguments of `flower-supernode`.
     """
     from fl_app.deploy.errors import DeploymentError
-    from fl_app.deploy.fork_server import run_warm
+    from fl_app.deploy.fork_server import run_supernode
 
     if os.name != "posix":
-        _fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
+        fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
     program = str(Path(sys.executable).with_name("flower-supernode"))
     try:
-        raise SystemExit(run_warm([program, *context.args]))
+        raise SystemExit(run_supernode([program, *context.args]))
     except DeploymentError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
-def _chosen(
-    layout: Layout,
-    nodes: int | None,
-    data: list[str] | None,
-    port: int | None,
-    mlflow_port: int | None,
-) -> Settings:
-    """What the options say, and for the rest what was chosen at the last start."""
+def _with_data(before: Settings, nodes: int | None, data: list[str] | None) -> Settings:
+    """The last start's settings with the number of SuperNodes and their data as given."""
     from fl_app.deploy.data import data_file
 
-    before = layout.settings()
     files = tuple(data_file(one) for one in data) if data else before.data
-    if nodes is not None and data and nodes != len(files):
-        _fail(
+    if nodes and data and nodes != len(files):
+        fail(
             f"--data names {len(files)} data sets for --nodes {nodes}; name one for each node, or "
             "leave --nodes out."
         )
-    if nodes is not None and nodes != len(files):
+    if nodes and nodes != len(files):
         files = ()  # those of the last start are for another number of nodes
-    return replace(
-        before,
-        nodes=len(files) or nodes or before.nodes,
-        data=files,
-        port=port or before.port,
-        mlflow_port=mlflow_port or before.mlflow_port,
-    )
-
-
-def _require_system() -> None:
-    from fl_app.deploy.errors import DeploymentError, require_package
-
-    if os.name != "posix":
-        raise DeploymentError(
-            "deploy-local needs Linux or macOS; docs/deployment.md tells how to do it by hand."
-        )
-    require_package("psutil", "by which processes are found and ended")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # the terminal may have been closed, and all has to end then
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
-
-def _fail(sentence: str) -> NoReturn:
-    sys.stderr.write(f"{sentence}\n")
-    raise SystemExit(1)
+    return replace(before, nodes=len(files) or nodes or before.nodes, data=files)

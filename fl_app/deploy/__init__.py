@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deployment on one machine: MLflow on PostgreSQL, a SuperLink and its SuperNodes, as processes.
+"""A deployment on one machine: MLflow, a SuperLink and its SuperNodes, each a process.
 
-Nothing else imports it but the command line; on several machines or in Kubernetes others start
-these processes.
+Only the command line imports it. On several machines other programs start these processes.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployment says when it cannot start."""
+"""The error of a deployment, and the check for packages of the extra ``deploy``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from fl_registry.redaction import redact
 
 
 class DeploymentError(RuntimeError):
-    """A deployment cannot start or go on; the text is one line that says what to do."""
+    """A deployment cannot start or continue; the text is one line that says what to do."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(redact(said))
+    def __init__(self, reason: str) -> None:
+        super().__init__(redact(reason))
 
 
 def require_package(name: str, use: str) -> None:
-    """Raise `DeploymentError` if a package of the extra ``deploy`` is not installed.
+    """Check that a package of the extra ``deploy`` is installed.
 
-    ``use`` tells what it is needed for.
+    Parameters
+    ----------
+    name : str
+        The package's name on PyPI.
+    use : str
+        What it is needed for.
+
+    Raises
+    ------
+    DeploymentError
+        It is not installed.
     """
     try:
         version(name)

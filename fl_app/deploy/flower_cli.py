@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection by which `flwr` reaches the deployment, and what is asked by that command."""
+"""The deployment's connection in Flower's configuration, and the `flwr` commands that use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,102 +19,77 @@ from fl_registry.files.atomic import write_whole
 from fl_registry.redaction import one_line
 
 NAME = "local-deployment"
-_SECONDS = 90.0  # for a command
-_HEADER = re.compile(r"\s*\[")
+_COMMAND_SECONDS = 90.0
+_TABLE = rf"[ \t]*\[\s*superlink\s*\.\s*\"?{NAME}\"?\s*[.\]]"
+_TABLES = re.compile(rf"^{_TABLE}.*\n?(?:^(?![ \t]*\[).*\n?)*", re.MULTILINE)
+"""The connection's table and its sub-tables, each up to the next header."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A SuperLink as `flwr` knows it.
+    """A SuperLink in Flower's configuration, where it is called `NAME`.
 
     Parameters
     ----------
     address : str
         Its host and port.
     authority : Path
-        Certificate of the authority that its own is checked by; absolute.
-    name : str
-        What it is called in Flower's configuration.
+        Certificate of the authority that issued the SuperLink's; absolute.
     """
 
     address: str
     authority: Path
-    name: str = NAME
 
-    def write(self) -> Path:
-        """Put it into Flower's configuration, of which all else stays as it is; return the file.
+    def write(self) -> None:
+        """Write the connection into Flower's configuration, of which all else stays as it is.
+
+        Flower's own function would remove the user's comments.
 
         Raises
         ------
         DeploymentError
-            The file is no TOML, or cannot be written.
+            The file is not TOML, or cannot be written.
         """
         file = Path(get_flwr_home()) / "config.toml"
         if not file.exists():
-            _flwr("config", "list")  # makes Flower's own
+            _flwr("config", "list")  # writes Flower's defaults
+        entries = {"address": self.address, "root-certificates": str(self.authority)}
         try:
             text = file.read_text("utf-8")
-            before = tomllib.loads(text)
-            if _section(before, self.name) != self._entries():
-                write_whole(file, self._put_into(text).encode(), mode=file.stat().st_mode & 0o777)
+            if tomllib.loads(text).get("superlink", {}).get(NAME) != entries:
+                lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+                others = _TABLES.sub("", text).rstrip()
+                text = "\n".join([others, "", f"[superlink.{NAME}]", *lines, ""])
+                write_whole(file, text.encode(), mode=file.stat().st_mode & 0o777)
         except tomllib.TOMLDecodeError as error:
             raise DeploymentError(
-                f"Flower's configuration {file} is no TOML ({one_line(error)}); mend it."
+                f"Flower's configuration {file} is not TOML ({one_line(error)}); correct it."
             ) from error
         except OSError as error:
             raise DeploymentError(
-                f"Flower's configuration {file} cannot be written ({error.strerror}); let "
-                "FLWR_HOME name a folder that you may write to."
+                f"Flower's configuration {file} cannot be written ({error.strerror}); set "
+                "FLWR_HOME to a folder that you may write to."
             ) from error
-        return file
 
     def register(self, public_key: Path, name: str) -> str:
-        """Let the SuperNode with this key in; return the id that Flower gives it.
+        """Register the SuperNode with this key; return the id that Flower gives it.
 
         Raises
         ------
         DeploymentError
             The SuperLink refuses.
         """
-        told = _flwr("supernode", "register", str(public_key), self.name, "--name", name)
-        return str(told["node-id"])
+        reply = _flwr("supernode", "register", str(public_key), NAME, "--name", name)
+        return str(reply["node-id"])
 
     def nodes(self) -> dict[str, str]:
         """Return the status of each registered SuperNode by its id: ``online``, ``offline``, …"""
-        told = _flwr("supernode", "list", self.name)
-        return {str(node["node-id"]): str(node["status"]) for node in told["nodes"]}
-
-    def _entries(self) -> dict[str, str]:
-        return {"address": self.address, "root-certificates": str(self.authority)}
-
-    def _put_into(self, text: str) -> str:
-        """Replace the section of this name in Flower's configuration, or add it."""
-        entries = [f"{key} = {json.dumps(value)}" for key, value in self._entries().items()]
-        kept = _without(text.splitlines(), self.name)
-        while kept and not kept[-1].strip():
-            kept.pop()
-        return "\n".join([*kept, "", f"[superlink.{self.name}]", *entries, ""])
-
-
-def _section(config: dict[str, object], name: str) -> object:
-    links = config.get("superlink")
-    return links.get(name) if isinstance(links, dict) else None
-
-
-def _without(lines: Sequence[str], name: str) -> list[str]:
-    """Return the lines of a TOML file without the table of a SuperLink and its sub-tables."""
-    mine = re.compile(rf"\s*\[\s*superlink\s*\.\s*\"?{re.escape(name)}\"?\s*[.\]]")
-    kept, within = [], False
-    for line in lines:
-        if _HEADER.match(line):
-            within = mine.match(line) is not None
-        if not within:
-            kept.append(line)
-    return kept
+        reply = _flwr("supernode", "list", NAME)
+        return {str(node["node-id"]): str(node["status"]) for node in reply["nodes"]}
 
 
 def _flwr(*words: str) -> dict[str, Any]:
-    """Run a `flwr` command and return what it tells as JSON."""
+    """Run a `flwr` command and return its JSON output."""
     command = ["flwr", *words, "--format", "json"]
     try:
         done = subprocess.run(
@@ -124,14 +98,14 @@ def _flwr(*words: str) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_SECONDS,
+            timeout=_COMMAND_SECONDS,
             start_new_session=True,
             check=False,
         )
-        told = json.loads(done.stdout[done.stdout.index("{") :])
+        reply = json.loads(done.stdout[done.stdout.index("{") :])
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise DeploymentError(f"`{' '.join(command)}` failed ({type(error).__name__}).") from error
-    if done.returncode or not told.get("success", True):
-        why = one_line(told.get("error-message") or done.stderr, 400)
+    if done.returncode or not reply.get("success", True):
+        why = one_line(reply.get("error-message") or done.stderr, 400)
         raise DeploymentError(f"`{' '.join(command)}` failed: {why}")
-    return dict(told)
+    return dict(reply)

@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a deployment keeps, and where: one folder, from which a later start goes on."""
+"""The files of a deployment: one folder, which a later start uses again."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.keys import SECRET, Keys
 from fl_registry.files.atomic import write_whole
 
-OWN = 0o700
 
-
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Settings:
-    """What was chosen for a deployment.
+    """The options of a deployment, and the ids of its SuperNodes.
 
     Parameters
     ----------
@@ -33,22 +31,32 @@ class Settings:
         TCP port of the SuperLink.
     mlflow_port : int
         TCP port of MLflow.
+    database_url : str
+        SQLAlchemy URL of MLflow's database; empty: SQLite in the deployment's folder.
+    node_ids : tuple[str, ...]
+        The SuperLink's id of each SuperNode, in their order.
     """
 
-    nodes: int = 2
-    data: tuple[str, ...] = ()
-    port: int = 8000
-    mlflow_port: int = 5000
+    nodes: int
+    data: tuple[str, ...]
+    port: int
+    mlflow_port: int
+    database_url: str = field(repr=False)
+    node_ids: tuple[str, ...]
+
+
+DEFAULTS = Settings(nodes=2, data=(), port=8000, mlflow_port=5000, database_url="", node_ids=())
+_JSON = TypeAdapter(Settings)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a deployment keeps what.
+    """Paths of a deployment's files.
 
     Parameters
     ----------
     folder : Path
-        The folder of all of it; absolute.
+        The folder of all of them; absolute.
     """
 
     folder: Path
@@ -59,13 +67,13 @@ class Layout:
         return Keys(self.folder / "keys")
 
     @property
-    def postgres(self) -> Path:
-        """The database cluster, which belongs to the account that runs it."""
-        return self.folder / "postgres"
+    def database(self) -> Path:
+        """MLflow's SQLite file, if no other database is set."""
+        return self.folder / "mlflow" / "mlflow.db"
 
     @property
     def artifacts(self) -> Path:
-        """Files of versions and runs, written by MLflow's server only."""
+        """Files of versions and runs; only MLflow's server writes them."""
         return self.folder / "mlflow" / "artifacts"
 
     @property
@@ -79,99 +87,73 @@ class Layout:
         return self.folder / "server"
 
     def node(self, number: int) -> Path:
-        """Folder of a SuperNode, counted from 1: its data if they are generated, its home."""
+        """Folder of a SuperNode, counted from 1: its home, and its data if they are generated."""
         return self.folder / "nodes" / str(number)
 
     def log(self, service: str) -> Path:
-        """What a process has printed."""
+        """Output of a process."""
         return self.folder / "logs" / f"{service}.log"
 
     def prepare(self) -> None:
-        """Make the folders, closed to others but for the way to the database.
+        """Create the folders, which only their owner may enter.
 
         Raises
         ------
         DeploymentError
-            They cannot be made.
+            They cannot be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o711 if os.geteuid() == 0 else OWN)
-            for name in ("keys", "logs", "mlflow", "nodes", "secrets", "server", "superlink"):
-                (self.folder / name).mkdir(mode=OWN, exist_ok=True)
+            self.folder.chmod(0o700)
+            for name in ("keys", "logs", "mlflow", "nodes", "server", "superlink"):
+                (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             self.artifacts.mkdir(exist_ok=True)
         except OSError as error:
             raise DeploymentError(
-                f"The folder {self.folder} cannot be made ({error.strerror}); name one that you "
+                f"The folder {self.folder} cannot be created ({error.strerror}); name one that you "
                 "may write to with --folder."
             ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder against another start; the lock ends with the process.
+        """Lock the folder against another start; the lock ends with the process.
 
         Raises
         ------
         DeploymentError
-            Somebody else holds it.
+            Another process has locked it.
         """
-        held = FileLock(self.folder / "lock", timeout=0)
         try:
-            held.acquire()
+            with FileLock(self.folder / "lock", timeout=0):
+                yield
         except Timeout:
             raise DeploymentError(
                 f"A deployment runs in {self.folder} already; end it, or name another folder with "
                 "--folder."
             ) from None
-        try:
-            yield
-        finally:
-            held.release()
 
     def settings(self) -> Settings:
-        """What was chosen at the last start; the defaults before the first.
+        """Read the settings of the last start; before the first, the defaults.
 
         Raises
         ------
         DeploymentError
             The file is damaged.
         """
-        file = self.folder / "deployment.json"
-        if not file.exists():
-            return Settings()
         try:
-            known = json.loads(file.read_text("utf-8"))
-            return Settings(**{**known, "data": tuple(known["data"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            return _JSON.validate_json(self._settings_file.read_bytes())
+        except FileNotFoundError:
+            return DEFAULTS
+        except (OSError, ValidationError) as error:
             raise DeploymentError(
-                f"{file} cannot be read ({type(error).__name__}); remove it and name what you "
-                "want by options again."
+                f"{self._settings_file} cannot be read ({type(error).__name__}); remove it and "
+                "give your options again."
             ) from error
 
-    def keep(self, settings: Settings) -> None:
-        """Write down what was chosen."""
-        text = json.dumps(asdict(settings), indent=1)
-        write_whole(self.folder / "deployment.json", text.encode())
+    def save(self, settings: Settings) -> None:
+        """Write the settings, for their owner only: a database's address may hold a password."""
+        write_whole(self._settings_file, _JSON.dump_json(settings, indent=1), mode=SECRET)
 
-    def secret(self, name: str) -> str:
-        """Return a secret that was kept, or an empty text."""
-        file = self.folder / "secrets" / name
-        return file.read_text("utf-8") if file.exists() else ""
-
-    def keep_secret(self, name: str, value: str) -> None:
-        """Write a secret into a file that only its owner reads."""
-        write_whole(self.folder / "secrets" / name, value.encode(), mode=SECRET)
-
-
-def default_folder() -> Path:
-    """Return where a deployment is kept that names no folder.
-
-    For root that is below ``/var/lib``: the account that runs PostgreSQL must get there, and
-    root's own home is closed to it.
-    """
-    chosen = os.environ.get("FL_APP_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute() / "deployment"
-    if os.name == "posix" and os.geteuid() == 0:
-        return Path("/var/lib/fl-app/deployment")
-    return Path("~/.fl-app/deployment").expanduser().absolute()
+    @property
+    def _settings_file(self) -> Path:
+        return self.folder / "deployment.json"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `flwr-clientapp` leads to under `warm.py`: asks for a fork, and ends as the fork ends.
+"""The program `flwr-clientapp` of `fork_server`: requests a fork, and ends when the fork ends.
 
 It is run as a file by a Python without site-packages, so that it starts in milliseconds.
 """
@@ -19,31 +19,43 @@ from typing import TextIO
 
 
 def launch(address: str, program: str, args: Sequence[str]) -> int:
-    """Have `args` served by a fork of the process at `address`; return the fork's exit code.
+    """Have a fork of the server run the program, or run the program if the server has ended.
 
-    If nobody is there any more, this process becomes `program` itself.
+    Parameters
+    ----------
+    address : str
+        Path of the server's socket.
+    program : str
+        Path of the real program.
+    args : Sequence[str]
+        Its arguments.
+
+    Returns
+    -------
+    int
+        The fork's exit code.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            lines = _ask(connection, address, args)
+            lines = _request(connection, address, args)
             fork = int(next(lines))
         except (OSError, ValueError, StopIteration):
-            os.execv(program, [program, *args])  # noqa: S606 - the very program that was asked for
+            os.execv(program, [program, *args])  # noqa: S606 - the requested program itself
 
-        def hand_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(fork, number)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, hand_on)
-        return int(next(lines, "1"))  # killed, it says nothing
+            signal.signal(number, forward)
+        return int(next(lines, "1"))  # a fork that was killed sends no code
 
 
-def _ask(connection: socket.socket, address: str, args: Sequence[str]) -> TextIO:
+def _request(connection: socket.socket, address: str, args: Sequence[str]) -> TextIO:
     connection.connect(address)
     socket.send_fds(connection, [b"\n"], [1, 2])
-    order = {"args": list(args), "folder": str(Path.cwd()), "environment": dict(os.environ)}
-    connection.sendall(json.dumps(order).encode() + b"\n")
+    request = {"args": list(args), "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    connection.sendall(json.dumps(request).encode() + b"\n")
     return connection.makefile("r", encoding="utf-8")
 
 

@@ -1,213 +1,212 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are started, watched, started again where they end by themselves, and ended.
+"""Start, check, restart and end processes.
 
-Flower's and MLflow's programs start others, some in sessions of their own. All of them inherit two
-environment variables, by which they are found again, also by a start after this one was killed.
+A process that ends is started again, after all that it had started has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import groupby
 from pathlib import Path
-from signal import SIGTERM, Signals
+from signal import Signals
 from threading import Event
 from typing import TYPE_CHECKING
 
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout
-from fl_app.deploy.services import Service
+from fl_app.deploy.services import END_ORDER, Service
 from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:
     import psutil
 
+# All processes inherit these two variables, and are identified by them, also after this program was
+# killed. A process group would not do: Flower's SuperExec starts a session of its own.
 FOLDER_VARIABLE, SERVICE_VARIABLE = "FL_APP_DEPLOYMENT", "FL_APP_SERVICE"
-GRACE = 20.0
-"""Seconds that processes have to end before they are killed."""
-_LOOK, _ASK = 0.5, 10.0  # seconds between looks at processes, and at what they answer
-_STEADY = 60.0  # seconds after which a process that ends does so for a new reason
-_LONGEST = 60.0  # between tries to start what ends at once
-_TOLD = 5  # last lines of a log in an error
+_STABLE_SECONDS = 60.0  # a process that ran for longer has not failed at its start
+_LONGEST_PAUSE = 60.0
+_LOG_LINES = 5
+
+
+class StoppedError(Exception):
+    """The deployment was asked to end during a wait."""
 
 
 @dataclass
-class Running:
-    """A process that should be there.
-
-    Attributes
-    ----------
-    service : Service
-        What it is.
-    process : subprocess.Popen[bytes]
-        The newest process.
-    since : float
-        When that was started, by `time.monotonic`.
-    fails : int
-        Times in a row that it has ended soon after its start.
-    again : float | None
-        When it is started again, if it has ended.
-    well : bool
-        Whether it answered when it was last asked.
-    """
+class _Running:
+    """A service with its newest process; `restart_at` is set while the process has ended."""
 
     service: Service
     process: subprocess.Popen[bytes]
-    since: float
-    fails: int = 0
-    again: float | None = None
-    well: bool = True
+    started: float
+    failures: int = 0
+    restart_at: float | None = None
+    healthy: bool = True
+
+    def check(self) -> bool:
+        """Whether it runs and answers now."""
+        runs = self.restart_at is None and self.process.poll() is None
+        self.healthy = runs and self.service.is_healthy()
+        return self.healthy
 
 
+@dataclass
 class Processes:
     """The processes of one deployment.
 
     Parameters
     ----------
     layout : Layout
-        Where logs go, and by whose folder the processes are found again.
+        The deployment's folder: for logs, and to identify the processes.
     say : Callable[[str], object]
-        Takes one line for whoever looks on.
+        Takes one line for the user.
     ended : Event
-        Set when all is to end; whatever waits here stops waiting.
+        Set when the deployment is to end; ends every wait.
+    poll_seconds : float
+        Seconds between looks for ended processes.
+    health_seconds : float
+        Seconds between health checks.
+    grace_seconds : float
+        Seconds that a process has to end before it is killed.
     """
 
-    def __init__(self, layout: Layout, say: Callable[[str], object], ended: Event) -> None:
-        self._layout = layout
-        self._say = say
-        self._ended = ended
-        self._running: list[Running] = []
+    layout: Layout
+    say: Callable[[str], object]
+    ended: Event
+    poll_seconds: float = 0.5
+    health_seconds: float = 10.0
+    grace_seconds: float = 20.0
+    _running: list[_Running] = field(default_factory=list, init=False)
 
     def start(self, service: Service) -> None:
-        """Start a process; it ends with `stop`."""
-        self._running.append(Running(service, self._spawn(service), time.monotonic()))
-
-    def wait(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
-        """Wait until something holds, while what ends is started again.
+        """Start a process.
 
         Raises
         ------
         DeploymentError
-            It does not hold in time, or a process cannot be kept up; with the end of its log.
+            The program cannot be run.
+        """
+        self._running.append(_Running(service, self._spawn(service), time.monotonic()))
+
+    def wait(self, ready: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait for a condition; meanwhile, processes that end are started again.
+
+        Parameters
+        ----------
+        ready : Callable[[], bool]
+            The condition.
+        seconds : float
+            How long to wait.
+        what : str
+            What is waited for, as the subject of an error.
+
+        Raises
+        ------
+        DeploymentError
+            Time is up, or a process has ended twice; with the end of its log.
         StoppedError
-            All is to end.
+            The deployment is to end.
         """
         deadline = time.monotonic() + seconds
         while not ready():
-            if self._ended.wait(_LOOK):
+            if self.ended.wait(self.poll_seconds):
                 raise StoppedError
-            self._look()
-            failed = [one for one in self._running if one.again is not None or not one.well]
-            hopeless = [one for one in failed if one.fails > 1]
+            self._restart()
+            failed = [one for one in self._running if one.restart_at or not one.healthy]
+            hopeless = [one for one in failed if one.failures > 1]
             if hopeless or time.monotonic() > deadline:
-                raise DeploymentError(self._why(hopeless or failed, what))
+                logs = [self.layout.log(one.service.name) for one in hopeless or failed]
+                ends = "".join(f" {log} ends with: {_last_lines(log)}." for log in logs[:1])
+                raise DeploymentError(f"{what} did not come up.{ends}")
 
     def wait_for(self, names: Sequence[str], seconds: float) -> None:
         """Wait until processes answer; raises as `wait` does."""
         chosen = [one for one in self._running if one.service.name in names]
-
-        def ready() -> bool:
-            for one in chosen:
-                one.well = one.process.poll() is None and one.service.is_well()
-            return all(one.well for one in chosen)
-
-        self.wait(ready, seconds, " and ".join(names))
+        # All are checked each time, so that an error is about one that does not answer.
+        self.wait(
+            lambda: not [one for one in chosen if not one.check()], seconds, " and ".join(names)
+        )
 
     def watch(self) -> None:
-        """Keep all up until all is to end; tell what ends, and what no longer answers."""
-        asked = time.monotonic()
-        while not self._ended.wait(_LOOK):
-            self._look()
-            if time.monotonic() - asked >= _ASK:
-                self._ask()
-                asked = time.monotonic()
+        """Restart what ends, and report what no longer answers, until the deployment is to end."""
+        checked = time.monotonic()
+        while not self.ended.wait(self.poll_seconds):
+            self._restart()
+            if time.monotonic() - checked >= self.health_seconds:
+                self._report_health()
+                checked = time.monotonic()
 
     def stop(self) -> None:
-        """End all processes, those started last first, and whatever they have started."""
-        end(find(self._layout.folder, program="flwr-serverapp"), SIGTERM)
-        order = reversed([one.service for one in self._running])
-        for _, together in groupby(order, key=lambda one: one.ends_with or one.name):
-            services = list(together)
-            found = [process for one in services for process in self._all_of(one)]
-            end(found, services[0].stop_signal)
+        """End all processes of the folder, and all that these have started.
+
+        Those that an earlier start has left end as well.
+        """
+        # The ServerApp first, while all that it needs is there: its session can then be resumed.
+        end(find(self.layout.folder, program="flwr-serverapp"), self.grace_seconds)
+        for service in END_ORDER:
+            end(find(self.layout.folder, service), self.grace_seconds)
         self._running.clear()
 
-    def _look(self) -> None:
-        """See what has ended, and start again what is due."""
+    def _restart(self) -> None:
+        """Note which processes have ended, and start those again whose pause is over."""
         now = time.monotonic()
         for one in self._running:
             code = one.process.poll()
-            if code is not None and one.again is None:
-                end(self._all_of(one.service), one.service.stop_signal)  # what it leaves behind
-                one.fails = one.fails + 1 if now - one.since < _STEADY else 1
-                longer = min(one.service.again_after * 2 ** (one.fails - 1), _LONGEST)
-                pause = max(longer, one.service.again_after)
-                one.again = time.monotonic() + pause
-                self._say(f"{_ended_as(one, code)} It is started again in {pause:.0f} s.")
-            elif one.again is not None and now >= one.again:
-                one.process, one.since = self._spawn(one.service), time.monotonic()
-                one.again, one.well = None, False
+            if code is not None and one.restart_at is None:
+                # A ServerApp outlives a killed SuperLink by seconds and would be a second writer.
+                end(find(self.layout.folder, one.service.name), self.grace_seconds)
+                one.failures = one.failures + 1 if now - one.started < _STABLE_SECONDS else 1
+                longer = min(one.service.restart_after * 2 ** (one.failures - 1), _LONGEST_PAUSE)
+                pause = max(longer, one.service.restart_after)
+                one.restart_at = time.monotonic() + pause
+                how = f"ended with status {code}"
+                if code < 0:
+                    how = f"was ended by {Signals(-code).name}"
+                self.say(f"{one.service.name} {how}. It is started again in {pause:.0f} s.")
+            elif one.restart_at is not None and now >= one.restart_at:
+                one.process, one.started = self._spawn(one.service), time.monotonic()
+                one.restart_at, one.healthy = None, False
 
-    def _ask(self) -> None:
+    def _report_health(self) -> None:
         for one in self._running:
-            was, one.well = one.well, one.again is None and one.service.is_well()
-            if one.well and not was:
-                self._say(f"{one.service.name} answers again.")
-            elif was and not one.well and one.again is None:
-                self._say(f"{one.service.name} does not answer; {self._log(one.service)} may tell.")
+            before, now = one.healthy, one.check()
+            if now and not before:
+                self.say(f"{one.service.name} answers again.")
+            elif before and not now and one.restart_at is None:
+                log = self.layout.log(one.service.name)
+                self.say(f"{one.service.name} does not answer; see {log}.")
 
     def _spawn(self, service: Service) -> subprocess.Popen[bytes]:
-        marks = {
-            FOLDER_VARIABLE: str(self._layout.folder),
-            SERVICE_VARIABLE: service.name,
-        }
-        handle = os.open(self._log(service), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        marks = {FOLDER_VARIABLE: str(self.layout.folder), SERVICE_VARIABLE: service.name}
+        log = os.open(
+            self.layout.log(service.name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, mode=0o600
+        )
         try:
             return subprocess.Popen(
                 list(service.command),
                 env={**service.environment, **marks},
-                cwd="/" if service.account else self._layout.folder,
+                cwd=self.layout.folder,
                 stdin=subprocess.DEVNULL,
-                stdout=handle,
-                stderr=handle,
-                start_new_session=True,  # Ctrl-C is for us alone: we end them in their order
-                user=service.account,
-                group=service.account,
-                extra_groups=[] if service.account else None,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches this program alone, which ends the others
             )
         except OSError as error:
             raise DeploymentError(
                 f"{service.name} cannot be started ({error.strerror}: {service.command[0]})."
             ) from error
         finally:
-            os.close(handle)
-
-    def _all_of(self, service: Service) -> list[psutil.Process]:
-        return find(self._layout.folder, service.name)
-
-    def _log(self, service: Service) -> Path:
-        return self._layout.log(service.name)
-
-    def _why(self, failed: Sequence[Running], what: str) -> str:
-        named = [one.service for one in failed]
-        told = " ".join(
-            f"{self._log(service)} ends with: {_last_lines(self._log(service))}."
-            for service in named[:1]
-        )
-        return f"{what} did not come up. {told}".strip()
-
-
-class StoppedError(Exception):
-    """All was to end while something was waited for."""
+            os.close(log)
 
 
 def find(folder: Path, service: str = "*", *, program: str = "*") -> list[psutil.Process]:
-    """Return a deployment's processes, as their environment says.
+    """Return a deployment's processes.
 
     Parameters
     ----------
@@ -216,57 +215,39 @@ def find(folder: Path, service: str = "*", *, program: str = "*") -> list[psutil
     service : str
         Pattern of the service's name.
     program : str
-        Pattern of what is run: a program's name, or that of a script of the interpreter.
+        Pattern of the name of the program, or of the script that an interpreter runs.
     """
     import psutil
 
     found = []
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error, OSError):  # of another account, or already ended
             variables, words = process.environ(), process.cmdline()[:2]
-        except (psutil.Error, OSError):
-            continue  # another account's, or it has ended
-        mine = variables.get(FOLDER_VARIABLE) == str(folder)
-        if mine and fnmatchcase(variables.get(SERVICE_VARIABLE, ""), service):
-            found += [process] if any(fnmatchcase(Path(w).name, program) for w in words) else []
-    return [process for process in found if process.pid != os.getpid()]
+            if (
+                process.pid != os.getpid()
+                and variables.get(FOLDER_VARIABLE) == str(folder)
+                and fnmatchcase(variables.get(SERVICE_VARIABLE, ""), service)
+                and any(fnmatchcase(Path(word).name, program) for word in words)
+            ):
+                found.append(process)
+    return found
 
 
-def end(processes: Iterable[psutil.Process], signal: Signals) -> None:
-    """Tell processes to end, and kill those that have not after a while."""
+def end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
+    """End processes by SIGTERM, and by SIGKILL those that are still there after a while."""
     import psutil
 
-    alive = list(_sent(processes, signal))
-    _, left = psutil.wait_procs(alive, timeout=GRACE)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=GRACE)
-
-
-def _sent(processes: Iterable[psutil.Process], signal: Signals) -> Iterator[psutil.Process]:
-    import psutil
-
-    for process in processes:
-        try:
-            process.send_signal(signal)
-        except psutil.NoSuchProcess:
-            continue
-        yield process
-
-
-def _ended_as(one: Running, code: int) -> str:
-    if code < 0:
-        return f"{one.service.name} was ended by {Signals(-code).name}."
-    return f"{one.service.name} ended with status {code}."
+    left = list(processes)
+    for signal in (psutil.Process.terminate, psutil.Process.kill):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                signal(process)
+        _, left = psutil.wait_procs(left, timeout=grace_seconds)
 
 
 def _last_lines(log: Path) -> str:
     try:
-        lines = log.read_text("utf-8", "replace").splitlines()
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
     except OSError:
-        return "nothing"
-    kept = [line.strip() for line in lines if line.strip()][-_TOLD:]
-    return one_line(" / ".join(kept) or "nothing", 600)
+        lines = []
+    return one_line(" / ".join([line for line in lines if line][-_LOG_LINES:]) or "nothing", 600)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's configuration: the deployment's connection is in it, and all else stays as it was."""
+"""The deployment's connection is written into Flower's configuration, of which all else stays."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def connection(tmp_path: Path) -> Connection:
 
 
 @pytest.mark.parametrize("text", [MINE, MINE + OLD, OLD + MINE, OLD])
-def test_it_is_put_in_and_the_rest_stays(file: Path, connection: Connection, text: str) -> None:
+def test_the_connection_is_written_and_the_rest_stays(
+    file: Path, connection: Connection, text: str
+) -> None:
     file.write_text(text)
     before = tomllib.loads(text)
     connection.write()
@@ -74,8 +76,8 @@ def test_flower_reads_it(file: Path, connection: Connection) -> None:
     assert not found.insecure
 
 
-def test_what_is_no_toml_is_left_alone(file: Path, connection: Connection) -> None:
+def test_a_file_that_is_not_toml_is_not_changed(file: Path, connection: Connection) -> None:
     file.write_text("[superlink")
-    with pytest.raises(DeploymentError, match="is no TOML"):
+    with pytest.raises(DeploymentError, match="is not TOML"):
         connection.write()
     assert file.read_text() == "[superlink"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of docs/deployment.md: what starts nothing is run, of the rest the words are right.
+"""The commands of docs/deployment.md: some are run, of the others the options are checked.
 
-The command that starts a deployment, and what it prints, are run in the end-to-end test.
+The end-to-end test runs the command that starts a deployment, and the commands that it prints.
+`test_compose` has the section on Docker Compose.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from typer.main import get_command
 from fl_app.cli import main
 from fl_app.config import ClientConfig, ServerConfig
 from fl_app.deploy.flower_cli import NAME
-from fl_app.deploy.folder import Layout, Settings
+from fl_app.deploy.folder import DEFAULTS, Layout
 from fl_app.deploy.local import Deployment
 from fl_app.deploy.services import Service, mlflow_server, superlink, supernode
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "deployment.md").read_text()
+PAGE = re.sub(
+    r"## On one machine, with Docker Compose\n.*?\n(?=## )",
+    "",
+    (ROOT / "docs" / "deployment.md").read_text(),
+    flags=re.DOTALL,
+)
 BLOCKS = [
     (language, block.replace("\\\n", " "))
     for language, block in re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
@@ -77,7 +83,7 @@ def test_flower_s_programs_are_started_by_hand_as_the_command_starts_them(
     assert ours.environment.keys() >= {"FL_APP_HOME"}
 
 
-def test_a_node_is_told_its_data() -> None:
+def test_a_node_gets_its_data() -> None:
     by_hand = _parse_args_run_supernode().parse_args(words("fl-app supernode")[2:])
     config = ClientConfig.from_run_config({}, parse_config_args([by_hand.node_config]))
     assert config.data == "/data/pictures/data.yaml"
@@ -97,7 +103,7 @@ def test_mlflow_is_started_by_hand_as_the_command_starts_it() -> None:
 
 
 @pytest.mark.parametrize("start", ["uv run flwr supernode register", "uv run flwr run . hospital"])
-def test_flwr_takes_these_commands(start: str) -> None:
+def test_flwr_accepts_these_commands(start: str) -> None:
     command, name = get_command(flwr), "flwr"
     left = words(start)[3:]
     while hasattr(command, "commands"):
@@ -130,18 +136,18 @@ def test_keys_are_made_as_written(
     assert not ended.value.code, capsys.readouterr().err
     made = {path.name for path in (tmp_path / "fl-app-keys").iterdir()}
     table = PAGE.split("| file | what it is for |", 1)[1].split("\n\n", 1)[0]
-    told = set(re.findall(r"`([\w.-]+)`", table))
-    assert told | {"node-2", "node-2.pub"} == made
+    listed = set(re.findall(r"`([\w.-]+)`", table))
+    assert listed | {"node-2", "node-2.pub"} == made
 
 
 def test_what_is_printed_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV", "/usr/bin/uv")
     layout = Layout(Path("/home/ada/.fl-app/deployment"))
     data = [f"{layout.node(n)}/shapes-{n}-of-2/data.yaml" for n in (1, 2)]
-    deployment = Deployment(layout, Settings(), print, Event())
+    deployment = Deployment(layout, DEFAULTS, print, Event())
     (shown,) = [block for language, block in BLOCKS if not language]
-    assert shown.strip() == deployment.told(data, ())
-    assert "num-classes=3'" in deployment.told(data, ("a", "b", "c"))
+    assert shown.strip() == deployment.instructions(data, ())
+    assert "num-classes=3'" in deployment.instructions(data, ("a", "b", "c"))
 
 
 def test_every_option_is_on_the_page() -> None:
@@ -150,7 +156,7 @@ def test_every_option_is_on_the_page() -> None:
         for parameter in get_command(main.app).commands["deploy-local"].params
         for option in parameter.opts
     }
-    table = PAGE.split("| option | what |", 1)[1].split("\n\n", 1)[0]
+    table = PAGE.split("| option | what it sets |", 1)[1].split("\n\n", 1)[0]
     assert set(re.findall(r"`(--[\w-]+)`", table)) == taken - {"--help"}
     assert f"uv run flwr run . {NAME} --stream" in LINES
     assert "make deploy-local" in LINES

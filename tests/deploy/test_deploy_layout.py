@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a deployment: what it remembers, who may read it, and that one start has it."""
+"""The folder of a deployment: its settings, its permissions, and its lock."""
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.folder import Layout, Settings, default_folder
+from fl_app.deploy.folder import DEFAULTS, Layout, Settings
 
 
 @pytest.fixture
@@ -20,33 +20,40 @@ def layout(tmp_path: Path) -> Layout:
     return layout
 
 
-def test_what_was_chosen_is_there_at_the_next_start(layout: Layout) -> None:
-    assert layout.settings() == Settings()
-    chosen = Settings(3, ("/a/data.yaml", "/b/data.yaml", "/c/data.yaml"), 8001, 5002)
-    layout.keep(chosen)
-    assert Layout(layout.folder).settings() == chosen
+def test_the_next_start_has_the_settings_of_the_last(layout: Layout) -> None:
+    assert layout.settings() == DEFAULTS
+    data = ("/a/data.yaml", "/b/data.yaml", "/c/data.yaml")
+    settings = Settings(3, data, 8001, 5002, "postgresql+psycopg://u:open-sesame@h/db", ("1", "2"))
+    layout.save(settings)
+    assert Layout(layout.folder).settings() == settings
+    assert "open-sesame" not in repr(settings)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"nodes": 2}', '{"data": [], "strange": 1}'])
-def test_a_damaged_memory_is_told(layout: Layout, text: str) -> None:
+WHOLE = TypeAdapter(Settings).dump_json(DEFAULTS).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", '{"nodes": 2}', '{"data": [], "strange": 1}'),
+        *(WHOLE.replace("{", '{"strange": 1, '), WHOLE.replace('"nodes":2', '"nodes":"two"')),
+    ],
+)
+def test_damaged_settings_are_reported(layout: Layout, text: str) -> None:
     (layout.folder / "deployment.json").write_text(text)
     with pytest.raises(DeploymentError, match="cannot be read"):
         layout.settings()
 
 
-def test_others_get_to_the_database_at_most(layout: Layout) -> None:
-    layout.keep_secret("token", "abc")
-    secret = layout.folder / "secrets" / "token"
-    assert layout.secret("token") == "abc"
-    assert layout.secret("nothing") == ""
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    for path in layout.folder.iterdir():
+def test_only_the_owner_may_read_anything(layout: Layout) -> None:
+    layout.save(DEFAULTS)
+    settings = layout.folder / "deployment.json"
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+    for path in (layout.folder, *layout.folder.iterdir()):
         assert not path.stat().st_mode & 0o077, path
-    if os.geteuid():
-        assert not layout.folder.stat().st_mode & 0o077
 
 
-def test_one_start_has_it(layout: Layout) -> None:
+def test_a_second_start_is_refused(layout: Layout) -> None:
     with (
         layout.lock(),
         pytest.raises(DeploymentError, match=r"runs in .* already"),
@@ -57,17 +64,7 @@ def test_one_start_has_it(layout: Layout) -> None:
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeploymentError, match=r"cannot be made .* --folder"):
+    with pytest.raises(DeploymentError, match=r"cannot be created .* --folder"):
         Layout(tmp_path / "file" / "deployment").prepare()
-
-
-def test_where_it_is_by_default(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert default_folder() == home / "deployment"
-    monkeypatch.delenv("FL_APP_HOME")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert default_folder() == Path("/home/ada/.fl-app/deployment")
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert default_folder() == Path("/var/lib/fl-app/deployment")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a deployment: kept up, told of, and all of them gone at the end."""
+"""Processes of a deployment: restarted, reported, and all of them ended at the end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL
 
 import psutil
 import pytest
 
-from fl_app.deploy import supervisor as module
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout
 from fl_app.deploy.services import Service, environment
@@ -25,33 +24,53 @@ CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', '
 time.sleep(60)'], start_new_session=True); time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', \
 flush=True); time.sleep(60)"
+# Writes its name into a file of all when SIGTERM comes.
+NOTING = """
+import os, pathlib, signal, sys, time
+def note(*_):
+    with pathlib.Path("ended").open("a") as file:
+        file.write(os.environ["FL_APP_SERVICE"] + "\\n")
+    sys.exit()
+signal.signal(signal.SIGTERM, note)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 class Stage:
-    """Processes, what they have told, and the event that ends them."""
+    """Processes, the lines that they print for the user, and the event that ends them."""
 
     def __init__(self, folder: Path) -> None:
         self.layout = Layout(folder)
         self.layout.prepare()
         self.said: list[str] = []
         self.ended = threading.Event()
-        self.processes = Processes(self.layout, self.said.append, self.ended)
+        self.processes = Processes(
+            self.layout,
+            self.said.append,
+            self.ended,
+            poll_seconds=0.02,
+            health_seconds=0.05,
+            grace_seconds=5,
+        )
 
-    def service(self, name: str, code: str, well: Callable[[], bool] = lambda: True) -> Service:
+    def service(self, name: str, code: str, healthy: Callable[[], bool] = lambda: True) -> Service:
         command = [sys.executable, "-c", code]
-        return Service(name, command, well, environment({}), again_after=0.1)
+        return Service(name, command, healthy, environment({}), restart_after=0.1)
 
     def count(self, service: str = "*") -> int:
         return len(find(self.layout.folder, service))
 
+    def printed(self, service: str, word: str) -> bool:
+        return word in self.layout.log(service).read_text()
+
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(module, "_LOOK", 0.02)
-    monkeypatch.setattr(module, "_ASK", 0.05)
+def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path / "deployment")
     yield stage
-    end(find(stage.layout.folder), SIGKILL)
+    for process in find(stage.layout.folder):
+        process.kill()
 
 
 def until(true: Callable[[], object]) -> None:
@@ -67,7 +86,7 @@ def watched(stage: Stage) -> threading.Thread:
     return thread
 
 
-def test_the_end_leaves_nothing_of_what_was_started(stage: Stage) -> None:
+def test_the_end_leaves_no_process_that_was_started(stage: Stage) -> None:
     for name in ("first", "second"):
         stage.processes.start(stage.service(name, CHILD))
     until(lambda: stage.count() == 4)
@@ -78,32 +97,27 @@ def test_the_end_leaves_nothing_of_what_was_started(stage: Stage) -> None:
     assert stage.count() == 0
 
 
-def test_those_started_last_end_first_unless_they_end_together(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[set[str]] = []
-
-    def seen(found: list[psutil.Process], signal: object) -> None:
-        asked.append({process.environ()[module.SERVICE_VARIABLE] for process in found})
-
-    for name, group in (("link", ""), ("node-1", "nodes"), ("node-2", "nodes")):
-        stage.processes.start(replace(stage.service(name, CHILD), ends_with=group))
-    until(lambda: stage.count() == 6)
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "end", seen)
-        stage.processes.stop()
-    assert asked == [set(), {"node-1", "node-2"}, {"link"}]
+def test_supernodes_end_first_and_mlflow_last(stage: Stage) -> None:
+    names = ["mlflow", "superlink", "node-1", "node-2"]
+    for name in names:
+        stage.processes.start(stage.service(name, NOTING))
+    until(lambda: all(stage.printed(name, "ready") for name in names))
+    stage.processes.stop()
+    *nodes, link, mlflow = (stage.layout.folder / "ended").read_text().split()
+    assert (sorted(nodes), link, mlflow) == (["node-1", "node-2"], "superlink", "mlflow")
 
 
-def test_what_does_not_listen_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GRACE", 0.2)
+def test_a_process_that_ignores_the_signal_is_killed(stage: Stage) -> None:
+    stage.processes.grace_seconds = 0.2
     stage.processes.start(stage.service("deaf", DEAF))
-    until(lambda: "deaf" in stage.layout.log("deaf").read_text())
+    until(lambda: stage.printed("deaf", "deaf"))
     stage.processes.stop()
     assert stage.count() == 0
 
 
-def test_what_a_killed_start_has_left_is_found_by_its_folder(stage: Stage, tmp_path: Path) -> None:
+def test_processes_of_a_killed_start_are_found_by_their_folder(
+    stage: Stage, tmp_path: Path
+) -> None:
     other = Stage(tmp_path / "other")
     for one in (stage, other):
         one.processes.start(one.service("mlflow", CHILD))
@@ -111,12 +125,14 @@ def test_what_a_killed_start_has_left_is_found_by_its_folder(stage: Stage, tmp_p
     (parent, *_) = [p for p in find(stage.layout.folder) if p.ppid() == os.getpid()]
     parent.send_signal(SIGKILL)
     until(lambda: stage.count() == 1)
-    end(find(stage.layout.folder), SIGTERM)
+    end(find(stage.layout.folder), 5)
     assert (stage.count(), other.count()) == (0, 2)
     other.processes.stop()
 
 
-def test_what_is_killed_is_started_again_after_all_it_had_started_has_ended(stage: Stage) -> None:
+def test_a_killed_process_is_restarted_after_all_that_it_had_started_has_ended(
+    stage: Stage,
+) -> None:
     stage.processes.start(stage.service("link", CHILD))
     until(lambda: stage.count() == 2)
     before = {process.pid for process in find(stage.layout.folder)}
@@ -131,8 +147,8 @@ def test_what_is_killed_is_started_again_after_all_it_had_started_has_ended(stag
     stage.processes.stop()
 
 
-def test_what_a_killed_process_leaves_behind_is_ended_before_the_pause(stage: Stage) -> None:
-    stage.processes.start(replace(stage.service("node-1", CHILD), again_after=65.0))
+def test_what_a_killed_process_had_started_is_ended_before_the_pause(stage: Stage) -> None:
+    stage.processes.start(replace(stage.service("node-1", CHILD), restart_after=65.0))
     until(lambda: stage.count() == 2)
     (parent, *_) = [p for p in find(stage.layout.folder) if p.ppid() == os.getpid()]
     thread = watched(stage)
@@ -143,10 +159,10 @@ def test_what_a_killed_process_leaves_behind_is_ended_before_the_pause(stage: St
     thread.join()
 
 
-def test_what_no_longer_answers_is_told_and_so_is_that_it_does(
+def test_a_process_that_does_not_answer_and_answers_again_is_reported(
     stage: Stage, tmp_path: Path
 ) -> None:
-    mark = tmp_path / "well"
+    mark = tmp_path / "healthy"
     mark.touch()
     stage.processes.start(stage.service("mlflow", CHILD, mark.exists))
     thread = watched(stage)
@@ -157,11 +173,13 @@ def test_what_no_longer_answers_is_told_and_so_is_that_it_does(
     stage.ended.set()
     thread.join()
     log = stage.layout.log("mlflow")
-    assert stage.said == [f"mlflow does not answer; {log} may tell.", "mlflow answers again."]
+    assert stage.said == [f"mlflow does not answer; see {log}.", "mlflow answers again."]
     stage.processes.stop()
 
 
-def test_what_cannot_be_kept_up_is_told_with_the_end_of_its_log(stage: Stage) -> None:
+def test_a_process_that_ends_twice_at_its_start_is_an_error_with_the_end_of_its_log(
+    stage: Stage,
+) -> None:
     code = "print('first'); raise SystemExit('no such table')"
     stage.processes.start(stage.service("mlflow", code, lambda: False))
     with pytest.raises(
@@ -172,20 +190,20 @@ def test_what_cannot_be_kept_up_is_told_with_the_end_of_its_log(stage: Stage) ->
     stage.processes.stop()
 
 
-def test_what_takes_too_long_is_told(stage: Stage) -> None:
+def test_a_start_that_takes_too_long_is_an_error(stage: Stage) -> None:
     stage.processes.start(stage.service("link", CHILD, lambda: False))
     with pytest.raises(DeploymentError, match="link did not come up"):
         stage.processes.wait_for(["link"], 0.1)
     stage.processes.stop()
 
 
-def test_a_program_that_is_not_there_is_told(stage: Stage) -> None:
+def test_a_program_that_does_not_exist_is_an_error(stage: Stage) -> None:
     service = Service("link", ["/nothing/flower-superlink"], lambda: True, environment({}))
     with pytest.raises(DeploymentError, match="link cannot be started"):
         stage.processes.start(service)
 
 
-def test_waiting_ends_when_all_is_to_end(stage: Stage) -> None:
+def test_a_wait_ends_when_the_deployment_is_to_end(stage: Stage) -> None:
     stage.processes.start(stage.service("link", CHILD, lambda: False))
     stage.ended.set()
     with pytest.raises(StoppedError):
@@ -193,16 +211,16 @@ def test_waiting_ends_when_all_is_to_end(stage: Stage) -> None:
     stage.processes.stop()
 
 
-def test_processes_are_told_no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_do_not_inherit_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FL_APP_DATABASE_URL", "postgresql://ada:open-sesame@host/db")
-    told = environment({"OWN": "value"})
-    assert "open-sesame" not in str(told)
-    assert told["OWN"] == "value"
-    assert told["PATH"].startswith(str(Path(sys.executable).parent))
+    variables = environment({"OWN": "value"})
+    assert "open-sesame" not in str(variables)
+    assert variables["OWN"] == "value"
+    assert variables["PATH"].startswith(str(Path(sys.executable).parent))
 
 
-def test_what_is_told_of_a_long_pause_is_how_long_it_is(stage: Stage) -> None:
-    node = replace(stage.service("node-1", "pass"), again_after=65.0)
+def test_a_long_pause_is_reported_with_its_length(stage: Stage) -> None:
+    node = replace(stage.service("node-1", "pass"), restart_after=65.0)
     stage.processes.start(node)
     thread = watched(stage)
     until(lambda: stage.said)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fl-app deploy-local` and `fl-app keys` say before anything is started."""
+"""`fl-app deploy-local` and `fl-app keys`, before any process is started."""
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pytest
 
 from fl_app.cli import main
 from fl_app.client.generated_shapes import shapes_data
-from fl_app.deploy import local, postgres
-from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.folder import Layout, Settings
+from fl_app.deploy import local
+from fl_app.deploy.errors import DeploymentError, require_package
+from fl_app.deploy.folder import DEFAULTS, Layout, Settings
 from fl_app.deploy.local import Deployment
 from fl_app.deploy.services import mlflow_server, superlink, supernode
 
@@ -45,7 +45,7 @@ def test_a_port_that_is_taken(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         said = refused(capsys, "--folder", str(tmp_path), option, port)
-    assert said.startswith(f"Port {port} of this machine cannot be had")
+    assert said.startswith(f"Port {port} of this machine cannot be used")
     assert said.endswith(f"name another with {option}.")
 
 
@@ -78,18 +78,7 @@ def test_a_database_that_cannot_be_used(
     said = refused(capsys, *words, "--database-url", address)
     assert why in said
     assert "open-sesame" not in said
-    assert Layout(tmp_path).secret("database-url") == ""
-
-
-def test_postgresql_that_is_not_installed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres, "PLACES", ())
-    monkeypatch.setenv("PATH", "/nothing")
-    words = ["--folder", str(tmp_path), "--port", free(), "--mlflow-port", free()]
-    said = refused(capsys, *words)
-    assert said.startswith("PostgreSQL is not installed on this machine; install it (`apt-get")
-    assert said.endswith("name a database that is there with --database-url.")
+    assert Layout(tmp_path).settings() == DEFAULTS
 
 
 def test_a_package_that_is_not_installed(
@@ -100,57 +89,44 @@ def test_a_package_that_is_not_installed(
 
     monkeypatch.setattr("fl_app.deploy.errors.version", version)
     assert "with the extra `deploy`" in refused(capsys, "--folder", str(tmp_path))
-    with pytest.raises(DeploymentError, match="with the extra `deploy`"):
-        postgres.require_driver()
+    with pytest.raises(DeploymentError, match=r"psycopg is not installed, .* the extra `deploy`"):
+        require_package("psycopg", "Python's driver of PostgreSQL")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
-def test_a_folder_that_postgresql_s_account_cannot_get_to(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    layout = Layout(tmp_path / "deployment")
-    layout.prepare()
-    try:
-        postgres.find_programs()
-        postgres.cluster(layout, 1)
-    except DeploymentError as error:
-        said = str(error)
-    if "not installed" in said or "driver" in said:
-        pytest.skip(said)
-    assert "'postgres' runs PostgreSQL, and cannot get to" in said
-
-
-def test_data_of_another_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "15" / "bin"
-    folder.mkdir(parents=True)
-    for name in ("initdb", "postgres"):
-        (folder / name).write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 15.18'\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setattr(postgres, "PLACES", ((str(tmp_path), "*/bin"),))
-    monkeypatch.setenv("PATH", "/nothing")
-    assert postgres.find_programs() == postgres.find_programs("15") == folder
-    with pytest.raises(DeploymentError, match="is PostgreSQL 14's, and 15 is"):
-        postgres.find_programs("14")
-
-
-def test_a_later_start_goes_on_with_what_was_chosen(
+def test_a_later_start_has_the_options_of_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[Settings] = []
-    monkeypatch.setattr(Deployment, "run", lambda self, _: chosen.append(self.settings))
+    monkeypatch.setattr(Deployment, "run", lambda self: chosen.append(self.settings))
     two = [str(shapes_data(tmp_path / name, train=4, val=2)) for name in "12"]
 
     def start(*words: str) -> Settings:
         with pytest.raises(SystemExit) as ended:
             main.main(["deploy-local", "--folder", str(tmp_path), *words])
         assert not ended.value.code
-        Layout(tmp_path).keep(chosen[-1])
+        Layout(tmp_path).save(chosen[-1])
         return chosen[-1]
 
-    assert start() == Settings()
+    assert start() == DEFAULTS
     assert start("--data", two[0], "--data", two[1], "--port", "81").data == tuple(two)
-    assert start("--mlflow-port", "82") == Settings(2, tuple(two), 81, 82)
+    assert start("--mlflow-port", "82") == replace(
+        DEFAULTS, data=tuple(two), port=81, mlflow_port=82
+    )
     assert start("--nodes", "2").data == tuple(two)
-    assert start("--nodes", "3") == Settings(3, (), 81, 82)
+    assert start("--nodes", "3") == replace(DEFAULTS, nodes=3, port=81, mlflow_port=82)
+    address = "postgresql+psycopg://ada:open-sesame@host/db"
+    assert start("--database-url", address).database_url == address
+    assert start() == start("--nodes", "3")
+
+
+def test_the_folder_is_in_the_app_s_home_by_default(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Path] = []
+    monkeypatch.setattr(Deployment, "run", lambda self: used.append(self.layout.folder))
+    with pytest.raises(SystemExit):
+        main.main(["deploy-local"])
+    assert used == [home / "deployment"]
 
 
 def test_all_ends_without_a_terminal_too(
@@ -172,9 +148,9 @@ def test_all_ends_without_a_terminal_too(
 
 def test_no_secret_is_an_argument_of_a_process(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    own = postgres.Cluster(layout, Path("/usr/bin"), 5432, "open-sesame")
+    address = "postgresql+psycopg://ada:open-sesame@host/mlflow"
     services = [
-        mlflow_server(layout, 5000, database=own.address),
+        mlflow_server(layout, 5000, database=address),
         superlink(layout, 8000, mlflow="http://127.0.0.1:5000"),
         supernode(layout, 1, port=9094, superlink_port=8000, data="/data/data.yaml"),
     ]
@@ -182,17 +158,17 @@ def test_no_secret_is_an_argument_of_a_process(tmp_path: Path) -> None:
         assert "open-sesame" not in " ".join(service.command)
         assert "open-sesame" not in repr(service)
         assert service.command[0].startswith(str(Path(sys.executable).parent))
-    assert services[0].environment["MLFLOW_BACKEND_STORE_URI"] == own.address
+    assert services[0].environment["MLFLOW_BACKEND_STORE_URI"] == address
     assert all("open-sesame" not in str(service.environment) for service in services[1:])
 
 
 def test_keys_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["keys", str(tmp_path / "k"), "--host", "host.example", "--nodes", "1"]
-    for told in (6, 1):
+    for lines in (6, 1):
         with pytest.raises(SystemExit) as ended:
             main.main(words)
         assert not ended.value.code
-        assert len(capsys.readouterr().out.splitlines()) == told
+        assert len(capsys.readouterr().out.splitlines()) == lines
     with pytest.raises(SystemExit) as ended:
         main.main(["keys", "--host", "a b"])
     assert ended.value.code == 1

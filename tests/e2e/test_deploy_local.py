@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deployment on this machine by its one command: what trains on it, who is let in, what is left.
-
-Its own processes are real, and so are those that are killed (kill -9).
-"""
+"""A deployment on this machine by its one command: training, keys, `kill -9`, the next start."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import signal
+import sqlite3
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +20,13 @@ import pytest
 from support.deployed_app import NAME, ROUNDS
 from support.deployment import start, wait_until
 from support.flower import BIN, ROOT, Flower, free_port
-from support.postgres_server import postgres_programs
 from support.small_apps import small_app
 
 from fl_app.client.data import DataSpec, data_digest, load_data_spec
 from fl_app.deploy.folder import Layout
 from fl_app.deploy.keys import make_keys
 from fl_app.deploy.services import answers
-from fl_app.deploy.supervisor import end, find
+from fl_app.deploy.supervisor import find
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager
@@ -77,22 +72,17 @@ class Deployed:
 
 
 @pytest.fixture
-def deployed() -> Iterator[Deployed]:
-    """Names and ports; not below the tests' own folders, which are closed to PostgreSQL."""
-    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
-    if postgres_programs() is None:
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="fl-app-deployment-"))
-    folder.chmod(0o711)
-    layout = Layout(folder / "deployment")
-    yield Deployed(Flower(folder / "flower"), layout, free_port(), free_port())
-    end(find(layout.folder), signal.SIGKILL)
-    shutil.rmtree(folder)
+def deployed(tmp_path: Path) -> Iterator[Deployed]:
+    """A folder and ports for a deployment, which is ended with the test."""
+    layout = Layout(tmp_path / "deployment")
+    yield Deployed(Flower(tmp_path / "flower"), layout, free_port(), free_port())
+    for process in find(layout.folder):
+        process.kill()
 
 
 @contextmanager
 def up(deployed: Deployed, command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, as soon as it says that all is up; it must have left nothing at its end."""
+    """The command, as soon as it reports that all is up; at its end no process may be left."""
     with log.open("w") as file:
         environment = deployed.flower.environment
         process = subprocess.Popen(
@@ -155,19 +145,15 @@ def test_it_trains_registers_refuses_strangers_and_goes_on_after_kills(
 
 
 def node_ids(deployed: Deployed) -> list[str]:
-    return [deployed.layout.secret(f"node-{number}-id") for number in (1, 2)]
+    return list(deployed.layout.settings().node_ids)
 
 
 def secrets_are_for_their_owner(layout: Layout) -> None:
-    for folder in ("keys", "secrets", "postgres", "server", "superlink", "logs", "nodes"):
+    for folder in ("", "keys", "mlflow", "server", "superlink", "logs", "nodes"):
         assert not (layout.folder / folder).stat().st_mode & 0o077, folder
-    private = [*(layout.folder / "secrets").iterdir(), layout.keys.key, layout.keys.authority_key]
+    private = [layout.folder / "deployment.json", layout.keys.key, layout.keys.authority_key]
     for file in (*private, *(layout.keys.node(number).private for number in (1, 2))):
         assert file.stat().st_mode & 0o777 == 0o600, file
-    password = layout.secret("postgres-password")
-    everything = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
-    assert password
-    assert password not in str(everything)
 
 
 def no_stranger_is_let_in(deployed: Deployed, folder: Path) -> None:
@@ -197,12 +183,12 @@ def no_stranger_is_let_in(deployed: Deployed, folder: Path) -> None:
 
 def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -> None:
     few = "num-server-rounds=1 image-size=64 local-epochs=1 fraction-evaluate=0.0"
-    few += " staging-threshold=0.0"  # its version moves, which MLflow does otherwise on PostgreSQL
+    few += " staging-threshold=0.0"
     few += " update-compression='int8'"
     deployed.run(ROOT, "--run-config", few)
     for number in (1, 2):
         said = deployed.layout.log(f"node-{number}").read_text()
-        (sent, plain) = re.findall(r"sends ([\d.]+) MB in place of ([\d.]+) MB", said)[-1]
+        (sent, plain) = re.findall(r"sends ([\d.]+) MB instead of ([\d.]+) MB", said)[-1]
         assert float(sent) < 0.3 * float(plain)
     (row,) = deployed.store().list_all_versions()
     assert row["stage"] == "Staging"
@@ -211,7 +197,9 @@ def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -
     shares = [layout_data(deployed.layout, number) for number in (1, 2)]
     digests = {data_digest((*share.train, *share.val)) for share in shares}
     assert set(nodes.values()) == digests
-    assert rows_in_postgresql(deployed) == [("fl-global-model", 1)]
+    with closing(sqlite3.connect(deployed.layout.database)) as database:
+        rows = database.execute("SELECT name, version FROM model_versions").fetchall()
+    assert rows == [("fl-global-model", 1)]
     weights = deployed.store().weights_path("1")  # by way of MLflow's server
     kept = list(deployed.layout.artifacts.rglob("*.safetensors"))
     assert [path.read_bytes() for path in kept] == [weights.read_bytes()]
@@ -223,39 +211,28 @@ def layout_data(layout: Layout, number: int) -> DataSpec:
     return load_data_spec(file, 7)
 
 
-def rows_in_postgresql(deployed: Deployed) -> list[tuple[str, int]]:
-    """MLflow's versions as the database has them."""
-    import psycopg
-
-    (server, *_) = deployed.processes("postgres", "postgres")
-    words = server.cmdline()
-    with psycopg.connect(
-        host="127.0.0.1",
-        port=int(words[words.index("-p") + 1]),
-        user="fl_app",
-        password=deployed.layout.secret("postgres-password"),
-        dbname="mlflow",
-    ) as database:
-        return database.execute("SELECT name, version FROM model_versions").fetchall()
-
-
 def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) -> None:
     run = start(deployed.flower, folder, "continuous=true", LINK)
     try:
         wait_until(lambda: [s.info.status for s in sessions(deployed)] == ["FINISHED"], 180, "S1")
+        homes = [deployed.layout.node(number) / "home" for number in (1, 2)]
+        in_second, in_first = homes[0] / f"hold-{ROUNDS}", homes[1] / "hold-1"
+        in_second.touch()
+        in_first.touch()
         answer, _ = run.trigger("new pictures")
-        training = [deployed.layout.node(number) / "home" / "training" for number in (1, 2)]
-        wait_until(training[1].exists, 60, "the second session")
+        wait_until((homes[1] / "training").exists, 60, "the second session")
         kill(deployed.processes("node-2", "flower-supernode"))
         wait_until(lambda: len(versions(deployed)) == ROUNDS + 1, 120, "the round without a node")
-        assert "running" in run.status()
+        assert run.get("/health")
         tags = versions(deployed)[-1]["tags"]
         assert [node["node_id"] for node in json.loads(tags["nodes"])] == node_ids(deployed)[:1]
         assert node_ids(deployed)[1] in tags["rejected"]
         assert tags["trigger"] == "new pictures"
-        wait_until(training[0].exists, 60, "the next round")
+        wait_until((homes[0] / "training").exists, 60, "the next round")
         kill(deployed.processes("superlink", "flower-superlink"))
         wait_until(lambda: "superlink was ended by SIGKILL" in log.read_text(), 60, "the news")
+        in_second.unlink()
+        in_first.unlink()
         address = f"https://127.0.0.1:{deployed.port}/health"
         authority = deployed.layout.keys.authority
         wait_until(lambda: answers(address, authority), 120, "the SuperLink")

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Error, MetricRecord
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app.events import Event, RoundReport, SessionEnded, SessionStarted, StageMoved, as_json
-from fl_app.hooks import PrometheusMetrics, log_event, queue
+from fl_app.hooks import PrometheusMetrics, log_event
 from fl_app.hooks.queue import Hooks
 from fl_app.strategy import LifecycleStrategy, MetricError, Origin, RunFailedError
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
@@ -179,16 +179,15 @@ def test_a_hook_that_hangs_delays_no_round_and_nobody_else(
     assert store.get_latest_version(Stage.STAGING) == "3"
     assert [event.type for event in told][-1] == "session.ended"
     assert len(heard) == 1
-    assert f"still has {len(told)} events; nobody waits for it" in caplog.text
+    assert f"still has {len(told)} events; not waiting for it" in caplog.text
     hang.set()
     hooks.flush(20)
     assert heard == told  # nothing was lost, and the order was kept
 
 
 def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
-    hang: threading.Event, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hang: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(queue, "MAX_WAITING", 3)
     heard: list[int] = []
     entered = threading.Event()
 
@@ -198,7 +197,7 @@ def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
         hang.wait()
         heard.append(event.round)
 
-    hooks = Hooks([slow])
+    hooks = Hooks([slow], max_waiting=3)
     hooks(RoundReport(1, 9))
     assert entered.wait(20)
     for number in range(2, 8):
@@ -209,7 +208,7 @@ def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
     hooks.flush(20)
     assert heard == [1, 2, 3, 4, 8]
     told = [r.getMessage() for r in caplog.records]
-    assert "is 3 events behind; it misses -round-5 and what follows" in told[0]
+    assert "is 3 events behind; events from -round-5 on are dropped" in told[0]
     assert "missed 3 events" in told[1]
     assert len(told) == 2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An app in NumPy for a deployment: its server waits for requests, its nodes take their time."""
+"""An app in NumPy for a deployment: its server waits for requests, its nodes wait for the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from fl_registry import FederatedLearningTracker, ModelManager, app_home
 
 NAME, ROUNDS, DEADLINE = "deployed", 2, 25.0
 """The model, the rounds of a session, and the seconds that a round waits for replies."""
-PAUSE = 4.0
 
 server = ServerApp()
 client = ClientApp()
@@ -67,10 +66,11 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
-    """Move the arrays a little, in some seconds, with a note in the node's folder meanwhile."""
+    """Move the arrays a little; while a file ``hold-ROUND`` is in the node's folder, wait."""
     note = app_home() / "training"
     note.touch()
-    time.sleep(PAUSE)
+    while (app_home() / f"hold-{message.content['config']['server-round']}").exists():
+        time.sleep(0.05)
     (arrays,) = message.content["arrays"].to_numpy_ndarrays()
     pictures = Path(str(context.node_config["data"])).parent.rglob("*.jpg")
     metrics = MetricRecord({"num-examples": len(list(pictures)), "loss": 1.0})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_app.retraining.memory.errors import MonitorStoreError
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class MonitorStore:
         If the database cannot be opened.
     """
 
-    def __init__(self, url: str = IN_MEMORY, model: str = "fl-global-model") -> None:
+    def __init__(self, url: str = IN_MEMORY, model: str = DEFAULT_MODEL_NAME) -> None:
         # Imported here: SQLAlchemy takes long to load, and nodes and hooks do not need it.
         from sqlalchemy.pool import QueuePool
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fl_app.events import RoundReport
 from fl_registry import ModelManager, ModelStore, Stage
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.address import absolute_address
 from fl_registry.redaction import redact
 
-USUAL_NAME = "fl-global-model"
+USUAL_NAME = DEFAULT_MODEL_NAME
 
 
 def next_commands(reports: Sequence[RoundReport], store: ModelStore, home: Path) -> str:

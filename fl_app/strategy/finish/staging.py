@@ -78,23 +78,11 @@ def decision_tags(decision: Decision) -> dict[str, str]:
 
 
 def supersede(store: ModelStore, version: str, reports: Reports) -> None:
-    """Make room in Staging for ``version``: what is there waits for approval no longer."""
+    """Note in the reports that ``version`` takes the place of what is in Staging."""
     old = store.get_latest_version(Stage.STAGING)
-    if old is None or old == version:
-        return
-    if _is_pending(store, old, reports):
-        store.set_version_tags(old, {"approval": "superseded"})
     for index, report in enumerate(reports):
-        if report.version == old:
+        if report.version == old and old != version:
             reports[index] = superseded(report)
-
-
-def _is_pending(store: ModelStore, version: str, reports: Reports) -> bool:
-    """Whether a version in Staging waits; whoever decides on it moves it elsewhere."""
-    for report in reports:
-        if report.version == version and report.stage is Stage.STAGING:
-            return report.approval == "pending"
-    return store.get_version(version).tags.get("approval") == "pending"
 
 
 def superseded(report: RoundReport) -> RoundReport:
@@ -118,7 +106,6 @@ def promote_waiting(store: ModelStore, reports: Reports, lease: Lease | None = N
             store.promote_to_production(
                 report.version, actor="policy", reason=report.reason, lease=lease
             )
-            store.set_version_tags(report.version, {"approval": "approved"})
             reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
 

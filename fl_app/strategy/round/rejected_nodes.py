@@ -60,7 +60,7 @@ class RejectedNodes:
             self.in_a_row[phase, node] = count
             found = RejectedReply(node, phase, bad[node], count)
             self.this_round += (found,)
-            logger.warning("round %d: node %s is rejected: %s", server_round, node, found.told())
+            logger.warning("round %d: node %s is rejected: %s", server_round, node, found.as_line())
             if count == TOO_OFTEN:
                 logger.warning("node %s keeps failing: look at it, or leave it out", node)
 

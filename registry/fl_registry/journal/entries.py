@@ -61,7 +61,10 @@ class Entry:
     carried : str
         SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
     epoch : int
-        The lease under which a server moved it by rule; 0 for whatever else.
+        The lease under which a server moved it by rule; 0 for every other move.
+    approval : str
+        "pending" if the version is put into staging to be approved, "rejected" if a person or a
+        shadow evaluation refused it; empty for every other move.
     """
 
     number: int
@@ -75,6 +78,7 @@ class Entry:
     id: str
     carried: str = ""
     epoch: int = 0
+    approval: str = ""
 
     def encode(self) -> str:
         """Return the text that is stored, always the same, with a digest of itself.
@@ -82,8 +86,9 @@ class Entry:
         The chain of hashes tells an altered entry by the one after it, and the newest has none.
         """
         fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
-        if not self.epoch:
-            del fields["epoch"]
+        for name in ("epoch", "approval"):
+            if not fields[name]:
+                del fields[name]
         return _line({**fields, "sha256": _digest(_line(fields))})
 
 
@@ -108,16 +113,24 @@ class Page:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A page that was read and checked: its entries and the state they lead to."""
+    """A page that was read and checked.
+
+    Attributes
+    ----------
+    entries : tuple[Entry, ...]
+        Its entries.
+    state : State
+        The state they lead to.
+    page : Page
+        The page as stored.
+    length : int
+        How many entries the whole journal has up to here.
+    """
 
     entries: tuple[Entry, ...] = ()
     state: State = field(default_factory=State)
     page: Page = field(default_factory=Page)
-
-    @property
-    def length(self) -> int:
-        """How many entries the whole journal has up to here."""
-        return self.entries[-1].number if self.entries else 0
+    length: int = 0
 
 
 def read_page(page: Page, known: Ledger | None = None) -> Ledger:
@@ -150,7 +163,7 @@ def read_page(page: Page, known: Ledger | None = None) -> Ledger:
     except JournalError as error:
         error.before = tuple(entries)
         raise
-    return Ledger(tuple(entries), state, page)
+    return Ledger(tuple(entries), state, page, entries[-1].number if entries else 0)
 
 
 def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
@@ -235,6 +248,7 @@ def new_entry(
     reason: str = "",
     carried: str = "",
     epoch: int = 0,
+    approval: str = "",
 ) -> Entry:
     """Return the entry that would follow `ledger`; too long a reason is cut."""
     last = ledger.entries[-1] if ledger.entries else None
@@ -252,7 +266,14 @@ def new_entry(
         id=uuid.uuid4().hex,
         carried=carried,
         epoch=epoch,
+        approval=approval,
     )
+
+
+def appended(ledger: Ledger, entry: Entry) -> Ledger:
+    """Return `ledger` with the entry that follows it."""
+    page = replace(ledger.page, texts=(*ledger.page.texts, entry.encode()))
+    return Ledger((*ledger.entries, entry), _after(ledger.state, entry), page, entry.number)
 
 
 def carried_over(ledger: Ledger) -> Page:
@@ -303,7 +324,7 @@ def _after(state: State, entry: Entry) -> State:
     """Return the state after an entry that follows."""
     if entry.op is Move.LEASE:
         return replace(state, lease=Lease(entry.number, entry.actor))
-    return step(state, entry.op, entry.version)
+    return step(state, entry.op, entry.version, entry.approval)
 
 
 def _start(entry: Entry, page: Page) -> State:
@@ -339,5 +360,7 @@ def _digest(text: str) -> str:
 
 
 def _clean(text: str, limit: int) -> str:
+    if not text:
+        return ""
     line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
     return line if len(line) <= limit else line[: limit - 3] + "..."

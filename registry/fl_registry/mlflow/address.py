@@ -11,13 +11,19 @@ from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fl_registry.errors import StoreUnavailable
 from fl_registry.redaction import redact
 
+if TYPE_CHECKING:
+    import requests
+
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_CONNECT, _READ = 4.0, 5.0  # seconds
+_CONNECT = 4.0  # seconds
+READ_SECONDS = 5.0
+"""How long a look at a server waits for its reply."""
 _KNOWN = "sqlite:///<file>, http(s)://<server>, postgresql://, mysql:// or mssql://"
 
 
@@ -83,29 +89,23 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(path).absolute()
 
 
-def check_address(uri: str) -> None:
+def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:
     """Raise `StoreUnavailable`, within about 10 seconds, if nothing usable is at `uri`."""
     kind = kind_of(uri)
     if kind == "http":
-        _check_server(uri)
+        _check_server(uri, read_seconds)
     elif kind == "sqlite":
         _check_file(uri)
     else:
         _check_port(uri, _PORTS[kind])
 
 
-def _check_server(uri: str) -> None:
+def _check_server(uri: str, read_seconds: float) -> None:
     import requests
 
     shown, problem = redact(uri, uri), ""
     try:
-        reply = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=(_CONNECT, _READ),
-            stream=True,
-            verify=_certificates(),
-        )
-        reply.close()
+        reply = _health(uri, read_seconds)
     except (requests.RequestException, ValueError, OSError) as error:
         problem = type(error).__name__
     if problem:  # raised out here: the foreign text may hold the password
@@ -127,17 +127,25 @@ def server_time(uri: str) -> datetime | None:
     import requests
 
     try:
-        reply = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=(_CONNECT, _READ),
-            stream=True,
-            verify=_certificates(),
-        )
-        reply.close()
+        reply = _health(uri, READ_SECONDS)
         found = parsedate_to_datetime(reply.headers["Date"])
     except (requests.RequestException, LookupError, ValueError, TypeError, OSError):
         return None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _health(uri: str, read_seconds: float) -> requests.Response:
+    """Return a server's reply to a health check; its content is not read."""
+    import requests
+
+    reply = requests.get(
+        f"{uri.rstrip('/')}/health",
+        timeout=(_CONNECT, read_seconds),
+        stream=True,
+        verify=_certificates(),
+    )
+    reply.close()
+    return reply
 
 
 def _certificates() -> str | bool:

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fl_registry.errors import ArtifactError, RegistryError, error_code
-from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, WholeFiles, file_digest
+from fl_registry.backend import VersionFiles
+from fl_registry.errors import ArtifactError, RegistryError
+from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, file_digest
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.strict_json import read_json
-from fl_registry.files.version_files import VersionFiles, own_bytes, read_small, remove_folder
+from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.mlflow.artifact_locations import checked_location, is_model_id, local_folder
 from fl_registry.mlflow.connection import Connection
 from fl_registry.records import ModelVersion
@@ -54,16 +55,21 @@ class MlflowFiles(VersionFiles):
     """
 
     def __init__(self, connection: Connection, name: str) -> None:
+        super().__init__()
         self._connection = connection
         self._name = name
-        self._locations: dict[str, str] = {}
-        self._downloaded = WholeFiles()
+        self._locations: dict[str, str] = {}  # of logged models, by their id; checked
 
     def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
         """Return where a file of a version is, or should be; one that lies elsewhere is fetched."""
         location = self._location(record)
         folder = local_folder(location)
         return self._fetched(location, name, sha256) if folder is None else folder / name
+
+    def is_local(self, record: ModelVersion) -> bool:
+        """Return whether the files are known to be on this machine; makes no call."""
+        location = self._locations.get(record.tags.get("model_id", ""), _ELSEWHERE)
+        return local_folder(location) is not None
 
     def read(self, record: ModelVersion, name: str) -> bytes | None:
         from mlflow.exceptions import MlflowException
@@ -133,7 +139,7 @@ class MlflowFiles(VersionFiles):
         model_id, location = note.model_id, note.location
         client = self._connection.client
         with self._connection.errors(f"remove version {version}"):
-            _if_there(client.delete_model_version, self._name, version)
+            self._connection.or_none(client.delete_model_version, self._name, version)
             others = self._others(model_id, version) if model_id else []
             if note.wrong:
                 done = Removal(left=note.wrong)
@@ -144,7 +150,9 @@ class MlflowFiles(VersionFiles):
             if note.sha256:  # a downloaded copy on this machine
                 remove_folder(self._connection.home / "cache" / note.sha256)
             if others or not done.left:
-                _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
+                self._connection.or_none(
+                    client.delete_registered_model_tag, self._name, _WORK + version
+                )
         return done
 
     def upload(self, model_id: str, location: str, folder: Path) -> None:
@@ -154,10 +162,6 @@ class MlflowFiles(VersionFiles):
         """
         self._locations[model_id] = self._checked(location, model_id)
         self._store(location).log_artifacts(str(folder))
-
-    def are_here(self, model_id: str) -> bool:
-        """Return whether the files of a logged model are known to lie on this machine."""
-        return local_folder(self._locations.get(model_id, _ELSEWHERE)) is not None
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
@@ -173,7 +177,9 @@ class MlflowFiles(VersionFiles):
 
     def _notes(self) -> dict[str, _Note]:
         with self._connection.errors("read what is to be removed"):
-            found = _if_there(self._connection.client.get_registered_model, self._name)
+            found = self._connection.or_none(
+                self._connection.client.get_registered_model, self._name
+            )
         tags = found.tags if found else {}
         noted = {k.removeprefix(_WORK): v for k, v in tags.items() if k.startswith(_WORK)}
         return {version: self._read_note(text) for version, text in noted.items()}
@@ -201,7 +207,7 @@ class MlflowFiles(VersionFiles):
         return [f"{name} {v}" for name, v in sorted(found - {(self._name, version)})]
 
     def _delete(self, model_id: str, location: str) -> Removal:
-        _if_there(self._connection.client.delete_logged_model, model_id)
+        self._connection.or_none(self._connection.client.delete_logged_model, model_id)
         self._locations.pop(model_id, None)
         folder = local_folder(location)
         return self._delete_elsewhere(location) if folder is None else remove_folder(folder)
@@ -234,7 +240,7 @@ class MlflowFiles(VersionFiles):
             )
         if model_id not in self._locations:
             with self._connection.errors(f"find the files of version {record.version}"):
-                found = _if_there(self._connection.client.get_logged_model, model_id)
+                found = self._connection.or_none(self._connection.client.get_logged_model, model_id)
             if found is None:
                 raise ArtifactError(
                     f"The logged model {model_id}, which holds the files of version "
@@ -251,7 +257,7 @@ class MlflowFiles(VersionFiles):
     def _fetched(self, location: str, name: str, sha256: str) -> Path:
         """Return the downloaded file; one that is there and whole is not fetched again."""
         kept = self._connection.home / "cache" / sha256 / name
-        if self._downloaded.has(kept, sha256):
+        if self.whole.has(kept, sha256):
             return kept
         with (
             self._connection.errors(f"download {name}"),
@@ -280,15 +286,3 @@ def _walk(store: Any, folder: str | None = None) -> Iterator[int]:
             yield from _walk(store, file.path)
         else:
             yield int(file.file_size or 0)
-
-
-def _if_there(call: Any, *arguments: object) -> Any:
-    """Return what a call returns, or None if MLflow does not have what it names (any more)."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return call(*arguments)
-    except MlflowException as error:
-        if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise

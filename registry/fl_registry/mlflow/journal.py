@@ -8,17 +8,19 @@ in `fl_registry.journal.entries`; how a model gets its first run, in `journal_ru
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_registry.errors import UnknownVersion, error_code
+from fl_registry.backend import JournalStorage
 from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
+from fl_registry.journal.lease import Heartbeat
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.journal_run import JournalHome
-from fl_registry.mlflow.retries import again
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 PAGE_LENGTH = 1_000  # entries in one run; reading a run takes time in proportion to them
 _ENTRY = re.compile(r"op\.(\d{6,})")
 _NEXT, _BEFORE = '{"next":', "before"  # how a pointer starts; the param that names the run before
+_HEARTBEAT = "lease"  # on the registered model: the last heartbeat of the server that writes
 _CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
 _SHORT = 200  # entries that a server sends faster than it answers a search
 
@@ -43,7 +46,7 @@ class _Here:
     after: str
 
 
-class MlflowJournal:
+class MlflowJournal(JournalStorage):
     """The journal of one registered model.
 
     Parameters
@@ -66,15 +69,14 @@ class MlflowJournal:
         self._here: _Here | None = None
 
     def page(self, *, fresh: bool) -> Page:
-        """Return the run that is written to; empty where there is no journal yet.
+        """Return the run that is written to; empty if there is no journal yet.
 
-        Params never change, so only what is new is asked for, unless `fresh` says otherwise.
+        Params never change, so only what is new is read, unless it is to be read `fresh`.
         """
         here = self._look(fresh=fresh)
         return Page() if here is None else here.page
 
     def pages(self) -> list[Page]:
-        """Return all runs, oldest first, read again."""
         here = self._look(fresh=True)
         pages = [] if here is None else [here.page]
         with self._connection.errors("read the journal"):
@@ -84,7 +86,6 @@ class MlflowJournal:
         return pages[::-1]
 
     def claim(self, number: int, text: str) -> bool:
-        """Write entry `number` if it is free; say whether `text` is what stands there now."""
         here = self.ensure()
         with self._connection.errors("write the journal"):
             if len(here.page.texts) >= self._page_length:
@@ -95,6 +96,22 @@ class MlflowJournal:
                 page = replace(here.page, texts=(*here.page.texts, text))
                 self._here = replace(here, page=page)
             return won
+
+    def heartbeat(self) -> Heartbeat:
+        with self._connection.errors("read who writes"):
+            model = self._home.model()
+        return Heartbeat.decode(model.tags.get(_HEARTBEAT, "") if model is not None else "")
+
+    def set_heartbeat(self, beat: Heartbeat) -> None:
+        connection = self._connection
+        with connection.errors("write who writes"):
+            write = connection.client.set_registered_model_tag
+            connection.again(write, self._name, _HEARTBEAT, beat.encode())
+
+    def lock_file(self) -> Path | None:
+        shared = f"{self._connection.uri}\n{self._name}"
+        name = hashlib.sha256(shared.encode()).hexdigest()[:16]
+        return self._connection.home / "leases" / f"{name}.lock"
 
     def ensure(self) -> _Here:
         """Make sure that the registered model and its one journal exist; return where it is."""
@@ -136,7 +153,7 @@ class MlflowJournal:
         from mlflow.exceptions import MlflowException
 
         try:
-            again(self._connection.client.log_param, run_id, _param(number), text)
+            self._connection.again(self._connection.client.log_param, run_id, _param(number), text)
         except MlflowException:
             stored = self._get(run_id).data.params.get(_param(number))
             if stored is None:
@@ -154,7 +171,7 @@ class MlflowJournal:
         if self._connection.is_server and len(here.page.texts) < _SHORT:
             run = self._get(here.run_id)
             return run if following in run.data.params else None
-        found = again(
+        found = self._connection.again(
             self._connection.client.search_runs,
             [here.experiment],
             f"attributes.run_id = '{here.run_id}' and params.`{following}` LIKE '%'",
@@ -174,22 +191,19 @@ class MlflowJournal:
 
     def _get(self, run_id: str) -> Run:
         """Return a journal run; one that was deleted is brought back, since all hangs on it."""
-        from mlflow.exceptions import MlflowException
 
-        client = self._connection.client
-        try:
-            run = again(client.get_run, run_id)
-        except MlflowException as error:
-            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-                raise self._home.gone(run_id) from error
-            raise
+        def missing(error: Exception) -> None:
+            raise self._home.gone(run_id) from error
+
+        connection, client = self._connection, self._connection.client
+        run: Run = connection.or_none(client.get_run, run_id, missing=missing)
         if run.info.lifecycle_stage == "active":
             return run
         logger.warning("the journal run %s of %s was deleted and is restored", run_id, self._name)
         experiment = client.get_experiment(run.info.experiment_id)
         if experiment.lifecycle_stage != "active":
-            again(client.restore_experiment, experiment.experiment_id)
-        again(client.restore_run, run_id)
+            connection.again(client.restore_experiment, experiment.experiment_id)
+        connection.again(client.restore_run, run_id)
         return client.get_run(run_id)
 
     def _read(self, run: Run) -> _Here:
@@ -222,17 +236,10 @@ class MlflowJournal:
         params = [Param(_BEFORE, here.run_id)]
         params += [Param(f"state.{n // _CHUNK:03d}", page.carried[n : n + _CHUNK]) for n in pieces]
         params += [Param(_param(page.first), page.texts[0])]
-        again(self._connection.client.log_batch, run_id, params=params)
+        self._connection.again(self._connection.client.log_batch, run_id, params=params)
         pointer = json.dumps({"next": run_id}, separators=(",", ":"))
         if not self._won(here.run_id, page.first, pointer):
             self._connection.client.delete_run(run_id)
-
-
-def missing_version(name: str, version: str) -> UnknownVersion:
-    """Return the error for a version that a registered model does not have."""
-    return UnknownVersion(
-        f"There is no version {version} of model {name!r}; list_all_versions() tells which exist."
-    )
 
 
 def _param(number: int) -> str:

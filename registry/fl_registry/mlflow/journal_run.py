@@ -11,10 +11,8 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from fl_registry.errors import error_code
 from fl_registry.journal.entries import JournalError
 from fl_registry.mlflow.connection import Connection
-from fl_registry.mlflow.retries import again, create_once
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,14 +39,19 @@ class JournalHome:
         self._connection = connection
         self._name = name
 
+    def model(self) -> Any | None:
+        """Return the registered model, or None if it does not exist yet."""
+        connection = self._connection
+        return connection.or_none(connection.client.get_registered_model, self._name)
+
     def find(self) -> str:
         """Return the id of the journal run, or an empty text where there is none yet."""
-        model = self._model()
+        model = self.model()
         if model is None:
             return ""
         found = self._noted(model)
         if not found and (lost := self._lost(model)):
-            found = self._noted(self._model())  # another process may have begun it meanwhile
+            found = self._noted(self.model())  # another process may have begun it meanwhile
             if not found:
                 raise JournalError(
                     f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
@@ -75,7 +78,7 @@ class JournalHome:
     def point_to(self, run_id: str) -> None:
         """Note on the model where its journal is."""
         client = self._connection.client
-        again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
+        self._connection.again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
 
     def new_run(self, experiment: str) -> str:
         """Create a journal run, exactly one even where replies are lost, and return its id."""
@@ -91,10 +94,10 @@ class JournalHome:
             run = client.create_run(experiment, tags=tags, run_name=f"journal of {self._name}")
             return str(run.info.run_id)
 
-        return create_once(
+        return self._connection.create_once(
             create,
             find,
-            drop=lambda run_id: again(client.delete_run, run_id),
+            drop=lambda run_id: self._connection.again(client.delete_run, run_id),
             alone=lambda _: self._connection.sends_once,
         )
 
@@ -113,15 +116,17 @@ class JournalHome:
         client = self._connection.client
         mine = self.new_run(self._connection.experiment_id(JOURNAL_EXPERIMENT))
         try:
-            again(client.create_registered_model, self._name, tags={JOURNAL_TAG: mine})
+            self._connection.again(
+                client.create_registered_model, self._name, tags={JOURNAL_TAG: mine}
+            )
             return mine
         except MlflowException:
-            found, model = self.find(), self._model()
+            found, model = self.find(), self.model()
             if model is None:
                 raise
         found = found or self._claim(model, mine)
         if found != mine:
-            again(client.delete_run, mine)
+            self._connection.again(client.delete_run, mine)
         return found
 
     def _claim(self, model: Any, mine: str) -> str:
@@ -157,16 +162,6 @@ class JournalHome:
         since = model.creation_timestamp - _SINCE
         kept = [run.info.run_id for run in sorted(runs, key=_age) if run.info.start_time >= since]
         return str(kept[0]) if kept else ""
-
-    def _model(self) -> Any | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return again(self._connection.client.get_registered_model, self._name)
-        except MlflowException as error:
-            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
 
 
 def _age(run: Run) -> tuple[int, str]:

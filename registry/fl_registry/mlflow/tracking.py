@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fl_registry.errors import RegistryError
 from fl_registry.mlflow.connection import Connection
-from fl_registry.mlflow.retries import again, create_once
 from fl_registry.redaction import redact
 from fl_registry.tracking_checks import (
     MAX_PARAM,
@@ -70,7 +69,7 @@ class FederatedLearningTracker:
         home: str | Path | None = None,
         system_metrics: bool = False,
     ) -> None:
-        self._connection = Connection(tracking_uri, home)
+        self.connection = Connection(tracking_uri, home)
         self.experiment_name = experiment_name
         self.run: Run | None = None
         self._system_metrics = system_metrics
@@ -81,7 +80,7 @@ class FederatedLearningTracker:
     @property
     def tracking_uri(self) -> str:
         """MLflow's address, absolute, with its password if it has one."""
-        return self._connection.uri
+        return self.connection.uri
 
     def start_run(
         self,
@@ -105,15 +104,15 @@ class FederatedLearningTracker:
         if self._running:
             raise RegistryError("A run is already active; end it with end_run() first.")
         texts = logged_texts(tags or {}, MAX_TAG)
-        client = self._connection.client
+        client = self.connection.client
         if run_id is None:
-            experiment = self._connection.experiment_id(self.experiment_name)
-            with self._connection.errors("start a run"):
+            experiment = self.connection.experiment_id(self.experiment_name)
+            with self.connection.errors("start a run"):
                 run = self._create(experiment, run_name, texts)
         else:
-            with self._connection.errors(f"continue run {run_id}"):
-                again(client.update_run, run_id, status="RUNNING", name=run_name)
-                run = again(client.get_run, run_id)
+            with self.connection.errors(f"continue run {run_id}"):
+                self.connection.again(client.update_run, run_id, status="RUNNING", name=run_name)
+                run = self.connection.again(client.get_run, run_id)
         self.run, self._running = run, True
         self._metric_names, self._param_names = Names(), Names()
         if run_id is not None:
@@ -131,11 +130,11 @@ class FederatedLearningTracker:
         wanted = searched_tags(tags)
         if self._running:
             raise RegistryError("A run is already active; end it with end_run() first.")
-        client = self._connection.client
-        experiment = self._connection.experiment_id(self.experiment_name)
+        client = self.connection.client
+        experiment = self.connection.experiment_id(self.experiment_name)
         token: str | None = None
         while True:
-            with self._connection.errors("look for an unfinished run"):
+            with self.connection.errors("look for an unfinished run"):
                 runs = client.search_runs(
                     [experiment],
                     "attributes.status = 'RUNNING'",
@@ -191,8 +190,8 @@ class FederatedLearningTracker:
         """Store a file or a folder with the run, below `artifact_path`."""
         found, run_id = checked_artifact(path), self._run_id()
         checked_folder(artifact_path)
-        client = self._connection.client
-        with self._connection.errors(f"store {found.name}"):
+        client = self.connection.client
+        with self.connection.errors(f"store {found.name}"):
             client.log_artifact(run_id, str(found), artifact_path)
 
     def log_dataset(
@@ -219,8 +218,8 @@ class FederatedLearningTracker:
         dataset = Dataset(name, digest[:_MAX_DIGEST], "local", where)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         run_id = self._run_id()
-        client = self._connection.client
-        with self._connection.errors("note the data set"):
+        client = self.connection.client
+        with self.connection.errors("note the data set"):
             client.log_inputs(run_id, [used])
         self.set_tags({f"dataset.{context}": digest})
 
@@ -231,9 +230,9 @@ class FederatedLearningTracker:
             return
         run_id = self._run_id()
         self._end_monitor()
-        client = self._connection.client
-        with self._connection.errors("end the run"):
-            again(client.set_terminated, run_id, status)
+        client = self.connection.client
+        with self.connection.errors("end the run"):
+            self.connection.again(client.set_terminated, run_id, status)
         self._running = False
 
     def leave_run(self) -> None:
@@ -256,25 +255,25 @@ class FederatedLearningTracker:
 
     def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create a run, one even where the reply to the call is lost."""
-        client, mark = self._connection.client, uuid.uuid4().hex
+        client, mark = self.connection.client, uuid.uuid4().hex
         # Without a name MLflow draws one from Python's global generator.
         name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
 
         def find() -> list[Run]:
             return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))
 
-        return create_once(
+        return self.connection.create_once(
             lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
             find,
-            drop=lambda echo: again(client.delete_run, echo.info.run_id),
-            alone=lambda _: self._connection.sends_once,
+            drop=lambda echo: self.connection.again(client.delete_run, echo.info.run_id),
+            alone=lambda _: self.connection.sends_once,
         )
 
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         # Told the run and the address, it asks none of MLflow's globals for them.
-        with self._connection.errors("log system metrics"):
+        with self.connection.errors("log system metrics"):
             self._monitor = SystemMetricsMonitor(
                 run_id, resume_logging=True, tracking_uri=self.tracking_uri
             )
@@ -292,6 +291,6 @@ class FederatedLearningTracker:
 
     def _log(self, doing: str, **batch: Any) -> None:
         run_id = self._run_id()
-        client = self._connection.client
-        with self._connection.errors(doing):
-            again(client.log_batch, run_id, **batch)
+        client = self.connection.client
+        with self.connection.errors(doing):
+            self.connection.again(client.log_batch, run_id, **batch)
