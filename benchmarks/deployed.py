@@ -63,7 +63,7 @@ def packed_row() -> Row:
             client="wire_app:client",
             config=CONFIG,
         )
-        with deployment(flower, [Path(name)], warm=True) as link:
+        with deployment(flower, [Path(name)], supernode="torch") as link:
             ours, peer = in_turn(lambda packed: seconds_of(flower, app, link, packed=packed))
     what = "a round over a SuperLink, 12 MB in 355 arrays, packed, s"
     return Row(what, ours, "as Flower sends them", peer)
@@ -75,7 +75,7 @@ def shipped_seconds(warm: bool) -> list[float]:
         flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
         data = shapes_data(Path(name), train=64, val=32, image_size=64)
         config = f'data="{data}" image-size=64 min-nodes=2 num-server-rounds={ROUNDS + 2}'
-        with deployment(flower, [data, data], warm=warm) as link:
+        with deployment(flower, [data, data], supernode="torch" if warm else "plain") as link:
             words = ("flwr", "run", str(ROOT), link, "--stream", "--run-config", config)
             printed = flower.command(*words, cwd=ROOT).stdout
         found = ModelManager(home=flower.fl_app_home).client.search_model_versions()

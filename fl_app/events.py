@@ -40,7 +40,7 @@ class RejectedReply:
     reason: str
     in_a_row: int = 1
 
-    def told(self) -> str:
+    def as_line(self) -> str:
         """Return the rejection as one line for people."""
         replies = f"{self.in_a_row} replies in a row" if self.in_a_row > 1 else "a reply"
         return f"{replies} ({self.phase}): {self.reason}"

@@ -22,6 +22,7 @@ def when_stopped(then: Callable[[], None]) -> Iterator[None]:
     before = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:
+        # The only public sign of a stop is that the SuperLink rejects a heartbeat.
         answer = getattr(ended.exc_value, "response", None)  # httpx's, as Flower raises them
         if getattr(answer, "status_code", None) in REFUSED:
             then()

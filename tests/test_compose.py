@@ -126,7 +126,7 @@ def test_images_are_those_of_the_manifests_and_name_no_registry(
             assert f" AS {built['target']}\n" in stages
 
 
-def test_flower_s_programs_take_these_arguments(services: dict[str, Service]) -> None:
+def test_flower_s_programs_accept_these_arguments(services: dict[str, Service]) -> None:
     parsers: dict[str, Callable[[], argparse.ArgumentParser]] = {
         "flower-superlink": _parse_args_run_superlink,
         "flower-supernode": _parse_args_run_supernode,
@@ -156,7 +156,7 @@ def test_flower_s_programs_take_these_arguments(services: dict[str, Service]) ->
         assert "/data" in mounted
 
 
-def test_mlflow_takes_its_arguments_and_variables(services: dict[str, Service]) -> None:
+def test_mlflow_accepts_its_arguments_and_variables(services: dict[str, Service]) -> None:
     from mlflow import environment_variables
     from mlflow.cli import server
 
@@ -260,9 +260,9 @@ def test_the_run_config_is_for_these_containers(services: dict[str, Service]) ->
     given = parse_config_args([str(RUN_CONFIG)])
     config = ServerConfig.from_run_config({**project()["tool"]["flwr"]["app"]["config"], **given})
     assert config.continuous
-    assert config.api_allowed_hosts == "serverapp"
-    assert services["serverapp"]["ports"] == [f"127.0.0.1:{config.api_port}:{config.api_port}"]
-    assert config.api_token_file in secrets(services["serverapp"])
+    assert config.api.allowed_hosts == ("serverapp",)
+    assert services["serverapp"]["ports"] == [f"127.0.0.1:{config.api.port}:{config.api.port}"]
+    assert config.api.token_file in secrets(services["serverapp"])
     address = services["serverapp"]["environment"]["FL_APP_MLFLOW_TRACKING_URI"]
     assert address == "http://mlflow:5000"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dockerfile, which is built nowhere here: its lines against what they name."""
+"""The Dockerfile, which is not built here: its lines are compared with what they name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def values(stage: str, word: str) -> list[str]:
     return [rest for name, rest in stages()[stage] if name == word]
 
 
-def test_a_parser_of_dockerfiles_finds_nothing_wrong() -> None:
+def test_hadolint_finds_nothing_wrong() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run(
         [str(hadolint), str(DOCKERFILE)], capture_output=True, text=True, check=False, timeout=60
@@ -44,7 +44,7 @@ def test_a_parser_of_dockerfiles_finds_nothing_wrong() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_stands_on_flower_s_image_of_the_version_that_the_manifests_run() -> None:
+def test_its_base_is_flower_s_image_with_the_version_of_the_manifests() -> None:
     (image,) = values("", "ARG")
     tag = image.removeprefix("FLWR_IMAGE=flwr/superexec:")
     (link,) = {c["image"] for _, c, where in containers("local") if where == "superlink/superlink"}
@@ -54,14 +54,14 @@ def test_it_stands_on_flower_s_image_of_the_version_that_the_manifests_run() -> 
         assert values(stage, "FROM") == [f"${{FLWR_IMAGE}} AS {stage}"]
 
 
-def test_its_python_is_one_that_the_project_runs_on() -> None:
+def test_its_python_is_one_that_the_project_supports() -> None:
     lowest, below = re.findall(r"3\.(\d+)", project()["project"]["requires-python"])
     tags = re.findall(r"py3\.(\d+)|python:3\.(\d+)", DOCKERFILE.read_text())
     assert tags
     assert all(int(lowest) <= int(a or b) < int(below) for a, b in tags)
 
 
-def test_the_wheel_is_made_of_all_that_it_is_made_of() -> None:
+def test_all_files_of_the_wheel_are_copied() -> None:
     copied = {word for rest in values("wheel", "COPY") for word in rest.split()[:-1]}
     built = project()
     packages = built["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -71,7 +71,7 @@ def test_the_wheel_is_made_of_all_that_it_is_made_of() -> None:
     assert copied == wanted
 
 
-def test_the_context_holds_what_is_copied_and_nothing_more() -> None:
+def test_the_context_has_what_is_copied_and_nothing_more() -> None:
     lines = (FOLDER / "Dockerfile.dockerignore").read_text().split()
     assert lines[0] == "*"
     let_in = {line[1:] for line in lines if line.startswith("!")}

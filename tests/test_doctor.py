@@ -54,7 +54,7 @@ def manager(tmp_path: Path) -> ModelManager:
 
 
 def looked(manager: ModelManager, *, deep: bool = False) -> dict[str, Check]:
-    home = manager._connection.home
+    home = manager.backend.connection.home
     checks = examine(manager, lambda: MonitorStore(default_url(home)), deep=deep)
     return {check.name: check for check in checks}
 

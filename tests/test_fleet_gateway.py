@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway's configuration in a real nginx: Flower's Fleet API comes through, nothing else."""
+"""The gateway's configuration in a real nginx: it forwards Flower's Fleet API and nothing else."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not here (apt: 
 
 @dataclass
 class Gateway:
-    """A running gateway, and what came through it.
+    """A running gateway, and the requests that it forwarded.
 
     Attributes
     ----------
     port : int
         Where it listens.
     client : ssl.SSLContext
-        Knows the authority.
-    came : list
-        Path and length of the body of each request that came through.
+        Trusts the authority.
+    received : list
+        Path and length of the body of each request that was forwarded.
     """
 
     port: int
     client: ssl.SSLContext
-    came: list[tuple[str, int]] = field(default_factory=list)
+    received: list[tuple[str, int]] = field(default_factory=list)
 
     def post(self, path: str, body: bytes = b"") -> int:
         """Send a request whose path stays as it is; return the status."""
@@ -59,14 +59,14 @@ class Gateway:
             connection.close()
 
 
-def superlink(came: list[tuple[str, int]], keys: Keys) -> ThreadingHTTPServer:
-    """What stands behind the gateway: it takes everything."""
+def superlink(received: list[tuple[str, int]], keys: Keys) -> ThreadingHTTPServer:
+    """A server behind the gateway, which accepts all requests."""
 
     class Behind(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             assert self.headers["flwr-public-key"] == "k"
-            came.append((self.path, len(self.rfile.read(length))))
+            received.append((self.path, len(self.rfile.read(length))))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -83,7 +83,7 @@ def superlink(came: list[tuple[str, int]], keys: Keys) -> ThreadingHTTPServer:
 
 
 def local_config(folder: Path, keys: Keys, port: int, behind: int) -> Path:
-    """The configuration with this machine's places in it."""
+    """The configuration with paths and ports of this machine."""
     text = CONFIG.read_text()
     here = {
         "/tmp/": f"{folder}/",  # noqa: S108 - the container's
@@ -108,7 +108,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     keys = Keys(folder / "keys")
     make_keys(keys.folder, ["localhost", "superlink"])
     found = Gateway(free_port(), ssl.create_default_context(cafile=str(keys.authority)))
-    server = superlink(found.came, keys)
+    server = superlink(found.received, keys)
     config = local_config(folder, keys, found.port, server.server_port)
     command = [str(NGINX), "-e", "stderr", "-c", str(config), "-g", "daemon off;"]
     with (folder / "nginx.log").open("w") as log:
@@ -136,10 +136,10 @@ def wait_for(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @needs_nginx
-def test_a_supernode_comes_through_with_a_model_of_any_size(gateway: Gateway) -> None:
+def test_a_model_of_any_size_is_forwarded(gateway: Gateway) -> None:
     model = b"w" * 3_000_000  # nginx itself would refuse more than one
     assert gateway.post(f"{fleet.prefix}/push-object", model) == 200
-    assert gateway.came[-1] == ("/v1/fleet/push-object", len(model))
+    assert gateway.received[-1] == ("/v1/fleet/push-object", len(model))
 
 
 @needs_nginx
@@ -161,20 +161,20 @@ def test_a_supernode_comes_through_with_a_model_of_any_size(gateway: Gateway) ->
         "/",
     ],
 )
-def test_nothing_else_comes_through(gateway: Gateway, path: str) -> None:
-    before = list(gateway.came)
+def test_nothing_else_is_forwarded(gateway: Gateway, path: str) -> None:
+    before = list(gateway.received)
     assert gateway.post(path) in (301, 404)
-    assert gateway.came == before
+    assert gateway.received == before
 
 
 @needs_nginx
-def test_what_nginx_takes_for_fleet_the_superlink_gets_as_fleet(gateway: Gateway) -> None:
+def test_a_path_that_nginx_resolves_to_fleet_is_forwarded_as_fleet(gateway: Gateway) -> None:
     assert gateway.post("/v1/control/start-run/../../fleet/pull-messages") == 200
-    assert gateway.came[-1] == ("/v1/fleet/pull-messages", 0)
+    assert gateway.received[-1] == ("/v1/fleet/pull-messages", 0)
 
 
 @needs_nginx
-def test_it_says_that_it_is_there(gateway: Gateway) -> None:
+def test_it_has_a_health_check(gateway: Gateway) -> None:
     assert gateway.post("/health") == 200
 
 

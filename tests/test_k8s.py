@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifests as rendered: valid for Kubernetes, safe by its rules, and of one piece."""
+"""The manifests as rendered: valid for Kubernetes, restricted, and consistent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_everything_is_valid(overlay: str, version: str) -> None:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_field_that_kubernetes_does_not_know_is_seen(cronjob: Document) -> None:
+def test_an_unknown_field_is_an_error(cronjob: Document) -> None:
     cronjob["spec"]["concurrencyPolcy"] = "Forbid"
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(cronjob, VERSIONS[-1], strict=True)
@@ -92,7 +92,7 @@ def test_a_container_may_do_nothing_but_its_work(overlay: str) -> None:
 
 
 @each_overlay
-def test_a_pod_gets_nothing_of_the_cluster(overlay: str) -> None:
+def test_a_pod_has_no_access_to_the_cluster(overlay: str) -> None:
     for pod in pods(overlay):
         assert pod.spec["automountServiceAccountToken"] is False, pod.name
         assert pod.spec["enableServiceLinks"] is False, pod.name
@@ -118,7 +118,7 @@ def test_a_container_has_requests_and_limits(overlay: str) -> None:
 
 
 @each_overlay
-def test_what_a_container_may_write_has_a_size_that_its_limits_allow(overlay: str) -> None:
+def test_volumes_of_a_container_fit_its_limits(overlay: str) -> None:
     for pod, container, where in containers(overlay):
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
         sizes = [
@@ -130,7 +130,7 @@ def test_what_a_container_may_write_has_a_size_that_its_limits_allow(overlay: st
 
 
 @each_overlay
-def test_a_container_that_stays_has_a_place_for_temporary_files(overlay: str) -> None:
+def test_a_lasting_container_has_a_folder_for_temporary_files(overlay: str) -> None:
     for pod, container, where in containers(overlay):
         if pod.owner["kind"] != "CronJob":
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -138,7 +138,7 @@ def test_a_container_that_stays_has_a_place_for_temporary_files(overlay: str) ->
 
 
 @each_overlay
-def test_a_container_that_stays_is_asked_how_it_does(overlay: str) -> None:
+def test_a_lasting_container_has_probes(overlay: str) -> None:
     for pod, container, where in containers(overlay):
         if pod.owner["kind"] == "CronJob":
             continue  # it ends by itself, within a deadline
@@ -146,8 +146,8 @@ def test_a_container_that_stays_is_asked_how_it_does(overlay: str) -> None:
         known = {port[key] for port in ports for key in ("name", "containerPort")}
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container[kind]
-            asked = probe.get("httpGet", probe.get("grpc", {})).get("port")
-            assert asked in known or "exec" in probe, (where, kind)
+            port = probe.get("httpGet", probe.get("grpc", {})).get("port")
+            assert port in known or "exec" in probe, (where, kind)
 
 
 @each_overlay
@@ -172,7 +172,7 @@ def test_no_manifest_holds_a_secret() -> None:
 
 
 @each_overlay
-def test_a_variable_or_setting_that_sounds_secret_comes_from_a_secret(overlay: str) -> None:
+def test_a_variable_with_the_name_of_a_secret_comes_from_a_secret(overlay: str) -> None:
     assert of_kind(overlay, "Secret") == []
     for _, container, where in containers(overlay):
         for variable in container.get("env", []):
@@ -184,7 +184,7 @@ def test_a_variable_or_setting_that_sounds_secret_comes_from_a_secret(overlay: s
 
 
 @each_overlay
-def test_a_workload_chooses_its_own_pods_and_no_others(overlay: str) -> None:
+def test_a_workload_selects_its_own_pods_and_no_others(overlay: str) -> None:
     for pod in pods(overlay):
         if pod.owner["kind"] != "CronJob":
             chosen = [p for p in pods(overlay) if p.fits(pod.owner["spec"]["selector"])]
@@ -203,14 +203,14 @@ def test_a_service_leads_to_a_port_that_its_pods_have(overlay: str) -> None:
 
 
 @each_overlay
-def test_every_workload_that_stays_has_a_disruption_budget(overlay: str) -> None:
-    staying = [pod for pod in pods(overlay) if pod.owner["kind"] != "CronJob"]
+def test_every_lasting_workload_has_a_disruption_budget(overlay: str) -> None:
+    lasting = [pod for pod in pods(overlay) if pod.owner["kind"] != "CronJob"]
     budgets = of_kind(overlay, "PodDisruptionBudget")
-    for pod in staying:
+    for pod in lasting:
         (budget,) = [b for b in budgets if pod.fits(b["spec"]["selector"])]
         only_by_a_person = pod.name in ("superlink", "serverapp")
         assert budget["spec"]["maxUnavailable"] == (0 if only_by_a_person else 1)
-    assert len(budgets) == len(staying)
+    assert len(budgets) == len(lasting)
 
 
 @pytest.mark.parametrize("overlay", ["local", "production"])
@@ -222,7 +222,7 @@ def test_there_is_one_writer(overlay: str, who: str) -> None:
 
 
 @each_overlay
-def test_a_claim_that_is_of_one_pod_at_a_time_is_never_wanted_by_two(overlay: str) -> None:
+def test_a_claim_for_one_pod_at_a_time_is_used_by_one(overlay: str) -> None:
     for pod in pods(overlay):
         if any("persistentVolumeClaim" in volume for volume in pod.volumes.values()):
             assert pod.owner["spec"]["strategy"] == {"type": "Recreate"}, pod.name
@@ -245,7 +245,7 @@ def test_the_token_is_in_a_secret_and_the_key_is_the_job_s_name(pod: dict[str, A
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
-def test_its_command_gets_one_request_into_the_mailbox_however_often_it_tries(
+def test_its_command_makes_one_request_however_often_it_tries(
     pod: dict[str, Any],
 ) -> None:
     manager = RetrainingManager()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What containers are started with: flags, files, variables, settings and Secrets that exist."""
+"""Containers of the manifests use options, files, variables, settings and Secrets that exist."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def words(container: dict[str, Any]) -> list[str]:
 
 
 @each_overlay
-def test_flower_s_programs_take_these_arguments(overlay: str) -> None:
+def test_flower_s_programs_accept_these_arguments(overlay: str) -> None:
     started = {}
     for _, container, where in containers(overlay):
         program, *arguments = words(container) or [container["name"]]
@@ -75,13 +75,13 @@ def test_flower_s_programs_take_these_arguments(overlay: str) -> None:
         assert started["serverapp/superexec"].runtime_api_address == f"superlink:{link.port}"
 
 
-def test_a_flag_that_flower_does_not_have_is_seen() -> None:
+def test_an_option_that_flower_does_not_have_is_an_error() -> None:
     with pytest.raises(SystemExit):
         FLOWER["flower-superlink"]().parse_args(["--isolation=process", "--enable-node-auth"])
 
 
 @pytest.mark.parametrize("overlay", ["local", "production"])
-def test_mlflow_takes_these_arguments_and_variables(overlay: str) -> None:
+def test_mlflow_accepts_these_arguments_and_variables(overlay: str) -> None:
     from mlflow import environment_variables
     from mlflow.cli import server
 
@@ -98,7 +98,7 @@ def test_mlflow_takes_these_arguments_and_variables(overlay: str) -> None:
 
 
 @each_overlay
-def test_a_variable_is_used_only_where_it_is_known(overlay: str) -> None:
+def test_a_variable_is_used_only_after_its_definition(overlay: str) -> None:
     for _, container, where in containers(overlay):
         known: set[str] = set()
         for variable in container.get("env", []):  # kustomize may put a patched one first
@@ -281,7 +281,7 @@ def test_the_page_makes_every_secret_that_is_used_and_no_other(
             assert document["metadata"]["namespace"] == "federated-learning"
 
 
-def test_the_certificate_has_the_names_by_which_it_is_asked_for(
+def test_the_certificate_is_valid_for_the_names_that_are_used(
     secrets: dict[str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     import base64
@@ -315,7 +315,7 @@ def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, host: str) -> No
                 pass
 
 
-def test_what_the_page_names_is_there() -> None:
+def test_files_and_services_that_the_page_names_exist() -> None:
     for path in set(re.findall(r"deploy/[\w./-]+\w", PAGE)):
         assert (ROOT / path).exists(), path
     for path in set(re.findall(r"`((?:overlays|components)/[\w./-]+)`", PAGE)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network policies: who may talk to whom, and that both ends agree."""
+"""The network policies: which connections are allowed, at both ends."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def flows(overlay: str, direction: str) -> set[Flow]:
 
 
 @each_overlay
-def test_what_nothing_allows_is_denied_to_every_pod(overlay: str) -> None:
+def test_connections_are_denied_by_default(overlay: str) -> None:
     (deny,) = [p for p in of_kind(overlay, "NetworkPolicy") if name(p) == "default-deny"]
     assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
@@ -80,12 +80,12 @@ def test_every_pod_has_one_policy_of_its_own(overlay: str) -> None:
 
 
 @each_overlay
-def test_who_may_talk_to_whom(overlay: str) -> None:
+def test_which_connections_are_allowed(overlay: str) -> None:
     assert flows(overlay, "ingress") | flows(overlay, "egress") == EXPECTED[overlay]
 
 
 @each_overlay
-def test_what_one_end_may_send_the_other_may_receive(overlay: str) -> None:
+def test_a_connection_is_allowed_at_both_ends(overlay: str) -> None:
     ours = {pod.name for pod in pods(overlay)}
 
     def between_pods(direction: str) -> set[Flow]:
@@ -95,7 +95,7 @@ def test_what_one_end_may_send_the_other_may_receive(overlay: str) -> None:
 
 
 @each_overlay
-def test_a_policy_names_ports_that_the_receiver_has(overlay: str) -> None:
+def test_a_policy_names_ports_of_the_receiver(overlay: str) -> None:
     known = {pod.name: pod for pod in pods(overlay)}
     for _, receiver, port in EXPECTED[overlay]:
         if receiver in known:
@@ -105,7 +105,7 @@ def test_a_policy_names_ports_that_the_receiver_has(overlay: str) -> None:
 
 
 @each_overlay
-def test_every_pod_may_ask_for_names(overlay: str) -> None:
+def test_every_pod_may_use_dns(overlay: str) -> None:
     (dns,) = [p for p in of_kind(overlay, "NetworkPolicy") if name(p) == "allow-dns"]
     assert dns["spec"]["podSelector"] == {}
     (rule,) = dns["spec"]["egress"]

@@ -130,7 +130,7 @@ class Post(Generic[B]):
 
     def view(self, context: Context, version: str = "") -> Response:
         """Answer Flask's current request."""
-        if version:
+        if version:  # rejected before the key is claimed
             parse(Version, version, part="version in the path")
         body: B = parse(self.body, g.body)
         key = idempotency_key(request.headers.get("Idempotency-Key"))

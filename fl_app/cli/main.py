@@ -90,12 +90,12 @@ def status(
         shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     shown.add_row("backlog", escape(str(waiting)))
     for each in rejected:
-        shown.add_row(f"node {each.node_id} rejected", escape(each.told()))
+        shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
     console.print(shown)
 
 
-for command in COMMANDS:
-    app.command()(command)
+for verb, command in COMMANDS.items():
+    app.command(verb)(command)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from rich import markup
@@ -32,6 +33,13 @@ def escape(text: str) -> str:
 def print_json(value: object) -> None:
     """Print a value as JSON."""
     sys.stdout.write(f"{json.dumps(value, indent=1, default=str)}\n")
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    with suppress(OSError):  # a terminal that was closed must not keep a command from cleaning up
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def fail(sentence: str) -> NoReturn:

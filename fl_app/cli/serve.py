@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from typing import Annotated
 
@@ -13,7 +12,7 @@ import typer
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token, require_token
 from fl_app.cli.options import Monitor, Name, Uri, open_monitor, open_registry
-from fl_app.cli.output import fail
+from fl_app.cli.output import fail, say
 from fl_app.retraining import RetrainingManager
 from fl_app.strategy.checkpoints.backlog import backlog
 from fl_registry import app_home
@@ -70,7 +69,6 @@ def _serve_until_stopped(server: ApiServer, name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     host = f"[{server.host}]" if ":" in server.host else server.host
-    sys.stdout.write(f"The page of {name}: http://{host}:{server.port}/ (Ctrl-C ends it)\n")
-    sys.stdout.flush()
+    say(f"The page of {name}: http://{host}:{server.port}/ (Ctrl-C ends it)")
     ended.wait()
     server.close()

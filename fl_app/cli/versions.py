@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 from fl_app.api.page.registry_view import is_pending, score_text, why_text
 from fl_app.cli.options import By, Json, Name, Note, Uri, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, table
+from fl_registry import ModelManager
 from fl_registry.home import DEFAULT_MODEL_NAME
 
 
@@ -89,7 +91,6 @@ def promote(
     manager = open_registry(uri, name)
     if to == "production":
         manager.promote_to_production(version, actor=by, reason=note)
-        manager.set_version_tags(version, {"approval": "approved"})
     elif to == "staging":
         manager.promote_to_staging(version, actor=by, reason=note)
     else:
@@ -97,32 +98,25 @@ def promote(
     _print_move(version, name, to.capitalize(), "is in {} now", as_json)
 
 
-def approve(
-    version: str,
-    *,
-    by: By = "",
-    note: Note = "",
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
-    """Move a version that waits for approval to Production."""
-    open_registry(uri, name).approve_version(version, actor=by, reason=note)
-    _print_move(version, name, "Production", "is approved and in {} now", as_json)
+def _decision(
+    decide: Callable[..., object], stage: str, sentence: str, meaning: str
+) -> Callable[..., None]:
+    """Return a command that decides on a version that waits for approval."""
 
+    def command(
+        version: str,
+        *,
+        by: By = "",
+        note: Note = "",
+        uri: Uri = "",
+        name: Name = DEFAULT_MODEL_NAME,
+        as_json: Json = False,
+    ) -> None:
+        decide(open_registry(uri, name), version, actor=by, reason=note)
+        _print_move(version, name, stage, sentence, as_json)
 
-def reject(
-    version: str,
-    *,
-    by: By = "",
-    note: Note = "",
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
-    """Archive a version that waits for approval."""
-    open_registry(uri, name).reject_version(version, actor=by, reason=note)
-    _print_move(version, name, "Archived", "is rejected and {} now", as_json)
+    command.__doc__ = meaning
+    return command
 
 
 def rollback(
@@ -172,9 +166,6 @@ def prune(
         console.print("`fl-app prune --remove` removes them.")
 
 
-COMMANDS = (versions, compare, promote, approve, reject, rollback, prune)
-
-
 def _print_move(version: str, name: str, stage: str, sentence: str, as_json: bool) -> None:
     if as_json:
         print_json({"version": version, "stage": stage})
@@ -184,3 +175,24 @@ def _print_move(version: str, name: str, stage: str, sentence: str, as_json: boo
 
 def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.4f}"
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "versions": versions,
+    "compare": compare,
+    "promote": promote,
+    "approve": _decision(
+        ModelManager.approve_version,
+        "Production",
+        "is approved and in {} now",
+        "Move a version that waits for approval to Production.",
+    ),
+    "reject": _decision(
+        ModelManager.reject_version,
+        "Archived",
+        "is rejected and {} now",
+        "Archive a version that waits for approval.",
+    ),
+    "rollback": rollback,
+    "prune": prune,
+}

@@ -54,7 +54,7 @@ class AdamW:
         for tensors, decay in self._groups:
             moved = [tensor for tensor in tensors if tensor.grad is not None]
             states = [self._state_of(tensor) for tensor in moved]
-            adamw(
+            adamw(  # the documented functional form of torch.optim.AdamW
                 moved,
                 [tensor.grad for tensor in moved if tensor.grad is not None],
                 [state.mean for state in states],

@@ -47,6 +47,7 @@ app = ClientApp()
 
 def round_seed(config: ClientConfig, server_round: int, digest: str) -> int:
     """Return the seed of a local round; it differs between rounds and between nodes' data."""
+    # The digest is included, since a node with data of its own has no partition id.
     key = f"{config.seed}/{server_round}/{config.partition_id}/{digest}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % (2**31 - 2)
 

@@ -360,6 +360,7 @@ def _dirichlet_shares(
         cuts = np.round(np.cumsum(weights)[:-1] * len(members)).astype(int)
         for share, part in zip(shares, np.split(members, cuts), strict=True):
             share.extend(int(index) for index in part)
+    # Small alpha may leave shares empty; each takes a picture from the largest share.
     for share in shares:
         largest = max(shares, key=len)
         if not share and len(largest) > 1:

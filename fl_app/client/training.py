@@ -127,6 +127,8 @@ def _train(
     model: Any, dataset: PictureDataset, *, epochs: int, rate: float, seed: int, device: str
 ) -> float:
     """Make one step per batch; return the mean loss of the last epoch."""
+    # A loop of its own: YOLO.train() also validates, saves and plots. It takes 2.9 times as long as
+    # the steps at 320 pixels and 14.8 times at 64 (benchmarks/client_round.py).
     _seed_all(seed)
     place, batch_size = torch.device(device), dataset.settings.batch
     model.to(place).train()

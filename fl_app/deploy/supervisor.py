@@ -165,7 +165,9 @@ class Processes:
                 longer = min(one.service.restart_after * 2 ** (one.failures - 1), _LONGEST_PAUSE)
                 pause = max(longer, one.service.restart_after)
                 one.restart_at = time.monotonic() + pause
-                how = f"ended with status {code}" if code >= 0 else f"was ended by {_signal(code)}"
+                how = f"ended with status {code}"
+                if code < 0:
+                    how = f"was ended by {Signals(-code).name}"
                 self.say(f"{one.service.name} {how}. It is started again in {pause:.0f} s.")
             elif one.restart_at is not None and now >= one.restart_at:
                 one.process, one.started = self._spawn(one.service), time.monotonic()
@@ -241,10 +243,6 @@ def end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 signal(process)
         _, left = psutil.wait_procs(left, timeout=grace_seconds)
-
-
-def _signal(code: int) -> str:
-    return Signals(-code).name
 
 
 def _last_lines(log: Path) -> str:

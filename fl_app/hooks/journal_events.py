@@ -26,6 +26,8 @@ class JournalFollower:
         The store with the journal.
     """
 
+    # Read from the journal and not reported by those who move versions: people, the page, probation
+    # and other processes do so too, and the journal is the one place that all of them write to.
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._looking = threading.Lock()

@@ -97,6 +97,9 @@ class Hooks:
                 logger.warning("hook %r still has %d events; not waiting for it", thread.hook, left)
 
 
+# A thread for each hook: called in the session's own thread, a hook that hangs would stop the run,
+# and a time limit cannot end a thread. Separate queues keep the order, and one hook's dead receiver
+# does not delay another hook.
 class _HookThread:
     """A hook's queue, and a thread that runs while the queue is not empty."""
 

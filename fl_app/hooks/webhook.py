@@ -126,6 +126,8 @@ class Webhook:
 
     def _post(self, event_id: str, body: bytes, number: int) -> None:
         try:
+            # Resolved here and not by urllib3, which could resolve a name that is checked now to a
+            # private address a moment later.
             addresses = self._target.addresses()
             address = addresses[number % len(addresses)]
             answer = self._send(address, self._headers(event_id, body), body)

@@ -151,6 +151,7 @@ def encode(
         difference = np.subtract(values, base, dtype=_working(base.dtype))
     if not np.isfinite(difference).all():
         raise UpdateError("is not finite")
+    # Arrays of one axis are 1 % of a YOLOv8n's bytes, and a rounded variance may become negative.
     if difference.ndim < 2 or not difference.size:
         return None
     if encoding is Encoding.FLOAT16:
@@ -180,6 +181,8 @@ def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarra
 
 def fingerprint(data: Mapping[str, bytes]) -> int:
     """Return a CRC-32 of a model's serialized arrays and names; it does not detect attacks."""
+    # A difference to another model would decode to arrays of the right shape and wrong values, for
+    # example under a strategy that sends different models to nodes.
     crc = 0
     for name in sorted(data):
         crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
@@ -197,6 +200,8 @@ def _to_int8(
     # The next float up: otherwise rounding could give level 128, and a scale could be 0.
     scale = np.nextafter((largest / _LEVELS).astype(_SCALE), _SCALE.type(np.inf))
     rows = rows / scale[:, None]
+    # Random rounding is unbiased, so a node need not carry the error into its next round, which may
+    # be hours later and on another model.
     rows += random.random(rows.shape, dtype=np.float32)
     np.floor(rows, out=rows)
     np.clip(rows, -_LEVELS, _LEVELS, out=rows)

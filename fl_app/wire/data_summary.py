@@ -63,7 +63,7 @@ class Feature:
 
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Counts of a node's new rows, in bins that only the node knows.
+    """Counts of a node's new rows, in bins whose edges stay on the node.
 
     Attributes
     ----------

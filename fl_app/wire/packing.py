@@ -70,7 +70,7 @@ def pack(content: RecordDict, known: Known | None = None) -> RecordDict:
     known = {} if known is None else known
     made, index = RecordDict(), dict[str, list[_Row]]()
     for key, record in content.items():
-        made[key] = record
+        made[key] = record  # for the order of the records
         if isinstance(record, ArrayRecord):
             if id(record) not in known:
                 data = b"".join(array.data for array in record.values())

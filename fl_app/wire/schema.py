@@ -23,21 +23,21 @@ def fits(arrays: ArrayRecord, schema: Schema) -> bool:
     return not difference(schema_of(arrays), schema)
 
 
-def difference(found: Schema, expected: Schema) -> str:
+def difference(actual: Schema, expected: Schema) -> str:
     """Describe how the arrays of one model differ from those of another; empty if they do not."""
-    if names := other_names(found, expected):
+    if names := other_names(actual, expected):
         return names
-    other = [name for name in expected if found[name] != expected[name]]
-    if other and not (is_document(found) and is_document(expected)):
-        rows = (f"{d} {list(shape)}" for d, shape in (found[other[0]], expected[other[0]]))
+    other = [name for name in expected if actual[name] != expected[name]]
+    if other and not (is_document(actual) and is_document(expected)):
+        rows = (f"{d} {list(shape)}" for d, shape in (actual[other[0]], expected[other[0]]))
         more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
         return f"its {quoted(other[0])} is {' and not '.join(rows)}{more}"
-    return "" if list(found) == list(expected) else "its arrays are in another order"
+    return "" if list(actual) == list(expected) else "its arrays are in another order"
 
 
-def other_names(found: Collection[str], expected: Collection[str]) -> str:
+def other_names(actual: Collection[str], expected: Collection[str]) -> str:
     """Describe which names of arrays are missing and which are unknown; empty if none are."""
-    differ = {"lacks": {*expected} - {*found}, "has": {*found} - {*expected}}
+    differ = {"lacks": {*expected} - {*actual}, "has": {*actual} - {*expected}}
     parts = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
     return f"it {' and '.join(parts)}" if parts else ""
 

@@ -97,11 +97,11 @@ class Holdout:
     def matches(self) -> Matches:
         """Detections of the latest call in each picture, and the true boxes."""
         stats, names = self._scorer.stats, self._scorer.metrics.names
-        found = [len(confs) for confs in stats["conf"]]
+        detected = [len(confs) for confs in stats["conf"]]
         true = [len(numbers) for numbers in stats["target_cls"]]
         return Matches(
             num_pictures=len(true),
-            picture=np.repeat(np.arange(len(found)), found),
+            picture=np.repeat(np.arange(len(detected)), detected),
             category=np.concatenate(stats["pred_cls"]).astype(int),
             conf=np.concatenate(stats["conf"]),
             right=np.concatenate(stats["tp"]),
@@ -195,7 +195,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         return self._true[name]
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
-        found = non_max_suppression(
+        pictures = non_max_suppression(
             preds,
             self.args.conf,
             self.args.iou,
@@ -205,11 +205,13 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
-            for rows in found
+            for rows in pictures
         ]
 
 
 def _layout_of(device: torch.device) -> torch.memory_format:
+    # As in YOLO.val. Not in training: channels last is up to 14 % faster there, but two epochs of
+    # AdamW end 2 % away from the weights of Ultralytics' own trainer.
     x86 = platform.machine() in {"AMD64", "x86_64"}
     return torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
 
@@ -263,8 +265,8 @@ def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarra
     true = np.hstack([centre - size / 2, centre + size / 2]) * sides
     for number, box in zip(picture.boxes[:, 0], true, strict=True):
         _draw_box(tile, box, names[int(number)], _TRUE_COLOUR)
-    found = result.boxes.cpu().numpy()
-    for number, confidence, box in zip(found.cls, found.conf, found.xyxy, strict=True):
+    detected = result.boxes.cpu().numpy()
+    for number, confidence, box in zip(detected.cls, detected.conf, detected.xyxy, strict=True):
         _draw_box(tile, box * scale, f"{names[int(number)]} {confidence:.2f}", _FOUND_COLOUR)
     return tile
 

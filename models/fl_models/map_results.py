@@ -96,11 +96,11 @@ class Matches:
         precision from the next one on. So the right boxes are enough, each with the number of wrong
         boxes of more confidence.
         """
-        found = self._order[self.category[self._order] == category]
-        right = self.right[found, column]
+        detected = self._order[self.category[self._order] == category]
+        right = self.right[detected, column]
         if not right.any():
             return np.zeros(len(true))
-        pictures = self.picture[found]
+        pictures = self.picture[detected]
         wrong = self._wrong_before(pictures, right)
         result = np.empty(len(true))
         for part in _blocks(len(true), int(right.sum())):

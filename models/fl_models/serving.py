@@ -80,11 +80,11 @@ def load(
         pictures = [_pixels(entry) for cell in data["image"] for entry in _entries(cell)]
         weight, classes = next(network.parameters()), len(names)
         with lock, torch.inference_mode():
-            found = [
+            detected = [
                 find_boxes(network, p, like=weight, num_classes=classes, conf=conf, side=side)
                 for p in pictures
             ]
-        return [[_as_row(box, names) for box in boxes.tolist()] for boxes in found]
+        return [[_as_row(box, names) for box in boxes.tolist()] for boxes in detected]
 
     return predict
 
@@ -122,11 +122,11 @@ def find_boxes(
     batch = torch.from_numpy(rgb).to(like.device, like.dtype)[None] / 255
     # Ultralytics drops the boxes of pictures that take long; a slow machine must not change
     # results, so there is no time limit.
-    found: torch.Tensor = non_max_suppression(
+    boxes: torch.Tensor = non_max_suppression(
         network(batch), conf, _OVERLAP, nc=num_classes, max_time_img=math.inf
     )[0]
-    found[:, :4] = scale_boxes((side, side), found[:, :4], pixels.shape)
-    return found[:, :6]
+    boxes[:, :4] = scale_boxes((side, side), boxes[:, :4], pixels.shape)
+    return boxes[:, :6]
 
 
 def _as_row(box: list[float], names: list[str]) -> dict[str, Any]:
@@ -148,10 +148,10 @@ def _pixels(entry: Any) -> np.ndarray:
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"the text of a picture is not base64: {error}") from None
     if isinstance(entry, bytes):
-        found = cv2.imdecode(np.frombuffer(entry, np.uint8), cv2.IMREAD_COLOR) if entry else None
-        if found is None:
+        decoded = cv2.imdecode(np.frombuffer(entry, np.uint8), cv2.IMREAD_COLOR) if entry else None
+        if decoded is None:
             raise ValueError("a picture can't be decoded; expected the bytes of a picture file")
-        return np.asarray(found)
+        return np.asarray(decoded)
     pixels = np.array(entry)
     whole = np.issubdtype(pixels.dtype, np.integer)
     if not whole or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:

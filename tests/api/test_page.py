@@ -392,9 +392,15 @@ def test_hundreds_of_versions_and_entries_are_bounded_with_a_hint(
 def test_an_altered_entry_of_the_ledger_is_a_fault_and_no_crash(
     person: FlaskClient, story: Story, place: int
 ) -> None:
-    story.store._journal[place] = story.store._journal[place].replace("policy", "pol1cy")
-    story.store._journal[place] = story.store._journal[place].replace("Hopper", "Hoppe!")
-    story.store._journal[place] = story.store._journal[place].replace("Lovelace", "Lovelac!")
+    story.store.backend.journal.texts[place] = story.store.backend.journal.texts[place].replace(
+        "policy", "pol1cy"
+    )
+    story.store.backend.journal.texts[place] = story.store.backend.journal.texts[place].replace(
+        "Hopper", "Hoppe!"
+    )
+    story.store.backend.journal.texts[place] = story.store.backend.journal.texts[place].replace(
+        "Lovelace", "Lovelac!"
+    )
     page = re.sub(r"\s+", " ", look(person))
     assert f"Entry {place + 1} of the journal was changed from outside" in page
     assert "It does not verify." in page
@@ -425,7 +431,7 @@ def test_a_registry_that_fails_or_is_busy_leaves_the_rest_of_the_page(
 def test_a_memory_that_fails_leaves_the_registry_on_the_page(
     person: FlaskClient, story: Story
 ) -> None:
-    with story.manager.store._engine.begin() as connection:
+    with story.manager.store._database.engine.begin() as connection:
         connection.exec_driver_sql("drop table requests")
     page = look(person)
     assert "database does not answer" in page

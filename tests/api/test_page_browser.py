@@ -151,7 +151,9 @@ def test_axe_finds_no_fault_in_any_look_and_nothing_scrolls_sideways(
     assert visit.page.evaluate("document.documentElement.scrollWidth") == width
     visit.page.click("#retraining button")  # the browser asks for what is missing
     assert visit.page.locator("#trigger-reason:invalid").count() == 1
-    story.store._journal[2] = story.store._journal[2].replace("Ada", "Eve")
+    story.store.backend.journal.texts[2] = story.store.backend.journal.texts[2].replace(
+        "Ada", "Eve"
+    )
     visit.send("text=Refresh")
     assert "It does not verify" in visit.page.locator("#ledger").inner_text()
     assert faults(visit.page, axe) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's configuration: the deployment's connection is in it, and all else stays as it was."""
+"""The deployment's connection is written into Flower's configuration, of which all else stays."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def connection(tmp_path: Path) -> Connection:
 
 
 @pytest.mark.parametrize("text", [MINE, MINE + OLD, OLD + MINE, OLD])
-def test_it_is_put_in_and_the_rest_stays(file: Path, connection: Connection, text: str) -> None:
+def test_the_connection_is_written_and_the_rest_stays(
+    file: Path, connection: Connection, text: str
+) -> None:
     file.write_text(text)
     before = tomllib.loads(text)
     connection.write()

@@ -56,6 +56,6 @@ def test_nodes_with_other_classes_are_refused(tmp_path: Path) -> None:
         check_data([str(first), str(second)])
 
 
-def test_a_node_asks_for_its_number_of_classes_still(tmp_path: Path) -> None:
+def test_a_node_still_checks_its_number_of_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected 3"):
         load_data_spec(shapes_data(tmp_path, train=4, val=2), 3)

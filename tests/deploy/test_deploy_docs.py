@@ -103,7 +103,7 @@ def test_mlflow_is_started_by_hand_as_the_command_starts_it() -> None:
 
 
 @pytest.mark.parametrize("start", ["uv run flwr supernode register", "uv run flwr run . hospital"])
-def test_flwr_takes_these_commands(start: str) -> None:
+def test_flwr_accepts_these_commands(start: str) -> None:
     command, name = get_command(flwr), "flwr"
     left = words(start)[3:]
     while hasattr(command, "commands"):

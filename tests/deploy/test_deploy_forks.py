@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of a SuperNode from forks of one process: the same as by processes of their own."""
+"""Messages of a SuperNode run by forks: with the same results as by processes of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main():
     print("args", sys.argv, flush=True)
     print("loaded", "json.tool" in sys.modules, "fl_app" in sys.modules)
     print("drawn", random.random(), np.random.random())
-    print("told", os.environ.get("TOLD"), os.getcwd(), file=sys.stderr)
+    print("environment", os.environ.get("GIVEN"), os.getcwd(), file=sys.stderr)
     if "sleep" in sys.argv:
         time.sleep(60)
     if "raise" in sys.argv:
@@ -56,19 +56,19 @@ def run(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_fork_is_what_the_program_would_be(tmp_path: Path) -> None:
+def test_a_fork_behaves_as_the_program(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    script = "cd other; TOLD='a b' flwr-clientapp --token \"x y\"; echo code $?; exit 3"
+    script = "cd other; GIVEN='a b' flwr-clientapp --token \"x y\"; echo code $?; exit 3"
     done = run(tmp_path, script)
     lines = done.stdout.splitlines()
     assert lines[0] == "args ['flwr-clientapp', '--token', 'x y']"
     assert lines[1] == "loaded True False"  # preloaded, and nothing of an app
     assert lines[-1] == "code 7"
-    assert done.stderr.splitlines() == [f"told a b {tmp_path / 'other'}"]
+    assert done.stderr.splitlines() == [f"environment a b {tmp_path / 'other'}"]
     assert done.returncode == 3  # the SuperNode's own
 
 
-def test_forks_draw_other_numbers_and_an_error_ends_one_of_them_only(tmp_path: Path) -> None:
+def test_forks_draw_different_numbers_and_an_error_ends_only_one(tmp_path: Path) -> None:
     done = run(tmp_path, "flwr-clientapp raise; echo code $?; flwr-clientapp; echo code $?")
     drawn = [line for line in done.stdout.splitlines() if line.startswith("drawn")]
     assert len({word for line in drawn for word in line.split()[1:]}) == 4
@@ -76,7 +76,7 @@ def test_forks_draw_other_numbers_and_an_error_ends_one_of_them_only(tmp_path: P
     assert "ValueError: no" in done.stderr
 
 
-def test_many_messages_at_once_are_served_and_one_that_is_ended_ends(tmp_path: Path) -> None:
+def test_many_messages_run_at_once_and_one_can_be_ended(tmp_path: Path) -> None:
     script = """
 for one in 1 2 3 4 5 6; do flwr-clientapp $one & done
 flwr-clientapp sleep > asleep & sleeper=$!
@@ -91,7 +91,7 @@ wait
     assert time.monotonic() - began < 50
 
 
-def test_where_no_warm_process_is_left_the_program_starts_itself(tmp_path: Path) -> None:
+def test_the_program_runs_itself_if_the_server_has_ended(tmp_path: Path) -> None:
     real = Path(sys.executable).with_name("flwr-clientapp")
     if not real.exists():
         pytest.skip("flwr-clientapp is not beside this Python")
@@ -100,14 +100,16 @@ def test_where_no_warm_process_is_left_the_program_starts_itself(tmp_path: Path)
     assert "Run a Flower ClientApp" in done.stdout
 
 
-def test_the_folder_of_the_socket_is_this_users_and_goes_with_the_process(tmp_path: Path) -> None:
+def test_only_this_user_may_enter_the_socket_s_folder_which_is_removed_at_the_end(
+    tmp_path: Path,
+) -> None:
     script = "place=$(dirname $(command -v flwr-clientapp)); stat -c %a $place; echo $place"
     mode, place = run(tmp_path, script).stdout.split()
     assert mode == "700"
     assert not os.path.exists(place)  # noqa: PTH110 - a path from a shell
 
 
-def test_a_command_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_command_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text(ENTRY)
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path / "none")],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates and keys: whom they let in, what is kept and what is made anew."""
+"""Certificates and keys: what they are valid for, and when they are replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def contents(keys: Keys) -> dict[str, bytes]:
 
 
 def shake_hands(server: Keys, authority: Path, name: str) -> None:
-    """TLS between the SuperLink and whoever trusts an authority; raises if it fails."""
+    """Do a TLS handshake of the SuperLink with a client that trusts an authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server.certificate, server.key)
     trusting = ssl.create_default_context(cafile=authority)
@@ -49,7 +49,7 @@ def shake_hands(server: Keys, authority: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1"])
-def test_who_trusts_the_authority_knows_the_superlink_by_its_names(keys: Keys, name: str) -> None:
+def test_the_certificate_is_valid_for_each_of_its_names(keys: Keys, name: str) -> None:
     shake_hands(keys, keys.authority, name)
 
 
@@ -68,18 +68,18 @@ def test_private_keys_are_for_their_owner_only(keys: Keys) -> None:
     assert stat.S_IMODE(keys.folder.stat().st_mode) == 0o700
 
 
-def test_flower_takes_the_nodes_keys(keys: Keys) -> None:
-    told = argparse.Namespace(
+def test_flower_accepts_the_nodes_keys(keys: Keys) -> None:
+    arguments = argparse.Namespace(
         auth_supernode_private_key=str(keys.node(1).private), auth_supernode_public_key=None
     )
-    pair = _try_setup_client_authentication(told)
+    pair = _try_setup_client_authentication(arguments)
     assert pair is not None
     assert pair[0].curve.name == "secp384r1"
     assert public_key_to_bytes(pair[1]) == try_load_public_key(keys.node(1).public)
     assert try_load_public_key(keys.node(1).public) != try_load_public_key(keys.node(2).public)
 
 
-def test_what_is_there_is_kept(keys: Keys) -> None:
+def test_existing_keys_are_not_replaced(keys: Keys) -> None:
     before = contents(keys)
     assert make_keys(keys.folder, nodes=2) == []
     assert [path.name for path in make_keys(keys.folder, nodes=3)] == ["node-3", "node-3.pub"]
@@ -96,7 +96,7 @@ def test_a_new_name_joins_the_old_ones(keys: Keys) -> None:
     assert contents(keys)["ca.crt"] == before["ca.crt"]
 
 
-def test_a_certificate_that_is_about_to_expire_is_made_anew(keys: Keys) -> None:
+def test_a_certificate_that_is_about_to_expire_is_replaced(keys: Keys) -> None:
     ends = datetime.now(UTC) + CERTIFICATE_LIFETIME - RENEWAL
     assert make_keys(keys.folder, now=ends - timedelta(hours=1)) == []
     assert make_keys(keys.folder, now=ends + timedelta(hours=1)) != []
@@ -104,7 +104,7 @@ def test_a_certificate_that_is_about_to_expire_is_made_anew(keys: Keys) -> None:
     assert made.not_valid_after_utc > ends + RENEWAL
 
 
-def test_a_certificate_that_does_not_fit_is_made_anew(keys: Keys, tmp_path: Path) -> None:
+def test_a_certificate_that_does_not_fit_is_replaced(keys: Keys, tmp_path: Path) -> None:
     make_keys(tmp_path / "others")
     others = Keys(tmp_path / "others")
     for name in ("superlink.crt", "superlink.key"):
@@ -113,7 +113,7 @@ def test_a_certificate_that_does_not_fit_is_made_anew(keys: Keys, tmp_path: Path
         shake_hands(keys, keys.authority, "localhost")
 
 
-def test_the_authority_s_key_may_be_kept_elsewhere(keys: Keys) -> None:
+def test_the_authority_s_key_may_be_stored_elsewhere(keys: Keys) -> None:
     keys.authority_key.unlink()
     assert make_keys(keys.folder, nodes=2) == []
     before = contents(keys)
@@ -122,7 +122,7 @@ def test_the_authority_s_key_may_be_kept_elsewhere(keys: Keys) -> None:
     assert contents(keys) == before
 
 
-def test_a_lost_public_key_is_told_by_its_private_one(keys: Keys) -> None:
+def test_a_lost_public_key_is_derived_from_the_private_key(keys: Keys) -> None:
     before = contents(keys)
     keys.node(2).public.unlink()
     make_keys(keys.folder, nodes=2)
@@ -130,13 +130,13 @@ def test_a_lost_public_key_is_told_by_its_private_one(keys: Keys) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "host:8000", "https://host", "höst", "a\nb"])
-def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DeploymentError, match="no host name"):
         make_keys(tmp_path / "keys", [name])
     assert not (tmp_path / "keys").exists()
 
 
-def test_a_damaged_file_is_told(keys: Keys) -> None:
+def test_a_damaged_file_is_reported(keys: Keys) -> None:
     keys.certificate.write_text("nothing")
     with pytest.raises(DeploymentError, match="cannot be used or written"):
         make_keys(keys.folder)

@@ -99,7 +99,7 @@ def test_in_simulation(own: Flower, app: Path, tmp_path: Path) -> None:
 
 def test_on_a_superlink_with_two_supernodes(own: Flower, app: Path, tmp_path: Path) -> None:
     data = [few_shapes(tmp_path / f"{number}", seed=number) for number in range(3)]
-    with deployment(own, data[:2], warm=True) as superlink:
+    with deployment(own, data[:2], supernode="torch") as superlink:
         run = start_waiting(own, app, f'{SMALL} data="{data[2]}"', superlink)
         serves_requests_until_it_is_stopped(run, "new pictures")
 

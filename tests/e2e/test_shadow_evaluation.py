@@ -30,7 +30,9 @@ def test_nodes_tell_better_from_worse_whatever_strategy_is_inside(
         server="points_server:app",
         client="points_client:app",
     )
-    with deployment(own, [Path(str(number)) for number in range(3)], warm=True) as superlink:
+    with deployment(
+        own, [Path(str(number)) for number in range(3)], supernode="numpy"
+    ) as superlink:
         printed = own.run(app, "", superlink)
     told = [ROUND.search(line) for line in printed.splitlines() if "shadow round" in line]
     assert len(told) == 4

@@ -15,7 +15,7 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app import LifecycleStrategy
 from fl_app.strategy import Finite, RoundSettings, SessionSettings
 from fl_registry import InMemoryModelStore, InMemoryTracker, LeaseLost, ModelBusy, Stage
-from fl_registry.journal.lease import Beat
+from fl_registry.journal.lease import Heartbeat
 from fl_registry.stages import Move
 
 PASS = {Stage.STAGING: [Finite()], Stage.PRODUCTION: []}
@@ -61,7 +61,7 @@ def test_a_session_s_moves_and_versions_bear_its_lease(store: InMemoryModelStore
     assert entries[0].actor.startswith("flower run 7 on ")
     epochs = [row["tags"]["epoch"] for row in reversed(store.list_all_versions())]
     assert epochs == ["1", "1", "5", "5"]
-    assert store.last_beat().ended
+    assert store.last_heartbeat().ended
 
 
 def test_a_second_session_is_refused_or_waits(store: InMemoryModelStore) -> None:
@@ -126,7 +126,7 @@ def test_a_session_that_knows_it_was_replaced_asks_no_node_any_more(
         lease = store.take_lease("another server", over=store.current_lease())
         assert lease is not None
 
-        store.give_beat(Beat(lease.epoch, 1))
+        store.send_heartbeat(Heartbeat(lease.epoch, 1))
         while not told.wait(0.01):
             try:
                 writer.check()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SuperLink with SuperNodes, each a process of its own, and a server that waits."""
+"""A SuperLink and SuperNodes as processes, and a run of a server that waits for requests."""
 
 from __future__ import annotations
 
@@ -177,11 +177,25 @@ def accepts_connections(port: int) -> bool:
         return True
 
 
+# As `fl-app supernode`, without torch: a message of an app in NumPy takes a fork, not seconds.
+NUMPY_SUPERNODE = """
+import sys
+from fl_app.deploy.fork_server import run_supernode
+modules = ("flwr.clientapp", "flwr.supernode.cli.flwr_clientapp", "numpy")
+sys.exit(run_supernode(["flower-supernode", *sys.argv[1:]], preload=modules))
+"""
+SUPERNODES = {
+    "plain": ("flower-supernode",),
+    "torch": ("fl-app", "supernode"),
+    "numpy": ("python", "-c", NUMPY_SUPERNODE),
+}
+
+
 @contextmanager
-def deployment(flower: Flower, data: Sequence[Path], *, warm: bool = False) -> Iterator[str]:
+def deployment(flower: Flower, data: Sequence[Path], *, supernode: str = "plain") -> Iterator[str]:
     """A SuperLink and a SuperNode for each data set; yields the SuperLink's name.
 
-    With ``warm`` the SuperNodes are those of `fl-app supernode`.
+    ``supernode`` says which modules a message finds loaded: a key of `SUPERNODES`.
     """
     port = free_port()
     address = f"127.0.0.1:{port}"
@@ -196,7 +210,7 @@ def deployment(flower: Flower, data: Sequence[Path], *, warm: bool = False) -> I
         wait_until(lambda: accepts_connections(port), 60, "the SuperLink")
         for number, path in enumerate(data):
             node = (
-                *(("fl-app", "supernode") if warm else ("flower-supernode",)),
+                *SUPERNODES[supernode],
                 *("--insecure", "--superlink", address),
                 *("--host", "127.0.0.1", "--port", str(free_port())),
                 *("--node-config", f'data="{path}"'),

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, StoreUnavailable
 from fl_registry.errors import RegistryError
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 from support.disk_faults import Case, limited
 
 COUNT = itertools.count()
@@ -134,7 +134,7 @@ def generated_set(folder: Path) -> Case:
     return Case(write, (OSError,), check=check)
 
 
-def holds(store: JournalledStore) -> Callable[[], None]:
+def holds(store: ModelStore) -> Callable[[], None]:
     """Check that each version that is listed is whole."""
 
     def check() -> None:
@@ -159,7 +159,7 @@ def checkpoint_import(folder: Path) -> Case:
     return _saved(InMemoryModelStore(folder), ".pt")
 
 
-def _saved(store: JournalledStore, ending: str) -> Case:
+def _saved(store: ModelStore, ending: str) -> Case:
     def write() -> None:
         path = weights_file(next(COUNT), ending)
         store.save_model_version(path, metrics={"m": 0.5}, per_example={"a": 1.0, "b": 0.0})
@@ -175,7 +175,7 @@ def halved_in_mlflow(folder: Path) -> Case:
     return _halved(ModelManager(home=folder))
 
 
-def _halved(store: JournalledStore) -> Case:
+def _halved(store: ModelStore) -> Case:
     store.save_model_version(weights_file(next(COUNT)))
     return Case(lambda: store.compress_version("1"), (RegistryError,), DATABASES, holds(store))
 

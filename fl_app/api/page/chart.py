@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from fl_registry.journal.entries import Entry
 
+# Bounds on what a visit costs, however many versions there are.
 MOST_POINTS = 200
 MOST_METRICS = 60
 MOST_ROUNDS = 32
@@ -188,6 +189,7 @@ def figure_of(chart: Chart, theme: str) -> Figure:
 
     It has no names from outside, which matplotlib could read as formulas or have no glyphs for.
     """
+    # pyplot would register the figure globally and is not safe in the threads of a server.
     from matplotlib.figure import Figure
 
     colours = THEMES[theme]

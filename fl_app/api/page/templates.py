@@ -146,7 +146,7 @@ PAGE = """\
 <a class="skip" href="#main">Skip to the content</a>
 <header class="top">
 <div>
-<p class="brand">fl-app</p>
+<p class="muted">fl-app</p>
 <h1>{{ model }}</h1>
 </div>
 <div class="tools">

@@ -90,6 +90,7 @@ def _compress(
         return
     (key, arrays), scales, made = records[0], dict[str, np.ndarray](), ArrayRecord()
     model = fingerprint({name: array.data for name, array in base.items()})
+    # Equal rounds are rounded equally; two nodes, or two rounds, never are.
     random = _random(f"{seed} {model}")
     for name, array in arrays.items():
         try:

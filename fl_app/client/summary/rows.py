@@ -85,6 +85,7 @@ def new_rows(digests: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Return the indices of the rows that occur more often than in ``seen`` (uint64, sorted)."""
     order = np.argsort(digests, kind="stable")
     ordered = digests[order]
+    # The n-th of equal rows is new if fewer than n were seen before.
     repetition = np.arange(len(ordered)) - np.searchsorted(ordered, ordered, "left")
     before = np.searchsorted(seen, ordered, "right") - np.searchsorted(seen, ordered, "left")
     return np.sort(order[repetition >= before])

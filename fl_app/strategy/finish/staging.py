@@ -75,23 +75,11 @@ def decision_tags(decision: Decision) -> dict[str, str]:
 
 
 def supersede(store: ModelStore, version: str, reports: Reports) -> None:
-    """Tag the version that leaves Staging for ``version``, which is no longer pending."""
+    """Update the report of the version that leaves Staging for ``version``."""
     old = store.get_latest_version(Stage.STAGING)
-    if old is None or old == version:
-        return
-    if _is_pending(store, old, reports):
-        store.set_version_tags(old, {"approval": "superseded"})
     for index, report in enumerate(reports):
-        if report.version == old:
+        if report.version == old and old != version:
             reports[index] = superseded(report)
-
-
-def _is_pending(store: ModelStore, version: str, reports: Reports) -> bool:
-    """Return whether a version in Staging waits for approval."""
-    for report in reports:
-        if report.version == version and report.stage is Stage.STAGING:
-            return report.approval == "pending"
-    return store.get_version(version).tags.get("approval") == "pending"
 
 
 def superseded(report: RoundReport) -> RoundReport:
@@ -115,7 +103,6 @@ def promote_pending(store: ModelStore, reports: Reports, lease: Lease | None = N
             store.promote_to_production(
                 report.version, actor="policy", reason=report.reason, lease=lease
             )
-            store.set_version_tags(report.version, {"approval": "approved"})
             reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
 

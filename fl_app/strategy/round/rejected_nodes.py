@@ -60,7 +60,7 @@ class RejectedNodes:
             self.in_a_row[phase, node] = count
             reply = RejectedReply(node, phase, bad[node], count)
             self.this_round += (reply,)
-            logger.warning("round %d: node %s is rejected: %s", server_round, node, reply.told())
+            logger.warning("round %d: node %s is rejected: %s", server_round, node, reply.as_line())
             if count == TOO_OFTEN:
                 logger.warning("node %s keeps failing: look at it, or leave it out", node)
 

@@ -110,23 +110,23 @@ def unfinished(folder: Path, *, before: datetime) -> list[Path]:
 
     A running process writes to its own, so they are newer.
     """
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         names = [name for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
         folders[:] = [name for name in folders if name not in names]
-        found += [path for name in names if _is_older(path := Path(place, name), before)]
-    return sorted(found)
+        paths += [path for name in names if _is_older(path := Path(place, name), before)]
+    return sorted(paths)
 
 
 def remove_unfinished(folder: Path, *, older_than: timedelta, now: datetime) -> list[Path]:
     """Remove what `unfinished` lists, and return what was removed."""
-    found = unfinished(folder, before=now - older_than)
-    for path in found:
+    paths = unfinished(folder, before=now - older_than)
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return [path for path in found if not path.exists()]
+    return [path for path in paths if not path.exists()]
 
 
 def _is_older(path: Path, moment: datetime) -> bool:

@@ -56,17 +56,17 @@ class ReadyModels:
         """Return the module for these weights, built and loaded only if it is not cached."""
         key = (weights.sha256, str(device), _maker(model_class))
         with self._lock:
-            found = self._ready.pop(key, None)
-            if found is not None and found.untouched():
+            ready = self._ready.pop(key, None)
+            if ready is not None and ready.untouched():
                 self._whole.verify(weights.path, weights.sha256, version=weights.version)
             else:
-                found = _ready(self.load(weights, model_class, device=device))
-            self._ready[key] = found
+                ready = _ready(self.load(weights, model_class, device=device))
+            self._ready[key] = ready
             while len(self._ready) > _CACHED:
                 self._ready.popitem(last=False)
-        if found.module.training:
-            found.module.eval()
-        return found.module
+        if ready.module.training:
+            ready.module.eval()
+        return ready.module
 
     def load(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
         """Return a new module with these weights, on `device`, ready for inference.

@@ -20,6 +20,8 @@ from fl_registry.errors import ArtifactError
 from fl_registry.files.atomic import write_whole
 from fl_registry.files.safetensors_header import Manifest
 
+# The imports of a state dict, and no others. ``weights_only=True`` alone is not enough: it had two
+# holes (CVE-2025-32434, CVE-2026-24747), and it allows ``bytearray(2**31)``.
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|"
     r"torch\.storage (Untyped|Typed)Storage|"

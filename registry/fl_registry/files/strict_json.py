@@ -31,10 +31,10 @@ def read_json(text: str | bytes, *, strict: bool = False) -> Any:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise ValueError("a name is repeated")
-    return found
+    return fields
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -168,6 +168,7 @@ class BeatsChampion:
     def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
         """Return whether the results per example show it (None: there are none), and why."""
         old, new = evidence.champion_results, evidence.results
+        # Bonferroni: the error rate is shared among all candidates of the session.
         confidence = 1 - (1 - confidence) / evidence.looks
         if old is None or new is None:
             return None, " (two numbers alone: there are no results per example)"
@@ -239,6 +240,7 @@ class NoRegression:
         if not pairs:
             where = f"class ({self.metric}/…)" if self.by == "class" else "node that scored both"
             return Verdict(name, False, f"there is no {self.metric} of production by {where}")
+        # A class or node without a number counts as an infinite loss.
         gains = {
             place: -math.inf if value is None or old is None else _gain(value, old, self.mode)
             for place, (value, old) in pairs.items()

@@ -80,7 +80,7 @@ def bootstrap_interval(
         None if one of the models has no such metric; NaN if a result is not a number.
     """
     count, random = len(one), np.random.default_rng(seed)
-    rows = max(1, _BLOCK // count)
+    rows = max(1, _BLOCK // count)  # samples at a time, which bounds the memory
     differences = []
     for start in range(0, draws, rows):
         counts = _drawn(random, min(rows, draws - start), count)

@@ -79,7 +79,7 @@ def sequential_test(
         The new differences of each round: above zero if the second model is better. An infinite
         difference means that the other model has no score.
     confidence : float
-        One minus the probability that equally good models are ever told apart.
+        One minus the probability that equally good models are ever distinguished.
 
     Raises
     ------
@@ -96,6 +96,7 @@ def sequential_test(
     outcome: Outcome = "undecided"
     sums, sizes, most = np.zeros((2, len(BETS))), np.empty(0), np.zeros(2)
     for index, new in enumerate(looks):
+        # The scale uses this round's sizes too: they do not predict the signs.
         sizes = np.append(sizes, np.abs(new[np.isfinite(new) & (new != 0)]))
         sums += _log_evidence(new, math.hypot(*sizes) / math.sqrt(max(1, len(sizes))))
         most = np.maximum(most, np.logaddexp.reduce(sums, axis=1) - math.log(len(BETS)))

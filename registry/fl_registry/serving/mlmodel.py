@@ -176,6 +176,7 @@ def _description(serving: Serving, model_id: str) -> dict[str, object]:
         "artifacts": {name: {"path": file, "uri": file} for name, file in files.items()},
         "config": dict(serving.config),
         "env": {"virtualenv": "python_env.yaml"},
+        # Models from code: MLflow runs the file below, and nothing is unpickled.
         "loader_module": "mlflow.pyfunc.loaders.code_model",
         "model_code_path": _MODEL_FILE,
         "python_version": _PYTHON,
