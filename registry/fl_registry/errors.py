@@ -17,13 +17,13 @@ _FOREIGN = (
 
 
 class RegistryError(Exception):
-    """Base of all errors of the registry; its text is one printable line for people."""
+    """Base of all errors of the registry; its text is one printable line."""
 
     def __init__(self, text: str = "") -> None:
         super().__init__(printable(text))
 
 
-class UnknownVersion(RegistryError):  # noqa: N818 - says what is wrong
+class UnknownVersion(RegistryError):  # noqa: N818 - the name is the fault
     """A version that does not exist."""
 
 
@@ -35,23 +35,23 @@ class StageError(RegistryError):
     """A stage that does not exist, or a move between stages that the rules forbid."""
 
 
-class ModelBusy(RegistryError):  # noqa: N818 - says what is wrong
+class ModelBusy(RegistryError):  # noqa: N818 - the name is the fault
     """Another server writes to the model."""
 
 
-class LeaseLost(RegistryError):  # noqa: N818 - says what is wrong
+class LeaseLost(RegistryError):  # noqa: N818 - the name is the fault
     """Another server has taken over the model, so this one may not move its versions any more."""
 
 
-class StoreUnavailable(RegistryError):  # noqa: N818 - says what is wrong
+class StoreUnavailable(RegistryError):  # noqa: N818 - the name is the fault
     """MLflow does not answer, refuses us, or its address cannot be used."""
 
 
-class InvalidName(RegistryError):  # noqa: N818 - says what is wrong
+class InvalidName(RegistryError):  # noqa: N818 - the name is the fault
     """A name (of a model, tag, version or stage) that cannot be used."""
 
 
-class InvalidMetric(RegistryError):  # noqa: N818 - says what is wrong
+class InvalidMetric(RegistryError):  # noqa: N818 - the name is the fault
     """A metric that is not a finite number."""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model store without MLflow, kept in this process; only files are on disk. For tests."""
+"""A model store without MLflow, in this process; only files are on disk. For tests."""
 
 from __future__ import annotations
 

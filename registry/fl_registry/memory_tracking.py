@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracker without MLflow, kept in this process. For tests."""
+"""A tracker without MLflow, whose runs are in this process. For tests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import fl_registry.tracking_checks as checks
 from fl_registry.errors import RegistryError
-from fl_registry.tracking_checks import (
-    MAX_PARAM,
-    MAX_TAG,
-    Names,
-    checked_artifact,
-    checked_dataset,
-    checked_folder,
-    checked_status,
-    finite_metrics,
-    logged_texts,
-    searched_tags,
-)
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class InMemoryTracker:
     def __init__(self) -> None:
         self.runs: list[MemoryRun] = []
         self.run: MemoryRun | None = None
-        self._metric_names, self._param_names = Names(), Names()
+        self._metric_names, self._param_names = checks.Names(), checks.Names()
 
     def start_run(
         self,
@@ -72,18 +61,18 @@ class InMemoryTracker:
             run = MemoryRun(MemoryRunInfo(uuid.uuid4().hex, run_name or ""))
             self.runs.append(run)
         else:
-            found = [r for r in self.runs if r.info.run_id == run_id]
-            if not found:
+            matching = [r for r in self.runs if r.info.run_id == run_id]
+            if not matching:
                 raise RegistryError(f"There is no run {run_id} to continue.")
-            run = found[0]
+            run = matching[0]
         run.status = "RUNNING"
-        run.tags.update(logged_texts(tags or {}, MAX_TAG))
+        run.tags.update(checks.logged_texts(tags or {}, checks.MAX_TAG))
         self.run = run
-        self._metric_names, self._param_names = Names(), Names()
+        self._metric_names, self._param_names = checks.Names(), checks.Names()
         return run
 
     def adopt_run(self, tags: Mapping[str, str]) -> MemoryRun | None:
-        wanted = searched_tags(tags)
+        wanted = checks.searched_tags(tags)
         if self.run is not None and self.run.status == "RUNNING":
             raise RegistryError("A run is already active; end it with end_run() first.")
         for run in reversed(self.runs):
@@ -92,7 +81,9 @@ class InMemoryTracker:
         return None
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        self._active().params.update(logged_texts(self._param_names(params), MAX_PARAM))
+        self._active().params.update(
+            checks.logged_texts(self._param_names(params), checks.MAX_PARAM)
+        )
 
     def log_metrics(
         self,
@@ -102,30 +93,30 @@ class InMemoryTracker:
         time: datetime | None = None,
     ) -> None:
         run, point = self._active(), step or 0
-        for name, value in self._metric_names(finite_metrics(metrics)).items():
+        for name, value in self._metric_names(checks.finite_metrics(metrics)).items():
             key = (name, point, value, time or datetime.now(UTC))
             if key not in run.logged:
                 run.logged.add(key)
                 run.metrics.setdefault(name, []).append((point, value))
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        checked = checked_artifact(path)
-        checked_folder(artifact_path)
+        checked = checks.checked_artifact(path)
+        checks.checked_folder(artifact_path)
         self._active().artifacts.append("/".join(filter(None, (artifact_path, checked.name))))
 
     def log_dataset(
         self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
     ) -> None:
-        checked_dataset(name, digest, context)
+        checks.checked_dataset(name, digest, context)
         run = self._active()
         run.datasets[context] = (name, digest)
         run.tags[f"dataset.{context}"] = digest
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._active().tags.update(logged_texts(tags, MAX_TAG))
+        self._active().tags.update(checks.logged_texts(tags, checks.MAX_TAG))
 
     def end_run(self, status: str = "FINISHED") -> None:
-        checked_status(status)
+        checks.checked_status(status)
         if self.run is not None and self.run.status == "RUNNING":
             self.run.status = status
 

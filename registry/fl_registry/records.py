@@ -25,7 +25,7 @@ class ModelVersion:
     version : str
         Its number, as text.
     stage : Stage
-        Its stage, as the journal says.
+        Its stage, by the journal.
     created : datetime
         When it was saved, in UTC.
     metrics : Mapping[str, float]
@@ -69,7 +69,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one gate says of a candidate.
+    """The result of one gate for a candidate.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ class Results(Protocol):
         """Return the number of examples."""
 
     def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return `metric` for each row of `counts`, which says how often each example is drawn.
+        """Return `metric` for each row of `counts`: how often each example is drawn.
 
         `counts` has the shape (samples, examples); None where there is no such metric.
         """
@@ -126,11 +126,11 @@ class Evidence:
         The best candidate so far on the same data; None for the first one.
     champion_note, best_note : str
         What these scores are where they are not fresh ones on the same data. Where the metric is
-        missing as well, this says why nothing can be compared, and the gates leave it to a person.
+        missing as well, this is why nothing can be compared, and a person must decide.
     results, champion_results : Results | None
         Results of both on each example of that data; None where they are not known.
     nodes, champion_nodes : Mapping[str, Mapping[str, float]]
-        Metrics of both on each node's own data, by what tells that data from others.
+        Metrics of both on each node's own data, by the digest of that data.
     looks : int
         How many candidates are compared with the champion on that data; a session has one a round.
     """

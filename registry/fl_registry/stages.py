@@ -236,7 +236,7 @@ def plan(state: State, op: Move, version: str) -> str | None:
     Raises
     ------
     StageError
-        The move is not allowed; the message says what is.
+        The move is not allowed; the message names what is.
     """
     now = state.stage_of(version)
     if op is Move.RETIRE or version in state.retired:
@@ -266,7 +266,7 @@ def plan(state: State, op: Move, version: str) -> str | None:
 
 
 def under_its_name(state: State, op: Move, version: str) -> Move:
-    """Return what a move really is: promoting what has once been in production is a rollback."""
+    """Return the move to journal: promoting what has once been in production is a rollback."""
     was_there = version in state.served and state.stage_of(version) is Stage.ARCHIVED
     return Move.ROLLBACK if op is Move.PROMOTE and was_there else op
 
@@ -291,7 +291,7 @@ def rollback_target(state: State) -> str:
 
 
 def adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
-    """Return the moves that make the journal say what MLflow says."""
+    """Return the moves that accept what MLflow displays."""
     wanted: list[tuple[Move, str]] = []
     for drift in drifts:
         if drift.alias == "production" and drift.mlflow:
@@ -361,8 +361,8 @@ def _lease(text: str) -> Lease:
 
 
 def _versions(text: str) -> frozenset[str]:
-    found: set[str] = set()
+    versions: set[str] = set()
     for span in filter(None, text.split(",")):
         first, _, last = span.partition("-")
-        found.update(str(n) for n in range(int(first), int(last or first) + 1))
-    return frozenset(found)
+        versions.update(str(n) for n in range(int(first), int(last or first) + 1))
+    return frozenset(versions)

@@ -777,15 +777,16 @@ class ModelStore:
             # its claim was lost: then somebody else acts, and the version is read again.
             unread = named is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
-            record = mine or self._stored(target)
+            record = mine or self.backend.find(target)
+            if record is None:
+                raise _unknown(target)
             displaced = plan(state, named, target)
             if displaced is None:
                 return target, None
             if not checked:
                 self._check(named, record, stored=mine is not None)
                 checked = True
-            if named is Move.STAGE and record.tags.get("approval") == "pending":
-                approval = "pending"
+            waits = named is Move.STAGE and record.tags.get("approval") == "pending"
             entry = new_entry(
                 ledger,
                 named,
@@ -794,7 +795,7 @@ class ModelStore:
                 actor=actor,
                 reason=reason,
                 epoch=lease.epoch if lease is not None else 0,
-                approval=approval,
+                approval="pending" if waits else approval,
             )
             self._shared.ledger = None  # won or lost, what was read is old from here on
             if self.backend.journal.claim(entry.number, entry.encode()):
@@ -972,16 +973,10 @@ class ModelStore:
                 yield _staged(record, state)
 
     def _one(self, version: str, state: State) -> ModelVersion:
-        return _staged(self._stored(version), state)
-
-    def _stored(self, version: str) -> ModelVersion:
-        """Return a version as the backend displays it, or raise `UnknownVersion`."""
         record = self.backend.find(version)
         if record is None:
-            raise UnknownVersion(
-                f"There is no version {version}; list_all_versions() returns those that exist."
-            )
-        return record
+            raise _unknown(version)
+        return _staged(record, state)
 
     def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
         """Return a version by its number, or the newest one of a stage."""
@@ -1024,6 +1019,12 @@ class ModelStore:
         digest = record.tags.get("per_example")
         content = self.backend.files.read(record, SCORES_FILE) if digest else None
         return read_scores(content) if content and digest_of(content) == digest else None
+
+
+def _unknown(version: str) -> UnknownVersion:
+    return UnknownVersion(
+        f"There is no version {version}; list_all_versions() returns those that exist."
+    )
 
 
 def _checked_number(version: str | int) -> str:

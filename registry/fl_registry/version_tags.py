@@ -61,7 +61,7 @@ def version_tags(
 
 
 def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description: str) -> list[str]:
-    """Return in words what a save of equal weights brings that the saved version has not.
+    """Return in words what a save of equal weights has that the saved version lacks.
 
     Parameters
     ----------
@@ -73,21 +73,21 @@ def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description:
         Its description.
     """
     had = saved.metrics
-    found = [
+    differences = [
         f"metric {name} {value} (it has {had.get(name, 'none')})"
         for name, value in _read_metrics(tags["metrics"]).items()
         if had.get(name) != value
     ]
-    found += [
+    differences += [
         f"tag {name}"
         for name, text in tags.items()
         if name not in RESERVED and saved.tags.get(name) != text
     ]
     if description not in ("", saved.description):
-        found.append("description")
+        differences.append("description")
     if tags.get("per_example", "") not in ("", saved.tags.get("per_example")):
-        found.append("per_example")
-    return found
+        differences.append("per_example")
+    return differences
 
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -132,10 +132,10 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
                 "and no path such as a//b."
             )
         if name in RESERVED:
-            raise InvalidName(f"The tag {name!r} is kept by the registry; use another name.")
+            raise InvalidName(f"The tag {name!r} belongs to the registry; use another name.")
         text = redact(str(value))
         if "\0" in text:
-            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be kept.")
+            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be stored.")
         if len(text) > _MAX_VALUE:
             raise InvalidName(
                 f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."

@@ -431,7 +431,7 @@ def test_a_registry_that_fails_or_is_busy_leaves_the_rest_of_the_page(
 def test_a_memory_that_fails_leaves_the_registry_on_the_page(
     person: FlaskClient, story: Story
 ) -> None:
-    with story.manager.store._engine.begin() as connection:
+    with story.manager.store._database.engine.begin() as connection:
         connection.exec_driver_sql("drop table requests")
     page = look(person)
     assert "database does not answer" in page

@@ -269,3 +269,23 @@ def test_aliases_from_before_the_journal_are_left_alone_until_adopted(
     (entry,) = store.adopt()
     assert (entry.op, entry.version, entry.displaced) == ("adopt", "1", "")
     assert store.get_latest_version("Production") == "1"
+
+
+def test_approval_follows_from_the_journal_and_is_displayed(
+    store: ModelStore, weights: MakeWeights
+) -> None:
+    for number in (1, 2, 3):
+        store.save_model_version(weights(number), tags={"approval": "pending"})
+    store.promote_to_staging("1")
+    store.promote_to_staging("2")
+    store.reject_version("2")
+    store.promote_to_staging("3")
+    assert store.get_version("3").tags["approval"] == "pending"
+    store.approve_version("3")
+    expected = ["superseded", "rejected", "approved"]
+    assert [store.get_version(version).tags["approval"] for version in "123"] == expected
+    assert [entry.approval for entry in store.history()] == [
+        *("pending", "pending", "rejected", "pending", "")
+    ]
+    stored = [store.backend.find(version) for version in "123"]
+    assert [record.tags["approval"] for record in stored if record is not None] == expected

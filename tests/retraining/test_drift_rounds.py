@@ -96,7 +96,7 @@ def monitor(tmp_path: Path) -> RetrainingManager:
     return RetrainingManager(drift=NO_SEASON, store=store)
 
 
-def asked(monitor: RetrainingManager) -> list[str]:
+def drift_reasons(monitor: RetrainingManager) -> list[str]:
     return [entry["reason"] for entry in monitor.trigger_history if entry["kind"] == "drift"]
 
 
@@ -111,7 +111,7 @@ def test_two_nodes_that_moved_start_a_session_that_names_what_moved(
         session(monitor, nodes.grid(), 7 if number == 1 else 4)
 
     train_and_retrain(run_session, monitor, max_retrains=3)
-    (reason,) = asked(monitor)
+    (reason,) = drift_reasons(monitor)
     assert len(sessions) == 2
     assert sessions[1] is not None
     assert sessions[1].reason == reason
@@ -129,7 +129,7 @@ def test_the_same_federation_without_the_change_asks_for_nothing(
     monitor: RetrainingManager, tmp_path: Path
 ) -> None:
     session(monitor, Federation(tmp_path).grid(), 11)
-    assert asked(monitor) == []
+    assert drift_reasons(monitor) == []
     assert monitor.drift.checks == 10
 
 
@@ -193,17 +193,17 @@ def test_the_session_s_run_gets_a_picture_and_a_table_of_drift(
 ) -> None:
     from fl_app.retraining.drift.plot import drift_artifacts
 
-    found: dict[str, bytes] = {}
+    artifacts: dict[str, bytes] = {}
 
     def keep(report: SessionReport, folder: Path) -> list[Path]:
         paths = list(drift_artifacts(monitor)(report, folder))
-        found.update({path.name: path.read_bytes() for path in paths})
+        artifacts.update({path.name: path.read_bytes() for path in paths})
         return paths
 
     session(monitor, Federation(tmp_path, begin=4).grid(), 5, keep)
-    assert set(found) == {"drift.png", "drift.csv"}
-    assert found["drift.png"].startswith(b"\x89PNG")
-    lines = found["drift.csv"].decode().splitlines()
+    assert set(artifacts) == {"drift.png", "drift.csv"}
+    assert artifacts["drift.png"].startswith(b"\x89PNG")
+    lines = artifacts["drift.csv"].decode().splitlines()
     assert lines[0] == "feature,direction,effect,evidence,p,nodes_moved,drifted"
     assert {line.split(",")[0] for line in lines[1:]} == {"column 0", "column 1", "column 2"}
     rows = {line.split(",")[0]: line.split(",")[-1] for line in lines[1:]}

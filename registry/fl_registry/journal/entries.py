@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of stage moves: its entries, its hash chain and what they add up to. Pure.
 
-What moves mean is in `fl_registry.stages`; where entries are kept is the business of the stores.
+What moves mean is in `fl_registry.stages`; a `fl_registry.backend.JournalStorage` stores entries.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Entry:
     previous_hash : str
         SHA-256 of the stored text of the entry before; empty for the first.
     id : str
-        Unique; tells two equal moves apart.
+        Unique, also for two equal moves.
     carried : str
-        SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
+        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
     epoch : int
         The lease under which a server moved it by rule; 0 for every other move.
     approval : str
@@ -83,7 +83,8 @@ class Entry:
     def encode(self) -> str:
         """Return the text that is stored, always the same, with a digest of itself.
 
-        The chain of hashes tells an altered entry by the one after it, and the newest has none.
+        The chain of hashes shows an altered entry by the one after it; the newest has none, so it
+        also has a digest of itself.
         """
         fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
         for name in ("epoch", "approval"):
@@ -222,20 +223,20 @@ def as_moment(when: date | str) -> datetime:
         It is not a date.
     """
     try:
-        found = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
+        moment = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
         if isinstance(when, str) and _DATE.fullmatch(when.strip()):
-            found = found.date() if isinstance(found, datetime) else found
+            moment = moment.date() if isinstance(moment, datetime) else moment
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidName(
             f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
             "'2026-11-23T14:00:00+00:00'."
         ) from error
-    if not isinstance(found, datetime):
-        found = datetime.combine(found, time.max)
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time.max)
     try:
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:  # at either end of the calendar zones make no difference
-        return found.replace(tzinfo=UTC)
+        return moment.replace(tzinfo=UTC)
 
 
 def new_entry(
@@ -277,7 +278,7 @@ def appended(ledger: Ledger, entry: Entry) -> Ledger:
 
 
 def carried_over(ledger: Ledger) -> Page:
-    """Return the page that continues a full one: the state so far, and the entry that says so."""
+    """Return the page that continues a full one: the state so far, and an entry with its digest."""
     state = ledger.state.encode()
     entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
     return Page((entry.encode(),), state, entry.number)

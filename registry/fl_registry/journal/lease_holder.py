@@ -239,7 +239,7 @@ def _lock(file: Path | None, stack: ExitStack) -> str:
 
 
 def _home_of(file: Path | None) -> str:
-    """Return what tells this home from the same path on another machine; empty for not yet."""
+    """Return the id of a home, which another machine's at the same path lacks; empty for none."""
     try:
         return file.with_name(_HOME_ID).read_text().strip() if file is not None else ""
     except OSError:

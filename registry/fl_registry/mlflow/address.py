@@ -45,13 +45,15 @@ def kind_of(uri: str) -> str:
     Raises
     ------
     StoreUnavailable
-        MLflow or this app cannot keep a registry there.
+        MLflow or this app cannot store a registry there.
     """
     start, colon, _ = uri.partition(":")
     scheme = start.lower().partition("+")[0] if colon else ""
     kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
     if kind in ("http", "sqlite", *_PORTS):
-        if not _is_readable(uri, kind):  # it may not even be shown: who knows where its password is
+        if not _is_readable(
+            uri, kind
+        ):  # not shown: there is no telling which part of it is the password
             raise StoreUnavailable(
                 f"The tracking URI, of kind {kind}, cannot be used: expected "
                 f"{scheme}://<user>:<password>@<host>:<port>/<path>, with / : @ # ? of a password "
@@ -121,17 +123,17 @@ def _check_server(uri: str, read_seconds: float) -> None:
 
 
 def server_time(uri: str) -> datetime | None:
-    """Return what the clock of an MLflow server says, to the second; None where none is told."""
+    """Return the time of an MLflow server's clock, to the second; None if it sends none."""
     if kind_of(uri) != "http":
         return None
     import requests
 
     try:
         reply = _health(uri, READ_SECONDS)
-        found = parsedate_to_datetime(reply.headers["Date"])
+        sent = parsedate_to_datetime(reply.headers["Date"])
     except (requests.RequestException, LookupError, ValueError, TypeError, OSError):
         return None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    return sent.replace(tzinfo=UTC) if sent.tzinfo is None else sent.astimezone(UTC)
 
 
 def _health(uri: str, read_seconds: float) -> requests.Response:
@@ -181,7 +183,7 @@ def _check_file(uri: str) -> None:
 
 
 def _check_database(file: Path) -> None:
-    """Let SQLite itself look: to open and close its file would drop the locks of this process."""
+    """Let SQLite itself look: opening and closing its file would drop the locks of this process."""
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
             database.execute("PRAGMA schema_version")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fl_registry.backend import Backend, NewVersion
@@ -38,7 +39,7 @@ _STAGES = {stage.value: stage for stage in Stage}
 class _Saves:
     """The versions of one run, as they were when this object saved its newest version.
 
-    A session saves a version each round under one run, and nobody else does. Then there is no need
+    A session saves a version each round under one run, and nothing else does. Then there is no need
     to ask MLflow each time whether the version exists, nor afterwards whether it exists twice.
 
     Attributes
@@ -163,24 +164,30 @@ class MlflowBackend(Backend):
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
         aliases = model.aliases if model is not None else {}
-        return {alias: str(version) for alias, version in aliases.items()}
+        return dict(zip(aliases, map(str, aliases.values()), strict=True))  # numbers on SQLite
 
     def show(self, aliases: Mapping[str, str | None], marks: Sequence[StageMark]) -> None:
         if not aliases and not marks:
             return
         client, name = self.connection.marker, self._name
+        # A version that the journal names may have been deleted in MLflow.
+        write = partial(self.connection.or_none, missing=_warn_of_missing)
         with self.connection.errors("show the stages"):
             for alias, version in aliases.items():
                 if version is None:
-                    self._write(client.delete_registered_model_alias, name, alias)
+                    write(client.delete_registered_model_alias, name, alias)
                 else:
-                    self._write(client.set_registered_model_alias, name, alias, version)
+                    write(client.set_registered_model_alias, name, alias, version)
             for mark in marks:
-                write, version = client.set_model_version_tag, mark.version
-                self._write(write, name, version, "stage", str(mark.stage))
+                write(client.set_model_version_tag, name, mark.version, "stage", str(mark.stage))
                 if mark.approval:
-                    self._write(write, name, version, "approval", mark.approval)
-            self._show_stage_fields(marks)
+                    write(
+                        client.set_model_version_tag, name, mark.version, "approval", mark.approval
+                    )
+            # A later MLflow has no stage field any more.
+            move = getattr(client, "transition_model_version_stage", None)
+            if move is not None:
+                self._show_stage_fields(partial(write, move, name), marks)
 
     def log_to_run(
         self,
@@ -282,10 +289,9 @@ class MlflowBackend(Backend):
             if not token:
                 return
 
-    def _show_stage_fields(self, marks: Sequence[StageMark]) -> None:
-        move = getattr(self.connection.marker, "transition_model_version_stage", None)
-        if move is None:  # gone in a later MLflow
-            return
+    def _show_stage_fields(
+        self, move: Callable[[int, str, bool], object], marks: Sequence[StageMark]
+    ) -> None:
         emptied: set[Stage] = set()
         for mark in sorted(marks, key=lambda mark: _ORDER.index(mark.stage)):
             archived = mark.stage is Stage.ARCHIVED and mark.before in emptied
@@ -298,24 +304,22 @@ class MlflowBackend(Backend):
                 if self._moved(move, int(mark.version), mark.stage):
                     emptied.add(mark.stage)
 
-    def _moved(self, move: Callable[..., object], version: int, stage: Stage) -> bool:
+    @staticmethod
+    def _moved(move: Callable[[int, str, bool], object], version: int, stage: Stage) -> bool:
         """Set a version's stage field; return whether MLflow archived what was in the stage."""
         from mlflow.exceptions import MlflowException
 
         # Archiving the old version in the same call leaves never two in a stage, nor none.
         alone = stage in _ALONE
         try:
-            self._write(move, self._name, version, str(stage), alone)
+            move(version, str(stage), alone)
         except MlflowException as error:
             # Over HTTP the number is a text again, and the server's own PostgreSQL refuses it.
             if not alone or "operator does not exist" not in str(error):
                 raise
-            self._write(move, self._name, version, str(stage), False)
+            move(version, str(stage), False)
             return False
         return alone
-
-    def _write(self, call: Callable[..., object], *arguments: object) -> None:
-        self.connection.or_none(call, *arguments, missing=_warn_of_missing)
 
 
 def _warn_of_missing(error: Exception) -> None:

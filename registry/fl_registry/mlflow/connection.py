@@ -249,15 +249,15 @@ class Connection:
             return self._experiments[name]
         client = self.client
         with self.errors(f"open the experiment {name!r}"):
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 self._create_experiment(name)
-                found = client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != "active":
+                experiment = client.get_experiment_by_name(name)
+        if experiment is None or experiment.lifecycle_stage != "active":
             raise RegistryError(
                 f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
             )
-        return self._experiments.setdefault(name, str(found.experiment_id))
+        return self._experiments.setdefault(name, str(experiment.experiment_id))
 
     def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> None:
         """Create an experiment; of several processes that create the same one, one wins."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from fl_registry.backend import VersionFiles
 from fl_registry.errors import ArtifactError, RegistryError
@@ -16,7 +17,7 @@ from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, file_digest
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.strict_json import read_json
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
-from fl_registry.mlflow.artifact_locations import checked_location, is_model_id, local_folder
+from fl_registry.mlflow.artifact_locations import LOCAL_SCHEMES, checked_location, is_model_id
 from fl_registry.mlflow.connection import Connection
 from fl_registry.records import ModelVersion
 from fl_registry.redaction import one_line
@@ -30,12 +31,12 @@ _WORK = "retiring."  # tags on the registered model: what a clean-up still has t
 
 @dataclass(frozen=True)
 class _Note:
-    """What a clean-up that was begun still has to remove."""
+    """What an interrupted clean-up still has to remove."""
 
     model_id: str = ""
     location: str = ""
     sha256: str = ""
-    wrong: str = ""  # why it is not followed; never written
+    wrong: str = ""  # why it is ignored; never written
 
     def encode(self) -> str:
         fields = asdict(self)
@@ -123,11 +124,11 @@ class MlflowFiles(VersionFiles):
             )
 
     def noted(self) -> Mapping[str, int]:
-        found = {}
+        sizes = {}
         for version, note in self._notes().items():
             with self._connection.errors("look at the files of a removed version"):
-                found[version] = self._bytes(note.location) if note.location else 0
-        return found
+                sizes[version] = self._bytes(note.location) if note.location else 0
+        return sizes
 
     def remove(self, version: str) -> Removal:
         """Remove a retired version, then its logged model, then its files, then the note of it.
@@ -177,15 +178,15 @@ class MlflowFiles(VersionFiles):
 
     def _notes(self) -> dict[str, _Note]:
         with self._connection.errors("read what is to be removed"):
-            found = self._connection.or_none(
+            model = self._connection.or_none(
                 self._connection.client.get_registered_model, self._name
             )
-        tags = found.tags if found else {}
+        tags = model.tags if model else {}
         noted = {k.removeprefix(_WORK): v for k, v in tags.items() if k.startswith(_WORK)}
         return {version: self._read_note(text) for version, text in noted.items()}
 
     def _read_note(self, text: str) -> _Note:
-        """Return what a note says; it names nothing to remove where it cannot be right."""
+        """Return a note as read; one that cannot be right names nothing to remove."""
         try:
             fields = read_json(text)
             note = _Note(**{k: str(fields.get(k, "")) for k in ("model_id", "location", "sha256")})
@@ -200,11 +201,11 @@ class MlflowFiles(VersionFiles):
 
     def _others(self, model_id: str, version: str) -> list[str]:
         """Return the versions, of any registered model, that refer to a logged model."""
-        client, found = self._connection.client, set()
+        client, others = self._connection.client, set()
         for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
             for row in client.search_model_versions(condition, max_results=100):
-                found.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(found - {(self._name, version)})]
+                others.add((str(row.name), str(row.version)))
+        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
 
     def _delete(self, model_id: str, location: str) -> Removal:
         self._connection.or_none(self._connection.client.delete_logged_model, model_id)
@@ -233,21 +234,22 @@ class MlflowFiles(VersionFiles):
 
     def _location(self, record: ModelVersion) -> str:
         model_id = record.tags.get("model_id", "")
+        if model_id in self._locations:
+            return self._locations[model_id]
         if not is_model_id(model_id):
             raise ArtifactError(
                 f"Version {record.version} does not say which logged model holds its files; "
                 "save its file with save_model_version again."
             )
-        if model_id not in self._locations:
-            with self._connection.errors(f"find the files of version {record.version}"):
-                found = self._connection.or_none(self._connection.client.get_logged_model, model_id)
-            if found is None:
-                raise ArtifactError(
-                    f"The logged model {model_id}, which holds the files of version "
-                    f"{record.version}, was deleted in MLflow; restore it, or use another version."
-                )
-            self._locations[model_id] = self._checked(str(found.artifact_location), model_id)
-        return self._locations[model_id]
+        with self._connection.errors(f"find the files of version {record.version}"):
+            model = self._connection.or_none(self._connection.client.get_logged_model, model_id)
+        if model is None:
+            raise ArtifactError(
+                f"The logged model {model_id}, which holds the files of version "
+                f"{record.version}, was deleted in MLflow; restore it, or use another version."
+            )
+        location = self._checked(str(model.artifact_location), model_id)
+        return self._locations.setdefault(model_id, location)
 
     def _sizes(self, model_id: str) -> dict[str, int]:
         with self._connection.errors(f"list the files of {model_id}"):
@@ -256,17 +258,17 @@ class MlflowFiles(VersionFiles):
 
     def _fetched(self, location: str, name: str, sha256: str) -> Path:
         """Return the downloaded file; one that is there and whole is not fetched again."""
-        kept = self._connection.home / "cache" / sha256 / name
-        if self.whole.has(kept, sha256):
-            return kept
+        cached = self._connection.home / "cache" / sha256 / name
+        if self.whole.has(cached, sha256):
+            return cached
         with (
             self._connection.errors(f"download {name}"),
             scratch_folder(self._connection.home / "tmp") as folder,
         ):
-            found = self._download(location, name, folder)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            found.replace(kept)
-        return kept
+            downloaded = self._download(location, name, folder)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            downloaded.replace(cached)
+        return cached
 
     def _download(self, location: str, name: str, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts
@@ -278,6 +280,12 @@ class MlflowFiles(VersionFiles):
                 tracking_uri=self._connection.uri,
             )
         )
+
+
+def local_folder(location: str) -> Path | None:
+    """Return the folder of a location on this machine; None for one elsewhere."""
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in LOCAL_SCHEMES else None
 
 
 def _walk(store: Any, folder: str | None = None) -> Iterator[int]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal kept in MLflow: runs whose params are write-once, one after the other.
+"""The journal in MLflow: runs whose params are write-once, one after the other.
 
 Winning the write of param ``op.<n>`` is the commit. A full run ends with a pointer to the next
-one in the place of an entry, so that turning over is won like any move. What entries mean is
-in `fl_registry.journal.entries`; how a model gets its first run, in `journal_run.py`.
+one in the place of an entry, so that a new page is won like any move. What entries mean is in
+`fl_registry.journal.entries`; how a model gets its first run, in `journal_run.py`.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class MlflowJournal(JournalStorage):
         return pages[::-1]
 
     def claim(self, number: int, text: str) -> bool:
-        here = self.ensure()
+        here, name = self.ensure(), _param(number)
         with self._connection.errors("write the journal"):
             if len(here.page.texts) >= self._page_length:
                 self._turn_over(here)
                 return False
-            won = self._won(here.run_id, number, text)
+            won = self._won(here.run_id, name, text)
             if won and number == here.page.first + len(here.page.texts):
                 page = replace(here.page, texts=(*here.page.texts, text))
                 self._here = replace(here, page=page)
@@ -121,41 +121,40 @@ class MlflowJournal(JournalStorage):
         return self._here
 
     def _look(self, *, fresh: bool) -> _Here | None:
-        """Read the run that is written to; another thread may keep an older reading meanwhile."""
+        """Read the run that is written to; another thread may store an older reading meanwhile."""
         here = self._here
-        with self._connection.errors("read the journal"):
-            if here is None or fresh:
-                run_id = here.run_id if here else self._home.find()
-                here = self._follow(self._get(run_id)) if run_id else None
-            else:
-                grown = self._grown(here)
-                here = self._follow(grown) if grown is not None else here
-        self._here = here
+        run = None if here is None or fresh else self._grown(here)
+        if here is None or fresh or run is not None:
+            with self._connection.errors("read the journal"):
+                if run is None and (run_id := here.run_id if here else self._home.find()):
+                    run = self._get(run_id)
+                here = self._follow(run) if run is not None else None
+            self._here = here
         return here
 
-    def _won(self, run_id: str, number: int, text: str) -> bool:
+    def _won(self, run_id: str, name: str, text: str) -> bool:
         from mlflow.exceptions import MlflowException
 
         client = self._connection.client
         try:
-            client.log_param(run_id, _param(number), text, synchronous=True)
+            client.log_param(run_id, name, text, synchronous=True)
         except MlflowException:
-            # Whoever lost learns it in many ways; what is stored is the only answer.
+            # A lost race shows in many errors; only what is stored tells who won.
             run = self._get(run_id)
-            stored = run.data.params.get(_param(number))
+            stored = run.data.params.get(name)
             if stored is None and run.info.lifecycle_stage == "active":
-                return self._won_late(run_id, number, text)
+                return self._won_late(run_id, name, text)
             return bool(stored == text)
         return True
 
-    def _won_late(self, run_id: str, number: int, text: str) -> bool:
-        """Write again what did not arrive; MLflow takes the same text for the same param twice."""
+    def _won_late(self, run_id: str, name: str, text: str) -> bool:
+        """Write again what did not arrive; MLflow accepts the same param and text twice."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self._connection.again(self._connection.client.log_param, run_id, _param(number), text)
+            self._connection.again(self._connection.client.log_param, run_id, name, text)
         except MlflowException:
-            stored = self._get(run_id).data.params.get(_param(number))
+            stored = self._get(run_id).data.params.get(name)
             if stored is None:
                 raise
             return bool(stored == text)
@@ -164,20 +163,19 @@ class MlflowJournal(JournalStorage):
     def _grown(self, here: _Here) -> Run | None:
         """Return the run if it has more entries than were read.
 
-        Asking costs the same, however long it is. A server takes some 40 ms for any search of runs,
-        so it is asked for a short run itself instead.
+        The search costs the same, however long the run is. A server takes some 40 ms for any search
+        of runs, so a short run itself is read instead.
         """
         following = _param(here.page.first + len(here.page.texts))
         if self._connection.is_server and len(here.page.texts) < _SHORT:
-            run = self._get(here.run_id)
+            with self._connection.errors("read the journal"):
+                run = self._get(here.run_id)
             return run if following in run.data.params else None
-        found = self._connection.again(
-            self._connection.client.search_runs,
-            [here.experiment],
-            f"attributes.run_id = '{here.run_id}' and params.`{following}` LIKE '%'",
-            max_results=1,
-        )
-        return found[0] if found else None
+        condition = f"attributes.run_id = '{here.run_id}' and params.`{following}` LIKE '%'"
+        with self._connection.errors("read the journal"):
+            search = self._connection.client.search_runs
+            runs = self._connection.again(search, [here.experiment], condition, max_results=1)
+        return runs[0] if runs else None
 
     def _follow(self, run: Run) -> _Here:
         """Return the run that is written to, on from a run that may have been turned over."""
@@ -190,7 +188,7 @@ class MlflowJournal(JournalStorage):
         return here
 
     def _get(self, run_id: str) -> Run:
-        """Return a journal run; one that was deleted is brought back, since all hangs on it."""
+        """Return a journal run; a deleted one is restored, since all stages follow from it."""
 
         def missing(error: Exception) -> None:
             raise self._home.gone(run_id) from error
@@ -227,7 +225,7 @@ class MlflowJournal(JournalStorage):
         )
 
     def _turn_over(self, here: _Here) -> None:
-        """Begin a new run; of several processes that do so, one wins the place of the pointer."""
+        """Begin a new run; of several processes that do it, one wins the place of the pointer."""
         from mlflow.entities import Param
 
         page = carried_over(read_page(here.page))
@@ -238,7 +236,7 @@ class MlflowJournal(JournalStorage):
         params += [Param(_param(page.first), page.texts[0])]
         self._connection.again(self._connection.client.log_batch, run_id, params=params)
         pointer = json.dumps({"next": run_id}, separators=(",", ":"))
-        if not self._won(here.run_id, page.first, pointer):
+        if not self._won(here.run_id, _param(page.first), pointer):
             self._connection.client.delete_run(run_id)
 
 

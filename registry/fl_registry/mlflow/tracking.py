@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
 _MAX_DIGEST = 36  # characters
-_MARK = "created_by_call"  # tells a run that was created though the reply got lost
+_MARK = "created_by_call"  # identifies a run that was created although the reply was lost
 
 
 class FederatedLearningTracker:
@@ -53,7 +53,7 @@ class FederatedLearningTracker:
         The app's home (see `app_home`).
     system_metrics : bool
         Log the use of processor, memory, disk and network as ``system/…`` while a run is active,
-        every 10 seconds or as MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says.
+        every 10 seconds or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.
 
     Attributes
     ----------
@@ -124,8 +124,8 @@ class FederatedLearningTracker:
     def adopt_run(self, tags: Mapping[str, str]) -> Run | None:
         """Continue the newest run with all these tags that was started and never ended.
 
-        None if there is none. Whether the process that started it is gone is for the caller to
-        know: a run that another process still writes to is taken as well.
+        None if there is none. The caller must know that the process that started it is gone: a run
+        that another process still writes to is taken as well.
         """
         wanted = searched_tags(tags)
         if self._running:
@@ -188,23 +188,23 @@ class FederatedLearningTracker:
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file or a folder with the run, below `artifact_path`."""
-        found, run_id = checked_artifact(path), self._run_id()
+        file, run_id = checked_artifact(path), self._run_id()
         checked_folder(artifact_path)
         client = self.connection.client
-        with self.connection.errors(f"store {found.name}"):
-            client.log_artifact(run_id, str(found), artifact_path)
+        with self.connection.errors(f"store {file.name}"):
+            client.log_artifact(run_id, str(file), artifact_path)
 
     def log_dataset(
         self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
     ) -> None:
-        """Note which data the run's scores were taken on; the data stay where they are.
+        """Record which data the run was scored on; the data stay where they are.
 
         Parameters
         ----------
         name : str
-            What people call it.
+            Its name.
         digest : str
-            Digest of its content. MLflow keeps the first 36 characters, the tag
+            Digest of its content. MLflow stores the first 36 characters, the tag
             ``dataset.<context>`` all of them.
         source : str | Path
             Where it is.
@@ -236,7 +236,7 @@ class FederatedLearningTracker:
         self._running = False
 
     def leave_run(self) -> None:
-        """Let go of the run without ending it, for whoever continues it; asks MLflow nothing."""
+        """Leave the run active, for another process to continue; makes no call."""
         self._end_monitor()
         self._running = False
 
@@ -272,7 +272,7 @@ class FederatedLearningTracker:
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # Told the run and the address, it asks none of MLflow's globals for them.
+        # With the run and the address given, it uses none of MLflow's globals for them.
         with self.connection.errors("log system metrics"):
             self._monitor = SystemMetricsMonitor(
                 run_id, resume_logging=True, tracking_uri=self.tracking_uri
