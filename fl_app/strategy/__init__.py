@@ -9,8 +9,7 @@ from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.finish.plots import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
-from fl_app.strategy.round.averaging import StreamingFedAvg
-from fl_app.strategy.round.scheduled_fedavg import ScheduledFedAvg
+from fl_app.strategy.round.averaging import ScheduledFedAvg, StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.session.resume import Resume
 from fl_app.strategy.setup import ModelCard, RoundSettings, SessionSettings

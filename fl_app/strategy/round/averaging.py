@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedAvg that adds replies to the average as they arrive, and frees their memory."""
+"""FedAvg that adds replies to the average as they arrive, with or without a learning rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
@@ -28,6 +28,8 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 BLOCK = 2**16
 """Numbers that are added at once: a block of the sum stays in the core's cache."""
+LEARNING_RATE = "learning-rate"
+"""The config key of the rate in train messages."""
 TOGETHER = 3
 """Models that are added in one pass over the sum."""
 
@@ -81,6 +83,31 @@ class StreamingFedAvg(FedAvg):
             f"A reply's {self.weighted_by_key} is {weight!r}, expected a number that is not "
             "negative, by which its arrays are weighed."
         )
+
+
+class ScheduledFedAvg(StreamingFedAvg):
+    """StreamingFedAvg whose train messages carry ``learning-rate``.
+
+    A client starts each round with a new optimizer and does not have the number of rounds so far.
+
+    Parameters
+    ----------
+    learning_rate_of : Callable[[int], float]
+        Learning rate of a server round, which counts from 1.
+    **kwargs
+        Parameters of Flower's FedAvg.
+    """
+
+    def __init__(self, learning_rate_of: Callable[[int], float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.learning_rate_of = learning_rate_of
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of training, with its learning rate."""
+        config[LEARNING_RATE] = self.learning_rate_of(server_round)
+        return super().configure_train(server_round, arrays, config, grid)
 
 
 class _Sum:
