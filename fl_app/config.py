@@ -29,6 +29,7 @@ from fl_app.settings import (
     read_settings,
 )
 from fl_app.strategy import EarlyStopping, Screening, ShadowEvaluation
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import printable
 
 T = TypeVar("T")
@@ -292,7 +293,7 @@ class ServerConfig(_SharedSettings):
         None
     )
     registered_model_name: Annotated[str, Field(min_length=1), Key("registered-model-name")] = (
-        "fl-global-model"
+        DEFAULT_MODEL_NAME
     )
     experiment_name: Annotated[str, Field(min_length=1), Key("experiment-name")] = "fl-app"
 

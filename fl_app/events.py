@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens in a model's life, as frozen records for hooks; who hands them over is elsewhere."""
+"""Events of a model's life, as frozen records for hooks."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
+
+from pydantic_core import to_jsonable_python
 
 from fl_registry import Stage
 
@@ -20,18 +21,18 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class RejectedReply:
-    """A node's reply that did not count in a round.
+    """A node's reply that was rejected in a round.
 
     Attributes
     ----------
     node_id : str
         Flower's id of the node.
     phase : "train" | "evaluate"
-        What it answered to.
+        Kind of the message that it replied to.
     reason : str
-        What was wrong with it.
+        Why it was rejected.
     in_a_row : int
-        How many of its last replies in this phase did not count.
+        How many of the node's last replies in this phase were rejected.
     """
 
     node_id: str
@@ -39,15 +40,15 @@ class RejectedReply:
     reason: str
     in_a_row: int = 1
 
-    def told(self) -> str:
-        """One line on it."""
+    def as_line(self) -> str:
+        """Return the rejection as one line for people."""
         replies = f"{self.in_a_row} replies in a row" if self.in_a_row > 1 else "a reply"
         return f"{replies} ({self.phase}): {self.reason}"
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round, once its model has been evaluated, registered and staged.
+    """A round whose model was evaluated, registered and staged.
 
     Attributes
     ----------
@@ -58,9 +59,9 @@ class RoundReport:
     version : str | None
         Registered version; None if the round failed.
     stage : Stage
-        Stage that the version was given.
+        Stage of the version.
     approval : str
-        ``pending`` while the version waits in Staging for a person.
+        ``pending`` while the version waits in Staging for a person's approval.
     reason : str
         Why it got this stage, or why the round failed.
     failed : bool
@@ -70,9 +71,9 @@ class RoundReport:
     run_id : str
         MLflow run of the session.
     rejected : tuple[RejectedReply, ...]
-        Replies that did not count.
+        Rejected replies.
     time : datetime
-        When it was reported, in UTC.
+        Time of this report, in UTC.
     """
 
     type: ClassVar[str] = "round.finished"
@@ -92,30 +93,30 @@ class RoundReport:
 
     @property
     def id(self) -> str:
-        """What tells it from every other event, whoever reports it."""
+        """Identifies the event, in every process that reports it."""
         return f"{self.run_id}-round-{self.round}"
 
 
 @dataclass(frozen=True)
 class SessionStarted:
-    """A session is about to ask the nodes for its first round.
+    """A session is about to begin its first round.
 
     Attributes
     ----------
     run_id : str
-        Its MLflow run.
+        MLflow run of the session.
     session : int
-        Its number within its Flower run, from 1.
+        Number of the session within its Flower run, from 1.
     num_rounds : int
-        Rounds that it will have.
+        Configured number of rounds.
     parent_version : str | None
-        Registered version that it starts from; None for first weights.
+        Registered version that the session starts from; None for new weights.
     trigger : str
-        Reason of the retraining request; empty where a person started it.
+        Reason of the retraining request; empty if a person started the session.
     request_id : str
-        That request.
+        Id of that request.
     production, staging : str | None
-        The versions there now.
+        The current versions of these stages.
     time : datetime
         In UTC.
     """
@@ -134,30 +135,30 @@ class SessionStarted:
 
     @property
     def id(self) -> str:
-        """What tells it from every other event, whoever reports it."""
+        """Identifies the event, in every process that reports it."""
         return f"{self.run_id}-started"
 
 
 @dataclass(frozen=True)
 class SessionEnded:
-    """A session came to its end, good or bad.
+    """A session ended.
 
     Attributes
     ----------
     run_id, session
         As in `SessionStarted`.
     status : "finished" | "failed" | "killed"
-        ``failed``: an error ended it; ``killed``: the process was told to end.
+        ``failed``: an error ended it; ``killed``: the process received a signal.
     reason : str
-        The error, or why it stopped before its last round; empty otherwise.
+        The error, or why the session stopped before its last round; empty otherwise.
     versions : tuple[str, ...]
-        What it registered, oldest first.
+        Versions that it registered, oldest first.
     pending : str | None
         The version that waits for approval.
     failed_rounds : int
         Rounds without a new model.
     seconds : float
-        How long it took.
+        Duration of the session.
     time : datetime
         In UTC.
     """
@@ -176,32 +177,32 @@ class SessionEnded:
 
     @property
     def id(self) -> str:
-        """What tells it from every other event, whoever reports it."""
+        """Identifies the event, in every process that reports it."""
         return f"{self.run_id}-ended"
 
 
 @dataclass(frozen=True)
 class StageMoved:
-    """An entry of the registry's journal, whoever made it: strategy, person, probation, doctor.
+    """A new entry of the registry's journal, by the strategy, a person, probation or doctor.
 
     Attributes
     ----------
     number : int
-        Its place in the journal, from 1.
+        Position in the journal, from 1.
     op : str
         ``stage``, ``promote``, ``archive``, ``rollback``, ``restore``, ``adopt`` or ``retire``.
     version : str
         The version that moved.
     displaced : str | None
-        The version that left the stage for it.
+        The version that left the stage in exchange.
     actor, reason : str
-        Who, and why.
+        Who moved it, and why.
     production, staging : str | None
-        The versions there after it.
+        The versions of these stages after the move.
     id : str
-        The entry's own, the same in every process that reports it.
+        Id of the entry, the same in every process that reports it.
     time : datetime
-        When it was made, in UTC.
+        Time of the entry, in UTC.
     """
 
     type: ClassVar[str] = "stage.moved"
@@ -220,20 +221,20 @@ class StageMoved:
 
 @dataclass(frozen=True)
 class RetrainingRequested:
-    """The monitor wrote a request for retraining down.
+    """The monitor recorded a request for retraining.
 
     Attributes
     ----------
     request_id : str
-        Its id in the history.
+        Id of the request in the history.
     kind : str
-        What it came from: ``degradation``, ``schedule``, ``drift``, ``manual``, …
+        Origin: ``degradation``, ``schedule``, ``drift``, ``manual``, …
     reason : str
         One sentence for people.
     outcome : str
         ``pending``, or ``joined``, ``suggested``, ``suppressed``.
     why : str
-        Why it was not let through; empty if it was.
+        Why it is not pending; empty if it is.
     time : datetime
         In UTC.
     """
@@ -249,36 +250,21 @@ class RetrainingRequested:
 
     @property
     def id(self) -> str:
-        """What tells it from every other event, whoever reports it."""
+        """Identifies the event, in every process that reports it."""
         return self.request_id
 
 
 Event = RoundReport | SessionStarted | SessionEnded | StageMoved | RetrainingRequested
 
 Hook = Callable[[Event], None]
-"""Called with each event; what it raises is logged and changes nothing."""
+"""Called with each event; an exception is logged and has no other effect."""
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    """The event as JSON has it: ``type``, ``id``, ``timestamp`` (ISO-8601), the rest in ``data``.
+    """Return the event as JSON: ``type``, ``id``, ``timestamp`` (ISO-8601), the rest in ``data``.
 
-    A number that is not finite, which JSON does not know, is null.
+    A number that is not finite, for which JSON has no form, is null.
     """
-    data = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
-    timestamp = data.pop("time")
-    data.pop("id", None)
+    data = to_jsonable_python(event, exclude={"id", "time"}, inf_nan_mode="null")
+    timestamp = event.time.isoformat(timespec="milliseconds")
     return {"type": event.type, "id": event.id, "timestamp": timestamp, "data": data}
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, RejectedReply):
-        return asdict(value)
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

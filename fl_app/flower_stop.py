@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noticing that Flower has stopped this run; Flower tells the ServerApp nothing itself."""
+"""Detects that Flower has stopped this run, which Flower does not report to the ServerApp."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ REFUSED = (401, 403)
 
 @contextmanager
 def when_stopped(then: Callable[[], None]) -> Iterator[None]:
-    """Call ``then``, from another thread, once the SuperLink no longer lets this run speak.
+    """Call ``then``, from another thread, once the SuperLink rejects this run's requests.
 
-    ``flwr stop`` takes the run's token away. Flower 1.41 interrupts its main thread when that is
-    noticed, which ends a deployed ServerApp. In a simulation the ServerApp is another thread, which
-    nothing reaches: one that waits would wait for ever. What can be seen from there is that
-    Flower's heartbeat thread ends with an exception, within half a minute.
+    ``flwr stop`` revokes the run's token. Flower 1.41 then interrupts its main thread, which ends a
+    deployed ServerApp. In a simulation the ServerApp runs in another thread, which is not
+    interrupted and could wait for ever. There the only sign is that Flower's heartbeat thread ends
+    with an exception, within half a minute.
     """
     before = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:
+        # The only public sign of a stop is that the SuperLink rejects a heartbeat.
         answer = getattr(ended.exc_value, "response", None)  # httpx's, as Flower raises them
         if getattr(answer, "status_code", None) in REFUSED:
             then()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not work at the moment though the run goes on, for `GET /health` and the log."""
+"""Parts that fail at the moment while the run continues, for `GET /health` and the log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ logger = logging.getLogger("flwr.fl_app")
 
 
 class Health:
-    """The parts that fail, each with its reason; one that works again is forgotten.
+    """The failing parts with their reasons; a part that works again is removed.
 
-    Give one to everything in a process that goes on without its disk or its database. Safe to use
-    from many threads.
+    Everything in a process that can continue without its disk or database shares one instance.
+    Safe to use from many threads.
     """
 
     def __init__(self) -> None:
@@ -26,21 +26,21 @@ class Health:
 
     @property
     def failing(self) -> Mapping[str, str]:
-        """Why each part fails, by its name; empty where all is well."""
+        """Reasons by the names of the failing parts; empty if all parts work."""
         with self._lock:
             return dict(self._failing)
 
-    def fails(self, part: str, why: object) -> None:
-        """Note that a part fails; logged once, until it works again."""
-        said = one_line(str(why).partition("\n")[0] or type(why).__name__)
+    def fails(self, part: str, error: object) -> None:
+        """Record that a part fails; logged once until it works again."""
+        reason = one_line(str(error).partition("\n")[0] or type(error).__name__)
         with self._lock:
             known = part in self._failing
-            self._failing[part] = said
+            self._failing[part] = reason
         if not known:
-            logger.warning("%s fails, and the run goes on: %s", part, said)
+            logger.warning("%s fails, and the run continues: %s", part, reason)
 
     def works(self, part: str) -> None:
-        """Note that a part works."""
+        """Record that a part works."""
         with self._lock:
             failed = self._failing.pop(part, None)
         if failed is not None:
@@ -48,7 +48,7 @@ class Health:
 
     @contextmanager
     def going_on(self, part: str, *errors: type[Exception]) -> Iterator[None]:
-        """Swallow these errors of the block, and note them; where it ends well the part works."""
+        """Record these errors of the block instead of raising them; otherwise the part works."""
         try:
             yield
         except errors as error:

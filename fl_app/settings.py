@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 # The names and the text of a parameter in a NumPy docstring; and a text's first sentence.
 _PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : .*\n((?:    .+(?:\n|$))+)", re.MULTILINE)
-_SENTENCE = re.compile(r"(.+?\.)(?: [A-Z]|$)")
+_SENTENCE = re.compile(r".+?(?:\.(?= [A-Z])|$)")
 
 _WORDS = (
     ("^greater than or equal to (.*)", r"\1 or more"),
@@ -144,10 +144,10 @@ class Setting:
             As `check`, with the key in place of the field.
         """
         if self.record is not None:
-            # All keys are read, so that a wrong value is reported even if the record is off.
-            read = [(each, each.read(config)) for each in settings_of(self.record) if each.key.name]
-            off = self.optional and any(value is None and not each.optional for each, value in read)
-            return None if off else self.record(**{each.field: value for each, value in read})
+            keyed = [each for _, each in keyed_settings(self.record)]
+            # A list, so that all values are read: a wrong one is reported even if this is off.
+            off = [each.read(config) is None and not each.optional for each in keyed]
+            return None if self.optional and any(off) else read_settings(self.record, config)
         raw = config.get(self.key.name, self.key_default)
         if raw == self.key.off and not isinstance(raw, bool):
             return None
@@ -166,7 +166,7 @@ def settings_of(record: Any) -> tuple[Setting, ...]:
     """Return the settings that a record declares, in their order."""
     hints = get_type_hints(record, include_extras=True)
     meanings = {
-        name: _SENTENCE.findall(" ".join(text.split()))[0]
+        name: "".join(_SENTENCE.findall(" ".join(text.split()))[:1])
         for kind in record.__mro__
         for names, text in _PARAMETER.findall(inspect.cleandoc(kind.__doc__ or ""))
         for name in names.split(", ")

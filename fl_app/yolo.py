@@ -20,7 +20,7 @@ from fl_registry.files.weights import load_weights
 
 
 class YoloOnServer:
-    """YOLOv8 with its data set. Not safe for two threads at a time.
+    """YOLOv8 with its data set. One thread at a time may use it.
 
     Parameters
     ----------
@@ -61,16 +61,16 @@ class YoloOnServer:
         )
 
     def first_arrays(self) -> ArrayRecord:
-        """Seeded first weights; call it before any others are loaded."""
+        """First weights, which depend on the seed only; call it before others are loaded."""
         return ArrayRecord({name: Array(values) for name, values in to_arrays(self._model).items()})
 
     def require_same_model(self, version: str, arrays: ArrayRecord) -> None:
-        """Refuse to start from a version of another model.
+        """Check that a session can start from a version.
 
         Raises
         ------
         ConfigError
-            Naming what differs.
+            If it is of another model; names the difference.
         """
         try:
             self._load(arrays)
@@ -83,8 +83,8 @@ class YoloOnServer:
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1.
 
-        The metric that gates look at is there by class too, as ``mAP50/fish``, and so is what was
-        found in each picture.
+        The metric that gates look at is also returned by class, as ``mAP50/fish``, and the matches
+        of each picture are returned for paired tests.
         """
         self._load(arrays)
         scores = self._scores(self._model)
@@ -93,7 +93,7 @@ class YoloOnServer:
         return ScoredRecord({**scores, **classes}, self._scores.matches)
 
     def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
-        """Draw what the session's best version sees on the holdout, into ``predictions.png``."""
+        """Draw predictions of the session's best version on the holdout to ``predictions.png``."""
         if report.weights is None:
             return []
         from_arrays(self._model, load_weights(report.weights))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings: what is refused, with which sentence; and that all places tell the same defaults."""
+"""Settings: which values are rejected with which sentence; pyproject and README agree with them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fl_app.config import (
     declared,
     settings_table,
 )
+from fl_app.strategy import Screening
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -56,6 +57,40 @@ def test_a_wrong_value_is_named_with_what_was_expected(key: str, value: Any, sai
     assert key in str(caught.value)
     assert repr(value) in str(caught.value)
     assert said in str(caught.value)
+
+
+def test_the_value_that_means_off_is_none_in_the_record() -> None:
+    config = ServerConfig.from_run_config({"champion-confidence": 0.0, "drift-season": ""})
+    assert config.policy.confidence is None
+    assert config.drift.season is None
+    assert (config.early_stopping, config.shadow, config.home) == (None, None, None)
+
+
+def test_a_wrong_value_is_reported_even_where_the_record_is_off() -> None:
+    with pytest.raises(ConfigError, match=r"'min-delta' is -0.5, expected 0 or more"):
+        ServerConfig.from_run_config({"patience": 0, "min-delta": -0.5})
+    with pytest.raises(ConfigError, match="'patience' is -1, expected 1 or more, or 0"):
+        ServerConfig.from_run_config({"patience": -1})
+    with pytest.raises(ConfigError, match="'patience' is False, expected a valid integer"):
+        ServerConfig.from_run_config({"patience": False})
+
+
+def test_texts_with_commas_are_tuples() -> None:
+    given = {"probation-watch": "drift, feed", "api-allowed-hosts": "a.example , b.example"}
+    config = ServerConfig.from_run_config(given)
+    assert config.probation.watch == ("drift", "feed")
+    assert config.api.allowed_hosts == ("a.example", "b.example")
+
+
+def test_a_record_checks_itself_with_the_same_words() -> None:
+    with pytest.raises(ValueError, match=r"^norm_action is 'drop', expected 'clip' or 'refuse'"):
+        Screening(norm_action="drop")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'norm-action' is 'drop', expected 'clip' or 'refuse'"):
+        ServerConfig.from_run_config({"norm-action": "drop"})
+
+
+def test_every_setting_has_a_meaning() -> None:
+    assert [key.name for key, setting in declared().items() if not setting.meaning] == []
 
 
 def test_whole_numbers_do_for_fractions() -> None:

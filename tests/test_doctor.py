@@ -18,15 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app.cli import machine_checks
-from fl_app.cli.checks import examine, mend
+from fl_app.cli.doctor import examine, repaired
 from fl_app.cli.machine_checks import (
+    PORT_VARIABLE,
     Check,
     check_clock,
     check_disk,
     check_leftovers,
     check_superlink,
     check_versions,
+    last_installed,
     newest_file,
 )
 from fl_app.retraining import MonitorStore
@@ -53,7 +54,7 @@ def manager(tmp_path: Path) -> ModelManager:
 
 
 def looked(manager: ModelManager, *, deep: bool = False) -> dict[str, Check]:
-    home = manager._connection.home
+    home = manager.backend.connection.home
     checks = examine(manager, lambda: MonitorStore(default_url(home)), deep=deep)
     return {check.name: check for check in checks}
 
@@ -106,13 +107,11 @@ def test_a_ledger_that_was_changed_from_outside(manager: ModelManager, home: Pat
     assert checks["clock"].ok
 
 
-def test_aliases_that_were_moved_by_hand_are_put_back(
-    manager: ModelManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_aliases_that_were_moved_by_hand_are_put_back(manager: ModelManager) -> None:
     manager.client.set_registered_model_alias("fl-global-model", "production", "3")
     time.sleep(2.1)  # until then it could be a move that another process is about to finish
     assert not looked(manager)["aliases"].ok
-    assert [check.detail for check in mend(manager)] == [
+    assert [check.detail for check in repaired(manager)] == [
         "aliases and stages are in line, 1 were not"
     ]
     assert looked(manager)["aliases"].ok
@@ -124,7 +123,7 @@ def test_a_store_that_does_not_answer_leaves_the_other_checks() -> None:
     assert not checks["store"].ok
     assert "does not answer" in checks["store"].detail
     assert {"versions", "disk", "leftovers", "superlink", "monitor", "clock"} < checks.keys()
-    (done,) = mend(manager)
+    (done,) = repaired(manager)
     assert (done.name, done.ok) == ("repair", False)
 
 
@@ -136,7 +135,7 @@ def test_a_memory_that_cannot_be_read(manager: ModelManager, tmp_path: Path) -> 
     assert "cannot be opened" in monitor.detail
 
 
-def test_a_disk_without_room_or_right(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_room_or_right(home: Path) -> None:
     home.mkdir()
     assert check_disk(home).ok
     assert list((home / "tmp").iterdir()) == []
@@ -144,8 +143,7 @@ def test_a_disk_without_room_or_right(home: Path, monkeypatch: pytest.MonkeyPatc
     said = check_disk(home / "file")
     assert not said.ok
     assert "cannot be written" in said.detail
-    monkeypatch.setattr(machine_checks, "MIN_FREE", 1 << 60)
-    assert not check_disk(home).ok
+    assert not check_disk(home, min_free=1 << 60).ok
 
 
 def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, home: Path) -> None:
@@ -159,14 +157,13 @@ def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, h
     told = looked(manager)["leftovers"]
     assert not told.ok
     assert told.detail.startswith("2 unfinished, 2.0 MB, such as checkpoints/.round-0001")
-    assert mend(manager)[0].detail == "2 leftovers removed"
+    assert repaired(manager)[0].detail == "2 leftovers removed"
     assert looked(manager)["leftovers"].ok
 
 
-def test_versions_that_were_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_that_were_not_tested() -> None:
     assert check_versions().ok
-    monkeypatch.setattr(machine_checks, "TESTED", {"flwr": "1.4", "mlflow": "3.17"})
-    said = check_versions()
+    said = check_versions({"flwr": "1.4", "mlflow": "3.17"})
     assert not said.ok
     assert "tested with flwr 1.4" in said.detail
 
@@ -241,7 +238,7 @@ def test_a_superlink_that_is_older_than_what_is_installed(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    monkeypatch.setenv(machine_checks.PORT_VARIABLE, str(port))
+    monkeypatch.setenv(PORT_VARIABLE, str(port))
     assert "none runs" in check_superlink().detail
     process = subprocess.Popen(
         [sys.executable, "-c", LISTEN.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -253,13 +250,12 @@ def test_a_superlink_that_is_older_than_what_is_installed(
         assert found.ok
         assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found.detail
         later = datetime.now(UTC) + HOUR
-        monkeypatch.setattr(machine_checks, "_last_change", lambda: ("fl_app", later))
-        old = check_superlink()
+        old = check_superlink(lambda: ("fl_app", later))
         assert not old.ok
         assert f"process {process.pid} has been up since" in old.detail
-        monkeypatch.setenv(machine_checks.PORT_VARIABLE, "no port")
-        assert "not looked at" in check_superlink().detail
+        monkeypatch.setenv(PORT_VARIABLE, "no port")
+        assert "not checked" in check_superlink().detail
     finally:
         process.communicate(b"\n")
-    _, changed = machine_checks._last_change()
+    _, changed = last_installed()
     assert changed <= datetime.now(UTC) + HOUR

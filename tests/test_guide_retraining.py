@@ -52,7 +52,7 @@ def test_the_manager_calls_back_with_the_reason(
     manager.manual_trigger(reason="new pictures")
     wait_until(lambda: manager.trigger_history[-1]["outcome"] == "done")
     assert "Re-training triggered: new pictures\n" in capsys.readouterr().out
-    # What it was told outlives the process.
+    # Its state outlives the process.
     later = RetrainingManager(store=MonitorStore(default_url(home)))
     assert [entry["reason"] for entry in later.trigger_history] == ["new pictures"]
 
@@ -76,13 +76,13 @@ def test_re_training_not_triggering(names: Names, capsys: pytest.CaptureFixture[
         capsys.readouterr().out == "Monitoring: True\nBest: 0.82\nCurrent: 0.82\nThreshold: 0.05\n"
     )
     run("Callback is set", names)  # it is
-    asked: list[str] = []
+    called: list[str] = []
     manager = RetrainingManager()
-    given = {"retrain_mgr": manager, "your_function": lambda trigger: asked.append(trigger.reason)}
+    given = {"retrain_mgr": manager, "your_function": lambda trigger: called.append(trigger.reason)}
     run("Callback is set", given)
     manager.start_monitoring()
     manager.manual_trigger()
-    wait_until(lambda: asked)
+    wait_until(lambda: called)
     manager.stop_monitoring()
 
 
@@ -107,15 +107,15 @@ def test_the_curl_lines_against_the_script(tmp_path: Path) -> None:
     ) as child:
         try:
             wait_until(lambda: listens(port), 60)
-            asked, history, metrics = (json.loads(line) for line in shell(lines))
+            answer, history, metrics = (json.loads(line) for line in shell(lines))
         finally:
             child.terminate()
-    assert (asked["status"], asked["reason"]) == ("accepted", "Manual trigger for testing")
-    assert [entry["id"] for entry in history] == [asked["request_id"]]
+    assert (answer["status"], answer["reason"]) == ("accepted", "Manual trigger for testing")
+    assert [entry["id"] for entry in history] == [answer["request_id"]]
     assert (metrics["best_accuracy"], metrics["accuracy_threshold"]) == (None, 0.05)
     waits = RetrainingManager().take()  # it was on disk when it was answered
     assert waits is not None
-    assert waits.id == asked["request_id"]
+    assert waits.id == answer["request_id"]
 
 
 def listens(port: str) -> bool:

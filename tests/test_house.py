@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -155,12 +156,14 @@ def test_the_light_parts_load_nothing_heavy(statement: str) -> None:
     assert loaded_by(statement, *heavy) == []
 
 
-@pytest.mark.parametrize(
-    "package",
-    ["fl_app", "fl_app.hooks", "fl_app.strategy", "fl_app.retraining", "fl_app.api", "fl_registry"],
-)
+PUBLIC = [
+    "fl_app", "fl_app.api", "fl_app.hooks", "fl_app.retraining", "fl_app.strategy", "fl_registry",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PUBLIC)
 def test_all_public_names_exist_and_are_sorted(package: str) -> None:
-    module = __import__(package, fromlist=["__all__"])
+    module = import_module(package)
     assert module.__all__ == sorted(set(module.__all__))
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
@@ -197,3 +200,14 @@ def test_the_readme_s_diff_is_the_example_s() -> None:
     assert len(new) == 2
     for text in (ROOT / "README.md", app.parent / "README.md"):
         assert all(line in text.read_text() for line in (*gone, *new))
+
+
+def test_no_two_places_are_equal_for_twelve_lines() -> None:
+    places: dict[tuple[str, ...], list[str]] = {}
+    for module, path in MODULES.items():
+        rows = [(n, line.strip()) for n, line in enumerate(path.read_text().splitlines(), 1)]
+        rows = [(number, line) for number, line in rows if line]
+        for start in range(len(rows) - 11):
+            window = tuple(line for _, line in rows[start : start + 12])
+            places.setdefault(window, []).append(f"{module}:{rows[start][0]}")
+    assert [found for found in places.values() if len(found) > 1] == []

@@ -73,7 +73,7 @@ def test_a_person_approves_and_asks_after_the_run_has_ended(home: Path, tmp_path
             said = person.send("decide", version="1", decision="approve", by="Ada", note="good")
             assert "Version 1 is approved and in Production now." in said
             said = person.send("trigger", reason="new pictures", by="Ada")
-            assert "Retraining is asked for." in said
+            assert "Retraining is requested." in said
             trained.update_metrics(0.75, 2)
             assert "0.7500" in person.look()
         finally:
@@ -83,7 +83,7 @@ def test_a_person_approves_and_asks_after_the_run_has_ended(home: Path, tmp_path
     assert manager.get_latest_version("Production") == "1"
     request = trained.take()
     assert request is not None
-    assert request.reason == "new pictures (asked by Ada)"
+    assert request.reason == "new pictures (requested by Ada)"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_person_approves_and_asks_after_the_run_has_ended(home: Path, tmp_path
         (("--token-file", "/nowhere"), "token file"),
         (("--monitor", "gopher://here"), "--monitor"),
         (("--tracking-uri", "gopher://here"), "gopher"),
-        (("--allowed-hosts", "*"), "any web page could ask"),
+        (("--allowed-hosts", "*"), "any web page could use the API"),
     ],
 )
 def test_what_cannot_be_served_gets_one_sentence(
@@ -117,4 +117,4 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         with pytest.raises(SystemExit) as ended:
             main.main(["serve", "--port", str(port)])
     assert ended.value.code == 1
-    assert f"Port {port} of 127.0.0.1 cannot be had" in capsys.readouterr().err
+    assert f"Port {port} of 127.0.0.1 cannot be opened" in capsys.readouterr().err

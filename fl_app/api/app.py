@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
-    from fl_app.strategy.session.backlog import Backlog
+    from fl_app.strategy.checkpoints.backlog import Backlog
     from fl_registry import ModelStore
 
 
@@ -120,9 +120,10 @@ def create_trigger_api(
         endpoints += [*VERSION_ENDPOINTS, *PRODUCTION_ENDPOINTS]
     document = openapi_document(endpoints, token=token is not None)
     app = Flask("fl_app", static_folder=None)
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # the description names every method
+    # One byte more than the limit, so that `read_body` rejects and not Flask.
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
-    app.url_map.merge_slashes = False
+    app.url_map.merge_slashes = False  # else //x is answered by a redirect
     app.extensions["fl_app"] = guard
     queries = {e.handle.__name__: e.query for e in endpoints if isinstance(e, Get)}
     add_middleware(app, guard, {**queries, **PAGE_QUERIES})

@@ -15,6 +15,8 @@ from waitress.task import ErrorTask
 
 from fl_app.api.parsing import MAX_BODY, error_answer
 
+# Waitress reads requests in one thread and gives whole ones to the others, so that half-open
+# connections hold none of them.
 THREADS = 8
 MAX_CONNECTIONS = 400
 """More clients wait in the system's queue until connections are closed."""

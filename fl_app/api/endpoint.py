@@ -23,7 +23,7 @@ from fl_app.api.registry_calls import RegistryCalls
 from fl_app.api.schemas import Query, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.session.backlog import Backlog
+from fl_app.strategy.checkpoints.backlog import Backlog
 
 B = TypeVar("B")
 Q = TypeVar("Q", bound=Query)
@@ -130,7 +130,7 @@ class Post(Generic[B]):
 
     def view(self, context: Context, version: str = "") -> Response:
         """Answer Flask's current request."""
-        if version:
+        if version:  # rejected before the key is claimed
             parse(Version, version, part="version in the path")
         body: B = parse(self.body, g.body)
         key = idempotency_key(request.headers.get("Idempotency-Key"))

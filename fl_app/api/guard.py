@@ -147,6 +147,7 @@ class Guard:
                 403, "The Host header names a host that is not allowed; add it to allowed_hosts."
             )
 
+    # A browser sends the Origin with each form and script of another site; programs send none.
     def _check_origin(self, origin: str | None, host: str) -> None:
         own = (f"http://{host}".lower(), f"https://{host}".lower())
         if origin is not None and origin.lower() not in own:

@@ -64,6 +64,7 @@ class Once:
         """
         request = f"{path}\n{json.dumps(content, sort_keys=True)}"
         digest = hashlib.sha256(request.encode()).hexdigest()
+        # Only the digest is stored: a request may hold what should not be kept.
         now = datetime.now(UTC)
         claim = self._memory.keys.claim(key, digest, owner=self._owner, now=now, retake=repeatable)
         if claim.digest != digest:
@@ -87,7 +88,7 @@ class Once:
             status, body = work(new_id)
             answer = dict(body)
         except ApiError as error:
-            if error.status >= 500:
+            if error.status >= 500:  # an outage: the same key may succeed later
                 raise
             status, answer, headers = error.status, error.answer, error.headers
         finally:  # without a status the key is free again

@@ -50,7 +50,7 @@ class MonitorCollector(Collector):
         """Read the numbers now."""
         metrics = monitor_metrics(self._manager)
         for name, text in _DESCRIPTIONS.items():
-            if metrics[name] is not None:
+            if metrics[name] is not None:  # Prometheus has no null
                 yield GaugeMetricFamily(f"fl_app_{name}", text, value=float(metrics[name]))
         requests = GaugeMetricFamily(
             "fl_app_retrain_requests",

@@ -25,6 +25,8 @@ HTTP_ERRORS = {
     405: "This method cannot be used here; see the header Allow.",
     413: f"The body is larger than {MAX_BODY // 1024} KiB; send a shorter one.",
 }
+# The page needs no script, so that none may run: not even one in a text from outside that escaping
+# had missed.
 PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"

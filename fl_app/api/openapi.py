@@ -96,6 +96,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[str, Any]) -> dict[str, Any]
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     parameters = []
     for name, schema in endpoint.query.model_json_schema().get("properties", {}).items():
+        # A query cannot hold null, which is pydantic's default of an optional parameter.
         known = {k: v for k, v in schema.items() if (k, v) != ("default", None)}
         parameters.append({"name": name, "in": "query", "schema": known})
     for name in re.findall("<(.*?)>", endpoint.path):

@@ -47,6 +47,7 @@ class RegistryCalls:
     def __init__(self, store: ModelStore | None, at_once: int) -> None:
         self.exists = store is not None
         self._store = store
+        # Not a queue: a client that gets a 503 can decide itself whether to wait.
         self._slots = threading.BoundedSemaphore(at_once)
 
     @contextmanager

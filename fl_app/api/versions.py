@@ -34,7 +34,6 @@ def promote(api: Context, body: PromotionBody, change: Change) -> Answer:
             store.promote_to_staging(version, actor=body.by, reason=body.note)
             return _moved(version, Stage.STAGING)
         store.promote_to_production(version, actor=body.by, reason=body.note)
-        store.set_version_tags(version, {"approval": "approved"})
     return _moved(version, Stage.PRODUCTION)
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fl_app.cli.output import fail, say
 from fl_registry import app_home
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def deploy_local(
     from fl_app.deploy.local import Deployment
 
     if os.name != "posix":
-        _fail("deploy-local needs Linux or macOS; docs/deployment.md has the same steps by hand.")
+        fail("deploy-local needs Linux or macOS; docs/deployment.md has the same steps by hand.")
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: ended.set())
@@ -86,10 +86,10 @@ def deploy_local(
             mlflow_port=mlflow_port or settings.mlflow_port,
             database_url=database_url or settings.database_url,
         )
-        Deployment(layout, settings, _say, ended).run()
+        Deployment(layout, settings, say, ended).run()
     except DeploymentError as error:
         if not ended.is_set():  # an error of a deployment that was asked to end is not reported
-            _fail(str(error))
+            fail(str(error))
 
 
 def keys(
@@ -106,11 +106,11 @@ def keys(
     try:
         written = make_keys(place, host or LOCAL_NAMES, nodes=nodes)
     except DeploymentError as error:
-        _fail(str(error))
+        fail(str(error))
     for path in written:
-        _say(f"written: {path}")
+        say(f"written: {path}")
     if not written:
-        _say(f"{place} is complete.")
+        say(f"{place} is complete.")
 
 
 def supernode(context: typer.Context) -> None:
@@ -122,12 +122,12 @@ def supernode(context: typer.Context) -> None:
     from fl_app.deploy.fork_server import run_supernode
 
     if os.name != "posix":
-        _fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
+        fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
     program = str(Path(sys.executable).with_name("flower-supernode"))
     try:
         raise SystemExit(run_supernode([program, *context.args]))
     except DeploymentError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _with_data(before: Settings, nodes: int | None, data: list[str] | None) -> Settings:
@@ -136,21 +136,10 @@ def _with_data(before: Settings, nodes: int | None, data: list[str] | None) -> S
 
     files = tuple(data_file(one) for one in data) if data else before.data
     if nodes and data and nodes != len(files):
-        _fail(
+        fail(
             f"--data names {len(files)} data sets for --nodes {nodes}; name one for each node, or "
             "leave --nodes out."
         )
     if nodes and nodes != len(files):
         files = ()  # those of the last start are for another number of nodes
     return replace(before, nodes=len(files) or nodes or before.nodes, data=files)
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # if the terminal was closed, all processes must still be ended
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
-
-def _fail(sentence: str) -> NoReturn:
-    sys.stderr.write(f"{sentence}\n")
-    raise SystemExit(1)

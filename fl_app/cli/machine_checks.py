@@ -1,35 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `fl-app doctor` looks at on this machine: versions, disk, clock, leftovers, the SuperLink.
+"""The checks of `fl-app doctor` of this machine: versions, disk, clock, leftovers, SuperLink.
 
-The registry and its files are in `fl_app.cli.checks`.
+Those of the registry and its files are in `fl_app.cli.doctor`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
 from fl_registry.files.atomic import scratch_folder, unfinished, write_whole
 from fl_registry.files.version_files import own_bytes
 from fl_registry.redaction import one_line
 
 MIN_FREE = 1 << 30
-"""Bytes on the disk of the app's home below which a session may not find room for its rounds."""
+"""Free bytes in the app's home below which a session may not have room for its rounds."""
 TESTED = {"flwr": "1.41", "mlflow": "3.17"}
 """Versions that this release was tested with."""
-SLACK = timedelta(minutes=1)
-"""What clocks may differ by."""
-LEFT = timedelta(hours=1)
-"""Time after which nobody works any more on what is unfinished."""
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""How much clocks may differ."""
+ABANDONED_AFTER = timedelta(hours=1)
+"""Age from which an unfinished file belongs to no process any more."""
 ENVIRONMENT = ("fl-app", "flwr", "mlflow", "torch", "ultralytics")
-"""Packages that a SuperLink has from when it was started."""
+"""Packages that a SuperLink has loaded since its start."""
 PORT_VARIABLE, PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091"
 """Where Flower's local SuperLink listens."""
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
@@ -37,75 +37,80 @@ _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what it is, whether it is well, and what was seen."""
+    """The result of a check.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    ok : bool
+        Whether it is in order.
+    detail : str
+        What was seen, in one sentence.
+    """
 
     name: str
     ok: bool
     detail: str
 
-    def as_row(self) -> dict[str, Any]:
-        """Return it as a plain dictionary."""
-        return asdict(self)
+
+def check_versions(tested: Mapping[str, str] = TESTED) -> Check:
+    """Check that Flower and MLflow have versions that this release was tested with."""
+    present = {name: installed(name) for name in tested}
+    others = {name: v for name, v in present.items() if not v.startswith(f"{tested[name]}.")}
+    detail = ", ".join(f"{name} {number}" for name, number in (others or present).items())
+    if others:
+        wanted = ", ".join(f"{name} {number}" for name, number in tested.items())
+        detail = f"{detail}: tested with {wanted}"
+    return Check("versions", not others, detail)
 
 
-def check_versions() -> Check:
-    """Whether Flower and MLflow are of versions that this release was tested with."""
-    found = {name: installed(name) for name in TESTED}
-    strange = [
-        f"{name} {found[name]}" for name, v in TESTED.items() if not found[name].startswith(f"{v}.")
-    ]
-    told = ", ".join(f"{name} {number}" for name, number in found.items())
-    wanted = ", ".join(f"{name} {number}" for name, number in TESTED.items())
-    detail = f"{', '.join(strange)}: tested with {wanted}" if strange else told
-    return Check("versions", not strange, detail)
-
-
-def check_disk(home: Path) -> Check:
-    """Whether the app's home can be written, and has room."""
+def check_disk(home: Path, min_free: int = MIN_FREE) -> Check:
+    """Check that the app's home can be written and has ``min_free`` bytes left."""
     try:
         with scratch_folder(home / "tmp", name="doctor") as folder:
             write_whole(folder / "probe", b"a")
         free = shutil.disk_usage(home).free
     except OSError as error:
-        said = one_line(error.strerror or error)
+        why = one_line(error.strerror or error)
         return Check(
-            "disk", False, f"{home} cannot be written ({said}); make room, or the right to"
+            "disk", False, f"{home} cannot be written ({why}); make room, or set its permissions"
         )
-    return Check("disk", free >= MIN_FREE, f"{free / (1 << 30):.1f} GiB free in {home}")
+    return Check("disk", free >= min_free, f"{free / (1 << 30):.1f} GiB free in {home}")
 
 
 def check_leftovers(home: Path, now: datetime) -> Check:
-    """Whether killed processes left something unfinished."""
-    found = unfinished(home, before=now - LEFT)
-    if not found:
+    """Check that killed processes have left no unfinished files."""
+    left = unfinished(home, before=now - ABANDONED_AFTER)
+    if not left:
         return Check("leftovers", True, "nothing unfinished")
-    size = sum(own_bytes(p) if p.is_dir() else p.lstat().st_size for p in found)
-    first = found[0].relative_to(home)
+    size = sum(own_bytes(p) if p.is_dir() else p.lstat().st_size for p in left)
+    first = left[0].relative_to(home)
     return Check(
         "leftovers",
         False,
-        f"{len(found)} unfinished, {size / 1e6:.1f} MB, such as {first}; --repair removes them",
+        f"{len(left)} unfinished, {size / 1e6:.1f} MB, such as {first}; --repair removes them",
     )
 
 
 def check_clock(now: datetime, past: Mapping[str, datetime], server: datetime | None) -> Check:
-    """Whether the clock is behind what has happened, or differs from the MLflow server's.
+    """Check that the clock is not behind past events, and agrees with the MLflow server's.
 
     Parameters
     ----------
     now : datetime
-        What the clock says, in UTC.
+        This machine's time, in UTC.
     past : Mapping[str, datetime]
-        Moments that have passed, by what happened then.
+        Times of past events, by what happened then.
     server : datetime | None
-        What the server's clock says; None where there is none to ask.
+        The server's time; None if there is no server, or it does not send one.
     """
     for what, moment in past.items():
-        if moment > now + SLACK:
+        if moment > now + CLOCK_TOLERANCE:
             return Check(
                 "clock", False, f"it says {now:%F %T} UTC, but {what} is of {moment:%F %T}; set it"
             )
-    if server is not None and abs(server - now) > SLACK:
+    if server is not None and abs(server - now) > CLOCK_TOLERANCE:
         return Check(
             "clock", False, f"it says {now:%F %T} UTC, and MLflow's server {server:%F %T}; set one"
         )
@@ -118,17 +123,27 @@ def newest_file(home: Path) -> datetime | None:
     return datetime.fromtimestamp(max(times), UTC) if times else None
 
 
-def check_superlink() -> Check:
-    """Whether the local SuperLink, which stays up, is older than the packages installed here."""
+def check_superlink(
+    last_change: Callable[[], tuple[str, datetime]] | None = None,
+) -> Check:
+    """Check that the local SuperLink is not older than the packages installed here.
+
+    `flwr run` starts it and it stays up, so after an upgrade it runs the old packages.
+
+    Parameters
+    ----------
+    last_change : Callable[[], tuple[str, datetime]] | None
+        Returns the package that was installed last, and when; `last_installed` by default.
+    """
     try:
         port = int(os.environ.get(PORT_VARIABLE, PORT))
         pid = _listener(port)
         started = None if pid is None else _started(pid)
     except (OSError, ValueError):
-        return Check("superlink", True, "not looked at on this system")
+        return Check("superlink", True, "not checked on this system")
     if started is None:
         return Check("superlink", True, f"none runs on port {port}, or it is another account's")
-    name, changed = _last_change()
+    name, changed = (last_change or last_installed)()
     if changed > started:
         return Check(
             "superlink",
@@ -148,7 +163,7 @@ def _files(home: Path) -> Iterable[Path]:
 
 
 def _listener(port: int) -> int | None:
-    """Return the process of this account that listens on a port of this machine; Linux only."""
+    """Return the process of this account that listens on a local port; Linux only."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         if Path(table).exists():
@@ -166,13 +181,11 @@ def _listener(port: int) -> int | None:
 
 
 def _open_files(process: Path) -> set[str]:
-    found = set()
-    try:
+    names = set()
+    with suppress(OSError):  # it belongs to another account, or has ended
         for handle in (process / "fd").iterdir():
-            found.add(str(handle.readlink()))
-    except OSError:  # another account's, or it has ended
-        pass
-    return found
+            names.add(str(handle.readlink()))
+    return names
 
 
 def _started(pid: int) -> datetime:
@@ -186,15 +199,15 @@ def _started(pid: int) -> datetime:
     return datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC)
 
 
-def _last_change() -> tuple[str, datetime]:
-    """Return which package of the environment was installed last, and when."""
-    found: dict[str, float] = {}
+def last_installed() -> tuple[str, datetime]:
+    """Return which package of `ENVIRONMENT` was installed last, and when."""
+    times: dict[str, float] = {}
     for name in ENVIRONMENT:
         try:
-            about = distribution(name).locate_file("")
-            marks = [*Path(str(about)).glob(f"{name.replace('-', '_')}-*.dist-info")]
+            folder = Path(str(distribution(name).locate_file("")))
         except PackageNotFoundError:
             continue
-        found |= {path.name.partition("-")[0]: path.stat().st_mtime for path in marks}
-    name = max(found, key=lambda one: found[one], default="nothing")
-    return name, datetime.fromtimestamp(found.get(name, 0.0), UTC)
+        for path in folder.glob(f"{name.replace('-', '_')}-*.dist-info"):
+            times[path.name.partition("-")[0]] = path.stat().st_mtime
+    name = max(times, key=lambda each: times[each], default="nothing")
+    return name, datetime.fromtimestamp(times.get(name, 0.0), UTC)

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that commands of `fl-app` share, so that each is called and explained alike."""
+"""Options that commands of `fl-app` share, and what they open."""
 
 from __future__ import annotations
 
+import getpass
 from typing import Annotated
 
 import typer
+
+from fl_app.retraining import MonitorStore
+from fl_app.retraining.memory.store import default_url
+from fl_registry import ModelManager, app_home
+
+
+def account(name: str = "") -> str:
+    """Return the name, else that of this account."""
+    return name or getpass.getuser()
+
 
 Uri = Annotated[
     str,
@@ -15,10 +26,25 @@ Uri = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Name in the model registry.")]
-By = Annotated[str, typer.Option("--by", help="Who decides; default: the account's name.")]
-Note = Annotated[str, typer.Option("--note", help="Why; kept with the decision.")]
+By = Annotated[
+    str,
+    typer.Option("--by", help="Who decides; default: the account's name.", callback=account),
+]
+Note = Annotated[str, typer.Option("--note", help="Why; stored with the decision.")]
 Monitor = Annotated[
-    str, typer.Option("--monitor", help="SQLAlchemy URL of the monitor's memory; default: SQLite.")
+    str,
+    typer.Option("--monitor", help="SQLAlchemy URL of the monitor's database; default: SQLite."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-DEFAULT_NAME = "fl-global-model"
+
+
+def open_registry(uri: str, name: str) -> ModelManager:
+    """Return the registry, once MLflow has answered."""
+    manager = ModelManager(uri or None, name)
+    manager.ping()
+    return manager
+
+
+def open_monitor(url: str, name: str) -> MonitorStore:
+    """Return the monitor's memory."""
+    return MonitorStore(url or default_url(app_home()), name)

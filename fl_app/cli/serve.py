@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app serve`: the page and the API of what is stored here, without a training run."""
+"""`fl-app serve`: the page and the API of what is stored, without a training run."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token, require_token
-from fl_app.cli.options import DEFAULT_NAME, Monitor, Name, Uri
-from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.retraining.memory.store import default_url
-from fl_app.strategy.session.backlog import backlog
-from fl_registry import ModelManager, app_home
+from fl_app.cli.options import Monitor, Name, Uri, open_monitor, open_registry
+from fl_app.cli.output import fail, say
+from fl_app.retraining import RetrainingManager
+from fl_app.strategy.checkpoints.backlog import backlog
+from fl_registry import app_home
+from fl_registry.home import DEFAULT_MODEL_NAME
 
 Host = Annotated[
-    str, typer.Option("--host", help="Address; one that others can reach needs a token.")
+    str, typer.Option("--host", help="Address; one that other machines can reach requires a token.")
 ]
 Port = Annotated[int, typer.Option("--port", help="Port to listen on.", min=0, max=65535)]
 TokenFile = Annotated[
     str, typer.Option("--token-file", help="File with the token; default: $FL_APP_API_TOKEN.")
 ]
 Hosts = Annotated[
-    str, typer.Option("--allowed-hosts", help="Names that clients call it by, with commas.")
+    str, typer.Option("--allowed-hosts", help="Host names that clients may use, with commas.")
 ]
 
 
@@ -38,29 +38,28 @@ def serve(
     allowed_hosts: Hosts = "",
     uri: Uri = "",
     monitor: Monitor = "",
-    name: Name = DEFAULT_NAME,
+    name: Name = DEFAULT_MODEL_NAME,
 ) -> None:
     """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
     try:
         token = read_token(token_file)
         require_token(host, token)
-        store = ModelManager(uri or None, name)
-        store.ping()
+        store = open_registry(uri, name)
         named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
         app = create_trigger_api(
-            RetrainingManager(store=MonitorStore(monitor or default_url(app_home()), name)),
+            RetrainingManager(store=open_monitor(monitor, name)),
             store=store,
             token=token,
             allowed_hosts={*LOOPBACK, *named},
             waiting=lambda: backlog(app_home(), name),
         )
         server = serve_api(app, host=host, port=port)
-    except ValueError as error:  # of the address, the token or the memory
-        _fail(str(error))
+    except ValueError as error:  # of the address, the token or the monitor's database
+        fail(str(error))
     if server is None:
-        _fail(
-            f"Port {port} of {host} cannot be had: a run with continuous=true may have its page "
-            "there; look at that one, or name another with --port."
+        fail(
+            f"Port {port} of {host} cannot be opened: a run with continuous=true may have its "
+            "page there; open that page, or choose another port with --port."
         )
     _serve_until_stopped(server, name)
 
@@ -70,12 +69,6 @@ def _serve_until_stopped(server: ApiServer, name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     host = f"[{server.host}]" if ":" in server.host else server.host
-    sys.stdout.write(f"The page of {name}: http://{host}:{server.port}/ (Ctrl-C ends it)\n")
-    sys.stdout.flush()
+    say(f"The page of {name}: http://{host}:{server.port}/ (Ctrl-C ends it)")
     ended.wait()
     server.close()
-
-
-def _fail(sentence: str) -> NoReturn:
-    sys.stderr.write(f"{sentence}\n")
-    raise SystemExit(1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW over groups of tensors, by torch's own functional form, without `torch.optim.Optimizer`.
+"""AdamW over groups of tensors, by torch's functional form, without `torch.optim.Optimizer`.
 
-Building the first Optimizer of a process imports torch's compiler, which takes seconds and is
-used for nothing here; the arithmetic is the same. Gradient clipping is not done here.
+The first Optimizer of a process imports torch's compiler, which takes seconds and is not used here;
+the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AdamW:
     Parameters
     ----------
     groups : Iterable[tuple[Iterable[torch.Tensor], float]]
-        Parameters on one device with their weight decay. What has no gradient at a step stays.
+        Parameters on one device with their weight decay. A step skips those without a gradient.
     lr : float
         Learning rate of all groups.
     betas : tuple[float, float]
@@ -50,11 +50,11 @@ class AdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Move every parameter that has a gradient, in place."""
+        """Update every parameter that has a gradient, in place."""
         for tensors, decay in self._groups:
             moved = [tensor for tensor in tensors if tensor.grad is not None]
             states = [self._state_of(tensor) for tensor in moved]
-            adamw(
+            adamw(  # the documented functional form of torch.optim.AdamW
                 moved,
                 [tensor.grad for tensor in moved if tensor.grad is not None],
                 [state.mean for state in states],
@@ -72,7 +72,7 @@ class AdamW:
             )
 
     def zero_grad(self) -> None:
-        """Let go of all gradients."""
+        """Remove all gradients."""
         for tensors, _ in self._groups:
             for tensor in tensors:
                 tensor.grad = None

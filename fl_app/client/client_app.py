@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache, wraps
 from pathlib import Path
 
@@ -23,20 +23,16 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
 from flwr.common.constant import ErrorCode
 
-from fl_app.client.data import (
-    DataError,
-    DataSpec,
-    data_digest,
-    node_pictures,
-)
+from fl_app.client.data import DataError, DataSpec, NodeData, load_node_data
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
-from fl_app.client.summary.yolo import tell_of_pictures
+from fl_app.client.summary.yolo import picture_summaries
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
-from fl_models.file_cache import kept_while_unchanged
+from fl_models.file_cache import cached_while_unchanged
 from fl_models.holdout import Holdout
 from fl_models.pictures import read_pictures
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
@@ -49,51 +45,17 @@ Handler = Callable[[Message, Context], Message]
 app = ClientApp()
 
 
-@dataclass(frozen=True)
-class NodeData:
-    """The pictures of this node.
-
-    Parameters
-    ----------
-    spec : DataSpec
-        The data set they come from.
-    train, holdout : tuple[Path, ...]
-        Pictures to train on and pictures to evaluate on; no picture is in both.
-    digest : str
-        sha256 over all of them and their labels.
-    """
-
-    spec: DataSpec
-    train: tuple[Path, ...]
-    holdout: tuple[Path, ...]
-    digest: str
-
-
-def load_node_data(config: ClientConfig) -> NodeData:
-    """Return this node's pictures: its partition, or all of its own data set.
-
-    A simulated node has a partition and keeps every tenth picture of it for evaluation. A node
-    with data of its own trains on the `train` split and evaluates on `val`.
-
-    Raises
-    ------
-    DataError
-        If the data can't be used.
-    """
-    spec, train, holdout = node_pictures(config)
-    return NodeData(spec, tuple(train), tuple(holdout), _digest([*train, *holdout]))
-
-
 def round_seed(config: ClientConfig, server_round: int, digest: str) -> int:
-    """Return the seed of a local round: another for each round and each node's data."""
+    """Return the seed of a local round; it differs between rounds and between nodes' data."""
+    # The digest is included, since a node with data of its own has no partition id.
     key = f"{config.seed}/{server_round}/{config.partition_id}/{digest}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % (2**31 - 2)
 
 
-def tells_errors(handler: Handler) -> Handler:
-    """Answer with an error message where this node's data or settings can't be used.
+def errors_as_replies(handler: Handler) -> Handler:
+    """Answer with an error message if this node's data or settings cannot be used.
 
-    The other nodes' round goes on without it; anything unforeseen is left to Flower.
+    The round continues without this node. Flower handles every other exception.
     """
 
     @wraps(handler)
@@ -102,30 +64,39 @@ def tells_errors(handler: Handler) -> Handler:
             return handler(message, context)
         except (ConfigError, DataError, ModelMismatchError, RegistryError, TrainingError) as error:
             reason = str(error)
-            logger.warning("this node sits out: %s", reason)
+            logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
     return guarded
 
 
-def compress_as_set(message: Message, context: Context, call_next: Handler) -> Message:
-    """The mod that makes a reply smaller if the run's settings say so."""
-    reply = call_next(message, context)
-    if reply.has_error():
-        return reply
-    config = ClientConfig.from_run_config(context.run_config, context.node_config)
-    if config.update_compression == "none":
-        return reply
-    mod = compress_updates(config.update_compression, seed=config.seed)
-    return mod(message, context, lambda message, context: reply)
-
-
-@app.train(mods=[pack_arrays, compress_as_set, tell_of_pictures])
-@tells_errors
+@app.train(mods=[pack_arrays])
+@errors_as_replies
 def train(message: Message, context: Context) -> Message:
-    """Train the global weights on this node's pictures and send back all arrays."""
+    """Train the global weights on this node's pictures and send back all arrays.
+
+    If the run config enables them, a summary of new pictures is added and the update compressed.
+    """
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
     data = load_node_data(config)
+
+    def trained(message: Message, context: Context) -> Message:
+        return _train(message, config, data)
+
+    handler: Handler = trained
+    # Compression comes last, so that it is the outermost mod: it compresses the final reply.
+    if config.data_summaries:
+        handler = _wrapped(picture_summaries(config, data), handler)
+    if config.update_compression != "none":
+        handler = _wrapped(compress_updates(config.update_compression, seed=config.seed), handler)
+    return handler(message, context)
+
+
+def _wrapped(mod: Mod, handler: Handler) -> Handler:
+    return lambda message, context: mod(message, context, handler)
+
+
+def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     pictures = _pictures(data.train, data.spec.nc)
     if not pictures:
         raise DataError(f"none of the {len(data.train)} training pictures of this node is usable")
@@ -154,16 +125,14 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate(mods=[pack_arrays])
-@tells_errors
+@errors_as_replies
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the global weights on pictures that this node never trains on."""
+    """Evaluate the global weights on pictures that this node never trains on."""
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
     data = load_node_data(config)
     model = _loaded_model(message, config, data.spec.names)
     try:
-        holdout = _holdout(
-            data.holdout, data.spec.names, config.image_size, config.batch_size, _device()
-        )
+        holdout = _holdout(data.holdout, data.spec, config.image_size, config.batch_size, _device())
     except ValueError as error:
         raise DataError(str(error)) from error
     with torch_threads(config.threads):
@@ -171,33 +140,26 @@ def evaluate(message: Message, context: Context) -> Message:
     return _reply(message, {"num-examples": len(holdout), **scores}, data)
 
 
-_digest = kept_while_unchanged(data_digest)
-_pictures = kept_while_unchanged(read_pictures)
+_pictures = cached_while_unchanged(read_pictures)
 
 
-@kept_while_unchanged
+@cached_while_unchanged
 def _holdout(
-    paths: Sequence[Path], names: tuple[str, ...], image_size: int, batch_size: int, device: str
+    paths: Sequence[Path], spec: DataSpec, image_size: int, batch_size: int, device: str
 ) -> Holdout:
-    data = _HeldOut(tuple(paths), names)
+    data = replace(spec, val=tuple(paths))
     return Holdout(data, image_size=image_size, batch_size=batch_size, device=device)
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    val: tuple[Path, ...]
-    names: tuple[str, ...]
 
 
 @lru_cache(maxsize=1)
 def _model(size: str, names: tuple[str, ...]) -> YoloModel:
-    # Safe to use again in the next message: all that a round changes is overwritten below.
+    # Reused in the next message: everything that a round changes is overwritten below.
     return get_model(size, len(names), names=names)
 
 
 def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
     model = _model(config.model_size, tuple(names))
-    model.criterion = None  # built anew from the next round's settings
+    model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model

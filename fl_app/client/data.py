@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures a node trains on: the data set file, the partitions and their digests.
+"""The pictures of a node: the data set file, the partitions and their digests.
 
-Nothing here loads a model, and nothing is written to the data folder.
+Nothing is written to the user's data folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, absolute_data
-from fl_models.file_cache import kept_while_unchanged
+from fl_models.file_cache import cached_while_unchanged
 from fl_models.pictures import SUFFIXES, PictureError, label_file, read_boxes
 from fl_registry import app_home
 from fl_registry.redaction import printable
@@ -30,8 +30,8 @@ _BACKGROUND = -1
 class DataError(ValueError):
     """A node's data can't be used; the text is one printable line that says what to do."""
 
-    def __init__(self, said: str) -> None:
-        super().__init__(printable(said))
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -41,37 +41,60 @@ class DataSpec:
     Parameters
     ----------
     root : Path
-        Folder to which the paths in the file refer; absolute.
+        Folder to which the paths in the file are relative; absolute.
     train, val : tuple[Path, ...]
         Pictures of the two splits, sorted, absolute.
     names : tuple[str, ...]
         Class names by class number.
-    nc : int
-        Number of classes.
     """
 
     root: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: tuple[str, ...]
-    nc: int
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class NodeData:
+    """The pictures of one node.
+
+    Parameters
+    ----------
+    spec : DataSpec
+        The data set they come from.
+    train, holdout : tuple[Path, ...]
+        Pictures to train on and pictures to evaluate on; no picture is in both.
+    digest : str
+        SHA-256 over all of them and their labels.
+    """
+
+    spec: DataSpec
+    train: tuple[Path, ...]
+    holdout: tuple[Path, ...]
+    digest: str
 
 
 def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     """Read a `data.yaml` in Ultralytics' layout and list its pictures.
 
     `path` in the file is relative to the file's folder; `train` and `val` are each a folder,
-    a text file with one picture a line, or a list of these. None takes any number of classes.
+    a text file with one picture a line, or a list of these. If `num_classes` is None, any number
+    of classes is accepted.
 
     Raises
     ------
     DataError
-        If the file or a split is missing, malformed or empty, or the class count differs.
+        The file or a split is missing, malformed or empty, or the class count differs.
     """
     try:
         file = Path(data_yaml).expanduser().resolve()
     except (OSError, ValueError, RuntimeError):
-        raise DataError(f"{str(data_yaml)[:300]} is no path of a data.yaml") from None
+        raise DataError(f"{str(data_yaml)[:300]} is not a path of a data.yaml") from None
     content = _read_yaml(file)
     names = _class_names(content, file)
     if num_classes is not None and len(names) != num_classes:
@@ -82,19 +105,19 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     try:
         root = (file.parent / str(content.get("path") or ".")).resolve()
     except (OSError, ValueError, RuntimeError):
-        raise DataError(f"data set file {file} has a path that is none") from None
+        raise DataError(f"data set file {file} has a path that cannot be used") from None
     train = _list_pictures(content, "train", root, file)
     val = _list_pictures(content, "val", root, file)
-    return DataSpec(root, train, val, names, len(names))
+    return DataSpec(root, train, val, names)
 
 
 def generated_data(home: Path, num_classes: int) -> DataSpec:
-    """Return the generated data set below the app's folder, drawn now if it is not there yet.
+    """Return the generated data set below the app's folder; generate it if it does not exist.
 
     Raises
     ------
     DataError
-        If there is no room for it, or the class count differs.
+        The disk is full, or the class count differs.
     """
     try:
         return load_data_spec(shapes_data(home), num_classes)
@@ -105,30 +128,34 @@ def generated_data(home: Path, num_classes: int) -> DataSpec:
         ) from error
 
 
-def node_pictures(config: ClientConfig) -> tuple[DataSpec, list[Path], list[Path]]:
-    """Return the data set, and this node's pictures to train on and to evaluate on.
+def load_node_data(config: ClientConfig) -> NodeData:
+    """Return this node's pictures: its partition, or all of its own data set.
+
+    A simulated node has a partition and holds out every tenth picture of it for evaluation. A
+    node with data of its own trains on the `train` split and evaluates on `val`.
 
     Raises
     ------
     DataError
-        If the data can't be used.
+        The data can't be used.
     """
     home = app_home(config.home or None)
     if config.data:
         spec = load_data_spec(absolute_data(config.data), config.num_classes)
     else:
         spec = generated_data(home, config.num_classes)
-    if config.partition_id is None or config.num_partitions is None:
-        return spec, list(spec.train), list(spec.val)
-    share = partition(
-        spec,
-        num_partitions=config.num_partitions,
-        partition_id=config.partition_id,
-        kind=config.partitioning,
-        alpha=config.alpha,
-        seed=config.seed,
-    )
-    return spec, *split_holdout(share)
+    train, holdout = spec.train, spec.val
+    if config.partition_id is not None and config.num_partitions is not None:
+        share = partition(
+            spec,
+            num_partitions=config.num_partitions,
+            partition_id=config.partition_id,
+            kind=config.partitioning,
+            alpha=config.alpha,
+            seed=config.seed,
+        )
+        train, holdout = map(tuple, split_holdout(share))
+    return NodeData(spec, train, holdout, _digest([*train, *holdout]))
 
 
 def partition(
@@ -142,8 +169,8 @@ def partition(
 ) -> list[Path]:
     """Return one node's share of the training pictures, sorted.
 
-    All shares together are the whole training split, and none overlap. The same arguments
-    give the same share on every node.
+    All shares together are the whole training split, and no two overlap. The same arguments give
+    the same share on every node.
 
     Parameters
     ----------
@@ -158,7 +185,7 @@ def partition(
     Raises
     ------
     DataError
-        If the arguments are out of range, or the share is empty.
+        The arguments are out of range, or the share is empty.
     """
     if not 0 <= partition_id < num_partitions:
         raise DataError(
@@ -187,7 +214,7 @@ def split_holdout(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Raises
     ------
     DataError
-        If there are fewer than two pictures, so that one side would be empty.
+        There are fewer than two pictures, so that one side would be empty.
     """
     if len(paths) < 2:
         raise DataError(
@@ -198,9 +225,9 @@ def split_holdout(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def data_digest(paths: Iterable[Path]) -> str:
-    """Return a sha256 over names and contents of pictures and labels, in any order.
+    """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders don't enter it, so the same data has the same digest on every machine.
+    Folders are not included, so the same data has the same digest on every machine.
     """
     rows = []
     for path in paths:
@@ -209,6 +236,9 @@ def data_digest(paths: Iterable[Path]) -> str:
         digests = hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(text).digest()
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
+
+
+_digest = cached_while_unchanged(data_digest)
 
 
 def _read_yaml(file: Path) -> Mapping[str, object]:
@@ -243,7 +273,7 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise DataError(f"data set file {file} has no class names, expected a list under names")
     if not all(isinstance(name, str | int | float) for name in names):
-        raise DataError(f"data set file {file} has class names that are no texts")
+        raise DataError(f"data set file {file} has class names that are not text")
     if count is not None and count != len(names):
         raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
     return tuple(str(name) for name in names)
@@ -257,19 +287,19 @@ def _list_pictures(
     entries = [entry for entry in given if isinstance(entry, str) and entry]
     if not entries or len(entries) < len(given):
         raise DataError(f"data set file {file} has no {split}, expected a folder or a list file")
-    found: list[Path] = []
+    pictures: list[Path] = []
     for entry in entries:
         try:
-            found += _pictures_at(_resolve(root, entry), split, file)
+            pictures += _pictures_at(_resolve(root, entry), split, file)
         except DataError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # no path at all, or a loop of links
+        except (OSError, ValueError, RuntimeError) as error:  # not a path, or a loop of links
             raise DataError(
-                f"{split} pictures of data set {file} can't be found: {entry[:300]} is no path"
+                f"{split} pictures of data set {file} can't be found: {entry[:300]} is not a path"
             ) from error
-    if not found:
+    if not pictures:
         raise DataError(f"{split} split of data set {file} is empty: no pictures in {value}")
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(pictures)))
 
 
 def _pictures_at(place: Path, split: str, file: Path) -> list[Path]:
@@ -277,7 +307,7 @@ def _pictures_at(place: Path, split: str, file: Path) -> list[Path]:
         return [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
     if not place.is_file():
         raise DataError(f"{split} pictures of data set {file} are missing: {place} does not exist")
-    if place.suffix.lower() != ".txt":  # what is in any other file would be told in an error
+    if place.suffix.lower() != ".txt":  # the error would show the content of any other file
         raise DataError(
             f"{split} pictures of data set {file} are {place}, expected a folder or a .txt file"
         )
@@ -304,14 +334,14 @@ def _read_list_file(file: Path) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in SUFFIXES]
 
 
-@kept_while_unchanged
+@cached_while_unchanged
 def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
     classes = np.full(len(paths), _BACKGROUND)
     for index, path in enumerate(paths):
         try:
             boxes = read_boxes(path, num_classes)
         except PictureError:
-            continue  # it is reported, once, where the pictures are loaded
+            continue  # reported once, where the pictures are loaded
         if len(boxes):
             classes[index] = np.bincount(boxes[:, 0].astype(int)).argmax()
     return classes
@@ -330,6 +360,7 @@ def _dirichlet_shares(
         cuts = np.round(np.cumsum(weights)[:-1] * len(members)).astype(int)
         for share, part in zip(shares, np.split(members, cuts), strict=True):
             share.extend(int(index) for index in part)
+    # Small alpha may leave shares empty; each takes a picture from the largest share.
     for share in shares:
         largest = max(shares, key=len)
         if not share and len(largest) > 1:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A generated detection set of seven coloured shapes, so that the app runs without any data.
+"""A generated detection data set of seven coloured shapes, so that the app runs without user data.
 
-The set is drawn once and kept; it needs numpy and Pillow, no network.
+It is generated once, with NumPy and Pillow, without a network.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _FINER = 4  # shapes are drawn this much larger and scaled down, for smooth edge
 def shapes_data(
     home: Path, *, train: int = 512, val: int = 128, image_size: int = 96, seed: int = 0
 ) -> Path:
-    """Return the `data.yaml` of the generated set below `home`, drawing it if need be.
+    """Return the `data.yaml` of the generated set below `home`; generate it if it does not exist.
 
-    Equal arguments give equal pictures on every machine. Several processes may ask at once:
-    each draws into a folder of its own, and the first to finish gives it its name.
+    Equal arguments give equal pictures on every machine. Several processes may call this at once:
+    each generates into a folder of its own, and the first to finish renames its folder.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def shapes_data(
     Raises
     ------
     OSError
-        They cannot be written; nothing of them is left then.
+        The files cannot be written; none of them remain.
     """
     name = f"shapes7-v{VERSION}-{train}-{val}-{image_size}px-seed{seed}"
     folder = Path(home).absolute() / "data" / name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks that ship with the app; any other callable that takes an event will do as well."""
+"""Hooks that ship with the app; any callable that takes an event is a hook too."""
 
 from fl_app.hooks.log import log_event
 from fl_app.hooks.prometheus import PrometheusMetrics

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Following the registry's journal: each new entry becomes one event, whoever wrote it."""
+"""Follows the registry's journal: each new entry becomes one event, whichever process wrote it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ logger = logging.getLogger("flwr.fl_app")
 
 
 class JournalFollower:
-    """Tells of each entry of a store's journal once and in order, from the first look on.
+    """Reports each entry of a store's journal once and in order, from the first call on.
 
-    What was there before that look is history and is not told. Safe to use from many threads.
+    Entries from before the first call are not reported. Safe to use from many threads.
 
     Parameters
     ----------
     store : ModelStore
-        Whose journal.
+        The store with the journal.
     """
 
+    # Read from the journal and not reported by those who move versions: people, the page, probation
+    # and other processes do so too, and the journal is the one place that all of them write to.
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._looking = threading.Lock()
         self._seen: tuple[int, State] | None = None
         self._failing = False
 
-    def look(self, tell: Hook) -> None:
-        """Call ``tell`` with a `StageMoved` for each entry since the last look.
+    def look(self, report: Hook) -> None:
+        """Call ``report`` with a `StageMoved` for each entry since the last call.
 
-        A store that does not answer, or whose journal is damaged, is warned of once, and asked
-        again at the next look.
+        If the store does not answer or its journal is damaged, a warning is logged once, and the
+        entries are reported by a later call.
         """
         with self._looking:
             try:
                 for moved in self._new():
-                    tell(moved)
+                    report(moved)
             except RegistryError as error:
                 if not self._failing:
-                    logger.warning("hooks do not hear of stage moves for now: %s", error)
+                    logger.warning("stage moves are not reported to hooks for now: %s", error)
                 self._failing = True
             else:
                 self._failing = False

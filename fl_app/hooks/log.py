@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hook that writes each event into the log, as one line of JSON."""
+"""A hook that logs each event as one line of JSON."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ logger = logging.getLogger("flwr.fl_app.events")
 
 
 def log_event(event: Event) -> None:
-    """Log ``event`` at INFO, as one line that programs can read (see `as_json`)."""
+    """Log ``event`` at INFO as one line of JSON, in the form of `as_json`."""
     logger.info("%s", json.dumps(as_json(event), allow_nan=False))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hook that keeps numbers for Prometheus; who serves them is elsewhere."""
+"""A hook that counts events as metrics for Prometheus."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
@@ -22,13 +22,23 @@ from fl_app.events import (
 )
 
 MAX_METRICS = 100
-"""Metrics of a round that are told; clients name them, so there could be any number."""
+"""Most metrics of a round that are exported; clients name them, so their number has no bound."""
 
-Counts = Mapping[tuple[str, ...], int]
+_COUNTERS = (  # key in the counts, name, description, labels
+    ("rounds", "fl_app_rounds", "Rounds.", ["result"]),
+    ("sessions", "fl_app_sessions", "Sessions that ended.", ["status"]),
+    ("moves", "fl_app_stage_moves", "Entries of the journal.", ["op"]),
+    (
+        "requests",
+        "fl_app_retrain_asked",
+        "Requests for retraining that this process recorded.",
+        ["kind", "outcome"],
+    ),
+)
 
 
 class PrometheusMetrics(Collector):
-    """What has happened in this process, as Prometheus collects it.
+    """Metrics of this process's events, as Prometheus collects them.
 
     ``create_trigger_api(collectors=[…])`` serves it at ``GET /metrics``. Elsewhere
     ``prometheus_client.start_http_server(9000, registry=metrics.registry)`` does, or
@@ -37,91 +47,61 @@ class PrometheusMetrics(Collector):
     Attributes
     ----------
     registry : CollectorRegistry
-        One of its own, with nothing else in it.
+        A registry with this collector only.
     """
 
     def __init__(self) -> None:
-        self._seen = _Seen()
+        self._lock = threading.Lock()
+        self._metrics: Mapping[str, float] = {}
+        self._versions: Mapping[str, str | None] = {}
+        self._seconds = 0.0
+        self._counts = Counter[tuple[str, ...]]({("rounds", "ok"): 0, ("rounds", "failed"): 0})
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        self._seen = _after(self._seen, event)
+        with self._lock:
+            match event:
+                case RoundReport():
+                    self._counts["rounds", "failed" if event.failed else "ok"] += 1
+                    if not event.failed:
+                        self._metrics = event.metrics
+                        self._seconds += event.seconds
+                case SessionEnded():
+                    self._counts["sessions", event.status] += 1
+                case StageMoved():
+                    self._counts["moves", event.op] += 1
+                case RetrainingRequested():
+                    self._counts["requests", event.kind, event.outcome] += 1
+            if isinstance(event, SessionStarted | StageMoved):
+                self._versions = {"production": event.production, "staging": event.staging}
 
     def collect(self) -> Iterator[Metric]:
-        """The numbers of this moment; what is not known yet is left out."""
-        seen = self._seen
+        """Return the current metrics; those without a value yet are left out."""
+        with self._lock:
+            counts, seconds = dict(self._counts), self._seconds
+            values, stages = self._metrics, self._versions
         metrics = GaugeMetricFamily("fl_app_metric", "Metrics of the last round.", labels=["name"])
-        for name in sorted(seen.metrics, key=lambda n: (n.count("/"), n))[:MAX_METRICS]:
-            metrics.add_metric([name], seen.metrics[name])
+        for name in sorted(values, key=lambda n: (n.count("/"), n))[:MAX_METRICS]:
+            metrics.add_metric([name], values[name])
         yield metrics
         versions = GaugeMetricFamily(
             "fl_app_version", "Registered version by stage.", labels=["stage"]
         )
-        for stage, version in seen.versions.items():
+        for stage, version in stages.items():
             if version is not None and version.isdecimal():
                 versions.add_metric([stage], float(version))
         yield versions
         yield SummaryMetricFamily(
             "fl_app_round_seconds",
             "Wall time of rounds with a new model.",
-            count_value=seen.rounds.get(("ok",), 0),
-            sum_value=seen.seconds,
+            count_value=counts["rounds", "ok"],
+            sum_value=seconds,
         )
-        yield _counter("fl_app_rounds", "Rounds.", ["result"], seen.rounds)
-        yield _counter("fl_app_sessions", "Sessions that ended.", ["status"], seen.sessions)
-        yield _counter("fl_app_stage_moves", "Entries of the journal.", ["op"], seen.moves)
-        yield _counter(
-            "fl_app_retrain_asked",
-            "Requests for retraining that this process wrote down.",
-            ["kind", "outcome"],
-            seen.asked,
-        )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the events so far add up to."""
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    versions: Mapping[str, str | None] = field(default_factory=dict)
-    seconds: float = 0.0
-    rounds: Counts = field(default_factory=lambda: {("ok",): 0, ("failed",): 0})
-    sessions: Counts = field(default_factory=dict)
-    moves: Counts = field(default_factory=dict)
-    asked: Counts = field(default_factory=dict)
-
-
-def _after(seen: _Seen, event: Event) -> _Seen:
-    changes: dict[str, Any] = {}
-    match event:
-        case RoundReport():
-            changes["rounds"] = _more(seen.rounds, "failed" if event.failed else "ok")
-            if not event.failed:
-                changes |= {"metrics": event.metrics, "seconds": seen.seconds + event.seconds}
-        case SessionStarted():
-            changes["versions"] = _versions(event)
-        case SessionEnded():
-            changes["sessions"] = _more(seen.sessions, event.status)
-        case StageMoved():
-            changes["versions"] = _versions(event)
-            changes["moves"] = _more(seen.moves, event.op)
-        case RetrainingRequested():
-            changes["asked"] = _more(seen.asked, event.kind, event.outcome)
-    return replace(seen, **changes)
-
-
-def _versions(event: SessionStarted | StageMoved) -> dict[str, str | None]:
-    return {"production": event.production, "staging": event.staging}
-
-
-def _more(counts: Counts, *labels: str) -> Counts:
-    return {**counts, labels: counts.get(labels, 0) + 1}
-
-
-def _counter(name: str, told: str, labels: list[str], counts: Counts) -> Metric:
-    family = CounterMetricFamily(name, told, labels=labels)
-    for values, count in sorted(counts.items()):
-        family.add_metric(list(values), count)
-    return family
+        for key, name, description, labels in _COUNTERS:
+            counter = CounterMetricFamily(name, description, labels=labels)
+            for (kind, *label_values), count in sorted(counts.items()):
+                if kind == key:
+                    counter.add_metric(label_values, count)
+            yield counter

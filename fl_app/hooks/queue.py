@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handing events to hooks so that none of them can delay or end a round."""
+"""Calls hooks from threads of their own, so that no hook can delay or end a round."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from fl_registry.redaction import one_line, trace
 logger = logging.getLogger("flwr.fl_app")
 
 MAX_WAITING = 1_000
-"""Events that a hook may be behind; later ones are dropped until it has caught up."""
+"""Events in a hook's queue; later ones are dropped until the queue is empty."""
 HOOK_SECONDS = 2.0
 """How long the end of a session waits for hooks; Flower gives a process 5 s to end."""
 WATCH_SECONDS = 5.0
-"""How often the journal is looked at while no round does."""
+"""Interval at which the journal is read between rounds."""
 
 
 class Hooks:
-    """Hands events to hooks: each gets all of them in order, in a thread of its own.
+    """Calls hooks with events: each gets all events in order, in a thread of its own.
 
-    Calling it never waits and never raises, whatever a hook does. One that raises is logged and
-    called again with the next event. One that hangs gets no further events; after ``MAX_WAITING``
-    they are dropped, which is logged. Share one of these among all sessions of a process, so that
-    each stage move is told once.
+    Calling it never waits and never raises. The exception of a hook is logged, and the hook is
+    called again with the next event. A hook that hangs gets no further events; when its queue is
+    full, events are dropped, which is logged. Share one instance among all sessions of a process,
+    so that each stage move is reported once.
 
     Parameters
     ----------
     hooks : Sequence[Hook]
-        Whom to tell.
+        The hooks.
     store : ModelStore | None
-        Registry whose stage moves are told as well, whoever makes them; None tells of none.
+        Registry whose stage moves are reported as well, in whatever process they are made.
     seconds : float
         How long ``flush`` waits for all hooks together.
+    max_waiting : int
+        Length of each hook's queue.
     """
 
     def __init__(
@@ -49,24 +51,25 @@ class Hooks:
         store: ModelStore | None = None,
         *,
         seconds: float = HOOK_SECONDS,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
-        self._threads = [_HookThread(hook) for hook in hooks]
+        self._threads = [_HookThread(hook, max_waiting) for hook in hooks]
         self._follower = JournalFollower(store) if store is not None and hooks else None
         self._seconds = seconds
 
     def __call__(self, event: Event) -> None:
-        """Hand the event over; the hooks get it when they have taken those before."""
+        """Queue the event for every hook."""
         for thread in self._threads:
             thread.put(event)
 
     def look(self) -> None:
-        """Tell of the stage moves since the last look; the first look only begins."""
+        """Report the stage moves since the last call; the first call reports none."""
         if self._follower is not None:
             self._follower.look(self)
 
     @contextmanager
     def watching(self, every: float = WATCH_SECONDS) -> Iterator[None]:
-        """Look now, and each ``every`` seconds from a thread until the end of the block."""
+        """Report stage moves now, and every ``every`` seconds from a thread during the block."""
         stop = threading.Event()
 
         def watch() -> None:
@@ -82,25 +85,27 @@ class Hooks:
             stop.set()
 
     def flush(self, seconds: float | None = None) -> None:
-        """Wait until the hooks have taken every event, but not longer than ``seconds``.
+        """Wait until all queues are empty, but not longer than ``seconds``.
 
-        What they have not taken by then is logged; their threads go on with it while the process
-        lives.
+        Events that remain are logged; the hooks' threads continue with them while the process
+        runs.
         """
         until = time.monotonic() + (self._seconds if seconds is None else seconds)
         for thread in self._threads:
             left = thread.wait(until)
             if left:
-                logger.warning(
-                    "hook %r still has %d events; nobody waits for it", thread.hook, left
-                )
+                logger.warning("hook %r still has %d events; not waiting for it", thread.hook, left)
 
 
+# A thread for each hook: called in the session's own thread, a hook that hangs would stop the run,
+# and a time limit cannot end a thread. Separate queues keep the order, and one hook's dead receiver
+# does not delay another hook.
 class _HookThread:
-    """The events that a hook has not taken yet, and a thread for as long as there are any."""
+    """A hook's queue, and a thread that runs while the queue is not empty."""
 
-    def __init__(self, hook: Hook) -> None:
+    def __init__(self, hook: Hook, max_waiting: int) -> None:
         self.hook = hook
+        self._max_waiting = max_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Event] = deque()
         self._running = False
@@ -108,7 +113,7 @@ class _HookThread:
 
     def put(self, event: Event) -> None:
         with self._changed:
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) >= self._max_waiting:
                 self._drop(event)
                 return
             self._waiting.append(event)
@@ -116,7 +121,7 @@ class _HookThread:
                 self._start()
 
     def wait(self, until: float) -> int:
-        """Wait until there is nothing left, or that time; return how many events are left."""
+        """Wait until the queue is empty, or that time; return how many events are left."""
         with self._changed:
             self._changed.wait_for(lambda: not self._running, max(0.0, until - time.monotonic()))
             return len(self._waiting) + self._running
@@ -126,7 +131,7 @@ class _HookThread:
         try:
             thread.start()
             self._running = True
-        except RuntimeError as error:  # the process has no more threads, or is about to end
+        except RuntimeError as error:  # no more threads, or the process is about to end
             logger.warning("hook %r gets no thread: %s", self.hook, error)
 
     def _run(self) -> None:
@@ -134,8 +139,8 @@ class _HookThread:
             try:
                 self.hook(event)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - it must not end a run
-                said = (one_line(repr(self.hook)), event.id, trace(error))
-                logger.warning("hook %s failed on %s: %s", *said)
+                hook = one_line(repr(self.hook))
+                logger.warning("hook %s failed on %s: %s", hook, event.id, trace(error))
 
     def _next(self) -> Event | None:
         with self._changed:
@@ -151,8 +156,8 @@ class _HookThread:
         self._dropped += 1
         if self._dropped == 1:
             logger.warning(
-                "hook %r is %d events behind; it misses %s and what follows until it has caught up",
+                "hook %r is %d events behind; events from %s on are dropped until it has caught up",
                 self.hook,
-                MAX_WAITING,
+                self._max_waiting,
                 event.id,
             )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hook that posts each event to a URL: signed, tried again, and only to hosts that may be asked.
+"""A hook that posts each event to a URL, signed, with retries, and to allowed hosts only.
 
-It waits where the receiver makes it wait; who must not wait calls it through ``Hooks``.
+It blocks while it retries; call it through ``Hooks`` where that matters.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ logger = logging.getLogger("flwr.fl_app")
 
 SECRET_VARIABLE = "FL_APP_WEBHOOK_SECRET"  # noqa: S105 - a name, no secret
 PAUSES = (1.0, 5.0, 20.0, 60.0)
-"""Seconds between the tries for one event, a fifth more or less."""
+"""Seconds between the attempts for one event, varied by up to a fifth."""
 MAX_PAUSE = 300.0
-"""The most that a receiver may ask for by ``Retry-After``."""
+"""Longest pause in seconds that a ``Retry-After`` header can request."""
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _MIN_KEY = 24
 _PREFIX = "whsec_"
@@ -43,15 +43,15 @@ _PREFIX = "whsec_"
 class Webhook:
     """Posts each event as JSON, in the form and with the signature of Standard Webhooks.
 
-    The headers are ``webhook-id``, the event's id, by which a receiver knows what it has had;
-    ``webhook-timestamp``, the time of this try in seconds; and ``webhook-signature``, ``v1,`` and
-    the base64 of HMAC-SHA256 over ``id.timestamp.body``. The body is what `as_json` gives, with the
-    model's name. Source: https://www.standardwebhooks.com, version 1.0.
+    The headers are ``webhook-id``, the event's id, by which a receiver recognises repeats;
+    ``webhook-timestamp``, the time of this attempt in seconds; and ``webhook-signature``, ``v1,``
+    and the base64 of HMAC-SHA256 over ``id.timestamp.body``. The body is the event in the form of
+    `as_json`, with the model's name. Source: https://www.standardwebhooks.com, version 1.0.
 
-    What cannot be connected to, does not answer in time, or answers 408, 425, 429 or 5xx is tried
-    again; after the last try, or any other answer, the event is given up with a warning. No
-    redirect is followed and no proxy used. The host is looked up for each try, and the connection
-    goes to the address that was checked, with the certificate checked for the host.
+    An attempt is repeated if the connection fails, the answer is late, or its status is 408, 425,
+    429 or 5xx. After the last attempt, or any other status but 2xx, the event is dropped with a
+    warning. No redirect is followed and no proxy used. The host is resolved for each attempt, and
+    the connection goes to the address that was checked, with the certificate checked for the host.
 
     Parameters
     ----------
@@ -60,13 +60,13 @@ class Webhook:
     secret : str
         Key of the signature, at least 24 bytes; ``whsec_`` and base64, or any text.
     hosts : Collection[str]
-        Hosts it may go to; named ones may be private. Without any: every public one.
+        Allowed hosts, which may be private. Empty: every public host is allowed.
     model : str
-        The registered model's name, told with each event.
+        The registered model's name, sent with each event.
     timeout : float
         Seconds to connect, and to wait for an answer.
     pauses : Sequence[float]
-        Seconds between tries; one try more than there are pauses.
+        Seconds between attempts; there is one attempt more than pauses.
 
     Raises
     ------
@@ -96,52 +96,56 @@ class Webhook:
         return f"Webhook to {self._target.host}"
 
     def check(self) -> None:
-        """Look the host up before there is anything to send.
+        """Resolve the host before there is an event to send.
 
-        A host that cannot be found now is warned of; it may be there later.
+        If that fails a warning is logged, since the host may exist later.
 
         Raises
         ------
         ValueError
-            If it is at an address that may not be asked.
+            The host is at an address that is not allowed.
         """
         try:
             self._target.addresses()
         except OSError as error:
-            logger.warning("%r: the host cannot be found (%s)", self, error)
+            logger.warning("%r: the host cannot be resolved (%s)", self, error)
 
     def __call__(self, event: Event) -> None:
-        """Post an event, and return when it was taken or given up."""
+        """Post an event, and return when it was accepted or dropped."""
         body = json.dumps({**as_json(event), "model": self._model}, allow_nan=False).encode()
         for number, pause in enumerate((*self._pauses, None), start=1):
             try:
                 return self._post(event.id, body, number)
-            except _NotTakenError as error:
+            except _FailedAttemptError as error:
                 if pause is None or error.final:
                     logger.warning(
-                        "%r: %s is given up at try %d: %s", self, event.id, number, error
+                        "%r: %s is dropped after attempt %d: %s", self, event.id, number, error
                     )
                     return None
                 time.sleep(max(pause * self._chance.uniform(0.8, 1.2), error.after))
 
     def _post(self, event_id: str, body: bytes, number: int) -> None:
         try:
+            # Resolved here and not by urllib3, which could resolve a name that is checked now to a
+            # private address a moment later.
             addresses = self._target.addresses()
             address = addresses[number % len(addresses)]
             answer = self._send(address, self._headers(event_id, body), body)
         except ForbiddenAddressError as error:
-            raise _NotTakenError(str(error), final=True) from None
+            raise _FailedAttemptError(str(error), final=True) from None
         except (HTTPError, OSError) as error:
-            raise _NotTakenError(f"{type(error).__name__}: {error}") from None
+            raise _FailedAttemptError(f"{type(error).__name__}: {error}") from None
         status, after = answer
         if 300 <= status < 400:
-            raise _NotTakenError(f"it redirects ({status}), which is not followed", final=True)
+            raise _FailedAttemptError(f"it redirects ({status}), which is not followed", final=True)
         if not 200 <= status < 300:
             again = status in TRY_AGAIN
-            raise _NotTakenError(f"it answers {status}", final=not again, after=_seconds(after))
+            raise _FailedAttemptError(
+                f"it answers {status}", final=not again, after=_seconds(after)
+            )
 
     def _send(self, address: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
-        """Return the status of the answer, and when to come again."""
+        """Return the status of the answer, and its ``Retry-After``."""
         target = self._target
         pool: urllib3.HTTPConnectionPool
         if target.scheme == "https":
@@ -176,29 +180,29 @@ class Webhook:
         }
 
 
-class _NotTakenError(Exception):
-    """A try that failed; ``after`` is how many seconds the receiver asks to be left alone."""
+class _FailedAttemptError(Exception):
+    """An attempt that failed; ``after`` is the pause in seconds that the receiver requests."""
 
-    def __init__(self, why: str, *, final: bool = False, after: float = 0.0) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, *, final: bool = False, after: float = 0.0) -> None:
+        super().__init__(reason)
         self.final = final
         self.after = after
 
 
 def sign(key: bytes, event_id: str, timestamp: int, body: bytes) -> str:
-    """Return the value of ``webhook-signature``; `Webhook` says what it is made of."""
+    """Return the value of ``webhook-signature``, as `Webhook` describes it."""
     signed = f"{event_id}.{timestamp}.".encode() + body
     digest = hmac.new(key, signed, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
 def read_key(secret: str) -> bytes:
-    """Return the key that a secret stands for.
+    """Return the key of a secret.
 
     Raises
     ------
     ValueError
-        If it is too short, or ``whsec_`` is not followed by base64.
+        The secret is too short, or ``whsec_`` is not followed by base64.
     """
     key = secret.encode()
     if secret.startswith(_PREFIX):
@@ -218,12 +222,12 @@ def read_key(secret: str) -> bytes:
 
 
 def read_secret(path: str | None = None) -> str:
-    """Return the secret from a file, else from ``FL_APP_WEBHOOK_SECRET``.
+    """Return the secret from a file, or without a path from ``FL_APP_WEBHOOK_SECRET``.
 
     Raises
     ------
     ValueError
-        If there is none, or the file cannot be read.
+        There is no secret, or the file cannot be read.
     """
     if not path:
         secret = os.environ.get(SECRET_VARIABLE, "").strip()
@@ -235,14 +239,14 @@ def read_secret(path: str | None = None) -> str:
         return secret
     with suppress(OSError, UnicodeError, ValueError):
         return Path(path).read_text("utf-8").strip()
-    # The path is not told: it may be the secret itself, put in the wrong place.
+    # The message leaves the path out: it may be the secret itself, put in the wrong place.
     raise ValueError(
         "The webhook's secret file cannot be read; check the path in webhook-secret-file."
     )
 
 
 def _seconds(retry_after: str) -> float:
-    """Seconds that a ``Retry-After`` header asks for; nought where it says nothing sensible."""
+    """Return the seconds that a ``Retry-After`` header requests; 0 if it cannot be read."""
     try:
         if retry_after.isascii() and retry_after.isdigit():
             wanted = float(retry_after)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a webhook may go: hosts by name, and the addresses that these names lead to."""
+"""Allowed targets of webhooks: hosts by name, and the addresses that these names resolve to."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class ForbiddenAddressError(ValueError):
-    """A host leads to an address that webhooks may not be sent to."""
+    """A host resolves to an address that webhooks may not be sent to."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL that was checked.
+    """A checked URL.
 
     Attributes
     ----------
     scheme, host, port, path : str, str, int, str
-        Its parts; the path with its query.
+        Parts of the URL; the path includes the query.
     named : bool
-        Whether the host is one that was allowed by name.
+        Whether the host was allowed by name.
     """
 
     scheme: str
@@ -46,20 +46,20 @@ class Target:
         url : str
             ``https://host/path``.
         hosts : Collection[str]
-            The hosts it may name. Without any it may name any public one, by https; those that are
-            named may be private, and be asked by plain http.
+            Allowed hosts, which may be private and use plain http. Empty: every public host is
+            allowed, by https.
 
         Raises
         ------
         ValueError
-            One sentence on what is wrong with either.
+            The URL or a host cannot be used.
         """
         parts, port = _split(url)
         host, allowed = _host(parts), _names(hosts)
         if allowed and host not in allowed:
             raise ValueError(
-                f"The webhook's host {host!r} is not among those allowed, {sorted(allowed)}; add "
-                "it to webhook-hosts, or change webhook-url."
+                f"The webhook's host {host!r} is not among the allowed ones, {sorted(allowed)}; "
+                "add it to webhook-hosts, or change webhook-url."
             )
         if parts.scheme == "http" and not allowed:
             raise ValueError(
@@ -69,30 +69,30 @@ class Target:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         target = cls(parts.scheme, host, port, path, bool(allowed))
         if _is_number(host):
-            target.addresses()  # takes no name server
+            target.addresses()  # needs no name server
         return target
 
     @property
     def authority(self) -> str:
-        """The host as a ``Host`` header has it."""
+        """The value of the ``Host`` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     def addresses(self) -> list[str]:
-        """Look the host up and return where it is.
+        """Resolve the host and return its addresses.
 
         Raises
         ------
         ForbiddenAddressError
-            If any address is not public and the host is not allowed by name.
+            An address is not public, and the host is not allowed by name.
         OSError
-            If there is no such host.
+            There is no such host.
         """
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except UnicodeError as error:
-            raise OSError("it is no name of a host") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+            raise OSError("it is not a host name") from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
         private = [each for each in addresses if not is_public(each)]
         if private and not self.named:
             raise ForbiddenAddressError(
@@ -103,22 +103,24 @@ class Target:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address is one of the public internet, also where it is written as IPv6."""
-    found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo or (None, None))[1]
-        if found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    """Return whether an address is public; an IPv4 address within an IPv6 one is checked too."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return found.is_global and not found.is_multicast
+    return parsed.is_global and not parsed.is_multicast
 
 
 def _split(url: str) -> tuple[SplitResult, int]:
-    """Take a URL apart; no message repeats it, since its path may be a secret."""
+    """Split a URL; no message repeats it, since its path may be a secret."""
     example = "expected one such as https://hooks.example.org/fl-app"
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError(f"The webhook's URL has characters that no URL has; {example}.")
+        raise ValueError(
+            f"The webhook's URL has characters that are not allowed in URLs; {example}."
+        )
     try:
         parts = urlsplit(url)
         port = parts.port or _PORTS.get(parts.scheme, 0)
@@ -138,7 +140,7 @@ def _names(hosts: Collection[str]) -> set[str]:
     for name in names:
         if not _is_host(name):
             raise ValueError(
-                f"{name!r} in webhook-hosts is no host; expected names with commas, such as "
+                f"{name!r} in webhook-hosts is not a host; expected names with commas, such as "
                 "'hooks.example.org,localhost'."
             )
     return names
@@ -153,7 +155,7 @@ def _is_host(text: str) -> bool:
 
 
 def _is_number(host: str) -> bool:
-    """Whether a host is an address, which any of the forms that browsers know is."""
+    """Return whether a host is an address, in any of the forms that browsers accept."""
     try:
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):

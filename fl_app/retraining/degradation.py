@@ -200,6 +200,7 @@ class CappedCusum(DegradationRule):
         total = doubt = 0.0
         cleared = 0
         for number, value in enumerate(suspects, 1):
+            # The cap keeps two outliers from reaching the height.
             fall = baseline.bound - value - self.threshold / 2
             total = max(0.0, total + min(fall, height / CAP))
             doubt = max(0.0, doubt + min(fall + baseline.level - baseline.bound, height / CAP))
@@ -257,6 +258,7 @@ def _baseline(
     least = max(robust_sigma(jagged), threshold / 50)
     step, whole = step_in(reference, suspects), len(reference)
     sizes = [size for size in SIZES if whole / 4 <= size < whole]
+    # The last scores may be higher than the whole reference: a model improves while it is trained.
     baselines = []
     for size in (whole, *sizes):
         before = reference[-size:] + suspects[:step]

@@ -239,6 +239,7 @@ class RetrainingManager:
         """
         new_id, why = request_id or uuid.uuid4().hex, reason or "a person requested it"
         with self._changed:
+            # The limits guard against a rule's false alarms, not against a person's knowledge.
             return self._put(RetrainRequest(TriggerKind.MANUAL, why, force=force, id=new_id))
 
     def request(self, kind: TriggerKind, reason: str, *, request_id: str | None = None) -> str:

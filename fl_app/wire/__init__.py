@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of messages, read by server and clients."""
+"""The formats of messages between server and clients."""

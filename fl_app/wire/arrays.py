@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of Flower's ``Array`` seen in place, and whether they may be averaged.
+"""Views of the values of Flower's ``Array``, and checks that they may be averaged.
 
-Nothing is copied or executed. Whose arrays they are and what becomes of bad ones is decided
-elsewhere.
+Nothing is copied or executed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from flwr.app import Array, ArrayRecord
 from fl_registry.redaction import one_line
 
 STYPE = "numpy.ndarray"
-"""How Flower calls arrays that `numpy.save` wrote."""
+"""Flower's name for the serialization by `numpy.save`."""
 _HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
 _MAX_HEADER = 10_000  # as in numpy
 _NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
@@ -29,35 +28,35 @@ _HEADER = re.compile(
 )
 _WIDEST = 8
 _EXACT = 2**53
-"""The largest integer up to which float64, in which integers are averaged, has them all."""
+"""The largest integer up to which float64, in which integers are averaged, is exact."""
 
 
 class ArrayError(ValueError):
-    """An array is not what was expected; the text says what is wrong with it."""
+    """An array is invalid; the text says why, without the array's name."""
 
 
 class OtherArrayError(ArrayError):
-    """An array has another shape or another kind of numbers than was expected."""
+    """An array has another shape or another kind of numbers than expected."""
 
 
 MAX_NAME = 200  # characters of a name that a node chose
 
 
 def quoted(name: str) -> str:
-    """Return a name that a node chose in quotation marks, fit for a log."""
+    """Return a name that a node chose in quotation marks, safe for a log."""
     return f"'{one_line(name[:MAX_NAME], 60)}'"
 
 
 def view(array: Array) -> np.ndarray:
-    """Return the values of ``array``, read-only and without a copy, in the order they are stored.
+    """Return the values of ``array``, read-only, without a copy, in their memory order.
 
-    The payload must be what ``numpy.save`` writes of numbers, to the byte. Its header is read by
-    a pattern and never evaluated.
+    The payload must be exactly what ``numpy.save`` writes for numbers. Its header is matched by a
+    pattern and never evaluated.
 
     Raises
     ------
     ArrayError
-        If it is anything else, or other than ``array`` says of itself.
+        The payload is anything else, or differs from the array's dtype or shape.
     """
     if array.stype != STYPE:
         raise ArrayError(f"is serialized as {array.stype!r}, expected {STYPE!r}")
@@ -77,19 +76,19 @@ def view(array: Array) -> np.ndarray:
 
 
 class ViewedArray(Array):
-    """An array whose values are had by `view`, on any thread.
+    """An array whose values are read by `view`, on any thread.
 
-    Flower's own reading parses numpy's header as Python, which Python before 3.11.8 and 3.12.2
+    Flower's own reader parses NumPy's header as Python, which Python before 3.11.8 and 3.12.2
     cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
     """
 
     def numpy(self) -> np.ndarray:
-        """Return the values, a copy that may be written to."""
+        """Return a writable copy of the values."""
         return view(self).copy(order="K")
 
 
 def viewed(arrays: ArrayRecord) -> ArrayRecord:
-    """Return the same arrays, to be read on another thread than Flower's."""
+    """Return the same arrays, for reading on another thread than Flower's."""
     record = ArrayRecord()
     for name, array in arrays.items():
         known = array.stype == STYPE
@@ -99,7 +98,7 @@ def viewed(arrays: ArrayRecord) -> ArrayRecord:
 
 
 def header_of(data: bytes) -> bytes:
-    """Return what stands before the values; raise ArrayError if it is no header of numpy's."""
+    """Return NumPy's header before the values; raise ArrayError if there is none."""
     field = _HEADER_LENGTH.get(data[6:8])
     if data[:6] != b"\x93NUMPY" or field is None or len(data) < 8 + field:
         raise ArrayError("does not begin as numpy's format does")
@@ -111,45 +110,45 @@ def header_of(data: bytes) -> bytes:
 
 @lru_cache(maxsize=1024)
 def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
-    """Return what ``numpy.save`` writes before values of this kind."""
+    """Return the header that ``numpy.save`` writes before such values."""
     written = BytesIO()
-    told = {
+    header = {
         "descr": np.lib.format.dtype_to_descr(dtype),
         "fortran_order": order == "F",
         "shape": shape,
     }
-    np.lib.format.write_array_header_1_0(written, told)
+    np.lib.format.write_array_header_1_0(written, header)
     return written.getvalue()
 
 
 @lru_cache(maxsize=1024)
 def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
-    """Return dtype, its name, whether in Fortran's order, and shape."""
-    found = _HEADER.fullmatch(header, 8 + _HEADER_LENGTH[header[6:8]])
-    if found is None:
+    """Return dtype, its name, whether the order is Fortran's, and shape."""
+    match = _HEADER.fullmatch(header, 8 + _HEADER_LENGTH[header[6:8]])
+    if match is None:
         raise ArrayError("does not hold plain numbers, or has a header that numpy does not write")
     try:
-        dtype = np.dtype(found[1].decode())
+        dtype = np.dtype(match[1].decode())
     except TypeError:
-        raise ArrayError(f"holds numbers of an unknown kind {found[1].decode()!r}") from None
-    shape = tuple(int(size) for size in found[3].split(b",") if size.strip())
-    return dtype, str(dtype), found[2] == b"True", shape
+        raise ArrayError(f"holds numbers of an unknown kind {match[1].decode()!r}") from None
+    shape = tuple(int(size) for size in match[3].split(b",") if size.strip())
+    return dtype, str(dtype), match[2] == b"True", shape
 
 
 _LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
-"""Largest float of each size in bytes that is fine enough to be squared."""
+"""Largest float by size in bytes, of the floats that are precise enough to be squared."""
 
 
 def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Require values that may take part in an average with a model's array.
+    """Require values that may be averaged with a model's array of this dtype and shape.
 
-    They must be of the same kind (floats, integers, truth values), have its shape, be finite, and
-    be so small that neither an average nor a square of them leaves the model's range.
+    They must be of the same kind (floats, integers, booleans) and shape, finite, and so small that
+    neither an average nor the sum of their squares overflows the dtype.
 
     Raises
     ------
     ArrayError
-        If they are not.
+        They are not.
     """
     if values.shape != shape:
         raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
@@ -168,12 +167,12 @@ def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) ->
 
 
 def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
-    """Require that ``values`` are finite, and stay so as ``dtype``.
+    """Require that ``values`` are finite, also after a conversion to ``dtype``.
 
     Raises
     ------
     ArrayError
-        If they are not.
+        They are not.
     """
     if not values.size or (values.dtype.kind in "fc" and _squares_fit(values, dtype)):
         return
@@ -186,15 +185,15 @@ def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
 
 
 def is_bytes(values: np.ndarray) -> bool:
-    """Whether values are bytes in one dimension."""
+    """Return whether values are a one-dimensional array of bytes."""
     return values.dtype == np.uint8 and values.ndim == 1
 
 
 def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether the sum of all squares is finite, in one pass; then so is each value."""
+    """Return whether the sum of all squares is finite, and so each value; reads them once."""
     if values.dtype.kind != "f" or dtype.kind != "f":
         return bool(values.dtype == dtype and np.isfinite(values).all())
-    if min(values.itemsize, dtype.itemsize) < 4:  # too coarse to be squared at all
+    if min(values.itemsize, dtype.itemsize) < 4:  # float16 cannot hold squares
         largest = np.abs(values).max(initial=0)
         return bool(largest <= np.finfo(dtype).max) and bool(np.isfinite(largest))
     flat = values.ravel(order="K")
@@ -207,9 +206,9 @@ def _require_range(values: np.ndarray, dtype: np.dtype) -> None:
         return
     limits = np.iinfo(dtype)
     low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
-    found = int(values.min()), int(values.max())
-    if found[0] < low or found[1] > high:
-        raise ArrayError(f"has values from {found[0]} to {found[1]}, expected {low} to {high}")
+    least, greatest = int(values.min()), int(values.max())
+    if least < low or greatest > high:
+        raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
 
 
 def _family(dtype: np.dtype) -> str:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A smaller form of what a node has learned: the arithmetic and the record that describes it.
-
-Which replies are made smaller, and what becomes of a bad one, is decided elsewhere.
-"""
+"""Compressed model updates: the arithmetic, and the record that describes them."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ UPDATE_RECORD = "update-encoding"
 """Key of the ConfigRecord in a train reply whose arrays are encoded."""
 VERSION = 1
 SERIALIZED_AS = "fl-app.update"
-"""``Array.stype`` of an encoded array, so that a server that knows nothing of it reads none."""
+"""``Array.stype`` of an encoded array: a server that does not support it raises an error."""
 
 _LEVELS = 127
 _CHANNEL = 16
-"""Values that a channel must have for a scale of its own."""
+"""Fewest values of a channel for a scale of its own."""
 _HALF_EXPONENT = 15
 _SCALE = np.dtype("<f4")
 
@@ -31,11 +28,11 @@ Kind = TypeVar("Kind")
 
 
 class UpdateError(ValueError):
-    """An update cannot be encoded or is encoded badly; the text says what is wrong with it."""
+    """An update cannot be encoded or is badly encoded; the text says why."""
 
 
 class Encoding(StrEnum):
-    """In what form the difference to the model travels.
+    """The form in which the difference to the model is sent.
 
     Attributes
     ----------
@@ -50,23 +47,23 @@ class Encoding(StrEnum):
 
     @property
     def dtype(self) -> np.dtype:
-        """How the values are stored."""
+        """The dtype of the encoded values."""
         return np.dtype("<f2" if self is Encoding.FLOAT16 else "i1")
 
 
 @dataclass(frozen=True)
 class UpdateHeader:
-    """What a reply says of its arrays.
+    """The description of a reply's encoded arrays.
 
     Attributes
     ----------
     encoding : Encoding
-        The form of those that are encoded.
+        The form of the encoded arrays.
     base : int
         CRC-32 of the model to which they are the difference.
     scales : Mapping[str, np.ndarray]
-        By the names of the encoded arrays their scales, of shape (1,) or (channels,). All other
-        arrays are as they would be without an encoding.
+        Scales by the names of the encoded arrays, of shape (1,) or (channels,). All other arrays
+        are not encoded.
     """
 
     encoding: Encoding
@@ -87,16 +84,16 @@ class UpdateHeader:
 
 
 def read_header(record: Mapping[str, Any]) -> UpdateHeader:
-    """Read what a reply says of its arrays, believing nothing.
+    """Read and validate the description of a reply's encoded arrays.
 
     Raises
     ------
     UpdateError
-        If it is of another version or malformed.
+        It is of another version or malformed.
     """
     version = record.get("version")
     if version != VERSION:
-        raise UpdateError(f"is encoded in version {version!r:.20}, this server reads {VERSION}")
+        raise UpdateError(f"is encoded in version {version!r:.20}, this server supports {VERSION}")
     try:
         encoding = Encoding(str(record.get("encoding")))
     except ValueError:
@@ -105,10 +102,10 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
         ) from None
     base = record.get("base")
     if not isinstance(base, int):
-        raise UpdateError("does not say to which model it is the difference")
+        raise UpdateError("does not name the model to which it is the difference")
     names, counts = record.get("arrays"), record.get("scale-counts")
     if not _is_list(names, str) or not _is_list(counts, int) or len(names) != len(counts):
-        raise UpdateError("does not say which arrays are encoded and how many scales each has")
+        raise UpdateError("does not list which arrays are encoded and how many scales each has")
     if len(set(names)) != len(names):
         raise UpdateError("names an array twice")
     return UpdateHeader(encoding, base, _split(names, counts, record.get("scales")))
@@ -117,7 +114,7 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
 def encode(
     values: np.ndarray, base: np.ndarray, encoding: Encoding, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the difference of ``values`` to ``base`` in a smaller form, and its scales.
+    """Return the difference of ``values`` to ``base`` in a compressed form, and its scales.
 
     For ``INT8`` the scale of a channel (the first axis) is its largest absolute difference / 127,
     and each value is rounded up or down at random, so that its expectation is the exact value:
@@ -129,24 +126,24 @@ def encode(
     Parameters
     ----------
     values, base : np.ndarray
-        What a node has now, and what it was sent: floats of one shape.
+        The node's array after training, and the one that it received: floats of one shape.
     encoding : Encoding
         The form.
     random : np.random.Generator
-        Draws the directions of rounding.
+        Source of the random rounding.
 
     Returns
     -------
     tuple[np.ndarray, np.ndarray] | None
         An array of the same shape and ``encoding.dtype``, and float32 scales of shape (1,) or
-        (channels,). None for arrays that travel as they are: those that are no floats or have less
-        than two axes (biases, and variances that no rounding may make negative), and those whose
-        scale is no float32.
+        (channels,). None for arrays that are sent unchanged: those that are no floats or have less
+        than two axes (biases, and variances that rounding must not make negative), and those whose
+        scale does not fit float32.
 
     Raises
     ------
     UpdateError
-        If a difference is not finite.
+        A difference is not finite.
     """
     if values.dtype.kind != "f" or base.dtype.kind != "f":
         return None
@@ -154,6 +151,7 @@ def encode(
         difference = np.subtract(values, base, dtype=_working(base.dtype))
     if not np.isfinite(difference).all():
         raise UpdateError("is not finite")
+    # Arrays of one axis are 1 % of a YOLOv8n's bytes, and a rounded variance may become negative.
     if difference.ndim < 2 or not difference.size:
         return None
     if encoding is Encoding.FLOAT16:
@@ -162,19 +160,19 @@ def encode(
 
 
 def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Return ``base`` and the encoded difference, in the shape and dtype of ``base``.
+    """Return the sum of ``base`` and the encoded difference, in the shape and dtype of ``base``.
 
     Raises
     ------
     UpdateError
-        If there is not one scale for all or one for each channel, or one is no number from 0 on.
+        There is neither one scale nor one for each channel, or a scale is negative or not finite.
     """
     if scale.shape not in ((1,), base.shape[:1]):
         raise UpdateError(f"has {len(scale)} scales for shape {base.shape}")
     if not (np.isfinite(scale) & (scale >= 0)).all():
-        raise UpdateError("has a scale that is no number from 0 on")
+        raise UpdateError("has a scale that is negative or not finite")
     working = _working(base.dtype)
-    with np.errstate(all="ignore"):  # what gets too large is found by those who screen it
+    with np.errstate(all="ignore"):  # screening rejects values that overflow here
         made = values.astype(working)
         made *= _along(scale, made.ndim).astype(working)
         made += base
@@ -182,7 +180,9 @@ def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarra
 
 
 def fingerprint(data: Mapping[str, bytes]) -> int:
-    """CRC-32 over a model's serialized arrays by their names; it guards against mistakes only."""
+    """Return a CRC-32 of a model's serialized arrays and names; it does not detect attacks."""
+    # A difference to another model would decode to arrays of the right shape and wrong values, for
+    # example under a strategy that sends different models to nodes.
     crc = 0
     for name in sorted(data):
         crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
@@ -197,9 +197,11 @@ def _to_int8(
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     if largest.max() > np.finfo(_SCALE).max:
         return None
-    # The next float up, as a level beyond the last would not fit; it also makes none of them 0.
+    # The next float up: otherwise rounding could give level 128, and a scale could be 0.
     scale = np.nextafter((largest / _LEVELS).astype(_SCALE), _SCALE.type(np.inf))
     rows = rows / scale[:, None]
+    # Random rounding is unbiased, so a node need not carry the error into its next round, which may
+    # be hours later and on another model.
     rows += random.random(rows.shape, dtype=np.float32)
     np.floor(rows, out=rows)
     np.clip(rows, -_LEVELS, _LEVELS, out=rows)
@@ -216,7 +218,7 @@ def _to_float16(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _working(dtype: np.dtype) -> np.dtype:
-    """The precision in which a model of that dtype is reckoned with."""
+    """Return the dtype for calculations with a model of that dtype."""
     return np.promote_types(dtype, np.float32)
 
 
@@ -224,13 +226,13 @@ def _along(scale: np.ndarray, axes: int) -> np.ndarray:
     return scale.reshape(-1, *(1,) * (axes - 1))
 
 
-def _is_list(found: object, kind: type[Kind]) -> TypeGuard[list[Kind]]:
-    return isinstance(found, list) and all(type(value) is kind for value in found)
+def _is_list(values: object, kind: type[Kind]) -> TypeGuard[list[Kind]]:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _split(names: Sequence[str], counts: Sequence[int], data: object) -> dict[str, np.ndarray]:
     size = _SCALE.itemsize * sum(counts)
     if any(count < 1 for count in counts) or not isinstance(data, bytes) or len(data) != size:
-        raise UpdateError("has other scales than it says")
+        raise UpdateError("has other scales than it lists")
     scales = np.frombuffer(data, _SCALE)
     return dict(zip(names, np.split(scales, np.cumsum(counts[:-1])), strict=True)) if names else {}

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node tells of its data: counts in a versioned record, which the server reads with care.
+"""The data summary that a node sends: counts in a versioned record, which the server validates.
 
-Neither how nodes count nor what the server concludes is decided here. No values, edges or ranges
-are in it.
+It holds no values, edges or ranges of the node's data.
 """
 
 from __future__ import annotations
@@ -11,16 +10,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 SUMMARY_RECORD = "data-summary"
 """Key of the ConfigRecord in a train reply."""
 REFERENCE_KEY = "data-reference"
-"""Key in a train message's config: the name of the reference that nodes compare with."""
+"""Key in a train message's config: the name of the reference for comparison."""
 HOLD_KEY = "data-hold"
-"""Key in a train message's config: True while what nodes sent last must not join the reference."""
+"""Key in a train message's config: True if the last summaries must not join the reference."""
 
 VERSION = 1
 BINS, NOISY_BINS = 64, 16
@@ -29,15 +29,13 @@ MAX_ROWS = 1e9
 PARTS = 3
 """Rows of ``counts``: now, reference, baseline."""
 
-T = TypeVar("T")
-
 
 class SummaryError(ValueError):
     """A summary is malformed; the text says what is wrong with it."""
 
 
 class FeatureKind(StrEnum):
-    """What the bins of a feature are."""
+    """Meaning of a feature's bins."""
 
     VALUE = "value"
     LEVELS = "levels"
@@ -46,7 +44,7 @@ class FeatureKind(StrEnum):
 
 @dataclass(frozen=True, order=True)
 class Feature:
-    """A column's values or levels, or how many of its rows are missing.
+    """A column's values or levels, or the number of its missing rows.
 
     Attributes
     ----------
@@ -65,20 +63,20 @@ class Feature:
 
 @dataclass(frozen=True, eq=False)
 class DataSummary:
-    """Counts of a node's new rows, in bins that only the node knows.
+    """Counts of a node's new rows, in bins whose edges stay on the node.
 
     Attributes
     ----------
     node_id : str
         Flower's id of the node.
     reference : str
-        Name of the reference that the server asked for.
+        Name of the reference that the server requested.
     features : tuple[Feature, ...]
-        What is counted.
+        Names and kinds of the counts.
     counts : np.ndarray
-        float64, shape (features, 3, bins): the new rows, the reference that has grown, and the
-        baseline that it grew from. Shape (features, 1, bins), the new rows alone, from a node
-        without memory: its bins are the same as every node's, and the server keeps its reference.
+        float64, shape (features, 3, bins): the new rows, the reference so far, and the baseline
+        that the reference began with. Shape (features, 1, bins), the new rows alone, from a node
+        without a disk: all such nodes have the same bins, and the server stores their reference.
     noise : tuple[float, ...]
         Variance of the Gaussian noise in each count of each part.
     """
@@ -90,7 +88,7 @@ class DataSummary:
     noise: tuple[float, ...]
 
     def to_record(self) -> dict[str, int | str | bytes | list[str] | list[float]]:
-        """The summary as the values of a ConfigRecord."""
+        """Return the values of a ConfigRecord."""
         return {
             "version": VERSION,
             "node-id": self.node_id,
@@ -103,46 +101,55 @@ class DataSummary:
         }
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("not plain text")
+    return name
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
+_Variance = Annotated[float, Field(ge=0, le=MAX_ROWS, allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    """The ConfigRecord of a summary; it comes from a node, so nothing is converted."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: Literal[1]
+    node_id: str = Field(alias="node-id")
+    reference: str = Field(max_length=MAX_NAME)
+    names: list[_Name] = Field(min_length=1, max_length=MAX_FEATURES)
+    kinds: list[Annotated[FeatureKind, Field(strict=False)]]  # a record holds it as text
+    bins: int = Field(ge=2, le=MAX_BINS)
+    noise: list[_Variance] = Field(min_length=1, max_length=PARTS)
+    counts: bytes
+
+
 def read_summary(record: Mapping[str, object], node_id: str) -> DataSummary:
-    """Read what the node ``node_id`` sent.
+    """Read the summary that the node ``node_id`` sent.
 
     Raises
     ------
     SummaryError
-        If it is of another version or node, or anything in it can't be a count of rows.
+        The summary is of another version or node, or a value cannot be a count of rows.
     """
-    version, name = _get(record, "version", int), _get(record, "node-id", str)
-    _require(version == VERSION, f"version {version}, expected {VERSION}")
-    _require(name == node_id, f"it names itself {name:.40}")
-    reference = _get(record, "reference", str)
-    _require(len(reference) <= MAX_NAME, "a reference with an endless name")
-    bins = _get(record, "bins", int)
-    _require(2 <= bins <= MAX_BINS, f"{bins} bins, expected 2 to {MAX_BINS}")
-    features = _features(_get(record, "names", list), _get(record, "kinds", list))
-    noise = _get(record, "noise", list)
-    _require(len(noise) in (1, PARTS), f"noise of {len(noise)} parts, expected 1 or {PARTS}")
-    _require(
-        all(isinstance(v, float) and math.isfinite(v) and 0 <= v <= MAX_ROWS for v in noise),
-        "noise that is no variance",
-    )
-    counts = _counts(_get(record, "counts", bytes), (len(features), len(noise), bins), noise)
-    if not any(noise):
+    try:
+        sent = _Record.model_validate(dict(record))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise SummaryError(f"{' '.join(map(str, first['loc']))}: {first['msg']}") from None
+    _require(sent.node_id == node_id, f"its node id is {sent.node_id:.40}")
+    _require(len(sent.noise) != 2, f"noise of 2 parts, expected 1 or {PARTS}")
+    numbers = len(sent.names), len(sent.kinds)
+    _require(numbers[0] == numbers[1], f"{numbers[0]} names and {numbers[1]} kinds")
+    features = tuple(map(Feature, sent.names, sent.kinds))
+    _require(len(set(features)) == len(features), "a feature that is listed twice")
+    shape = (len(features), len(sent.noise), sent.bins)
+    counts = _counts(sent.counts, shape, sent.noise)
+    if not any(sent.noise):
         _require_whole(features, counts)
-    return DataSummary(node_id, reference, features, counts, tuple(noise))
-
-
-def _features(names: list[object], kinds: list[object]) -> tuple[Feature, ...]:
-    _require(0 < len(names) <= MAX_FEATURES, f"{len(names)} features, at most {MAX_FEATURES}")
-    _require(len(names) == len(kinds), f"{len(names)} names and {len(kinds)} kinds")
-    known = set(map(str, FeatureKind))
-    features = []
-    for name, kind in zip(names, kinds, strict=True):
-        good = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()
-        _require(good, f"a feature whose name is no plain text of 1 to {MAX_NAME} characters")
-        _require(kind in known, f"a feature of kind {kind!r:.40}")
-        features.append(Feature(str(name), FeatureKind(str(kind))))
-    _require(len(set(features)) == len(features), "a feature that is there twice")
-    return tuple(features)
+    return DataSummary(node_id, sent.reference, features, counts, tuple(sent.noise))
 
 
 def _counts(data: bytes, shape: tuple[int, int, int], noise: Sequence[float]) -> np.ndarray:
@@ -150,7 +157,7 @@ def _counts(data: bytes, shape: tuple[int, int, int], noise: Sequence[float]) ->
     _require(len(data) == size, f"counts of {len(data)} bytes, expected {size} for shape {shape}")
     counts = np.frombuffer(data, "<f4").astype(np.float64).reshape(shape)
     _require(np.isfinite(counts).all(), "a count that is not finite")
-    # Noise may push a count below nought, but never by ten of its standard deviations.
+    # Noise may push a count below zero, but never by ten of its standard deviations.
     lowest = -10 * np.sqrt(np.asarray(noise))[None, :, None]
     _require((counts >= lowest).all(), "a negative count")
     rows = counts.sum(axis=2)
@@ -160,7 +167,7 @@ def _counts(data: bytes, shape: tuple[int, int, int], noise: Sequence[float]) ->
 
 
 def _require_whole(features: Sequence[Feature], counts: np.ndarray) -> None:
-    """Counts without noise are whole, grow only, and are told alike by a column's two features."""
+    """Require counts without noise to be whole, never to shrink, and to agree within a column."""
     _require((counts == np.rint(counts)).all(), "a count that is no whole number")
     if counts.shape[1] == PARTS:
         grown = counts[:, 1] - counts[:, 2]
@@ -174,13 +181,6 @@ def _require_whole(features: Sequence[Feature], counts: np.ndarray) -> None:
             _require(agree.all(), f"two numbers of rows of {feature.name:.40}")
 
 
-def _get(record: Mapping[str, object], key: str, kind: type[T]) -> T:
-    value = record.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise SummaryError(f"{key} is {value!r:.40}, expected {kind.__name__}")
-    return value
-
-
-def _require(right: object, problem: str) -> None:
-    if not right:
+def _require(valid: object, problem: str) -> None:
+    if not valid:
         raise SummaryError(problem)

@@ -1,42 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All arrays of a record as one array, and back; pure.
+"""All arrays of a record packed into one array, and back.
 
-Flower passes each array on as objects of its own, one request after the other at each of the four
-stages between ServerApp and ClientApp. One long array takes a few.
+Flower sends each array as several objects of its own, one request after the other, at each of the
+four hops between ServerApp and ClientApp. One long array needs a few requests only.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import Field, TypeAdapter
 
 INDEX_RECORD = "packed-arrays"
 """Key of the ConfigRecord in a message whose arrays are packed."""
 PACKED_AS = "fl-app.packed"
-"""``Array.stype`` of packed arrays, so that an app that knows nothing of it reads none."""
+"""``Array.stype`` of packed arrays: an app that does not support them raises an error."""
 VERSION = 1
 
-Known = dict[int, tuple[ArrayRecord, ArrayRecord, list[Any]]]
-"""By the identity of a record: the record, which keeps it valid, the packed one and its index."""
+_Size = Annotated[int, Field(ge=0)]
 
 
 class PackingError(ValueError):
     """Packed arrays are malformed; the text says how."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One of the packed arrays, as the index has it; ``length`` is that of its data, in bytes."""
+class _Row(NamedTuple):
+    """One of the packed arrays; ``length`` is that of its data, in bytes."""
 
     name: str
     dtype: str
-    shape: list[int]
+    shape: list[_Size]
     stype: str
-    length: int
+    length: _Size
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The packed arrays by the key of their ArrayRecord."""
+
+    version: int
+    records: dict[str, list[_Row]]
+
+
+_INDEX = TypeAdapter(_Index)
+
+Known = dict[int, tuple[ArrayRecord, ArrayRecord, list[_Row]]]
+"""By ``id()`` of a record: the record (it keeps the id valid), the packed one and its index."""
 
 
 def is_packed(content: RecordDict) -> bool:
@@ -45,43 +57,43 @@ def is_packed(content: RecordDict) -> bool:
 
 
 def pack(content: RecordDict, known: Known | None = None) -> RecordDict:
-    """Return the content with one array in each of its ArrayRecords, and an index of what is in it.
+    """Return the content with one array in each of its ArrayRecords, and an index of that array.
 
     Parameters
     ----------
     content : RecordDict
-        A message's content; it stays as it is.
-    known : dict | None
-        ArrayRecords that were packed before, by their identity, and this content's are put there:
-        messages that share a record then share the packed one too.
+        A message's content; it is not changed.
+    known : Known | None
+        ArrayRecords that were packed before; those of this content are added. Messages that share
+        a record then share the packed one too.
     """
     known = {} if known is None else known
-    made, index = RecordDict(), dict[str, list[Any]]()
+    made, index = RecordDict(), dict[str, list[_Row]]()
     for key, record in content.items():
-        made[key] = record
+        made[key] = record  # for the order of the records
         if isinstance(record, ArrayRecord):
             if id(record) not in known:
                 data = b"".join(array.data for array in record.values())
                 one = Array("uint8", (len(data),), PACKED_AS, data)
-                rows = [astuple(row) for row in _rows(record)]
-                known[id(record)] = record, ArrayRecord({"packed": one}), rows
+                packed = ArrayRecord({"packed": one})
+                known[id(record)] = record, packed, list(_rows(record))
             _, made[key], index[key] = known[id(record)]
     if not index:
         return content
-    text = json.dumps({"version": VERSION, "records": index})
+    text = _INDEX.dump_json(_Index(VERSION, index)).decode()
     made[INDEX_RECORD] = ConfigRecord({"index": text})
     return made
 
 
 def unpack(content: RecordDict) -> RecordDict:
-    """Return what was packed; content that is not packed is returned as it is.
+    """Return the content with its arrays unpacked; content that is not packed is returned as it is.
 
-    No more memory is taken than the content has, whatever its index says.
+    This takes no more memory than the content has, whatever its index says.
 
     Raises
     ------
     PackingError
-        If it is of another version, or malformed.
+        The index is of another version, or malformed.
     """
     if not is_packed(content):
         return content
@@ -119,21 +131,9 @@ def _unpacked(record: object, rows: list[_Row]) -> ArrayRecord:
 def _read_index(record: object) -> dict[str, list[_Row]]:
     text = record.get("index") if isinstance(record, ConfigRecord) else None
     try:
-        index: Any = json.loads(text) if isinstance(text, str) else None
-        if index["version"] != VERSION:
-            raise PackingError(f"is of another version than {VERSION}, which is understood here")
-        return {key: [_row(*fields) for fields in rows] for key, rows in index["records"].items()}
-    except PackingError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        index = _INDEX.validate_json(text if isinstance(text, str) else "", strict=True)
+    except ValueError:
         raise PackingError("has no readable index") from None
-
-
-def _row(name: object, dtype: object, shape: object, stype: object, length: object) -> _Row:
-    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(stype, str)):
-        raise TypeError
-    if not isinstance(shape, list):
-        raise TypeError
-    if type(length) is not int or not all(type(n) is int and n >= 0 for n in (*shape, length)):
-        raise TypeError
-    return _Row(name, dtype, shape, stype, length)
+    if index.version != VERSION:
+        raise PackingError(f"is of another version than {VERSION}, the one supported here")
+    return index.records

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schema of a model (name, dtype and shape of each array), and what fits it."""
+"""The schema of a model (name, dtype and shape of each array), and comparisons with it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def schema_of(arrays: ArrayRecord) -> Schema:
-    """Name, dtype and shape of each array, in order."""
+    """Return dtype and shape of each array by name, in order."""
     return {name: (np.dtype(a.dtype), tuple(a.shape)) for name, a in arrays.items()}
 
 
 def fits(arrays: ArrayRecord, schema: Schema) -> bool:
-    """Whether arrays are of the same model; a document may be of any length."""
+    """Return whether arrays belong to the model; a document may have any length."""
     return not difference(schema_of(arrays), schema)
 
 
-def difference(found: Schema, expected: Schema) -> str:
-    """Say how the arrays of one model differ from those of another; empty if they do not."""
-    if told := other_names(found, expected):
-        return told
-    other = [name for name in expected if found[name] != expected[name]]
-    if other and not (is_document(found) and is_document(expected)):
-        rows = (f"{d} {list(shape)}" for d, shape in (found[other[0]], expected[other[0]]))
+def difference(actual: Schema, expected: Schema) -> str:
+    """Describe how the arrays of one model differ from those of another; empty if they do not."""
+    if names := other_names(actual, expected):
+        return names
+    other = [name for name in expected if actual[name] != expected[name]]
+    if other and not (is_document(actual) and is_document(expected)):
+        rows = (f"{d} {list(shape)}" for d, shape in (actual[other[0]], expected[other[0]]))
         more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
         return f"its {quoted(other[0])} is {' and not '.join(rows)}{more}"
-    return "" if list(found) == list(expected) else "its arrays are in another order"
+    return "" if list(actual) == list(expected) else "its arrays are in another order"
 
 
-def other_names(found: Collection[str], expected: Collection[str]) -> str:
-    """Say which names of arrays are missing and which are foreign; empty if none are."""
-    differ = {"lacks": {*expected} - {*found}, "has": {*found} - {*expected}}
-    told = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
-    return f"it {' and '.join(told)}" if told else ""
+def other_names(actual: Collection[str], expected: Collection[str]) -> str:
+    """Describe which names of arrays are missing and which are unknown; empty if none are."""
+    differ = {"lacks": {*expected} - {*actual}, "has": {*actual} - {*expected}}
+    parts = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
+    return f"it {' and '.join(parts)}" if parts else ""
 
 
 def _some(names: Iterable[str]) -> str:
@@ -48,29 +48,29 @@ def _some(names: Iterable[str]) -> str:
 
 
 def is_document(schema: Schema) -> bool:
-    """Whether a model is one array of bytes that may be of any length: the trees of XGBoost."""
+    """Return whether a model is one array of bytes of any length, such as XGBoost's trees."""
     (dtype, shape), *others = schema.values() or [(np.dtype("f4"), ())]
     return not others and dtype == np.uint8 and len(shape) == 1
 
 
 def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
-    """Name, dtype and shape of a model's arrays, in order; no shape where it may change."""
+    """Return name, dtype and shape of a model's arrays, in order; no shape for a document."""
     free = is_document(schema)
     return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
 
 
 def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
-    """Require an aggregate that may become the model.
+    """Require that an aggregate may become the model.
 
-    A document may change its length; all else keeps its shape. Without a schema, as a server has
-    none that starts without a model, there must be arrays, and all be finite.
+    A document may change its length, other arrays may not change their shape. A server that starts
+    without a model has no schema; then there must be arrays, and all must be finite.
 
     Raises
     ------
     OtherArrayError
-        If it has other arrays than the model, or other shapes.
+        The aggregate has other arrays than the model, or other shapes.
     ArrayError
-        If one of its arrays is not finite, or cannot be read.
+        One of its arrays is not finite, or cannot be read.
     """
     if not arrays:
         raise OtherArrayError("the aggregate has no arrays")
@@ -90,7 +90,7 @@ def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
-    """Give averaged integer buffers (float64 by then) their own dtype back.
+    """Convert averaged integer buffers, which are float64, back to their own dtype.
 
     Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
     """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The YOLO model, its weights file and its evaluation; imports neither Flower nor MLflow."""
+"""The YOLO model, its data and its evaluation; imports neither Flower nor MLflow."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Ultralytics' data set over pictures that were read already.
+"""Ultralytics' data set over pictures whose labels are already read.
 
-Ultralytics' own scan writes a cache beside the user's labels, lets clients that share a
-folder overwrite each other's, and rewrites JPEG files; this one touches no file.
+Ultralytics' own scan writes a cache beside the user's labels, which clients that share a folder
+overwrite, and rewrites JPEG files; this data set writes no file.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from fl_models.pictures import Picture
 from fl_models.ultralytics_names import Format, YOLODataset
 
-_KEPT_BYTES = 128 << 20  # of decoded, scaled pictures
+_CACHE_BYTES = 128 << 20  # of decoded, scaled pictures
 
 
 class _AsIs(Format):  # type: ignore[misc]  # Ultralytics is untyped to mypy
-    """Pictures for scoring: RGB, always.
+    """Pictures for evaluation, always in RGB order.
 
-    Ultralytics draws from Python's global generator for each picture, whether to keep it in BGR;
-    that is an augmentation, and the generator is the user's.
+    For each picture Ultralytics draws from Python's global generator whether it stays in BGR order.
+    That is an augmentation, and the state of the generator belongs to the user.
     """
 
     def _format_img(self, img: np.ndarray) -> torch.Tensor:
@@ -36,7 +36,7 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
     Parameters
     ----------
     pictures : Sequence[Picture]
-        What to serve, in this order.
+        The pictures of the data set, in this order.
     names : Sequence[str]
         Class names by class number.
     settings : Any
@@ -62,11 +62,11 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
             rect=False,
             pad=0.0 if augment else 0.5,
         )
-        # Ultralytics keeps the latest few for mosaics; here the next epochs and rounds find them.
-        self.max_buffer_length = 1 + _KEPT_BYTES // (3 * settings.imgsz**2)
+        # Ultralytics caches the latest few for mosaics; here later epochs and rounds use the cache.
+        self.max_buffer_length = 1 + _CACHE_BYTES // (3 * settings.imgsz**2)
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
-        """Return the paths of the pictures; `img_path` plays no part."""
+        """Return the paths of the pictures; `img_path` is ignored."""
         return [str(picture.path) for picture in self._pictures]
 
     def get_labels(self) -> list[dict[str, Any]]:

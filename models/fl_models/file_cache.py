@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results read from pictures and labels, kept while a process lives and the files stay the same.
+"""A cache for results that are read from pictures and labels, valid while the files are unchanged.
 
-A change is noticed by the file's number, size and times; what is read is not decided here.
+A change is detected by the file's number, size and times.
 """
 
 from __future__ import annotations
@@ -14,50 +14,57 @@ from typing import TypeVar
 
 from fl_models.pictures import label_file
 
-_Kept = TypeVar("_Kept")
-_KEPT = 4  # nodes that one process of a simulation may serve in turn
+_Result = TypeVar("_Result")
+_CACHED = 4  # results; one process of a simulation may run several nodes in turn
 _GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
 
 FileStates = tuple[tuple[int, ...] | None, ...]
 
 
-def file_states(paths: Iterable[Path]) -> FileStates | None:
+def file_states(
+    paths: Iterable[Path], *, clock: Callable[[], float] = time.time
+) -> FileStates | None:
     """Return number, size, modification and change time (ns) of each picture and its label file.
 
-    None if one of them has changed within the last seconds: another change right after it could
-    bear the same time. A missing file is told apart from any other.
+    None if one of them changed within the last two seconds: another change right after it could
+    have the same time. The state of a missing file is None.
     """
     states = tuple(_state(file) for path in paths for file in (path, label_file(path)))
     newest = max((max(state[2:]) for state in states if state), default=0)
-    return None if newest > (time.time() - _GRAIN) * 1e9 else states
+    return None if newest > (clock() - _GRAIN) * 1e9 else states
 
 
-def kept_while_unchanged(read: Callable[..., _Kept]) -> Callable[..., _Kept]:
-    """Wrap a reader of pictures so that it reads anew only where a file or an argument differs.
+def cached_while_unchanged(
+    read: Callable[..., _Result], *, clock: Callable[[], float] = time.time
+) -> Callable[..., _Result]:
+    """Wrap a reader of pictures so that it reads again only if a file or an argument differs.
 
-    Else its result is one and the same object, which nobody may change. Errors are not kept.
+    Otherwise the result is the same object as before, which no caller may change. Errors are not
+    cached.
 
     Parameters
     ----------
     read : Callable[..., object]
         Takes a sequence of pictures, and any hashable arguments by position.
+    clock : Callable[[], float]
+        Returns the time in seconds since the epoch.
     """
 
-    @lru_cache(maxsize=_KEPT)
-    def kept(states: FileStates, paths: tuple[Path, ...], *more: Hashable) -> _Kept:
+    @lru_cache(maxsize=_CACHED)
+    def cached(states: FileStates, paths: tuple[Path, ...], *more: Hashable) -> _Result:
         return read(paths, *more)
 
     @wraps(read)
-    def reader(paths: Sequence[Path], *more: Hashable) -> _Kept:
-        states = file_states(paths)
-        return read(paths, *more) if states is None else kept(states, tuple(paths), *more)
+    def reader(paths: Sequence[Path], *more: Hashable) -> _Result:
+        states = file_states(paths, clock=clock)
+        return read(paths, *more) if states is None else cached(states, tuple(paths), *more)
 
     return reader
 
 
 def _state(file: Path) -> tuple[int, ...] | None:
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

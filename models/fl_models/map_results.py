@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector found in each picture of a set, kept so that its mAP can be had anew.
+"""Detections in each picture of a set, from which the mAP of a resampled set is computed.
 
-mAP is no mean over pictures: on another sample of the pictures it must be counted again, from
-the confidence of each box and whether it is right. Nothing is detected or matched here.
+mAP is not a mean over pictures: on another sample of the pictures it must be computed again, from
+the confidence of each box and whether it is right.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 from scipy.sparse import csr_array
 
 _STEPS = 100  # COCO reads precision at recalls of 0, 0.01, … 1
-_HAIR = 1e-4  # in such steps; float32 tells apart the recalls of up to 10,000 true boxes
-_BLOCK = 8_000_000  # numbers held at a time
+_ROUNDING = 1e-4  # in such steps; float32 distinguishes recalls of up to 10,000 true boxes
+_BLOCK = 8_000_000  # numbers in memory at a time
 _IOU50, _ALL = slice(0, 1), slice(None)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Boxes found in a set of pictures, and the true ones.
+    """Detections in a set of pictures, and the true boxes.
 
     Parameters
     ----------
     num_pictures : int
-        Pictures in the set; those without any box count too.
+        Pictures in the set, including those without boxes.
     picture, category, conf : np.ndarray
-        Picture, class and confidence of each found box, shape (found,).
+        Picture, class and confidence of each detection, shape (detections,).
     right : np.ndarray
-        Whether a found box matches a true one, bool, shape (found, thresholds), at an IoU of
-        0.5 in the first column.
+        Whether a detection matches a true box, bool, shape (detections, thresholds), at an IoU
+        of 0.5 in the first column.
     true_picture, true_category : np.ndarray
         Picture and class of each true box, shape (true,).
     names : Sequence[str]
@@ -55,8 +55,8 @@ class Matches:
     def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
         """Return ``mAP50``, ``mAP50-95`` or one class' (``mAP50/fish``) for each row of `counts`.
 
-        As Ultralytics counts them: 101 recalls, and classes without true boxes left out. None
-        for any other metric; NaN where a sample has no true box.
+        As Ultralytics computes them: at 101 recalls, without classes that have no true boxes. None
+        for any other metric; NaN if a sample has no true box.
 
         Parameters
         ----------
@@ -90,17 +90,17 @@ class Matches:
         return np.argsort(-self.conf, kind="stable")
 
     def _ap(self, category: int, column: int, drawn: np.ndarray, true: np.ndarray) -> np.ndarray:
-        """Average precision of a class at one IoU for each sample, 0 where it has no true box.
+        """Return the average precision of a class at one IoU for each sample, 0 without true boxes.
 
-        Precision as Ultralytics reads it steps down only where a box is right: between two such
-        boxes it is the best precision from the next one on. So the right boxes are enough, each
-        with the wrong ones that were found with more confidence.
+        Ultralytics' precision curve changes only at right boxes: between two of them it is the best
+        precision from the next one on. So the right boxes are enough, each with the number of wrong
+        boxes of more confidence.
         """
-        found = self._order[self.category[self._order] == category]
-        right = self.right[found, column]
+        detected = self._order[self.category[self._order] == category]
+        right = self.right[detected, column]
         if not right.any():
             return np.zeros(len(true))
-        pictures = self.picture[found]
+        pictures = self.picture[detected]
         wrong = self._wrong_before(pictures, right)
         result = np.empty(len(true))
         for part in _blocks(len(true), int(right.sum())):
@@ -108,16 +108,16 @@ class Matches:
             boxes = hits + np.cumsum(wrong @ drawn[:, part], axis=0)
             precision = np.divide(hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
             best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-            # How many of the recalls that COCO reads lie below that of each right box. The
-            # trapezoid rule counts the first of them half.
+            # The number of COCO's recalls below that of each right box. The trapezoid rule counts
+            # the first of them half.
             recall = hits / np.maximum(true[part], 1)
-            read = np.maximum(np.ceil(_STEPS * recall - _HAIR) - 0.5, 0)
+            read = np.maximum(np.ceil(_STEPS * recall - _ROUNDING) - 0.5, 0)
             steps = np.einsum("ij,ij->j", best[1:], read[1:] - read[:-1])
             result[part] = (best[0] * read[0] + steps) / _STEPS
         return result
 
     def _wrong_before(self, pictures: np.ndarray, right: np.ndarray) -> csr_array:
-        """Wrong boxes of each picture between a right box and the one before, (right, pictures)."""
+        """Return the wrong boxes between a right box and the one before, (right, pictures)."""
         slots = np.cumsum(right)
         between = ~right & (slots < slots[-1])
         ones = np.ones(int(between.sum()), np.float32)

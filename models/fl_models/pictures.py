@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and their label files in Ultralytics' layout, read without changing anything on disk.
-
-Which pictures belong to which split or node is not decided here.
-"""
+"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _JPEG_END = b"\xff\xd9"
 
 
 class PictureError(ValueError):
-    """A picture or its label file can't be used; the text names the file and the fault."""
+    """A picture or its label file can't be used; the text names the file and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ class Picture:
 
 
 class LabelledData(Protocol):
-    """What an evaluation needs to know of a data set."""
+    """The parts of a data set that an evaluation needs."""
 
     @property
     def val(self) -> Sequence[Path]:
@@ -68,8 +65,8 @@ def label_file(picture: Path) -> Path:
 def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
     """Read labels and check files; unusable pictures are left out, one warning line each.
 
-    A picture without a label file counts as background, as in Ultralytics; the number of
-    these is told in one warning line.
+    A picture without a label file counts as background, as in Ultralytics; their number is logged
+    in one warning.
     """
     pictures, unlabelled = [], 0
     for path in paths:
@@ -97,7 +94,7 @@ def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
     Raises
     ------
     PictureError
-        If a row is no box or polygon in fractions of the picture, or has an unknown class.
+        A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
     path = label_file(picture)
     if not path.is_file():
@@ -115,7 +112,7 @@ def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
 
 
 def usable_boxes(picture: Path, num_classes: int) -> np.ndarray:
-    """The boxes of ``read_boxes``, or none where they can't be used."""
+    """Return the boxes of ``read_boxes``, or none if they can't be used."""
     try:
         return read_boxes(picture, num_classes)
     except PictureError:
@@ -136,11 +133,11 @@ def _to_box(row: Sequence[str]) -> list[float]:
 def _fault(boxes: np.ndarray, num_classes: int) -> str:
     classes, places = boxes[:, 0], boxes[:, 1:]
     if not np.isfinite(boxes).all() or (classes % 1 != 0).any():
-        return "a class or coordinate that is no proper number"
+        return "a class or coordinate that is not a valid number"
     if (classes < 0).any() or (classes >= num_classes).any():
         worst = int(classes.max()) if (classes >= num_classes).any() else int(classes.min())
         return f"class {worst}, expected 0 to {num_classes - 1}"
-    # One hundredth of slack for rounding in label tools, the same as Ultralytics grants.
+    # One hundredth of tolerance for rounding in label tools, the same as Ultralytics has.
     if (places > 1.01).any() or (places[:, :2] < -0.01).any() or (places[:, 2:] < 0).any():
         return "coordinates outside the picture, expected fractions from 0 to 1"
     return ""
@@ -155,8 +152,8 @@ def _checked_shape(path: Path) -> tuple[int, int]:
             image.verify()
         if path.suffix.lower() in {".jpg", ".jpeg"} and not _ends_well(path):
             with Image.open(path) as image:
-                image.load()  # a cut-off file fails here; one with harmless bytes after it doesn't
-    except ImportError as error:  # Ultralytics makes Pillow look for a HEIF plugin at the end
+                image.load()  # fails for a cut-off file, not for extra bytes at the end
+    except ImportError as error:  # Ultralytics makes Pillow search for a HEIF plugin
         raise PictureError(f"{path} can't be decoded: its format is unknown") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{path} can't be decoded: {error}") from error

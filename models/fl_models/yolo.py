@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""YOLOv8 as a plain torch module: build it, predict with it, move its arrays in and out.
+"""YOLOv8 as a plain torch module: building, prediction, and conversion to and from arrays.
 
-Training lives with the client, evaluation in `fl_models.holdout`.
+Training is in the client, evaluation in `fl_models.holdout`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_models.ultralytics_names import (
-    DetectionModel,
-    LetterBox,
-    Results,
-    non_max_suppression,
-    scale_boxes,
-)
+from fl_models.serving import find_boxes
+from fl_models.ultralytics_names import DetectionModel, Results
 
 Image = np.ndarray | str | Path
 
 _SIZES = "nsmlx"
-_STRIDE = 32
-_LARGEST_DEFAULT = 640
-# At Ultralytics' 0.03 the running statistics lag behind in short rounds, and the first
-# rounds of a session score 0.
+# With Ultralytics' 0.03 the running statistics lag behind in short rounds, and the first rounds of
+# a session have a score of 0.
 _BATCH_NORM_MOMENTUM = 0.1
-# Ultralytics drops the boxes of pictures that are late; a slow machine must not change results.
-_NO_TIME_LIMIT = math.inf
-_OVERLAP = 0.7  # above this, the less confident of two boxes goes; Ultralytics' own default
 
 
 class ModelMismatchError(ValueError):
-    """Arrays don't belong to this model; the text names the first that differ."""
+    """Arrays don't fit this model; the text names the first that differ."""
 
 
 class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped to mypy
@@ -75,19 +64,19 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
         Parameters
         ----------
         images : np.ndarray | str | Path | list of these | torch.Tensor
-            Pictures as uint8 arrays of shape (height, width, 3) in BGR order (as OpenCV and
-            Ultralytics have them), or paths of picture files. A tensor goes straight through
-            the network, as in any torch module.
+            Pictures as uint8 arrays of shape (height, width, 3) in BGR order (as in OpenCV and
+            Ultralytics), or paths of picture files. A tensor is passed through the network, as in
+            any torch module.
         conf : float
             Boxes with less confidence are left out.
         image_size : int | None
-            Side in pixels to which a picture is scaled and padded: best the one used in
-            training. By default the picture's own longest side, at most 640.
+            Side in pixels to which a picture is scaled and padded, preferably that of training. By
+            default the picture's longest side, at most 640.
 
         Returns
         -------
         list[Results]
-            Ultralytics' results, one a picture; boxes are in pixels of the given picture.
+            Ultralytics' results, one per picture; boxes are in pixels of the given picture.
         """
         if isinstance(images, torch.Tensor):
             return super().predict(images, *args, **kwargs)
@@ -102,17 +91,15 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
 
     def _detect(self, image: Image, conf: float, image_size: int | None) -> Results:
         pixels, path = _pixels(image)
-        side = image_size or min(max(pixels.shape[:2]), _LARGEST_DEFAULT)
-        side = math.ceil(side / _STRIDE) * _STRIDE
-        square = LetterBox((side, side), auto=False, stride=_STRIDE)(image=pixels)
-        rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
-        weight = next(self.parameters())
-        batch = torch.from_numpy(rgb).to(weight.device, weight.dtype)[None] / 255
-        found = non_max_suppression(
-            super().predict(batch), conf, _OVERLAP, nc=self.nc, max_time_img=_NO_TIME_LIMIT
-        )[0]
-        found[:, :4] = scale_boxes((side, side), found[:, :4], pixels.shape)
-        return Results(pixels, path=path, names=self.names, boxes=found[:, :6])
+        boxes = find_boxes(
+            super().predict,
+            pixels,
+            like=next(self.parameters()),
+            num_classes=self.nc,
+            conf=conf,
+            side=image_size or 0,
+        )
+        return Results(pixels, path=path, names=self.names, boxes=boxes)
 
 
 def get_model(
@@ -134,15 +121,15 @@ def get_model(
     names : Sequence[str] | None
         Class names; by default the class numbers.
     weights : Mapping | None
-        Pretrained arrays by state-dict name, from a model of any class count. Those whose
-        shapes fit are taken over, the others (the class branch) keep their fresh values.
+        Pretrained arrays by state-dict name, from a model of any class count. Arrays of the same
+        shape are copied; the others (the class branch) keep their random values.
     seed : int | None
-        Seed of the fresh values; by default torch's current random state.
+        Seed of the random values; by default torch's current random state.
 
     Raises
     ------
     ValueError
-        If the size is unknown, the names don't fit the class count, or no array fits.
+        The size is unknown, the names don't fit the class count, or no array fits.
     """
     if model_size not in tuple(_SIZES):
         raise ValueError(f"model size '{model_size}' is unknown, expected one of {list(_SIZES)}")
@@ -167,14 +154,14 @@ def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Load arrays into the module, all or nothing; the module's dtypes and device are kept.
+    """Load arrays into the module, all or none; the module's dtypes and device do not change.
 
-    Averaging turns integer counters into floats; they are cut back to whole numbers.
+    Averaging turns integer counters into floats; they are truncated to whole numbers.
 
     Raises
     ------
     ModelMismatchError
-        If a name is missing or unknown, or a shape differs. The module is unchanged then.
+        A name is missing or unknown, or a shape differs. The module is unchanged then.
     """
     state = model.state_dict()
     faults = [f"{name} is missing" for name in state if name not in arrays]

@@ -6,6 +6,7 @@ Importing this imports neither MLflow nor torch.
 
 from __future__ import annotations
 
+from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import (
     ArtifactError,
     InvalidMetric,
@@ -32,7 +33,8 @@ from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError
 from fl_registry.journal.lease import Lease
 from fl_registry.journal.lease_holder import Writer
-from fl_registry.memory import InMemoryModelStore, InMemoryTracker
+from fl_registry.memory import InMemoryModelStore
+from fl_registry.memory_tracking import InMemoryTracker
 from fl_registry.mlflow.model_manager import ModelManager
 from fl_registry.mlflow.tracking import FederatedLearningTracker
 from fl_registry.production_stays import Tenure, tenures
@@ -40,7 +42,6 @@ from fl_registry.records import (
     Decision,
     Evidence,
     Gate,
-    ModelStore,
     ModelVersion,
     Policy,
     Results,
@@ -49,12 +50,14 @@ from fl_registry.records import (
 )
 from fl_registry.retention import PruneReport
 from fl_registry.serving.mlmodel import Serving, torch_serving
-from fl_registry.stages import Drift, Stage
+from fl_registry.stages import Drift, Stage, StageMark
+from fl_registry.store import ModelStore
 
 __all__ = [
     "ArtifactError",
     "AtLeast",
     "AtMost",
+    "Backend",
     "BeatsChampion",
     "BestSoFar",
     "Decision",
@@ -70,12 +73,14 @@ __all__ = [
     "InvalidMetric",
     "InvalidName",
     "JournalError",
+    "JournalStorage",
     "Lease",
     "LeaseLost",
     "ModelBusy",
     "ModelManager",
     "ModelStore",
     "ModelVersion",
+    "NewVersion",
     "NoRegression",
     "Policy",
     "PruneReport",
@@ -84,11 +89,13 @@ __all__ = [
     "Serving",
     "Stage",
     "StageError",
+    "StageMark",
     "StoreUnavailable",
     "Tenure",
     "Tracker",
     "UnknownVersion",
     "Verdict",
+    "VersionFiles",
     "Writer",
     "app_home",
     "decide_stage",

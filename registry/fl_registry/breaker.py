@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether to call something that failed a moment ago, and when again. Pure: the clock is given.
-
-What counts as a failure, and who waits meanwhile, is for them to say.
-"""
+"""A circuit breaker for calls that failed a moment ago. Pure: the clock is a parameter."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ class Breaker:
     """A circuit breaker: closed while calls succeed, open for a while after each failure.
 
     The wait doubles with each failure in a row. A random part of it keeps several callers from
-    coming back at the same moment.
+    retrying at the same moment.
 
     Attributes
     ----------
     first, longest : float
-        Seconds for which it is open after the first failure, and at most; chance takes up to half.
+        Seconds for which it is open after the first failure, and at most; up to half is random.
     failures : int
         Failures in a row.
     until : float
@@ -41,7 +38,7 @@ class Breaker:
 
     def failed(self, now: float, chance: float) -> Breaker:
         """Return the state after a failure; `chance` is a random number from 0 to 1."""
-        doublings = min(self.failures, 60)  # beyond, a float would be enough for nobody
+        doublings = min(self.failures, 60)  # beyond that the power would overflow a float
         delay = min(self.longest, self.first * 2.0**doublings) * (0.5 + 0.5 * chance)
         return replace(self, failures=self.failures + 1, until=now + delay)
 

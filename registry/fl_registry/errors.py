@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fl_registry.redaction import has_secret, printable, redact
@@ -17,14 +17,14 @@ _FOREIGN = (
 
 
 class RegistryError(Exception):
-    """Base of all errors of the registry; its text is one printable line for people."""
+    """Base of all errors of the registry; its text is one printable line."""
 
-    def __init__(self, said: str = "") -> None:
-        super().__init__(printable(said))
+    def __init__(self, text: str = "") -> None:
+        super().__init__(printable(text))
 
 
-class UnknownVersion(RegistryError):  # noqa: N818 - says what is wrong
-    """A version that the registry does not hold."""
+class UnknownVersion(RegistryError):  # noqa: N818 - the name is the fault
+    """A version that does not exist."""
 
 
 class ArtifactError(RegistryError):
@@ -35,23 +35,23 @@ class StageError(RegistryError):
     """A stage that does not exist, or a move between stages that the rules forbid."""
 
 
-class ModelBusy(RegistryError):  # noqa: N818 - says what is wrong
+class ModelBusy(RegistryError):  # noqa: N818 - the name is the fault
     """Another server writes to the model."""
 
 
-class LeaseLost(RegistryError):  # noqa: N818 - says what is wrong
+class LeaseLost(RegistryError):  # noqa: N818 - the name is the fault
     """Another server has taken over the model, so this one may not move its versions any more."""
 
 
-class StoreUnavailable(RegistryError):  # noqa: N818 - says what is wrong
+class StoreUnavailable(RegistryError):  # noqa: N818 - the name is the fault
     """MLflow does not answer, refuses us, or its address cannot be used."""
 
 
-class InvalidName(RegistryError):  # noqa: N818 - says what is wrong
+class InvalidName(RegistryError):  # noqa: N818 - the name is the fault
     """A name (of a model, tag, version or stage) that cannot be used."""
 
 
-class InvalidMetric(RegistryError):  # noqa: N818 - says what is wrong
+class InvalidMetric(RegistryError):  # noqa: N818 - the name is the fault
     """A metric that is not a finite number."""
 
 
@@ -68,19 +68,9 @@ def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except RegistryError:
-        raise
     except Exception as error:
-        ours = translate(error, doing=doing, uri=uri)
-        if ours is None:
-            raise
-        secret = _has_secret(error, uri)
-        try:
-            raise ours from (None if secret else error)
-        except RegistryError:
-            if secret:  # the foreign text may hold the password, so nothing leads to it
-                ours.__context__ = None
-            raise
+        raise_if_foreign(error, doing=doing, uri=uri)
+        raise
 
 
 @contextmanager
@@ -90,29 +80,32 @@ def disk_errors(doing: str) -> Iterator[None]:
         yield
 
 
+def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
+    """Raise our error for a foreign one; called where `error` is handled."""
+    ours = translate(error, doing=doing, uri=uri)
+    if ours is None:
+        return
+    secret = _has_secret(error, uri)
+    try:
+        raise ours from (None if secret else error)
+    except RegistryError:
+        if secret:  # the foreign text may hold the password, so nothing may lead to it
+            ours.__context__ = None
+        raise
+
+
 def translate(error: Exception, *, doing: str, uri: str) -> RegistryError | None:
-    """Return our error for a foreign one, or None where it is not a foreign one."""
-    family = type(error).__module__.partition(".")[0]
-    if isinstance(error, ModuleNotFoundError):
-        return StoreUnavailable(
-            f"MLflow at {redact(uri, uri)} could not {doing}: the Python package {error.name} is "
-            "not installed here; install it, or use another address."
-        )
-    if family not in _FOREIGN and not isinstance(error, OSError):
-        return None
-    shown, said = redact(uri, uri), _first_line(redact(str(error), uri))
-    code = str(getattr(error, "error_code", ""))
-    if code in _REFUSED:
-        return StoreUnavailable(
-            f"MLflow at {shown} refused to {doing}; check the user name, password or token."
-        )
-    if is_down(error, code):
-        return StoreUnavailable(
-            f"MLflow at {shown} could not {doing} ({said}); check that it runs and can be reached."
-        )
-    if isinstance(error, OSError):
-        return StoreUnavailable(f"Could not {doing} ({said}); check the folder and the disk.")
-    return RegistryError(f"MLflow at {shown} could not {doing}: {said}")
+    """Return our error for a foreign one, or None if it is not foreign."""
+    for applies, ours, sentence in _TABLE:
+        if applies(error):
+            fields = {
+                "uri": redact(uri, uri),
+                "doing": doing,
+                "reason": _first_line(redact(str(error), uri)),
+                "package": getattr(error, "name", ""),
+            }
+            return ours(sentence.format(**fields))
+    return None
 
 
 def error_code(error: Exception) -> str:
@@ -120,16 +113,63 @@ def error_code(error: Exception) -> str:
     return str(getattr(error, "error_code", ""))
 
 
-def is_down(error: Exception, code: str) -> bool:
-    """Return whether an error means that MLflow, or what it stands on, did not answer."""
-    family = type(error).__module__.partition(".")[0]
+def is_missing(error: Exception) -> bool:
+    """Return whether MLflow does not have what a call named."""
+    return error_code(error) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def is_down(error: Exception) -> bool:
+    """Return whether MLflow, or its database, did not answer."""
+    code = error_code(error)
     if code in _DOWN or isinstance(error, ConnectionError | TimeoutError):
         return True
-    if family in ("requests", "urllib3"):
+    if _family(error) in ("requests", "urllib3", "sqlalchemy", "sqlite3"):
         return True
-    if family in ("sqlalchemy", "sqlite3"):
-        return True
+    # MLflow's client wraps the transport's errors in one of its own that has no better code.
     return code == "INTERNAL_ERROR" and "API request to" in str(error)
+
+
+def _lacks_package(error: Exception) -> bool:
+    return isinstance(error, ModuleNotFoundError)
+
+
+def _is_refused(error: Exception) -> bool:
+    return _family(error) in _FOREIGN and error_code(error) in _REFUSED
+
+
+def _is_foreign(error: Exception) -> bool:
+    return _family(error) in _FOREIGN
+
+
+def _is_of_disk(error: Exception) -> bool:
+    return isinstance(error, OSError)
+
+
+def _family(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+# The first row that applies: which errors, which of ours, and its sentence.
+_TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...] = (
+    (
+        _lacks_package,
+        StoreUnavailable,
+        "MLflow at {uri} could not {doing}: the Python package {package} is not installed here; "
+        "install it, or use another address.",
+    ),
+    (
+        _is_refused,
+        StoreUnavailable,
+        "MLflow at {uri} refused to {doing}; check the user name, password or token.",
+    ),
+    (
+        is_down,
+        StoreUnavailable,
+        "MLflow at {uri} could not {doing} ({reason}); check that it runs and can be reached.",
+    ),
+    (_is_of_disk, StoreUnavailable, "Could not {doing} ({reason}); check the folder and the disk."),
+    (_is_foreign, RegistryError, "MLflow at {uri} could not {doing}: {reason}"),
+)
 
 
 def _has_secret(error: BaseException | None, uri: str) -> bool:

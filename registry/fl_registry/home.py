@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder in which the app stores its files on this machine."""
+"""The folder in which the app stores its files on this machine, and the usual model's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 
 from fl_registry.errors import StoreUnavailable
+
+DEFAULT_MODEL_NAME = "fl-global-model"
+"""The registered model's name where the user gives none."""
 
 
 def app_home(home: str | Path | None = None) -> Path:

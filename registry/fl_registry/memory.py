@@ -1,121 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model store and a tracker without MLflow: same contract, kept in this process. For tests."""
+"""A model store without MLflow, in this process; only files are on disk. For tests."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
-import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from fl_registry.errors import RegistryError, StoreUnavailable, UnknownVersion, disk_errors
-from fl_registry.files.artifacts import prepared
-from fl_registry.files.version_files import FolderFiles
+from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
+from fl_registry.errors import StoreUnavailable, UnknownVersion, disk_errors
+from fl_registry.files.artifacts import WEIGHTS_FILE, file_digest
+from fl_registry.files.atomic import copy_whole
+from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
-from fl_registry.journal.lease import Beat
+from fl_registry.journal.lease import Heartbeat
+from fl_registry.memory_tracking import MemoryRun, MemoryRunInfo
 from fl_registry.records import ModelVersion
-from fl_registry.serving.mlmodel import Serving, write_serving
-from fl_registry.stages import State
-from fl_registry.store import JournalledStore
-from fl_registry.tracking_checks import (
-    MAX_PARAM,
-    MAX_TAG,
-    Names,
-    checked_artifact,
-    checked_dataset,
-    checked_folder,
-    checked_status,
-    finite_metrics,
-    logged_texts,
-    searched_tags,
-)
-from fl_registry.version_tags import checked_description, checked_scores, read_version, version_tags
+from fl_registry.retention import Removal
+from fl_registry.serving.mlmodel import write_serving
+from fl_registry.stages import StageMark
+from fl_registry.store import ALIAS_SECONDS, ModelStore
+from fl_registry.version_tags import read_version
 
 
-@dataclass(frozen=True)
-class _Saved:
-    run_id: str
-    created: datetime
-    tags: dict[str, str]
-    description: str
-
-
-class InMemoryModelStore(JournalledStore):
-    """A model store in memory; only the weights files are on disk.
-
-    Parameters
-    ----------
-    folder : str | Path | None
-        Where to keep copies of the weights. Default: a temporary folder that goes with the store.
+class InMemoryJournal(JournalStorage):
+    """A journal in a list.
 
     Attributes
     ----------
-    aliases : dict[str, str]
-        What MLflow would show as aliases; whoever changes it moves them by hand.
-    runs : dict[str, MemoryRun]
-        What `log_production` logged, by the id of the run.
+    texts : list[str]
+        Its entries, oldest first.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        if folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="fl-app-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        else:
-            self._folder = Path(folder).resolve()
-        self._saved: dict[str, _Saved] = {}
-        self._count = 0
-        super().__init__(FolderFiles(self._folder, lambda version: self._saved.pop(version, None)))
-        self._journal: list[str] = []
-        self._beat = Beat()
-        self.aliases: dict[str, str] = {}
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._heartbeat = Heartbeat()
+        self._lock = threading.Lock()
+
+    def page(self, *, fresh: bool) -> Page:
+        return Page(tuple(self.texts))
+
+    def pages(self) -> Sequence[Page]:
+        return [self.page(fresh=True)]
+
+    def claim(self, number: int, text: str) -> bool:
+        with self._lock:
+            if len(self.texts) != number - 1:
+                return False
+            self.texts.append(text)
+            return True
+
+    def heartbeat(self) -> Heartbeat:
+        return self._heartbeat
+
+    def set_heartbeat(self, beat: Heartbeat) -> None:
+        self._heartbeat = beat
+
+    def lock_file(self) -> Path | None:
+        return None
+
+
+class FolderFiles(VersionFiles):
+    """Files in one folder a version.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the folders of the versions.
+    forget : Callable[[str], object]
+        Called with the number of a version that is removed.
+    """
+
+    def __init__(self, folder: Path, forget: Callable[[str], object]) -> None:
+        super().__init__()
+        self._folder = folder
+        self._forget = forget
+
+    def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
+        return self._folder / record.version / name
+
+    def is_local(self, record: ModelVersion) -> bool:
+        return True
+
+    def read(self, record: ModelVersion, name: str) -> bytes | None:
+        file = self._folder / record.version / name
+        return read_small(file) if file.is_file() else None
+
+    def add(self, record: ModelVersion, file: Path) -> None:
+        with disk_errors(f"store {file.name} of version {record.version}"):
+            copy_whole(file, self._folder / record.version / file.name)
+
+    def is_whole(self, record: ModelVersion) -> bool:
+        file = self._folder / record.version / WEIGHTS_FILE
+        return file.is_file() and file_digest(file) == record.sha256
+
+    def size(self, record: ModelVersion) -> int:
+        return own_bytes(self._folder / record.version)
+
+    def note(self, record: ModelVersion) -> None:
+        """Record nothing: what is in this process is gone with it."""
+
+    def noted(self) -> Mapping[str, int]:
+        return {}
+
+    def remove(self, version: str) -> Removal:
+        self._forget(version)
+        return remove_folder(self._folder / version)
+
+
+class InMemoryBackend(Backend):
+    """Versions in a dictionary.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to store copies of the files.
+
+    Attributes
+    ----------
+    stored : dict[str, ModelVersion]
+        The versions that there are, by number.
+    saved : int
+        How many versions were ever saved.
+    alias_table : dict[str, str]
+        The aliases.
+    runs : dict[str, MemoryRun]
+        What was logged about production, by the id of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.stored: dict[str, ModelVersion] = {}
+        self.saved = 0
+        self.alias_table: dict[str, str] = {}
         self.runs: dict[str, MemoryRun] = {}
+        self.scratch = folder
+        self.journal: InMemoryJournal = InMemoryJournal()
+        self.files = FolderFiles(folder, lambda version: self.stored.pop(version, None))
         self._lock = threading.RLock()
 
-    def save_model_version(
-        self,
-        model_path: str | Path,
-        run_id: str | None = None,
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        *,
-        description: str = "",
-        per_example: Mapping[str, float] | None = None,
-        serving: Serving | None = None,
-    ) -> str:
-        text, scores = checked_description(description), checked_scores(per_example)
-        with prepared(model_path, self._folder, per_example=scores) as artifact, self._lock:
-            mine = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
-            for version, saved in self._saved.items():
-                if saved.tags["save_key"] == mine["save_key"]:
-                    return self._saved_again(version, mine, description=text, serving=serving)
-            version = str(self._count + 1)
-            with disk_errors(f"store the files of version {version}"):
-                if serving is not None:
-                    write_serving(serving, artifact.folder)
-                self._copy(artifact.folder, self._folder / version)
-            self._count += 1
-            self._saved[version] = _Saved(run_id or "", datetime.now(UTC), mine, text)
-            return version
-
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
+    def ping(self) -> None:
         try:
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"The folder {self.scratch} cannot be created; choose another."
+            ) from error
 
-    def _tag(self, version: str, tags: Mapping[str, str]) -> None:
-        self._stored(version).tags.update(tags)
+    def fingerprint(self) -> Hashable | None:
+        return None
 
-    def _log(
+    def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        with self._lock:
+            for record in self.stored.values():
+                equal = record.tags["save_key"] == new.tags["save_key"]
+                if equal and record.version not in retired():
+                    return record, False
+            version = str(self.saved + 1)
+            with disk_errors(f"store the files of version {version}"):
+                if new.serving is not None:
+                    write_serving(new.serving, new.artifact.folder)
+                _copy(new.artifact.folder, self.scratch / version)
+            self.saved += 1
+            self.stored[version] = read_version(
+                version,
+                new.tags,
+                run_id=new.run_id,
+                created=datetime.now(UTC),
+                description=new.description,
+            )
+            return self.stored[version], True
+
+    def find(self, version: str) -> ModelVersion | None:
+        return self.stored.get(version)
+
+    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+        yield from reversed(list(self.stored.values()))
+
+    def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
+        with self._lock:
+            record = self.stored.get(version)
+            if record is None:
+                raise UnknownVersion(f"There is no version {version} in the in-memory registry.")
+            self.stored[version] = replace(record, tags={**record.tags, **tags})
+
+    def aliases(self) -> Mapping[str, str]:
+        return dict(self.alias_table)
+
+    def show(self, aliases: Mapping[str, str | None], marks: Sequence[StageMark]) -> None:
+        with self._lock:
+            for alias, version in aliases.items():
+                if version is None:
+                    self.alias_table.pop(alias, None)
+                else:
+                    self.alias_table[alias] = version
+            for mark in marks:
+                record = self.stored.get(mark.version)
+                if record is not None:
+                    tags = {**record.tags, "stage": str(mark.stage)}
+                    if mark.approval:
+                        tags["approval"] = mark.approval
+                    self.stored[mark.version] = replace(record, stage=mark.stage, tags=tags)
+
+    def log_to_run(
         self,
         run_id: str,
         metrics: Mapping[str, float],
@@ -131,201 +224,47 @@ class InMemoryModelStore(JournalledStore):
                 points += [] if (step, value) in points else [(step, value)]
             run.artifacts += [path for path in texts if path not in run.artifacts]
 
-    def _run_params(self, run_id: str) -> Mapping[str, str] | None:
+    def run_params(self, run_id: str) -> Mapping[str, str] | None:
         return None
 
-    def ping(self) -> None:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"The folder {self._folder} cannot be created; choose another."
-            ) from error
 
-    def last_beat(self) -> Beat:
-        return self._beat
+class InMemoryModelStore(ModelStore):
+    """A model store in memory; only the weights files are on disk.
 
-    def give_beat(self, beat: Beat) -> None:
-        self._beat = beat
+    Parameters
+    ----------
+    folder : str | Path | None
+        Where to store copies of the weights. Default: a temporary folder that goes with the store.
+    alias_seconds : float
+        As for `ModelStore`.
 
-    def lease_file(self) -> Path | None:
-        return None
-
-    def _page(self, *, fresh: bool) -> Page:
-        return Page(tuple(self._journal))
-
-    def _pages(self) -> Sequence[Page]:
-        return [self._page(fresh=True)]
-
-    def _claim(self, number: int, text: str) -> bool:
-        with self._lock:
-            if len(self._journal) != number - 1:
-                return False
-            self._journal.append(text)
-            return True
-
-    def _aliases(self) -> Mapping[str, str]:
-        return dict(self.aliases)
-
-    def _mark(self, version: str) -> str:
-        return self._saved[version].tags["stage"] if version in self._saved else ""
-
-    def _apply(
-        self, state: State, versions: Sequence[str] | None, *, before: State | None = None
-    ) -> None:
-        if state.untouched:
-            return
-        with self._lock:
-            for alias, version in state.aliases.items():
-                if version is not None:
-                    self.aliases[alias] = version
-            if state.staging is None:
-                self.aliases.pop("staging", None)
-            for version in self._saved if versions is None else versions:
-                if version in self._saved:
-                    self._saved[version].tags["stage"] = str(state.stage_of(version))
-
-    def _all(self, state: State, *, page: int) -> Iterator[ModelVersion]:
-        for version in reversed(list(self._saved)):
-            yield self._one(version, state)
-
-    def _one(self, version: str, state: State) -> ModelVersion:
-        saved = self._stored(version)
-        return read_version(
-            version,
-            saved.tags,
-            run_id=saved.run_id,
-            created=saved.created,
-            state=state,
-            description=saved.description,
-        )
-
-    def _stored(self, version: str) -> _Saved:
-        if version not in self._saved:
-            raise UnknownVersion(f"There is no version {version} in the in-memory registry.")
-        return self._saved[version]
-
-
-@dataclass(frozen=True)
-class MemoryRunInfo:
-    """Identity of a run."""
-
-    run_id: str
-    run_name: str
-
-
-@dataclass
-class MemoryRun:
-    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on.
-
-    Data sets are ``{context: (name, digest)}``.
+    Attributes
+    ----------
+    aliases : dict[str, str]
+        What MLflow would show as aliases; a change of it is a move by hand.
+    runs : dict[str, MemoryRun]
+        What `log_production` logged, by the id of the run.
     """
 
-    info: MemoryRunInfo
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    artifacts: list[str] = field(default_factory=list)
-    datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
-    status: str = "RUNNING"
-    logged: set[tuple[str, int, float, datetime]] = field(default_factory=set, repr=False)
+    backend: InMemoryBackend
 
-
-class InMemoryTracker:
-    """A tracker that keeps its runs in ``runs``, oldest first."""
-
-    def __init__(self) -> None:
-        self.runs: list[MemoryRun] = []
-        self.run: MemoryRun | None = None
-        self._metric_names, self._param_names = Names(), Names()
-
-    def start_run(
-        self,
-        run_name: str | None = None,
-        *,
-        tags: Mapping[str, str] | None = None,
-        run_id: str | None = None,
-    ) -> MemoryRun:
-        if self.run is not None and self.run.status == "RUNNING":
-            raise RegistryError("A run is already active; end it with end_run() first.")
-        if run_id is None:
-            run = MemoryRun(MemoryRunInfo(uuid.uuid4().hex, run_name or ""))
-            self.runs.append(run)
+    def __init__(
+        self, folder: str | Path | None = None, *, alias_seconds: float = ALIAS_SECONDS
+    ) -> None:
+        if folder is None:
+            where = Path(tempfile.mkdtemp(prefix="fl-app-"))
+            weakref.finalize(self, shutil.rmtree, where, ignore_errors=True)
         else:
-            found = [r for r in self.runs if r.info.run_id == run_id]
-            if not found:
-                raise RegistryError(f"There is no run {run_id} to continue.")
-            run = found[0]
-        run.status = "RUNNING"
-        run.tags.update(logged_texts(tags or {}, MAX_TAG))
-        self.run = run
-        self._metric_names, self._param_names = Names(), Names()
-        return run
+            where = Path(folder).resolve()
+        backend = InMemoryBackend(where)
+        super().__init__(backend, alias_seconds=alias_seconds)
+        self.aliases = backend.alias_table
+        self.runs = backend.runs
 
-    def adopt_run(self, tags: Mapping[str, str]) -> MemoryRun | None:
-        wanted = searched_tags(tags)
-        if self.run is not None and self.run.status == "RUNNING":
-            raise RegistryError("A run is already active; end it with end_run() first.")
-        for run in reversed(self.runs):
-            if run.status == "RUNNING" and wanted.items() <= run.tags.items():
-                return self.start_run(run_id=run.info.run_id)
-        return None
 
-    def log_params(self, params: Mapping[str, object]) -> None:
-        self._active().params.update(logged_texts(self._param_names(params), MAX_PARAM))
-
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        step: int | None = None,
-        *,
-        time: datetime | None = None,
-    ) -> None:
-        run, point = self._active(), step or 0
-        for name, value in self._metric_names(finite_metrics(metrics)).items():
-            key = (name, point, value, time or datetime.now(UTC))
-            if key not in run.logged:
-                run.logged.add(key)
-                run.metrics.setdefault(name, []).append((point, value))
-
-    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        checked = checked_artifact(path)
-        checked_folder(artifact_path)
-        self._active().artifacts.append("/".join(filter(None, (artifact_path, checked.name))))
-
-    def log_dataset(
-        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
-    ) -> None:
-        checked_dataset(name, digest, context)
-        run = self._active()
-        run.datasets[context] = (name, digest)
-        run.tags[f"dataset.{context}"] = digest
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._active().tags.update(logged_texts(tags, MAX_TAG))
-
-    def end_run(self, status: str = "FINISHED") -> None:
-        checked_status(status)
-        if self.run is not None and self.run.status == "RUNNING":
-            self.run.status = status
-
-    def leave_run(self) -> None:
-        self.run = None
-
-    def __enter__(self) -> Self:
-        if self.run is None or self.run.status != "RUNNING":
-            self.start_run()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end_run("FINISHED" if kind is None else "FAILED")
-
-    def _active(self) -> MemoryRun:
-        if self.run is None or self.run.status != "RUNNING":
-            raise RegistryError("No run is active; call start_run() first.")
-        return self.run
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stays in production, as a journal tells them: which version, since when, and whether again. Pure.
-
-What may be moved is in `fl_registry.stages`.
-"""
+"""Stays in production, read from a journal's entries: which version, and since when. Pure."""
 
 from __future__ import annotations
 
@@ -49,14 +46,14 @@ class Tenure:
 
 
 def tenures(entries: Iterable[Entry]) -> tuple[Tenure, ...]:
-    """Return all stays in production, oldest first; the last one lasts."""
-    found: list[Tenure] = []
+    """Return all stays in production, oldest first; the last one has not ended."""
+    stays: list[Tenure] = []
     been: set[str] = set()
     for entry in entries:
-        if entry.op not in _INTO_PRODUCTION or (found and found[-1].version == entry.version):
+        if entry.op not in _INTO_PRODUCTION or (stays and stays[-1].version == entry.version):
             continue
         again = entry.op is Move.ROLLBACK or (entry.op is Move.ADOPT and entry.version in been)
-        found.append(
+        stays.append(
             Tenure(
                 entry.id,
                 entry.number,
@@ -69,4 +66,4 @@ def tenures(entries: Iterable[Entry]) -> tuple[Tenure, ...]:
             )
         )
         been.add(entry.version)
-    return tuple(found)
+    return tuple(stays)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry's records and the interfaces its stores and trackers keep; no behaviour."""
+"""The registry's records and the interface of a tracker; no behaviour."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +15,6 @@ from fl_registry.stages import Stage
 if TYPE_CHECKING:
     import numpy as np
 
-    from fl_registry.journal.entries import Entry
-    from fl_registry.journal.lease import Lease
-    from fl_registry.journal.lease_holder import WhenBusy, Writer
-    from fl_registry.serving.mlmodel import Serving
-
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -31,7 +25,7 @@ class ModelVersion:
     version : str
         Its number, as text.
     stage : Stage
-        Its stage, as the journal says.
+        Its stage, by the journal.
     created : datetime
         When it was saved, in UTC.
     metrics : Mapping[str, float]
@@ -75,7 +69,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one gate says of a candidate.
+    """The result of one gate for a candidate.
 
     Attributes
     ----------
@@ -112,7 +106,7 @@ class Results(Protocol):
         """Return the number of examples."""
 
     def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return `metric` for each row of `counts`, which says how often each example is drawn.
+        """Return `metric` for each row of `counts`: how often each example is drawn.
 
         `counts` has the shape (samples, examples); None where there is no such metric.
         """
@@ -132,11 +126,11 @@ class Evidence:
         The best candidate so far on the same data; None for the first one.
     champion_note, best_note : str
         What these scores are where they are not fresh ones on the same data. Where the metric is
-        missing as well, this says why nothing can be compared, and the gates leave it to a person.
+        missing as well, this is why nothing can be compared, and a person must decide.
     results, champion_results : Results | None
         Results of both on each example of that data; None where they are not known.
     nodes, champion_nodes : Mapping[str, Mapping[str, float]]
-        Metrics of both on each node's own data, by what tells that data from others.
+        Metrics of both on each node's own data, by the digest of that data.
     looks : int
         How many candidates are compared with the champion on that data; a session has one a round.
     """
@@ -179,121 +173,6 @@ class Decision:
     def needs_person(self) -> bool:
         """Whether a person must confirm it, whatever the rule for approval is."""
         return any(verdict.needs_person for verdict in self.verdicts)
-
-
-class ModelStore(Protocol):
-    """A registry of model versions; `ModelManager` and `InMemoryModelStore` keep it."""
-
-    def save_model_version(
-        self,
-        model_path: str | Path,
-        run_id: str | None = None,
-        metrics: Mapping[str, float] | None = None,
-        tags: Mapping[str, str] | None = None,
-        *,
-        description: str = "",
-        per_example: Mapping[str, float] | None = None,
-        serving: Serving | None = None,
-    ) -> str: ...
-
-    def promote_to_staging(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None: ...
-
-    def promote_to_production(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None: ...
-
-    def archive_version(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None: ...
-
-    def approve_version(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None: ...
-
-    def reject_version(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None: ...
-
-    def rollback(
-        self,
-        to: str | int | None = None,
-        *,
-        actor: str = "",
-        reason: str = "",
-        displacing: str = "",
-        lease: Lease | None = None,
-    ) -> str: ...
-
-    def writer(self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = 60.0) -> Writer: ...
-
-    def one_reading(self) -> AbstractContextManager[None]: ...
-
-    def history(self, *, after: int = 0) -> tuple[Entry, ...]: ...
-
-    def list_all_versions(self) -> list[dict[str, Any]]: ...
-
-    def get_version(self, version: str | int) -> ModelVersion: ...
-
-    def get_latest_version(self, stage: str | Stage | None = None) -> str | None: ...
-
-    def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]: ...
-
-    def weights_path(self, version: str | int) -> Path: ...
-
-    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None: ...
-
-    def log_production(
-        self,
-        version: str | int,
-        metrics: Mapping[str, float],
-        *,
-        step: int,
-        time: datetime,
-        texts: Mapping[str, str] | None = None,
-    ) -> None: ...
-
-    def load_arrays(
-        self, version_or_stage: str | int | Stage = Stage.PRODUCTION
-    ) -> dict[str, np.ndarray]: ...
-
-    def load_production_model(
-        self,
-        model_class: Callable[[], Any],
-        device: str = "cpu",
-        *,
-        half: bool = False,
-        copy: bool = False,
-        max_age: float = 0.0,
-    ) -> Any | None: ...
-
-    def ping(self) -> None: ...
 
 
 class Tracker(Protocol):

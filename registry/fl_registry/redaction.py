@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be shown of a text that others wrote: no secrets, and nothing that moves the cursor."""
+"""Text from outside made fit to be shown: without secrets and without control characters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECRET_NAME = re.compile(
     r"(?i)(?:.*[^A-Za-z0-9])?(?:pass(?:word|wd|phrase)?|pwd|token|secret|credentials?|api[_-]?key|"
     r"(?:access|account|private|shared)[_-]?key)"
 )
-_LEAST = 6  # characters; what is shorter is found in too many words that are no secret
+_LEAST = 6  # characters; shorter secrets occur in too many words that are none
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -44,7 +44,7 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
     the like, ``Authorization`` headers, and the values of environment variables whose names say
     that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``. For
-    many texts at once `known_secrets` can be asked for once, and given as `known`.
+    many texts at once `known_secrets` can be called once, and passed as `known`.
     """
     for secret in known_secrets(uri) if known is None else known:
         text = text.replace(secret, HIDDEN)
@@ -67,17 +67,17 @@ def has_secret(uri: str) -> bool:
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
     """Return the values of the variables whose names say that they are secret; no paths."""
-    found = set()
+    secrets = set()
     for name, value in environment.items():
         plain = value.strip()
         is_path = plain.startswith(("/", "~", "."))
         if is_path or len(plain) < _LEAST or not _VARIABLE.fullmatch(name):
             continue
-        found |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
+        secrets |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
     user = environment.get("MLFLOW_TRACKING_USERNAME", "")
     if password := environment.get("MLFLOW_TRACKING_PASSWORD", ""):
-        found.add(_basic(user, password))
-    return sorted(found)
+        secrets.add(_basic(user, password))
+    return sorted(secrets)
 
 
 def is_secret_name(name: str) -> bool:
@@ -87,7 +87,7 @@ def is_secret_name(name: str) -> bool:
 
 def printable(text: str) -> str:
     """Return text with control characters, and those that turn lines around, as escapes."""
-    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -113,5 +113,5 @@ def _passwords(uri: str) -> list[str]:
 
 
 def _basic(user: str, password: str) -> str:
-    """Return what a header of basic authentication says; servers repeat it in their errors."""
+    """Return the content of a basic authentication header; servers repeat it in their errors."""
     return base64.b64encode(f"{user}:{password}".encode()).decode()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which versions may go, and which stay and why. Pure; removing them is the stores' business."""
+"""Which versions may be removed, and which stay and why. Pure; `ModelStore.prune` removes them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PruneReport:
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of one version's files: bytes freed, and why any were left."""
+    """The result of removing one version's files: bytes freed, and why any were left."""
 
     freed: int = 0
     left: str = ""
@@ -50,7 +50,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Rule:
-    """What the caller of a clean-up asks for."""
+    """What a clean-up may remove."""
 
     keep: int
     older_than: timedelta | None
@@ -79,11 +79,11 @@ def reasons_to_stay(
     records : Iterable[ModelVersion]
         All versions, newest first.
     state : State
-        What the journal says.
+        The state by the journal.
     rule : Rule
-        How many of the newest are kept, and how old one must be to go.
+        How many of the newest stay, and how old one must be to go.
     restorable : Callable[[ModelVersion], bool]
-        Whether a version's files are there and whole; asked only until enough are found.
+        Whether a version's files are there and whole; called only until there are enough.
     """
     stay, newest = {}, 0
     now = datetime.now(UTC)

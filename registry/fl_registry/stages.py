@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -14,7 +14,7 @@ from fl_registry.journal.lease import NOBODY, Lease
 
 
 class Stage(StrEnum):
-    """Where a version stands in its life."""
+    """A version's place between training and retirement."""
 
     NONE = "None"
     STAGING = "Staging"
@@ -23,41 +23,47 @@ class Stage(StrEnum):
 
 
 class Move(StrEnum):
-    """What an entry of the journal does."""
+    """The operation of a journal entry."""
 
     STAGE = "stage"
     PROMOTE = "promote"
     ARCHIVE = "archive"
     ROLLBACK = "rollback"
     RESTORE = "restore"
-    ADOPT = "adopt"  # takes over a production alias that was moved outside the registry
+    ADOPT = "adopt"  # accepts a production alias that was moved outside the registry
     RETIRE = "retire"  # the version is being removed for good
-    LEASE = "lease"  # moves nothing: another server is the one that writes from here on
-    CARRY = "carry"  # moves nothing: the first entry of a further journal run
+    LEASE = "lease"  # moves nothing: another server writes from here on
+    CARRY = "carry"  # moves nothing: the first entry of a further page
 
 
 @dataclass(frozen=True)
 class State:
-    """What the journal says now.
+    """The result of all moves so far.
 
     Attributes
     ----------
     production, previous, staging : str | None
         The version in production, the one before it, and the one in staging.
+    pending : str | None
+        The version in staging, if it was pending approval when it was put there.
     archived : frozenset[str]
         Versions that left Staging or Production, or were archived.
+    rejected : frozenset[str]
+        Versions whose approval was refused.
     served : frozenset[str]
         Versions that have been in production at some time.
     retired : frozenset[str]
         Versions that are removed for good, or about to be.
     lease : Lease
-        Which server may move versions by rule.
+        The server that may move versions by rule.
     """
 
     production: str | None = None
     previous: str | None = None
     staging: str | None = None
+    pending: str | None = None
     archived: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
     served: frozenset[str] = frozenset()
     retired: frozenset[str] = frozenset()
     lease: Lease = NOBODY
@@ -75,6 +81,14 @@ class State:
             return Stage.STAGING
         return Stage.ARCHIVED if version in self.archived else Stage.NONE
 
+    def approval_of(self, version: str, saved: str) -> str:
+        """Return the approval of `version`; `saved` is its tag, which the journal overrides."""
+        if version in self.served:
+            return "approved"
+        if version in self.rejected:
+            return "rejected"
+        return "superseded" if saved == "pending" and version in self.archived else saved
+
     @property
     def aliases(self) -> dict[str, str | None]:
         """The alias of each name, in the order in which they are written."""
@@ -90,7 +104,9 @@ class State:
             "production": self.production,
             "previous": self.previous,
             "staging": self.staging,
+            "pending": self.pending,
             "archived": _ranges(self.archived),
+            "rejected": _ranges(self.rejected),
             "served": _ranges(self.served),
             "retired": _ranges(self.retired),
         }
@@ -106,7 +122,9 @@ class State:
             production=fields["production"],
             previous=fields["previous"],
             staging=fields["staging"],
+            pending=fields["pending"],
             archived=_versions(fields["archived"]),
+            rejected=_versions(fields["rejected"]),
             served=_versions(fields["served"]),
             retired=_versions(fields["retired"]),
             lease=_lease(fields.get("lease", "0 ")),
@@ -115,7 +133,7 @@ class State:
 
 @dataclass(frozen=True)
 class Drift:
-    """An alias that does not say what the journal says; None means that it names no version."""
+    """An alias that differs from the journal; None stands for no version."""
 
     alias: str
     journal: str | None
@@ -127,8 +145,68 @@ class Drift:
         return f"{self.alias} names {theirs}, the journal says {ours}"
 
 
-def step(state: State, op: Move, version: str) -> State:
-    """Return the state after a move."""
+@dataclass(frozen=True)
+class StageMark:
+    """What is to be displayed of one version.
+
+    Attributes
+    ----------
+    version : str
+        The version.
+    stage, before : Stage
+        Its stage, and the one that is displayed now.
+    approval : str
+        Its approval, if that changed; empty if not.
+    """
+
+    version: str
+    stage: Stage
+    before: Stage
+    approval: str = ""
+
+
+def alias_changes(state: State, now: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the aliases to set, in an order in which production always has one; None: remove.
+
+    Before the first move there are none: aliases may be those of other tools.
+    """
+    if state.untouched:
+        return {}
+    return {
+        name: version
+        for name, version in state.aliases.items()
+        # A production alias is never removed: without a version, it is from before the journal.
+        if now.get(name) != version and (version is not None or name == "staging")
+    }
+
+
+def marks_of_move(before: State, after: State, versions: Iterable[str]) -> list[StageMark]:
+    """Return what a move from `before` to `after` changed of the versions that it moved."""
+    marks = []
+    for version in versions:
+        saved = "pending" if version == before.pending else ""
+        approval = after.approval_of(version, saved)
+        changed = "" if approval == before.approval_of(version, saved) else approval
+        stages = after.stage_of(version), before.stage_of(version)
+        marks.append(StageMark(version, *stages, changed))
+    return marks
+
+
+def drifts(state: State, aliases: Mapping[str, str]) -> tuple[Drift, ...]:
+    """Return the aliases that differ from the journal."""
+    pairs = ((name, version, aliases.get(name)) for name, version in state.aliases.items())
+    return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
+
+
+def step(state: State, op: Move, version: str, approval: str = "") -> State:
+    """Return the state after a move; `approval` is what its entry records of the version's."""
+    after = _step(state, op, version)
+    pending = version if approval == "pending" else state.pending
+    rejected = after.rejected | {version} if approval == "rejected" else after.rejected
+    return replace(after, pending=pending if pending == after.staging else None, rejected=rejected)
+
+
+def _step(state: State, op: Move, version: str) -> State:
     if op in (Move.CARRY, Move.LEASE):
         return state
     if op is Move.RETIRE:
@@ -158,7 +236,7 @@ def plan(state: State, op: Move, version: str) -> str | None:
     Raises
     ------
     StageError
-        The move is not allowed; the message says what is.
+        The move is not allowed; the message names what is.
     """
     now = state.stage_of(version)
     if op is Move.RETIRE or version in state.retired:
@@ -188,7 +266,7 @@ def plan(state: State, op: Move, version: str) -> str | None:
 
 
 def under_its_name(state: State, op: Move, version: str) -> Move:
-    """Return what a move really is: promoting what has once been in production is a rollback."""
+    """Return the move to journal: promoting what has once been in production is a rollback."""
     was_there = version in state.served and state.stage_of(version) is Stage.ARCHIVED
     return Move.ROLLBACK if op is Move.PROMOTE and was_there else op
 
@@ -213,7 +291,7 @@ def rollback_target(state: State) -> str:
 
 
 def adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
-    """Return the moves that make the journal say what MLflow says."""
+    """Return the moves that accept what MLflow displays."""
     wanted: list[tuple[Move, str]] = []
     for drift in drifts:
         if drift.alias == "production" and drift.mlflow:
@@ -283,8 +361,8 @@ def _lease(text: str) -> Lease:
 
 
 def _versions(text: str) -> frozenset[str]:
-    found: set[str] = set()
+    versions: set[str] = set()
     for span in filter(None, text.split(",")):
         first, _, last = span.partition("-")
-        found.update(str(n) for n in range(int(first), int(last or first) + 1))
-    return frozenset(found)
+        versions.update(str(n) for n in range(int(first), int(last or first) + 1))
+    return frozenset(versions)

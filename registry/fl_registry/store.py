@@ -1,47 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model store promises, and what every store does alike with a version and its files.
+"""`ModelStore`: versions of one registered model, their stages, and all that can be asked of them.
 
-Moves are in `stage_moves.py`, questions in `queries.py`. Where versions, files and
-journal entries are kept is left to the stores that derive from this.
+What is allowed and what it leads to is decided in `fl_registry.stages`, what entries look like in
+`fl_registry.journal.entries`, and where everything is stored by a `fl_registry.backend.Backend`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 import tempfile
-from abc import abstractmethod
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from datetime import datetime, timedelta
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from fl_registry.comparison import metric_differences
-from fl_registry.errors import RegistryError, StageError, disk_errors
-from fl_registry.files.artifacts import HALF_FILE, file_digest
-from fl_registry.files.half import HalfCopy, write_half
-from fl_registry.files.version_files import VersionFiles
-from fl_registry.journal.lease import Beat, Lease
+from fl_registry.backend import Backend, NewVersion
+from fl_registry.comparison import (
+    architecture_differences,
+    data_differences,
+    metric_differences,
+    paired_verdict,
+    param_differences,
+    read_scores,
+)
+from fl_registry.errors import (
+    ArtifactError,
+    InvalidMetric,
+    RegistryError,
+    StageError,
+    UnknownVersion,
+    disk_errors,
+)
+from fl_registry.files.artifacts import (
+    HALF_FILE,
+    SCORES_FILE,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    checked_header,
+    describe,
+    digest_of,
+    file_digest,
+    prepared,
+)
+from fl_registry.files.half import HalfCopy, read_half, write_half
+from fl_registry.files.loading import ReadyModels, Weights, read_arrays
+from fl_registry.journal.entries import (
+    Entry,
+    JournalError,
+    Ledger,
+    appended,
+    as_moment,
+    is_date,
+    new_entry,
+    production_at,
+    read_chain,
+    read_page,
+    touched,
+)
+from fl_registry.journal.lease import Heartbeat, Lease, require_lease
 from fl_registry.journal.lease_holder import LEASE_SECONDS, WhenBusy, Writer
-from fl_registry.queries import PAGE, VersionQueries
 from fl_registry.records import ModelVersion
 from fl_registry.retention import PruneReport, Rule, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import Move, Stage
+from fl_registry.stages import (
+    Drift,
+    Move,
+    Stage,
+    StageMark,
+    State,
+    adoptions,
+    alias_changes,
+    drifts,
+    marks_of_move,
+    plan,
+    require_production,
+    rollback_target,
+    under_its_name,
+)
 from fl_registry.tracking_checks import Names, finite_metrics
-from fl_registry.version_tags import checked_metrics, checked_tags, checked_version, not_taken_over
+from fl_registry.version_tags import (
+    checked_description,
+    checked_metrics,
+    checked_scores,
+    checked_tags,
+    not_taken_over,
+    version_tags,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
+ALIAS_SECONDS = 2.0
+"""Seconds after a move in which another process may still be writing its aliases."""
+_ATTEMPTS = 50  # claims lost in a row before giving up; each loss means that another move was won
+_CONTENDED = "other processes kept moving versions at the same time; try again."
+_NEEDS_METRICS = (Move.STAGE, Move.PROMOTE, Move.RESTORE, Move.ADOPT)
+_AT_ONCE, _FEW = 10_000, 20  # versions requested at a time
+_RECENT = 3  # moves whose versions a new store object checks
+_VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
+_FRESH = 5.0  # seconds for which a version is taken to be as this object saved it
 
-class JournalledStore(VersionQueries):
-    """A model store whose stages are derived from a journal of write-once entries."""
 
-    def __init__(self, files: VersionFiles) -> None:
-        super().__init__(files)
+class By(TypedDict, total=False):
+    """Who moves a version, and why.
+
+    Attributes
+    ----------
+    actor, reason : str
+        For the journal.
+    lease : Lease | None
+        The lease of a server that moves versions by rule; None for people.
+    """
+
+    actor: str
+    reason: str
+    lease: Lease | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was last read of the backend."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    fingerprint: Hashable | None = None  # of the backend, right before the reading
+    # The version in production, with the fingerprint and the time of that question.
+    production: tuple[Hashable | None, float, ModelVersion | None] | None = None
+
+
+class _Shared(threading.local):
+    """The reading that a thread's calls share in a `one_reading` block."""
+
+    depth = 0
+    ledger: Ledger | None = None
+
+
+class ModelStore:
+    """Versions of one registered model, and their stages.
+
+    The journal in the backend is the truth; aliases, tags and MLflow's stage field are derived
+    from it, and put right before each move. Moves take ``actor`` and ``reason`` for the journal. A
+    move that a server makes by rule also names its ``lease``, and is refused with `LeaseLost` once
+    another server has taken over; moves of people name none.
+
+    Parameters
+    ----------
+    backend : Backend
+        Where versions, files and the journal are stored.
+    alias_seconds : float
+        Seconds after a move in which a wrong alias may still be on its way.
+    """
+
+    def __init__(self, backend: Backend, *, alias_seconds: float = ALIAS_SECONDS) -> None:
+        self.backend = backend
+        self.alias_seconds = alias_seconds
+        self._ready = ReadyModels(backend.files.whole)
+        self._last = _Reading()
+        self._shared = _Shared()
+        self._synced_upto = 0  # entries whose aliases and marks were seen right
+        self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
-    @abstractmethod
+    def ping(self) -> None:
+        """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
+        self.backend.ping()
+
     def save_model_version(
         self,
         model_path: str | Path,
@@ -55,9 +186,9 @@ class JournalledStore(VersionQueries):
     ) -> str:
         """Save a model file as a new version, in stage None, and return its number as text.
 
-        Saving equal weights again for the same run and round returns the first version's number:
-        it keeps its metrics and tags, and a warning in the log says which of the new ones it does
-        not take over. `set_version_tags` changes tags; with another `run_id`, or another tag
+        Saving equal weights again for the same run and round returns the first version's number.
+        That version keeps its metrics and tags, and a warning in the log names what was given and
+        not stored. `set_version_tags` changes tags; with another `run_id`, or another tag
         ``round``, the same weights become a new version.
 
         Parameters
@@ -70,15 +201,16 @@ class JournalledStore(VersionQueries):
             Its metrics; finite numbers. The first is shown as its score, unless a tag ``metric``
             names another.
         tags : Mapping[str, str] | None
-            Further tags; those in `fl_registry.version_tags.RESERVED` are kept by the registry. One
-            called ``keep`` keeps the version from being pruned.
+            Further tags; those in `fl_registry.version_tags.RESERVED` are refused. One called
+            ``keep`` keeps the version from being pruned; ``approval=pending`` makes a version that
+            is put into staging wait for approval.
         description : str
             Free text for people.
         per_example : Mapping[str, float] | None
             Its score on each example of a holdout, by a name that stays the same from version to
-            version; higher is better. Kept as a file; `compare_versions` pairs them.
+            version; higher is better. Stored as a file; `compare_versions` pairs them.
         serving : Serving | None
-            How MLflow is to load and serve it; None leaves a version that only this app loads.
+            How MLflow is to load and serve it; None stores a version that only this app loads.
 
         Raises
         ------
@@ -86,62 +218,446 @@ class JournalledStore(VersionQueries):
             The file, a metric or a tag cannot be used, or the weights hold NaN or infinity;
             nothing was saved.
         """
-
-    def _saved_again(
-        self, version: str, tags: Mapping[str, str], *, description: str, serving: Serving | None
-    ) -> str:
-        """Return a version whose weights were saved again; report what it does not take over."""
-        saved = self.get_version(version)
-        lost = not_taken_over(saved, tags, description=description)
-        if serving is not None and self._files.read(saved, MODEL_FILE) is None:
+        text, scores = checked_description(description), checked_scores(per_example)
+        with prepared(model_path, self.backend.scratch, per_example=scores) as artifact:
+            given = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
+            new = NewVersion(artifact, run_id or "", given, text, serving)
+            record, is_new = self.backend.save(new, lambda: self._state().retired)
+        if is_new:
+            self._saved = time.monotonic(), record
+            return record.version
+        lost = not_taken_over(record, given, description=text)
+        if serving is not None and self.backend.files.read(record, MODEL_FILE) is None:
             lost.append("serving")
         if lost:
             logger.warning(
-                "version %s has these weights already for the same run and round, and stays as it "
-                "is; not taken over: %s. Change tags with set_version_tags, or give another run_id "
-                "or tag round to save a new version",
-                version,
+                "version %s already has these weights for the same run and round and is not "
+                "changed; not stored: %s. Change tags with set_version_tags, or give another "
+                "run_id or tag round to save a new version",
+                record.version,
                 ", ".join(lost),
             )
-        return version
+        return record.version
 
-    @abstractmethod
-    def ping(self) -> None:
-        """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
+    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version; those in `fl_registry.version_tags.RESERVED` are refused."""
+        self._set_tags(_checked_number(version), checked_tags(tags))
 
-    @abstractmethod
-    def last_beat(self) -> Beat:
-        """Return the last sign of life of the server that writes; who gave it may have lost it."""
-
-    @abstractmethod
-    def give_beat(self, beat: Beat) -> None:
-        """Store a sign of life."""
-
-    @abstractmethod
-    def lease_file(self) -> Path | None:
-        """Return a file to lock that only this machine's servers of this model have, or None."""
-
-    def writer(
-        self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = LEASE_SECONDS
-    ) -> Writer:
-        """Return the right to write to this model, to be used as ``with store.writer(…):``."""
-        return Writer(self, name, when_busy=when_busy, lasts=lasts)
-
-    @abstractmethod
-    def _tag(self, version: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a version, the registry's own included, or raise `UnknownVersion`."""
-
-    @abstractmethod
-    def _log(
+    def compress_version(
         self,
-        run_id: str,
-        metrics: Mapping[str, float],
-        texts: Mapping[str, str],
+        version: str | int,
         *,
-        step: int,
-        time: datetime,
-    ) -> None:
-        """Log to a run, whether it has ended or not; `RegistryError` where there is none."""
+        evaluate: Callable[[Path], Mapping[str, float]] | None = None,
+    ) -> HalfCopy:
+        """Store a half-precision copy beside a version's weights, for `load_production_model`.
+
+        The full weights stay what is promoted, compared and verified. The copy has its own
+        digest, in the tag ``half``, together with what it changed. A repeated call replaces it.
+
+        Parameters
+        ----------
+        version : str | int
+            The version.
+        evaluate : Callable[[Path], Mapping[str, float]] | None
+            Returns the metrics of a weights file. It is called with the full weights and with the
+            copy; None measures nothing.
+
+        Raises
+        ------
+        ArtifactError
+            The weights are missing, have changed, or hold numbers that are too large.
+        InvalidMetric
+            `evaluate` returned something that is not a finite number; nothing was stored.
+        """
+        record = self.get_version(version)
+        full = self._verified(record)
+        with ExitStack() as stack:
+            with disk_errors(f"halve the weights of version {record.version}"):
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-app-half-"))
+                target = Path(folder) / HALF_FILE
+                write_half(full, target)
+            changes = {}
+            if evaluate is not None:
+                before, after = (checked_metrics(evaluate(path)) for path in (full, target))
+                changes = metric_differences(before, after)
+            copy = HalfCopy(record.version, file_digest(target), target.stat().st_size, changes)
+            self.backend.files.add(record, target)
+        self._set_tags(record.version, {"half": copy.encode()})
+        return copy
+
+    def promote_to_staging(self, version: str | int, **by: Unpack[By]) -> None:
+        """Put a new version into staging; the one that was there is archived.
+
+        Raises
+        ------
+        StageError
+            The version is archived (`restore_version` is the way back) or in production.
+        ArtifactError, InvalidMetric
+            Its weights are missing or have changed; a metric is not a finite number.
+        """
+        self._move(Move.STAGE, _checked_number(version), **by)
+
+    def promote_to_production(self, version: str | int, **by: Unpack[By]) -> None:
+        """Put a version into production; the one that was there is archived.
+
+        A version that has once been in production comes back: the journal calls it a rollback.
+
+        Raises
+        ------
+        StageError
+            The version is archived and has never been in production.
+        ArtifactError, InvalidMetric
+            Its weights are missing or have changed; a metric is not a finite number.
+        """
+        self._move(Move.PROMOTE, _checked_number(version), **by)
+
+    def archive_version(self, version: str | int, **by: Unpack[By]) -> None:
+        """Archive a version; the one in production is refused with `StageError`."""
+        self._move(Move.ARCHIVE, _checked_number(version), **by)
+
+    def restore_version(self, version: str | int, **by: Unpack[By]) -> None:
+        """Put an archived version back into staging; the one that was there is archived.
+
+        Raises
+        ------
+        StageError
+            The version is not archived.
+        ArtifactError, InvalidMetric
+            Its weights are missing or have changed; a metric is not a finite number.
+        """
+        self._move(Move.RESTORE, _checked_number(version), **by)
+
+    def approve_version(self, version: str | int, **by: Unpack[By]) -> None:
+        """Promote a version that waits for approval: its tag ``approval`` is ``pending``.
+
+        Raises
+        ------
+        StageError
+            It does not wait for approval, or may not go into production.
+        ArtifactError, InvalidMetric
+            Its weights are missing or have changed; a metric is not a finite number.
+        """
+        record = self._pending(version, ("approved", Stage.PRODUCTION))
+        self.promote_to_production(record.version, **by)
+
+    def reject_version(self, version: str | int, **by: Unpack[By]) -> None:
+        """Archive a version that waits for approval; the journal records who and why.
+
+        Raises
+        ------
+        StageError
+            It does not wait for approval.
+        """
+        record = self._pending(version, ("rejected", Stage.ARCHIVED))
+        by["reason"] = by.get("reason") or "rejected"
+        self._move(Move.ARCHIVE, record.version, approval="rejected", **by)
+
+    def rollback(
+        self, to: str | int | date | None = None, *, displacing: str = "", **by: Unpack[By]
+    ) -> str:
+        """Put a version that has been in production back there, and return its number.
+
+        Without `to` it is the one that was there before, so rolling back twice returns.
+
+        Parameters
+        ----------
+        to : str | int | date | None
+            A version; or a day or moment, such as ``"2026-11-23"``: what was in production then
+            (see `production_at`).
+        displacing : str
+            Only go back if this version is still the one in production; empty for any.
+
+        Raises
+        ------
+        StageError
+            There is no such version, or another one than `displacing` is in production.
+        ArtifactError
+            Its weights are missing or have changed since they were saved.
+        """
+        if not (isinstance(to, date) or (isinstance(to, str) and is_date(to))):
+            goal = None if to is None else _checked_number(to)
+        elif (goal := self.production_at(to)) is None:
+            raise StageError(
+                f"Nothing was in production at {to}, so there is nothing to roll back to; "
+                "name a version with to=."
+            )
+        return self._move(Move.ROLLBACK, goal, displacing=displacing, **by)[0]
+
+    def adopt(self, *, actor: str = "", reason: str = "") -> tuple[Entry, ...]:
+        """Journal the aliases that were moved outside the registry, and return the entries.
+
+        The alias ``previous-production``, and a ``production`` that was deleted, follow from the
+        journal: they cannot be adopted and are put right.
+
+        Raises
+        ------
+        StageError, ArtifactError, InvalidMetric
+            The version that the alias names may not be there; `reconcile` puts the alias back.
+        """
+        why = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
+        drift, entries = self.drift(), []
+        for op, version in adoptions(drift, self._state()):
+            # Aliases are synced after the last one only: before, that would undo the others.
+            _, entry = self._move(op, version, sync=False, actor=actor, reason=why)
+            entries += [entry] if entry is not None else []
+        self._synced()
+        return tuple(entries)
+
+    def prune(
+        self,
+        *,
+        keep: int = 10,
+        older_than: timedelta | None = None,
+        dry_run: bool = True,
+        actor: str = "",
+    ) -> PruneReport:
+        """Remove old versions and their files for good, or report which would go.
+
+        What is or has been in production stays for ever; so do the version in staging, versions
+        with the tag ``keep``, those of other tools, and the newest `keep` whose files are whole.
+        Each removal is journalled before anything is touched; an interrupted one is finished by
+        the next clean-up. Files that another version refers to stay.
+
+        Parameters
+        ----------
+        keep : int
+            How many of the newest versions that can be restored stay.
+        older_than : timedelta | None
+            Only versions older than this go.
+        dry_run : bool
+            Only report what would go.
+        actor : str
+            Who requested it, for the journal.
+
+        Raises
+        ------
+        RegistryError
+            A setting cannot be used, or MLflow failed on the way.
+        """
+        rule, state, files = Rule(keep, older_than), self._state(), self.backend.files
+        records = list(self._records(state, at_once=_AT_ONCE))
+        stay = reasons_to_stay(records, state, rule, restorable=files.is_whole)
+        begun = {v: size for v, size in files.noted().items() if v in state.retired}
+        going = [record for record in reversed(records) if record.version not in stay]
+        if dry_run:
+            sizes = begun | {record.version: files.size(record) for record in going}
+            return PruneReport(True, _sorted(sizes), sum(sizes.values()), stay)
+        gone = {version: files.remove(version) for version in begun}
+        for record in going:
+            try:
+                files.note(record)
+                self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
+            except StageError as error:  # it was moved meanwhile
+                stay[record.version] = str(error)
+            else:
+                gone[record.version] = files.remove(record.version)
+        left = {version: removal.left for version, removal in gone.items() if removal.left}
+        freed = sum(removal.freed for removal in gone.values())
+        logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
+        return PruneReport(False, _sorted(gone), freed, stay, left)
+
+    def list_all_versions(self) -> list[dict[str, Any]]:
+        """Return all versions as dictionaries, newest first (see `ModelVersion.as_row`)."""
+        return [record.as_row() for record in self._records(self._state(), at_once=_AT_ONCE)]
+
+    def get_version(self, version: str | int) -> ModelVersion:
+        """Return one version."""
+        number, state = _checked_number(version), self._state()
+        if number in state.retired:
+            raise UnknownVersion(f"Version {number} was removed for good; use another version.")
+        return self._one(number, state)
+
+    def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
+        """Return the newest version of a stage (None: of any), or None if there is none."""
+        wanted, state = None if stage is None else _checked_stage(stage), self._state()
+        if wanted is Stage.PRODUCTION:
+            return state.production
+        if wanted is Stage.STAGING:
+            return state.staging
+        records = self._records(state, at_once=_FEW)
+        return next((r.version for r in records if wanted in (None, r.stage)), None)
+
+    def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]:
+        """Return two versions and what differs between them.
+
+        Returns
+        -------
+        dict[str, Any]
+            ``version1``, ``version2``: both, as `list_all_versions` has them. ``differences``:
+            for each metric that both have, by how much `b` exceeds `a`. ``params``: params of
+            the runs that made them; ``architecture``: arrays of other names, shapes or dtypes;
+            ``data``: nodes that took part, and whether their data changed; ``paired``: whether
+            `b` is better on the very same examples (see `fl_registry.comparison`). What is not
+            known, since it was never saved or is gone, is None.
+        """
+        state = self._state()
+        one, two = self._one(_checked_number(a), state), self._one(_checked_number(b), state)
+        specs = [self.backend.files.read(record, SPEC_FILE) for record in (one, two)]
+        params = [self.backend.run_params(r.run_id) if r.run_id else None for r in (one, two)]
+        return {
+            "version1": one.as_row(),
+            "version2": two.as_row(),
+            "differences": metric_differences(one.metrics, two.metrics),
+            "params": param_differences(*params),
+            "architecture": architecture_differences(*specs),
+            "data": data_differences(one.tags.get("nodes"), two.tags.get("nodes")),
+            "paired": paired_verdict(*(self._scores(record) for record in (one, two))),
+        }
+
+    def production_at(self, when: date | str) -> str | None:
+        """Return the version that was in production on a day (at its end) or at a moment, in UTC.
+
+        Raises
+        ------
+        InvalidName
+            `when` is not a date.
+        JournalError
+            The journal was changed from outside.
+        """
+        return production_at(self.history(), as_moment(when))
+
+    def history(self, *, after: int = 0) -> tuple[Entry, ...]:
+        """Return the journal, oldest first, its hash chain checked.
+
+        With `after`, only the entries behind that number, which is often much cheaper.
+        """
+        recent = self._read().entries if after or self._shared.depth else ()
+        if not recent or recent[0].number > after + 1:
+            recent = read_chain(self.backend.journal.pages())
+        return tuple(entry for entry in recent if entry.number > after)
+
+    def verify(self) -> int:
+        """Check the whole journal from its first entry, and return how many it has.
+
+        Raises
+        ------
+        JournalError
+            Names the first entry that is missing, unreadable, or does not follow.
+        """
+        return len(self.history())
+
+    def drift(self) -> tuple[Drift, ...]:
+        """Return the aliases that were moved outside the registry.
+
+        An interrupted move is not among them: the next operation finishes it. Right after a move
+        this waits a moment, since another process may still be writing its aliases.
+        """
+        ledger = self._read(fresh=True)
+        moved = self._by_hand(ledger.state)
+        while moved and self._is_fresh(ledger):
+            time.sleep(0.2)
+            ledger = self._read_new()
+            moved = self._by_hand(ledger.state)
+        return moved
+
+    def reconcile(self) -> None:
+        """Bring aliases, tags and stages in line with the journal, whatever was left undone."""
+        self._sync(self._read(fresh=True), everything=True)
+
+    @contextmanager
+    def one_reading(self) -> Iterator[None]:
+        """Read the journal once for all calls of this thread in a block.
+
+        What others commit meanwhile is seen at the latest when a move is committed: its place is
+        taken then, so the journal is read and the move planned again. The journal is also read
+        again after each move. Blocks may be nested.
+        """
+        self._shared.depth += 1
+        try:
+            yield
+        finally:
+            self._shared.depth -= 1
+            if not self._shared.depth:
+                self._shared.ledger = None
+
+    def weights_path(self, version: str | int) -> Path:
+        """Return the local path of a version's weights, their digest checked.
+
+        The file belongs to the registry: copy it, never change it.
+
+        Raises
+        ------
+        ArtifactError
+            The file is missing or has changed, or the version was not saved by this app.
+        """
+        return self._verified(self.get_version(version))
+
+    def load_arrays(
+        self, version_or_stage: str | int | Stage = Stage.PRODUCTION
+    ) -> dict[str, np.ndarray]:
+        """Return the weights of a version, of any framework, as NumPy arrays.
+
+        Parameters
+        ----------
+        version_or_stage : str | int | Stage
+            A version's number, or a stage, whose newest version it is.
+
+        Returns
+        -------
+        dict[str, np.ndarray]
+            The arrays by name, in the model's own order, with the dtypes that were saved. They
+            are the caller's own.
+
+        Raises
+        ------
+        UnknownVersion
+            There is no such version, or none in the stage.
+        StageError
+            It is neither a version nor a stage.
+        ArtifactError
+            The file is missing or has changed since it was saved, or NumPy lacks a dtype.
+        """
+        weights = self._weights(self._named(version_or_stage), half=False)
+        whole = self.backend.files.whole
+        content = whole.read(weights.path, weights.sha256, version=weights.version)
+        spec = describe(checked_header(weights.path, shown=weights.path), shown=weights.path)
+        return read_arrays(content, spec, version=weights.version)
+
+    def load_production_model(
+        self,
+        model_class: Callable[[], Any],
+        device: str = "cpu",
+        *,
+        half: bool = False,
+        copy: bool = False,
+        max_age: float = 0.0,
+    ) -> Any | None:
+        """Return the production model, a torch module, ready for inference; None without one.
+
+        The last two models stay ready. Requests for the same weights on the same device with the
+        same function return the same module: use it, do not change it. If its arrays or its file
+        were changed, it is loaded again (or refused). A change through ``tensor.data`` is the one
+        that is not noticed.
+
+        Parameters
+        ----------
+        model_class : Callable[[], Any]
+            Makes the module, e.g. ``lambda: get_model(model_size="n", num_classes=7)``.
+        device : str
+            Where to put it.
+        half : bool
+            Read the half-precision copy (see `compress_version`): half the bytes to fetch and
+            read. The module has the precision in which `model_class` makes it.
+        copy : bool
+            Return a module of one's own, to train or change; it is loaded from the file.
+        max_age : float
+            Seconds for which an earlier answer to "which version is in production" is good enough.
+            Only with a server or a database elsewhere does it take more than a millisecond to get
+            a new one.
+
+        Raises
+        ------
+        ArtifactError
+            The weights have changed since they were saved, or do not fit the module; or
+            `model_class` makes something else than a torch module: `load_arrays` serves that.
+        """
+        record = self._production(max_age)
+        if record is None:
+            return None
+        weights = self._weights(record, half=half)
+        if copy:
+            return self._ready.load(weights, model_class, device=device)
+        return self._ready.get(weights, model_class, device=device)
 
     def log_production(
         self,
@@ -165,7 +681,7 @@ class JournalledStore(VersionQueries):
         step : int
             Place of the numbers in the run's curves.
         time : datetime
-            When they were told, in UTC.
+            When they were reported, in UTC.
         texts : Mapping[str, str] | None
             Files to store with the run: content by path.
 
@@ -181,53 +697,150 @@ class JournalledStore(VersionQueries):
                 "time in production to; save versions with run_id=."
             )
         numbers = self._names[record.run_id](finite_metrics(metrics))
-        self._log(record.run_id, numbers, texts or {}, step=step, time=time)
+        self.backend.log_to_run(record.run_id, numbers, texts or {}, step=step, time=time)
 
-    def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; those in `fl_registry.version_tags.RESERVED` are refused."""
-        self._tag(checked_version(version), checked_tags(tags))
+    def writer(
+        self, name: str, *, when_busy: WhenBusy = "wait", lasts: float = LEASE_SECONDS
+    ) -> Writer:
+        """Return the right to write to this model, to be used as ``with store.writer(…):``."""
+        return Writer(self, name, when_busy=when_busy, lasts=lasts)
 
-    def approve_version(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None:
-        """Promote a version that waits for approval: its tag ``approval`` is ``pending``.
+    def current_lease(self) -> Lease:
+        """Return the lease in force, whether it has ended or not; epoch 0 if there was none."""
+        return self._read().state.lease
 
-        Raises
-        ------
-        StageError
-            It does not wait for approval, or may not go into production.
-        ArtifactError, InvalidMetric
-            Its weights are missing or have changed; a metric is not a finite number.
-        """
-        record = self._waiting(version, ("approved", Stage.PRODUCTION))
-        self.promote_to_production(record.version, actor=actor, reason=reason, lease=lease)
-        self._tag(record.version, {"approval": "approved"})
+    def take_lease(self, owner: str, *, over: Lease, reason: str = "") -> Lease | None:
+        """Journal a new lease in the place of `over`, or return None if that is not in force.
 
-    def reject_version(
-        self,
-        version: str | int,
-        *,
-        actor: str = "",
-        reason: str = "",
-        lease: Lease | None = None,
-    ) -> None:
-        """Archive a version that waits for approval; the journal keeps who and why.
+        Whether `over` may be replaced is decided by the caller (see `Writer`).
 
         Raises
         ------
-        StageError
-            It does not wait for approval.
+        JournalError
+            Other processes kept moving versions at the same time.
         """
-        record = self._waiting(version, ("rejected", Stage.ARCHIVED))
-        self.archive_version(record.version, actor=actor, reason=reason or "rejected", lease=lease)
-        self._tag(record.version, {"approval": "rejected"})
+        for _ in range(_ATTEMPTS):
+            ledger = self._read()
+            if ledger.state.lease != over:
+                return None
+            entry = new_entry(
+                ledger, Move.LEASE, version="", displaced="", actor=owner, reason=reason
+            )
+            self._shared.ledger = None
+            if self.backend.journal.claim(entry.number, entry.encode()):
+                logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
+                return Lease(entry.number, entry.actor)
+        raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
 
-    def _waiting(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
+    def last_heartbeat(self) -> Heartbeat:
+        """Return the last heartbeat of the server that writes, or of one that wrote."""
+        return self.backend.journal.heartbeat()
+
+    def send_heartbeat(self, beat: Heartbeat) -> None:
+        """Store a heartbeat."""
+        self.backend.journal.set_heartbeat(beat)
+
+    def lock_file(self) -> Path | None:
+        """Return a file to lock that only this machine's servers of this model have, or None."""
+        return self.backend.journal.lock_file()
+
+    def _move(
+        self,
+        op: Move,
+        version: str | None,
+        *,
+        displacing: str = "",
+        approval: str = "",
+        lease: Lease | None = None,
+        actor: str = "",
+        reason: str = "",
+        sync: bool = True,
+    ) -> tuple[str, Entry | None]:
+        """Plan a move, claim its place in the journal, and display what it changed.
+
+        Whenever another process claims the place first, the move is planned again. Returns the
+        version and the entry, which is None if there was nothing to change. Without `sync` aliases
+        and marks are left as they are, before and after.
+        """
+        target, checked = version or "", False
+        for attempt in range(_ATTEMPTS):
+            ledger = self._synced() if sync else self._read()
+            state = ledger.state
+            # An entry that wins the place after this ledger has seen every lease before it.
+            if lease is not None:
+                require_lease(state.lease, lease)
+            require_production(state, displacing)
+            # Chosen once: of two rollbacks at the same time, the second must not undo the first.
+            target = target or rollback_target(state)
+            named = under_its_name(state, op, target)
+            # A server with the lease is the only one that changes what it saved just now, unless
+            # its claim was lost: then somebody else acts, and the version is read again.
+            unread = named is Move.STAGE and lease is not None and not attempt
+            mine = self._just_saved(target) if unread else None
+            record = mine or self.backend.find(target)
+            if record is None:
+                raise _unknown(target)
+            displaced = plan(state, named, target)
+            if displaced is None:
+                return target, None
+            if not checked:
+                self._check(named, record, stored=mine is not None)
+                checked = True
+            waits = named is Move.STAGE and record.tags.get("approval") == "pending"
+            entry = new_entry(
+                ledger,
+                named,
+                version=target,
+                displaced=displaced,
+                actor=actor,
+                reason=reason,
+                epoch=lease.epoch if lease is not None else 0,
+                approval="pending" if waits else approval,
+            )
+            self._shared.ledger = None  # won or lost, what was read is old from here on
+            if self.backend.journal.claim(entry.number, entry.encode()):
+                break
+        else:
+            raise JournalError(f"Version {target} could not be moved: {_CONTENDED}")
+        if not sync:
+            return target, entry
+        logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
+        after = appended(ledger, entry)
+        if state.untouched:
+            # Before the first move the aliases may be anything: other tools may have set them.
+            self._show(after.state, touched([entry]))
+        else:
+            moved = filter(None, (target, displaced))
+            marks = marks_of_move(state, after.state, moved)
+            self.backend.show(alias_changes(after.state, state.aliases), marks)
+        self._last = replace(self._last, ledger=after, fingerprint=None)
+        self._synced_upto = max(self._synced_upto, after.length)
+        if self.backend.journal.page(fresh=False) != after.page:
+            self._synced()  # others moved versions meanwhile
+        elif self._shared.depth:
+            self._shared.ledger = after
+        return target, entry
+
+    def _check(self, op: Move, record: ModelVersion, *, stored: bool) -> None:
+        """Refuse a version whose files or numbers are not what they must be.
+
+        Files that were `stored` elsewhere just now are not fetched to be checked.
+        """
+        if op in (Move.ARCHIVE, Move.RETIRE):
+            return
+        if not stored or self.backend.files.is_local(record):
+            self._verified(record)
+        unreadable = not record.metrics and record.tags.get("metrics", "{}") != "{}"
+        finite = all(map(math.isfinite, record.metrics.values()))
+        if op in _NEEDS_METRICS and (unreadable or not finite):
+            wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
+            names = ", ".join(wrong) or "the tag 'metrics' cannot be read"
+            raise InvalidMetric(
+                f"Version {record.version} cannot be moved on: not a finite number: "
+                f"{names}; save its file again with the right metrics."
+            )
+
+    def _pending(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
         """Return a version that waits for approval, or for which the same is `done` already."""
         record = self.get_version(version)
         approval = record.tags.get("approval", "none")
@@ -238,104 +851,228 @@ class JournalledStore(VersionQueries):
             )
         return record
 
-    def compress_version(
-        self,
-        version: str | int,
-        *,
-        evaluate: Callable[[Path], Mapping[str, float]] | None = None,
-    ) -> HalfCopy:
-        """Keep a half-precision copy beside a version's weights, for `load_production_model`.
+    def _just_saved(self, version: str) -> ModelVersion | None:
+        """Return a version that this object has stored a moment ago, as it was stored."""
+        if self._saved is None:
+            return None
+        when, record = self._saved
+        fresh = record.version == version and time.monotonic() - when <= _FRESH
+        return record if fresh else None
 
-        The full weights stay what is promoted, compared and verified. The copy has its own
-        digest, in the tag ``half``, together with what it changed. Doing it again replaces it.
+    def _show(self, state: State, versions: Sequence[str] | None) -> None:
+        """Display the stages of `versions` (None: of all) and the aliases, where they differ."""
+        if state.untouched:
+            return
+        backend = self.backend
+        changes = alias_changes(state, backend.aliases())
+        if versions is None:
+            records = list(backend.versions(at_once=_AT_ONCE))
+        else:
+            records = [record for v in versions if (record := backend.find(v)) is not None]
+        backend.show(changes, [mark for r in records if (mark := _mark(r, state)) is not None])
 
-        Parameters
-        ----------
-        version : str | int
-            The version.
-        evaluate : Callable[[Path], Mapping[str, float]] | None
-            Returns the metrics of a weights file. It is called for the full weights and for the
-            copy, on whatever data it likes; None measures nothing.
+    def _synced(self) -> Ledger:
+        """Read the journal; first finish what an interrupted move left undone."""
+        ledger = self._read()
+        behind = self._behind(ledger)
+        if not behind and not alias_changes(ledger.state, self.backend.aliases()):
+            return ledger
+        # Others may have moved versions, and aliases with them, since it was read.
+        return self._sync(self._read_new())
 
-        Raises
-        ------
-        ArtifactError
-            The weights are missing, have changed, or hold numbers that are too large.
-        InvalidMetric
-            `evaluate` returned something that is not a finite number; nothing was kept.
-        """
-        record = self.get_version(version)
-        full = self._verified(record)
-        with ExitStack() as stack:
-            with disk_errors(f"halve the weights of version {record.version}"):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-app-half-"))
-                target = Path(folder) / HALF_FILE
-                write_half(full, target)
-            changes = {}
-            if evaluate is not None:
-                before, after = (checked_metrics(evaluate(path)) for path in (full, target))
-                changes = metric_differences(before, after)
-            copy = HalfCopy(record.version, file_digest(target), target.stat().st_size, changes)
-            self._files.add(record, target)
-        self._tag(record.version, {"half": copy.encode()})
-        return copy
+    def _sync(self, ledger: Ledger, *, everything: bool = False) -> Ledger:
+        """Display what the journal says until it has not grown meanwhile."""
+        while True:
+            self._warn(ledger)
+            versions = None if everything else self._behind(ledger) or _recent(ledger)
+            self._show(ledger.state, versions)
+            self._synced_upto = max(self._synced_upto, ledger.length)
+            newer = self._read_new()
+            if newer.length == ledger.length:
+                return newer
+            ledger = newer
 
-    def prune(
-        self,
-        *,
-        keep: int = 10,
-        older_than: timedelta | None = None,
-        dry_run: bool = True,
-        actor: str = "",
-    ) -> PruneReport:
-        """Remove old versions and their files for good, or tell which would go.
+    def _behind(self, ledger: Ledger) -> list[str]:
+        """Return the versions whose marks this object has not seen right yet."""
+        if ledger.length <= self._synced_upto:
+            return []
+        if ledger.entries[0].number <= self._synced_upto:
+            return touched(entry for entry in ledger.entries if entry.number > self._synced_upto)
+        named = {*_recent(ledger), *filter(None, ledger.state.aliases.values())}
+        return sorted(named, key=int)
 
-        What is or has been in production stays for ever; so do the version in staging, versions
-        with the tag ``keep``, those of other tools, and the newest `keep` whose files are whole.
-        Each removal is journalled before anything is touched; one that was cut short is finished
-        by the next clean-up. Files that another version refers to stay.
+    def _by_hand(self, state: State) -> tuple[Drift, ...]:
+        """Return the drift that no interrupted move explains: marks are written after aliases."""
+        moved = []
+        for drift in drifts(state, self.backend.aliases()):
+            version = drift.journal or drift.mlflow or ""
+            record = self.backend.find(version)
+            mark = record.tags.get("stage") if record is not None else None
+            if (mark or Stage.NONE) == state.stage_of(version):
+                moved.append(drift)
+        return tuple(moved)
 
-        Parameters
-        ----------
-        keep : int
-            How many of the newest versions that can be restored stay.
-        older_than : timedelta | None
-            Only versions older than this go.
-        dry_run : bool
-            Only tell what would go.
-        actor : str
-            Who asks for it, for the journal.
+    def _warn(self, ledger: Ledger) -> None:
+        if ledger.state.untouched or self._is_fresh(ledger):
+            return  # another process may still be writing the aliases of its move
+        moved = [d for d in self._by_hand(ledger.state) if d.journal or d.alias == "staging"]
+        if moved:
+            logger.warning(
+                "aliases were moved outside the registry and are put back (adopt() accepts such a "
+                "change): %s",
+                "; ".join(str(drift) for drift in moved),
+            )
 
-        Raises
-        ------
-        RegistryError
-            A setting cannot be used, or MLflow failed on the way.
-        """
-        rule, state = Rule(keep, older_than), self._state()
-        records = list(self._all(state, page=PAGE))
-        known = [record for record in records if record.version not in state.retired]
-        kept = reasons_to_stay(known, state, rule, restorable=self._files.is_whole)
-        begun = {v: size for v, size in self._files.noted().items() if v in state.retired}
-        going = [record for record in reversed(known) if record.version not in kept]
-        if dry_run:
-            sizes = begun | {record.version: self._files.size(record) for record in going}
-            return PruneReport(True, _sorted(sizes), sum(sizes.values()), kept)
-        gone = {version: self._files.remove(version) for version in begun}
-        for record in going:
-            try:
-                self._retire(record, actor)
-            except StageError as error:  # it was moved meanwhile
-                kept[record.version] = str(error)
-            else:
-                gone[record.version] = self._files.remove(record.version)
-        left = {version: removal.left for version, removal in gone.items() if removal.left}
-        freed = sum(removal.freed for removal in gone.values())
-        logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
-        return PruneReport(False, _sorted(gone), freed, kept, left)
+    def _is_fresh(self, ledger: Ledger) -> bool:
+        """Return whether the last move was made just now."""
+        if not ledger.entries:
+            return False
+        age = datetime.now(UTC) - datetime.fromisoformat(ledger.entries[-1].time)
+        return abs(age.total_seconds()) < self.alias_seconds
 
-    def _retire(self, record: ModelVersion, actor: str) -> None:
-        self._files.note(record)
-        self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
+    def _state(self) -> State:
+        return self._read().state
+
+    def _read(self, *, fresh: bool = False) -> Ledger:
+        """Return the journal; `fresh` also reads again what cannot have changed."""
+        shared, last = self._shared, self._last
+        if shared.ledger is not None and not fresh:
+            return shared.ledger
+        mark = self.backend.fingerprint()  # first: what is written later makes another one
+        ledger = last.ledger
+        if fresh or mark is None or mark != last.fingerprint:
+            page = self.backend.journal.page(fresh=fresh)
+            ledger = read_page(page, None if fresh else ledger)
+            # Another thread may put an older reading in its place; this one is returned all the
+            # same.
+            self._last = replace(last, ledger=ledger, fingerprint=mark)
+        shared.ledger = ledger if shared.depth else None
+        return ledger
+
+    def _read_new(self) -> Ledger:
+        """Read what is new in the journal, whatever was read before."""
+        self._shared.ledger = None
+        return self._read()
+
+    def _production(self, max_age: float) -> ModelVersion | None:
+        """Return the version in production; not read again while the store is unchanged."""
+        mark, now = self.backend.fingerprint(), time.monotonic()
+        if self._last.production is not None:
+            before, when, record = self._last.production
+            if (mark is not None and mark == before) or now - when < max_age:
+                return record
+        state = self._state()
+        record = None if state.production is None else self._one(state.production, state)
+        self._last = replace(self._last, production=(mark, now, record))
+        return record
+
+    def _records(self, state: State, *, at_once: int) -> Iterator[ModelVersion]:
+        """Yield all versions that are not removed, newest first."""
+        for record in self.backend.versions(at_once=at_once):
+            if record.version not in state.retired:
+                yield _staged(record, state)
+
+    def _one(self, version: str, state: State) -> ModelVersion:
+        record = self.backend.find(version)
+        if record is None:
+            raise _unknown(version)
+        return _staged(record, state)
+
+    def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
+        """Return a version by its number, or the newest one of a stage."""
+        text = str(version_or_stage).strip()
+        if text.isdecimal():
+            return self.get_version(text)
+        stage = _checked_stage(text)
+        version = self.get_latest_version(stage)
+        if version is not None:
+            return self.get_version(version)
+        newest = self.get_latest_version()
+        if newest is None:
+            raise UnknownVersion("There are no versions yet; save one with save_model_version().")
+        raise UnknownVersion(
+            f"No version is in stage {stage}; the newest is version {newest}, in stage "
+            f"{self.get_version(newest).stage}: load_arrays('{newest}') returns it, and "
+            "list_all_versions() lists them all."
+        )
+
+    def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
+        if self._saved is not None and self._saved[1].version == version:
+            self._saved = None
+        self.backend.set_tags(version, tags)
+
+    def _weights(self, record: ModelVersion, *, half: bool) -> Weights:
+        if not half:
+            path = self.backend.files.path(record, WEIGHTS_FILE, _digest(record))
+            return Weights(path, record.sha256, record.version)
+        copy = read_half(record.version, record.tags.get("half"))
+        path = self.backend.files.path(record, HALF_FILE, copy.sha256)
+        return Weights(path, copy.sha256, record.version)
+
+    def _verified(self, record: ModelVersion) -> Path:
+        """Return the path of a version's weights, or raise `ArtifactError`."""
+        files = self.backend.files
+        path = files.path(record, WEIGHTS_FILE, _digest(record))
+        return files.whole.verify(path, record.sha256, version=record.version)
+
+    def _scores(self, record: ModelVersion) -> dict[str, float] | None:
+        digest = record.tags.get("per_example")
+        content = self.backend.files.read(record, SCORES_FILE) if digest else None
+        return read_scores(content) if content and digest_of(content) == digest else None
+
+
+def _unknown(version: str) -> UnknownVersion:
+    return UnknownVersion(
+        f"There is no version {version}; list_all_versions() returns those that exist."
+    )
+
+
+def _checked_number(version: str | int) -> str:
+    """Return a version's number as text without leading zeros, or raise `UnknownVersion`."""
+    text = str(version).strip()
+    if isinstance(version, bool) or not _VERSION.fullmatch(text) or not int(text):
+        raise UnknownVersion(f"{version!r:.60} is not a version; expected a number such as '3'.")
+    return str(int(text))
+
+
+def _checked_stage(stage: str | Stage) -> Stage:
+    """Return the stage of that name, in any case, or raise `StageError`."""
+    for known in Stage:
+        if str(stage).lower() == known.value.lower():
+            return known
+    names = ", ".join(s.value for s in Stage)
+    raise StageError(f"There is no stage {str(stage)!r}; expected one of {names}.")
+
+
+def _staged(record: ModelVersion, state: State) -> ModelVersion:
+    """Return a stored version with the stage and the approval that the journal gives it."""
+    stage = state.stage_of(record.version)
+    approval = state.approval_of(record.version, record.tags.get("approval", ""))
+    tags = {**record.tags, "stage": str(stage), **({"approval": approval} if approval else {})}
+    return replace(record, stage=stage, tags=tags)
+
+
+def _mark(record: ModelVersion, state: State) -> StageMark | None:
+    """Return what is to be displayed of a version, or None if that is displayed already."""
+    stage, saved = state.stage_of(record.version), record.tags.get("approval", "")
+    approval = state.approval_of(record.version, saved)
+    if (record.stage, record.tags.get("stage", Stage.NONE), saved) == (stage, stage, approval):
+        return None
+    return StageMark(record.version, stage, record.stage, "" if approval == saved else approval)
+
+
+def _recent(ledger: Ledger) -> list[str]:
+    """Return the versions of the last moves."""
+    return touched([entry for entry in ledger.entries if entry.version][-_RECENT:])
+
+
+def _digest(record: ModelVersion) -> str:
+    if not record.sha256:
+        raise ArtifactError(
+            f"Version {record.version} was not saved by this app and has no digest to check; "
+            "save its file with save_model_version first."
+        )
+    return record.sha256
 
 
 def _sorted(versions: Mapping[str, object]) -> tuple[str, ...]:

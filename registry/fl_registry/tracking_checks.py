@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both trackers do to names and numbers before they are logged. Pure."""
+"""Checks of names and numbers that both trackers make before they log them. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Names:
     """The names of one run's metrics, or of its params, as MLflow accepts them.
 
     A name that MLflow refuses is reported once, with the one that replaces it. Two names that
-    would become the same one are kept apart by a mark, in one call or in two.
+    would become the same one are distinguished by a mark, in one call or in two.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[str, str]:
     """Return values as the texts that are logged: without secrets, of at most so many characters.
 
-    A param or a tag is there for all who can see the run, and for ever.
+    A param or a tag can be seen for ever by all who can see the run.
     """
     known = known_secrets()
     return {str(name): _shown(str(name), value, known)[:most] for name, value in fields.items()}
@@ -95,10 +95,10 @@ def _shown(name: str, value: object, known: Sequence[str]) -> str:
 
 def checked_artifact(path: str | Path) -> Path:
     """Return the path of a file or folder that exists."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise ArtifactError(f"There is no file at {found} to log; check the path.")
-    return found
+    checked = Path(path).expanduser()
+    if not checked.exists():
+        raise ArtifactError(f"There is no file at {checked} to log; check the path.")
+    return checked
 
 
 def checked_folder(artifact_path: str | None) -> str | None:
@@ -131,7 +131,7 @@ def checked_dataset(name: str, digest: str, context: str) -> None:
 
 
 def searched_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that a run must have, as text; none at all would fit anybody's run."""
+    """Return the tags that a run must have, as text; without any, every run would match."""
     if not tags:
         raise RegistryError("A run is looked for by its tags; give at least one.")
     return logged_texts(tags, MAX_TAG)

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from fl_registry.errors import InvalidMetric, InvalidName, StageError, UnknownVersion
+from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.files.strict_json import read_json
 from fl_registry.records import ModelVersion
 from fl_registry.redaction import redact
-from fl_registry.stages import Stage, State
+from fl_registry.stages import Stage
 
 RESERVED = frozenset(
     {
@@ -27,7 +27,6 @@ RESERVED = frozenset(
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
 _TAG_NAME = re.compile(r"[\w.\- :/]+")  # what MLflow takes
-_VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -62,7 +61,7 @@ def version_tags(
 
 
 def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description: str) -> list[str]:
-    """Return in words what a save of equal weights brings that the saved version has not.
+    """Return in words what a save of equal weights has that the saved version lacks.
 
     Parameters
     ----------
@@ -74,21 +73,21 @@ def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description:
         Its description.
     """
     had = saved.metrics
-    found = [
+    differences = [
         f"metric {name} {value} (it has {had.get(name, 'none')})"
         for name, value in _read_metrics(tags["metrics"]).items()
         if had.get(name) != value
     ]
-    found += [
+    differences += [
         f"tag {name}"
         for name, text in tags.items()
         if name not in RESERVED and saved.tags.get(name) != text
     ]
     if description not in ("", saved.description):
-        found.append("description")
+        differences.append("description")
     if tags.get("per_example", "") not in ("", saved.tags.get("per_example")):
-        found.append("per_example")
-    return found
+        differences.append("per_example")
+    return differences
 
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -133,10 +132,10 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
                 "and no path such as a//b."
             )
         if name in RESERVED:
-            raise InvalidName(f"The tag {name!r} is kept by the registry; use another name.")
+            raise InvalidName(f"The tag {name!r} belongs to the registry; use another name.")
         text = redact(str(value))
         if "\0" in text:
-            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be kept.")
+            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be stored.")
         if len(text) > _MAX_VALUE:
             raise InvalidName(
                 f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."
@@ -178,43 +177,25 @@ def checked_description(description: str) -> str:
     return text
 
 
-def checked_version(version: str | int) -> str:
-    """Return a version's number as text without leading zeros, or raise `UnknownVersion`."""
-    text = str(version).strip()
-    if isinstance(version, bool) or not _VERSION.fullmatch(text) or not int(text):
-        raise UnknownVersion(f"{version!r:.60} is not a version; expected a number such as '3'.")
-    return str(int(text))
-
-
-def checked_stage(stage: str | Stage) -> Stage:
-    """Return the stage of that name, in any case, or raise `StageError`."""
-    for known in Stage:
-        if str(stage).lower() == known.value.lower():
-            return known
-    names = ", ".join(s.value for s in Stage)
-    raise StageError(f"There is no stage {str(stage)!r}; expected one of {names}.")
-
-
 def read_version(
     version: str,
     tags: Mapping[str, str],
     *,
     run_id: str,
     created: datetime,
-    state: State,
+    stage: Stage = Stage.NONE,
     description: str = "",
 ) -> ModelVersion:
-    """Return the record of a stored version; `created` serves where its tags do not say.
+    """Return the record of a stored version; `created` is used if its tags have no time.
 
-    Versions that other tools registered have none of our tags, and are read all the same.
+    Versions that other tools registered have none of the registry's tags and are read as well.
     """
-    stage = state.stage_of(version)
     return ModelVersion(
         version=version,
         stage=stage,
         created=_read_time(tags.get("created", ""), created),
         metrics=_read_metrics(tags.get("metrics", "{}")),
-        tags={**tags, "stage": str(stage)},
+        tags=dict(tags),
         sha256=_read_digest(tags.get("sha256", "")),
         run_id=run_id,
         size=int(tags["size"]) if _SIZE.fullmatch(tags.get("size", "")) else 0,

@@ -223,7 +223,7 @@ def test_a_rollback_goes_to_a_day_or_a_moment(api: Client, store: InMemoryModelS
 def mlflow(tmp_path: Path) -> Iterator[tuple[Client, ModelManager, str]]:
     """The API on MLflow in SQLite, with two versions from one run, and limits."""
     models = ModelManager()
-    experiment = models._connection.experiment_id("fl-app")
+    experiment = models.backend.connection.experiment_id("fl-app")
     run_id = models.client.create_run(experiment).info.run_id
     models.client.set_terminated(run_id, "FINISHED")
     for number in (1, 2):

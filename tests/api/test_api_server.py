@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_memory_that_fails_is_told_as_that(api: Client, manager: RetrainingManager) -> None:
-    with manager.store._engine.begin() as connection:
+    with manager.store._database.engine.begin() as connection:
         connection.exec_driver_sql("drop table requests")
     reply = api.post("/trigger_retrain", {"reason": "x"})
     assert refused(reply, 503)

@@ -145,7 +145,7 @@ def _labelled(folder: Path, classes: list[int | None]) -> DataSpec:
     for path, number in zip(paths, classes, strict=True):
         if number is not None:
             label_file(path).write_text(f"{number} 0.5 0.5 0.2 0.2\n")
-    return DataSpec(folder, tuple(paths), (), tuple("abcdefg"), 7)
+    return DataSpec(folder, tuple(paths), (), tuple("abcdefg"))
 
 
 @pytest.mark.parametrize("kind", ["iid", "dirichlet"])

@@ -194,7 +194,7 @@ def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -
     deployed.run(ROOT, "--run-config", few)
     for number in (1, 2):
         said = deployed.layout.log(f"node-{number}").read_text()
-        (sent, plain) = re.findall(r"sends ([\d.]+) MB in place of ([\d.]+) MB", said)[-1]
+        (sent, plain) = re.findall(r"sends ([\d.]+) MB instead of ([\d.]+) MB", said)[-1]
         assert float(sent) < 0.3 * float(plain)
     (row,) = deployed.store().list_all_versions()
     assert row["stage"] == "Staging"
@@ -246,7 +246,7 @@ def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) 
     except AssertionError as error:
         error.add_note(run.log()[-5000:])
         raise
-    assert f"cut short in round {ROUNDS} of {ROUNDS}" in printed
+    assert f"interrupted in round {ROUNDS} of {ROUNDS}" in printed
     rounds = [(row["tags"]["session"], row["tags"]["round"]) for row in versions(deployed)]
     assert rounds == [(s, str(n)) for s in "12" for n in range(1, ROUNDS + 1)]
     assert [session.info.status for session in sessions(deployed)] == ["FINISHED"] * 2

@@ -139,6 +139,6 @@ def test_bad_settings_end_the_run_with_one_sentence_and_status_one(
     config = f'home="{tmp_path}" num-server-rounds=0'
     done = flower.command("fl-app", "run", "--run-config", config, cwd=app, ok=False)
     assert done.returncode == 1
-    sentence = "Run-config key 'num-server-rounds' is 0: input should be greater than or equal to 1"
+    sentence = "Run-config key 'num-server-rounds' is 0, expected 1 or more"
     assert sentence in done.stdout
     assert "ROUND 1" not in done.stdout

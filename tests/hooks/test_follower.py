@@ -17,12 +17,12 @@ from fl_app.hooks.queue import Hooks
 from fl_registry import InMemoryModelStore, ModelManager, StageError, StoreUnavailable
 from fl_registry.files.weights import save_weights
 from fl_registry.journal.entries import fold
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 VERSIONS = 4
 
 
-def fill(store: JournalledStore, folder: Path) -> None:
+def fill(store: ModelStore, folder: Path) -> None:
     for number in range(VERSIONS):
         path = folder / f"{number}.safetensors"
         save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
@@ -41,14 +41,14 @@ MOVES = st.tuples(
 LOOK = st.just(("look", ""))
 
 
-def act(store: JournalledStore, op: str, version: str) -> None:
+def act(store: ModelStore, op: str, version: str) -> None:
     try:
         getattr(store, op)(version, actor="Ada", reason="a test")
     except StageError:
         """Not every move is allowed; the journal knows nothing of those that are not."""
 
 
-def check(told: list[StageMoved], store: JournalledStore, before: int) -> None:
+def check(told: list[StageMoved], store: ModelStore, before: int) -> None:
     history = store.history()
     entries = history[before:]
     assert [(e.number, e.id, e.op, e.version) for e in entries] == [
@@ -141,7 +141,8 @@ def test_a_journal_that_turns_over_is_followed_on(tmp_path: Path, home: Path) ->
     from fl_registry.mlflow.journal import MlflowJournal
 
     manager = ModelManager(home=home)
-    manager._journal = MlflowJournal(manager._connection, "fl-global-model", page_length=3)
+    journal = MlflowJournal(manager.backend.connection, "fl-global-model", page_length=3)
+    manager.backend.journal = journal
     fill(manager, tmp_path)
     told = list[StageMoved]()
     follower = JournalFollower(manager)
@@ -172,7 +173,7 @@ def test_a_store_that_is_away_is_warned_of_once_and_nothing_is_lost(
         for _ in range(3):
             follower.look(told.append)
     assert told == []
-    assert caplog.text.count("hooks do not hear of stage moves for now: MLflow does not") == 1
+    assert caplog.text.count("stage moves are not reported to hooks for now: MLflow does not") == 1
     follower.look(told.append)
     assert [m.version for m in told] == ["1"]
 

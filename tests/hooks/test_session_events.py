@@ -14,9 +14,16 @@ from flwr.app import ArrayRecord, Error, MetricRecord
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app.events import Event, RoundReport, SessionEnded, SessionStarted, StageMoved, as_json
-from fl_app.hooks import PrometheusMetrics, log_event, queue
+from fl_app.hooks import PrometheusMetrics, log_event
 from fl_app.hooks.queue import Hooks
-from fl_app.strategy import LifecycleStrategy, MetricError, Origin, RunFailedError
+from fl_app.strategy import (
+    LifecycleStrategy,
+    MetricError,
+    Origin,
+    RoundSettings,
+    RunFailedError,
+    SessionSettings,
+)
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 
@@ -44,9 +51,9 @@ def holdout(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     return MetricRecord({"accuracy": float(arrays.to_numpy_ndarrays()[0].mean()) / 10})
 
 
-def start(hooks: Any, parts: dict[str, Any], rounds: int = 2, **more: Any) -> None:
+def start(hooks: Any, parts: dict[str, Any], num_rounds: int = 2, **more: Any) -> None:
     strategy = LifecycleStrategy(hooks=hooks, **parts, **more)
-    strategy.start(LocalGrid(add_one), model(), num_rounds=rounds, evaluate_fn=holdout)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=num_rounds, evaluate_fn=holdout)
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
@@ -54,7 +61,13 @@ def test_a_session_is_told_from_its_start_to_its_end_in_order(
     parts: dict[str, Any], tracker: InMemoryTracker, told: list[Event], pipeline: bool
 ) -> None:
     origin = Origin(session=2, trigger="the score fell", request_id="cd")
-    start([told.append], parts, approval="auto", origin=origin, pipeline=pipeline)
+    start(
+        [told.append],
+        parts,
+        approval="auto",
+        session=SessionSettings(origin=origin),
+        rounds=RoundSettings(pipeline=pipeline),
+    )
     assert [event.type for event in told] == [
         "session.started",
         "stage.moved",
@@ -174,21 +187,20 @@ def test_a_hook_that_hangs_delays_no_round_and_nobody_else(
         hang.wait()
 
     hooks = Hooks([told.append, hanging], store, seconds=1.0)
-    start(hooks, parts, rounds=3)  # returns while the hook still hangs
+    start(hooks, parts, num_rounds=3)  # returns while the hook still hangs
     assert not hang.is_set()
     assert store.get_latest_version(Stage.STAGING) == "3"
     assert [event.type for event in told][-1] == "session.ended"
     assert len(heard) == 1
-    assert f"still has {len(told)} events; nobody waits for it" in caplog.text
+    assert f"still has {len(told)} events; not waiting for it" in caplog.text
     hang.set()
     hooks.flush(20)
     assert heard == told  # nothing was lost, and the order was kept
 
 
 def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
-    hang: threading.Event, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hang: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(queue, "MAX_WAITING", 3)
     heard: list[int] = []
     entered = threading.Event()
 
@@ -198,7 +210,7 @@ def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
         hang.wait()
         heard.append(event.round)
 
-    hooks = Hooks([slow])
+    hooks = Hooks([slow], max_waiting=3)
     hooks(RoundReport(1, 9))
     assert entered.wait(20)
     for number in range(2, 8):
@@ -209,7 +221,7 @@ def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
     hooks.flush(20)
     assert heard == [1, 2, 3, 4, 8]
     told = [r.getMessage() for r in caplog.records]
-    assert "is 3 events behind; it misses -round-5 and what follows" in told[0]
+    assert "is 3 events behind; events from -round-5 on are dropped" in told[0]
     assert "missed 3 events" in told[1]
     assert len(told) == 2
 
@@ -232,7 +244,7 @@ def test_the_log_hook_writes_a_line_of_json(
     parts: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flwr.fl_app.events")
-    start([log_event], parts, rounds=1)
+    start([log_event], parts, num_rounds=1)
     lines = [r.getMessage() for r in caplog.records if r.name == "flwr.fl_app.events"]
     assert [json.loads(line)["type"] for line in lines] == [
         "session.started",

@@ -85,7 +85,7 @@ def test_it_gives_up_after_its_tries_and_says_so(caplog: pytest.LogCaptureFixtur
     with receiving(*[(500, {})] * 9) as receiver:
         webhook(receiver, pauses=no_waiting(3))(REPORT)
         assert len(receiver.got) == 3
-    assert "ab12-round-3 is given up at try 3: it answers 500" in caplog.text
+    assert "ab12-round-3 is dropped after attempt 3: it answers 500" in caplog.text
 
 
 def test_its_waits_draw_nothing_from_python_s_global_generator() -> None:
@@ -103,7 +103,7 @@ def test_what_will_not_get_better_is_not_tried_again(
     with receiving((status, {})) as receiver:
         webhook(receiver)(REPORT)
         assert len(receiver.got) == 1
-    assert f"given up at try 1: it answers {status}" in caplog.text
+    assert f"dropped after attempt 1: it answers {status}" in caplog.text
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -121,7 +121,7 @@ def test_nobody_there_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     Webhook(f"http://127.0.0.1:{port}/", SECRET, hosts=["127.0.0.1"], pauses=(0.0,))(REPORT)
-    assert "given up at try 2: NewConnectionError" in caplog.text
+    assert "dropped after attempt 2: NewConnectionError" in caplog.text
 
 
 def test_a_receiver_that_does_not_answer_is_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -241,7 +241,7 @@ def test_a_name_that_leads_to_this_machine_is_refused_when_it_is_looked_up(
         hook.check()
     hook(REPORT)
     assert receiver.got == []
-    assert "given up at try 1" in caplog.text
+    assert "dropped after attempt 1" in caplog.text
 
 
 def test_a_name_that_turns_to_a_private_address_later_is_not_followed_there(
@@ -269,7 +269,7 @@ def test_a_host_that_cannot_be_found_is_only_warned_of(
     hook = Webhook("https://hooks.example/", SECRET)
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     hook.check()
-    assert "Webhook to hooks.example: the host cannot be found" in caplog.text
+    assert "Webhook to hooks.example: the host cannot be resolved" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_host_that_cannot_be_found_is_only_warned_of(
         ("https://hooks.example/a b", [], "characters"),
         ("https://hooks.example/\r\nHost: x", [], "characters"),
         ("https://höoks.example/", [], "characters"),
-        ("https://hooks.example/", ["https://hooks.example"], "no host; expected names"),
+        ("https://hooks.example/", ["https://hooks.example"], "is not a host; expected names"),
     ],
 )
 def test_wrong_urls_and_hosts_get_one_sentence(url: str, hosts: list[str], said: str) -> None:

@@ -89,24 +89,21 @@ def test_a_module_whose_layers_were_exchanged_is_copied_anew(
     assert holdout(lively_model) == Holdout(labelled_by_model, image_size=SIDE)(lively_model)
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
 def test_pictures_are_decoded_once_where_they_fit_into_memory(
     lively_model: YoloModel,
     labelled_by_model: DataSpec,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     *,
-    kept: bool,
+    cached: bool,
 ) -> None:
-    if not kept:
-        monkeypatch.setattr("fl_models.holdout._KEPT_BYTES", 1000)
     own = load_data_spec(
         Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
     )
-    holdout = Holdout(own, image_size=SIDE)
+    holdout = Holdout(own, image_size=SIDE, cache_bytes=1 << 20 if cached else 1000)
     scores = holdout(lively_model)
     shutil.rmtree(own.root)
-    if kept:
+    if cached:
         assert holdout(lively_model) == scores
     else:
         with pytest.raises(FileNotFoundError):

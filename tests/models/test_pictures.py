@@ -50,8 +50,8 @@ def test_polygons_become_boxes_and_repeated_rows_one(picture: Path) -> None:
     [
         ("7 0.5 0.5 0.2 0.2", "class 7, expected 0 to 6"),
         ("-1 0.5 0.5 0.2 0.2", "class -1, expected 0 to 6"),
-        ("1.5 0.5 0.5 0.2 0.2", "no proper number"),
-        ("nan 0.5 0.5 0.2 0.2", "no proper number"),
+        ("1.5 0.5 0.5 0.2 0.2", "not a valid number"),
+        ("nan 0.5 0.5 0.2 0.2", "not a valid number"),
         ("1 50 0.5 0.2 0.2", "coordinates outside the picture"),
         ("1 0.5 0.5 -0.2 0.2", "coordinates outside the picture"),
         ("1 0.5 0.5", "has 3 numbers"),

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is read from files is kept as long as they stay the same, and not a moment longer."""
+"""What is read from files is cached while they are unchanged, and not a moment longer."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fl_models.file_cache import file_states, kept_while_unchanged
+from fl_models.file_cache import cached_while_unchanged, file_states
 
 HOUR = 3600
 PAST = time.time() - 10 * HOUR
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of a test are an hour old, so their times are to be trusted."""
-    monkeypatch.setattr("fl_models.file_cache.time.time", lambda now=time.time: now() + HOUR)
+def an_hour_later() -> float:
+    """As if the files of a test were an hour old, so that their times can be trusted."""
+    return time.time() + HOUR
 
 
 def picture(folder: Path) -> Path:
@@ -46,7 +46,6 @@ def replaced(file: Path) -> None:
     new.replace(file)
 
 
-@pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("change", [in_place, as_old_as_before, replaced, Path.unlink])
 @pytest.mark.parametrize("which", ["images/a.jpg", "labels/a.txt"])
 def test_a_change_of_a_picture_or_its_label_is_noticed(
@@ -56,7 +55,7 @@ def test_a_change_of_a_picture_or_its_label_is_noticed(
     os.utime(file, (PAST, PAST))
     reads: list[str] = []
 
-    @kept_while_unchanged
+    @partial(cached_while_unchanged, clock=an_hour_later)
     def read(paths: Sequence[Path]) -> str:
         reads.append(file.read_text() if file.exists() else "none")
         return reads[-1]
@@ -71,7 +70,7 @@ def test_a_change_of_a_picture_or_its_label_is_noticed(
 def test_files_that_have_just_changed_are_read_each_time(tmp_path: Path) -> None:
     path, reads = picture(tmp_path), []
 
-    @kept_while_unchanged
+    @cached_while_unchanged
     def read(paths: Sequence[Path]) -> int:
         reads.append(paths)
         return len(reads)
@@ -80,11 +79,10 @@ def test_files_that_have_just_changed_are_read_each_time(tmp_path: Path) -> None
     assert [read([path]), read([path])] == [1, 2]
 
 
-@pytest.mark.usefixtures("later")
 def test_other_arguments_and_errors_are_read_anew(tmp_path: Path) -> None:
     path, reads = picture(tmp_path), []
 
-    @kept_while_unchanged
+    @partial(cached_while_unchanged, clock=an_hour_later)
     def read(paths: Sequence[Path], classes: int) -> int:
         reads.append(classes)
         if classes == 3:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from support.registry_servers import mlflow_server
 
 from fl_registry import InMemoryModelStore, ModelManager
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 
@@ -75,7 +75,7 @@ def postgres_mlflow(postgres_address: str, tmp_path_factory: pytest.TempPathFact
         pytest.param("postgres", marks=pytest.mark.slow),
     ]
 )
-def store(request: pytest.FixtureRequest, home: Path) -> JournalledStore:
+def store(request: pytest.FixtureRequest, home: Path) -> ModelStore:
     """Return each of the model stores in turn; in a database that is shared, under a new name."""
     if request.param == "memory":
         return InMemoryModelStore()

@@ -29,14 +29,14 @@ from fl_registry import (
 )
 from fl_registry.errors import foreign_errors
 from fl_registry.mlflow.address import check_address
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 SECRET = "s3cret"  # noqa: S105 - what must never be seen
 
 
 @pytest.fixture(params=["memory", "mlflow"])
-def store(request: pytest.FixtureRequest) -> JournalledStore:
+def store(request: pytest.FixtureRequest) -> ModelStore:
     """Return the stores whose files lie on this machine, where a test can damage them."""
     if request.param == "memory":
         return InMemoryModelStore()
@@ -72,7 +72,7 @@ def cases(folder: Path, weights: MakeWeights) -> Iterator[tuple[dict[str, Any], 
 
 
 def test_saving_bad_input_leaves_nothing_behind(
-    store: JournalledStore, weights: MakeWeights, tmp_path: Path
+    store: ModelStore, weights: MakeWeights, tmp_path: Path
 ) -> None:
     for arguments, kind, says in cases(tmp_path, weights):
         with pytest.raises(kind) as caught:
@@ -84,14 +84,12 @@ def test_saving_bad_input_leaves_nothing_behind(
     assert store.list_all_versions() == []
     if isinstance(store, ModelManager):
         assert store.client.search_registered_models() == []
-        home = store._connection.home
+        home = store.backend.connection.home
         assert list((home / "tmp").iterdir()) == []
         assert not list(home.glob("artifacts/**/*.safetensors"))
 
 
-def test_tag_names_that_mlflow_takes_are_taken(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_tag_names_that_mlflow_takes_are_taken(store: ModelStore, weights: MakeWeights) -> None:
     tags = {"round": "1", "a/b": "2", "mlflow.note": "3", "größe": "4", "a b:c-d_e": "5\n6"}
     store.save_model_version(weights(1), tags=tags)
     assert tags.items() <= store.get_version("1").tags.items()
@@ -105,7 +103,7 @@ def test_a_models_name_is_one_line(name: str) -> None:
 
 
 def test_an_actor_with_a_line_break_does_not_break_the_journal(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     store.save_model_version(weights(1))
     try:
@@ -118,9 +116,7 @@ def test_an_actor_with_a_line_break_does_not_break_the_journal(
     store.promote_to_production("1")
 
 
-def test_a_file_changed_on_disk_is_refused_everywhere(
-    store: JournalledStore, tmp_path: Path
-) -> None:
+def test_a_file_changed_on_disk_is_refused_everywhere(store: ModelStore, tmp_path: Path) -> None:
     save_file(nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
     store.promote_to_production(store.save_model_version(tmp_path / "w.safetensors"))
     path = store.weights_path("1")
@@ -136,7 +132,7 @@ def test_a_file_changed_on_disk_is_refused_everywhere(
             ask()
 
 
-def test_versions_that_do_not_exist_are_told_the_same_way(store: JournalledStore) -> None:
+def test_versions_that_do_not_exist_are_told_the_same_way(store: ModelStore) -> None:
     for version in ("7", "one", 0, True):
         for ask in (store.compress_version, store.get_version, store.weights_path):
             with pytest.raises(UnknownVersion):
@@ -152,7 +148,7 @@ def test_files_that_were_deleted_in_mlflow_are_told(
     model_id = manager.get_version("1").tags["model_id"]
     manager.client.delete_logged_model(model_id)
     with pytest.raises(ArtifactError, match=f"logged model {model_id}.*was deleted in MLflow"):
-        ModelManager(home=manager._connection.home).weights_path("1")
+        ModelManager(home=manager.backend.connection.home).weights_path("1")
 
 
 ADDRESSES = [

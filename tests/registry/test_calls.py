@@ -19,6 +19,7 @@ from support.local_grid import LocalGrid, reply
 
 from fl_app import LifecycleStrategy
 from fl_registry import FederatedLearningTracker, InMemoryModelStore, LeaseLost, ModelManager
+from fl_registry.memory import InMemoryJournal
 from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]
@@ -55,11 +56,11 @@ def run_session(address: str, home: Path, *, rounds: int, better: bool) -> None:
 
     strategy = LifecycleStrategy(
         metric="accuracy",
+        artifacts=[],
         home=home,
         store=ModelManager(address, name, home=home, experiment_name=name),
         tracker=FederatedLearningTracker(address, name, home=home),
     )
-    strategy.artifacts = ()
     model = ArrayRecord([np.zeros((4, 5), np.float32)])
     strategy.start(LocalGrid(respond), model, num_rounds=rounds, evaluate_fn=holdout)
 
@@ -79,33 +80,34 @@ def test_a_round_takes_no_more_calls_than_the_usual_way(
     assert totals[1] - totals[0] <= most * (MANY - FEW) + 2, calls
 
 
-class Counting(InMemoryModelStore):
+class Counting(InMemoryJournal):
     """Counts how often the journal is read."""
 
     readings = 0
 
-    def _page(self, *, fresh: bool) -> Any:
+    def page(self, *, fresh: bool) -> Any:
         self.readings += 1
-        return super()._page(fresh=fresh)
+        return super().page(fresh=fresh)
 
 
 def test_steps_share_a_reading_until_one_of_them_moves_something(weights: MakeWeights) -> None:
-    store = Counting()
+    store, journal = InMemoryModelStore(), Counting()
+    store.backend.journal = journal
     for number in (1, 2):
         store.save_model_version(weights(number))
-    store.readings = 0
+    journal.readings = 0
     with store.one_reading():
         for _ in range(3):
             assert store.get_latest_version("Production") is None
             assert store.history() == ()
-        assert store.readings <= 4  # an empty journal is looked at from its start
+        assert journal.readings <= 4  # an empty journal is looked at from its start
         store.promote_to_production("1")
-        store.readings = 0
+        journal.readings = 0
         assert store.get_latest_version("Production") == "1"
         assert [entry.op for entry in store.history()] == [Move.PROMOTE]
-        assert store.readings == 0
+        assert journal.readings == 0
     assert store.get_latest_version("Production") == "1"
-    assert store.readings == 1
+    assert journal.readings == 1
 
 
 def test_a_move_on_an_old_reading_sees_what_others_moved(

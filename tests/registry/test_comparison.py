@@ -20,13 +20,13 @@ from fl_registry.comparison import (
     paired_verdict,
     param_differences,
 )
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 
 
 @pytest.fixture(params=["memory", "mlflow"])
-def store(request: pytest.FixtureRequest) -> JournalledStore:
+def store(request: pytest.FixtureRequest) -> ModelStore:
     """Return the stores whose files lie on this machine, where a test can damage them."""
     if request.param == "memory":
         return InMemoryModelStore()
@@ -42,7 +42,7 @@ def nodes(**contributions: tuple[int, str]) -> str:
     return json.dumps(rows)
 
 
-def test_all_that_differs_between_two_versions(store: JournalledStore, tmp_path: Path) -> None:
+def test_all_that_differs_between_two_versions(store: ModelStore, tmp_path: Path) -> None:
     paths = []
     for name, arrays in (
         ("one", {"a": np.zeros(2, np.float32), "old": np.zeros(1), "same": np.ones(3)}),
@@ -87,7 +87,7 @@ def test_all_that_differs_between_two_versions(store: JournalledStore, tmp_path:
 
 
 def test_what_is_not_known_is_none_and_never_an_error(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     store.save_model_version(weights(1), tags={"nodes": "not json"}, run_id="abc123")
     store.save_model_version(weights(2), tags={"nodes": "[]"}, per_example={"a": 1.0})
@@ -120,7 +120,7 @@ def test_params_are_those_of_the_runs_that_made_the_versions(
 
 
 def test_results_per_example_are_checked_before_anything_is_saved(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     for wrong, says in (
         ({"a": float("nan")}, "example 'a' is nan"),

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_registry import FederatedLearningTracker, ModelManager, StoreUnavailable
-from fl_registry.mlflow.connection import ADDRESS_VARIABLE
+from fl_registry import FederatedLearningTracker, ModelManager, ModelStore, StoreUnavailable
+from fl_registry.mlflow.backend import MlflowBackend
+from fl_registry.mlflow.connection import ADDRESS_VARIABLE, Connection
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -34,14 +35,15 @@ def test_a_server_that_never_was_there_is_told_at_once() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_went_away_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_registry.mlflow.connection._LOOK_AGAIN", 0.0)
+def test_a_server_that_went_away_is_told_at_once(home: Path) -> None:
     before = dict(os.environ)
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        manager = ModelManager(f"http://127.0.0.1:{server.server_port}")
-        assert manager.client is not None
+        address = f"http://127.0.0.1:{server.server_port}"
+        connection = Connection(address, home, check_every=0.0)
+        manager = ModelStore(MlflowBackend(connection, "fl-global-model"))
+        assert connection.client is not None
         server.shutdown()
         thread.join()
     began = time.monotonic()

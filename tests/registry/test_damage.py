@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 
 from fl_registry import ArtifactError, InMemoryModelStore, ModelManager
 from fl_registry.files.artifacts import file_digest
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
 pytestmark = pytest.mark.chaos
 FLIPS, CUTS = 1_000, 100
 
 
-def prepared(store: JournalledStore, tmp_path: Path) -> bytes:
+def prepared(store: ModelStore, tmp_path: Path) -> bytes:
     """Put versions 1 and 2 into production, leave 3 new, and return the bytes of each file."""
     for number in (1, 2, 3):
         path = tmp_path / f"{number}.safetensors"
@@ -55,7 +55,7 @@ def refused(act: Callable[[], object]) -> bool:
     return False
 
 
-def used(store: JournalledStore) -> list[Callable[[], object]]:
+def used(store: ModelStore) -> list[Callable[[], object]]:
     return [
         lambda: store.weights_path("1"),
         lambda: store.promote_to_production("3"),
@@ -70,7 +70,7 @@ def module() -> object:
     raise AssertionError("a damaged file must be found before a module is built")
 
 
-def check(store: JournalledStore, tmp_path: Path, every: int) -> None:
+def check(store: ModelStore, tmp_path: Path, every: int) -> None:
     content = prepared(store, tmp_path)
     paths = {version: store.weights_path(version) for version in "123"}
     before = store.history()

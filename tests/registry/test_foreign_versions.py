@@ -42,7 +42,7 @@ def test_a_digest_that_is_a_path_leads_nowhere(
     ours.client.set_model_version_tag(NAME, "1", "half", half)
     with pytest.raises(ArtifactError, match="has no half-precision copy"):
         ours.load_production_model(lambda: None, half=True)
-    assert not (ours._connection.home / "cache").exists()
+    assert not (ours.backend.connection.home / "cache").exists()
 
 
 @pytest.mark.parametrize("metrics", ["1" + "0" * 400, '{"m": ' + "9" * 400 + "}", "[" * 5000])
@@ -86,7 +86,7 @@ def test_a_half_copy_that_cannot_be_replaced_stays(
     store = InMemoryModelStore()
     store.save_model_version(weights(1))
     store.compress_version("1")
-    half = store._files.path(store.get_version("1"), HALF_FILE, "")
+    half = store.backend.files.path(store.get_version("1"), HALF_FILE, "")
     before = half.read_bytes()
 
     def full(*_: Any) -> None:
@@ -102,7 +102,7 @@ def test_a_half_copy_that_cannot_be_replaced_stays(
 def test_a_save_that_fails_leaves_no_files_of_it(
     ours: ModelManager, weights: MakeWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = ours._connection.home
+    home = ours.backend.connection.home
     before = sorted(home.rglob("*.safetensors"))
 
     def full(source: str, target: Any, **_: Any) -> None:

@@ -193,7 +193,7 @@ def test_a_change_in_an_earlier_run_is_found_at_the_next_ones_first_entry(
 def test_a_state_is_read_back(
     archived: frozenset[str], served: frozenset[str], production: str | None
 ) -> None:
-    state = State(production, None, "41", archived, served)
+    state = State(production, None, "41", "41", archived, archived, served)
     assert State.decode(state.encode()) == state
 
 

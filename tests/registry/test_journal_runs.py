@@ -23,7 +23,7 @@ NAME = "fl-global-model"
 
 def short(manager: ModelManager, length: int = 3) -> ModelManager:
     """Give a manager a journal that is full after `length` entries."""
-    manager._journal = MlflowJournal(manager._connection, NAME, page_length=length)
+    manager.backend.journal = MlflowJournal(manager.backend.connection, NAME, page_length=length)
     return manager
 
 
@@ -50,8 +50,8 @@ def test_a_full_journal_goes_on_in_a_new_run(
     assert [e.version for e in history if e.op is not Move.CARRY] == [str(n) for n in range(1, 10)]
     assert [entry.number for entry in history] == list(range(1, len(history) + 1))
     assert manager.verify() == other.verify() == len(history)
-    assert len(manager._pages()) == len(journal_runs(manager)) >= 4
-    assert len(manager._page(fresh=True).texts) <= 3
+    assert len(manager.backend.journal.pages()) == len(journal_runs(manager)) >= 4
+    assert len(manager.backend.journal.page(fresh=True).texts) <= 3
     newest = ModelManager(home=mlflow_home)
     for number in range(len(history) + 1):  # within the newest run, and across older ones
         assert newest.history(after=number) == history[number:]
@@ -81,7 +81,7 @@ def test_two_processes_that_turn_the_journal_over_at_once_turn_it_once(
     moved = [entry for entry in history if entry.op is not Move.CARRY]
     assert sorted(entry.version for entry in moved) == [str(n) for n in range(1, 9)]
     assert [e.displaced for e in moved] == ["", *[e.version for e in moved[:-1]]]
-    assert len(journal_runs(manager)) == len(manager._pages())
+    assert len(journal_runs(manager)) == len(manager.backend.journal.pages())
 
 
 def test_an_entry_changed_in_an_older_run_is_named(
@@ -206,7 +206,7 @@ def test_of_two_rollbacks_at_once_the_second_does_not_undo_the_first(
             acted.append(name)
             assert other.rollback() == "2"
 
-    told(manager, overtake)
+    told(manager.backend.connection, overtake)
     assert manager.rollback() == "2"
     assert manager.get_latest_version("Production") == "2"
     assert len(manager.history()) == 4
@@ -219,7 +219,10 @@ def test_a_move_of_a_long_journal_reads_no_more_than_one_of_a_short_one(
     for version in "12":
         manager.promote_to_production(version)
     calls: list[str] = []
-    told(manager, lambda name, when: calls.append(name) if when == "before" else None)
+    told(
+        manager.backend.connection,
+        lambda name, when: calls.append(name) if when == "before" else None,
+    )
     asked = []
     for _ in range(40):
         calls.clear()

@@ -22,23 +22,24 @@ from fl_registry import (
     StageError,
     UnknownVersion,
 )
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
+from fl_registry.version_tags import read_version
 
 MakeWeights = Callable[[float], Path]
 
 
 @pytest.fixture(autouse=True)
-def _all_moves_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def _all_moves_are_old(store: ModelStore) -> None:
     """Let no alias be taken for one that another process is about to write."""
-    monkeypatch.setattr("fl_registry.settling._SETTLING", 0.0)
+    store.alias_seconds = 0.0
 
 
-def fill(store: JournalledStore, weights: MakeWeights, count: int) -> None:
+def fill(store: ModelStore, weights: MakeWeights, count: int) -> None:
     for number in range(1, count + 1):
         store.save_model_version(weights(number), metrics={"accuracy": number / 10})
 
 
-def move_alias(store: JournalledStore, alias: str, version: str | None) -> None:
+def move_alias(store: ModelStore, alias: str, version: str | None) -> None:
     """Move an alias as a person does in MLflow."""
     if isinstance(store, InMemoryModelStore):
         if version is None:
@@ -53,20 +54,27 @@ def move_alias(store: JournalledStore, alias: str, version: str | None) -> None:
             store.client.set_registered_model_alias(store.registered_model_name, alias, version)
 
 
-def forge_tag(store: JournalledStore, version: str, key: str, value: str) -> None:
+def forge_tag(store: ModelStore, version: str, key: str, value: str) -> None:
     if isinstance(store, InMemoryModelStore):
-        store._saved[version].tags[key] = value
+        record = store.backend.stored[version]
+        store.backend.stored[version] = read_version(
+            version,
+            {**record.tags, key: value},
+            run_id=record.run_id,
+            created=record.created,
+            stage=record.stage,
+        )
     else:
         assert isinstance(store, ModelManager)
         store.client.set_model_version_tag(store.registered_model_name, version, key, value)
 
 
-def aliases(store: JournalledStore) -> dict[str, str]:
-    return dict(store._aliases())
+def aliases(store: ModelStore) -> dict[str, str]:
+    return dict(store.backend.aliases())
 
 
 def test_what_was_in_production_on_a_date_and_the_way_back_there(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     fill(store, weights, 3)
     before = datetime.now(UTC)
@@ -93,7 +101,7 @@ def test_what_was_in_production_on_a_date_and_the_way_back_there(
 
 
 def test_an_archived_version_goes_back_to_staging_only_when_it_is_restored(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     fill(store, weights, 3)
     store.promote_to_staging("1")
@@ -109,7 +117,7 @@ def test_an_archived_version_goes_back_to_staging_only_when_it_is_restored(
     assert aliases(store) == {"production": "1"}
 
 
-def test_the_guides_way_back_is_a_rollback(store: JournalledStore, weights: MakeWeights) -> None:
+def test_the_guides_way_back_is_a_rollback(store: ModelStore, weights: MakeWeights) -> None:
     fill(store, weights, 2)
     for version in "12":
         store.promote_to_production(version)
@@ -123,7 +131,7 @@ def test_the_guides_way_back_is_a_rollback(store: JournalledStore, weights: Make
 
 @pytest.mark.parametrize("metrics", ['{"accuracy": NaN}', '{"loss": Infinity}', "not json at all"])
 def test_a_version_whose_metrics_are_not_finite_any_more_is_not_moved_on(
-    store: JournalledStore, weights: MakeWeights, metrics: str
+    store: ModelStore, weights: MakeWeights, metrics: str
 ) -> None:
     fill(store, weights, 3)
     store.promote_to_production("1")
@@ -141,7 +149,7 @@ def test_a_version_whose_metrics_are_not_finite_any_more_is_not_moved_on(
 
 
 def test_production_comes_back_though_its_metrics_were_forged(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     fill(store, weights, 2)
     for version in "12":
@@ -150,9 +158,7 @@ def test_production_comes_back_though_its_metrics_were_forged(
     assert store.rollback() == "1"
 
 
-def test_the_journal_says_how_many_entries_it_has(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_the_journal_says_how_many_entries_it_has(store: ModelStore, weights: MakeWeights) -> None:
     assert store.verify() == 0
     fill(store, weights, 3)
     for version in "123":
@@ -163,7 +169,7 @@ def test_the_journal_says_how_many_entries_it_has(
 
 
 def test_an_alias_moved_by_hand_is_reported_and_put_back_with_one_warning(
-    store: JournalledStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
+    store: ModelStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store, weights, 4)
     for version in "12":
@@ -183,7 +189,7 @@ def test_an_alias_moved_by_hand_is_reported_and_put_back_with_one_warning(
 
 
 def test_a_move_puts_back_what_was_moved_by_hand(
-    store: JournalledStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
+    store: ModelStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store, weights, 3)
     store.promote_to_production("1")
@@ -194,13 +200,12 @@ def test_a_move_puts_back_what_was_moved_by_hand(
 
 
 def test_right_after_a_move_a_wrong_alias_is_put_right_without_a_word(
-    store: JournalledStore,
+    store: ModelStore,
     weights: MakeWeights,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another process may just be writing the aliases of its move: that is no drift."""
-    monkeypatch.setattr("fl_registry.settling._SETTLING", 60.0)
+    store.alias_seconds = 60.0
     fill(store, weights, 3)
     for version in "12":
         store.promote_to_production(version)
@@ -208,12 +213,12 @@ def test_right_after_a_move_a_wrong_alias_is_put_right_without_a_word(
     store.promote_to_staging("3")
     assert aliases(store)["production"] == "2"
     assert not any("moved outside" in message for message in caplog.messages)
-    monkeypatch.setattr("fl_registry.settling._SETTLING", 1.0)
+    store.alias_seconds = 1.0
     move_alias(store, "production", "1")
     assert store.drift() == (Drift("production", "2", "1"),)
 
 
-def test_what_was_done_by_hand_can_be_adopted(store: JournalledStore, weights: MakeWeights) -> None:
+def test_what_was_done_by_hand_can_be_adopted(store: ModelStore, weights: MakeWeights) -> None:
     fill(store, weights, 4)
     for version in "12":
         store.promote_to_production(version)
@@ -240,9 +245,7 @@ def test_what_was_done_by_hand_can_be_adopted(store: JournalledStore, weights: M
     assert aliases(store)["production"] == "1"
 
 
-def test_a_version_without_its_file_is_not_adopted(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_a_version_without_its_file_is_not_adopted(store: ModelStore, weights: MakeWeights) -> None:
     fill(store, weights, 2)
     store.promote_to_production("1")
     forge_tag(store, "2", "sha256", "0" * 64)  # as if the file were another one
@@ -255,7 +258,7 @@ def test_a_version_without_its_file_is_not_adopted(
 
 
 def test_aliases_from_before_the_journal_are_left_alone_until_adopted(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     fill(store, weights, 3)
     move_alias(store, "production", "1")
@@ -266,3 +269,23 @@ def test_aliases_from_before_the_journal_are_left_alone_until_adopted(
     (entry,) = store.adopt()
     assert (entry.op, entry.version, entry.displaced) == ("adopt", "1", "")
     assert store.get_latest_version("Production") == "1"
+
+
+def test_approval_follows_from_the_journal_and_is_displayed(
+    store: ModelStore, weights: MakeWeights
+) -> None:
+    for number in (1, 2, 3):
+        store.save_model_version(weights(number), tags={"approval": "pending"})
+    store.promote_to_staging("1")
+    store.promote_to_staging("2")
+    store.reject_version("2")
+    store.promote_to_staging("3")
+    assert store.get_version("3").tags["approval"] == "pending"
+    store.approve_version("3")
+    expected = ["superseded", "rejected", "approved"]
+    assert [store.get_version(version).tags["approval"] for version in "123"] == expected
+    assert [entry.approval for entry in store.history()] == [
+        *("pending", "pending", "rejected", "pending", "")
+    ]
+    stored = [store.backend.find(version) for version in "123"]
+    assert [record.tags["approval"] for record in stored if record is not None] == expected

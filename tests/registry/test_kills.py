@@ -43,7 +43,10 @@ def calls_of_a_promotion(home: Path, scratch: Path) -> int:
     manager = ModelManager(home=scratch)
     manager.get_version("2")
     found: list[str] = []
-    told(manager, lambda name, when: found.append(name) if when == "before" else None)
+    told(
+        manager.backend.connection,
+        lambda name, when: found.append(name) if when == "before" else None,
+    )
     manager.promote_to_production("2")
     return len(found)
 

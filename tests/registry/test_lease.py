@@ -24,7 +24,16 @@ from fl_registry.journal.entries import (
     read_chain,
     read_page,
 )
-from fl_registry.journal.lease import NOBODY, Beat, Lease, Watch, look, require_lease, standing
+from fl_registry.journal.lease import (
+    NOBODY,
+    Heartbeat,
+    Lease,
+    Watch,
+    availability,
+    look,
+    require_lease,
+)
+from fl_registry.memory import InMemoryJournal
 from fl_registry.stages import Move, State, step
 
 MakeWeights = Callable[[float], Path]
@@ -42,8 +51,8 @@ def test_who_gives_signs_of_life_in_time_is_never_taken_for_gone(
     watch = None
     for now in sorted(t for t in looks if t <= times[-1] + LASTS * 0.99):
         count = sum(t <= now for t in times)
-        watch = look(watch, LEASE, Beat(3, count), now=now)
-        assert standing(watch, now=now, lasts=LASTS) != "free"
+        watch = look(watch, LEASE, Heartbeat(3, count), now=now)
+        assert availability(watch, now=now, lasts=LASTS) != "free"
 
 
 @given(st.integers(0, 9), st.floats(0, 100), st.lists(st.floats(0.1, 3), min_size=1, max_size=60))
@@ -53,44 +62,44 @@ def test_who_gives_none_any_more_is_free_after_that_time_and_not_before(
     now, watch = first, None
     for gap in [0.0, *steps]:
         now += gap
-        watch = look(watch, LEASE, Beat(3, count), now=now)
+        watch = look(watch, LEASE, Heartbeat(3, count), now=now)
         expected = "free" if now - first >= LASTS else "unsure"
-        assert standing(watch, now=now, lasts=LASTS) == expected
+        assert availability(watch, now=now, lasts=LASTS) == expected
 
 
-def test_a_new_sign_of_life_says_busy_and_the_last_one_says_free() -> None:
-    watch = look(None, LEASE, Beat(3, 1), now=0.0)
-    assert standing(watch, now=5.0, lasts=LASTS) == "unsure"
-    watch = look(watch, LEASE, Beat(3, 2), now=6.0)
-    assert standing(watch, now=6.0, lasts=LASTS) == "busy"
-    watch = look(watch, LEASE, Beat(3, 3, ended=True), now=7.0)
-    assert standing(watch, now=7.0, lasts=LASTS) == "free"
-    assert standing(look(None, NOBODY, Beat(), now=0.0), now=0.0, lasts=LASTS) == "free"
+def test_a_new_heartbeat_says_busy_and_the_last_one_says_free() -> None:
+    watch = look(None, LEASE, Heartbeat(3, 1), now=0.0)
+    assert availability(watch, now=5.0, lasts=LASTS) == "unsure"
+    watch = look(watch, LEASE, Heartbeat(3, 2), now=6.0)
+    assert availability(watch, now=6.0, lasts=LASTS) == "busy"
+    watch = look(watch, LEASE, Heartbeat(3, 3, ended=True), now=7.0)
+    assert availability(watch, now=7.0, lasts=LASTS) == "free"
+    assert availability(look(None, NOBODY, Heartbeat(), now=0.0), now=0.0, lasts=LASTS) == "free"
 
 
 def test_the_end_of_another_lease_says_nothing_of_this_one() -> None:
-    old = Beat(2, 9, ended=True)
+    old = Heartbeat(2, 9, ended=True)
     watch = look(None, LEASE, old, now=0.0)
-    assert watch == Watch(LEASE, Beat(3), 0.0)
-    assert standing(watch, now=1.0, lasts=LASTS) == "unsure"
+    assert watch == Watch(LEASE, Heartbeat(3), 0.0)
+    assert availability(watch, now=1.0, lasts=LASTS) == "unsure"
     taken = look(watch, Lease(7, "b"), old, now=2.0)
-    assert standing(taken, now=2.0, lasts=LASTS) == "busy"
+    assert availability(taken, now=2.0, lasts=LASTS) == "busy"
 
 
 @given(st.one_of(st.text(), st.from_type(type(None)) | st.integers()).map(json.dumps) | st.text())
-def test_whatever_somebody_stores_as_a_sign_of_life_is_read(text: str) -> None:
-    assert isinstance(Beat.decode(text), Beat)
+def test_whatever_somebody_stores_as_a_heartbeat_is_read(text: str) -> None:
+    assert isinstance(Heartbeat.decode(text), Heartbeat)
 
 
-@given(st.builds(Beat, st.integers(0), st.integers(0), st.booleans()))
-def test_a_sign_of_life_is_read_as_it_was_written(beat: Beat) -> None:
-    assert Beat.decode(beat.encode()) == beat
+@given(st.builds(Heartbeat, st.integers(0), st.integers(0), st.booleans()))
+def test_a_heartbeat_is_read_as_it_was_written(beat: Heartbeat) -> None:
+    assert Heartbeat.decode(beat.encode()) == beat
 
 
 def test_who_lost_the_lease_is_told_who_has_it() -> None:
     require_lease(LEASE, None)
     require_lease(LEASE, LEASE)
-    with pytest.raises(LeaseLost, match=r"^a writes to this model now; b had given no sign"):
+    with pytest.raises(LeaseLost, match=r"^a writes to this model now; b had sent no heartbeat"):
         require_lease(LEASE, Lease(1, "b"))
 
 
@@ -138,17 +147,17 @@ def test_a_journal_from_before_there_were_leases_is_read_and_its_texts_stay() ->
     assert step(leased, Move.LEASE, "") == leased
 
 
-class Contended(InMemoryModelStore):
-    """A store in which others act right before a claim, which is when it can hurt."""
+class Contended(InMemoryJournal):
+    """A journal in which others act right before a claim, which is when it can hurt."""
 
     def __init__(self) -> None:
         super().__init__()
         self.others: list[Callable[[], None]] = []
 
-    def _claim(self, number: int, text: str) -> bool:
+    def claim(self, number: int, text: str) -> bool:
         if self.others:
             self.others.pop(0)()
-        return super()._claim(number, text)
+        return super().claim(number, text)
 
 
 actions = st.lists(
@@ -164,10 +173,12 @@ actions = st.lists(
 
 @given(wanted=actions)
 def test_no_move_is_ever_won_under_a_lease_that_is_not_the_last_one(
-    wanted: list[tuple[str, str, str, bool]], small_store: Callable[[], Contended]
+    wanted: list[tuple[str, str, str, bool]], small_store: Callable[[], InMemoryModelStore]
 ) -> None:
     """Servers act on, whatever they have missed; some of it happens within another's move."""
     store, leases, refused = small_store(), dict[str, Lease](), 0
+    assert isinstance(store.backend.journal, Contended)
+    others = store.backend.journal.others
 
     def act(who: str, op: str, version: str) -> None:
         nonlocal refused
@@ -193,7 +204,7 @@ def test_no_move_is_ever_won_under_a_lease_that_is_not_the_last_one(
 
     for number, (who, op, version, within) in enumerate(wanted):
         if within and number + 1 < len(wanted):
-            store.others.append(lambda a=(who, op, version): act(*a))
+            others.append(lambda a=(who, op, version): act(*a))
         else:
             act(who, op, version)
     in_force = 0
@@ -211,7 +222,7 @@ def test_no_move_is_ever_won_under_a_lease_that_is_not_the_last_one(
 
 
 @pytest.fixture(scope="module")
-def small_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Contended]:
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], InMemoryModelStore]:
     """Return a function that makes stores with three versions."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -220,10 +231,11 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Conten
     for number in range(3):
         save_file({"a": np.full(2, number, np.float32)}, folder / f"{number}.safetensors")
 
-    def make() -> Contended:
-        store = Contended()
+    def make() -> InMemoryModelStore:
+        store = InMemoryModelStore()
         for number in range(3):
             store.save_model_version(folder / f"{number}.safetensors")
+        store.backend.journal = Contended()
         return store
 
     return make

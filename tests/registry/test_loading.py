@@ -20,11 +20,11 @@ from torch import nn
 
 from fl_registry import ArtifactError, InMemoryModelStore, InvalidMetric, ModelManager
 from fl_registry.files.half import write_half
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 
 @pytest.fixture(params=["memory", "mlflow"])
-def store(request: pytest.FixtureRequest) -> JournalledStore:
+def store(request: pytest.FixtureRequest) -> ModelStore:
     """Return the stores whose files lie on this machine, where a test can damage them."""
     if request.param == "memory":
         return InMemoryModelStore()
@@ -37,7 +37,7 @@ class Net(nn.Sequential):
         super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def save(store: JournalledStore, tmp_path: Path, seed: int = 0) -> str:
+def save(store: ModelStore, tmp_path: Path, seed: int = 0) -> str:
     torch.manual_seed(seed)
     path = tmp_path / f"net{seed}.safetensors"
     save_torch(Net().state_dict(), path)
@@ -45,18 +45,18 @@ def save(store: JournalledStore, tmp_path: Path, seed: int = 0) -> str:
 
 
 @pytest.fixture
-def production(store: JournalledStore, tmp_path: Path) -> JournalledStore:
+def production(store: ModelStore, tmp_path: Path) -> ModelStore:
     """Return a store with version 1 in production and version 2 beside it."""
     store.promote_to_production(save(store, tmp_path, 0))
     save(store, tmp_path, 1)
     return store
 
 
-def load(store: JournalledStore, **options: Any) -> Any:
+def load(store: ModelStore, **options: Any) -> Any:
     return store.load_production_model(lambda: Net(), **options)  # noqa: PLW0108 - new each time
 
 
-def test_the_same_model_is_returned_until_production_moves(production: JournalledStore) -> None:
+def test_the_same_model_is_returned_until_production_moves(production: ModelStore) -> None:
     first = load(production)
     assert load(production) is first
     assert not first.training
@@ -81,7 +81,7 @@ def test_a_move_by_another_process_is_seen_at_once(
         assert manager.get_latest_version("Production") == version
 
 
-def test_makers_and_copies_are_kept_apart(production: JournalledStore) -> None:
+def test_makers_and_copies_are_kept_apart(production: ModelStore) -> None:
     class Other(Net):
         pass
 
@@ -96,7 +96,7 @@ def test_makers_and_copies_are_kept_apart(production: JournalledStore) -> None:
     assert load(production)[0].weight.abs().sum() > 0
 
 
-def test_a_factory_that_holds_other_values_makes_another_model(store: JournalledStore) -> None:
+def test_a_factory_that_holds_other_values_makes_another_model(store: ModelStore) -> None:
     from fl_registry.files.loading import _maker
 
     def factory(size: int) -> Callable[[], int]:
@@ -120,7 +120,7 @@ def test_a_factory_that_holds_other_values_makes_another_model(store: Journalled
     ],
 )
 def test_a_model_that_somebody_changed_is_not_handed_on(
-    production: JournalledStore, change: Callable[[Any], object]
+    production: ModelStore, change: Callable[[Any], object]
 ) -> None:
     expected = load(production, copy=True).state_dict()
     first = load(production)
@@ -130,7 +130,7 @@ def test_a_model_that_somebody_changed_is_not_handed_on(
     assert all(torch.equal(second.state_dict()[name], expected[name]) for name in expected)
 
 
-def test_using_a_model_does_not_push_it_out(production: JournalledStore) -> None:
+def test_using_a_model_does_not_push_it_out(production: ModelStore) -> None:
     with torch.inference_mode():
         first = load(production)
         first(torch.randn(2, 3))
@@ -141,7 +141,7 @@ def test_using_a_model_does_not_push_it_out(production: JournalledStore) -> None
 
 @pytest.mark.parametrize("way", ["content", "same length and time", "other file", "gone"])
 def test_a_changed_file_is_noticed_though_the_model_is_ready(
-    production: JournalledStore, way: str
+    production: ModelStore, way: str
 ) -> None:
     path = production.weights_path("1")
     time.sleep(0.1)
@@ -164,7 +164,7 @@ def test_a_changed_file_is_noticed_though_the_model_is_ready(
     assert load(production) is not None
 
 
-def test_a_change_right_after_saving_is_noticed(production: JournalledStore) -> None:
+def test_a_change_right_after_saving_is_noticed(production: ModelStore) -> None:
     """Two changes within one tick of the system's clock leave the same times."""
     path = production.weights_path("1")
     content = path.read_bytes()
@@ -176,7 +176,7 @@ def test_a_change_right_after_saving_is_noticed(production: JournalledStore) -> 
             load(production)
 
 
-def test_only_two_models_are_kept(production: JournalledStore, tmp_path: Path) -> None:
+def test_only_two_models_are_kept(production: ModelStore, tmp_path: Path) -> None:
     save(production, tmp_path, 2)
     models = []
     for version in "123":
@@ -187,7 +187,7 @@ def test_only_two_models_are_kept(production: JournalledStore, tmp_path: Path) -
     assert load(production) is not models[0]
 
 
-def test_threads_share_one_load(production: JournalledStore) -> None:
+def test_threads_share_one_load(production: ModelStore) -> None:
     built: list[int] = []
 
     def make() -> Net:
@@ -206,7 +206,7 @@ def test_threads_share_one_load(production: JournalledStore) -> None:
     assert (len(built), len(found), len({id(model) for model in found})) == (1, 8, 1)
 
 
-def test_a_model_that_is_ready_comes_within_a_millisecond(production: JournalledStore) -> None:
+def test_a_model_that_is_ready_comes_within_a_millisecond(production: ModelStore) -> None:
     load(production)
     time.sleep(0.1)
     load(production)
@@ -230,12 +230,12 @@ def test_an_answer_may_be_told_to_do_for_a_while(
     assert load(manager) is not first
 
 
-def test_what_cannot_make_a_model_is_told(production: JournalledStore) -> None:
+def test_what_cannot_make_a_model_is_told(production: ModelStore) -> None:
     with pytest.raises(ArtifactError, match=r"model_class is Ellipsis; expected a function"):
         production.load_production_model(...)  # type: ignore[arg-type]
 
 
-def test_a_half_precision_copy_is_kept_beside_the_weights(production: JournalledStore) -> None:
+def test_a_half_precision_copy_is_kept_beside_the_weights(production: ModelStore) -> None:
     def evaluate(path: Path) -> dict[str, float]:
         return {"norm": float(np.abs(load_file(path)["0.weight"]).astype(np.float64).sum())}
 
@@ -261,7 +261,7 @@ def test_a_half_precision_copy_is_kept_beside_the_weights(production: Journalled
 
 
 def test_a_copy_that_was_not_made_or_cannot_be_is_told(
-    production: JournalledStore, tmp_path: Path
+    production: ModelStore, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match="Version 1 has no half-precision copy"):
         load(production, half=True)

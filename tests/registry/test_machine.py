@@ -23,8 +23,9 @@ from safetensors.numpy import save_file
 from support.fake_mlflow import FakeMlflow
 from support.registry_faults import CALLS, told
 
-from fl_registry import ModelManager, RegistryError, Stage
-from fl_registry.mlflow.journal import MlflowJournal
+from fl_registry import ModelManager, ModelStore, RegistryError, Stage
+from fl_registry.mlflow.backend import MlflowBackend
+from fl_registry.mlflow.connection import Connection
 from fl_registry.stages import State
 
 NAME = "fl-global-model"
@@ -75,10 +76,8 @@ class Registry(RuleBasedStateMachine):
         self.fake = FakeMlflow(self.folder / "files")
         self.fake.hook = self.trouble
 
-    def manager(self) -> ModelManager:
-        made = self.fake.manager(self.folder / "home")
-        made._journal = MlflowJournal(made._connection, NAME, page_length=7)
-        return made
+    def manager(self) -> ModelStore:
+        return self.fake.manager(self.folder / "home")
 
     def plain_aliases(self) -> dict[str, str]:
         model = self.fake.models.get(NAME)
@@ -100,7 +99,7 @@ class Registry(RuleBasedStateMachine):
         elif "production" in self.plain_aliases():
             self.had_production = True
 
-    def do(self, manager: ModelManager, op: str, version: int | None) -> None:
+    def do(self, manager: ModelStore, op: str, version: int | None) -> None:
         """Do one thing; whatever the registry refuses is refused with an error of its own."""
         text = str(version or 1)
         calls: dict[str, Callable[[], Any]] = {
@@ -134,7 +133,7 @@ class Registry(RuleBasedStateMachine):
             stage = state.stage_of(version)
             assert rows[version] == (stage, stage)
 
-    def save(self, manager: ModelManager, number: int) -> None:
+    def save(self, manager: ModelStore, number: int) -> None:
         path = self.folder / f"{number}.safetensors"
         save_file({"a": np.full((2,), number, np.float32)}, path)
         run_id = ("first", "second", None)[number % 3]
@@ -247,7 +246,7 @@ class Registry(RuleBasedStateMachine):
         self.looked = getattr(self, "looked", 0) + 1
         return self.looked % 5 != 0
 
-    def shown(self, manager: ModelManager, state: Any) -> None:
+    def shown(self, manager: ModelStore, state: Any) -> None:
         aliases = self.plain_aliases()
         if state.production is not None:
             assert aliases["production"] == state.production
@@ -276,14 +275,13 @@ class RegistryOnSqlite(Registry):
     def open(self) -> None:
         self.plain = ModelManager(home=self.folder / "home")
 
-    def manager(self) -> ModelManager:
-        made = ModelManager(home=self.folder / "home")
-        told(made, self.trouble)
-        made._journal = MlflowJournal(made._connection, NAME, page_length=7)
-        return made
+    def manager(self) -> ModelStore:
+        connection = Connection(None, self.folder / "home", first_wait=0.0)
+        told(connection, self.trouble)
+        return ModelStore(MlflowBackend(connection, NAME, page_length=7), alias_seconds=0.0)
 
     def plain_aliases(self) -> dict[str, str]:
-        return self.plain._aliases()
+        return self.plain.backend.aliases()
 
     def production_is_there(self) -> None:
         """Too slow to look at each call here."""
@@ -296,12 +294,6 @@ class RegistryOnSqlite(Registry):
             str(r.version): (r.tags["stage"], r.current_stage)
             for r in self.plain.client.search_model_versions(f"name = '{NAME}'")
         }
-
-
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_registry.mlflow.retries._FIRST_WAIT", 0.0)
-    monkeypatch.setattr("fl_registry.settling._SETTLING", 0.0)
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -7,7 +7,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from fl_registry import Stage
-from fl_registry.mlflow.stages import _moved
+from fl_registry.mlflow.backend import MlflowBackend
 
 
 def test_what_the_database_refuses_in_one_call_is_done_in_two() -> None:
@@ -18,8 +18,8 @@ def test_what_the_database_refuses_in_one_call_is_done_in_two() -> None:
         if arguments[-1]:
             raise MlflowException("operator does not exist: integer <> character varying")
 
-    assert not _moved(move, "digits", 3, Stage.STAGING)
-    assert calls == [("digits", 3, "Staging", True), ("digits", 3, "Staging", False)]
+    assert not MlflowBackend._moved(move, 3, Stage.STAGING)
+    assert calls == [(3, "Staging", True), (3, "Staging", False)]
 
 
 def test_any_other_error_stays_one() -> None:
@@ -27,4 +27,4 @@ def test_any_other_error_stays_one() -> None:
         raise MlflowException("no")
 
     with pytest.raises(MlflowException, match="no"):
-        _moved(move, "digits", 3, Stage.PRODUCTION)
+        MlflowBackend._moved(move, 3, Stage.PRODUCTION)

@@ -21,6 +21,7 @@ import pytest
 
 from fl_registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
 from fl_registry.files.safetensors_header import Manifest
+from fl_registry.mlflow.connection import Connection
 from fl_registry.redaction import redact
 
 MakeWeights = Callable[[float], Path]
@@ -92,7 +93,10 @@ def test_nothing_lands_in_the_working_folder(
 
 
 def test_an_unfinished_move_is_finished_by_the_next_manager(
-    manager: ModelManager, weights: MakeWeights, mlflow_home: Path
+    manager: ModelManager,
+    weights: MakeWeights,
+    mlflow_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for number in (1, 2):
         manager.save_model_version(weights(number))
@@ -106,12 +110,7 @@ def test_an_unfinished_move_is_finished_by_the_next_manager(
     def crash(*_: object) -> None:
         raise Crash
 
-    plain = manager._apply
-    manager._apply = (  # type: ignore[method-assign]
-        lambda state, versions, **known: (
-            crash() if state.production == "2" else plain(state, versions, **known)
-        )
-    )
+    monkeypatch.setattr(manager.backend, "show", crash)
     with pytest.raises(Crash):
         manager.promote_to_production("2")
     assert client.get_registered_model(NAME).aliases == before.aliases
@@ -291,12 +290,12 @@ def test_a_server_is_asked_for_its_health() -> None:
         server.shutdown()
 
 
-def test_a_server_that_keeps_silent_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fl_registry.mlflow.address._READ", 0.3)
+def test_a_server_that_keeps_silent_is_given_up_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(StoreUnavailable, match="does not answer"):
-            ModelManager(f"http://127.0.0.1:{silent.getsockname()[1]}").ping()
+            Connection(address, None, read_seconds=0.3).check()
         assert time.monotonic() - began < 10
 
 

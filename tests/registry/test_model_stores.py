@@ -28,24 +28,23 @@ from fl_registry import (
     UnknownVersion,
 )
 from fl_registry.files.weights import save_weights
-from fl_registry.store import JournalledStore
 
 MakeWeights = Callable[[float], Path]
 
 
-def save(store: JournalledStore, weights: MakeWeights, count: int) -> None:
+def save(store: ModelStore, weights: MakeWeights, count: int) -> None:
     """Save versions 1 to `count`."""
     for number in range(1, count + 1):
         saved = store.save_model_version(weights(number), metrics={"accuracy": number / 10})
         assert saved == str(number)
 
 
-def stages(store: JournalledStore) -> dict[str, str]:
+def stages(store: ModelStore) -> dict[str, str]:
     return {row["version"]: row["stage"] for row in store.list_all_versions()}
 
 
 def test_a_saved_version_keeps_all_it_was_saved_with(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     kept: ModelStore = store
@@ -70,7 +69,7 @@ def test_a_saved_version_keeps_all_it_was_saved_with(
     assert store.weights_path(version).read_bytes() == weights(1).read_bytes()
 
 
-def test_versions_are_listed_newest_first(store: JournalledStore, weights: MakeWeights) -> None:
+def test_versions_are_listed_newest_first(store: ModelStore, weights: MakeWeights) -> None:
     assert store.list_all_versions() == []
     save(store, weights, 11)
     rows = store.list_all_versions()
@@ -83,7 +82,7 @@ def test_versions_are_listed_newest_first(store: JournalledStore, weights: MakeW
 
 
 def test_metrics_keep_the_order_in_which_they_are_given(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     store.save_model_version(weights(1), metrics={"mAP50": 0.5, "F1": 0.4, "accuracy": 0.3})
     assert list(store.get_version("1").metrics) == ["mAP50", "F1", "accuracy"]
@@ -91,7 +90,7 @@ def test_metrics_keep_the_order_in_which_they_are_given(
 
 
 def test_equal_weights_saved_again_say_what_is_not_taken_over(
-    store: JournalledStore,
+    store: ModelStore,
     weights: MakeWeights,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -116,7 +115,7 @@ def test_equal_weights_saved_again_say_what_is_not_taken_over(
     assert again == "1"
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert (
-        "not taken over: metric accuracy 0.6 (it has 0.5), metric F1 0.4 (it has none), "
+        "not stored: metric accuracy 0.6 (it has 0.5), metric F1 0.4 (it has none), "
         "tag clients, tag reviewer, description, per_example, serving. "
     ) in line
     assert "set_version_tags" in line
@@ -149,14 +148,14 @@ def test_weights_with_nan_or_infinity_are_refused(
     assert store.save_model_version(path) == "1"
 
 
-def test_every_store_refuses_weights_with_nan(store: JournalledStore, weights: MakeWeights) -> None:
+def test_every_store_refuses_weights_with_nan(store: ModelStore, weights: MakeWeights) -> None:
     with pytest.raises(ArtifactError, match="save finite weights"):
         store.save_model_version(weights(math.nan))
     assert store.list_all_versions() == []
 
 
 def test_saving_the_same_file_for_the_same_round_again_gives_the_same_version(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     for _ in range(2):
         assert store.save_model_version(weights(1), "run", tags={"round": "1"}) == "1"
@@ -167,7 +166,7 @@ def test_saving_the_same_file_for_the_same_round_again_gives_the_same_version(
 
 
 def test_a_version_climbs_and_the_one_before_is_archived(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 3)
     store.promote_to_staging("1")
@@ -190,7 +189,7 @@ def test_a_version_climbs_and_the_one_before_is_archived(
 
 
 def test_a_move_that_changes_nothing_is_not_journalled(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 2)
     for _ in range(2):
@@ -202,7 +201,7 @@ def test_a_move_that_changes_nothing_is_not_journalled(
     assert [entry.op for entry in store.history()] == ["stage", "archive", "promote"]
 
 
-def test_rolling_back_twice_returns(store: JournalledStore, weights: MakeWeights) -> None:
+def test_rolling_back_twice_returns(store: ModelStore, weights: MakeWeights) -> None:
     save(store, weights, 3)
     for version in "123":
         store.promote_to_production(version)
@@ -227,7 +226,7 @@ def test_rolling_back_twice_returns(store: JournalledStore, weights: MakeWeights
     ],
 )
 def test_a_forbidden_move_says_what_is_allowed_and_changes_nothing(
-    store: JournalledStore, weights: MakeWeights, move: str, version: str, says: str
+    store: ModelStore, weights: MakeWeights, move: str, version: str, says: str
 ) -> None:
     save(store, weights, 4)
     store.promote_to_production("1")
@@ -240,16 +239,14 @@ def test_a_forbidden_move_says_what_is_allowed_and_changes_nothing(
     assert stages(store) == {"1": "Archived", "2": "Production", "3": "Archived", "4": "None"}
 
 
-def test_there_is_nothing_to_roll_back_to_at_first(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_there_is_nothing_to_roll_back_to_at_first(store: ModelStore, weights: MakeWeights) -> None:
     save(store, weights, 1)
     store.promote_to_production("1")
     with pytest.raises(StageError, match="no earlier production version"):
         store.rollback()
 
 
-def test_the_newest_of_a_stage(store: JournalledStore, weights: MakeWeights) -> None:
+def test_the_newest_of_a_stage(store: ModelStore, weights: MakeWeights) -> None:
     assert store.get_latest_version() is None
     assert store.get_latest_version("Production") is None
     save(store, weights, 4)
@@ -266,7 +263,7 @@ def test_the_newest_of_a_stage(store: JournalledStore, weights: MakeWeights) -> 
 
 
 def test_comparing_tells_by_how_much_the_second_exceeds_the_first(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     store.save_model_version(weights(1), metrics={"accuracy": 0.5, "loss": 2.0})
     store.save_model_version(weights(2), metrics={"accuracy": 0.75, "f1": 0.1})
@@ -277,7 +274,7 @@ def test_comparing_tells_by_how_much_the_second_exceeds_the_first(
 
 
 def test_changed_or_lost_weights_are_neither_promoted_nor_loaded(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     if isinstance(store, ModelManager) and store.tracking_uri.startswith("http"):
         pytest.skip("the files lie with the server; a damaged download is fetched again")
@@ -297,7 +294,7 @@ def test_changed_or_lost_weights_are_neither_promoted_nor_loaded(
 
 
 def test_saving_does_not_tie_the_version_to_the_callers_file(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     path = weights(1)
     version = store.save_model_version(path)
@@ -317,7 +314,7 @@ def test_saving_does_not_tie_the_version_to_the_callers_file(
     ],
 )
 def test_metrics_that_are_not_finite_numbers_are_refused(
-    store: JournalledStore, weights: MakeWeights, metrics: dict[str, float], says: str
+    store: ModelStore, weights: MakeWeights, metrics: dict[str, float], says: str
 ) -> None:
     with pytest.raises(InvalidMetric, match=says):
         store.save_model_version(weights(1), metrics=metrics)
@@ -326,7 +323,7 @@ def test_metrics_that_are_not_finite_numbers_are_refused(
 
 @pytest.mark.parametrize("tags", [{"sha256": "0"}, {"": "x"}, {"x" * 251: "1"}, {"k": "v" * 10**6}])
 def test_tags_that_cannot_be_kept_are_refused(
-    store: JournalledStore, weights: MakeWeights, tags: dict[str, str]
+    store: ModelStore, weights: MakeWeights, tags: dict[str, str]
 ) -> None:
     with pytest.raises(InvalidName, match="tag"):
         store.save_model_version(weights(1), tags=tags)
@@ -334,7 +331,7 @@ def test_tags_that_cannot_be_kept_are_refused(
 
 
 def test_files_that_are_not_there_or_not_models_are_refused(
-    store: JournalledStore, weights: MakeWeights, tmp_path: Path
+    store: ModelStore, weights: MakeWeights, tmp_path: Path
 ) -> None:
     good = weights(1).read_bytes()
     files = {
@@ -357,9 +354,7 @@ def test_files_that_are_not_there_or_not_models_are_refused(
 
 
 @pytest.mark.parametrize("version", ["7", "0", "-1", "one", "", "1.0", "latest"])
-def test_versions_that_do_not_exist(
-    store: JournalledStore, weights: MakeWeights, version: str
-) -> None:
+def test_versions_that_do_not_exist(store: ModelStore, weights: MakeWeights, version: str) -> None:
     save(store, weights, 1)
     for ask in (
         store.get_version,
@@ -377,7 +372,7 @@ def test_versions_that_do_not_exist(
 
 
 def test_tags_can_be_set_later_but_not_the_registrys_own(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 1)
     store.set_version_tags("1", {"approval": "pending", "note": "Überprüft"})
@@ -387,7 +382,7 @@ def test_tags_can_be_set_later_but_not_the_registrys_own(
         store.set_version_tags("1", {"stage": "Production"})
 
 
-def test_a_plain_state_dict_is_imported_and_loaded(store: JournalledStore, tmp_path: Path) -> None:
+def test_a_plain_state_dict_is_imported_and_loaded(store: ModelStore, tmp_path: Path) -> None:
     trained = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     torch.save(trained.state_dict(), tmp_path / "global_round_10.pt")
     assert store.load_production_model(lambda: nn.Linear(1, 1)) is None
@@ -403,7 +398,7 @@ def test_a_plain_state_dict_is_imported_and_loaded(store: JournalledStore, tmp_p
     assert torch.equal(loaded(picture), trained.eval()(picture))
 
 
-def test_weights_of_another_model_are_not_loaded(store: JournalledStore, tmp_path: Path) -> None:
+def test_weights_of_another_model_are_not_loaded(store: ModelStore, tmp_path: Path) -> None:
     save_file(nn.Linear(3, 2).state_dict(), tmp_path / "w.safetensors")
     store.promote_to_production(store.save_model_version(tmp_path / "w.safetensors"))
     with pytest.raises(ArtifactError, match="2 of other shape"):
@@ -412,14 +407,14 @@ def test_weights_of_another_model_are_not_loaded(store: JournalledStore, tmp_pat
         store.load_production_model(lambda: nn.Linear(3, 2, bias=False))
 
 
-def test_ping_and_reconcile_of_a_new_store(store: JournalledStore) -> None:
+def test_ping_and_reconcile_of_a_new_store(store: ModelStore) -> None:
     store.ping()
     store.reconcile()
     assert store.history() == ()
 
 
 def test_arrays_of_any_version_or_stage_come_in_the_model_s_own_order(
-    store: JournalledStore, tmp_path: Path
+    store: ModelStore, tmp_path: Path
 ) -> None:
     path, kept = tmp_path / "weights.safetensors", {}
     for number in (1, 2):
@@ -447,7 +442,7 @@ def test_arrays_of_any_version_or_stage_come_in_the_model_s_own_order(
 
 
 def test_arrays_of_nothing_are_refused_with_what_there_is(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     with pytest.raises(UnknownVersion, match=r"no versions yet; save one with save_model_version"):
         store.load_arrays()
@@ -477,7 +472,7 @@ def test_arrays_that_changed_on_disk_or_that_numpy_lacks_are_refused(tmp_path: P
 
 
 def test_what_is_no_torch_module_is_refused_with_the_call_that_serves(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     class LogisticRegression:
         pass

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fl_registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
 from fl_registry.journal.entries import Ledger, Page, new_entry, read_page
 from fl_registry.stages import Move, State, plan, step, under_its_name
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -59,13 +59,13 @@ def test_stays_are_what_the_journal_says_was_in_production(wanted: list[tuple[Mo
         been.add(stay.version)
 
 
-def saved(store: JournalledStore, weights: MakeWeights, count: int) -> None:
+def saved(store: ModelStore, weights: MakeWeights, count: int) -> None:
     for number in range(count):
         store.save_model_version(weights(number))
 
 
 def test_a_version_returns_by_rollback_and_not_by_promotion(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     saved(store, weights, 3)
     for version in "12":
@@ -86,7 +86,7 @@ def test_a_version_returns_by_rollback_and_not_by_promotion(
 
 
 def test_a_rollback_displaces_only_the_version_that_it_means(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     saved(store, weights, 3)
     for version in "123":
@@ -103,7 +103,7 @@ def test_a_rollback_displaces_only_the_version_that_it_means(
 def test_numbers_and_texts_of_production_go_to_the_ended_run(
     manager: ModelManager, weights: MakeWeights
 ) -> None:
-    experiment = manager._connection.experiment_id("fl-app")
+    experiment = manager.backend.connection.experiment_id("fl-app")
     run_id = manager.client.create_run(experiment).info.run_id
     manager.client.set_terminated(run_id, "FINISHED")
     version = manager.save_model_version(weights(1), run_id)
@@ -136,7 +136,7 @@ def test_in_memory_the_same_is_kept_by_run(weights: MakeWeights) -> None:
     assert store.runs["a-run"].artifacts == ["a/b.json"]
 
 
-def test_without_a_run_it_says_so(store: JournalledStore, weights: MakeWeights) -> None:
+def test_without_a_run_it_says_so(store: ModelStore, weights: MakeWeights) -> None:
     saved(store, weights, 1)
     with pytest.raises(RegistryError, match="saved without a run"):
         store.log_production("1", {"production/accuracy": 0.9}, step=1, time=NOON)
@@ -149,7 +149,7 @@ def test_a_run_that_is_gone_is_told(manager: ModelManager, weights: MakeWeights)
 
 
 def test_a_metric_s_name_that_mlflow_refuses_is_reported_once_a_run(
-    store: JournalledStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
+    store: ModelStore, weights: MakeWeights, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_id = "abc123"
     if isinstance(store, ModelManager):

@@ -17,18 +17,18 @@ from fl_registry import ModelManager, RegistryError, Stage, StageError, UnknownV
 from fl_registry.records import ModelVersion
 from fl_registry.retention import Rule, reasons_to_stay
 from fl_registry.stages import Move, State
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
 
 
-def save(store: JournalledStore, weights: MakeWeights, count: int) -> None:
+def save(store: ModelStore, weights: MakeWeights, count: int) -> None:
     for number in range(1, count + 1):
         store.save_model_version(weights(number))
 
 
-def versions(store: JournalledStore) -> list[str]:
+def versions(store: ModelStore) -> list[str]:
     return [row["version"] for row in store.list_all_versions()][::-1]
 
 
@@ -37,9 +37,7 @@ def files(home: Path) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in found if path.is_file()}
 
 
-def test_a_dry_run_tells_all_and_touches_nothing(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_a_dry_run_tells_all_and_touches_nothing(store: ModelStore, weights: MakeWeights) -> None:
     save(store, weights, 5)
     store.promote_to_production("1")
     report = store.prune(keep=2)
@@ -56,7 +54,7 @@ def test_a_dry_run_tells_all_and_touches_nothing(
 
 
 def test_what_was_ever_in_production_and_what_is_marked_stays(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 9)
     for version in "123":
@@ -83,7 +81,7 @@ def test_what_was_ever_in_production_and_what_is_marked_stays(
 
 
 def test_what_was_removed_is_gone_for_every_question(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 2)
     store.prune(keep=1, dry_run=False)
@@ -105,7 +103,7 @@ def test_what_was_removed_is_gone_for_every_question(
 
 
 def test_the_newest_that_count_are_those_that_can_be_restored(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 4)
     if isinstance(store, ModelManager) and store.tracking_uri.startswith("http"):
@@ -118,7 +116,7 @@ def test_the_newest_that_count_are_those_that_can_be_restored(
 
 
 def test_young_versions_stay_and_settings_are_checked(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     save(store, weights, 3)
     report = store.prune(keep=0, older_than=timedelta(days=30))
@@ -172,7 +170,7 @@ def test_nothing_outside_the_logged_models_folder_is_removed(
     precious = mlflow_home / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
-    manager._files.note(manager.get_version("1"))
+    manager.backend.files.note(manager.get_version("1"))
     manager._move(Move.RETIRE, "1", actor="", reason="")
     model_id = manager.client.get_model_version(NAME, "1").tags["model_id"]
     manager.client.set_registered_model_tag(
@@ -240,14 +238,14 @@ def test_a_version_that_was_promoted_meanwhile_stays(
 ) -> None:
     save(manager, weights, 3)
     other = ModelManager(home=mlflow_home)
-    note = manager._files.note
+    note = manager.backend.files.note
 
     def first(record: ModelVersion) -> None:
         note(record)
         if record.version == "1":
             other.promote_to_production("1")
 
-    manager._files.note = first  # type: ignore[method-assign]
+    manager.backend.files.note = first  # type: ignore[method-assign]
     report = manager.prune(keep=1, dry_run=False)
     assert report.versions == ("2",)
     assert "it is kept" in report.kept["1"]

@@ -35,7 +35,7 @@ from fl_registry import (
     torch_serving,
 )
 from fl_registry.files.weights import save_weights
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def torch_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=["memory", "mlflow"])
-def local_store(request: pytest.FixtureRequest) -> JournalledStore:
+def local_store(request: pytest.FixtureRequest) -> ModelStore:
     """Stores whose files of a version lie together; of a server's only the weights are fetched."""
     if request.param == "memory":
         return InMemoryModelStore()
@@ -190,7 +190,7 @@ def test_weights_that_changed_are_not_served(manager: ModelManager, torch_weight
 
 
 def test_what_is_stored_is_text_and_the_weights(
-    local_store: JournalledStore, weights: MakeWeights
+    local_store: ModelStore, weights: MakeWeights
 ) -> None:
     version = local_store.save_model_version(weights(1), serving=YOLO)
     folder = local_store.weights_path(version).parent
@@ -218,9 +218,7 @@ def test_the_signature_is_one_that_mlflow_reads(tmp_path: Path, weights: MakeWei
     assert signature.outputs is not None
 
 
-def test_without_serving_nothing_is_added(
-    local_store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_without_serving_nothing_is_added(local_store: ModelStore, weights: MakeWeights) -> None:
     folder = local_store.weights_path(local_store.save_model_version(weights(1))).parent
     assert {p.name for p in folder.iterdir()} == {"spec.json", "weights.safetensors"}
 

@@ -100,7 +100,7 @@ def test_what_failed_a_moment_ago_fails_at_once(
     stub.mode = "500"
     with pytest.raises(StoreUnavailable):
         tracker.log_metrics({"m": 1.0})
-    tracker._connection._breaker = tracker._connection._breaker.failed(time.monotonic() + 60, 1.0)
+    tracker.connection._breaker = tracker.connection._breaker.failed(time.monotonic() + 60, 1.0)
     stub.mode = "ok"
     stub.asked.clear()
     with pytest.raises(StoreUnavailable, match="could not log metrics"):
@@ -114,19 +114,17 @@ def test_it_is_used_again_once_it_answers(stub: Stub, tracker: FederatedLearning
         tracker.log_metrics({"m": 1.0})
     stub.mode = "ok"
     until = time.monotonic() + 10
-    while not tracker._connection._breaker.allows(time.monotonic()):
+    while not tracker.connection._breaker.allows(time.monotonic()):
         assert time.monotonic() < until
         time.sleep(0.05)
     tracker.log_metrics({"m": 1.0})
-    assert tracker._connection._breaker.failures == 0
+    assert tracker.connection._breaker.failures == 0
 
 
 def test_a_post_whose_reply_does_not_come_is_not_sent_again_by_the_transport(
-    stub: Stub, tracker: FederatedLearningTracker, monkeypatch: pytest.MonkeyPatch
+    stub: Stub, tracker: FederatedLearningTracker
 ) -> None:
-    monkeypatch.setattr(
-        "fl_registry.mlflow.retries._PATIENCE", 0.0
-    )  # so that we do not repeat it either
+    tracker.connection.patience = 0.0  # so that we do not repeat it either
     stub.mode = "silent"
     with pytest.raises(StoreUnavailable):
         tracker.log_metrics({"m": 1.0})

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from fl_registry import InMemoryModelStore, ModelManager
-from fl_registry.journal.entries import Ledger
 from fl_registry.mlflow.journal import MlflowJournal
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore, _Reading
 
 MakeWeights = Callable[[float], Path]
 
@@ -31,27 +30,27 @@ class Overtaken:
 
 
 class OvertakenMemory(InMemoryModelStore):
-    _known = Overtaken(Ledger())  # type: ignore[assignment]
+    _last = Overtaken(_Reading())  # type: ignore[assignment]
 
 
 class OvertakenManager(ModelManager):
-    _known = Overtaken(Ledger())  # type: ignore[assignment]
+    _last = Overtaken(_Reading())  # type: ignore[assignment]
 
 
 @pytest.fixture(params=["memory", "mlflow"])
 def store(
     request: pytest.FixtureRequest, mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> JournalledStore:
+) -> ModelStore:
     if request.param == "memory":
         return OvertakenMemory()
     manager = OvertakenManager(home=mlflow_home)
-    here = manager._journal.ensure()
+    here = manager.backend.journal.ensure()
     monkeypatch.setattr(MlflowJournal, "_here", Overtaken(here), raising=False)
     return manager
 
 
 def test_no_move_is_left_out_since_another_thread_kept_an_older_reading(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     for number in (1, 2):
         store.save_model_version(weights(number), metrics={"m": 0.5})

@@ -14,14 +14,14 @@ import pytest
 import sqlalchemy
 
 from fl_registry import InvalidName, ModelManager
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
 
 
 def test_a_row_tells_stage_time_metrics_tags_size_and_digest(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     store.save_model_version(
         weights(1), "run", {"accuracy": 0.5}, {"round": "3"}, description="first\ntry, ärger"
@@ -49,7 +49,7 @@ def test_the_description_is_mlflows_own(manager: ModelManager, weights: MakeWeig
 
 @pytest.mark.parametrize("description", ["x" * 5001, "a\0b"])
 def test_a_description_that_mlflow_cannot_keep_is_refused(
-    store: JournalledStore, weights: MakeWeights, description: str
+    store: ModelStore, weights: MakeWeights, description: str
 ) -> None:
     with pytest.raises(InvalidName, match="The description has"):
         store.save_model_version(weights(1), description=description)
@@ -57,13 +57,13 @@ def test_a_description_that_mlflow_cannot_keep_is_refused(
 
 
 def test_results_per_example_are_a_file_with_a_digest(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     from fl_registry.files.artifacts import digest_of
 
     store.save_model_version(weights(1), per_example={"b": 1, "a": 0.25})
     store.save_model_version(weights(2), per_example={})
-    content = store._files.read(store.get_version("1"), "per_example.json")
+    content = store.backend.files.read(store.get_version("1"), "per_example.json")
     assert content is not None
     assert json.loads(content) == {"a": 0.25, "b": 1.0}
     assert store.get_version("1").tags["per_example"] == digest_of(content)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fl_registry import LeaseLost, ModelBusy, ModelManager, StoreUnavailable
-from fl_registry.journal.lease import NOBODY, Beat, Lease
+from fl_registry.journal.lease import NOBODY, Heartbeat, Lease
 from fl_registry.journal.lease_holder import LONGEST_WAIT, Writer
 from fl_registry.stages import Move
-from fl_registry.store import JournalledStore
+from fl_registry.store import ModelStore
 
 pytestmark = pytest.mark.chaos
 
@@ -37,7 +37,7 @@ def never(seconds: float) -> None:
     pytest.fail("there was nothing to wait for")
 
 
-def writer(store: JournalledStore, name: str, time: Time | None = None, **named: object) -> Writer:
+def writer(store: ModelStore, name: str, time: Time | None = None, **named: object) -> Writer:
     clock = (lambda: time.now) if time else (lambda: 0.0)
     sleep = time.sleep if time else never
     return Writer(store, name, clock=clock, sleep=sleep, **named)  # type: ignore[arg-type]
@@ -47,20 +47,20 @@ def stop_beating(held: Writer) -> None:
     """Let it hang, as a stopped process does."""
     found = held._held
     assert found is not None
-    found._give, give = lambda **_: True, found._give  # type: ignore[method-assign]
+    found._send, send = lambda **_: True, found._send  # type: ignore[method-assign]
     found._stop.set()
     found._thread.join()
-    found._give = give  # type: ignore[method-assign]
+    found._send = send  # type: ignore[method-assign]
 
 
 def kill(held: Writer) -> None:
-    """Let it end, as a killed process does: no sign of life, and its lock is free."""
+    """Let it end, as a killed process does: no heartbeat, and its lock is free."""
     stop_beating(held)
     assert held._held is not None
     held._held._lock.close()
 
 
-def test_whoever_ended_frees_the_model_at_once(store: JournalledStore) -> None:
+def test_whoever_ended_frees_the_model_at_once(store: ModelStore) -> None:
     first, second = writer(store, "first"), writer(store, "second")
     assert first.lease is None
     first.check()
@@ -89,12 +89,12 @@ def test_whoever_ended_frees_the_model_at_once(store: JournalledStore) -> None:
 
 
 def test_a_second_server_refuses_as_soon_as_the_first_shows_that_it_lives(
-    store: JournalledStore,
+    store: ModelStore,
 ) -> None:
     time = Time()
     with writer(store, "first") as first:
         assert first._held is not None
-        time.meanwhile = lambda: first._held._give() and None  # type: ignore[union-attr]
+        time.meanwhile = lambda: first._held._send() and None  # type: ignore[union-attr]
         with pytest.raises(ModelBusy, match=r"^first on .* writes to this model; wait for its end"):
             writer(store, "second", time, when_busy="refuse").__enter__()
         assert time.now < 60
@@ -103,7 +103,7 @@ def test_a_second_server_refuses_as_soon_as_the_first_shows_that_it_lives(
 
 
 def test_a_second_server_waits_for_the_end_of_the_first(
-    store: JournalledStore, caplog: pytest.LogCaptureFixture
+    store: ModelStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     time, first = Time(), writer(store, "first")
     first.__enter__()
@@ -112,7 +112,7 @@ def test_a_second_server_waits_for_the_end_of_the_first(
 
     def live() -> None:
         if time.now < 65:
-            held._give()
+            held._send()
         elif first.lease is not None:
             first.__exit__(None, None, None)
 
@@ -125,14 +125,14 @@ def test_a_second_server_waits_for_the_end_of_the_first(
     assert len(waiting) == 2  # at once, and then once a minute
 
 
-def test_nobody_waits_for_more_than_a_day(store: JournalledStore) -> None:
+def test_nobody_waits_for_more_than_a_day(store: ModelStore) -> None:
     time = Time()
     with writer(store, "first") as first:
         held = first._held
         assert held is not None
 
         def live() -> None:
-            held._give()
+            held._send()
             time.now += 5_000
 
         time.meanwhile = live
@@ -142,7 +142,7 @@ def test_nobody_waits_for_more_than_a_day(store: JournalledStore) -> None:
 
 
 def test_who_hangs_is_taken_for_gone_and_writes_no_more(
-    store: JournalledStore, weights: MakeWeights
+    store: ModelStore, weights: MakeWeights
 ) -> None:
     for number in range(1, 5):
         store.save_model_version(weights(number), metrics={"m": 0.5})
@@ -164,11 +164,11 @@ def test_who_hangs_is_taken_for_gone_and_writes_no_more(
         assert store.history() == before
         first.check()  # it has not heard of it yet
         assert first._held is not None
-        first._held._give()
+        first._held._send()
         with pytest.raises(LeaseLost):
             first.check()
         first.__exit__(None, None, None)
-        assert store.last_beat().epoch == second.lease.epoch
+        assert store.last_heartbeat().epoch == second.lease.epoch
         store.promote_to_production("2", lease=second.lease)
         store.promote_to_production("4", actor="ada")
     epochs = [entry.epoch for entry in store.history() if entry.op is not Move.LEASE]
@@ -177,38 +177,36 @@ def test_who_hangs_is_taken_for_gone_and_writes_no_more(
     assert store.verify() == len(store.history())
 
 
-def test_who_hung_but_was_not_replaced_goes_on(
-    store: JournalledStore, weights: MakeWeights
-) -> None:
+def test_who_hung_but_was_not_replaced_goes_on(store: ModelStore, weights: MakeWeights) -> None:
     store.save_model_version(weights(1))
     with writer(store, "first") as first:
         stop_beating(first)
         assert first._held is not None
-        first._held._give()
+        first._held._send()
         first.check()
         store.promote_to_production("1", lease=first.lease)
     assert store.history()[-1].epoch == 1
 
 
-def test_a_belated_sign_of_life_of_the_one_before_does_no_harm(store: JournalledStore) -> None:
+def test_a_belated_heartbeat_of_the_one_before_does_no_harm(store: ModelStore) -> None:
     first = writer(store, "first")
     first.__enter__()
     kill(first)
     with writer(store, "second", Time()) as second:
         held = second._held
         assert held is not None
-        store.give_beat(Beat(1, 99))  # it was on its way when the lease was taken over
+        store.send_heartbeat(Heartbeat(1, 99))  # it was on its way when the lease was taken over
         time = Time()
-        time.meanwhile = lambda: held._give() and None  # type: ignore[return-value]
+        time.meanwhile = lambda: held._send() and None  # type: ignore[return-value]
         with pytest.raises(ModelBusy):
             writer(store, "third", time, when_busy="refuse").__enter__()
-        store.give_beat(Beat(10**9, 1))  # whoever wrote that
-        assert held._give()
-        assert store.last_beat().epoch == held.lease.epoch
+        store.send_heartbeat(Heartbeat(10**9, 1))  # whoever wrote that
+        assert held._send()
+        assert store.last_heartbeat().epoch == held.lease.epoch
         second.check()
 
 
-def test_two_that_wait_for_the_same_one_do_not_both_get_it(store: JournalledStore) -> None:
+def test_two_that_wait_for_the_same_one_do_not_both_get_it(store: ModelStore) -> None:
     first = writer(store, "first")
     first.__enter__()
     kill(first)
@@ -218,7 +216,7 @@ def test_two_that_wait_for_the_same_one_do_not_both_get_it(store: JournalledStor
     assert store.take_lease("third", over=NOBODY) is None
 
 
-def test_a_real_second_thread_waits_and_then_writes(store: JournalledStore) -> None:
+def test_a_real_second_thread_waits_and_then_writes(store: ModelStore) -> None:
     order: list[str] = []
     inside = threading.Event()
 
@@ -238,21 +236,21 @@ def test_a_real_second_thread_waits_and_then_writes(store: JournalledStore) -> N
 
 
 def test_a_store_that_does_not_answer_is_warned_of_once(
-    store: JournalledStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def down(beat: Beat) -> None:
+    def down(beat: Heartbeat) -> None:
         raise StoreUnavailable("MLflow is down.")
 
     with writer(store, "first", lasts=0.2) as first:
         with monkeypatch.context() as broken:
-            broken.setattr(store, "give_beat", down)
+            broken.setattr(store, "send_heartbeat", down)
             threading.Event().wait(0.5)
         first.check()
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert [w.getMessage() for w in warnings] == [
-        "no sign of life could be given to other servers: MLflow is down."
+        "no heartbeat could be sent to other servers: MLflow is down."
     ]
-    assert store.last_beat().ended
+    assert store.last_heartbeat().ended
 
 
 def test_a_killed_server_of_the_same_home_is_not_waited_for(manager: ModelManager) -> None:
@@ -287,7 +285,7 @@ def test_the_same_path_on_another_machine_proves_nothing(
     first = writer(manager, "first")
     first.__enter__()
     kill(first)
-    file = manager.lease_file()
+    file = manager.lock_file()
     assert file is not None
     (file.parent / "home.id").write_text("another")
     time = Time()
@@ -299,7 +297,7 @@ def test_where_no_lock_can_be_had_it_waits(
     manager: ModelManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(manager, "lease_file", lambda: tmp_path / "file" / "x.lock")
+    monkeypatch.setattr(manager, "lock_file", lambda: tmp_path / "file" / "x.lock")
     first, time = writer(manager, "first"), Time()
     first.__enter__()
     kill(first)

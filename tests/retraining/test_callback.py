@@ -111,7 +111,7 @@ def test_what_a_callback_never_finished_is_handed_out_again_after_a_restart(
     began = time.monotonic()
     manager.stop_monitoring()
     assert time.monotonic() - began < 5  # it does not wait for the callback
-    manager.store.close()  # as a process does that is gone
+    manager.store.close()  # as the end of a process does
     seen: list[tuple[str, bool]] = []
     after = RetrainingManager(store=MonitorStore(url))
     after.set_retrain_callback(lambda request: seen.append((request.reason, request.cut_short)))
@@ -127,8 +127,8 @@ def test_a_memory_that_is_away_for_a_while_does_not_end_the_monitor(
     from sqlalchemy.exc import OperationalError
 
     manager = RetrainingManager(check_interval=0.05)
-    asked: list[str] = []
-    manager.set_retrain_callback(lambda request: asked.append(request.reason))
+    called: list[str] = []
+    manager.set_retrain_callback(lambda request: called.append(request.reason))
 
     def away(*_: Any, **__: Any) -> None:
         raise OperationalError("select", {}, Exception("the server closed the connection"))
@@ -138,7 +138,7 @@ def test_a_memory_that_is_away_for_a_while_does_not_end_the_monitor(
         manager.start_monitoring()
         wait_until(lambda: "memory does not answer" in caplog.text)
     manager.manual_trigger("after that")
-    wait_until(lambda: asked == ["after that"])
+    wait_until(lambda: called == ["after that"])
     manager.stop_monitoring()
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_leaves_keeps_what_it_was_serving_for_the_next(url: str) -
 
 @dataclass(frozen=True)
 class ShiftSeen:
-    """A double of a drift trigger: asks when inputs are far off for the third time in a row."""
+    """A double of a drift trigger: requests when inputs are far off for the third time in a row."""
 
     most: float
     seen: int = 0

@@ -39,12 +39,12 @@ impossible = pytest.mark.parametrize(
 
 def requests(rule: DegradationRule, scores: Iterable[float]) -> list[int]:
     """Rounds, from 0 on, in which the rule requests retraining."""
-    found = []
+    rounds = []
     for number, score in enumerate(scores):
         rule, reason = rule.update(float(score))
         if reason:
-            found.append(number)
-    return found
+            rounds.append(number)
+    return rounds
 
 
 def manager(**settings: int) -> RetrainingManager:
@@ -231,7 +231,7 @@ def test_a_fall_that_outlasts_the_cooldown_is_requested_after_it() -> None:
     assert monitor.take() is not None
 
 
-def test_a_kept_state_of_another_shape_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stored_rule_of_another_shape_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     store = MonitorStore()
     before = RetrainingManager(store=store)
     before.start_from("1", 0.9)

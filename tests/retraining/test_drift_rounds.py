@@ -21,7 +21,7 @@ from fl_app.client.mods.data_summary import data_summary_mod
 from fl_app.client.summary.reference import load_reference
 from fl_app.retraining import DriftSettings, MonitorStore, RetrainRequest, train_and_retrain
 from fl_app.retraining.drift.state import DriftState
-from fl_app.strategy import SessionReport
+from fl_app.strategy import RoundSettings, SessionReport
 from fl_app.wire.data_summary import SUMMARY_RECORD
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -84,7 +84,7 @@ def session(
         tracker=tracker,
         monitor=monitor,
         artifacts=artifacts,
-        pipeline=False,
+        rounds=RoundSettings(pipeline=False),
     )
     strategy.start(grid, model(), num_rounds=rounds)
     return tracker
@@ -96,7 +96,7 @@ def monitor(tmp_path: Path) -> RetrainingManager:
     return RetrainingManager(drift=NO_SEASON, store=store)
 
 
-def asked(monitor: RetrainingManager) -> list[str]:
+def drift_reasons(monitor: RetrainingManager) -> list[str]:
     return [entry["reason"] for entry in monitor.trigger_history if entry["kind"] == "drift"]
 
 
@@ -111,7 +111,7 @@ def test_two_nodes_that_moved_start_a_session_that_names_what_moved(
         session(monitor, nodes.grid(), 7 if number == 1 else 4)
 
     train_and_retrain(run_session, monitor, max_retrains=3)
-    (reason,) = asked(monitor)
+    (reason,) = drift_reasons(monitor)
     assert len(sessions) == 2
     assert sessions[1] is not None
     assert sessions[1].reason == reason
@@ -129,7 +129,7 @@ def test_the_same_federation_without_the_change_asks_for_nothing(
     monitor: RetrainingManager, tmp_path: Path
 ) -> None:
     session(monitor, Federation(tmp_path).grid(), 11)
-    assert asked(monitor) == []
+    assert drift_reasons(monitor) == []
     assert monitor.drift.checks == 10
 
 
@@ -176,7 +176,7 @@ def test_a_hostile_node_is_dropped_and_the_round_goes_on(
 
     tracker = session(monitor, Federation(tmp_path).grid(spoil), 3)
     assert len(tracker.runs) == 1
-    assert "dropped the data summary of node 13: it names itself 11" in caplog.text
+    assert "dropped the data summary of node 13: its node id is 11" in caplog.text
     assert "dropped the data summary of node 14: version is None" in caplog.text
     assert monitor.drift.last is not None
     assert monitor.drift.last.nodes == 2
@@ -193,17 +193,17 @@ def test_the_session_s_run_gets_a_picture_and_a_table_of_drift(
 ) -> None:
     from fl_app.retraining.drift.plot import drift_artifacts
 
-    found: dict[str, bytes] = {}
+    artifacts: dict[str, bytes] = {}
 
     def keep(report: SessionReport, folder: Path) -> list[Path]:
         paths = list(drift_artifacts(monitor)(report, folder))
-        found.update({path.name: path.read_bytes() for path in paths})
+        artifacts.update({path.name: path.read_bytes() for path in paths})
         return paths
 
     session(monitor, Federation(tmp_path, begin=4).grid(), 5, keep)
-    assert set(found) == {"drift.png", "drift.csv"}
-    assert found["drift.png"].startswith(b"\x89PNG")
-    lines = found["drift.csv"].decode().splitlines()
+    assert set(artifacts) == {"drift.png", "drift.csv"}
+    assert artifacts["drift.png"].startswith(b"\x89PNG")
+    lines = artifacts["drift.csv"].decode().splitlines()
     assert lines[0] == "feature,direction,effect,evidence,p,nodes_moved,drifted"
     assert {line.split(",")[0] for line in lines[1:]} == {"column 0", "column 1", "column 2"}
     rows = {line.split(",")[0]: line.split(",")[-1] for line in lines[1:]}

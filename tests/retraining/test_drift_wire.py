@@ -25,7 +25,7 @@ HOSTILE = 10_000 if settings.default is not None and settings.default.max_exampl
 """Examples: many in the nightly profile."""
 STATES = TypeAdapter(DriftState)
 HONEST = Nodes(3, 3, seed=3)
-RECORDS = {s.node_id: s.to_record() for s in HONEST.tell()}
+RECORDS = {s.node_id: s.to_record() for s in HONEST.summaries()}
 BARE = {s.node_id: s.to_record() for s in HONEST.bare()}
 
 junk = st.one_of(
@@ -107,37 +107,43 @@ def counts(place: int, value: float) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
-        (spoilt(version=2), "version 2, expected 1"),
-        (spoilt(**{"node-id": "1"}), "it names itself 1"),
+        (spoilt(version=2), "version: Input should be 1"),
+        (spoilt(**{"node-id": "1"}), "its node id is 1"),
         (spoilt(bins=63), "bytes"),
-        (spoilt(bins=10**9), "bins, expected 2 to 256"),
+        (spoilt(bins=10**9), "bins: Input should be less than or equal to 256"),
         (spoilt(names=["a"] * 3), "twice"),
         (spoilt(names=["a", "b"]), "2 names and 3 kinds"),
-        (spoilt(names=["a", "b", "c" * 10_000]), "plain text"),
+        (spoilt(names=["a", "b", "c" * 10_000]), "names 2: String should have at most 200"),
         (spoilt(names=["a", "b", "c\n2026-01-01 INFO all is well"]), "plain text"),
-        (spoilt(names=["a"] * 5000, kinds=["value"] * 5000), "5000 features"),
-        (spoilt(kinds=["value", "value", "secret"]), "kind 'secret'"),
-        (spoilt(noise=[-1.0, 0.0, 0.0]), "no variance"),
-        (spoilt(noise=[float("nan")] * 3), "no variance"),
+        (
+            spoilt(names=["a"] * 5000, kinds=["value"] * 5000),
+            "names: List should have at most",
+        ),
+        (
+            spoilt(kinds=["value", "value", "secret"]),
+            "kinds 2: Input should be 'value'",
+        ),
+        (spoilt(noise=[-1.0, 0.0, 0.0]), "noise 0: Input should be greater"),
+        (spoilt(noise=[float("nan")] * 3), "noise 0: Input should be a finite number"),
         (spoilt(counts=b""), "0 bytes"),
         (spoilt(counts=counts(0, -1)), "negative"),
         (spoilt(counts=counts(0, float("nan"))), "not finite"),
         (spoilt(counts=counts(0, 0.5)), "whole"),
         (spoilt(counts=counts(0, 2e9)), "more than 1e+09 rows"),
         (spoilt(counts=counts(64, 0)), "smaller than its baseline"),
-        ({}, "version is None"),
+        ({}, "version: Field required"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_node_s_id_and_the_others_count(
-    record: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+    record: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         state, _ = observe(DriftState(), {**RECORDS, "0": record}, 0.0, NO_SEASON)
     (line,) = [r.getMessage() for r in caplog.records]
     assert line.startswith("dropped the data summary of node 0: ")
-    assert said in line
+    assert message in line
     assert len(line) < 250
     assert state.last is not None
     assert state.last.nodes == 2
@@ -153,23 +159,23 @@ def test_rows_that_a_column_tells_in_two_numbers_are_refused() -> None:
 
 
 def test_a_summary_survives_flower_s_record() -> None:
-    summary = HONEST.tell()[1]
+    summary = HONEST.summaries()[1]
     record = ConfigRecord(summary.to_record())  # type: ignore[arg-type]
     back = read_summary(record, "1")
     assert (back.features, back.reference, back.noise) == (summary.features, "", (0.0,) * 3)
     np.testing.assert_array_equal(back.counts, summary.counts)
 
 
-def test_an_alarm_asks_once_a_day_and_again_after_it_went_away() -> None:
-    nodes, state, asked = Nodes(4, 2, means=0.0), DriftState(), []
+def test_a_lasting_alarm_requests_retraining_once_a_day() -> None:
+    nodes, state, requested = Nodes(4, 2, means=0.0), DriftState(), []
     for number in range(80):
         moved = 1.0 if number >= 2 else 0.0
-        told = nodes.tell(moved, hold=bool(state.orders["data-hold"]))
-        records = {s.node_id: s.to_record() for s in told}
+        summaries = nodes.summaries(moved, hold=bool(state.orders["data-hold"]))
+        records = {s.node_id: s.to_record() for s in summaries}
         state, reason = observe(state, records, number * 3600.0, NO_SEASON)
         if reason:
-            asked.append(number)
-    assert asked == [2, 26, 50, 74]
+            requested.append(number)
+    assert requested == [2, 26, 50, 74]
 
 
 def test_a_drift_request_that_is_taken_begins_a_new_reference() -> None:
@@ -177,8 +183,8 @@ def test_a_drift_request_that_is_taken_begins_a_new_reference() -> None:
     monitor = RetrainingManager(store=MonitorStore(), drift=NO_SEASON, now=lambda: now[0])
     nodes = Nodes(4, 2, means=0.0)
     for moved in (0.0, 0.0, 1.0):
-        told = nodes.tell(moved, hold=bool(monitor.data_orders()["data-hold"]))
-        monitor.update_data({s.node_id: s.to_record() for s in told}, 1)
+        summaries = nodes.summaries(moved, hold=bool(monitor.data_orders()["data-hold"]))
+        monitor.update_data({s.node_id: s.to_record() for s in summaries}, 1)
         now[0] += timedelta(hours=1)
     request = monitor.take()
     assert request is not None

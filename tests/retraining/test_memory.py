@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the monitor remembers: across restarts, crashes, clocks that jump and many threads."""
+"""What the monitor stores: across restarts, crashes, clocks that jump and many threads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_another_threshold_starts_the_rule_anew(url: str) -> None:
     assert RetrainingManager(0.1, store=MonitorStore(url)).best_accuracy is None
 
 
-def test_two_models_on_one_database_do_not_meet(url: str) -> None:
+def test_two_models_on_one_database_are_separate(url: str) -> None:
     one = RetrainingManager(store=MonitorStore(url, "one"))
     two = RetrainingManager(store=MonitorStore(url, "two"))
     one.manual_trigger("for one")
@@ -78,7 +78,7 @@ def test_what_a_crash_cut_short_is_served_again_and_once(url: str) -> None:
     crashed.manual_trigger("first")
     assert crashed.take() is not None
     crashed.manual_trigger("second")
-    crashed.store.close()  # as a process does that is gone
+    crashed.store.close()  # as the end of a process does
     served: list[str] = []
 
     def session(number: int, request: RetrainRequest | None) -> None:
@@ -151,13 +151,13 @@ def test_due_while_down_runs_once_at_start_and_keeps_the_rhythm(url: str) -> Non
 
 
 @pytest.mark.parametrize("cron", ["", "every sunday", "0 2 * *", "61 2 * * 0", "0 0 2 * * 0"])
-def test_a_cron_expression_without_sense_is_refused(cron: str) -> None:
+def test_an_invalid_cron_expression_is_refused(cron: str) -> None:
     with pytest.raises(ValueError, match="five fields"):
         RetrainingManager().schedule_periodic_retrain(cron=cron)
 
 
 @pytest.mark.parametrize("days", [0, -7, float("nan"), float("inf")])
-def test_an_interval_without_sense_is_refused(days: float) -> None:
+def test_an_invalid_interval_is_refused(days: float) -> None:
     with pytest.raises(ValueError, match="positive number of days"):
         RetrainingManager().schedule_periodic_retrain(days)
 
@@ -200,7 +200,7 @@ def test_the_budget_and_the_hours_hold_for_rules_and_not_for_people(url: str) ->
     assert manager.take() is not None
 
 
-def test_a_score_that_stays_low_asks_once() -> None:
+def test_a_score_that_stays_low_is_one_request() -> None:
     manager = RetrainingManager(
         0.05, 300, 0, min_hours_between_retrain=0, policy="best_minus_threshold"
     )
@@ -264,10 +264,10 @@ def test_continuous_serves_a_request_within_a_second() -> None:
     thread.start()
     for number in (2, 3):
         wait_until(lambda number=number: len(began) == number - 1)  # type: ignore[misc]
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         manager.manual_trigger("go on")
         wait_until(lambda number=number: len(began) == number)  # type: ignore[misc]
-        assert began[-1][0] - asked < 1
+        assert began[-1][0] - requested_at < 1
     thread.join(5)
     assert outcomes(manager) == ["done", "failed"]
 

@@ -49,7 +49,7 @@ def test_min_mode_mirrors_max_mode(values: list[float]) -> None:
 
 
 def fed(rule: CappedCusum, values: Iterable[float]) -> tuple[CappedCusum, list[int]]:
-    """Feed scores; return the rule and the rounds in which it asked."""
+    """Feed scores; return the rule and the rounds of its requests."""
     rounds = []
     for number, value in enumerate(values):
         rule, reason = rule.update(value)
@@ -152,7 +152,7 @@ def test_rules_wait_after_a_retraining_and_people_do_not() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0, -1, math.nan, math.inf])
-def test_a_threshold_without_sense_is_refused(threshold: float) -> None:
+def test_an_invalid_threshold_is_refused(threshold: float) -> None:
     with pytest.raises(ValueError, match="expected a positive number"):
         RetrainingManager(threshold)
 
@@ -176,7 +176,7 @@ def test_the_loop_serves_what_waits_up_to_the_limit() -> None:
     assert outcomes(manager) == ["done", "done", "pending"]
 
 
-def test_the_loop_ends_when_nobody_asks() -> None:
+def test_the_loop_ends_without_a_request() -> None:
     assert train_and_retrain(lambda n, r: n, RetrainingManager(), max_retrains=5) == [1]
 
 

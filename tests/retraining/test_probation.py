@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probation: when a promoted version has to go, when it has proven itself, and what comes of it."""
+"""Probation: when a promoted version passes, when it fails, and the rollback."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_it_fails_at_so_many_critical_reports_in_a_row(marks: list[str], needed:
 
 
 @given(st.lists(st.floats(0, 1), min_size=FEWEST, max_size=40), st.lists(st.floats(0, 1)))
-def test_what_is_kept_is_the_same_again(before: list[float], after: list[float]) -> None:
+def test_a_stored_state_is_restored_as_it_was(before: list[float], after: list[float]) -> None:
     state = fed(promoted(before), after)
     assert PROBATION.validate_json(PROBATION.dump_json(state)) == state
 
@@ -160,10 +160,10 @@ def test_it_passes_after_hours_and_reports_and_not_before() -> None:
     assert settle(state, late).trial.phase is Phase.WATCHING  # type: ignore[union-attr]
     enough = fed(state, [0.8])
     early = (TWO.since + timedelta(hours=23)).timestamp()
-    assert settle(enough, early).good == ()
-    assert settle(fed(enough, [0.1]), late).good == ()  # not while it is falling
+    assert settle(enough, early).results == {}
+    assert settle(fed(enough, [0.1]), late).results == {}  # not while it is falling
     passed = settle(enough, late)
-    assert (passed.good, passed.untagged) == (("2",), ("2",))
+    assert (passed.results, passed.untagged) == ({"2": Phase.PASSED}, ("2",))
     assert fed(passed, [0.1] * 9).failure is None
 
 
@@ -171,8 +171,8 @@ def test_a_version_passes_though_nobody_looked_before_the_next_came() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.8] * 10)
     soon, late = (replace(stay(3, "3"), since=TWO.since + timedelta(hours=h)) for h in (23, 25))
     settings = ProbationSettings()
-    assert follow(state, [ONE, TWO, soon], settings).good == ()
-    assert follow(state, [ONE, TWO, late], settings).good == ("2",)
+    assert follow(state, [ONE, TWO, soon], settings).results == {}
+    assert follow(state, [ONE, TWO, late], settings).results == {"2": Phase.PASSED}
 
 
 def test_what_came_back_is_not_on_probation() -> None:
@@ -194,11 +194,11 @@ def test_watching_nothing_switches_it_off() -> None:
     assert promoted([], watch=()).trial.phase is Phase.EXEMPT  # type: ignore[union-attr]
 
 
-def test_another_registry_begins_all_of_it_anew() -> None:
+def test_another_registry_resets_the_state() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.1] * 3)
     other = replace(ONE, id="another-journal")
     begun = follow(state, [other], SETTINGS)
-    assert (begun.failed, begun.failure, begun.recent) == ((), None, ())
+    assert (begun.results, begun.failure, begun.recent) == ({}, None, ())
     assert begun.trial is not None
     assert (begun.trial.id, begun.steps) == ("another-journal", state.steps)
 
@@ -222,7 +222,7 @@ def test_a_session_compares_both_on_the_same_data(mine: float, theirs: float) ->
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([math.nan, math.inf, -math.inf]))
-def test_what_is_no_number_counts_neither_for_nor_against(
+def test_a_value_that_is_not_finite_does_not_count(
     mine: float, theirs: float, wrong: float
 ) -> None:
     assert compared(wrong, theirs).trial == promoted([]).trial
@@ -237,7 +237,7 @@ def test_less_is_better_in_min_mode() -> None:
         assert (state.failure is not None) == fails
 
 
-def test_a_fall_that_chance_explains_is_neither_for_nor_against() -> None:
+def test_a_fall_that_chance_explains_does_not_count() -> None:
     def scores(*right: int) -> ExampleScores:
         return ExampleScores({"m": [*right, *[1] * 20]})
 
@@ -250,7 +250,7 @@ def test_a_fall_that_chance_explains_is_neither_for_nor_against() -> None:
     assert "on the same data version 1's m 1.00 beats production's 0.60" in surely.failure.reason
 
 
-def test_for_want_of_a_rival_its_own_registered_score_is_the_baseline() -> None:
+def test_without_a_rival_the_registered_score_is_the_baseline() -> None:
     failure = compared(0.6, None, registered=0.8).failure
     assert failure is not None
     assert (failure.source, "registered with 0.8" in failure.reason) == (Source.FEDERATED, True)
@@ -263,13 +263,14 @@ def test_the_way_back_prefers_what_passed_and_never_takes_what_failed(
     order: list[str], good: set[str], data: st.DataObject
 ) -> None:
     failed = data.draw(st.sets(st.sampled_from("12345"))) - good
-    ways = ways_back([stay(n, v) for n, v in enumerate(order)], good, failed)
+    results = dict.fromkeys(good, Phase.PASSED) | dict.fromkeys(failed, Phase.FAILED)
+    ways = ways_back([stay(n, v) for n, v in enumerate(order)], results)
     assert set(ways) == set(order) - failed - {order[-1]}
     last = {version: place for place, version in enumerate(order)}
     assert list(ways) == sorted(ways, key=lambda v: (v in good, last[v]), reverse=True)
 
 
-def asked(hour: int, *, started: int | None = None, kind: str = "drift") -> dict[str, Any]:
+def drift_request(hour: int, *, started: int | None = None, kind: str = "drift") -> dict[str, Any]:
     def at(hours: int) -> str:
         return (NOON + timedelta(hours=hours)).isoformat()
 
@@ -281,13 +282,19 @@ def asked(hour: int, *, started: int | None = None, kind: str = "drift") -> dict
     ("requests", "reason"),
     [
         ([], ""),
-        ([asked(5, kind="manual")], ""),
-        ([asked(5)], "at 5"),
-        ([asked(-5)], ""),
-        ([asked(-5), asked(5)], ""),  # it was there when the version was promoted
-        ([asked(-5, started=-4), asked(5)], "at 5"),  # that one led to a session before
-        ([asked(-5), asked(-3, started=-2, kind="manual"), asked(5)], "at 5"),
-        ([asked(-5), asked(3, started=4), asked(5)], "at 5"),
+        ([drift_request(5, kind="manual")], ""),
+        ([drift_request(5)], "at 5"),
+        ([drift_request(-5)], ""),
+        ([drift_request(-5), drift_request(5)], ""),  # it was there when the version was promoted
+        (
+            [drift_request(-5, started=-4), drift_request(5)],
+            "at 5",
+        ),  # that one led to a session before
+        (
+            [drift_request(-5), drift_request(-3, started=-2, kind="manual"), drift_request(5)],
+            "at 5",
+        ),
+        ([drift_request(-5), drift_request(3, started=4), drift_request(5)], "at 5"),
     ],
 )
 def test_only_an_alarm_that_began_after_the_promotion_counts(
@@ -297,7 +304,7 @@ def test_only_an_alarm_that_began_after_the_promotion_counts(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"watch": ("feed", "moon")}, "expected 'federated', 'feed' or 'drift'"),
         ({"drop": 0}, "drop is 0, expected more than 0"),
@@ -307,13 +314,13 @@ def test_only_an_alarm_that_began_after_the_promotion_counts(
         ({"max_latency_ms": math.inf}, "max_latency_ms is inf"),
     ],
 )
-def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ProbationSettings(**settings)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         ({"accuracy": 87.0}, "0.87, not 87"),
         ({"accuracy": math.nan}, "accuracy is nan"),
@@ -323,8 +330,8 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], said: str)
         ({"metrics": {"accuracy": 0.5}}, "cannot be called 'accuracy'"),
     ],
 )
-def test_reports_without_sense_are_refused(numbers: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_reports_are_refused(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ProductionReport(**numbers)
 
 
@@ -386,20 +393,20 @@ def make(models: Models, monitor: RetrainingManager, clock: Clock) -> MakeProbat
     return probation
 
 
-def tell(probation: Probation, *accuracies: float, **numbers: Any) -> str:
+def send(probation: Probation, *accuracies: float, **numbers: Any) -> str:
     """Send reports; return what the last one led to."""
-    said = ""
+    status = ""
     for accuracy in accuracies:
-        said = probation.report(ProductionReport(accuracy, **numbers)).status
-    return said
+        status = probation.report(ProductionReport(accuracy, **numbers)).status
+    return status
 
 
 def good_then_bad(models: Models, probation: Probation) -> None:
-    """Version 1 does well and version 2 does not, one report before it has to go."""
+    """Version 1 does well and version 2 does not, one report before it fails."""
     models.promote_to_production("1")
-    tell(probation, *[0.9] * 20)
+    send(probation, *[0.9] * 20)
     models.promote_to_production("2", actor="Ada")
-    assert tell(probation, 0.9, 0.5, 0.5) == "watching"
+    assert send(probation, 0.9, 0.5, 0.5) == "watching"
 
 
 def test_a_critical_fall_brings_the_one_before_back_once(
@@ -420,17 +427,17 @@ def test_a_critical_fall_brings_the_one_before_back_once(
         "probation",
     )
     numbers = "accuracy 0.5000, below 0.8000; the 20 reports before its promotion had 0.9000"
-    for told in (answer.reason, last.reason, caplog.text):
-        assert numbers in told
+    for text in (answer.reason, last.reason, caplog.text):
+        assert numbers in text
     tags = models.get_version("2").tags
     assert (tags["probation"], numbers in tags["probation_reason"]) == ("failed", True)
     (request,) = monitor.trigger_history
     assert (request["kind"], request["outcome"]) == ("probation", "pending")
     assert "version 1 is in production in its place" in request["reason"]
     # What came back is not watched, and a person may overrule.
-    assert tell(probation, *[0.1] * 10) == "ok"
+    assert send(probation, *[0.1] * 10) == "ok"
     models.rollback("2", actor="Ada")
-    assert tell(probation, *[0.1] * 10) == "ok"
+    assert send(probation, *[0.1] * 10) == "ok"
     assert [entry.actor for entry in models.history()] == ["", "Ada", "probation", "Ada"]
     assert len(monitor.trigger_history) == 1
 
@@ -469,33 +476,33 @@ def test_the_last_known_good_comes_back_and_not_just_the_one_before(
 ) -> None:
     probation = make()
     models.promote_to_production("1")
-    tell(probation, *[0.9] * 20)  # half of them are its baseline
+    send(probation, *[0.9] * 20)  # half of them are its baseline
     clock.ahead += timedelta(hours=25)
-    tell(probation, 0.9)
+    send(probation, 0.9)
     assert models.get_version("1").tags["probation"] == "passed"
     for version in "23":
         models.promote_to_production(version)
-        tell(probation, 0.9)
-    assert tell(probation, 0.5, 0.5, 0.5) == "rolled_back"
+        send(probation, 0.9)
+    assert send(probation, 0.5, 0.5, 0.5) == "rolled_back"
     assert models.get_latest_version("Production") == "1"
     assert "probation" not in models.get_version("2").tags
 
 
-def test_what_is_damaged_or_failed_is_passed_over(models: Models, make: MakeProbation) -> None:
+def test_damaged_and_failed_versions_are_skipped(models: Models, make: MakeProbation) -> None:
     probation = make()
     models.promote_to_production("1")
-    tell(probation, *[0.9] * 20)
+    send(probation, *[0.9] * 20)
     for version in "23":
         models.promote_to_production(version)
-    models.set_version_tags("2", {"probation": "failed"})  # told by another memory
+    models.set_version_tags("2", {"probation": "failed"})  # by a probation with another memory
     models.promote_to_production("4")
     models.weights_path("3").write_bytes(b"damaged")
-    tell(probation, *[0.9] * FEWEST)
-    assert tell(probation, 0.5, 0.5, 0.5) == "rolled_back"
+    send(probation, *[0.9] * FEWEST)
+    assert send(probation, 0.5, 0.5, 0.5) == "rolled_back"
     assert models.get_latest_version("Production") == "1"
 
 
-def test_with_nothing_to_go_back_to_it_stays_and_retraining_is_asked_for(
+def test_with_nothing_to_go_back_to_it_stays_and_retraining_is_requested(
     models: Models,
     monitor: RetrainingManager,
     make: MakeProbation,
@@ -503,10 +510,10 @@ def test_with_nothing_to_go_back_to_it_stays_and_retraining_is_asked_for(
 ) -> None:
     probation = make()
     models.promote_to_production("1")
-    tell(probation, *[0.9] * FEWEST, 0.5, 0.5)
+    send(probation, *[0.9] * FEWEST, 0.5, 0.5)
     answer = probation.report(ProductionReport(0.5))
     assert (answer.status, answer.production) == ("failed", "1")
-    assert tell(probation, 0.5) == "failed"
+    assert send(probation, 0.5) == "failed"
     assert len(models.history()) == 1
     (request,) = monitor.trigger_history
     assert "there is no other version to go back to, so it stays" in request["reason"]
@@ -522,7 +529,7 @@ def test_a_decision_outlives_a_registry_that_is_away(
     models.away = lambda: True
     with pytest.raises(StoreUnavailable):
         probation.report(ProductionReport(0.5))
-    probation.review()  # it is told in the log, and nothing else
+    probation.review()  # logged, and nothing else
     models.away = lambda: False
     make().review()  # another process, or the same after a restart
     assert models.get_latest_version("Production") == "1"
@@ -547,7 +554,7 @@ def test_a_crash_between_rollback_and_the_rest_leaves_the_rest_to_do(
             probation.report(report)
     assert models.get_latest_version("Production") == "1"
     assert monitor.trigger_history == []
-    answer = make().report(report)  # the operator heard nothing, and sends it again
+    answer = make().report(report)  # the operator got no answer, and sends it again
     assert (answer.status, answer.version, answer.production) == ("rolled_back", "2", "1")
     assert answer.report == 24
     assert [request["kind"] for request in monitor.trigger_history] == ["probation"]
@@ -577,15 +584,15 @@ def test_two_servers_at_once_roll_back_once(
 
     def one(_: int) -> str:
         try:
-            return tell(make(), 0.5)
-        except StageError as error:  # it was gone before the report was counted
+            return send(make(), 0.5)
+        except StageError as error:  # it left production before the report was counted
             return "ok" if "left production just now" in str(error) else str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(one, range(16)))
+        answers = list(pool.map(one, range(16)))
     assert models.get_latest_version("Production") == "1"
     assert [entry.actor for entry in models.history()].count("probation") == 1
-    assert set(said) <= {"rolled_back", "ok"}
+    assert set(answers) <= {"rolled_back", "ok"}
     assert [request["kind"] for request in monitor.trigger_history] == ["probation"]
 
 
@@ -635,51 +642,53 @@ def test_a_registry_that_is_away_does_not_end_a_session(
     probation.update_production("2", Evidence({"mAP50": 0.6}, {"mAP50": 0.8}), rival="1")
     assert probation.to_compare() is None
     with pytest.raises(StoreUnavailable):
-        tell(probation, 0.5)
+        send(probation, 0.5)
 
 
-def test_status_tells_where_it_stands(models: Models, make: MakeProbation) -> None:
+def test_status_has_phase_baseline_counts_and_last_failure(
+    models: Models, make: MakeProbation
+) -> None:
     probation = make()
     assert probation.status() is None
     models.promote_to_production("1")
-    told = probation.status()
-    assert told is not None
-    assert (told["version"], told["phase"], told["baseline"]) == ("1", "watching", None)
+    status = probation.status()
+    assert status is not None
+    assert (status["version"], status["phase"], status["baseline"]) == ("1", "watching", None)
     good_then_bad(models, probation)
-    told = probation.status()
-    assert told is not None
-    assert told["baseline"] == {"level": 0.9, "limit": pytest.approx(0.8), "of": BEFORE}
-    assert (told["reports"], told["reports_needed"], told["critical_in_a_row"]) == (1, 10, 2)
-    tell(probation, 0.5)
-    told = probation.status()
-    assert told is not None
-    assert (told["version"], told["phase"]) == ("1", "exempt")
-    assert (told["last_failure"]["version"], told["last_failure"]["back"]) == ("2", "1")
+    status = probation.status()
+    assert status is not None
+    assert status["baseline"] == {"level": 0.9, "limit": pytest.approx(0.8), "of": BEFORE}
+    assert (status["reports"], status["reports_needed"], status["critical_in_a_row"]) == (1, 10, 2)
+    send(probation, 0.5)
+    status = probation.status()
+    assert status is not None
+    assert (status["version"], status["phase"]) == ("1", "exempt")
+    assert (status["last_failure"]["version"], status["last_failure"]["back"]) == ("2", "1")
 
 
-def test_one_line_tells_it_to_people(models: Models, make: MakeProbation) -> None:
+def test_the_status_in_one_line(models: Models, make: MakeProbation) -> None:
     probation = make(hours=0)
     assert in_one_line(probation.status()) == "-"
     models.promote_to_production("1")
     assert "0 of 10 reports healthy, 0 critical in a row" in in_one_line(probation.status())
-    tell(probation, *[0.9] * FEWEST, 0.5)
+    send(probation, *[0.9] * FEWEST, 0.5)
     assert in_one_line(probation.status()).endswith("1 critical in a row, critical below 0.8000")
-    tell(probation, 0.5, 0.5)
+    send(probation, 0.5, 0.5)
     assert in_one_line(probation.status()).startswith("version 1 failed, no way back: 3 reports")
     models.promote_to_production("2")
-    tell(probation, *[0.9] * FEWEST * 2)
+    send(probation, *[0.9] * FEWEST * 2)
     assert in_one_line(probation.status()) == "version 2 passed"
     models.promote_to_production("3")
-    tell(probation, 0.5, 0.5, 0.5)
+    send(probation, 0.5, 0.5, 0.5)
     assert in_one_line(probation.status()).startswith("version 2 is back; 3 failed: 3 reports")
     models.rollback("1")
     assert in_one_line(probation.status()) == "version 1 is not on probation"
 
 
-def test_two_models_in_one_memory_do_not_meet(tmp_path: Path, models: Models) -> None:
+def test_two_models_in_one_memory_are_separate(tmp_path: Path, models: Models) -> None:
     url = f"sqlite:///{tmp_path / 'monitor.db'}"
     one, two = (RetrainingManager(store=MonitorStore(url, name)) for name in ("one", "two"))
     models.promote_to_production("1")
-    tell(Probation(models, one), *[0.9] * 12)
+    send(Probation(models, one), *[0.9] * 12)
     assert Probation(models, one).status()["reports"] == 2  # type: ignore[index]
     assert Probation(models, two).status()["reports"] == 0  # type: ignore[index]

@@ -41,7 +41,7 @@ from fl_registry.files.weights import save_weights
 
 VERSIONS = [str(number) for number in range(1, 6)]
 SETTINGS = ProbationSettings(metric="mAP50", in_a_row=2, hours=10, reports=3)
-FAULTS = ["before", "after", "tags", "ask", "asked", "log", "overtaken"]
+FAULTS = ["before", "after", "tags", "request", "requested", "log", "overtaken"]
 
 
 class ProcessKilled(BaseException):
@@ -87,10 +87,10 @@ class Monitor(RetrainingManager):
     fault = ""
 
     def request(self, *arguments: Any, **named: Any) -> str:
-        if self.fault == "ask":
+        if self.fault == "request":
             raise ProcessKilled
         request_id = super().request(*arguments, **named)
-        if self.fault == "asked":
+        if self.fault == "requested":
             raise ProcessKilled
         return request_id
 

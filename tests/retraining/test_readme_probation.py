@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says of probation, run as it stands there."""
+"""The README's snippet on probation runs as it is written."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_the_curl_line_is_counted(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True)
     finally:
         server.close()
-    said = json.loads(done.stdout)
-    assert (said["status"], said["version"], said["report"]) == ("watching", "8", 1)
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["version"], answer["report"]) == ("watching", "8", 1)
 
 
 def test_the_snippet_runs() -> None:

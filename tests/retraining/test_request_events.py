@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor tells hooks of each request that it writes down, once, with what became of it."""
+"""Hooks are called once for each stored request, with its outcome."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 
 
 @pytest.fixture
-def told() -> list[Event]:
+def events() -> list[Event]:
     return []
 
 
 @pytest.fixture
-def hooks(told: list[Event]) -> Hooks:
-    return Hooks([told.append])
+def hooks(events: list[Event]) -> Hooks:
+    return Hooks([events.append])
 
 
 def monitor(tmp_path: Path, hooks: Hooks, **settings: object) -> RetrainingManager:
@@ -28,42 +28,42 @@ def monitor(tmp_path: Path, hooks: Hooks, **settings: object) -> RetrainingManag
     return RetrainingManager(store=store, hooks=hooks, **settings)  # type: ignore[arg-type]
 
 
-def outcomes(told: list[Event]) -> list[tuple[str, str, str]]:
-    rows = [event for event in told if isinstance(event, RetrainingRequested)]
+def outcomes(events: list[Event]) -> list[tuple[str, str, str]]:
+    rows = [event for event in events if isinstance(event, RetrainingRequested)]
     return [(row.kind, row.outcome, row.reason) for row in rows]
 
 
-def test_every_outcome_is_told_with_its_reason(
-    tmp_path: Path, hooks: Hooks, told: list[Event]
+def test_every_outcome_is_an_event_with_its_reason(
+    tmp_path: Path, hooks: Hooks, events: list[Event]
 ) -> None:
     manager = monitor(tmp_path, hooks, on_request="suggest")
     first = manager.manual_trigger("new pictures")
     manager.manual_trigger("more of them")
     manager.request(TriggerKind.DRIFT, "brightness lower")
     hooks.flush()
-    assert outcomes(told) == [
+    assert outcomes(events) == [
         ("manual", "pending", "new pictures"),
         ("manual", "joined", "more of them"),
         ("drift", "suggested", "brightness lower"),
     ]
-    joined = told[1]
+    joined = events[1]
     assert isinstance(joined, RetrainingRequested)
     assert first in joined.why
-    assert [e.id for e in told] == [row["id"] for row in manager.trigger_history]
-    assert [e.time.isoformat() for e in told] == [r["created"] for r in manager.trigger_history]
+    assert [e.id for e in events] == [row["id"] for row in manager.trigger_history]
+    assert [e.time.isoformat() for e in events] == [r["created"] for r in manager.trigger_history]
 
 
-def test_asking_again_with_the_same_id_tells_nothing_new(
-    tmp_path: Path, hooks: Hooks, told: list[Event]
+def test_a_second_request_with_the_same_id_is_no_event(
+    tmp_path: Path, hooks: Hooks, events: list[Event]
 ) -> None:
     manager, same = monitor(tmp_path, hooks), "ab" * 16
     for _ in range(3):
         manager.manual_trigger("new pictures", request_id=same)
     hooks.flush()
-    assert [event.id for event in told] == [same]
+    assert [event.id for event in events] == [same]
 
 
-def test_a_due_time_is_told_once(tmp_path: Path, hooks: Hooks, told: list[Event]) -> None:
+def test_a_due_time_is_one_event(tmp_path: Path, hooks: Hooks, events: list[Event]) -> None:
     now = [datetime(2026, 11, 1, tzinfo=UTC)]
     managers = [monitor(tmp_path, hooks, now=lambda: now[0]) for _ in range(2)]
     for manager in managers:
@@ -72,4 +72,4 @@ def test_a_due_time_is_told_once(tmp_path: Path, hooks: Hooks, told: list[Event]
     for manager in managers * 2:
         manager.check_schedules()
     hooks.flush()
-    assert [kind for kind, _, _ in outcomes(told)] == ["schedule"]
+    assert [kind for kind, _, _ in outcomes(events)] == ["schedule"]

@@ -50,13 +50,15 @@ all_kinds = pytest.mark.parametrize("url", ["memory", "sqlite", POSTGRES], indir
 shared_kinds = pytest.mark.parametrize("url", ["sqlite", POSTGRES], indirect=True)
 
 
-def asked(reason: str = "new pictures", kind: TriggerKind = TriggerKind.MANUAL) -> RetrainRequest:
+def new_request(
+    reason: str = "new pictures", kind: TriggerKind = TriggerKind.MANUAL
+) -> RetrainRequest:
     return RetrainRequest(kind, reason)
 
 
 @all_kinds
 def test_what_is_added_is_found_again_as_it_was(store: MonitorStore) -> None:
-    request = asked("quotes ' and \N{SNOWMAN}", TriggerKind.DRIFT)
+    request = new_request("quotes ' and \N{SNOWMAN}", TriggerKind.DRIFT)
     assert store.requests.add(request, Outcome.PENDING) is None
     assert store.requests.find(Outcome.PENDING) == request
     entry = store.requests.get(request.id)
@@ -72,7 +74,7 @@ def test_what_is_added_is_found_again_as_it_was(store: MonitorStore) -> None:
 
 @all_kinds
 def test_one_waits_and_others_join_it(store: MonitorStore) -> None:
-    first, second = asked("first"), asked("second")
+    first, second = new_request("first"), new_request("second")
     store.requests.add(first, Outcome.PENDING)
     assert store.requests.add(second, Outcome.PENDING) == first
     assert store.requests.counts() == {
@@ -83,7 +85,7 @@ def test_one_waits_and_others_join_it(store: MonitorStore) -> None:
 
 @all_kinds
 def test_history_is_read_in_pages(store: MonitorStore) -> None:
-    requests = [asked(f"{number}") for number in range(5)]
+    requests = [new_request(f"{number}") for number in range(5)]
     for request in requests:
         store.requests.add(request, Outcome.SUPPRESSED, "why not")
     assert [e["reason"] for e in store.requests.history(2)] == ["3", "4"]
@@ -94,11 +96,11 @@ def test_history_is_read_in_pages(store: MonitorStore) -> None:
 @all_kinds
 def test_a_request_is_taken_once_and_ends_once(store: MonitorStore) -> None:
     assert store.requests.take(NOW) is None
-    request = asked(kind=TriggerKind.SCHEDULE)
+    request = new_request(kind=TriggerKind.SCHEDULE)
     store.requests.add(request, Outcome.PENDING)
     taken = store.requests.take(NOW)
     assert taken == request
-    store.requests.add(asked("next"), Outcome.PENDING)
+    store.requests.add(new_request("next"), Outcome.PENDING)
     assert store.requests.take(NOW) is None  # one is being served
     assert store.requests.taken_since(NOW) == 1
     assert store.requests.taken_since(NOW + timedelta(seconds=1)) == 0
@@ -116,10 +118,10 @@ def test_a_request_is_taken_once_and_ends_once(store: MonitorStore) -> None:
 
 @all_kinds
 def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStore) -> None:
-    request = asked()
+    request = new_request()
     store.requests.add(request, Outcome.PENDING)
     store.requests.take(NOW)
-    store.requests.add(asked("next"), Outcome.PENDING)
+    store.requests.add(new_request("next"), Outcome.PENDING)
     store.requests.abandon()
     again = store.requests.take(NOW)
     assert again is not None
@@ -129,7 +131,7 @@ def test_what_was_cut_short_comes_first_and_is_the_same_again(store: MonitorStor
 @pytest.mark.parametrize("url", [POSTGRES], indirect=True)
 def test_what_is_abandoned_is_free_at_once(store: MonitorStore, url: str, model: str) -> None:
     """Also where PostgreSQL's process, which notices a closed connection, is late."""
-    store.requests.add(asked(), Outcome.PENDING)
+    store.requests.add(new_request(), Outcome.PENDING)
     assert store.requests.take(NOW) is not None
     engine = create_engine(url)
     with engine.connect() as connection:
@@ -155,10 +157,10 @@ def test_what_another_process_serves_is_not_cut_short(
 ) -> None:
     other = MonitorStore(url, model)
     elsewhere = MonitorStore(url, f"{model}-2")
-    store.requests.add(asked("first"), Outcome.PENDING)
+    store.requests.add(new_request("first"), Outcome.PENDING)
     first = store.requests.take(NOW)
-    store.requests.add(asked("second"), Outcome.PENDING)
-    elsewhere.requests.add(asked("of another model"), Outcome.PENDING)
+    store.requests.add(new_request("second"), Outcome.PENDING)
+    elsewhere.requests.add(new_request("of another model"), Outcome.PENDING)
     assert first is not None
     assert other.requests.take(NOW) is None
     assert elsewhere.requests.take(NOW) is not None
@@ -229,9 +231,9 @@ def test_an_answer_that_never_came_is_left_to_another_owner(store: MonitorStore)
 
 
 @shared_kinds
-def test_two_models_do_not_meet(store: MonitorStore, url: str, model: str) -> None:
+def test_two_models_are_separate(store: MonitorStore, url: str, model: str) -> None:
     other = MonitorStore(url, f"{model}-2")
-    store.requests.add(asked(), Outcome.PENDING)
+    store.requests.add(new_request(), Outcome.PENDING)
     store.schedules.add("weekly", DUE)
     store.keys.claim("k", "digest", owner="a", now=NOW)
     store.note("n", int).write(1)

@@ -15,20 +15,19 @@ from flwr.clientapp.typing import ClientAppCallable
 from PIL import Image, ImageEnhance, ImageFilter
 
 from fl_app.client import client_app as honest
-from fl_app.client.data import node_pictures
-from fl_app.client.summary.yolo import tell_of_pictures
+from fl_app.client.data import load_node_data
 from fl_app.config import ClientConfig
 
 
 def change_pictures(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Rewrite the pictures of the first two nodes, once."""
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
-    spec, train, holdout = node_pictures(config)
-    marker = spec.root / f"changed-{config.partition_id}"
+    data = load_node_data(config)
+    marker = data.spec.root / f"changed-{config.partition_id}"
     late = message.content.config_records["config"]["server-round"] == 3
     if late and config.partition_id in (0, 1) and not marker.exists():
-        broken = (spec.root / "broken").exists()
-        for path in (*train, *holdout):
+        broken = (data.spec.root / "broken").exists()
+        for path in (*data.train, *data.holdout):
             save_anew(path, broken=broken)
         marker.touch()
     return call_next(message, context)
@@ -44,5 +43,5 @@ def save_anew(path: Path, *, broken: bool) -> None:
 
 
 app = ClientApp(mods=[change_pictures])
-app.train(mods=[tell_of_pictures])(honest.train)
+app.train()(honest.train)
 app.evaluate()(honest.evaluate)

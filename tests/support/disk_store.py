@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fl_registry import InMemoryModelStore, InMemoryTracker
-from fl_registry.memory import MemoryRun, MemoryRunInfo, _Saved
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
+from fl_registry.memory_tracking import MemoryRun, MemoryRunInfo
+from fl_registry.version_tags import read_version
 from support.outage import STORE_CALLS, TRACKER_CALLS
 
 Point = Callable[[], None]
@@ -38,26 +39,35 @@ class DiskStore(InMemoryModelStore):
         self._file = folder / "store.json"
         if self._file.exists():
             self._load(json.loads(self._file.read_bytes()))
-        for name in (*STORE_CALLS, "take_lease", "give_beat"):
+        for name in (*STORE_CALLS, "take_lease", "send_heartbeat"):
             if hasattr(self, name):
                 setattr(self, name, kept(getattr(self, name), self._dump, point))
 
-    def lease_file(self) -> Path:
+    def lock_file(self) -> Path:
         return self._file.with_name("lease.lock")
 
     def _load(self, text: dict[str, Any]) -> None:
         for version, row in text["saved"].items():
             row["created"] = datetime.fromisoformat(row["created"])
-            self._saved[version] = _Saved(**row)
-        self._count, self._journal = len(self._saved), text["journal"]
-        self.aliases = text["aliases"]
+            row["stage"] = Stage(row["stage"])
+            self.backend.stored[version] = read_version(version, **row)
+        self.backend.saved = len(self.backend.stored)
+        self.backend.journal.texts += text["journal"]
+        self.aliases.update(text["aliases"])
 
     def _dump(self) -> None:
         saved = {
-            version: {**asdict(row), "created": row.created.isoformat()}
-            for version, row in self._saved.items()
+            version: {
+                "tags": row.tags,
+                "run_id": row.run_id,
+                "created": row.created.isoformat(),
+                "stage": row.stage,
+                "description": row.description,
+            }
+            for version, row in self.backend.stored.items()
         }
-        write(self._file, {"saved": saved, "journal": self._journal, "aliases": self.aliases})
+        journal = self.backend.journal.texts
+        write(self._file, {"saved": saved, "journal": journal, "aliases": self.aliases})
 
 
 class DiskTracker(InMemoryTracker):

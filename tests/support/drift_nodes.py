@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes that draw rows and tell of them, for tests of the server's side of drift."""
+"""Nodes that draw rows and summarise them, for tests of the server's side of drift."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ class Nodes:
         values = self.means[node] + moved + self.rng.standard_normal(shape)
         return {f"x{i}": column for i, column in enumerate(values.T)}
 
-    def tell(
+    def summaries(
         self, moved: float | np.ndarray = 0.0, *, share: float = 1.0, hold: bool = False
     ) -> list[DataSummary]:
         """Summaries of all nodes; the first ``share`` of them have moved."""
-        told = []
+        summaries = []
         for node in range(self.count):
             columns = self.draw(node, self.rows, moved if node < share * self.count else 0.0)
             reference = self.references[node].settled(hold=hold).with_rows(columns, NOTHING)
             self.references[node], summary = reference.summarised(str(node), self.rng)
-            told.append(summary)
-        return told
+            summaries.append(summary)
+        return summaries
 
     def bare(self, moved: float = 0.0, reference: str = "") -> list[DataSummary]:
         """Summaries of nodes without a disk, on the bins of the first node."""
-        told = []
+        summaries = []
         for node in range(self.count):
             columns = self.references[0].columns
             counts = count_rows(columns, self.draw(node, self.rows, moved), 64)[:, None]
             features = tuple(f for column in columns for f in column.features)
-            told.append(DataSummary(str(node), reference, features, counts, (0.0,)))
-        return told
+            summaries.append(DataSummary(str(node), reference, features, counts, (0.0,)))
+        return summaries
 
 
 def run(
@@ -86,19 +86,19 @@ def run(
     interval: float = MINUTES,
 ) -> tuple[DriftState, list[DriftCheck | None]]:
     """So many checks, with a shift from the check ``begin`` on; stops at the first alarm."""
-    state, found = state or DriftState(), list[DriftCheck | None]()
+    state, results = state or DriftState(), list[DriftCheck | None]()
     for number in range(checks):
-        told = nodes.tell(moved if number >= begin else 0.0, share=share, hold=state.hold)
-        told = [replace(summary, reference=state.reference) for summary in told]
-        time = interval * (number + state.checks - len(found))
-        state, verdict = check(state, told, time, settings)
-        found.append(verdict)
+        summaries = nodes.summaries(moved if number >= begin else 0.0, share=share, hold=state.hold)
+        summaries = [replace(summary, reference=state.reference) for summary in summaries]
+        time = interval * (number + state.checks - len(results))
+        state, verdict = check(state, summaries, time, settings)
+        results.append(verdict)
         if verdict is not None and verdict.is_alarm:
             break
-    return state, found
+    return state, results
 
 
-def rung(found: list[DriftCheck | None]) -> DriftCheck | None:
+def last_alarm(results: list[DriftCheck | None]) -> DriftCheck | None:
     """The alarm at the end, if there was one."""
-    last = found[-1]
+    last = results[-1]
     return last if last is not None and last.is_alarm else None

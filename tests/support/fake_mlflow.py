@@ -22,7 +22,9 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
 )
 
-from fl_registry import ModelManager
+from fl_registry import ModelStore
+from fl_registry.mlflow.backend import MlflowBackend
+from fl_registry.mlflow.connection import Connection
 
 _TAG = re.compile(r"tags\.(\w+) = '([^']*)'")
 _RUN = re.compile(r"attributes\.run_id = '([^']*)'")
@@ -48,13 +50,11 @@ class FakeMlflow:
         self.logged: dict[str, Row] = {}
         self.hook: Callable[[str, str], None] = lambda name, when: None
 
-    def manager(self, home: Path, name: str = "fl-global-model") -> ModelManager:
-        """Return a manager whose calls all end here."""
-        made = ModelManager("postgresql://in-this-process/none", name, home=home)
-        client = _Client(self)
-        made._connection._client = client
-        made._connection._marker = client
-        return made
+    def manager(self, home: Path, name: str = "fl-global-model") -> ModelStore:
+        """Return a store whose calls all end here; its journal has short pages."""
+        address, client = "postgresql://in-this-process/none", _Client(self)
+        connection = Connection(address, home, client=client, first_wait=0.0)  # type: ignore[arg-type]
+        return ModelStore(MlflowBackend(connection, name, page_length=7), alias_seconds=0.0)
 
     def _now(self) -> int:
         self.clock += 1
@@ -264,6 +264,9 @@ class _Client:
         for name in dir(FakeMlflow):
             if not name.startswith("_") and name != "manager":
                 setattr(self, name, self._told(store, name))
+
+    def _get_registry_client(self) -> _Client:
+        return self
 
     @staticmethod
     def _told(store: FakeMlflow, name: str) -> Callable[..., Any]:

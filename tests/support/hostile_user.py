@@ -186,7 +186,7 @@ def of_others(folder: Path) -> Iterator[tuple[str, Use]]:
         ):
             told = json.dumps({**fields, "sha256": text})
             client.set_registered_model_tag(name, "retiring.1", told)
-            files = manager()._files
+            files = manager().backend.files
             with contextlib.suppress(*KNOWN):
                 files.noted()
             files.remove("9")  # nothing of that number; the note of 1 stays

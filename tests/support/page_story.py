@@ -142,7 +142,6 @@ class Story:
 
     def _promote(self, version: str, who: str, why: str) -> None:
         self.store.promote_to_production(version, actor=who, reason=why)
-        self.store.set_version_tags(version, {"approval": "approved"})
 
     def _served(self, kind: TriggerKind, reason: str, *, days: float) -> None:
         self.clock.advance(days=days)

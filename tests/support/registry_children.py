@@ -54,7 +54,7 @@ def begin(  # noqa: PLR0917 - a process gets them by place
 
     def act(manager: ModelManager) -> str:
         manager.archive_version(version)
-        return manager._journal._here.run_id  # type: ignore[union-attr]
+        return manager.backend.journal.ensure().run_id
 
     results.put((version, [_at_once(address, home, name, version, barrier, act) for name in names]))
 
@@ -99,7 +99,7 @@ def killed(address: str, home: Path, name: str, failpoint: str) -> None:
         if when == "after":
             within.pop()  # one call of the client may make another
 
-    told(manager, die)
+    told(manager.backend.connection, die)
     manager.promote_to_production("2")
 
 

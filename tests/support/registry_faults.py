@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fl_registry import ModelManager
+from fl_registry.mlflow.connection import Connection
 
 Hook = Callable[[str, str], None]
 
@@ -41,13 +41,12 @@ CALLS = (
 )
 
 
-def told(manager: ModelManager, hook: Hook) -> ModelManager:
-    """Make a manager tell `hook(name, "before" | "after")` of each of its calls to MLflow."""
-    for client in (manager.client, manager._connection.marker):
+def told(connection: Connection, hook: Hook) -> None:
+    """Make a connection tell `hook(name, "before" | "after")` of each of its calls to MLflow."""
+    for client in (connection.client, connection.marker):
         for name in CALLS:
             if hasattr(client, name):
                 setattr(client, name, _telling(getattr(client, name), name, hook))
-    return manager
 
 
 def _telling(call: Callable[..., Any], name: str, hook: Hook) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_app.api.page.registry_view import PROMOTING, STAGING, Row, number_text, score_metric
 
@@ -20,31 +20,28 @@ if TYPE_CHECKING:
 
     from fl_registry.journal.entries import Entry
 
+# Bounds on what a visit costs, however many versions there are.
 MOST_POINTS = 200
 MOST_METRICS = 60
 MOST_ROUNDS = 32
 """Rounds that are named at the axis."""
-COLOURS = {
-    "light": {
-        "text": "#59636f",
-        "grid": "#e6e9ee",
-        "border": "#d5dae1",
-        "card": "#ffffff",
-        "curve": "#1f5fbf",
-        "production": "#17693a",
-        "rollback": "#b3261e",
-    },
-    "dark": {
-        "text": "#a0abb8",
-        "grid": "#262f39",
-        "border": "#333d49",
-        "card": "#181f27",
-        "curve": "#7db4ff",
-        "production": "#73d296",
-        "rollback": "#ff9a92",
-    },
+
+
+class Theme(NamedTuple):
+    """Colours, the same as in the style sheet."""
+
+    text: str
+    grid: str
+    card: str
+    curve: str
+    production: str
+    rollback: str
+
+
+THEMES = {
+    "light": Theme("#59636f", "#d5dae1", "#ffffff", "#1f5fbf", "#17693a", "#b3261e"),
+    "dark": Theme("#a0abb8", "#333d49", "#181f27", "#7db4ff", "#73d296", "#ff9a92"),
 }
-"""Those of the style sheet."""
 
 
 @dataclass(frozen=True)
@@ -190,106 +187,82 @@ def svg(chart: Chart, theme: str) -> bytes:
 def figure_of(chart: Chart, theme: str) -> Figure:
     """Return the picture as matplotlib's figure.
 
-    All texts are ours: names that come from outside may be read as formulas or have no glyphs.
+    It has no names from outside, which matplotlib could read as formulas or have no glyphs for.
     """
+    # pyplot would register the figure globally and is not safe in the threads of a server.
     from matplotlib.figure import Figure
 
-    colours = COLOURS[theme]
+    colours = THEMES[theme]
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     axes = figure.subplots()
-    for side in axes.spines.values():
-        side.set_visible(False)
-    axes.tick_params(colors=colours["text"], length=0, labelsize=12)
-    axes.grid(axis="y", color=colours["grid"])
-    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(colors=colours.text, length=0, labelsize=12)
+    axes.grid(axis="y", color=colours.grid)
     axes.set_xlim(-0.5, len(chart.points) - 0.5)
-    _draw_points(axes, chart, colours)
+    _draw_sessions(axes, chart, colours)
     _draw_promotions(axes, chart, colours)
-    step = 1 + len(chart.points) // MOST_ROUNDS
-    ticks = [
-        n for n, p in enumerate(chart.points) if p.round.isdecimal() and int(p.round) % step == 0
-    ]
-    axes.set_xticks(ticks, [chart.points[n].round for n in ticks])
-    for begin, end in chart.sessions:
-        if begin:
-            axes.axvline(begin - 0.5, color=colours["border"], linestyle=":", zorder=0)
-        if end - begin > len(chart.points) / 8:  # there is room for the text
-            axes.text(
-                (begin + end - 1) / 2,
-                -0.16,
-                f"session of {chart.points[begin].session}",
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                color=colours["text"],
-                fontsize=12,
-            )
-    figure.legend(
-        loc="outside lower center", ncols=5, frameon=False, fontsize=12, labelcolor=colours["text"]
-    )
+    legend: dict[str, Any] = {"frameon": False, "fontsize": 12, "labelcolor": colours.text}
+    figure.legend(loc="outside lower center", ncols=5, **legend)
     return figure
 
 
-def _draw_points(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
-    values = [point.value for point in chart.points]
+def _draw_sessions(axes: Axes, chart: Chart, colours: Theme) -> None:
+    """The curve of each session, its rounds and its name below, and where the next one begins."""
+    points = chart.points
+    values = [point.value for point in points]
+    style: dict[str, Any] = {"color": colours.curve, "linewidth": 2, "markeredgewidth": 2}
+    style["markersize"] = 7 if len(points) <= 60 else 4
     for begin, end in chart.sessions:
-        axes.plot(range(begin, end), values[begin:end], color=colours["curve"], linewidth=2)
-    for staged, label in ((False, "a version"), (True, "one that went to Staging or on")):
-        places = [n for n, point in enumerate(chart.points) if point.staged is staged]
-        axes.scatter(
-            places,
-            [values[n] for n in places],
-            s=50 if len(values) <= 60 else 15,
-            facecolor=colours["curve" if staged else "card"],
-            edgecolor=colours["curve"],
-            linewidth=2,
-            zorder=3,
-            label=label,
-        )
-
-
-def _draw_promotions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
-    moves = chart.promotions
-    axes.hlines(
-        [move.value for move in moves],
-        [move.place - 0.5 for move in moves],
-        [move.end - 0.5 for move in moves],
-        colors=colours["production"],
-        linestyles="dashed",
-        linewidth=3,
-        label="in Production",
+        label = "" if begin else "a version"
+        part = values[begin:end]
+        axes.plot(range(begin, end), part, "o-", markerfacecolor=colours.card, label=label, **style)
+        if begin:
+            axes.axvline(begin - 0.5, color=colours.grid, linestyle=":", zorder=0)
+        if end - begin > len(points) / 8:  # there is room for the name
+            name = f"\n\nsession of {points[begin].session}"
+            place: dict[str, Any] = {
+                "transform": axes.get_xaxis_transform(),
+                "ha": "center",
+                "va": "top",
+            }
+            axes.text((begin + end - 1) / 2, 0, name, color=colours.text, fontsize=12, **place)
+    staged = [n for n, point in enumerate(points) if point.staged]
+    axes.plot(
+        staged, [values[n] for n in staged], "o", label="one that went to Staging or on", **style
     )
-    for back, label, colour in (
-        (False, "promoted", "production"),
-        (True, "rolled back", "rollback"),
-    ):
-        # A version that came and went before all points is not in the picture.
-        some = [move for move in moves if move.back is back and move.end]
-        axes.scatter(
-            [move.place - 0.5 for move in some],
-            [move.value for move in some],
-            s=90,
-            marker="D",
-            color=colours[colour],
-            edgecolor=colours["card"],
-            zorder=4,
-            clip_on=False,
-            label=label,
-        )
-    room = -math.inf
-    for move in moves:
-        if move.end and move.place - room > len(chart.points) / 20:
-            room = move.place
-            axes.annotate(
-                f"v{move.version}",
-                (move.place - 0.5, move.value),
-                xytext=(0, 9),
-                textcoords="offset points",
-                ha="center",
-                color=colours["text"],
-                fontsize=12,
-                weight="bold",
-                annotation_clip=False,
-            )
+    rounds = {n: point.round for n, point in enumerate(points) if point.round.isdecimal()}
+    step = 1 + len(points) // MOST_ROUNDS
+    ticks = [n for n, name in rounds.items() if int(name) % step == 0]
+    axes.set_xticks(ticks, [rounds[n] for n in ticks])
+
+
+def _draw_promotions(axes: Axes, chart: Chart, colours: Theme) -> None:
+    """What was in Production, and the moves there; labels of versions where there is room."""
+    moves = chart.promotions
+    begins, ends = [move.place - 0.5 for move in moves], [move.end - 0.5 for move in moves]
+    line: dict[str, Any] = {"colors": colours.production, "linestyles": "dashed", "linewidth": 3}
+    axes.hlines([move.value for move in moves], begins, ends, label="in Production", **line)
+    # What came and went before all points is not in the picture.
+    drawn = [move for move in moves if move.end]
+    for back, label in ((False, "promoted"), (True, "rolled back")):
+        places = [(move.place - 0.5, move.value) for move in drawn if move.back is back]
+        style: dict[str, Any] = {
+            "color": colours.rollback if back else colours.production,
+            "markersize": 9,
+        }
+        x, y = [x for x, _ in places], [y for _, y in places]
+        axes.plot(x, y, "D", markeredgecolor=colours.card, clip_on=False, label=label, **style)
+    labelled = -math.inf
+    for move in drawn:
+        if move.place - labelled > len(chart.points) / 20:
+            labelled = move.place
+            above: dict[str, Any] = {
+                "xytext": (0, 9),
+                "textcoords": "offset points",
+                "ha": "center",
+            }
+            at = (move.place - 0.5, move.value)
+            axes.annotate(f"v{move.version}", at, color=colours.text, weight="bold", **above)
 
 
 def _is_drawn(value: float | None) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 RETRAINING = """\
-{% from "parts" import alert, hidden, text_input, your_name %}
+{% from "parts" import alert, chip, hidden, part, table, text_input, your_name %}
 <section id="retraining" aria-labelledby="retraining-title">
 <h2 id="retraining-title">Retraining</h2>
 {{ alert(database_problem) }}
@@ -24,9 +24,9 @@ RETRAINING = """\
 <div class="cards">
 <div class="card">
 <h3>Now</h3>
-{% if running %}<p><span class="chip running">running</span> {{ running.reason }}
+{% if running %}<p>{{ chip("running", "running") }} {{ running.reason }}
  <span class="muted">({{ running.kind }}, since {{ running.started|when }})</span></p>{% endif %}
-{% if pending %}<p><span class="chip pending">pending</span> {{ pending.reason }}
+{% if pending %}<p>{{ chip("pending", "pending") }} {{ pending.reason }}
  <span class="muted">({{ pending.kind }}, requested {{ pending.created|when }})</span></p>
 {% endif %}
 {% if not running and not pending %}<p class="muted">No request runs or is pending.</p>{% endif %}
@@ -47,25 +47,17 @@ RETRAINING = """\
 </div>
 </div>
 {% if requests.newest %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="requests-table">
-<table>
-<caption id="requests-table">Requests, newest first
- {%- if requests.total > requests.newest|length %}; the last
- {{ requests.newest|length }} of {{ requests.total }}
- (<code>fl-app history</code> lists all){% endif %}</caption>
-<thead><tr><th scope="col">Requested</th><th scope="col">Trigger</th><th scope="col">Outcome</th>
-<th scope="col">Reason</th><th scope="col">Ended</th></tr></thead>
-<tbody>
+{% call table("requests-table",
+ "Requests, newest first" ~ part(requests.newest|length, requests.total, "fl-app history"),
+ ("Requested", "Trigger", "Outcome", "Reason", "Ended")) %}
 {% for one in requests.newest %}
 <tr><td>{{ one.created|when }}</td><td>{{ one.kind }}</td>
-<td><span class="chip {{ one.outcome }}">{{ one.outcome }}</span></td>
+<td>{{ chip(one.outcome, one.outcome) }}</td>
 <td class="text">{{ one.reason }}
  {%- if one.why %} <span class="muted">({{ one.why }})</span>{% endif %}</td>
 <td>{% if one.ended %}{{ one.ended|when }}{% endif %}</td></tr>
 {% endfor %}
-</tbody>
-</table>
-</div>
+{% endcall %}
 {% else %}
 <p class="muted">No retraining was requested yet.</p>
 {% endif %}
@@ -79,30 +71,20 @@ RETRAINING = """\
 {% else %}<p class="verified good"><strong>No alarm.</strong> The mean evidence is
  {{ drift|mean_evidence|evidence }}; the alarm threshold is {{ drift.height|evidence }}.</p>
 {% endif %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="drift-table">
-<table>
-<caption id="drift-table">The last check: {{ drift.rows }} new rows on {{ drift.nodes }} nodes
- {%- if drift.features|length > strongest|length %}; the {{ strongest|length }} strongest of
- {{ drift.features|length }} features{% endif %}</caption>
-<thead><tr><th scope="col">Feature</th><th scope="col">Evidence, up to the alarm threshold</th>
-<th scope="col">Effect</th><th scope="col">Direction</th>
-<th scope="col">Nodes with significant drift</th></tr></thead>
-<tbody>
+{% call table("drift-table",
+ "The last check: " ~ drift.rows ~ " new rows on " ~ drift.nodes ~ " nodes; strongest first"
+ ~ part(strongest|length, drift.features|length),
+ ("Feature", "Evidence, up to the alarm threshold", "Effect", "Direction",
+ "Nodes with significant drift")) %}
 {% for one in strongest %}
-{% set share = one.evidence|share(drift.height) %}
 <tr><th scope="row">{{ one.feature|string }}
- {%- if one in drift.drifted %} <span class="chip failed">drifted</span>{% endif %}</th>
-<td><span class="bar"><svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">
-<rect class="track" width="100" height="8"/>
-<rect class="{{ 'fill full' if share >= 1 else 'fill' }}" height="8"
- width="{{ '%.1f'|format(100 * share) }}"/></svg>
-{{ one.evidence|evidence }}</span></td>
+ {%- if one in drift.drifted %} {{ chip("drifted", "failed") }}{% endif %}</th>
+<td><meter value="{{ one.evidence|share(drift.height) }}" aria-hidden="true"></meter>
+ {{ one.evidence|evidence }}</td>
 <td class="num">{{ "%.2f"|format(one.effect) }}</td><td>{{ one.direction }}</td>
 <td class="num">{{ one.nodes_moved }}</td></tr>
 {% endfor %}
-</tbody>
-</table>
-</div>
+{% endcall %}
 <p class="hint">The bars are logarithmic, up to {{ drift.height|evidence }}. The effect is the
  greatest difference of two distribution functions, 0 to 1.</p>
 {% else %}

@@ -53,7 +53,7 @@ def read_registry(registry: RegistryCalls) -> Snapshot:
     """Read all versions and the journal."""
     try:
         with registry.call() as store:
-            try:
+            try:  # one call for both, so that they fit each other
                 entries = store.history()
                 return Snapshot(store.list_all_versions(), entries)
             except JournalError as error:

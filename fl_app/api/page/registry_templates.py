@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 NOW = """\
-{% from "parts" import alert, hidden, move, stage_chip, text_input, your_name %}
+{% from "parts" import alert, chip, hidden, part, table, text_input, your_name %}
 <section id="now" aria-labelledby="now-title">
 <h2 id="now-title">Now</h2>
 {{ alert(problem) }}
@@ -18,18 +18,26 @@ NOW = """\
  {%- else %} there was no version to bring back.{% endif %}</p>
 {% endif %}
 <div class="cards">
-{% for title, one in (("Production", production), ("Staging", staging)) %}
-<article class="card" aria-labelledby="{{ title|lower }}-title">
-<h3 id="{{ title|lower }}-title">{{ stage_chip(title, title == "Staging" and waiting) }}</h3>
+{% for key, title, one in (
+  ("production", "Production", production),
+  ("staging", "Staging", staging),
+  ("before", "In Production before", previous),
+) %}
+<article class="card" aria-labelledby="{{ key }}-title">
+<h3 id="{{ key }}-title">{{ chip(title, "pending" if key == "staging" and waiting else key) }}</h3>
 {% if one %}
 <p class="big">Version {{ one.row.version }} <span class="score">{{ one.row|score }}</span></p>
 <dl>
-{{ move(one.entry, "Since") }}
+{% if one.entry %}
+<div><dt>{{ "Came" if key == "before" else "Since" }}</dt><dd>{{ one.entry.time|when }}
+ {%- if one.entry.actor %}, by {{ one.entry.actor }}{% endif %}</dd></div>
+{% if one.entry.reason %}<div><dt>Why</dt><dd>{{ one.entry.reason }}</dd></div>{% endif %}
+{% endif %}
 {% set gates = one.row.tags.get("reason") %}
-{% if gates and (not one.entry or gates != one.entry.reason) %}
+{% if gates and key != "before" and (not one.entry or gates != one.entry.reason) %}
 <div><dt>Gates</dt><dd>{{ gates }}</dd></div>
 {% endif %}
-{% if title == "Production" and probation and probation.version == one.row.version %}
+{% if key == "production" and probation and probation.version == one.row.version %}
 <div><dt>Probation</dt><dd>{{ phases.get(probation.phase, probation.phase) }}
  {%- if probation.phase == "watching" %} until {{ probation.until|when }} at least;
  {{ probation.reports }} of {{ probation.reports_needed }} reports were all right
@@ -37,24 +45,13 @@ NOW = """\
  {%- endif %}{% endif %}</dd></div>
 {% endif %}
 </dl>
+{% if key == "before" %}<p><a href="#rollback">Roll back</a></p>{% endif %}
 {% else %}
-<p class="muted">{{ "Unknown." if problem or fault else "Nothing is in " ~ title ~ "." }}</p>
+<p class="muted">{{ "Unknown." if problem or fault else "Nothing is in " ~ title ~ "."
+ if key != "before" else "Nothing was in Production before." }}</p>
 {% endif %}
 </article>
 {% endfor %}
-<article class="card" aria-labelledby="before-title">
-<h3 id="before-title"><span class="chip">In Production before</span></h3>
-{% if previous %}
-<p class="big">Version {{ previous.row.version }}
- <span class="score">{{ previous.row|score }}</span></p>
-<dl>
-{{ move(previous.entry, "Came") }}
-</dl>
-<p><a href="#rollback">Roll back</a></p>
-{% else %}
-<p class="muted">Nothing was in Production before.</p>
-{% endif %}
-</article>
 </div>
 </section>
 
@@ -115,12 +112,8 @@ NOW = """\
 </figcaption>
 <details>
 <summary>The same as a table</summary>
-<div class="scroll" tabindex="0" role="region" aria-labelledby="chart-table">
-<table>
-<caption id="chart-table">{{ chart.metric }} by round, newest first</caption>
-<thead><tr><th scope="col">Version</th><th scope="col">Session of</th><th scope="col">Round</th>
-<th scope="col">{{ chart.metric }}</th><th scope="col">Production</th></tr></thead>
-<tbody>
+{% call table("chart-table", chart.metric ~ " by round, newest first",
+ ("Version", "Session of", "Round", chart.metric, "Production")) %}
 {% for point in chart.points|reverse %}
 <tr><th scope="row">{{ point.version }}</th><td>{{ point.session }}</td><td>{{ point.round }}</td>
 <td class="num">{{ point.value|number }}</td>
@@ -128,9 +121,7 @@ NOW = """\
 {{- "rolled back to" if one.back else "promoted" }} {{ one.time|when }}{{ ", " if not loop.last }}
 {%- endfor %}</td></tr>
 {% endfor %}
-</tbody>
-</table>
-</div>
+{% endcall %}
 </details>
 </figure>
 {% else %}
@@ -142,26 +133,20 @@ NOW = """\
 <section id="versions" aria-labelledby="versions-title">
 <h2 id="versions-title">Versions</h2>
 {% if versions %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="versions-table">
-<table>
-<caption id="versions-table">{{ total_versions }} versions
- {%- if total_versions > versions|length %}, of which the newest {{ versions|length }} are
- here (<code>fl-app versions</code> lists all){% endif %}</caption>
-<thead><tr><th scope="col">Version</th><th scope="col">Stage</th><th scope="col">Score</th>
-<th scope="col">Round</th><th scope="col">Registered</th><th scope="col">Why</th></tr></thead>
-<tbody>
+{% call table("versions-table",
+ "Versions, newest first" ~ part(versions|length, total_versions, "fl-app versions"),
+ ("Version", "Stage", "Score", "Round", "Registered", "Why")) %}
 {% for row, why in versions %}
 <tr><th scope="row">{{ row.version }}</th>
-<td>{{ stage_chip(row.stage, row|pending) }}{% if row|pending %} <span class="muted">pending</span>
+<td>{{ chip(row.stage, "pending" if row|pending else row.stage|lower) }}
+ {%- if row|pending %} <span class="muted">pending</span>
 {%- elif row.tags.get("approval") in ("rejected", "superseded") %}
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
 <td class="num">{{ row|score }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
 <td class="text">{{ why }}</td></tr>
 {% endfor %}
-</tbody>
-</table>
-</div>
+{% endcall %}
 {% else %}
 <p class="muted">
 {{- "They cannot be read." if problem or fault else "There is no version yet." }}</p>
@@ -198,6 +183,7 @@ NOW = """\
 """
 
 LEDGER = """\
+{% from "parts" import part, table %}
 <section id="ledger" aria-labelledby="ledger-title">
 <h2 id="ledger-title">Ledger</h2>
 {% if problem %}
@@ -210,25 +196,17 @@ LEDGER = """\
  each has the hash of the one before.</p>
 {% endif %}
 {% if entries %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="ledger-table">
-<table>
-<caption id="ledger-table">
-{{- "The entries before the fault" if fault else "Who moved what" }}, newest first
- {%- if total_entries > entries|length %}; the newest {{ entries|length }} of
- {{ total_entries }}{% endif %}</caption>
-<thead><tr><th scope="col">Entry</th><th scope="col">Time</th><th scope="col">Move</th>
-<th scope="col">Version</th><th scope="col">Instead of</th><th scope="col">By</th>
-<th scope="col">Why</th></tr></thead>
-<tbody>
+{% call table("ledger-table",
+ ("The entries before the fault" if fault else "Who moved what") ~ ", newest first"
+ ~ part(entries|length, total_entries),
+ ("Entry", "Time", "Move", "Version", "Instead of", "By", "Why")) %}
 {% for entry in entries %}
 <tr><th scope="row">{{ entry.number }}</th><td>{{ entry.time|when }}</td>
 <td>{{ moves.get(entry.op, entry.op) }}</td><td class="num">{{ entry.version }}</td>
 <td class="num">{{ entry.displaced }}</td><td>{{ entry.actor }}</td>
 <td class="text">{{ entry.reason }}</td></tr>
 {% endfor %}
-</tbody>
-</table>
-</div>
+{% endcall %}
 {% elif not problem and not fault %}
 <p class="muted">Nothing has been moved yet.</p>
 {% endif %}

@@ -7,14 +7,15 @@ the page and leaves one sentence for it.
 
 from __future__ import annotations
 
+import functools
 import re
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flask import Blueprint, Flask, Response, g, redirect, request, session
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from fl_app.api.endpoint import Change, Context
 from fl_app.api.guard import FORM, SAFE_METHODS, read_body
@@ -37,12 +38,7 @@ STALE = "That form is older than this server, or the browser takes no cookies; s
 SENT = "That form was sent before with other content; look at what it did."
 SIGNED_OUT = "You are signed out, after 8 hours or a restart of the server; sign in again."
 
-Name = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
-    AfterValidator(printable),
-]
-Reason = Annotated[
+Line = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=500),
     AfterValidator(printable),
@@ -57,7 +53,7 @@ class PageQuery(Query):
 
 
 class SignInForm(Body):
-    """The token."""
+    """The token; the form to sign out has nothing."""
 
     token: str = ""
 
@@ -65,17 +61,19 @@ class SignInForm(Body):
 class SignedForm(Body):
     """A form of somebody with a name."""
 
-    by: Name
+    by: Annotated[Line, Field(max_length=100)]
 
 
 class TriggerForm(SignedForm):
     """A request for retraining."""
 
-    reason: Reason
+    reason: Line
 
 
 class DecisionForm(SignedForm):
     """Whether a version goes to Production."""
+
+    # One form with a choice: Enter in the note would press the first of two buttons.
 
     version: Version
     decision: Literal["approve", "reject"]
@@ -90,18 +88,8 @@ class RollbackForm(SignedForm):
     note: Text = ""
 
 
-F = TypeVar("F", bound=SignedForm)
-
 PAGE_QUERIES = {"page.show": PageQuery, "page.chart": PageQuery}
 """The queries of the page's routes by Flask's names."""
-FORMS: dict[str, type[Body]] = {
-    "page.sign_in": SignInForm,
-    "page.sign_out": Body,
-    "page.trigger": TriggerForm,
-    "page.decide": DecisionForm,
-    "page.roll_back": RollbackForm,
-}
-"""The fields of the forms by Flask's names, beside the hidden ``form`` and ``once``."""
 HINTS = {
     "by": "Write your name in at most 100 characters; the ledger records it.",
     "reason": "Write why it should be trained again, in at most 500 characters.",
@@ -178,23 +166,10 @@ def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Bl
         signs.end()
         return _back("done", "You are signed out.")
 
-    @page.post("/page/trigger")
-    def trigger() -> AnyResponse:
-        return _do(context, TriggerForm, _trigger)
-
-    if context.registry.exists:
-        page.add_url_rule(
-            "/page/decide",
-            "decide",
-            lambda: _do(context, DecisionForm, _decide),
-            methods=["POST"],
-        )
-        page.add_url_rule(
-            "/page/rollback",
-            "roll_back",
-            lambda: _do(context, RollbackForm, _roll_back),
-            methods=["POST"],
-        )
+    for path, (kind, work) in FORMS.items():
+        if context.registry.exists or kind is TriggerForm:
+            view = functools.partial(_do, context, kind, work)
+            page.add_url_rule(path, kind.__name__, view, methods=["POST"])
     return page
 
 
@@ -229,12 +204,21 @@ def _roll_back(context: Context, form: RollbackForm, new_id: str) -> str:
     return f"Version {form.version} is back in Production."
 
 
-def _do(context: Context, kind: type[F], work: Callable[[Context, F, str], str]) -> AnyResponse:
+Work = Callable[[Context, Any, str], str]
+FORMS: dict[str, tuple[type[Body], Work]] = {
+    "/page/trigger": (TriggerForm, _trigger),
+    "/page/decide": (DecisionForm, _decide),
+    "/page/rollback": (RollbackForm, _roll_back),
+}
+"""The forms of those who are signed in: their fields and what they do, by path."""
+
+
+def _do(context: Context, kind: type[Body], work: Work) -> AnyResponse:
     """Do what a form requests, once also where it is sent twice, and go back to the page."""
     try:
         key = g.form.pop("once", "")
-        form: F = parse(kind, {k: v for k, v in g.form.items() if k != "form"}, hints=HINTS)
-        session["name"] = form.by  # for this visitor's next form
+        form = parse(kind, {k: v for k, v in g.form.items() if k != "form"}, hints=HINTS)
+        session["name"] = form.by  # filled in for this visitor's next form
         if not re.fullmatch(r"[0-9a-f]{32}", key, re.ASCII):
             raise ApiError(400, STALE)
         try:
@@ -245,6 +229,7 @@ def _do(context: Context, kind: type[F], work: Callable[[Context, F, str], str])
                 lambda new_id: (200, {"detail": work(context, form, new_id)}),
             )
         except ApiError as error:
+            # The key is the form's own, so that a conflict is another content of the same form.
             raise error if error.status >= 500 else ApiError(error.status, SENT) from None
         return _back("done" if status < 400 else "refused", answer["detail"])
     except ApiError as error:
@@ -257,7 +242,8 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
         return None
     read_body(request, FORM)
     g.form = {name: values[0] for name, values in request.form.lists() if len(values) == 1}
-    known = {"form", "once", *FORMS[request.endpoint or ""].model_fields}
+    kind, _ = FORMS.get(request.path, (SignInForm, None))
+    known = {"form", "once", *kind.model_fields}
     if set(request.form) - known or len(g.form) < len(request.form):
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
     if not is_own_form(g.form.get("form", "")):

@@ -30,6 +30,8 @@ class PageSessions(SecureCookieSessionInterface):
     Browsers send a host's cookies to all its ports, so two servers on one machine need two names.
     """
 
+    # The cookie holds no secret and opens the page only. Programs use the token, so that no form
+    # of another site can act on the API.
     salt = "fl-app page"
     digest_method = staticmethod(hashlib.sha256)
 
@@ -79,6 +81,7 @@ class SignIns:
         """Sign the visitor in, under a new id."""
         session.clear()
         session.permanent = True
+        # The proxy in front of this server speaks HTTPS, which only the browser's Origin shows.
         session["https"] = request.headers.get("Origin", "").startswith("https://")
         session["id"] = secrets.token_hex(16)
         session["until"] = time.time() + SIGNED_IN_FOR.total_seconds()

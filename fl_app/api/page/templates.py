@@ -114,20 +114,27 @@ PARTS = """\
 {{ text_input(id, "by", "Your name", name, 100, complete="name") }}
 {% endmacro %}
 
-{% macro stage_chip(stage, pending=False) %}
-<span class="chip {{ 'pending' if pending else stage|lower }}">{{ stage }}</span>
+{% macro chip(text, kind) %}<span class="chip {{ kind }}">{{ text }}</span>{% endmacro %}
+
+{% macro table(id, caption, heads) %}
+<div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}">
+<table>
+<caption id="{{ id }}">{{ caption }}</caption>
+<thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
+<tbody>
+{{ caller() }}
+</tbody>
+</table>
+</div>
+{% endmacro %}
+
+{% macro part(shown, total, command="") %}
+{% if shown < total %}; {{ shown }} of {{ total }}
+{%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}
 {% endmacro %}
 
 {% macro alert(sentence) %}
 {% if sentence %}<p class="message refused" role="alert">{{ sentence }}</p>{% endif %}
-{% endmacro %}
-
-{% macro move(entry, title) %}
-{% if entry %}
-<div><dt>{{ title }}</dt><dd>{{ entry.time|when }}
- {%- if entry.actor %}, by {{ entry.actor }}{% endif %}</dd></div>
-{% if entry.reason %}<div><dt>Why</dt><dd>{{ entry.reason }}</dd></div>{% endif %}
-{% endif %}
 {% endmacro %}
 """
 
@@ -139,7 +146,7 @@ PAGE = """\
 <a class="skip" href="#main">Skip to the content</a>
 <header class="top">
 <div>
-<p class="brand">fl-app</p>
+<p class="muted">fl-app</p>
 <h1>{{ model }}</h1>
 </div>
 <div class="tools">

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compress_updates: a Flower mod that sends what a node has learned in fewer bytes.
+"""compress_updates: a Flower mod that compresses a node's model updates.
 
-The form is in `fl_app/wire/compressed_update.py`; `LifecycleStrategy` reads it by itself.
+The format is in `fl_app/wire/compressed_update.py`; `LifecycleStrategy` decodes it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ logger = logging.getLogger("flwr.fl_app")
 def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
     """Make a mod: ``ClientApp(mods=[compress_updates("int8"), ...])``, before all others.
 
-    A reply to a train message carries the difference to the model that the message brought, in
-    half precision or in whole multiples of a scale for each channel. What is no float, and arrays
-    of less than two axes, travel as they are. A node keeps nothing: the rounding of ``int8`` has
-    the exact value for its mean, so that no error needs to be carried into the next round, which
-    might be a long time off. The server must be a `LifecycleStrategy`, any other strategy raises a
-    TypeError; nodes with and without the mod may take part in one round.
+    A reply to a train message carries the difference to the model in that message, in half
+    precision or as whole multiples of a scale for each channel. Integers, booleans and arrays of
+    less than two axes are sent unchanged. A node stores nothing between rounds: the rounding of
+    ``int8`` is unbiased, so no error has to be carried into a next round, which may be far off.
+    The server must be a `LifecycleStrategy`; any other strategy raises a TypeError. Nodes with and
+    without the mod may take part in one round.
 
-    As the first of the mods it comes after those that clip or add noise to a reply. ``int8`` may
-    lengthen an update that a node has clipped: bound it again on the server by
+    As the first of the mods it is applied after those that clip a reply or add noise to it.
+    ``int8`` may lengthen an update that a node has clipped: limit its norm on the server too, by
     ``Screening(max_update_norm=...)``.
 
     Parameters
@@ -47,19 +47,19 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
     encoding : str
         "float16" or "int8": about a half or a quarter of the bytes of float32.
     seed : int
-        With the node and the model that it was sent, it decides which values are rounded up.
+        Seed of the rounding, combined with the node and the received model.
 
     Raises
     ------
     ValueError
-        If ``encoding`` is another word.
+        ``encoding`` is neither of these.
     """
     if encoding not in [*Encoding]:
         raise ValueError(f"encoding is {encoding!r}, expected 'float16' or 'int8'.")
     form = Encoding(encoding)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        # Taken before the app has the message, which may empty it.
+        # Read before the app gets the message, which it may change.
         sent = {key: dict(arrays) for key, arrays in message.content.array_records.items()}
         reply = call_next(message, context)
         if not message.metadata.message_type.startswith("train") or reply.has_error():
@@ -67,7 +67,7 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
         try:
             _compress(reply, sent, form, seed=f"{seed} {_node(context)}")
         except UpdateError as error:
-            reason = f"what this node has learned {error}; it sits out this round"
+            reason = f"this node's update {error}; it does not take part in this round"
             logger.warning("%s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         return reply
@@ -82,14 +82,15 @@ def _compress(
     *,
     seed: str,
 ) -> None:
-    """Put the smaller arrays into the reply, in the place of its own."""
-    found = list(reply.content.array_records.items())
-    base = _base(found[0][1], sent) if len(found) == 1 else None
+    """Replace the reply's arrays by compressed ones."""
+    records = list(reply.content.array_records.items())
+    base = _base(records[0][1], sent) if len(records) == 1 else None
     if base is None:
-        logger.warning("an update is sent as it is: the message brought no model of its arrays")
+        logger.warning("an update is not compressed: the message had no model with these arrays")
         return
-    (key, arrays), scales, made = found[0], dict[str, np.ndarray](), ArrayRecord()
+    (key, arrays), scales, made = records[0], dict[str, np.ndarray](), ArrayRecord()
     model = fingerprint({name: array.data for name, array in base.items()})
+    # Equal rounds are rounded equally; two nodes, or two rounds, never are.
     random = _random(f"{seed} {model}")
     for name, array in arrays.items():
         try:
@@ -102,7 +103,7 @@ def _compress(
             made[name].stype = SERIALIZED_AS
     if not scales:
         return
-    logger.info("sends %.3f MB in place of %.3f MB", _megabytes(made), _megabytes(arrays))
+    logger.info("sends %.3f MB instead of %.3f MB", _megabytes(made), _megabytes(arrays))
     header = UpdateHeader(form, model, scales)
     reply.content[key] = made
     reply.content[UPDATE_RECORD] = ConfigRecord(header.to_record())
@@ -111,7 +112,7 @@ def _compress(
 def _base(
     arrays: ArrayRecord, sent: Mapping[str, Mapping[str, Array]]
 ) -> Mapping[str, Array] | None:
-    """The arrays that the node was sent under the same names and in the same shapes."""
+    """Return the received arrays with the same names and shapes; None if there are none."""
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     for model in sent.values():
         if {name: tuple(array.shape) for name, array in model.items()} == shapes:
@@ -124,7 +125,7 @@ def _megabytes(arrays: ArrayRecord) -> float:
 
 
 def _node(context: Context) -> object:
-    """What a node is called in each run; the id of a simulated one is another each time."""
+    """Return a node's name that is the same in each run, which a simulated node's id is not."""
     return context.node_config.get("partition-id", context.node_id)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """data_summary_mod: a Flower mod that adds counts of a node's new rows to its train replies.
 
-What they are compared with is in `reference.py`; what they mean is the server's business.
+The node's reference is in `fl_app/client/summary/reference.py`; the server tests for drift.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ from fl_registry.redaction import trace
 logger = logging.getLogger("flwr.fl_app")
 
 MIN_ROWS = 50
-"""Below so many new rows a node says nothing."""
+"""Fewest new rows for a summary."""
 NODE_KEY = "data-summaries"
 """Key of the node config with the folder for a node's reference."""
 
-
 Features = Callable[[Message, Context], Any]
-"""Gives a node's rows: columns by name, an array of shape (rows, columns), or KeyedRows."""
+"""Returns a node's rows: columns by name, an array of shape (rows, columns), or KeyedRows."""
 
 
 def data_summary_mod(
@@ -60,45 +59,45 @@ def data_summary_mod(
 ) -> Mod:
     """Make a mod: ``ClientApp(mods=[data_summary_mod(features)])``.
 
-    The first rows of a node become its reference; rows that are new in a later message are counted
-    in the reference's quantile bins, and the counts go into the reply to a train message. What was
-    sent joins the reference with the next message, unless that message says to hold it back
-    (``data-hold``) or to begin anew (another ``data-reference``): with the rows that were held
-    back, if they are enough, else with all. What goes wrong here is logged and costs the summary,
-    never the reply.
+    The first rows of a node become its reference. Rows that are new in a later message are counted
+    in the reference's quantile bins, and the counts are added to the reply to a train message. With
+    the next message they join the reference, unless that message has ``data-hold`` set or another
+    ``data-reference``. With another name a new reference is made: of the rows that have not joined
+    the old one, if they are enough, otherwise of all rows. If anything fails the error is logged
+    and the reply has no summary.
 
     Parameters
     ----------
     features : Callable[[Message, Context], Any]
-        Gives the rows that the node has now. Numbers are binned by quantiles, anything else by its
+        Returns the node's current rows. Numbers are binned by quantiles, other values by their
         most frequent levels; NaN and None are missing.
     fresh : bool
-        True if ``features`` gives new rows only; otherwise the mod finds out which are new.
+        True if ``features`` returns new rows only; otherwise the mod detects which are new.
     folder : Callable[[Context], Path] | None
-        Where the node's reference is kept. By default ``data-summaries`` of the node config, else
-        a folder for each node in ``FL_APP_HOME``.
+        Folder of the node's reference. By default ``data-summaries`` of the node config, or a
+        folder for each node in ``FL_APP_HOME``.
     edges : Mapping[str, Sequence] | None
-        For nodes without a disk: bin edges (or levels) of each column, the same on all nodes.
-        Nothing is kept then, the server holds each node's reference, and rows must be ``fresh``.
+        For nodes without a disk: bin edges (or levels) of each column, the same on all nodes. The
+        server stores each node's reference then, and rows must be ``fresh``.
     epsilon, delta : float | None, float
         With ``epsilon`` the rows of each batch are protected by differential privacy: Gaussian
-        noise on the counts, which has 16 bins then, missing rows untold (Dwork and Roth 2014,
-        theorem A.1; one row is one count in each column). It adds up over batches. Bin edges are
-        the baseline's own quantiles and are not covered.
+        noise on the counts, in 16 bins, without missing rows (Dwork and Roth 2014, theorem A.1;
+        one row is one count in each column). The privacy loss adds up over batches. Bin edges are
+        the baseline's own quantiles and are not protected.
 
     Raises
     ------
     ValueError
-        If the parameters do not go together.
+        A parameter is out of range, or two exclude each other.
     """
     if epsilon is not None and not 0 < epsilon <= 1:
         raise ValueError(f"epsilon is {epsilon}, expected more than 0 and at most 1.")
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta}, expected a probability, such as 1e-5.")
     if edges is not None and not fresh:
-        raise ValueError("Without a disk nobody knows which rows are new: give fresh=True.")
+        raise ValueError("A node without a disk cannot detect new rows: set fresh=True.")
     if edges is not None and epsilon is not None:
-        raise ValueError("Noise needs a reference on disk: give either edges or epsilon.")
+        raise ValueError("Noise needs a reference on disk: set either edges or epsilon.")
     summariser = _Summariser(fresh, epsilon, delta)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -113,7 +112,7 @@ def data_summary_mod(
                 summary = summariser.summary(rows, path, node_id, name=name, hold=hold)
             else:
                 summary = _on_global_edges(rows, edges, node_id, name)
-        except Exception as error:  # noqa: BLE001 - the user's code and data; the reply is worth more
+        except Exception as error:  # noqa: BLE001 - the user's code; training must go on
             logger.warning("this node sends no data summary: %s", trace(error))
             return reply
         if summary is not None:
@@ -124,7 +123,7 @@ def data_summary_mod(
 
 
 def node_folder(context: Context) -> Path:
-    """The folder that the node config names, else one in FL_APP_HOME for each node."""
+    """Return the folder in the node config, by default one in FL_APP_HOME for each node."""
     named = context.node_config.get(NODE_KEY)
     if named is not None:
         return Path(str(named)).expanduser().absolute()
@@ -134,7 +133,7 @@ def node_folder(context: Context) -> Path:
 
 @dataclass(frozen=True)
 class _Summariser:
-    """Summaries of a node with a disk."""
+    """Makes the summaries of a node with a disk."""
 
     fresh: bool
     epsilon: float | None
@@ -143,7 +142,7 @@ class _Summariser:
     def summary(
         self, rows: Any, path: Path, node_id: str, *, name: str, hold: bool
     ) -> DataSummary | None:
-        """Take the rows that the node has now; return what to send, if anything."""
+        """Count the node's current rows and update its reference; return the summary, if any."""
         digests = np.array([], np.uint64) if self.fresh else row_digests(rows)
         reference = load_reference(path)
         if reference is None or reference.name != name or not self._is_its_noise(reference):
@@ -166,7 +165,7 @@ class _Summariser:
     def _begin(
         self, rows: Any, digests: np.ndarray, path: Path, name: str, old: Reference | None
     ) -> None:
-        """Make a reference of the rows that the old one had not let in, or else of all."""
+        """Make a new reference of the rows that the old one did not accept, or of all rows."""
         which = None
         if old is not None and not self.fresh:
             late = new_rows(digests, old.accepted)
@@ -174,7 +173,7 @@ class _Summariser:
         columns = read_rows(rows, which)
         count, variance = count_of(columns), self._variance(len(columns))
         if count < _least(variance):
-            logger.info("%d rows make no data reference, %d do", count, _least(variance))
+            logger.info("%d rows are too few for a data reference of %d", count, _least(variance))
             return
         bins, noise = NOISY_BINS if variance else BINS, np.random.default_rng()
         reference = new_reference(name, columns, digests, bins=bins, variance=variance, noise=noise)
@@ -190,7 +189,7 @@ class _Summariser:
 
 
 def _least(variance: float) -> int:
-    """Rows below which nothing is said: few ones, or ones that their own noise would drown."""
+    """Return the fewest rows for a summary; with noise, so many that they exceed the noise."""
     return max(MIN_ROWS, math.ceil(20 * math.sqrt(variance)))
 
 
@@ -214,7 +213,7 @@ def _column(name: str, marks: Sequence[float] | Sequence[str]) -> Column:
 
 
 def _order(message: Message) -> tuple[str, bool]:
-    """The reference that the server names, and whether the last summary is to be held back."""
+    """Return the requested reference, and whether the last summary must not join it."""
     for config in message.content.config_records.values():
         if REFERENCE_KEY in config:
             return str(config[REFERENCE_KEY]), bool(config.get(HOLD_KEY))

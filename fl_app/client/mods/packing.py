@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pack_arrays: a Flower mod by which a model travels as one array, both ways.
+"""pack_arrays: a Flower mod that sends and receives a model as one array.
 
-The form is in `fl_app/wire/packing.py`; the server's side is `LifecycleStrategy(pack_arrays=True)`.
+The format is in `fl_app/wire/packing.py`; on the server use `LifecycleStrategy(pack_arrays=True)`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from fl_app.wire.packing import PackingError, is_packed, pack, unpack
 
 
 def pack_arrays(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Take apart what the server has packed, and pack the reply; leave all other messages alone.
+    """Unpack a packed message and pack its reply; other messages are not changed.
 
-    The first of the mods: ``ClientApp(mods=[pack_arrays, ...])``. The app and the mods after it see
-    plain arrays.
+    Use it as the first of the mods: ``ClientApp(mods=[pack_arrays, ...])``. The app and the mods
+    after it see plain arrays.
     """
     if not is_packed(message.content):
         return call_next(message, context)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and boxes as plain columns, for the data summary: what a camera does to pictures shows.
+"""Statistics of pictures and boxes as columns for the data summary.
 
-Eight statistics of the pixels find blur, darkness, haze, noise and colour casts about as well as
-tests on embeddings do, and cost a few milliseconds a picture.
+Eight statistics of the pixels detect blur, darkness, haze, noise and colour casts about as well as
+tests on embeddings, in a few milliseconds a picture.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 SIZE = (192, 144)
-"""Width and height in pixels at which statistics are taken, so that they do not depend on it."""
+"""Width and height in pixels to which pictures are scaled before statistics are taken."""
 EDGE = 20.0
-"""Second difference of brightness, from 0 to 255, from which a pixel counts as an edge."""
+"""Least second difference of brightness, from 0 to 255, at which a pixel counts as an edge."""
 UNREADABLE = (OSError, SyntaxError, ValueError, ImportError)
-"""What Pillow raises on a damaged file; the last where Ultralytics made it look for a plugin."""
+"""Raised by Pillow on a damaged file; the last if Ultralytics made it search for a plugin."""
 PIXEL_STATISTICS = (
     "brightness",
     "contrast",
@@ -31,7 +31,7 @@ PIXEL_STATISTICS = (
 
 
 def pixel_statistics(paths: Iterable[Path]) -> dict[str, np.ndarray]:
-    """Eight statistics of each picture; NaN for one that can't be read.
+    """Return eight statistics of each picture; NaN for one that can't be read.
 
     Mean and standard deviation of the brightness, shares of red, green and blue, mean saturation,
     logarithm of the variance of the Laplacian, and the share of pixels with an edge.
@@ -45,10 +45,10 @@ def box_statistics(
     names: Sequence[str],
     scores: Sequence[np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Boxes for each picture: how many, of which class most, how large, how sure.
+    """Return for each picture the number of boxes, their main class, size and confidence.
 
-    For labels, or for what a model finds. A model's finds move whenever the model does, so they
-    tell of the data only where one and the same model made all of them.
+    The boxes are labels or a model's detections. Detections change with the model, so they are
+    comparable only if the same model made all of them.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def box_statistics(
     names : Sequence[str]
         Class names by class number.
     scores : Sequence[np.ndarray] | None
-        For a model's finds how sure it is of each, shape (n,).
+        Confidences of a model's detections, shape (n,) for each picture.
     """
     classes = [_main_class(b[:, 0], names) if len(b) else None for b in boxes]
     columns: dict[str, np.ndarray] = {
@@ -73,7 +73,7 @@ def box_statistics(
 
 
 def file_key(*paths: Path) -> str:
-    """A text that changes when one of the files does, by name, size and time; none is read."""
+    """Return a text that changes with the files, by name, size and time; none is read."""
     stats = [(path, path.stat()) for path in paths if path.is_file()]
     return "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
 

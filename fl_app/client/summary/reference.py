@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's reference: the bins of its columns and the counts in them, as one file on its disk.
+"""A node's reference: the bins of its columns and their counts, in one file on its disk.
 
-The edges of the bins are values of the node, so this file never leaves it.
+The edges of the bins are private values, so the file is never sent.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from fl_app.client.summary.rows import Columns
 from fl_app.wire.data_summary import BINS, DataSummary, Feature, FeatureKind
@@ -24,33 +25,31 @@ from fl_registry.redaction import printable
 
 logger = logging.getLogger("flwr.fl_app")
 
-VERSION = 1
 UNREADABLE = (
     OSError,
     ValueError,
     LookupError,
     TypeError,
-    AttributeError,
     EOFError,
     RuntimeError,
     MemoryError,
     BadZipFile,
 )
-"""What numpy, json and zipfile raise on a file that is damaged, or not one of ours."""
+"""Raised by numpy, pydantic and zipfile on a file that is damaged or foreign."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How the rows of one column fall into bins.
+    """The bins of one column.
 
     Attributes
     ----------
     name : str
-        Its name.
+        Name of the column.
     edges : tuple[float, ...] | None
         Upper edges of all bins but the last; None for levels.
     levels : tuple[str, ...]
-        Levels with a bin each; all others share the bin after them.
+        Levels with a bin each; all others share the next bin.
     """
 
     name: str
@@ -59,34 +58,32 @@ class Column:
 
     @property
     def features(self) -> tuple[Feature, Feature]:
-        """What is counted of it: its rows in bins, and its missing rows."""
+        """The two counts of the column: its rows in bins, and its missing rows."""
         kind = FeatureKind.LEVELS if self.edges is None else FeatureKind.VALUE
         return Feature(self.name, kind), Feature(self.name, FeatureKind.MISSING)
 
     def count(self, rows: np.ndarray, bins: int) -> np.ndarray:
-        """Counts of shape (2, bins): rows in bins; rows that are there and rows that are missing.
-
-        Sorting once and looking each edge up is many times faster than the reverse.
-        """
+        """Return counts of shape (2, bins): rows in bins; present rows and missing rows."""
         counts = np.zeros((2, bins))
         if self.edges is None:
-            there = _levels(rows)
+            present = _levels(rows)
             place = {level: number for number, level in enumerate(self.levels)}
-            levels, number = np.unique(there, return_counts=True)
+            levels, number = np.unique(present, return_counts=True)
             np.add.at(counts[0], [place.get(v, len(self.levels)) for v in levels], number)
         else:
-            there = _sorted_numbers(self.name, rows)
-            cuts = np.searchsorted(there, self.edges, side="right")
-            counts[0, : len(cuts) + 1] = np.diff(cuts, prepend=0, append=len(there))
-        counts[1, :2] = len(there), len(rows) - len(there)
+            # Sorting once and searching each edge is many times faster than the reverse.
+            present = _sorted_numbers(self.name, rows)
+            cuts = np.searchsorted(present, self.edges, side="right")
+            counts[0, : len(cuts) + 1] = np.diff(cuts, prepend=0, append=len(present))
+        counts[1, :2] = len(present), len(rows) - len(present)
         return counts
 
 
 def learn_column(name: str, rows: np.ndarray, bins: int) -> Column:
-    """Bins of equal counts for numbers, the most frequent levels for anything else.
+    """Return bins of equal counts for numbers, or the most frequent levels for other values.
 
-    An edge belongs to the bin below it. Edges repeat where values do, so that bin numbers mean the
-    same quantiles on every node; none is at the greatest value, beyond which nothing could fall.
+    An edge belongs to the bin below it. Edges repeat where values do, so that a bin's number is the
+    same quantile on every node. No edge is at the greatest value, as its upper bin would be empty.
     """
     if not _is_numeric(rows):
         levels, number = np.unique(_levels(rows), return_counts=True)
@@ -99,30 +96,30 @@ def learn_column(name: str, rows: np.ndarray, bins: int) -> Column:
     greatest = values[-1]
     below = values[np.searchsorted(values, greatest) - 1] if values[0] < greatest else greatest
     edges = np.where(edges == greatest, below, edges)
-    if values[0] == greatest:  # a constant: see values on either side of it
+    if values[0] == greatest:  # a constant: detect values on either side of it
         edges[: bins // 2] = np.nextafter(greatest, -np.inf)
     return Column(name, tuple(map(float, edges)))
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a node compares its new rows with.
+    """The rows that a node compares its new rows with, as counts.
 
     Attributes
     ----------
     name : str
-        The server's name for it; another name from the server means to begin anew.
+        The server's name for it; if the server sends another name, a new reference is made.
     columns : tuple[Column, ...]
         The bins.
     baseline, grown : np.ndarray
         float64, shape (2 * columns, bins): counts of the first rows, and of all that were accepted.
     sent : np.ndarray
-        Counts of the last summary, which join ``grown`` unless the server holds them back.
+        Counts of the last summary, which join ``grown`` unless the server sets ``data-hold``.
     waiting : np.ndarray
-        Counts of new rows that are too few to be sent.
+        Counts of new rows that are too few for a summary.
     seen, accepted : np.ndarray
-        uint64, sorted: digests of the rows that were there last time, and when rows were last let
-        in.
+        uint64, sorted: digests of the rows of the last message, and of those when rows last joined
+        ``grown``.
     noise : tuple[float, float, float]
         Variance of the noise in each count of ``sent``, ``grown`` and ``baseline``.
     """
@@ -139,11 +136,11 @@ class Reference:
 
     @property
     def rows_waiting(self) -> int:
-        """Rows that the next summary would hold."""
+        """Number of rows in the next summary."""
         return int(self.waiting[1, :2].sum())
 
     def settled(self, *, hold: bool) -> Reference:
-        """Let what was sent last join the reference, or drop it on the server's word."""
+        """Let the last summary join the reference, or drop it if the server requests ``hold``."""
         now, grown, baseline = self.noise
         empty = np.zeros_like(self.sent)
         if hold:
@@ -158,29 +155,29 @@ class Reference:
         )
 
     def fits(self, columns: Columns) -> bool:
-        """Whether these are the columns that it is about."""
+        """Return whether names and types of the columns are those of this reference."""
         mine = {column.name: column.edges is not None for column in self.columns}
         return mine == {name: _is_numeric(rows) for name, rows in columns.items()}
 
     def with_rows(self, columns: Columns, digests: np.ndarray) -> Reference:
-        """Count rows that are new; ``digests`` are those of all rows that are there now."""
+        """Count new rows; ``digests`` are those of all current rows."""
         counts = count_rows(self.columns, columns, self.baseline.shape[1])
         return replace(self, waiting=self.waiting + counts, seen=np.sort(digests))
 
     def summarised(self, node_id: str, noise: np.random.Generator) -> tuple[Reference, DataSummary]:
-        """What to send, and the reference that remembers having sent it."""
+        """Return the reference after sending a summary, and that summary."""
         now = self.waiting + np.sqrt(self.noise[0]) * noise.standard_normal(self.waiting.shape)
         after = replace(self, sent=now, waiting=np.zeros_like(now))
         counts = np.stack([now, self.grown, self.baseline], axis=1)
         features = tuple(f for column in self.columns for f in column.features)
-        # Missing rows are worth a feature only where there are any; among noise they drown.
-        worth = [
+        # Missing rows are a feature only if there are any; with noise that cannot be seen.
+        chosen = [
             i
             for i, f in enumerate(features)
             if f.kind is not FeatureKind.MISSING or (counts[i, :, 1].any() and not any(self.noise))
         ]
-        kept = tuple(features[i] for i in worth)
-        return after, DataSummary(node_id, self.name, kept, counts[worth], self.noise)
+        sent = tuple(features[i] for i in chosen)
+        return after, DataSummary(node_id, self.name, sent, counts[chosen], self.noise)
 
 
 def new_reference(
@@ -192,9 +189,9 @@ def new_reference(
     variance: float = 0.0,
     noise: np.random.Generator | None = None,
 ) -> Reference:
-    """A reference with these rows as its baseline, noise of ``variance`` in each of its counts.
+    """Return a reference with these rows as baseline and noise of ``variance`` in its counts.
 
-    ``digests`` are the rows' own, see ``row_digests``; empty if rows never come twice.
+    ``digests`` are those of the rows, see ``row_digests``; empty if rows are never repeated.
     """
     learnt = tuple(learn_column(column, rows, bins) for column, rows in columns.items())
     counts = count_rows(learnt, columns, bins)
@@ -206,70 +203,69 @@ def new_reference(
 
 
 def count_rows(columns: Sequence[Column], rows: Columns, bins: int) -> np.ndarray:
-    """Counts of shape (2 * columns, bins)."""
+    """Return counts of shape (2 * columns, bins)."""
     return np.concatenate([column.count(rows[column.name], bins) for column in columns])
 
 
 def save_reference(reference: Reference, path: Path) -> None:
     """Write the reference, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "version": VERSION,
-        "name": reference.name,
-        "columns": [asdict(column) for column in reference.columns],
-        "noise": reference.noise,
-    }
+    about = _About(reference.name, reference.columns, reference.noise)
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
-    with replacing(path, mode=0o600) as file:  # the node's values are for nobody else
-        np.savez(file, about=np.array(json.dumps(about)), **arrays)
+    with replacing(path, mode=0o600) as file:  # the edges are private values of this node
+        np.savez(file, about=np.array(json.dumps(asdict(about))), **arrays)
 
 
 def load_reference(path: Path) -> Reference | None:
-    """Read the reference; None where there is none, or none that can be read."""
+    """Return the reference; None if there is none, or if it cannot be read."""
     if not path.is_file():
         return None
     try:
         _require_plain_zip(path)
         with np.load(path, allow_pickle=False) as file:
-            about: dict[str, Any] = json.loads(str(file["about"]))
+            about = _ABOUT.validate_json(str(file["about"]))
             arrays = {name: file[name] for name in _ARRAYS}
         return _checked(about, arrays)
     except UNREADABLE as error:
-        said = printable(str(error))[:200]
-        logger.warning("the data reference %s is unreadable (%s); it starts anew", path, said)
+        reason = printable(str(error))[:200]
+        logger.warning("the data reference %s is unreadable (%s); it is made anew", path, reason)
         return None
 
 
+@dataclass(frozen=True)
+class _About:
+    """The part of a reference's file that is no array."""
+
+    name: str
+    columns: tuple[Column, ...]
+    noise: tuple[float, float, float]
+    version: Literal[2] = 2
+
+
+_ABOUT = TypeAdapter(_About)
 _ARRAYS = ("baseline", "grown", "sent", "waiting", "seen", "accepted")
 
 
 def _require_plain_zip(path: Path) -> None:
-    """Refuse a file that would be larger in memory than on disk, as numpy never writes one."""
+    """Refuse a file that would be larger in memory than on disk; numpy.savez writes none."""
     with ZipFile(path) as file:
         parts = file.infolist()
     if any(part.compress_type for part in parts) or (
         sum(part.file_size for part in parts) > path.stat().st_size
     ):
-        raise ValueError("its parts are packed or overlap")
+        raise ValueError("its parts are compressed or overlap")
 
 
-def _checked(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Reference:
-    if about["version"] != VERSION:
-        raise ValueError(f"version {about['version']}, expected {VERSION}")
-    columns = tuple(
-        Column(str(c["name"]), c["edges"] and tuple(map(float, c["edges"])), tuple(c["levels"]))
-        for c in about["columns"]
-    )
-    now, grown, baseline = map(float, about["noise"])
+def _checked(about: _About, arrays: Mapping[str, np.ndarray]) -> Reference:
     bins = arrays["baseline"].shape[-1]
     for name, array in arrays.items():
         rows = name in ("seen", "accepted")
         expected = np.dtype("u8") if rows else np.dtype("f8")
         if array.dtype != expected or (rows and array.ndim != 1):
             raise ValueError(f"{name} is of {array.dtype} with {array.ndim} dimensions")
-        if not rows and (array.shape != (2 * len(columns), bins) or bins < 2):
-            raise ValueError(f"{name} has shape {array.shape} for {len(columns)} columns")
-    return Reference(str(about["name"]), columns, **arrays, noise=(now, grown, baseline))
+        if not rows and (array.shape != (2 * len(about.columns), bins) or bins < 2):
+            raise ValueError(f"{name} has shape {array.shape} for {len(about.columns)} columns")
+    return Reference(about.name, about.columns, **arrays, noise=about.noise)
 
 
 def _is_numeric(rows: np.ndarray) -> bool:
@@ -277,17 +273,19 @@ def _is_numeric(rows: np.ndarray) -> bool:
 
 
 def _sorted_numbers(name: str, rows: np.ndarray) -> np.ndarray:
-    """The numbers among ``rows``, sorted; infinite ones are the least and the greatest."""
+    """Return the numbers among ``rows``, sorted, with infinities."""
     if not _is_numeric(rows):
-        raise ValueError(f"column {name!r} was of numbers and is of {rows.dtype} now")
+        raise ValueError(f"column {name!r} held numbers and holds {rows.dtype} now")
     values = np.sort(rows if rows.dtype.kind == "f" else rows.astype(np.float64))
-    there = len(values)
-    if there and np.isnan(values[-1]):  # they go last
-        there -= int(np.isnan(values).sum())
-    return values[:there]
+    present = len(values)
+    if present and np.isnan(values[-1]):  # NaN sorts last
+        present -= int(np.isnan(values).sum())
+    return values[:present]
 
 
 def _levels(rows: np.ndarray) -> np.ndarray:
-    """The levels that are there, as text; None and NaN are not."""
-    there = (v for v in rows.tolist() if v is not None and not (isinstance(v, float) and isnan(v)))
-    return np.array([str(v) for v in there], dtype=str)
+    """Return the levels of ``rows`` as text, without None and NaN."""
+    present = (
+        v for v in rows.tolist() if v is not None and not (isinstance(v, float) and isnan(v))
+    )
+    return np.array([str(v) for v in present], dtype=str)

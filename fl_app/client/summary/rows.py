@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a node as the summary takes them: columns by name, and which rows are new."""
+"""Rows of a node as columns by name, and the detection of new rows."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 
 Columns = Mapping[str, np.ndarray]
-"""Rows by column: each an array of shape (rows,), of numbers or of anything else (levels)."""
+"""Rows by column: each an array of shape (rows,), of numbers or of other values (levels)."""
 
 
 @dataclass(frozen=True)
 class KeyedRows:
-    """Rows that are dear to read, of which only the new ones are read.
+    """Rows that are slow to read, of which only the new ones are read.
 
     Attributes
     ----------
     keys : Sequence[str]
-        One text per row that changes when the row does, for instance path, size and time of a file.
+        A text for each row that changes with the row, such as path, size and time of a file.
     read : Callable[[Sequence[int]], Any]
-        Columns of the rows with these indices, by name, or as an array of shape (rows, columns).
+        Returns the columns of the rows with these indices, by name or as an array of shape
+        (rows, columns).
     """
 
     keys: Sequence[str]
@@ -31,7 +32,7 @@ class KeyedRows:
 
 
 def read_rows(rows: Any, which: np.ndarray | None = None) -> Columns:
-    """Columns of the rows with the indices ``which``, or of all.
+    """Return the columns of the rows with the indices ``which``, or of all rows.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def read_rows(rows: Any, which: np.ndarray | None = None) -> Columns:
     Raises
     ------
     ValueError
-        If the columns are not one-dimensional and of one length.
+        The columns are not one-dimensional or differ in length.
     """
     if isinstance(rows, KeyedRows):
         indices = range(len(rows.keys)) if which is None else which.tolist()
@@ -57,19 +58,19 @@ def read_rows(rows: Any, which: np.ndarray | None = None) -> Columns:
         columns = {f"column {number}": column for number, column in enumerate(turned)}
     shapes = {column.shape for column in columns.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-        raise ValueError(f"columns have shapes {shapes}, expected (rows,) with as many rows in all")
+        raise ValueError(f"columns have shapes {shapes}, expected (rows,) with equally many rows")
     if which is None:
         return columns
     return {name: column[which] for name, column in columns.items()}
 
 
 def count_of(columns: Columns) -> int:
-    """How many rows there are."""
+    """Return the number of rows."""
     return len(next(iter(columns.values())))
 
 
 def row_digests(rows: Any) -> np.ndarray:
-    """A uint64 for each row; equal rows have equal ones, in every process."""
+    """Return a uint64 digest for each row; equal rows have equal digests, in every process."""
     if isinstance(rows, KeyedRows):
         return np.array([_digest(key) for key in rows.keys], np.uint64)
     columns = read_rows(rows)
@@ -81,9 +82,10 @@ def row_digests(rows: Any) -> np.ndarray:
 
 
 def new_rows(digests: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Indices of the rows that are there more often than in ``seen`` (uint64, sorted)."""
+    """Return the indices of the rows that occur more often than in ``seen`` (uint64, sorted)."""
     order = np.argsort(digests, kind="stable")
     ordered = digests[order]
+    # The n-th of equal rows is new if fewer than n were seen before.
     repetition = np.arange(len(ordered)) - np.searchsorted(ordered, ordered, "left")
     before = np.searchsorted(seen, ordered, "right") - np.searchsorted(seen, ordered, "left")
     return np.sort(order[repetition >= before])

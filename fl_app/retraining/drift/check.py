@@ -144,6 +144,7 @@ def check(
     tuple[DriftState, DriftCheck | None]
         The next state and the result; None without anything to compare.
     """
+    # Others were made before the nodes received the order for the present reference.
     current = [summary for summary in summaries if summary.reference == state.reference]
     state, complete = with_references(state, current)
     features, usable = shared(complete)
@@ -155,6 +156,8 @@ def check(
     height = alarm_height(state, settings)
     state = _with_evidence(state, merged, height)
     compared = {summary.node_id for summary in complete}
+    # The reference grows: a frozen one has an error that all checks share, which would add up to
+    # evidence. It stops while ``hold``, or a lasting shift would become part of it.
     state = grow_references(state, [summary for summary in current if summary.node_id in compared])
     if settings.policy == "per_check":
         size, drifted = effect(merged.window), merged.p < PER_CHECK_P
@@ -226,6 +229,7 @@ def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.nd
     season = settings.season_seconds
     if season is None:
         return size, limit >= settings.min_effect
+    # In a part of a season a cycle of the data looks like a shift, unless that is gross.
     matters = limit >= max(settings.min_effect, GROSS_EFFECT)
     if state.first is not None and state.recent[-1].time - state.first >= season:
         whole = functools.reduce(operator.add, state.season)

@@ -83,12 +83,10 @@ def e_value(p: np.ndarray) -> np.ndarray:
 
 
 def shared(summaries: Sequence[DataSummary]) -> tuple[list[Feature], list[DataSummary]]:
-    """Return the features of most nodes, and the summaries with the usual number of bins.
-
-    So no node can add columns of its own, or change the bins of all.
-    """
+    """Return the features of most nodes, and the summaries with the usual number of bins."""
     if not summaries:
         return [], []
+    # A majority decides, so that no node adds columns or changes the bins of all.
     usual = Counter(s.counts.shape[2] for s in summaries).most_common(1)[0][0]
     usable = []
     for summary in summaries:
@@ -124,6 +122,7 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
         to = [place[summary.features[i]] for i in mine]
         counts, (v_now, v_grown, v_base) = summary.counts[mine], np.multiply(bins, summary.noise)
         n, r, b = counts.sum(axis=2).T
+        # A reference has more rows than this check: scaled, it is the expectation of the new rows.
         expected = counts * (n[:, None] / counts.sum(axis=2))[:, :, None]
         now[to] += counts[:, 0]
         grown[to] += expected[:, 1]
@@ -134,6 +133,7 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
         own = fresh + 1 / r + v_grown / r**2
         variance[to] += n**2 * own
         p = kolmogorov_p(difference(counts[:, 0], expected[:, 1], n), own)
+        # Fisher's combination: a shift on a fifth of the nodes hardly shows in the sum of all.
         surprise[to] -= np.log(np.maximum(p, LEAST_P))
         moved[to] += p < MOVED_P
         nodes[to] += 1

@@ -7,9 +7,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Engine, and_
-from sqlalchemy.exc import IntegrityError
-
+from fl_app.retraining.memory.database import Database
 from fl_app.retraining.memory.tables import KEYS
 
 LIFETIME = timedelta(hours=24)
@@ -46,15 +44,12 @@ class KeyTable:
 
     Parameters
     ----------
-    engine : Engine
-        The database.
-    model : str
-        The registered model.
+    database : Database
+        The model's rows.
     """
 
-    def __init__(self, engine: Engine, model: str) -> None:
-        self._engine = engine
-        self._model = model
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def claim(
         self, key: str, digest: str, *, owner: str, now: datetime, retake: bool = True
@@ -63,30 +58,23 @@ class KeyTable:
 
         A claim of another process that never answered is taken over, if ``retake``.
         """
-        mine, fresh = self._keyed(key), uuid.uuid4().hex
-        row = {"model": self._model, "key": key, "digest": digest, "owner": owner, "id": fresh}
-        created = {"created": now.timestamp(), "body": ""}
-        try:
-            with self._engine.begin() as connection:
-                expired = KEYS.c.created < (now - LIFETIME).timestamp()
-                connection.execute(KEYS.delete().where(expired))
-                connection.execute(KEYS.insert().values({**row, **created}))
-            return Claim(fresh, True, digest, None, "")
-        except IntegrityError:
-            orphan = KEYS.update().where(mine, KEYS.c.owner != owner, KEYS.c.status.is_(None))
-            orphan = orphan.where(KEYS.c.digest == digest).values(owner=owner)
-            with self._engine.begin() as connection:
-                taken = retake and connection.execute(orphan).rowcount == 1
-                stored = connection.execute(KEYS.select().where(mine)).first()
+        database, mine, fresh = self._database, KEYS.c.key == key, uuid.uuid4().hex
+        created, body = now.timestamp(), ""
+        database.delete(KEYS, KEYS.c.created < (now - LIFETIME).timestamp())
+        row = {"key": key, "digest": digest, "owner": owner, "id": fresh}
+        if database.insert(KEYS, **row, created=created, body=body):
+            return Claim(fresh, True, digest, None, body)
+        # The same owner may still be working on it; another process with no answer has crashed.
+        orphan = (mine, KEYS.c.owner != owner, KEYS.c.status.is_(None), KEYS.c.digest == digest)
+        taken = retake and database.update(KEYS, *orphan, owner=owner)
+        stored = database.first(KEYS, mine)
         if stored is None:  # its owner gave it up between the two transactions
             return self.claim(key, digest, owner=owner, now=now, retake=retake)
         return Claim(stored.id, taken, stored.digest, stored.status, stored.body)
 
     def answer(self, key: str, status: int | None, body: str = "") -> None:
         """Store the answer to a claimed key; with no status, give up the claim."""
-        change = KEYS.delete() if status is None else KEYS.update().values(status=status, body=body)
-        with self._engine.begin() as connection:
-            connection.execute(change.where(self._keyed(key)))
-
-    def _keyed(self, key: str) -> ColumnElement[bool]:
-        return and_(KEYS.c.model == self._model, KEYS.c.key == key)
+        if status is None:
+            self._database.delete(KEYS, KEYS.c.key == key)
+        else:
+            self._database.update(KEYS, KEYS.c.key == key, status=status, body=body)

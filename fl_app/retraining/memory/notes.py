@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Engine, and_
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement
 
+from fl_app.retraining.memory.database import Database
 from fl_app.retraining.memory.errors import MonitorStoreError
 from fl_app.retraining.memory.tables import NOTES
 
@@ -20,19 +20,16 @@ class Note(Generic[T]):
 
     Parameters
     ----------
-    engine : Engine
-        The database.
-    model : str
-        The registered model.
+    database : Database
+        The model's rows.
     name : str
         Name of the record.
     kind : type[T]
         A type that pydantic can write as JSON and read.
     """
 
-    def __init__(self, engine: Engine, model: str, name: str, kind: type[T]) -> None:
-        self._engine = engine
-        self._model = model
+    def __init__(self, database: Database, name: str, kind: type[T]) -> None:
+        self._database = database
         self._name = name
         self._json = TypeAdapter(kind)
 
@@ -44,8 +41,7 @@ class Note(Generic[T]):
         MonitorStoreError
             If what is stored is damaged, or was written by another version of this package.
         """
-        with self._engine.connect() as connection:
-            row = connection.execute(NOTES.select().where(self._row)).first()
+        row = self._database.first(NOTES, NOTES.c.name == self._name)
         if row is None:
             return 0, None
         try:
@@ -54,9 +50,9 @@ class Note(Generic[T]):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the text"
             raise MonitorStoreError(
-                f"The note '{self._name}' of {self._model} in the monitor's memory cannot be read: "
-                f"{place}: {first['msg']}. Restore the database from a backup, or delete this row "
-                "of its table 'notes' to begin anew."
+                f"The note '{self._name}' of {self._database.model} in the monitor's memory cannot "
+                f"be read: {place}: {first['msg']}. Restore the database from a backup, or delete "
+                "this row of its table 'notes' to begin anew."
             ) from error
 
     def write(self, record: T) -> None:
@@ -68,26 +64,12 @@ class Note(Generic[T]):
         """Write the record if ``revision`` is still the stored one; return whether it was."""
         if revision:
             return self._update(record, NOTES.c.revision == revision)
-        row = {"model": self._model, "name": self._name, "revision": 1}
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(NOTES.insert().values(**row, value=self._dump(record)))
-        except IntegrityError:
-            return False
-        return True
+        return self._database.insert(NOTES, name=self._name, revision=1, value=self._dump(record))
 
     def _update(self, record: T, *conditions: ColumnElement[bool]) -> bool:
-        change = (
-            NOTES.update()
-            .where(self._row, *conditions)
-            .values(revision=NOTES.c.revision + 1, value=self._dump(record))
-        )
-        with self._engine.begin() as connection:
-            return bool(connection.execute(change).rowcount == 1)
+        revision, value = NOTES.c.revision + 1, self._dump(record)
+        named = NOTES.c.name == self._name
+        return self._database.update(NOTES, named, *conditions, revision=revision, value=value)
 
     def _dump(self, record: T) -> str:
         return self._json.dump_json(record).decode()
-
-    @property
-    def _row(self) -> ColumnElement[bool]:
-        return and_(NOTES.c.model == self._model, NOTES.c.name == self._name)

@@ -13,8 +13,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
+
+from fl_app.retraining.memory.database import Database
 
 
 class RequestLock:
@@ -22,16 +24,14 @@ class RequestLock:
 
     Parameters
     ----------
-    engine : Engine
-        The database. For a SQLite file a file beside it is locked, for PostgreSQL it is an advisory
-        lock; a database in memory belongs to this process alone.
-    model : str
-        The registered model.
+    database : Database
+        The database and the model. For a SQLite file a file beside it is locked, for PostgreSQL it
+        is an advisory lock; a database in memory belongs to this process alone.
     """
 
-    def __init__(self, engine: Engine, model: str) -> None:
-        self._engine = engine
-        self._digest = hashlib.sha256(model.encode()).digest()
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine
+        self._digest = hashlib.sha256(database.model.encode()).digest()
         self._mutex = threading.Lock()
         self._held: ExitStack | None = None
 

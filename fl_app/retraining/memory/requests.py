@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, RowMapping, Select, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, Row, Select, func, select
 
+from fl_app.retraining.memory.database import Database
 from fl_app.retraining.memory.request_lock import RequestLock
 from fl_app.retraining.memory.tables import REQUESTS
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
@@ -20,17 +21,13 @@ class RequestTable:
 
     Parameters
     ----------
-    engine : Engine
-        The database.
-    model : str
-        The registered model.
+    database : Database
+        The model's rows.
     """
 
-    def __init__(self, engine: Engine, model: str) -> None:
-        self._engine = engine
-        self._model = model
-        self._mine = REQUESTS.c.model == model
-        self._lock = RequestLock(engine, model)
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = RequestLock(database)
 
     def add(
         self, request: RetrainRequest, outcome: Outcome, why: str = ""
@@ -43,55 +40,51 @@ class RequestTable:
             The request that is stored in its place: the pending one, if there is one and this
             should be pending too; or this one, if its id is stored already. None otherwise.
         """
-        row = {
-            "model": self._model,
-            "id": request.id,
-            "kind": str(request.kind),
-            "reason": request.reason,
-            "created": request.created.isoformat(),
-            "outcome": str(outcome),
-            "why": why,
-        }
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(REQUESTS.insert().values(row))
-        except IntegrityError:
-            if self.get(request.id) is not None:
-                return request
-            pending = self.find(Outcome.PENDING)
-            if pending is None:
-                raise
-            self.add(request, Outcome.JOINED, f"request {pending.id} is pending already")
-            return pending
-        return None
+        if self._database.insert(
+            REQUESTS,
+            id=request.id,
+            kind=str(request.kind),
+            reason=request.reason,
+            created=request.created.isoformat(),
+            outcome=str(outcome),
+            why=why,
+        ):
+            return None
+        # Either the id is stored already, or another request is pending.
+        if self.get(request.id) is not None:
+            return request
+        pending = self.find(Outcome.PENDING)
+        if pending is None:  # it was taken just now
+            return self.add(request, outcome, why)
+        self.add(request, Outcome.JOINED, f"request {pending.id} is pending already")
+        return pending
 
     def find(self, outcome: Outcome) -> RetrainRequest | None:
         """Return the newest request with this outcome, if any."""
-        query = REQUESTS.select().where(self._mine, REQUESTS.c.outcome == str(outcome))
-        with self._engine.connect() as connection:
-            row = connection.execute(query.order_by(REQUESTS.c.number.desc()).limit(1)).first()
-        return _request(row) if row is not None else None
+        rows = self._newest(1, REQUESTS.c.outcome == str(outcome))
+        return _request(rows[0]) if rows else None
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """Return the row of the request with this id, if any, as ``history`` does."""
-        query = REQUESTS.select().where(self._mine, REQUESTS.c.id == request_id)
-        with self._engine.connect() as connection:
-            row = connection.execute(query).mappings().first()
+        row = self._database.first(REQUESTS, REQUESTS.c.id == request_id)
         return None if row is None else _entry(row)
 
     def take(self, now: datetime) -> RetrainRequest | None:
         """Change the pending request to running, and return it to one caller.
 
         A running request that no live process serves, since its server crashed, is returned first
-        and with the same id. Whoever gets a request is the only server until it calls ``finish`` or
+        and with the same id. The caller is the only server until it calls ``finish`` or
         ``abandon``.
         """
         if not (self.find(Outcome.RUNNING) or self.find(Outcome.PENDING)):
             return None
+        # The table cannot show whether the server of a running request is alive; the lock does. A
+        # heartbeat in the table would need a time-out, and clocks that agree.
         if not self._lock.acquire():
             return None
         taken = None
         try:
+            # Read again: another server may have finished between the first look and the lock.
             lost = self.find(Outcome.RUNNING)
             request = lost or self.find(Outcome.PENDING)
             before = Outcome.PENDING if lost is None else Outcome.RUNNING
@@ -124,53 +117,42 @@ class RequestTable:
         before : str
             Id of a request; only older ones are returned, and none if there is no such id.
         """
-        query = REQUESTS.select().where(self._mine)
+        older = []
         if before:
             number = select(REQUESTS.c.number).where(REQUESTS.c.id == before).scalar_subquery()
-            query = query.where(REQUESTS.c.number < number)
-        newest = query.order_by(REQUESTS.c.number.desc()).limit(limit)
-        with self._engine.connect() as connection:
-            rows = connection.execute(newest).mappings().all()
-        return [_entry(row) for row in reversed(rows)]
+            older = [REQUESTS.c.number < number]
+        return [_entry(row) for row in reversed(self._newest(limit, *older))]
 
     def counts(self) -> dict[Outcome, int]:
         """Return how many requests have each outcome."""
         outcome = REQUESTS.c.outcome
-        query = select(outcome, func.count()).where(self._mine).group_by(outcome)
-        with self._engine.connect() as connection:
-            counted = {Outcome(name): count for name, count in connection.execute(query)}
+        rows = self._rows(select(outcome, func.count()).group_by(outcome))
+        counted = {Outcome(name): count for name, count in rows}
         return {outcome: counted.get(outcome, 0) for outcome in Outcome}
 
     def taken_since(self, when: datetime) -> int:
         """Return how many automatic requests were taken at or after ``when``."""
-        return int(
-            self._scalar(
-                select(func.count()).where(
-                    REQUESTS.c.started >= when.isoformat(),
-                    REQUESTS.c.kind != str(TriggerKind.MANUAL),
-                )
-            )
-        )
+        automatic = REQUESTS.c.kind != str(TriggerKind.MANUAL)
+        since = REQUESTS.c.started >= when.isoformat()
+        return int(self._rows(select(func.count()).where(since, automatic))[0][0])
 
     def last_taken(self) -> datetime | None:
         """Return when a request was last taken; None before the first."""
-        text = self._scalar(select(func.max(REQUESTS.c.started)))
+        text = self._rows(select(func.max(REQUESTS.c.started)))[0][0]
         return None if text is None else datetime.fromisoformat(text)
 
-    def _scalar(self, query: Select[Any]) -> Any:
-        with self._engine.connect() as connection:
-            return connection.execute(query.where(self._mine)).scalar_one()
+    def _newest(self, limit: int | None, *conditions: ColumnElement[bool]) -> Sequence[Row[Any]]:
+        newest_first = select(REQUESTS).order_by(REQUESTS.c.number.desc())
+        return self._rows(newest_first.where(*conditions).limit(limit))
+
+    def _rows(self, query: Select[Any]) -> Sequence[Any]:
+        return self._database.rows(query.where(REQUESTS.c.model == self._database.model))
 
     def _change(
         self, request_id: str, before: Outcome, after: Outcome, **values: str | None
     ) -> bool:
-        change = (
-            REQUESTS.update()
-            .where(REQUESTS.c.id == request_id, REQUESTS.c.outcome == str(before))
-            .values(outcome=str(after), **values)
-        )
-        with self._engine.begin() as connection:
-            return bool(connection.execute(change).rowcount == 1)
+        unchanged = (REQUESTS.c.id == request_id, REQUESTS.c.outcome == str(before))
+        return self._database.update(REQUESTS, *unchanged, outcome=str(after), **values)
 
 
 def _request(row: Row[Any]) -> RetrainRequest:
@@ -178,5 +160,5 @@ def _request(row: Row[Any]) -> RetrainRequest:
     return RetrainRequest(TriggerKind(row.kind), row.reason, id=row.id, created=created)
 
 
-def _entry(row: RowMapping) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k not in ("number", "model")}
+def _entry(row: Row[Any]) -> dict[str, Any]:
+    return {k: v for k, v in row._mapping.items() if k not in ("number", "model")}

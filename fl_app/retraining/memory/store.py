@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_app.retraining.memory.errors import MonitorStoreError
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ class MonitorStore:
         If the database cannot be opened.
     """
 
-    def __init__(self, url: str = IN_MEMORY, model: str = "fl-global-model") -> None:
+    def __init__(self, url: str = IN_MEMORY, model: str = DEFAULT_MODEL_NAME) -> None:
         # Imported here: SQLAlchemy takes long to load, and nodes and hooks do not need it.
         from sqlalchemy.pool import QueuePool
 
+        from fl_app.retraining.memory.database import Database
         from fl_app.retraining.memory.keys import KeyTable
         from fl_app.retraining.memory.requests import RequestTable
         from fl_app.retraining.memory.schedules import ScheduleTable
@@ -67,16 +69,15 @@ class MonitorStore:
             # thread's transaction would roll back the other's.
             options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
             options["connect_args"] = {"check_same_thread": False}
-        self._engine = _open(url, options)
-        self._model = model
-        self.requests = RequestTable(self._engine, model)
-        self.schedules = ScheduleTable(self._engine, model)
-        self.keys = KeyTable(self._engine, model)
+        self._database = Database(_open(url, options), model)
+        self.requests = RequestTable(self._database)
+        self.schedules = ScheduleTable(self._database)
+        self.keys = KeyTable(self._database)
 
     @property
     def model(self) -> str:
         """The registered model."""
-        return self._model
+        return self._database.model
 
     def note(self, name: str, kind: type[T]) -> Note[T]:
         """Return the record of this name, which all processes share.
@@ -90,12 +91,12 @@ class MonitorStore:
         """
         from fl_app.retraining.memory.notes import Note
 
-        return Note(self._engine, self._model, name, kind)
+        return Note(self._database, name, kind)
 
     def close(self) -> None:
         """Stop serving the running request, if this object does, and close all connections."""
         self.requests.abandon()
-        self._engine.dispose()
+        self._database.engine.dispose()
 
 
 def _open(url: str, options: dict[str, Any]) -> Engine:

@@ -102,6 +102,8 @@ class Probation:
         stored = self.state()
         if report.id in stored.seen:
             return answer_of(report, stored, self._carry_out(stored), logged=True)
+        # The journal, not the caller of a promotion, begins a probation: people, the page, the API
+        # and other processes promote as well, and a crash would leave a version unwatched.
         stays = tenures(self._models.history())
         version = _reported_version(report, stays)
         counted = self._step(stays, lambda s: add_report(s, report, self._at, self.settings))
@@ -294,28 +296,30 @@ class Probation:
 
     def _ways_back(self, stays: Sequence[Tenure], state: ProbationState) -> tuple[str, ...]:
         """Return the versions to go back to, the best first, by the state and the tags."""
-        good, failed = set(state.good), set(state.failed)
+        results = dict(state.results)
         newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
         for version in list(newest_first)[:MAX_TAGS_READ]:
-            if version not in good | failed:
+            # The tags have the results of probations with another memory.
+            if version not in results:
                 tag = self._models.get_version(version).tags.get(TAG)
-                good |= {version} if tag == Phase.PASSED else set()
-                failed |= {version} if tag == Phase.FAILED else set()
-        return ways_back(stays, good, failed)
+                if tag in (Phase.PASSED, Phase.FAILED):
+                    results[version] = Phase(tag)
+        return ways_back(stays, results)
 
     def _tag(self, version: str, state: ProbationState) -> ProbationState:
-        failure = state.failure
-        tags = {TAG: str(Phase.PASSED)}
-        if version in state.failed:
+        result, failure = state.results.get(version), state.failure
+        if result is None:  # another process has found a registry that was created anew
+            return state
+        tags = {TAG: str(result)}
+        if result is Phase.FAILED:
             is_last = failure is not None and failure.version == version
-            reason = failure.reason if is_last and failure is not None else ""
-            tags = {TAG: str(Phase.FAILED), REASON_TAG: reason}
+            tags[REASON_TAG] = failure.reason if is_last and failure is not None else ""
         try:
             self._models.set_version_tags(version, tags)
         except RegistryError as error:
             logger.warning("version %s could not be tagged yet: %s", version, error)
             return state
-        if version not in state.failed:
+        if result is Phase.PASSED:
             logger.info("version %s passed its probation", version)
         return self._change(
             lambda s: replace(s, untagged=tuple(v for v in s.untagged if v != version))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -57,6 +57,8 @@ def follow(
     if state.trial is not None:
         until = next(stay.since for stay in stays if stay.number > state.trial.number)
         state = settle(state, until.timestamp())
+    # The registered score is no baseline for the operator's reports: it is another metric on other
+    # data. The reports on the version before are one.
     before = [accuracy for _, accuracy in state.recent[-RECENT:]]
     of = f"the {len(before)} reports before its promotion"
     trial = Trial(
@@ -66,6 +68,7 @@ def follow(
         since=now.since.timestamp(),
         until=now.since.timestamp() + settings.hours * 3600,
         needed=settings.reports,
+        # Otherwise two versions that are both bad on new data would alternate.
         phase=Phase.WATCHING if settings.watch and not now.returned else Phase.EXEMPT,
         baseline=_baseline(before, of, settings.drop) if len(before) >= FEWEST else None,
     )
@@ -77,16 +80,10 @@ def settle(state: ProbationState, at: float) -> ProbationState:
     trial = state.trial
     if trial is None or trial.phase is not Phase.WATCHING or trial.in_a_row:
         return state
+    # Hours alone are not enough: without a report nobody has seen the version do well.
     if at < trial.until or (trial.healthy < trial.needed and not trial.compared):
         return state
-    version = trial.version
-    return replace(
-        state,
-        trial=replace(trial, phase=Phase.PASSED),
-        good=(*_without(state.good, version), version),
-        failed=_without(state.failed, version),
-        untagged=(*_without(state.untagged, version), version),
-    )
+    return _ended(state, trial, Phase.PASSED)
 
 
 def add_report(
@@ -163,31 +160,23 @@ def fail(
     trial = state.trial
     if trial is None or trial.phase is not Phase.WATCHING:
         return state
-    version = trial.version
     return replace(
-        state,
-        trial=replace(trial, phase=Phase.FAILED),
-        failed=(*_without(state.failed, version), version),
-        good=_without(state.good, version),
-        recent=tuple((v, accuracy) for v, accuracy in state.recent if v != version),
-        untagged=(*_without(state.untagged, version), version),
-        failure=Failure(trial.id, version, source, reason, at, report=report),
+        _ended(state, trial, Phase.FAILED),
+        # A failed version's reports are no baseline for the next one.
+        recent=tuple((v, accuracy) for v, accuracy in state.recent if v != trial.version),
+        failure=Failure(trial.id, trial.version, source, reason, at, report=report),
     )
 
 
-def ways_back(
-    stays: Sequence[Tenure], good: Collection[str], failed: Collection[str]
-) -> tuple[str, ...]:
+def ways_back(stays: Sequence[Tenure], results: Mapping[str, Phase]) -> tuple[str, ...]:
     """Return the versions to go back to, the best first.
 
-    First the good ones, then the others that were in production, both with the newest first. Failed
-    versions are left out.
+    First those that passed, then the others that were in production, both with the newest first.
+    Failed versions are left out.
     """
-    if not stays:
-        return ()
     newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
-    old = [v for v in newest_first if v != stays[-1].version and v not in failed]
-    return (*(v for v in old if v in good), *(v for v in old if v not in good))
+    old = [v for v in newest_first if v != stays[-1].version and results.get(v) != Phase.FAILED]
+    return tuple(sorted(old, key=lambda v: results.get(v) != Phase.PASSED))
 
 
 def drift_since(requests: Sequence[Mapping[str, Any]], since: datetime) -> str:
@@ -288,8 +277,13 @@ def _baseline(values: Sequence[float], of: str, drop: float) -> Baseline:
     return Baseline(level, level - max(drop, SIGMAS * noise), of)
 
 
-def _without(versions: tuple[str, ...], version: str) -> tuple[str, ...]:
-    return tuple(other for other in versions if other != version)
+def _ended(state: ProbationState, trial: Trial, result: Phase) -> ProbationState:
+    return replace(
+        state,
+        trial=replace(trial, phase=result),
+        results={**state.results, trial.version: result},
+        untagged=tuple(dict.fromkeys((*state.untagged, trial.version))),
+    )
 
 
 def _number(value: float | None) -> float | None:

@@ -273,10 +273,10 @@ class ProbationState:
         Number of reports, on all versions.
     seen : tuple[str, ...]
         Ids of the last reports.
-    good, failed : tuple[str, ...]
-        Versions that passed, and versions that failed.
+    results : Mapping[str, Phase]
+        ``PASSED`` or ``FAILED``, the last result of each version that has one.
     untagged : tuple[str, ...]
-        Those of them whose tags are not set yet.
+        Those of these versions whose tags are not set yet.
     failure : Failure | None
         The last failure.
     """
@@ -286,8 +286,7 @@ class ProbationState:
     recent: tuple[tuple[str, float], ...] = ()
     steps: int = 0
     seen: tuple[str, ...] = ()
-    good: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
+    results: Mapping[str, Phase] = field(default_factory=dict)
     untagged: tuple[str, ...] = ()
     failure: Failure | None = None
 

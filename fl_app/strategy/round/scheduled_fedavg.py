@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedAvg that tells the clients the learning rate of the global round."""
+"""FedAvg that sends clients the learning rate of the round."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ LEARNING_RATE = "learning-rate"
 class ScheduledFedAvg(StreamingFedAvg):
     """StreamingFedAvg whose train messages carry ``learning-rate``.
 
-    A client starts each round with a fresh optimizer and cannot know how far the federation is, so
-    the server sends the rate.
+    A client starts each round with a new optimizer and does not have the number of rounds so far.
 
     Parameters
     ----------

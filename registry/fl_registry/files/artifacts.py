@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files on their way into the registry: checks, digest, description; no MLflow."""
+"""Model files before they are registered: checks, digest and description. Does not use MLflow."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ HALF_FILE = "weights_fp16.safetensors"
 SCORES_FILE = "per_example.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHECKPOINTS = (".pt", ".pth")
-# Of each dtype the unsigned integer as which a number is looked at, and its bits that are all set
-# in NaN and infinity only (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
+# For each dtype the unsigned integer as which its numbers are read, and the bits that are all set
+# only in NaN and infinity (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
 _NOT_FINITE = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
@@ -38,7 +38,7 @@ _NOT_FINITE = {
     "F8_E5M2": ("<u1", 0x7C),
     "F8_E4M3": ("<u1", 0x7F),
 }
-_PART = 1 << 16  # numbers that are looked at together: they stay in the processor's cache
+_PART = 1 << 16  # numbers that are checked together: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Artifact:
     Attributes
     ----------
     folder : Path
-        Holds the weights, their description and, where there are any, the results per example.
+        Holds the weights, their description and, if there are any, the results per example.
     sha256 : str
         Digest of the weights file.
     size : int
         Bytes of the weights file.
     scores_sha256 : str
-        Digest of the results per example; empty where there are none.
+        Digest of the results per example; empty if there are none.
     """
 
     folder: Path
@@ -67,14 +67,14 @@ class Artifact:
 def prepared(
     model_path: str | Path, scratch: Path, *, per_example: Mapping[str, float] | None = None
 ) -> Iterator[Artifact]:
-    """Check a model file and lay it out, with its description, in a folder below `scratch`.
+    """Check a model file and store it, with its description, in a new folder below `scratch`.
 
     Raises
     ------
     ArtifactError
         The file is missing, empty, damaged, unsafe to read, or not a model file.
     StoreUnavailable
-        There is no room for it, or `scratch` cannot be written.
+        The disk is full, or `scratch` cannot be written.
     """
     source = _checked_path(model_path)
     with ExitStack() as stack:
@@ -117,13 +117,13 @@ def digest_of(content: bytes) -> str:
 
 
 class WholeFiles:
-    """Files that had their digest; one that nobody touched since is not read again."""
+    """Checks digests of files; a file that is unchanged since its last check is not read again."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[str, Stamp]] = {}
 
     def has(self, path: Path, sha256: str) -> bool:
-        """Return whether the file is there and has this digest."""
+        """Return whether the file exists and has this digest."""
         digest, seen = self._seen.get(path, ("", None))
         if digest == sha256 and seen is not None and seen.still(path):
             return True
@@ -148,7 +148,7 @@ class WholeFiles:
         return path
 
     def read(self, path: Path, sha256: str, *, version: str) -> bytes:
-        """Return the content of `path`, read once; refused as `verify` does."""
+        """Return the content of `path`, read once; raises as `verify` does."""
         seen = stamp(path)
         if seen is None:
             raise _missing(path, version)
@@ -193,11 +193,11 @@ def describe(header: Header, *, shown: Path) -> dict[str, Any]:
 def _checked_path(model_path: str | Path) -> Path:
     try:
         source = Path(model_path).expanduser()
-    except RuntimeError:  # ~somebody who is not there
+    except RuntimeError:  # ~name of a user that does not exist
         source = Path(model_path)
     try:
         is_folder, is_file = source.is_dir(), source.is_file()
-    except OSError:  # a name that is too long, or a folder that may not be looked into
+    except OSError:  # the name is too long, or a folder may not be read
         is_folder = is_file = False
     if is_folder:
         raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
@@ -234,7 +234,7 @@ def checked_header(path: Path, *, shown: Path) -> Header:
 
 
 def _require_readable(path: Path, shown: Path) -> None:
-    """Refuse what safetensors itself would refuse later, when the version is to be loaded."""
+    """Refuse a file that safetensors would refuse later, when the version is loaded."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -260,8 +260,8 @@ def _require_finite(path: Path, header: Header, shown: Path) -> None:
                 )
 
 
-def _damaged(path: Path, why: str) -> ArtifactError:
+def _damaged(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
-        f"{path} is not a usable model file: {why}; expected .safetensors, or a .pt file that "
+        f"{path} is not a usable model file: {reason}; expected .safetensors, or a .pt file that "
         "holds a plain state dict."
     )

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that appear whole or not at all, also when the disk is full or the power fails.
+"""Files and folders that are written whole or not at all, even on a full disk or a power failure.
 
-What is in them is for others to say. Whatever is unfinished has a name that tells so, by which a
-clean-up finds what a killed process left.
+Unfinished files have names of their own, by which a clean-up recognises those of a killed process.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ _UNFINISHED = re.compile(r"\..+\.tmp|\.artifact\.uploading\..+")  # the second: 
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block ends and its bytes are on disk.
+    """Open a file that replaces `path` when the block ends and its bytes are on disk.
 
-    Where anything fails before that, an older file there stays as it is, and no other is left.
+    If anything fails before that, an older file at `path` is unchanged and no other file remains.
 
     Parameters
     ----------
@@ -68,10 +67,10 @@ def copy_whole(source: Path, target: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that is called `path` when the block ends and all in it is on disk.
+    """Yield an empty folder that becomes `path` when the block ends and its files are on disk.
 
-    Of several processes that make the same folder one wins, and the others' is dropped. Where
-    anything fails, nothing is left.
+    If several processes make the same folder, the first one's is used and the others' are removed.
+    If anything fails, nothing remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(path.parent, name=path.name) as scratch:
@@ -89,16 +88,16 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, *, name: str = "work") -> Iterator[Path]:
-    """Give an empty folder below `parent` that goes when the block ends."""
+    """Yield an empty folder below `parent` that is removed when the block ends."""
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=_END, dir=parent) as folder:
         yield Path(folder)
 
 
 def sync_folder(folder: Path) -> None:
-    """Have it on disk which files a folder holds."""
+    """Write a folder's list of files to disk."""
     if os.name != "posix":
-        return  # elsewhere a folder can't be opened, and a rename needs no sync
+        return  # on Windows a folder cannot be opened, and a rename needs no sync
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -107,37 +106,37 @@ def sync_folder(folder: Path) -> None:
 
 
 def unfinished(folder: Path, *, before: datetime) -> list[Path]:
-    """Return what was left unfinished below a folder and not touched since `before`, sorted.
+    """Return unfinished files and folders that were not written to since `before`, sorted.
 
-    What a process that lives works on is younger, as long as it writes.
+    A running process writes to its own, so they are newer.
     """
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
-        left = [name for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
-        folders[:] = [name for name in folders if name not in left]
-        found += [path for name in left if _is_older(path := Path(place, name), before)]
-    return sorted(found)
+        names = [name for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in names]
+        paths += [path for name in names if _is_older(path := Path(place, name), before)]
+    return sorted(paths)
 
 
 def remove_unfinished(folder: Path, *, older_than: timedelta, now: datetime) -> list[Path]:
-    """Remove what `unfinished` finds, and return what is gone."""
-    found = unfinished(folder, before=now - older_than)
-    for path in found:
+    """Remove what `unfinished` lists, and return what was removed."""
+    paths = unfinished(folder, before=now - older_than)
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return [path for path in found if not path.exists()]
+    return [path for path in paths if not path.exists()]
 
 
 def _is_older(path: Path, moment: datetime) -> bool:
     try:
         return path.lstat().st_mtime < moment.timestamp()
-    except OSError:  # it was finished, or removed, meanwhile
+    except OSError:  # it was renamed or removed meanwhile
         return False
 
 
 def _sync_all() -> None:
-    """Have all on disk: for many small files at once this is far quicker than one by one."""
+    """Write everything to disk: for many small files this is far quicker than one by one."""
     if hasattr(os, "sync"):
         os.sync()

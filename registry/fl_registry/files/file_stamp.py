@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file looks like from outside: tells cheaply, without reading it, that it did not change.
+"""Detects changes of a file by its identity, size and times, without reading it.
 
-A file is never opened here: closing a SQLite file would drop the locks that this process has on it.
+No file is opened here: closing a SQLite file would drop the locks that this process has on it.
 """
 
 from __future__ import annotations
@@ -25,36 +25,34 @@ class Stamp:
     taken: int
 
     def still(self, path: Path) -> bool:
-        """Return whether the file at `path` is as it was when this stamp was taken."""
+        """Return whether the file at `path` is unchanged since this stamp was taken."""
         now = stamp(path)
         return now is not None and self.settled and now.marks == self.marks
 
     @property
     def marks(self) -> tuple[int, ...]:
-        """All but the time at which it was taken."""
+        """Identity, size and times of the file, for comparison."""
         return self.device, self.inode, self.size, self.modified, self.changed
 
     @property
     def settled(self) -> bool:
-        """Whether any later change must have given the file another time."""
+        """Whether a later change must have given the file another time."""
         return self.taken - max(self.modified, self.changed) > _TICK
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file, or None where there is none. Take it before reading the file."""
+    """Return the stamp of a file, None if it does not exist. Take it before reading the file."""
     taken = time.time_ns()
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return Stamp(
-        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, taken
-    )
+    return Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, taken)
 
 
 def stamps(*paths: Path) -> tuple[tuple[int, ...], ...] | None:
-    """Return marks that change whenever one of the files does; None while one may be changing."""
-    found = [stamp(path) for path in paths]
-    if any(one is not None and not one.settled for one in found):
+    """Return marks that change with any of the files; None while one of them may be changing."""
+    taken = [stamp(path) for path in paths]
+    if any(one is not None and not one.settled for one in taken):
         return None
-    return tuple(() if one is None else one.marks for one in found)
+    return tuple(() if one is None else one.marks for one in taken)

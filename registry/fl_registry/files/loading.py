@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verified weights into arrays or a torch module; and the few modules that are kept ready."""
+"""Loads verified weights into arrays or torch modules, with a cache of the latest modules."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from fl_registry.errors import ArtifactError
 from fl_registry.files.artifacts import WholeFiles
 
-_KEPT = 2  # models; production and the one before it
+_CACHED = 2  # models: production and the one before it
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A version's weights file and the digest that it must have."""
+    """A version's weights file and its recorded digest."""
 
     path: Path
     sha256: str
@@ -31,7 +31,7 @@ class _Ready:
     arrays: tuple[tuple[Any, str, Any, int, int], ...]  # holder, name, tensor, changes, address
 
     def untouched(self) -> bool:
-        """Return whether all arrays of the module are what was loaded."""
+        """Return whether all arrays of the module are unchanged since they were loaded."""
         return all(
             holder.get(name) is tensor
             and tensor._version == changes
@@ -41,10 +41,10 @@ class _Ready:
 
 
 class ReadyModels:
-    """The models that were loaded last, each ready for inference, for as long as nothing changed.
+    """A cache of the latest modules, ready for inference.
 
-    A module goes when its weights file changed, when its own arrays were changed in place or
-    replaced (by training, ``half()``, a move to another device), or when newer ones push it out.
+    A module is dropped when its weights file changed, when its arrays were changed in place or
+    replaced (by training, ``half()``, a move to another device), or when the cache is full.
     """
 
     def __init__(self, whole: WholeFiles) -> None:
@@ -53,20 +53,20 @@ class ReadyModels:
         self._lock = threading.Lock()
 
     def get(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
-        """Return the module for these weights, built and loaded only if it is not there."""
+        """Return the module for these weights, built and loaded only if it is not cached."""
         key = (weights.sha256, str(device), _maker(model_class))
         with self._lock:
-            found = self._ready.pop(key, None)
-            if found is not None and found.untouched():
+            ready = self._ready.pop(key, None)
+            if ready is not None and ready.untouched():
                 self._whole.verify(weights.path, weights.sha256, version=weights.version)
             else:
-                found = _ready(self.load(weights, model_class, device=device))
-            self._ready[key] = found
-            while len(self._ready) > _KEPT:
+                ready = _ready(self.load(weights, model_class, device=device))
+            self._ready[key] = ready
+            while len(self._ready) > _CACHED:
                 self._ready.popitem(last=False)
-        if found.module.training:
-            found.module.eval()
-        return found.module
+        if ready.module.training:
+            ready.module.eval()
+        return ready.module
 
     def load(self, weights: Weights, model_class: Callable[[], Any], *, device: str) -> Any:
         """Return a new module with these weights, on `device`, ready for inference.
@@ -90,7 +90,7 @@ class ReadyModels:
                 "such as lambda: get_model(model_size='n', num_classes=7)."
             )
         content = self._whole.read(weights.path, weights.sha256, version=weights.version)
-        with torch.inference_mode(False):  # tensors made inside of it do not tell of changes
+        with torch.inference_mode(False):  # inference tensors have no version counter
             module = _fill(model_class(), content, version=weights.version)
             return module.to(device).eval()
 
@@ -107,9 +107,9 @@ def _ready(module: Any) -> _Ready:
 
 
 def _maker(model_class: Callable[[], Any]) -> Hashable:
-    """Return what tells two makers of models apart.
+    """Return a key that differs between functions that make different models.
 
-    A lambda is a new object each time its line is run: what it runs and what it holds count.
+    A lambda is a new object each time its line runs, so its code and its variables are compared.
     """
     code = getattr(model_class, "__code__", None)
     if code is None:
@@ -125,7 +125,7 @@ def _maker(model_class: Callable[[], Any]) -> Hashable:
             tuple(cell.cell_contents for cell in cells),
         )
         hash(key)
-    except (TypeError, ValueError):  # something that cannot be told apart: never the same
+    except (TypeError, ValueError):  # its variables cannot be compared: equal to itself only
         return model_class
     return key
 
@@ -156,8 +156,9 @@ def _fill(module: Any, content: bytes, *, version: str) -> Any:
 
     if not isinstance(module, nn.Module):
         raise ArtifactError(
-            f"model_class made a {type(module).__name__}, which is no torch module; load_arrays() "
-            "returns the weights of any model as NumPy arrays, see docs/use-the-model.md."
+            f"model_class made a {type(module).__name__}, which is not a torch module; "
+            "load_arrays() returns the weights of any model as NumPy arrays, see "
+            "docs/use-the-model.md."
         )
     arrays, own = load(content), module.state_dict()
     missing, extra = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())

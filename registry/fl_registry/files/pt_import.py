@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch files (.pt, .pth) turned into safetensors, by safe loading only.
+"""Converts PyTorch files (.pt, .pth) to safetensors, by safe loading only.
 
-What a file asks for is looked at before torch sees it: the names it would import, and how large it
-would become. Then torch loads it with ``weights_only=True``, and never in another way.
+A file's imports and its size in memory are checked before torch reads it. Then torch loads it with
+``weights_only=True``, and never in another way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from fl_registry.errors import ArtifactError
 from fl_registry.files.atomic import write_whole
 from fl_registry.files.safetensors_header import Manifest
 
+# The imports of a state dict, and no others. ``weights_only=True`` alone is not enough: it had two
+# holes (CVE-2025-32434, CVE-2026-24747), and it allows ``bytearray(2**31)``.
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v[23]|parameter)|"
     r"torch\.storage (Untyped|Typed)Storage|"
@@ -27,8 +29,8 @@ _NAMES = re.compile(
 )
 _CALLS = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
 _ARCHIVE = b"PK\x03\x04"
-_GROWTH, _FLOOR = 16, 1 << 20  # tied tensors are stored once and become one each
-# What is raised for files that are damaged, foreign, or hold more than tensors.
+_GROWTH, _FLOOR = 16, 1 << 20  # tied tensors are stored once in the file
+# Raised for files that are damaged, foreign, or hold more than tensors.
 _LOAD_ERRORS = (
     UnpicklingError,
     struct.error,
@@ -67,24 +69,24 @@ def import_checkpoint(source: Path, target: Path) -> None:
         ) from error
     try:
         _inspect(source)
-        found = torch.load(source, map_location="cpu", weights_only=True)
+        state = torch.load(source, map_location="cpu", weights_only=True)
     except _LOAD_ERRORS as error:
         raise ArtifactError(
             f"{source} cannot be read safely: it is damaged, of a PyTorch before 1.6, or holds "
             "more than tensors (such as a pickled model or TorchScript); save model.state_dict() "
             "instead."
         ) from error
-    if not _is_state_dict(found, torch.Tensor):
+    if not _is_state_dict(state, torch.Tensor):
         raise ArtifactError(
             f"{source} does not hold a plain state dict (names to tensors); save "
             "model.state_dict() instead."
         )
-    write_whole(target, _as_safetensors(source, found, save))
+    write_whole(target, _as_safetensors(source, state, save))
 
 
-def _as_safetensors(source: Path, found: Mapping[str, Any], save: Any) -> bytes:
-    metadata = Manifest(list(found), {}).as_metadata()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+def _as_safetensors(source: Path, state: Mapping[str, Any], save: Any) -> bytes:
+    metadata = Manifest(list(state), {}).as_metadata()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > _FLOOR + _GROWTH * source.stat().st_size:
         raise ArtifactError(
             f"{source} would become {size / 1e9:.1f} GB, far more than the file has; save "
@@ -92,24 +94,24 @@ def _as_safetensors(source: Path, found: Mapping[str, Any], save: Any) -> bytes:
         )
     try:
         # Cloning separates tensors that share memory, which safetensors refuses.
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
         content: bytes = save(tensors, metadata=metadata)
         return content
     except (ValueError, KeyError, RuntimeError, MemoryError, UnicodeError) as error:
         raise ArtifactError(
-            f"{source} holds tensors that safetensors cannot keep (sparse or quantized); save "
+            f"{source} holds tensors that safetensors cannot store (sparse or quantized); save "
             "dense ones."
         ) from error
 
 
 def _inspect(source: Path) -> None:
-    """Raise `ValueError` unless it is an unpacked archive whose pickle names tensors only.
+    """Raise `ValueError` unless it is an uncompressed archive whose pickle imports tensors only.
 
-    Nothing is imported and nothing run: the pickle is read as text, instruction by instruction.
+    Nothing is imported or run: the pickle is only parsed, instruction by instruction.
     """
     with source.open("rb") as file:
-        if file.read(4) != _ARCHIVE:  # what comes before it torch would read in another way
-            raise ValueError("it does not begin as an archive")
+        if file.read(4) != _ARCHIVE:  # torch would read content before it in another way
+            raise ValueError("it does not begin like an archive")
     with zipfile.ZipFile(source) as archive:
         parts = archive.infolist()
         names = [part.filename for part in parts]
@@ -118,17 +120,17 @@ def _inspect(source: Path) -> None:
             raise ValueError("expected one data.pkl, and no name twice")
         packed = any(part.compress_type or part.flag_bits & 1 for part in parts)
         if packed or sum(part.file_size for part in parts) > source.stat().st_size:
-            raise ValueError("its parts are packed, or overlap")
+            raise ValueError("its parts are compressed, or overlap")
         content = archive.read(pickles[0])
     for code, argument, _ in pickletools.genops(content):
-        asked = code.name == "GLOBAL" and not _NAMES.fullmatch(str(argument))
-        if asked or code.name in _CALLS:
-            raise ValueError(f"it asks for {argument}")
+        foreign = code.name == "GLOBAL" and not _NAMES.fullmatch(str(argument))
+        if foreign or code.name in _CALLS:
+            raise ValueError(f"it imports {argument}")
 
 
-def _is_state_dict(found: object, tensor: type[Any]) -> bool:
+def _is_state_dict(state: object, tensor: type[Any]) -> bool:
     return (
-        isinstance(found, dict)
-        and bool(found)
-        and all(isinstance(k, str) and isinstance(v, tensor) for k, v in found.items())
+        isinstance(state, dict)
+        and bool(state)
+        and all(isinstance(k, str) and isinstance(v, tensor) for k, v in state.items())
     )

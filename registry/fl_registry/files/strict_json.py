@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that others may have written: whatever is wrong with it is a `ValueError`."""
+"""Reads JSON of unknown origin: every fault is a `ValueError`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 
 def read_json(text: str | bytes, *, strict: bool = False) -> Any:
-    """Return what a JSON text says.
+    """Parse a JSON text.
 
     Parameters
     ----------
     text : str | bytes
         The text.
     strict : bool
-        Refuse what two readers may read differently: a name that comes twice, NaN, infinities.
+        Refuse what two readers may read differently: a repeated name, NaN, infinities.
 
     Raises
     ------
@@ -31,10 +31,10 @@ def read_json(text: str | bytes, *, strict: bool = False) -> Any:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
-    return found
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a name is repeated")
+    return fields
 
 
 def _no_constant(name: str) -> NoReturn:

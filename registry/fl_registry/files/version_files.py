@@ -1,106 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model store needs of the place where versions' files lie; and the one in plain folders."""
+"""Reading, measuring and removing the files of a version in a folder."""
 
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fl_registry.errors import disk_errors
-from fl_registry.files.artifacts import WEIGHTS_FILE, file_digest
-from fl_registry.files.atomic import copy_whole
-from fl_registry.records import ModelVersion
 from fl_registry.retention import Removal
 
 _LARGEST = 64 << 20  # bytes; descriptions and results per example are far smaller
-
-
-class VersionFiles(ABC):
-    """The files of a registered model's versions."""
-
-    @abstractmethod
-    def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
-        """Return where a file of a version is, or should be, on this machine.
-
-        Raises
-        ------
-        ArtifactError
-            Nobody knows any more where it is.
-        """
-
-    @abstractmethod
-    def read(self, record: ModelVersion, name: str) -> bytes | None:
-        """Return the content of a small file of a version, or None where there is none."""
-
-    @abstractmethod
-    def add(self, record: ModelVersion, file: Path) -> None:
-        """Put a further file beside the ones that a version has."""
-
-    @abstractmethod
-    def is_whole(self, record: ModelVersion) -> bool:
-        """Return whether the weights are there and whole."""
-
-    @abstractmethod
-    def size(self, record: ModelVersion) -> int:
-        """Return the bytes that would be freed if the version were removed."""
-
-    @abstractmethod
-    def note(self, record: ModelVersion) -> None:
-        """Note what will have to be removed, so that anybody can finish it."""
-
-    @abstractmethod
-    def noted(self) -> Mapping[str, int]:
-        """Return the versions whose removal was begun, and the bytes that it would still free."""
-
-    @abstractmethod
-    def remove(self, version: str) -> Removal:
-        """Remove a retired version and its files; doing it again finishes what was cut short."""
-
-
-class FolderFiles(VersionFiles):
-    """Files in one folder a version.
-
-    Parameters
-    ----------
-    folder : Path
-        Holds the folders of the versions.
-    forget : Callable[[str], object]
-        Called with the number of a version that is removed.
-    """
-
-    def __init__(self, folder: Path, forget: Callable[[str], object]) -> None:
-        self._folder = folder
-        self._forget = forget
-
-    def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
-        return self._folder / record.version / name
-
-    def read(self, record: ModelVersion, name: str) -> bytes | None:
-        file = self._folder / record.version / name
-        return read_small(file) if file.is_file() else None
-
-    def add(self, record: ModelVersion, file: Path) -> None:
-        with disk_errors(f"store {file.name} of version {record.version}"):
-            copy_whole(file, self._folder / record.version / file.name)
-
-    def is_whole(self, record: ModelVersion) -> bool:
-        file = self._folder / record.version / WEIGHTS_FILE
-        return file.is_file() and file_digest(file) == record.sha256
-
-    def size(self, record: ModelVersion) -> int:
-        return own_bytes(self._folder / record.version)
-
-    def note(self, record: ModelVersion) -> None:
-        """Nothing to do: what is in this process is gone with it."""
-
-    def noted(self) -> Mapping[str, int]:
-        return {}
-
-    def remove(self, version: str) -> Removal:
-        self._forget(version)
-        return remove_folder(self._folder / version)
 
 
 def read_small(path: Path) -> bytes | None:

@@ -50,11 +50,12 @@ def save_weights(
     try:
         metadata = Manifest(list(arrays), dict(model or {})).as_metadata()
         plain = {name: _storable(name, array) for name, array in arrays.items()}
+        # In memory, so that the digest is computed while the file is written.
         content = save(plain, metadata=metadata)
     except (SafetensorError, TypeError, ValueError) as error:
         raise WeightsError(f"the arrays cannot be stored as safetensors: {error}") from error
-    with ThreadPoolExecutor(1) as beside:  # the digest takes as long as the disk
-        digest = beside.submit(digest_of, content)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(digest_of, content)
         write_whole(Path(path), content)
     return digest.result()
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates, and the statistics they rest on. Pure."""
+"""Gates and their statistics: pure functions of evidence."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates and the climb through the stages: evidence in, reasoned verdicts out."""
+"""Gates, and the stage that a candidate reaches by them: evidence in, verdicts with reasons out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,9 @@ from fl_registry.records import Decision, Evidence, Policy, Results, Verdict
 from fl_registry.stages import Stage
 from fl_registry.version_tags import as_number
 
-_CLIMB = (Stage.STAGING, Stage.PRODUCTION)
-_NAMED = 3  # classes or nodes told in one reason
-_HAIR = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
+_STAGES = (Stage.STAGING, Stage.PRODUCTION)
+_NAMED = 3  # classes or nodes listed in one reason
+_ROUNDING = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
 
 
 @dataclass(frozen=True)
@@ -33,48 +34,44 @@ class Finite:
 
 
 @dataclass(frozen=True)
-class AtLeast:
-    """Passes when `metric` is `threshold` or more."""
-
+class _Threshold:
     metric: str
     threshold: float
 
     def __post_init__(self) -> None:
         _check_number(self.threshold, "threshold")
 
-    def __call__(self, evidence: Evidence) -> Verdict:
-        name, value = f"AtLeast({self.metric})", _finite(evidence.metrics, self.metric)
+    def _verdict(
+        self, evidence: Evidence, passes: Callable[[float, float], bool], yes: str, no: str
+    ) -> Verdict:
+        name = f"{type(self).__name__}({self.metric})"
+        value = _finite(evidence.metrics, self.metric)
         if value is None:
             return _absent(name, evidence.metrics, self.metric)
+        passed = passes(value, self.threshold)
         got, bound = _words(value, self.threshold)
-        if value >= self.threshold:
-            return Verdict(name, True, f"{self.metric} {got} is at least {bound}")
-        return Verdict(name, False, f"{self.metric} {got} is below {bound}")
+        return Verdict(name, passed, f"{self.metric} {got} {yes if passed else no} {bound}")
 
 
 @dataclass(frozen=True)
-class AtMost:
-    """Passes when `metric` is `threshold` or less."""
-
-    metric: str
-    threshold: float
-
-    def __post_init__(self) -> None:
-        _check_number(self.threshold, "threshold")
+class AtLeast(_Threshold):
+    """Passes when `metric` is `threshold` or more."""
 
     def __call__(self, evidence: Evidence) -> Verdict:
-        name, value = f"AtMost({self.metric})", _finite(evidence.metrics, self.metric)
-        if value is None:
-            return _absent(name, evidence.metrics, self.metric)
-        got, bound = _words(value, self.threshold)
-        if value <= self.threshold:
-            return Verdict(name, True, f"{self.metric} {got} is at most {bound}")
-        return Verdict(name, False, f"{self.metric} {got} is above {bound}")
+        return self._verdict(evidence, operator.ge, "is at least", "is below")
+
+
+@dataclass(frozen=True)
+class AtMost(_Threshold):
+    """Passes when `metric` is `threshold` or less."""
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        return self._verdict(evidence, operator.le, "is at most", "is above")
 
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """Passes when `metric` is better than that of the best candidate so far, or there is none.
+    """Passes when `metric` is better than the best candidate's so far, or there is none.
 
     Parameters
     ----------
@@ -109,24 +106,25 @@ class BestSoFar:
 
 @dataclass(frozen=True)
 class BeatsChampion:
-    """Passes when `metric` is surely better than production's on the same data, or there is none.
+    """Passes when `metric` is significantly better than production's on the same data.
 
-    Sure is what the results of both on each example say: an exact McNemar test where these are
-    right or wrong and any gain will do, else a paired bootstrap. Without such results the two
-    numbers decide, and the reason says so. What is left to chance is shared among the looks of a
-    session (C. Bonferroni, 1936): the best of many candidates looks better than it is.
+    It also passes if there is no production version. The test uses the results of both versions
+    on each example: an exact McNemar test if the results are right or wrong and any gain is
+    enough, otherwise a paired bootstrap. Without such results the two numbers are compared, and
+    the reason says so. The error rate is shared among the candidates of a session (C. Bonferroni,
+    1936), since the best of many candidates looks better than it is.
 
     Parameters
     ----------
     metric : str
         The metric compared.
     margin : float
-        How much better it must be. 0 asks for any gain; below 0 allows that much of a loss.
+        How much better it must be. 0: any gain is enough; below 0: that much loss is allowed.
     mode : {"max", "min"}
         Which direction is better.
     confidence : float | None
-        Confidence of the two-sided interval of the gain, which must lie above `margin`, in all
-        looks together. None asks for none: the two numbers decide.
+        Confidence of the two-sided interval of the gain, which must lie above `margin`, for all
+        candidates of a session together. None: the two numbers are compared.
     """
 
     metric: str
@@ -165,11 +163,12 @@ class BeatsChampion:
         return Verdict(name, passed, reason, note)
 
     def _enough(self, gain: float) -> bool:
-        return gain > 0 if self.margin == 0 else gain >= self.margin - _HAIR
+        return gain > 0 if self.margin == 0 else gain >= self.margin - _ROUNDING
 
     def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
-        """Whether the results per example are sure of it, None if there are none, and why."""
+        """Return whether the results per example show it (None: there are none), and why."""
         old, new = evidence.champion_results, evidence.results
+        # Bonferroni: the error rate is shared among all candidates of the session.
         confidence = 1 - (1 - confidence) / evidence.looks
         if old is None or new is None:
             return None, " (two numbers alone: there are no results per example)"
@@ -200,10 +199,10 @@ class BeatsChampion:
 
 @dataclass(frozen=True)
 class NoRegression:
-    """Passes when `metric` falls below production's nowhere: in no class, or on no node.
+    """Passes when `metric` is not below production's in any class, or on any node.
 
-    Classes are the metrics named ``<metric>/<class>``. Nodes are those that scored both versions
-    on the same data; others are not compared.
+    Classes are the metrics named ``<metric>/<class>``. Nodes are those that evaluated both
+    versions on the same data; others are not compared.
 
     Parameters
     ----------
@@ -241,12 +240,13 @@ class NoRegression:
         if not pairs:
             where = f"class ({self.metric}/…)" if self.by == "class" else "node that scored both"
             return Verdict(name, False, f"there is no {self.metric} of production by {where}")
+        # A class or node without a number counts as an infinite loss.
         gains = {
             place: -math.inf if value is None or old is None else _gain(value, old, self.mode)
             for place, (value, old) in pairs.items()
         }
         worst = sorted(gains, key=lambda place: gains[place])
-        fallen = [place for place in worst if gains[place] < -self.margin - _HAIR]
+        fallen = [place for place in worst if gains[place] < -self.margin - _ROUNDING]
         if not fallen:
             reason = f"no {self.by} loses more than {_number(self.margin)} of {self.metric}"
             return Verdict(name, True, f"{reason}; {self._words(worst[0], *pairs[worst[0]])}")
@@ -276,30 +276,31 @@ class NoRegression:
 
 
 def decide_stage(policy: Policy, evidence: Evidence) -> Decision:
-    """Climb None, Staging, Production in that order; stop at the first stage with a "no".
+    """Return the last stage of None, Staging, Production that a candidate reaches.
 
-    A stage that `policy` does not name is not climbed to. All gates of the stage that stops the
-    climb are asked, so that every reason is known.
+    A stage is reached if all its gates pass, and every stage before it in `policy` is reached. A
+    stage that `policy` does not name is skipped. All gates of a stage are evaluated, so that the
+    decision lists every reason.
 
     Raises
     ------
     ValueError
         `policy` names a stage other than Staging and Production.
     """
-    strange = [str(stage) for stage in policy if stage not in _CLIMB]
-    if strange:
+    unknown = [str(stage) for stage in policy if stage not in _STAGES]
+    if unknown:
         raise ValueError(
-            f"A policy has gates for Staging and Production only, not for {', '.join(strange)}."
+            f"A policy has gates for Staging and Production only, not for {', '.join(unknown)}."
         )
     reached, verdicts, parts = Stage.NONE, list[Verdict](), list[str]()
-    for stage in (s for s in _CLIMB if s in policy):
-        asked = [gate(evidence) for gate in policy[stage]]
-        verdicts += asked
-        refusals = [str(v) for v in asked if not v.passed]
+    for stage in (s for s in _STAGES if s in policy):
+        results = [gate(evidence) for gate in policy[stage]]
+        verdicts += results
+        refusals = [str(v) for v in results if not v.passed]
         if refusals:
             parts.append(f"not {stage}: {'; '.join(refusals)}")
             break
-        parts.append(f"{stage}: {'; '.join(map(str, asked)) or 'no gates'}")
+        parts.append(f"{stage}: {'; '.join(map(str, results)) or 'no gates'}")
         reached = stage
     return Decision(reached, tuple(verdicts), ". ".join(parts) or "the policy names no stage")
 
@@ -319,7 +320,7 @@ def _absent(
 
 
 def _left_to_a_person(gate: str, known: str, note: str) -> Verdict:
-    """Pass, for a person to confirm: a refusal here would keep every later version out as well."""
+    """Pass, for a person to confirm: a refusal would also block every later version."""
     return Verdict(gate, True, f"{known}, to be confirmed by a person", note, needs_person=True)
 
 
@@ -328,7 +329,7 @@ def _gain(value: float, other: float, mode: str) -> float:
 
 
 def _words(value: float, other: float) -> tuple[str, str]:
-    """Write two numbers shortly, yet so that different numbers look different."""
+    """Format two numbers briefly, but so that different numbers look different."""
     texts = _number(value), _number(other)
     if texts[0] == texts[1] and value != other:
         return repr(value), repr(other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two models on the same examples: how sure the difference of their scores is. Pure."""
+"""Statistics of two models' scores on the same examples."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fl_registry.records import Results
 
 DRAWS, SEED = 2000, 0
 FEWEST = 20
-"""Examples; below, the interval of a bootstrap is far too narrow."""
+"""Fewest examples for a bootstrap; with fewer its interval is far too narrow."""
 
-_FEWEST_IN_TAIL = 5  # draws beyond a percentile; it is all but the extreme draw below
-_BLOCK = 2_000_000  # counts held at a time
+_FEWEST_IN_TAIL = 5  # draws beyond a percentile; with fewer it is nearly the extreme draw
+_BLOCK = 2_000_000  # counts in memory at a time
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ExampleScores:
     Parameters
     ----------
     scores : Mapping[str, Sequence[float]]
-        For each metric one number per example, in the same order for every model. 0 and 1 alone
-        mean wrong and right.
+        For each metric one number per example, in the same order for every model. If all numbers
+        are 0 or 1, they mean wrong and right.
     """
 
     scores: Mapping[str, Sequence[float]]
@@ -64,23 +64,23 @@ def bootstrap_interval(
     draws: int = DRAWS,
     seed: int = SEED,
 ) -> tuple[float, float] | None:
-    """Return the interval of how much `two` exceeds `one` in `metric`, by a paired bootstrap.
+    """Return a confidence interval of the difference `two` - `one` in `metric`: paired bootstrap.
 
-    The shared examples are drawn anew, with replacement, and both models are scored on each
-    draw; the interval runs between the percentiles that leave out half of ``1 - confidence`` on
-    either side (the percentile interval of B. Efron and R. Tibshirani, *An Introduction to the
+    The examples are resampled with replacement, and both models are scored on each sample; the
+    interval runs between the percentiles that leave out half of ``1 - confidence`` on either side
+    (the percentile interval of B. Efron and R. Tibshirani, *An Introduction to the
     Bootstrap*, 1993, chapter 13; used on paired results of two systems by P. Koehn, "Statistical
-    Significance Tests for Machine Translation Evaluation", EMNLP 2004). Where the draws are too
-    few for such a tail, it is the normal one: the draws' mean and so many of their standard
-    deviations. The seed is fixed: the same results give the same interval.
+    Significance Tests for Machine Translation Evaluation", EMNLP 2004). If there are
+    too few draws for such a tail, a normal distribution with the draws' mean and standard
+    deviation is used. The seed is fixed: the same results give the same interval.
 
     Returns
     -------
     tuple[float, float] | None
-        None where one of them has no such metric. NaN where a result is not a number.
+        None if one of the models has no such metric; NaN if a result is not a number.
     """
     count, random = len(one), np.random.default_rng(seed)
-    rows = max(1, _BLOCK // count)
+    rows = max(1, _BLOCK // count)  # samples at a time, which bounds the memory
     differences = []
     for start in range(0, draws, rows):
         counts = _drawn(random, min(rows, draws - start), count)
@@ -99,8 +99,8 @@ def bootstrap_interval(
 def mcnemar(one: np.ndarray, two: np.ndarray) -> tuple[int, int, float]:
     """Return how many examples only `two` has right, how many only `one`, and the p-value.
 
-    The exact two-sided test of Q. McNemar (Psychometrika 12, 1947): where both are equally good,
-    an example that one of them alone has right is as often the one's as the other's.
+    The exact two-sided test of Q. McNemar (Psychometrika 12, 1947): if both are equally good, an
+    example that only one of them has right is as often right in `one` as in `two`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def mcnemar(one: np.ndarray, two: np.ndarray) -> tuple[int, int, float]:
 
 
 def _drawn(random: np.random.Generator, draws: int, count: int) -> np.ndarray:
-    """How often each of `count` examples is in each of `draws` samples of that many."""
+    """Return how often each of `count` examples is in each of `draws` samples of that size."""
     picks = random.integers(0, count, (draws, count)) + np.arange(draws)[:, None] * count
     counts = np.bincount(picks.ravel(), minlength=draws * count)
     return counts.reshape(draws, count).astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of two models is better, with a look after every round of results. Pure."""
+"""A sequential test of which of two models is better, evaluated after every round of results."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import numpy as np
 Outcome = Literal["better", "worse", "undecided"]
 
 BETS = (0.5, 1.0, 2.0, 4.0, 16.0)
-"""Bets on the sign of a difference, for one whose size is the root mean square of all."""
+"""Bets on the sign of a difference, in units of the root mean square of all differences."""
 
-_LARGEST = 700.0  # logarithm of the most evidence that is told; its exponential still is a float
+_LARGEST = 700.0  # largest logarithm of evidence that is reported; its exponential is a float
 
 
 @dataclass(frozen=True)
 class SequentialResult:
-    """What a sequential test of paired differences says after its last look.
+    """The result of a sequential test of paired differences.
 
     Attributes
     ----------
     outcome : {"better", "worse", "undecided"}
-        What the differences say of the second model, once and for all.
+        The verdict on the second model; once decided it never changes.
     evidence_better, evidence_worse : float
         The greatest evidence so far for either: an e-value, 1 for none.
     needed : float
-        Evidence that decides.
+        Evidence at which the test decides.
     mean_difference : float
         Mean of all differences, in units of the metric; NaN without any.
     better, worse, equal : int
         Differences above, below and at zero.
     rounds : int
-        Looks so far.
+        Number of rounds so far.
     """
 
     outcome: Outcome
@@ -54,10 +54,10 @@ class SequentialResult:
 def sequential_test(
     rounds: Sequence[Sequence[float]], *, confidence: float = 0.95
 ) -> SequentialResult:
-    """Return what paired differences say, of which each round brought some.
+    """Test paired differences that arrive in rounds.
 
-    Where both models are equally good, how much one of them is better says nothing of which one
-    it is: given the rounds before and the sizes in this one, each sign is a fair coin. Then
+    If both models are equally good, the size of a difference does not predict its sign: given the
+    rounds before and the sizes in this round, each sign is a fair coin. Then
     ``1 + tanh(b d)`` is an e-value of the difference ``d`` for each bet ``b`` that depends on
     sizes alone, since the mean of its two values is 1 (it is ``exp(b d) / cosh(b d)``, the
     e-test of symmetry that goes back to Fisher; V. Vovk and R. Wang, "Nonparametric e-tests of
@@ -66,20 +66,20 @@ def sequential_test(
     mean square of the sizes so far (the method of mixtures; H. Robbins, Annals of Mathematical
     Statistics 41, 1970). By Ville's inequality such a mean ever reaches ``2 / (1 - confidence)``
     with a chance of at most ``(1 - confidence) / 2``; there is one for better and one for worse.
-    So a decision between equally good models has a chance of at most ``1 - confidence``, however
-    often one looks, and one for the worse of two models, of half of that.
+    So a decision between equally good models has a probability of at most ``1 - confidence``,
+    however often the test is evaluated, and a decision for the worse of two models half of that.
 
-    A decision also needs the mean of all differences on its side, which can only make wrong ones
-    rarer. The first decision stands. Factors that all differences share change nothing, nor does
-    the order within a round.
+    A decision also needs the mean of all differences on its side, which can only make wrong
+    decisions rarer. The first decision is final. The result does not depend on the unit of the
+    differences, nor on their order within a round.
 
     Parameters
     ----------
     rounds : Sequence[Sequence[float]]
-        For each look the differences that are new: above zero where the second model is better.
-        An infinite one says that the other model has no score at all.
+        The new differences of each round: above zero if the second model is better. An infinite
+        difference means that the other model has no score.
     confidence : float
-        One minus the chance of a decision, ever, between equally good models.
+        One minus the probability that equally good models are ever distinguished.
 
     Raises
     ------
@@ -96,6 +96,7 @@ def sequential_test(
     outcome: Outcome = "undecided"
     sums, sizes, most = np.zeros((2, len(BETS))), np.empty(0), np.zeros(2)
     for index, new in enumerate(looks):
+        # The scale uses this round's sizes too: they do not predict the signs.
         sizes = np.append(sizes, np.abs(new[np.isfinite(new) & (new != 0)]))
         sums += _log_evidence(new, math.hypot(*sizes) / math.sqrt(max(1, len(sizes))))
         most = np.maximum(most, np.logaddexp.reduce(sums, axis=1) - math.log(len(BETS)))
@@ -116,7 +117,7 @@ def sequential_test(
 
 @functools.cache
 def fewest_differences(confidence: float) -> int:
-    """Return with how many differences a decision is possible, if all are of one sign and size."""
+    """Return the fewest differences, all of one sign and size, at which the test decides."""
     counts = itertools.count(1)
     return next(
         n for n in counts if sequential_test([[1.0] * n], confidence=confidence).outcome == "better"
@@ -124,7 +125,7 @@ def fewest_differences(confidence: float) -> int:
 
 
 def _log_evidence(differences: np.ndarray, scale: float) -> np.ndarray:
-    """Logarithms of what a round multiplies the evidence with, shape (2 sides, bets)."""
+    """Return the logarithms of a round's factors of evidence, shape (2 sides, bets)."""
     moved = differences[differences != 0] / (scale or 1.0)
     bets = np.multiply.outer(np.outer([1, -1], BETS), moved)
     # log(1 + tanh(x)) without loss of precision
@@ -139,6 +140,6 @@ def _decide(most: np.ndarray, needed: float, mean: float) -> Outcome:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean that is infinite where one side lacks scores, and NaN where both do."""
+    """Return the mean: infinite if one side lacks scores, NaN if both do."""
     with np.errstate(invalid="ignore"):
         return float(values.mean()) if len(values) else math.nan

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of stage moves: its entries, its hash chain and what they add up to. Pure.
 
-What moves mean is in `fl_registry.stages`; where entries are kept is the business of the stores.
+What moves mean is in `fl_registry.stages`; a `fl_registry.backend.JournalStorage` stores entries.
 """
 
 from __future__ import annotations
@@ -57,11 +57,14 @@ class Entry:
     previous_hash : str
         SHA-256 of the stored text of the entry before; empty for the first.
     id : str
-        Unique; tells two equal moves apart.
+        Unique, also for two equal moves.
     carried : str
-        SHA-256 of the state that is kept beside it; empty but for `Move.CARRY`.
+        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
     epoch : int
-        The lease under which a server moved it by rule; 0 for whatever else.
+        The lease under which a server moved it by rule; 0 for every other move.
+    approval : str
+        "pending" if the version is put into staging to be approved, "rejected" if a person or a
+        shadow evaluation refused it; empty for every other move.
     """
 
     number: int
@@ -75,15 +78,18 @@ class Entry:
     id: str
     carried: str = ""
     epoch: int = 0
+    approval: str = ""
 
     def encode(self) -> str:
         """Return the text that is stored, always the same, with a digest of itself.
 
-        The chain of hashes tells an altered entry by the one after it, and the newest has none.
+        The chain of hashes shows an altered entry by the one after it; the newest has none, so it
+        also has a digest of itself.
         """
         fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
-        if not self.epoch:
-            del fields["epoch"]
+        for name in ("epoch", "approval"):
+            if not fields[name]:
+                del fields[name]
         return _line({**fields, "sha256": _digest(_line(fields))})
 
 
@@ -108,16 +114,24 @@ class Page:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A page that was read and checked: its entries and the state they lead to."""
+    """A page that was read and checked.
+
+    Attributes
+    ----------
+    entries : tuple[Entry, ...]
+        Its entries.
+    state : State
+        The state they lead to.
+    page : Page
+        The page as stored.
+    length : int
+        How many entries the whole journal has up to here.
+    """
 
     entries: tuple[Entry, ...] = ()
     state: State = field(default_factory=State)
     page: Page = field(default_factory=Page)
-
-    @property
-    def length(self) -> int:
-        """How many entries the whole journal has up to here."""
-        return self.entries[-1].number if self.entries else 0
+    length: int = 0
 
 
 def read_page(page: Page, known: Ledger | None = None) -> Ledger:
@@ -150,7 +164,7 @@ def read_page(page: Page, known: Ledger | None = None) -> Ledger:
     except JournalError as error:
         error.before = tuple(entries)
         raise
-    return Ledger(tuple(entries), state, page)
+    return Ledger(tuple(entries), state, page, entries[-1].number if entries else 0)
 
 
 def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
@@ -209,20 +223,20 @@ def as_moment(when: date | str) -> datetime:
         It is not a date.
     """
     try:
-        found = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
+        moment = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
         if isinstance(when, str) and _DATE.fullmatch(when.strip()):
-            found = found.date() if isinstance(found, datetime) else found
+            moment = moment.date() if isinstance(moment, datetime) else moment
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidName(
             f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
             "'2026-11-23T14:00:00+00:00'."
         ) from error
-    if not isinstance(found, datetime):
-        found = datetime.combine(found, time.max)
+    if not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time.max)
     try:
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:  # at either end of the calendar zones make no difference
-        return found.replace(tzinfo=UTC)
+        return moment.replace(tzinfo=UTC)
 
 
 def new_entry(
@@ -235,6 +249,7 @@ def new_entry(
     reason: str = "",
     carried: str = "",
     epoch: int = 0,
+    approval: str = "",
 ) -> Entry:
     """Return the entry that would follow `ledger`; too long a reason is cut."""
     last = ledger.entries[-1] if ledger.entries else None
@@ -252,11 +267,18 @@ def new_entry(
         id=uuid.uuid4().hex,
         carried=carried,
         epoch=epoch,
+        approval=approval,
     )
 
 
+def appended(ledger: Ledger, entry: Entry) -> Ledger:
+    """Return `ledger` with the entry that follows it."""
+    page = replace(ledger.page, texts=(*ledger.page.texts, entry.encode()))
+    return Ledger((*ledger.entries, entry), _after(ledger.state, entry), page, entry.number)
+
+
 def carried_over(ledger: Ledger) -> Page:
-    """Return the page that continues a full one: the state so far, and the entry that says so."""
+    """Return the page that continues a full one: the state so far, and an entry with its digest."""
     state = ledger.state.encode()
     entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
     return Page((entry.encode(),), state, entry.number)
@@ -303,7 +325,7 @@ def _after(state: State, entry: Entry) -> State:
     """Return the state after an entry that follows."""
     if entry.op is Move.LEASE:
         return replace(state, lease=Lease(entry.number, entry.actor))
-    return step(state, entry.op, entry.version)
+    return step(state, entry.op, entry.version, entry.approval)
 
 
 def _start(entry: Entry, page: Page) -> State:
@@ -339,5 +361,7 @@ def _digest(text: str) -> str:
 
 
 def _clean(text: str, limit: int) -> str:
+    if not text:
+        return ""
     line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
     return line if len(line) <= limit else line[: limit - 3] + "..."

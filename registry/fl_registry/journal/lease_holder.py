@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Writer`: being the one server that moves a model's versions by rule, or waiting to be it.
 
-When a lease may be taken over is decided in `lease.py`; that nobody else's moves are won under it,
-by the journal.
+When a lease may be taken over is decided in `lease.py`; that no moves of others are won under it
+follows from the journal.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from typing import Literal, Protocol, Self
 
 from fl_registry.errors import LeaseLost, ModelBusy, RegistryError
 from fl_registry.files.atomic import write_whole
-from fl_registry.journal.lease import Beat, Lease, Watch, look, require_lease, standing
+from fl_registry.journal.lease import Heartbeat, Lease, Watch, availability, look, require_lease
 
 logger = logging.getLogger(__name__)
 
 WhenBusy = Literal["wait", "refuse"]
 
 LEASE_SECONDS = 60.0
-"""Seconds without a sign of life after which another server may take over."""
+"""Seconds without a heartbeat after which another server may take over."""
 LONGEST_WAIT = 86_400.0
-"""Seconds for which a server waits for another one that lives."""
-_BEATS = 4  # signs of life in the time that a lease lasts without one
-_TELL_AGAIN = 60.0  # seconds between two lines about waiting
+"""Seconds for which a server waits for another one that is alive."""
+_BEATS = 4  # heartbeats in the time that a lease lasts without one
+_LOG_AGAIN = 60.0  # seconds between two log lines about waiting
 _LONGEST_NAME = 100  # characters; what follows it must not be cut off by the journal
 _HOME_ID = "home.id"  # file beside the locks
-_LAST = 1.0  # seconds for the last sign of life; a process that is told to end has few
+_LAST = 1.0  # seconds for the last heartbeat; a process that is being stopped has few
 
 
-class LeaseBook(Protocol):
-    """What a writer needs of a store."""
+class LeaseStore(Protocol):
+    """What a writer needs of a model store."""
 
     def current_lease(self) -> Lease: ...
 
     def take_lease(self, owner: str, *, over: Lease, reason: str = "") -> Lease | None: ...
 
-    def last_beat(self) -> Beat: ...
+    def last_heartbeat(self) -> Heartbeat: ...
 
-    def give_beat(self, beat: Beat) -> None: ...
+    def send_heartbeat(self, beat: Heartbeat) -> None: ...
 
-    def lease_file(self) -> Path | None: ...
+    def lock_file(self) -> Path | None: ...
 
 
 class Writer:
@@ -56,26 +56,26 @@ class Writer:
 
     Entering it waits for another server that writes, or refuses. A server that has ended frees the
     model at once; so does one that was killed, for others with the same home on the same machine.
-    One that hangs, or died elsewhere, is taken for gone after `lasts` seconds without a sign of
-    life; should it go on later, its moves are refused with `LeaseLost`.
+    One that hangs, or died elsewhere, is taken for gone after `lasts` seconds without a heartbeat;
+    if it continues later, its moves are refused with `LeaseLost`.
 
     Parameters
     ----------
-    book : LeaseBook
+    store : LeaseStore
         The store.
     name : str
-        Who this is, for the journal and for those who wait.
+        This server, for the journal and for servers that wait.
     when_busy : "wait" | "refuse"
         What to do while another server writes.
     lasts : float
-        Seconds without a sign of life after which a server is taken for gone. The same for all.
+        Seconds without a heartbeat after which a server is taken for gone; the same for all.
     clock, sleep : Callable
         Seconds that never go back, and how to wait.
     """
 
     def __init__(
         self,
-        book: LeaseBook,
+        store: LeaseStore,
         name: str,
         *,
         when_busy: WhenBusy = "wait",
@@ -83,7 +83,7 @@ class Writer:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._book = book
+        self._store = store
         self._name = f"{name[:_LONGEST_NAME]} on {platform.node()[: _LONGEST_NAME // 2]}"
         self._when_busy = when_busy
         self._lasts = lasts
@@ -93,7 +93,7 @@ class Writer:
         self._held: _Held | None = None
 
     def __enter__(self) -> Self:
-        """Become the one who writes.
+        """Become the server that writes.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let others write, unless an outer block goes on."""
+        """Let others write, unless an outer block continues."""
         self._depth -= 1
         if self._depth == 0 and self._held is not None:
             held, self._held = self._held, None
@@ -125,38 +125,42 @@ class Writer:
         return None if self._held is None else self._held.lease
 
     def check(self) -> None:
-        """Raise `LeaseLost` if another server is known to have taken over; asks nobody."""
+        """Raise `LeaseLost` if another server is known to have taken over; makes no call."""
         if self._held is not None:
             self._held.check()
 
     def _acquire(self) -> _Held:
         with ExitStack() as stack:
             lease = self._wait(stack)
-            return _Held(self._book, lease, stack.pop_all(), every=self._lasts / _BEATS)
+            return _Held(self._store, lease, stack.pop_all(), every=self._lasts / _BEATS)
 
     def _wait(self, stack: ExitStack) -> Lease:
         """Look again and again until the lease is free, and take it."""
         watch: Watch | None = None
-        began, told, home = self._clock(), float("-inf"), ""
-        file = self._book.lease_file()
+        began, logged, home = self._clock(), float("-inf"), ""
+        file = self._store.lock_file()
         while True:
             home = home or _lock(file, stack)
-            lease, beat, now = self._book.current_lease(), self._book.last_beat(), self._clock()
+            lease, beat, now = (
+                self._store.current_lease(),
+                self._store.last_heartbeat(),
+                self._clock(),
+            )
             watch = look(watch, lease, beat, now=now)
-            found = standing(watch, now=now, lasts=self._lasts)
-            # We hold the lock that ends with the process of whoever had this home's lease.
+            status = availability(watch, now=now, lasts=self._lasts)
+            # We hold the lock that the server of this home held, and that ended with its process.
             killed = _is_of(home, lease)
-            if found == "free" or killed:
+            if status == "free" or killed:
                 owner, reason = self._name + _of_home(home), _why(watch, killed=killed)
-                taken = self._book.take_lease(owner, over=lease, reason=reason)
+                taken = self._store.take_lease(owner, over=lease, reason=reason)
                 if taken is not None:
                     return taken
                 continue
-            # A process of this home that holds the lock is there, if only to hang.
-            there = not home and _is_of(_known_home(file), lease)
-            self._refuse(found == "busy" or there, now - began, lease)
-            if now - told >= _TELL_AGAIN:
-                told = now
+            # A process of this home that holds the lock exists, even if it hangs.
+            there = not home and _is_of(_home_of(file), lease)
+            self._refuse(status == "busy" or there, now - began, lease)
+            if now - logged >= _LOG_AGAIN:
+                logged = now
                 logger.warning("waiting for %s, which writes to the same model", lease.owner)
             self._sleep(min(1.0, self._lasts / 10))
 
@@ -169,17 +173,17 @@ class Writer:
 
 
 class _Held:
-    """A lease that was taken, and the thread that gives signs of life."""
+    """A lease that was taken, and the thread that sends heartbeats."""
 
-    def __init__(self, book: LeaseBook, lease: Lease, lock: ExitStack, *, every: float) -> None:
+    def __init__(self, store: LeaseStore, lease: Lease, lock: ExitStack, *, every: float) -> None:
         self.lease = lease
-        self._book = book
+        self._store = store
         self._lock = lock
         self._every = every
         self._lost: LeaseLost | None = None
         self._stop = threading.Event()
         self._count = 0
-        self._thread = threading.Thread(target=self._live, name="fl-app-lease", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fl-app-lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -187,31 +191,31 @@ class _Held:
             raise self._lost
 
     def release(self) -> None:
-        """Have the last sign of life given, so that nobody has to wait for another."""
+        """Send the final heartbeat, so that waiting servers take over at once."""
         self._stop.set()
         self._thread.join(_LAST)
         self._lock.close()
 
-    def _live(self) -> None:
-        failing = not self._give()
+    def _run(self) -> None:
+        failing = not self._send()
         while self._lost is None and not self._stop.wait(self._every):
-            failing = not self._give(quiet=failing)
+            failing = not self._send(quiet=failing)
         if self._lost is None:
-            self._give(ended=True, quiet=failing)
+            self._send(ended=True, quiet=failing)
 
-    def _give(self, *, ended: bool = False, quiet: bool = False) -> bool:
-        """Give a sign of life, or note that another server has taken over; say if that worked."""
+    def _send(self, *, ended: bool = False, quiet: bool = False) -> bool:
+        """Send a heartbeat, or notice that another server has taken over; return if that worked."""
         try:
-            if self._book.last_beat().epoch > self.lease.epoch:
-                require_lease(self._book.current_lease(), self.lease)
+            if self._store.last_heartbeat().epoch > self.lease.epoch:
+                require_lease(self._store.current_lease(), self.lease)
             self._count += 1
-            self._book.give_beat(Beat(self.lease.epoch, self._count, ended))
+            self._store.send_heartbeat(Heartbeat(self.lease.epoch, self._count, ended))
         except LeaseLost as error:
             self._lost = error
             logger.warning("%s", error)
         except RegistryError as error:
             if not quiet:
-                logger.warning("no sign of life could be given to other servers: %s", error)
+                logger.warning("no heartbeat could be sent to other servers: %s", error)
             return False
         return True
 
@@ -225,16 +229,17 @@ def _lock(file: Path | None, stack: ExitStack) -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stack.enter_context(FileLock(file, timeout=0, thread_local=False))
-        if not (known := _known_home(file)):
-            known = uuid.uuid4().hex[:12]
-            write_whole(file.with_name(_HOME_ID), known.encode())
-        return known
+        home = _home_of(file)
+        if not home:
+            home = uuid.uuid4().hex[:12]
+            write_whole(file.with_name(_HOME_ID), home.encode())
+        return home
     except (Timeout, OSError, NotImplementedError):
-        return ""  # it saves waiting for a process that was killed, and no more
+        return ""  # the lock only saves waiting for a process that was killed
 
 
-def _known_home(file: Path | None) -> str:
-    """Return what tells this home from the same path on another machine; empty for not yet."""
+def _home_of(file: Path | None) -> str:
+    """Return the id of a home, which another machine's at the same path lacks; empty for none."""
     try:
         return file.with_name(_HOME_ID).read_text().strip() if file is not None else ""
     except OSError:
@@ -255,4 +260,4 @@ def _why(watch: Watch, *, killed: bool) -> str:
         return "the first"
     if watch.beat.ended:
         return f"{before} has ended"
-    return f"{before} was killed" if killed else f"{before} gives no sign of life"
+    return f"{before} was killed" if killed else f"{before} sends no heartbeat"

@@ -11,13 +11,19 @@ from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fl_registry.errors import StoreUnavailable
 from fl_registry.redaction import redact
 
+if TYPE_CHECKING:
+    import requests
+
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_CONNECT, _READ = 4.0, 5.0  # seconds
+_CONNECT = 4.0  # seconds
+READ_SECONDS = 5.0
+"""How long a look at a server waits for its reply."""
 _KNOWN = "sqlite:///<file>, http(s)://<server>, postgresql://, mysql:// or mssql://"
 
 
@@ -39,13 +45,15 @@ def kind_of(uri: str) -> str:
     Raises
     ------
     StoreUnavailable
-        MLflow or this app cannot keep a registry there.
+        MLflow or this app cannot store a registry there.
     """
     start, colon, _ = uri.partition(":")
     scheme = start.lower().partition("+")[0] if colon else ""
     kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
     if kind in ("http", "sqlite", *_PORTS):
-        if not _is_readable(uri, kind):  # it may not even be shown: who knows where its password is
+        if not _is_readable(
+            uri, kind
+        ):  # not shown: there is no telling which part of it is the password
             raise StoreUnavailable(
                 f"The tracking URI, of kind {kind}, cannot be used: expected "
                 f"{scheme}://<user>:<password>@<host>:<port>/<path>, with / : @ # ? of a password "
@@ -83,29 +91,23 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(path).absolute()
 
 
-def check_address(uri: str) -> None:
+def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:
     """Raise `StoreUnavailable`, within about 10 seconds, if nothing usable is at `uri`."""
     kind = kind_of(uri)
     if kind == "http":
-        _check_server(uri)
+        _check_server(uri, read_seconds)
     elif kind == "sqlite":
         _check_file(uri)
     else:
         _check_port(uri, _PORTS[kind])
 
 
-def _check_server(uri: str) -> None:
+def _check_server(uri: str, read_seconds: float) -> None:
     import requests
 
     shown, problem = redact(uri, uri), ""
     try:
-        reply = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=(_CONNECT, _READ),
-            stream=True,
-            verify=_certificates(),
-        )
-        reply.close()
+        reply = _health(uri, read_seconds)
     except (requests.RequestException, ValueError, OSError) as error:
         problem = type(error).__name__
     if problem:  # raised out here: the foreign text may hold the password
@@ -121,23 +123,31 @@ def _check_server(uri: str) -> None:
 
 
 def server_time(uri: str) -> datetime | None:
-    """Return what the clock of an MLflow server says, to the second; None where none is told."""
+    """Return the time of an MLflow server's clock, to the second; None if it sends none."""
     if kind_of(uri) != "http":
         return None
     import requests
 
     try:
-        reply = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=(_CONNECT, _READ),
-            stream=True,
-            verify=_certificates(),
-        )
-        reply.close()
-        found = parsedate_to_datetime(reply.headers["Date"])
+        reply = _health(uri, READ_SECONDS)
+        sent = parsedate_to_datetime(reply.headers["Date"])
     except (requests.RequestException, LookupError, ValueError, TypeError, OSError):
         return None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    return sent.replace(tzinfo=UTC) if sent.tzinfo is None else sent.astimezone(UTC)
+
+
+def _health(uri: str, read_seconds: float) -> requests.Response:
+    """Return a server's reply to a health check; its content is not read."""
+    import requests
+
+    reply = requests.get(
+        f"{uri.rstrip('/')}/health",
+        timeout=(_CONNECT, read_seconds),
+        stream=True,
+        verify=_certificates(),
+    )
+    reply.close()
+    return reply
 
 
 def _certificates() -> str | bool:
@@ -173,7 +183,7 @@ def _check_file(uri: str) -> None:
 
 
 def _check_database(file: Path) -> None:
-    """Let SQLite itself look: to open and close its file would drop the locks of this process."""
+    """Let SQLite itself look: opening and closing its file would drop the locks of this process."""
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
             database.execute("PRAGMA schema_version")

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the files of versions may lie, for what MLflow says was written by anybody. Pure.
+"""Which locations of files may be opened. Pure.
 
-A location is opened only if it is a folder of the logged model that it is said to be of, on this
-machine or in an object store, and never at an address that could be any server's.
+What MLflow returns may have been written by anybody. A location is opened only if it is a folder
+of the logged model that names it, on this machine or in an object store, and never at an address
+that could be any server's.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fl_registry.errors import ArtifactError
 from fl_registry.redaction import one_line
 
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
-_LOCAL = ("", "file")
+LOCAL_SCHEMES = ("", "file")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
 _PROXY = "mlflow-artifacts"
@@ -32,7 +32,7 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
     Parameters
     ----------
     location : str
-        What MLflow says.
+        The location, as MLflow has it.
     model_id : str
         The logged model whose files these are; a part of the path must be called so.
     tracking_uri : str
@@ -53,7 +53,7 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
     printable = location.isprintable() and path.isprintable()  # urlsplit leaves line breaks out
     if not own or not printable or parts.query or parts.fragment:
         raise _refused(location, model_id)
-    if parts.scheme in _LOCAL:
+    if parts.scheme in LOCAL_SCHEMES:
         good = parts.netloc in ("", "localhost") and path.startswith("/")
     elif parts.scheme == _PROXY:
         good = parts.netloc in ("", urlsplit(tracking_uri).netloc.rpartition("@")[2])
@@ -62,12 +62,6 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
     if not good:
         raise _refused(location, model_id)
     return location
-
-
-def local_folder(location: str) -> Path | None:
-    """Return the folder of a location on this machine; None for one elsewhere."""
-    parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme in _LOCAL else None
 
 
 def _refused(location: str, model_id: str) -> ArtifactError:

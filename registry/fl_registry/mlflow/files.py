@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from fl_registry.errors import ArtifactError, RegistryError, error_code
-from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, WholeFiles, file_digest
+from fl_registry.backend import VersionFiles
+from fl_registry.errors import ArtifactError, RegistryError
+from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, file_digest
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.strict_json import read_json
-from fl_registry.files.version_files import VersionFiles, own_bytes, read_small, remove_folder
-from fl_registry.mlflow.artifact_locations import checked_location, is_model_id, local_folder
+from fl_registry.files.version_files import own_bytes, read_small, remove_folder
+from fl_registry.mlflow.artifact_locations import LOCAL_SCHEMES, checked_location, is_model_id
 from fl_registry.mlflow.connection import Connection
 from fl_registry.records import ModelVersion
 from fl_registry.redaction import one_line
@@ -29,12 +31,12 @@ _WORK = "retiring."  # tags on the registered model: what a clean-up still has t
 
 @dataclass(frozen=True)
 class _Note:
-    """What a clean-up that was begun still has to remove."""
+    """What an interrupted clean-up still has to remove."""
 
     model_id: str = ""
     location: str = ""
     sha256: str = ""
-    wrong: str = ""  # why it is not followed; never written
+    wrong: str = ""  # why it is ignored; never written
 
     def encode(self) -> str:
         fields = asdict(self)
@@ -54,16 +56,21 @@ class MlflowFiles(VersionFiles):
     """
 
     def __init__(self, connection: Connection, name: str) -> None:
+        super().__init__()
         self._connection = connection
         self._name = name
-        self._locations: dict[str, str] = {}
-        self._downloaded = WholeFiles()
+        self._locations: dict[str, str] = {}  # of logged models, by their id; checked
 
     def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
         """Return where a file of a version is, or should be; one that lies elsewhere is fetched."""
         location = self._location(record)
         folder = local_folder(location)
         return self._fetched(location, name, sha256) if folder is None else folder / name
+
+    def is_local(self, record: ModelVersion) -> bool:
+        """Return whether the files are known to be on this machine; makes no call."""
+        location = self._locations.get(record.tags.get("model_id", ""), _ELSEWHERE)
+        return local_folder(location) is not None
 
     def read(self, record: ModelVersion, name: str) -> bytes | None:
         from mlflow.exceptions import MlflowException
@@ -117,11 +124,11 @@ class MlflowFiles(VersionFiles):
             )
 
     def noted(self) -> Mapping[str, int]:
-        found = {}
+        sizes = {}
         for version, note in self._notes().items():
             with self._connection.errors("look at the files of a removed version"):
-                found[version] = self._bytes(note.location) if note.location else 0
-        return found
+                sizes[version] = self._bytes(note.location) if note.location else 0
+        return sizes
 
     def remove(self, version: str) -> Removal:
         """Remove a retired version, then its logged model, then its files, then the note of it.
@@ -133,7 +140,7 @@ class MlflowFiles(VersionFiles):
         model_id, location = note.model_id, note.location
         client = self._connection.client
         with self._connection.errors(f"remove version {version}"):
-            _if_there(client.delete_model_version, self._name, version)
+            self._connection.or_none(client.delete_model_version, self._name, version)
             others = self._others(model_id, version) if model_id else []
             if note.wrong:
                 done = Removal(left=note.wrong)
@@ -144,7 +151,9 @@ class MlflowFiles(VersionFiles):
             if note.sha256:  # a downloaded copy on this machine
                 remove_folder(self._connection.home / "cache" / note.sha256)
             if others or not done.left:
-                _if_there(client.delete_registered_model_tag, self._name, _WORK + version)
+                self._connection.or_none(
+                    client.delete_registered_model_tag, self._name, _WORK + version
+                )
         return done
 
     def upload(self, model_id: str, location: str, folder: Path) -> None:
@@ -154,10 +163,6 @@ class MlflowFiles(VersionFiles):
         """
         self._locations[model_id] = self._checked(location, model_id)
         self._store(location).log_artifacts(str(folder))
-
-    def are_here(self, model_id: str) -> bool:
-        """Return whether the files of a logged model are known to lie on this machine."""
-        return local_folder(self._locations.get(model_id, _ELSEWHERE)) is not None
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
@@ -173,13 +178,15 @@ class MlflowFiles(VersionFiles):
 
     def _notes(self) -> dict[str, _Note]:
         with self._connection.errors("read what is to be removed"):
-            found = _if_there(self._connection.client.get_registered_model, self._name)
-        tags = found.tags if found else {}
+            model = self._connection.or_none(
+                self._connection.client.get_registered_model, self._name
+            )
+        tags = model.tags if model else {}
         noted = {k.removeprefix(_WORK): v for k, v in tags.items() if k.startswith(_WORK)}
         return {version: self._read_note(text) for version, text in noted.items()}
 
     def _read_note(self, text: str) -> _Note:
-        """Return what a note says; it names nothing to remove where it cannot be right."""
+        """Return a note as read; one that cannot be right names nothing to remove."""
         try:
             fields = read_json(text)
             note = _Note(**{k: str(fields.get(k, "")) for k in ("model_id", "location", "sha256")})
@@ -194,14 +201,14 @@ class MlflowFiles(VersionFiles):
 
     def _others(self, model_id: str, version: str) -> list[str]:
         """Return the versions, of any registered model, that refer to a logged model."""
-        client, found = self._connection.client, set()
+        client, others = self._connection.client, set()
         for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
             for row in client.search_model_versions(condition, max_results=100):
-                found.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(found - {(self._name, version)})]
+                others.add((str(row.name), str(row.version)))
+        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
 
     def _delete(self, model_id: str, location: str) -> Removal:
-        _if_there(self._connection.client.delete_logged_model, model_id)
+        self._connection.or_none(self._connection.client.delete_logged_model, model_id)
         self._locations.pop(model_id, None)
         folder = local_folder(location)
         return self._delete_elsewhere(location) if folder is None else remove_folder(folder)
@@ -227,21 +234,22 @@ class MlflowFiles(VersionFiles):
 
     def _location(self, record: ModelVersion) -> str:
         model_id = record.tags.get("model_id", "")
+        if model_id in self._locations:
+            return self._locations[model_id]
         if not is_model_id(model_id):
             raise ArtifactError(
                 f"Version {record.version} does not say which logged model holds its files; "
                 "save its file with save_model_version again."
             )
-        if model_id not in self._locations:
-            with self._connection.errors(f"find the files of version {record.version}"):
-                found = _if_there(self._connection.client.get_logged_model, model_id)
-            if found is None:
-                raise ArtifactError(
-                    f"The logged model {model_id}, which holds the files of version "
-                    f"{record.version}, was deleted in MLflow; restore it, or use another version."
-                )
-            self._locations[model_id] = self._checked(str(found.artifact_location), model_id)
-        return self._locations[model_id]
+        with self._connection.errors(f"find the files of version {record.version}"):
+            model = self._connection.or_none(self._connection.client.get_logged_model, model_id)
+        if model is None:
+            raise ArtifactError(
+                f"The logged model {model_id}, which holds the files of version "
+                f"{record.version}, was deleted in MLflow; restore it, or use another version."
+            )
+        location = self._checked(str(model.artifact_location), model_id)
+        return self._locations.setdefault(model_id, location)
 
     def _sizes(self, model_id: str) -> dict[str, int]:
         with self._connection.errors(f"list the files of {model_id}"):
@@ -250,17 +258,17 @@ class MlflowFiles(VersionFiles):
 
     def _fetched(self, location: str, name: str, sha256: str) -> Path:
         """Return the downloaded file; one that is there and whole is not fetched again."""
-        kept = self._connection.home / "cache" / sha256 / name
-        if self._downloaded.has(kept, sha256):
-            return kept
+        cached = self._connection.home / "cache" / sha256 / name
+        if self.whole.has(cached, sha256):
+            return cached
         with (
             self._connection.errors(f"download {name}"),
             scratch_folder(self._connection.home / "tmp") as folder,
         ):
-            found = self._download(location, name, folder)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            found.replace(kept)
-        return kept
+            downloaded = self._download(location, name, folder)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            downloaded.replace(cached)
+        return cached
 
     def _download(self, location: str, name: str, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts
@@ -274,21 +282,15 @@ class MlflowFiles(VersionFiles):
         )
 
 
+def local_folder(location: str) -> Path | None:
+    """Return the folder of a location on this machine; None for one elsewhere."""
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in LOCAL_SCHEMES else None
+
+
 def _walk(store: Any, folder: str | None = None) -> Iterator[int]:
     for file in store.list_artifacts(folder):
         if file.is_dir:
             yield from _walk(store, file.path)
         else:
             yield int(file.file_size or 0)
-
-
-def _if_there(call: Any, *arguments: object) -> Any:
-    """Return what a call returns, or None if MLflow does not have what it names (any more)."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return call(*arguments)
-    except MlflowException as error:
-        if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise

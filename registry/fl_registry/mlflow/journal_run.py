@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model's journal is: how it is found, and made so that there is only ever one.
+"""Finding a model's journal, and creating it so that there is only ever one.
 
 A new model is created with its journal's id in one call, which one process wins. For a model that
-other tools registered the id is the tag of an experiment of a name that follows from the model:
-names of experiments are unique, so again one process wins, and whoever loses takes its journal.
+other tools registered, the id is the tag of an experiment whose name follows from the model: names
+of experiments are unique, so again one process wins, and the others use its journal.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from fl_registry.errors import error_code
 from fl_registry.journal.entries import JournalError
 from fl_registry.mlflow.connection import Connection
-from fl_registry.mlflow.retries import again, create_once
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -41,41 +39,46 @@ class JournalHome:
         self._connection = connection
         self._name = name
 
+    def model(self) -> Any | None:
+        """Return the registered model, or None if it does not exist yet."""
+        connection = self._connection
+        return connection.or_none(connection.client.get_registered_model, self._name)
+
     def find(self) -> str:
-        """Return the id of the journal run, or an empty text where there is none yet."""
-        model = self._model()
+        """Return the id of the journal run, or an empty text if there is none yet."""
+        model = self.model()
         if model is None:
             return ""
-        found = self._noted(model)
-        if not found and (lost := self._lost(model)):
-            found = self._noted(self._model())  # another process may have begun it meanwhile
-            if not found:
+        run_id = self._noted(model)
+        if not run_id and (lost := self._lost(model)):
+            run_id = self._noted(self.model())  # another process may have begun it meanwhile
+            if not run_id:
                 raise JournalError(
                     f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
                     "its journal; set the tag to that id in MLflow, or delete that run if the "
                     "model was registered anew."
                 )
-        return found
+        return run_id
 
     def _noted(self, model: Any) -> str:
-        """Return what the model, or the experiment that claims it, says; empty for nothing."""
+        """Return the id on the model, or on the experiment that claims it; empty for none."""
         if JOURNAL_TAG in model.tags:
             return str(model.tags[JOURNAL_TAG])
         claimed = self._connection.client.get_experiment_by_name(self._claim_name(model))
         if claimed is None:
             return ""
-        found = str(claimed.tags[JOURNAL_TAG])
-        self.point_to(found)
-        return found
+        run_id = str(claimed.tags[JOURNAL_TAG])
+        self.point_to(run_id)
+        return run_id
 
     def ensure(self) -> str:
         """Return the id of the journal run; create it, and the registered model, if needed."""
         return self.find() or self._create()
 
     def point_to(self, run_id: str) -> None:
-        """Note on the model where its journal is."""
+        """Tag the model with the id of its journal."""
         client = self._connection.client
-        again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
+        self._connection.again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
 
     def new_run(self, experiment: str) -> str:
         """Create a journal run, exactly one even where replies are lost, and return its id."""
@@ -91,10 +94,10 @@ class JournalHome:
             run = client.create_run(experiment, tags=tags, run_name=f"journal of {self._name}")
             return str(run.info.run_id)
 
-        return create_once(
+        return self._connection.create_once(
             create,
             find,
-            drop=lambda run_id: again(client.delete_run, run_id),
+            drop=lambda run_id: self._connection.again(client.delete_run, run_id),
             alone=lambda _: self._connection.sends_once,
         )
 
@@ -113,16 +116,18 @@ class JournalHome:
         client = self._connection.client
         mine = self.new_run(self._connection.experiment_id(JOURNAL_EXPERIMENT))
         try:
-            again(client.create_registered_model, self._name, tags={JOURNAL_TAG: mine})
+            self._connection.again(
+                client.create_registered_model, self._name, tags={JOURNAL_TAG: mine}
+            )
             return mine
         except MlflowException:
-            found, model = self.find(), self._model()
+            run_id, model = self.find(), self.model()
             if model is None:
                 raise
-        found = found or self._claim(model, mine)
-        if found != mine:
-            again(client.delete_run, mine)
-        return found
+        run_id = run_id or self._claim(model, mine)
+        if run_id != mine:
+            self._connection.again(client.delete_run, mine)
+        return run_id
 
     def _claim(self, model: Any, mine: str) -> str:
         """Make `mine` the journal of a model that other tools registered, unless one was first."""
@@ -134,17 +139,17 @@ class JournalHome:
         except MlflowException:
             if client.get_experiment_by_name(name) is None:
                 raise
-        found = str(client.get_experiment_by_name(name).tags[JOURNAL_TAG])
-        self.point_to(found)
-        return found
+        run_id = str(client.get_experiment_by_name(name).tags[JOURNAL_TAG])
+        self.point_to(run_id)
+        return run_id
 
     def _claim_name(self, model: Any) -> str:
         return f"{JOURNAL_EXPERIMENT} of {self._name:.150} since {model.creation_timestamp}"
 
     def _lost(self, model: Any) -> str:
-        """Return the run with the journal of a model that says nothing of it; empty for none.
+        """Return the journal run of a model without the tag; empty for none.
 
-        There only the tag was removed, and a second journal must not begin.
+        Then only the tag was removed, and a second journal must not begin.
         """
         client = self._connection.client
         experiment = client.get_experiment_by_name(JOURNAL_EXPERIMENT)
@@ -155,18 +160,10 @@ class JournalHome:
             f"tags.{_FOR_TAG} = '{self._name}' and params.`op.000001` LIKE '%'",
         )
         since = model.creation_timestamp - _SINCE
-        kept = [run.info.run_id for run in sorted(runs, key=_age) if run.info.start_time >= since]
-        return str(kept[0]) if kept else ""
-
-    def _model(self) -> Any | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return again(self._connection.client.get_registered_model, self._name)
-        except MlflowException as error:
-            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+        matching = [
+            run.info.run_id for run in sorted(runs, key=_age) if run.info.start_time >= since
+        ]
+        return str(matching[0]) if matching else ""
 
 
 def _age(run: Run) -> tuple[int, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short waits for one MLflow server, whatever the environment of the process says of others.
+"""Short waits for one MLflow server, independent of the environment variables for others.
 
 MLflow's client takes no time-out: it waits 120 seconds for a reply and sends each call up to eight
 times, creates included. Its requests go through a session on which addresses can be given an
@@ -35,7 +35,7 @@ BYTES_PER_SECOND = 1e6
 class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has no types
     """Sends a request once; a GET once more, and any if no connection came about.
 
-    A reply that says that the server is in trouble is an error, as after MLflow's last attempt.
+    A reply with a status such as 503 is an error, as after MLflow's last attempt.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,7 @@ class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has
 def limit_waits(uri: str) -> bool:
     """Have MLflow's requests to the server at `uri` end within seconds, and each POST sent once.
 
-    Where the environment says how long they may take or how often they are repeated, that holds;
-    the answer says whether it does not.
+    Environment variables for time-outs or retries win; returns whether there are none.
     """
     chosen = (MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.name)
     limited = not any(name in os.environ for name in chosen)

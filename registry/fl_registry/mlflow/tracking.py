@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fl_registry.errors import RegistryError
 from fl_registry.mlflow.connection import Connection
-from fl_registry.mlflow.retries import again, create_once
 from fl_registry.redaction import redact
 from fl_registry.tracking_checks import (
     MAX_PARAM,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 _MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
 _MAX_DIGEST = 36  # characters
-_MARK = "created_by_call"  # tells a run that was created though the reply got lost
+_MARK = "created_by_call"  # identifies a run that was created although the reply was lost
 
 
 class FederatedLearningTracker:
@@ -54,7 +53,7 @@ class FederatedLearningTracker:
         The app's home (see `app_home`).
     system_metrics : bool
         Log the use of processor, memory, disk and network as ``system/…`` while a run is active,
-        every 10 seconds or as MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says.
+        every 10 seconds or MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.
 
     Attributes
     ----------
@@ -70,7 +69,7 @@ class FederatedLearningTracker:
         home: str | Path | None = None,
         system_metrics: bool = False,
     ) -> None:
-        self._connection = Connection(tracking_uri, home)
+        self.connection = Connection(tracking_uri, home)
         self.experiment_name = experiment_name
         self.run: Run | None = None
         self._system_metrics = system_metrics
@@ -81,7 +80,7 @@ class FederatedLearningTracker:
     @property
     def tracking_uri(self) -> str:
         """MLflow's address, absolute, with its password if it has one."""
-        return self._connection.uri
+        return self.connection.uri
 
     def start_run(
         self,
@@ -105,15 +104,15 @@ class FederatedLearningTracker:
         if self._running:
             raise RegistryError("A run is already active; end it with end_run() first.")
         texts = logged_texts(tags or {}, MAX_TAG)
-        client = self._connection.client
+        client = self.connection.client
         if run_id is None:
-            experiment = self._connection.experiment_id(self.experiment_name)
-            with self._connection.errors("start a run"):
+            experiment = self.connection.experiment_id(self.experiment_name)
+            with self.connection.errors("start a run"):
                 run = self._create(experiment, run_name, texts)
         else:
-            with self._connection.errors(f"continue run {run_id}"):
-                again(client.update_run, run_id, status="RUNNING", name=run_name)
-                run = again(client.get_run, run_id)
+            with self.connection.errors(f"continue run {run_id}"):
+                self.connection.again(client.update_run, run_id, status="RUNNING", name=run_name)
+                run = self.connection.again(client.get_run, run_id)
         self.run, self._running = run, True
         self._metric_names, self._param_names = Names(), Names()
         if run_id is not None:
@@ -125,17 +124,17 @@ class FederatedLearningTracker:
     def adopt_run(self, tags: Mapping[str, str]) -> Run | None:
         """Continue the newest run with all these tags that was started and never ended.
 
-        None if there is none. Whether the process that started it is gone is for the caller to
-        know: a run that another process still writes to is taken as well.
+        None if there is none. The caller must know that the process that started it is gone: a run
+        that another process still writes to is taken as well.
         """
         wanted = searched_tags(tags)
         if self._running:
             raise RegistryError("A run is already active; end it with end_run() first.")
-        client = self._connection.client
-        experiment = self._connection.experiment_id(self.experiment_name)
+        client = self.connection.client
+        experiment = self.connection.experiment_id(self.experiment_name)
         token: str | None = None
         while True:
-            with self._connection.errors("look for an unfinished run"):
+            with self.connection.errors("look for an unfinished run"):
                 runs = client.search_runs(
                     [experiment],
                     "attributes.status = 'RUNNING'",
@@ -189,23 +188,23 @@ class FederatedLearningTracker:
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file or a folder with the run, below `artifact_path`."""
-        found, run_id = checked_artifact(path), self._run_id()
+        file, run_id = checked_artifact(path), self._run_id()
         checked_folder(artifact_path)
-        client = self._connection.client
-        with self._connection.errors(f"store {found.name}"):
-            client.log_artifact(run_id, str(found), artifact_path)
+        client = self.connection.client
+        with self.connection.errors(f"store {file.name}"):
+            client.log_artifact(run_id, str(file), artifact_path)
 
     def log_dataset(
         self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
     ) -> None:
-        """Note which data the run's scores were taken on; the data stay where they are.
+        """Record which data the run was scored on; the data stay where they are.
 
         Parameters
         ----------
         name : str
-            What people call it.
+            Its name.
         digest : str
-            Digest of its content. MLflow keeps the first 36 characters, the tag
+            Digest of its content. MLflow stores the first 36 characters, the tag
             ``dataset.<context>`` all of them.
         source : str | Path
             Where it is.
@@ -219,8 +218,8 @@ class FederatedLearningTracker:
         dataset = Dataset(name, digest[:_MAX_DIGEST], "local", where)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         run_id = self._run_id()
-        client = self._connection.client
-        with self._connection.errors("note the data set"):
+        client = self.connection.client
+        with self.connection.errors("note the data set"):
             client.log_inputs(run_id, [used])
         self.set_tags({f"dataset.{context}": digest})
 
@@ -231,13 +230,13 @@ class FederatedLearningTracker:
             return
         run_id = self._run_id()
         self._end_monitor()
-        client = self._connection.client
-        with self._connection.errors("end the run"):
-            again(client.set_terminated, run_id, status)
+        client = self.connection.client
+        with self.connection.errors("end the run"):
+            self.connection.again(client.set_terminated, run_id, status)
         self._running = False
 
     def leave_run(self) -> None:
-        """Let go of the run without ending it, for whoever continues it; asks MLflow nothing."""
+        """Leave the run active, for another process to continue; makes no call."""
         self._end_monitor()
         self._running = False
 
@@ -256,25 +255,25 @@ class FederatedLearningTracker:
 
     def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
         """Create a run, one even where the reply to the call is lost."""
-        client, mark = self._connection.client, uuid.uuid4().hex
+        client, mark = self.connection.client, uuid.uuid4().hex
         # Without a name MLflow draws one from Python's global generator.
         name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
 
         def find() -> list[Run]:
             return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))
 
-        return create_once(
+        return self.connection.create_once(
             lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
             find,
-            drop=lambda echo: again(client.delete_run, echo.info.run_id),
-            alone=lambda _: self._connection.sends_once,
+            drop=lambda echo: self.connection.again(client.delete_run, echo.info.run_id),
+            alone=lambda _: self.connection.sends_once,
         )
 
     def _start_monitor(self, run_id: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # Told the run and the address, it asks none of MLflow's globals for them.
-        with self._connection.errors("log system metrics"):
+        # With the run and the address given, it uses none of MLflow's globals for them.
+        with self.connection.errors("log system metrics"):
             self._monitor = SystemMetricsMonitor(
                 run_id, resume_logging=True, tracking_uri=self.tracking_uri
             )
@@ -292,6 +291,6 @@ class FederatedLearningTracker:
 
     def _log(self, doing: str, **batch: Any) -> None:
         run_id = self._run_id()
-        client = self._connection.client
-        with self._connection.errors(doing):
-            again(client.log_batch, run_id, **batch)
+        client = self.connection.client
+        with self.connection.errors(doing):
+            self.connection.again(client.log_batch, run_id, **batch)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What turns a version's folder into a model that MLflow itself loads and serves; no pickle in it.
+"""Turns a version's folder into a model that MLflow loads and serves, without a pickle.
 
-Nothing of the model is imported or run here: the code is stored as text, for MLflow to run later.
+No code of the model is imported or run here: it is stored as text, for MLflow to run later.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Fields = Sequence[Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Serving:
-    """How MLflow serves a version: a code file, and what MLflow must know about it.
+    """How MLflow serves a version: a code file and its signature.
 
     The code file is copied beside the weights and run where the model is loaded. It defines
     ``load(weights: Path, spec: dict, config: dict)``, which returns a function
     ``predict(data, params: dict)``. `weights` is the version's safetensors file, its digest
-    already checked; `spec` is the description in ``spec.json``. Whatever else it imports must be
-    installed there: say so in `requirements`.
+    already checked; `spec` is the description in ``spec.json``. List other packages that it
+    imports in `requirements`.
 
     Parameters
     ----------
@@ -49,9 +49,9 @@ class Serving:
         The signature in MLflow's own form, such as ``[{"type": "string", "name": "image"}]``.
         Without `inputs` MLflow checks nothing.
     requirements : Sequence[str]
-        Packages for pip; names without a version are pinned to the one that is installed here.
+        Packages for pip; names without a version are pinned to the installed version.
     config : Mapping[str, str]
-        Handed to ``load``; ``mlflow.pyfunc.load_model(..., model_config=...)`` may change its
+        Passed to ``load``; ``mlflow.pyfunc.load_model(..., model_config=...)`` may change its
         values.
 
     Raises
@@ -82,17 +82,17 @@ class Serving:
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Return the names that a module defines; it is read, not run."""
-    found: set[str] = set()
+    """Return the names that a module defines; the module is parsed, not run."""
+    names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
+            names |= {alias.asname or alias.name for alias in node.names}
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
 
 
 def torch_serving(
@@ -102,7 +102,7 @@ def torch_serving(
     dtype: str = "float32",
     requirements: Sequence[str] = (),
 ) -> Serving:
-    """Return how MLflow serves a plain torch module: an array in, an array out.
+    """Return the `Serving` of a plain torch module: an array in, an array out.
 
     Parameters
     ----------
@@ -111,11 +111,11 @@ def torch_serving(
         importable where the model is served.
     shape : Sequence[int] | None
         Shape of the input, -1 for any length, e.g. ``(-1, 3, 96, 96)``; MLflow refuses others.
-        None: nothing is checked.
+        None: the input is not checked.
     dtype : str
-        The input's dtype, where `shape` is given.
+        The input's dtype, if `shape` is given.
     requirements : Sequence[str]
-        What the factory needs, besides torch, numpy and safetensors.
+        Packages that the factory needs, besides torch, numpy and safetensors.
 
     Raises
     ------
@@ -136,16 +136,16 @@ def torch_serving(
 
 
 def write_serving(serving: Serving, folder: Path, *, model_id: str = "") -> None:
-    """Make a folder with weights and description a model of MLflow's, by a few small files.
+    """Add the small files to a folder with weights and description that make it an MLflow model.
 
     Parameters
     ----------
     serving : Serving
-        What to write.
+        How MLflow is to serve it.
     folder : Path
-        Where ``weights.safetensors`` and ``spec.json`` are.
+        The folder with ``weights.safetensors`` and ``spec.json``.
     model_id : str
-        MLflow's id of the logged model, where there is one.
+        MLflow's id of the logged model, if there is one.
 
     Raises
     ------
@@ -176,6 +176,7 @@ def _description(serving: Serving, model_id: str) -> dict[str, object]:
         "artifacts": {name: {"path": file, "uri": file} for name, file in files.items()},
         "config": dict(serving.config),
         "env": {"virtualenv": "python_env.yaml"},
+        # Models from code: MLflow runs the file below, and nothing is unpickled.
         "loader_module": "mlflow.pyfunc.loaders.code_model",
         "model_code_path": _MODEL_FILE,
         "python_version": _PYTHON,
@@ -201,14 +202,14 @@ def _description(serving: Serving, model_id: str) -> dict[str, object]:
 
 def _pinned(package: str) -> str:
     if not _NAME_ONLY.fullmatch(package):
-        return package  # it says its version, or more
-    found = _installed(package)
-    return f"{package}=={found}" if found else package
+        return package  # it has a version, or more
+    installed = _installed(package)
+    return f"{package}=={installed}" if installed else package
 
 
 @cache
 def _installed(package: str) -> str:
-    """Return a package's version without its local part, which no registry has."""
+    """Return a package's version without its local part, which package registries do not have."""
     try:
         return version(package).partition("+")[0]
     except PackageNotFoundError:

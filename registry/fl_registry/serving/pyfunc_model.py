@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored with each servable version as the code that MLflow runs; the registry never imports it.
+"""Code that MLflow runs for a servable version: a copy is stored with each, none is imported here.
 
-It checks the weights against their digest, then leaves the rest to ``serving.py`` beside it.
+It checks the weights against their digest, then runs ``serving.py`` beside it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mlflow.exceptions import MlflowException
 
 
 class ServedVersion(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow is untyped to mypy
-    """A version whose weights are whole."""
+    """A version whose weights have been verified."""
 
     def load_context(self, context: Any) -> None:
-        """Check the weights, and build what predicts with them."""
+        """Verify the weights and build the predicting function."""
         files = {name: Path(path) for name, path in context.artifacts.items()}
         spec = json.loads(files["spec"].read_text("utf-8"))
         with files["weights"].open("rb") as file:
@@ -35,19 +35,19 @@ class ServedVersion(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # MLflow 
         code = _run(files["code"])
         self._predict = code.load(files["weights"], spec, dict(context.model_config or {}))
 
-    # MLflow takes an array as the hint that the input is to be handed on as it is.
+    # With the type hint np.ndarray MLflow passes the input on unchanged.
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> Any:
-        """Predict as the version's own code does."""
+        """Predict by the version's own code."""
         try:
             return self._predict(model_input, params or {})
-        except ValueError as error:  # bad input: the server answers 400 and says why
+        except ValueError as error:  # bad input: the server answers 400 with this text
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
 
 def _run(path: Path) -> Any:
-    """Run a file as a module of its own: versions in one process may have different code."""
+    """Run a file as a separate module: versions in one process may have different code."""
     spec = importlib.util.spec_from_file_location(f"serving_{uuid.uuid4().hex}", path)
     if spec is None or spec.loader is None:
         raise MlflowException(f"The serving code {path} is not a Python file.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stored with each version of a plain torch module as its serving code: arrays in, arrays out.
+"""Serving code of a plain torch module: a copy is stored with each version. Arrays in, arrays out.
 
 It needs torch, numpy and safetensors, and the function that makes the module.
 """
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 def load(
     weights: Path, spec: Mapping[str, Any], config: Mapping[str, str]
 ) -> Callable[[Any, Mapping[str, Any]], Any]:
-    """Build the module that the factory makes, with these weights, and return what predicts."""
+    """Build the factory's module with these weights and return the predicting function."""
     name, _, function = config["factory"].partition(":")
     make: Any = importlib.import_module(name)
     for part in function.split("."):
@@ -38,12 +38,12 @@ def load(
     return predict
 
 
-def _plain(found: Any) -> Any:
+def _plain(output: Any) -> Any:
     """Return tensors as arrays, within tuples, lists and dictionaries too."""
-    if isinstance(found, torch.Tensor):
-        return found.cpu().numpy()
-    if isinstance(found, Mapping):
-        return {name: _plain(value) for name, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_plain(value) for value in found]
-    return found
+    if isinstance(output, torch.Tensor):
+        return output.cpu().numpy()
+    if isinstance(output, Mapping):
+        return {name: _plain(value) for name, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_plain(value) for value in output]
+    return output

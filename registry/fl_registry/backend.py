@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model store needs of the place where versions, files and the journal are stored.
+
+`InMemoryBackend` in `fl_registry.memory` is the shortest example; `fl_registry.mlflow` has the
+other one. A backend stores and returns: what moves are allowed, and what they lead to, is decided
+by `fl_registry.store.ModelStore`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from fl_registry.files.artifacts import Artifact, WholeFiles
+from fl_registry.journal.entries import Page
+from fl_registry.journal.lease import Heartbeat
+from fl_registry.records import ModelVersion
+from fl_registry.retention import Removal
+from fl_registry.serving.mlmodel import Serving
+from fl_registry.stages import StageMark
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A version that is about to be saved; everything in it was checked.
+
+    Attributes
+    ----------
+    artifact : Artifact
+        The folder with its files.
+    run_id : str
+        The run that made it; empty for none.
+    tags : Mapping[str, str]
+        All its tags. ``save_key`` is equal for equal weights of the same run and round.
+    description : str
+        Free text for people.
+    serving : Serving | None
+        How MLflow is to load it, to be written beside the weights.
+    """
+
+    artifact: Artifact
+    run_id: str
+    tags: Mapping[str, str]
+    description: str
+    serving: Serving | None
+
+
+class JournalStorage(ABC):
+    """The pages of the journal, and the heartbeat of the server that writes."""
+
+    @abstractmethod
+    def page(self, *, fresh: bool) -> Page:
+        """Return the current page; `fresh` also reads again what was read before."""
+
+    @abstractmethod
+    def pages(self) -> Sequence[Page]:
+        """Return the whole journal, oldest page first, read again."""
+
+    @abstractmethod
+    def claim(self, number: int, text: str) -> bool:
+        """Write entry `number` if that place is free; return whether `text` is stored there now.
+
+        This is the commit of a move: of several processes exactly one may get True.
+        """
+
+    @abstractmethod
+    def heartbeat(self) -> Heartbeat:
+        """Return the last heartbeat; `Heartbeat()` if there was none."""
+
+    @abstractmethod
+    def set_heartbeat(self, beat: Heartbeat) -> None:
+        """Store a heartbeat in the place of the last one."""
+
+    @abstractmethod
+    def lock_file(self) -> Path | None:
+        """Return a file for servers of this model on this machine to lock, or None."""
+
+
+class VersionFiles(ABC):
+    """The files of a registered model's versions.
+
+    Attributes
+    ----------
+    whole : WholeFiles
+        The files whose digest was checked.
+    """
+
+    def __init__(self) -> None:
+        self.whole = WholeFiles()
+
+    @abstractmethod
+    def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
+        """Return where a file of a version is, or should be, on this machine.
+
+        Raises
+        ------
+        ArtifactError
+            It is not recorded, or no longer known, where the file is.
+        """
+
+    @abstractmethod
+    def is_local(self, record: ModelVersion) -> bool:
+        """Return whether the files are on this machine, so that `path` fetches nothing."""
+
+    @abstractmethod
+    def read(self, record: ModelVersion, name: str) -> bytes | None:
+        """Return the content of a small file of a version, or None if it cannot be read."""
+
+    @abstractmethod
+    def add(self, record: ModelVersion, file: Path) -> None:
+        """Store a further file beside those that a version has."""
+
+    @abstractmethod
+    def is_whole(self, record: ModelVersion) -> bool:
+        """Return whether the weights are there and whole."""
+
+    @abstractmethod
+    def size(self, record: ModelVersion) -> int:
+        """Return the bytes that would be freed if the version were removed."""
+
+    @abstractmethod
+    def note(self, record: ModelVersion) -> None:
+        """Record what will have to be removed, so that any process can finish the removal."""
+
+    @abstractmethod
+    def noted(self) -> Mapping[str, int]:
+        """Return the versions whose removal was begun, and the bytes that are still to be freed."""
+
+    @abstractmethod
+    def remove(self, version: str) -> Removal:
+        """Remove a retired version and its files; a repeated call finishes an interrupted one."""
+
+
+class Backend(ABC):
+    """The place where one registered model is stored.
+
+    Records are returned as stored: `ModelVersion.stage` and the tags ``stage`` and ``approval``
+    are those that the backend displays, and may lag behind the journal.
+
+    Attributes
+    ----------
+    journal : JournalStorage
+        The journal's pages.
+    files : VersionFiles
+        The files of versions.
+    scratch : Path
+        A folder for files that are about to be saved.
+    """
+
+    journal: JournalStorage
+    files: VersionFiles
+    scratch: Path
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Raise `StoreUnavailable`, within about 10 seconds, if the backend cannot be used."""
+
+    @abstractmethod
+    def fingerprint(self) -> Hashable | None:
+        """Return a value that changes with every write, had cheaply; None if there is none."""
+
+    @abstractmethod
+    def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        """Store a version with the next number, and return it and whether it is new.
+
+        If a version with the same ``save_key`` exists that is not one of `retired()`, that version
+        is returned, and nothing is stored. Either all of a version is stored or nothing.
+        """
+
+    @abstractmethod
+    def find(self, version: str) -> ModelVersion | None:
+        """Return one version, or None if there is none."""
+
+    @abstractmethod
+    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+        """Yield all versions, newest first, requesting `at_once` of them at a time."""
+
+    @abstractmethod
+    def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version, or raise `UnknownVersion`."""
+
+    @abstractmethod
+    def aliases(self) -> Mapping[str, str]:
+        """Return the aliases as they are displayed."""
+
+    @abstractmethod
+    def show(self, aliases: Mapping[str, str | None], marks: Sequence[StageMark]) -> None:
+        """Display stages: set aliases in their order (None removes one), and mark versions.
+
+        Repeating it changes nothing. Versions that do not exist are ignored.
+        """
+
+    @abstractmethod
+    def log_to_run(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        *,
+        step: int,
+        time: datetime,
+    ) -> None:
+        """Log metrics, and text files by path, to a run that may have ended.
+
+        Raises
+        ------
+        RegistryError
+            There is no such run.
+        """
+
+    @abstractmethod
+    def run_params(self, run_id: str) -> Mapping[str, str] | None:
+        """Return the params of a run, or None if they are not known."""

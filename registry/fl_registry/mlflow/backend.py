@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`MlflowBackend`: one registered model in MLflow, and how its stages are displayed there."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fl_registry.backend import Backend, NewVersion
+from fl_registry.errors import UnknownVersion, error_code, is_missing
+from fl_registry.files.file_stamp import stamps
+from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.files import MlflowFiles
+from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
+from fl_registry.records import ModelVersion
+from fl_registry.serving.mlmodel import write_serving
+from fl_registry.stages import Stage, StageMark
+from fl_registry.version_tags import read_version
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+logger = logging.getLogger(__name__)
+
+_MARK = "created_by_call"  # on a logged model: tells a repeated create from the first one
+_ORDER = (Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE)
+_ALONE = (Stage.PRODUCTION, Stage.STAGING)  # one version at most
+_STAGES = {stage.value: stage for stage in Stage}
+
+
+@dataclass(frozen=True)
+class _Saves:
+    """The versions of one run, as they were when this object saved its newest version.
+
+    A session saves a version each round under one run, and nothing else does. Then there is no need
+    to ask MLflow each time whether the version exists, nor afterwards whether it exists twice.
+
+    Attributes
+    ----------
+    newest : int
+        The number of that version.
+    run_id : str
+        The run; empty if its versions are not known.
+    keys : frozenset[str]
+        The ``save_key`` of all versions of the run.
+    """
+
+    newest: int = 0
+    run_id: str = ""
+    keys: frozenset[str] = frozenset()
+
+    def lacks(self, new: NewVersion) -> bool:
+        """Return whether there was no equal version when the newest one was saved."""
+        known = bool(new.run_id) and new.run_id == self.run_id
+        return known and new.tags["save_key"] not in self.keys
+
+    def is_next(self, version: int | str) -> bool:
+        """Return whether nothing was saved between the newest version and this one.
+
+        Numbers are given in order, so the call that created it was not repeated either.
+        """
+        return int(version) == self.newest + 1
+
+
+class MlflowBackend(Backend):
+    """One registered model in MLflow.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where MLflow is.
+    name : str
+        The registered model; created on the first save.
+    experiment_name : str
+        The experiment that holds the model files.
+    page_length : int
+        Entries of the journal after which another run is begun.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        experiment_name: str = "fl-app",
+        page_length: int = PAGE_LENGTH,
+    ) -> None:
+        self.connection = connection
+        self.journal: MlflowJournal = MlflowJournal(connection, name, page_length=page_length)
+        self.files: MlflowFiles = MlflowFiles(connection, name)
+        self.scratch = connection.home / "tmp"
+        self._name = name
+        self._experiment_name = experiment_name
+        self._saves = _Saves()
+
+    def ping(self) -> None:
+        self.connection.check()
+
+    def fingerprint(self) -> Hashable | None:
+        file = self.connection.file
+        return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
+
+    def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        self.journal.ensure()
+        connection, before = self.connection, self._saves
+        experiment = connection.experiment_id(self._experiment_name)
+
+        def equal() -> list[Any]:
+            rows = list(self._search(f"tags.save_key = '{new.tags['save_key']}'"))
+            gone = retired() if rows else frozenset()
+            return [row for row in reversed(rows) if str(row.version) not in gone]
+
+        with connection.errors("save the version"):
+            if not before.lacks(new) and (saved := equal()):
+                return _record(saved[0]), False
+            # A save that fails from here on may have stored the version all the same.
+            self._saves = _Saves()
+            model = self._upload(new, experiment)
+            row = connection.create_once(
+                lambda: self._register(new, model),
+                equal,
+                drop=lambda echo: connection.again(
+                    connection.client.delete_model_version, self._name, str(echo.version)
+                ),
+                alone=lambda row: before.is_next(row.version),
+            )
+            self._saves = self._after(row, new, before)
+            return _record(row), True
+
+    def find(self, version: str) -> ModelVersion | None:
+        connection = self.connection
+        with connection.errors(f"read version {version}"):
+            row = connection.or_none(connection.client.get_model_version, self._name, version)
+        return None if row is None else _record(row)
+
+    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+        with self.connection.errors("list the versions"):
+            for row in self._search(at_once=at_once):
+                yield _record(row)
+
+    def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
+        def missing(error: Exception) -> None:
+            raise UnknownVersion(
+                f"There is no version {version} of model {self._name!r}; list_all_versions() "
+                "returns those that exist."
+            ) from error
+
+        with self.connection.errors(f"tag version {version}"):
+            write = self.connection.marker.set_model_version_tag
+            for key, value in tags.items():
+                self.connection.or_none(write, self._name, version, key, value, missing=missing)
+
+    def aliases(self) -> dict[str, str]:
+        connection = self.connection
+        with connection.errors("read the aliases"):
+            model = connection.or_none(connection.client.get_registered_model, self._name)
+        aliases = model.aliases if model is not None else {}
+        return dict(zip(aliases, map(str, aliases.values()), strict=True))  # numbers on SQLite
+
+    def show(self, aliases: Mapping[str, str | None], marks: Sequence[StageMark]) -> None:
+        if not aliases and not marks:
+            return
+        client, name = self.connection.marker, self._name
+        # A version that the journal names may have been deleted in MLflow.
+        write = partial(self.connection.or_none, missing=_warn_of_missing)
+        with self.connection.errors("show the stages"):
+            for alias, version in aliases.items():
+                if version is None:
+                    write(client.delete_registered_model_alias, name, alias)
+                else:
+                    write(client.set_registered_model_alias, name, alias, version)
+            for mark in marks:
+                write(client.set_model_version_tag, name, mark.version, "stage", str(mark.stage))
+                if mark.approval:
+                    write(
+                        client.set_model_version_tag, name, mark.version, "approval", mark.approval
+                    )
+            # A later MLflow has no stage field any more.
+            move = getattr(client, "transition_model_version_stage", None)
+            if move is not None:
+                self._show_stage_fields(partial(write, move, name), marks)
+
+    def log_to_run(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+        *,
+        step: int,
+        time: datetime,
+    ) -> None:
+        from mlflow.entities import Metric
+
+        client, milliseconds = self.connection.client, int(time.timestamp() * 1000)
+        fields = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
+        with self.connection.errors(f"log to run {run_id}"):
+            client.log_batch(run_id, metrics=fields)
+            for path, text in texts.items():
+                client.log_text(run_id, text, path)
+
+    def run_params(self, run_id: str) -> Mapping[str, str] | None:
+        from mlflow.exceptions import MlflowException
+
+        with self.connection.errors(f"read the params of run {run_id}"):
+            try:
+                return dict(self.connection.client.get_run(run_id).data.params)
+            except MlflowException as error:
+                if is_missing(error) or error_code(error) == "INVALID_PARAMETER_VALUE":
+                    return None  # deleted, or never one of MLflow's
+                raise
+
+    def _after(self, row: Any, new: NewVersion, before: _Saves) -> _Saves:
+        """Return what is known after a version was saved; ask only where others may have saved."""
+        number, key = int(row.version), new.tags["save_key"]
+        if before.is_next(number) and new.run_id in ("", before.run_id):
+            keys = before.keys | {key} if new.run_id else before.keys
+            return replace(before, newest=number, keys=keys)
+        if not new.run_id:
+            return _Saves(number)
+        if number == 1:
+            return _Saves(number, new.run_id, frozenset({key}))
+        rows = list(self._search(f"run_id = '{new.run_id}'"))
+        newest = max([number, *(int(row.version) for row in rows)])
+        return _Saves(newest, new.run_id, frozenset(row.tags.get("save_key", "") for row in rows))
+
+    def _upload(self, new: NewVersion, experiment: str) -> LoggedModel:
+        """Store the files as a logged model."""
+        connection, mark = self.connection, uuid.uuid4().hex
+        client = connection.client
+        model = connection.create_once(
+            lambda: client.create_logged_model(
+                # Without a name MLflow draws one from Python's global generator. The characters
+                # that are replaced are those that it refuses in such a name only.
+                experiment,
+                name=re.sub("[.%]", "-", self._name),
+                tags={_MARK: mark},
+                source_run_id=new.run_id or None,
+            ),
+            lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
+            drop=lambda echo: connection.again(client.delete_logged_model, echo.model_id),
+            alone=lambda _: connection.sends_once,
+        )
+        try:
+            if new.serving is not None:
+                write_serving(new.serving, new.artifact.folder, model_id=model.model_id)
+            location = str(model.artifact_location)
+            self.files.upload(model.model_id, location, new.artifact.folder)
+            return connection.again(client.finalize_logged_model, model.model_id, "READY")
+        except Exception:
+            self.files.discard(model.model_id, str(model.artifact_location))
+            raise
+
+    def _register(self, new: NewVersion, model: LoggedModel) -> Any:
+        """Create the version, with all its tags in the one call."""
+        # A server takes only models:/ sources; without one, MLflow would look such a source up
+        # at the process's global address instead of ours.
+        served = self.connection.is_server
+        return self.connection.client.create_model_version(
+            self._name,
+            f"models:/{model.model_id}" if served else model.artifact_location,
+            new.run_id or None,
+            tags={**new.tags, "model_id": model.model_id},
+            description=new.description or None,
+            await_creation_for=0,
+            model_id=model.model_id if served else None,
+        )
+
+    def _search(self, condition: str = "", *, at_once: int = 10_000) -> Iterator[Any]:
+        """Yield MLflow's rows of versions, newest first."""
+        token: str | None = None
+        while True:
+            rows = self.connection.client.search_model_versions(
+                f"name = '{self._name}'" + (f" and {condition}" if condition else ""),
+                max_results=at_once,
+                order_by=["version_number DESC"],
+                page_token=token,
+            )
+            yield from rows
+            token = rows.token
+            if not token:
+                return
+
+    def _show_stage_fields(
+        self, move: Callable[[int, str, bool], object], marks: Sequence[StageMark]
+    ) -> None:
+        emptied: set[Stage] = set()
+        for mark in sorted(marks, key=lambda mark: _ORDER.index(mark.stage)):
+            archived = mark.stage is Stage.ARCHIVED and mark.before in emptied
+            if mark.before == mark.stage or archived:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                # A number: MLflow compares it with a column of numbers, and PostgreSQL refuses
+                # to compare that with a text.
+                if self._moved(move, int(mark.version), mark.stage):
+                    emptied.add(mark.stage)
+
+    @staticmethod
+    def _moved(move: Callable[[int, str, bool], object], version: int, stage: Stage) -> bool:
+        """Set a version's stage field; return whether MLflow archived what was in the stage."""
+        from mlflow.exceptions import MlflowException
+
+        # Archiving the old version in the same call leaves never two in a stage, nor none.
+        alone = stage in _ALONE
+        try:
+            move(version, str(stage), alone)
+        except MlflowException as error:
+            # Over HTTP the number is a text again, and the server's own PostgreSQL refuses it.
+            if not alone or "operator does not exist" not in str(error):
+                raise
+            move(version, str(stage), False)
+            return False
+        return alone
+
+
+def _warn_of_missing(error: Exception) -> None:
+    logger.warning("a version that the journal names was deleted in MLflow: %s", error)
+
+
+def _record(row: Any) -> ModelVersion:
+    """Return our record of MLflow's row; its version is a number on SQLite, a text over HTTP."""
+    field = getattr(row, "current_stage", None) or row.tags.get("stage", "")
+    return read_version(
+        str(row.version),
+        row.tags,
+        run_id=row.run_id or "",
+        created=datetime.fromtimestamp(row.creation_timestamp / 1000, UTC),
+        stage=_STAGES.get(str(field), Stage.NONE),
+        description=row.description or "",
+    )
