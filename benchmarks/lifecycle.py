@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from support.local_grid import LocalGrid, reply
 
 from benchmarks.table import Row, parser, report
-from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
+from fl_app.strategy import LifecycleStrategy, RoundSettings, StreamingFedAvg
 from fl_registry import FederatedLearningTracker, ModelManager
 
 CLIENTS, ROUNDS, REPEATS = 10, 5, 5
@@ -86,7 +86,7 @@ def wrapped(inner: type[FedAvg], *, pipeline: bool = True, evaluation: float = 0
             store=ModelManager(home=home),
             tracker=FederatedLearningTracker(home=home),
             home=home,
-            pipeline=pipeline,
+            rounds=RoundSettings(pipeline=pipeline),
         )
         evaluate_fn = evaluate if evaluation else None
         arrays, grid = first_arrays(), grid_of(work, began)

@@ -230,11 +230,11 @@ def with_lifecycle(address: str, home: Path, rounds: int) -> None:
     strategy = LifecycleStrategy(
         FedAvg(min_available_nodes=2),
         metric="mAP50",
+        artifacts=[],
         store=ModelManager(address, name, home=home),
         tracker=FederatedLearningTracker(address, home=home),
         home=home,
     )
-    strategy.artifacts = ()
     model = ArrayRecord([np.zeros((10, 10), np.float32)])
     strategy.start(Watched(), model, num_rounds=rounds, evaluate_fn=better)
 

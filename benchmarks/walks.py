@@ -28,7 +28,7 @@ from support.local_grid import LocalGrid, add_one, model
 from benchmarks.table import Row, parser, report
 from fl_app.api import create_trigger_api
 from fl_app.retraining import MonitorStore, RetrainingManager
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, RoundSettings
 from fl_registry import FederatedLearningTracker, InMemoryModelStore, ModelManager
 from fl_registry.files.weights import save_weights
 
@@ -94,7 +94,7 @@ class Walk:
         return len(stays) - len(set(stays))
 
 
-FINISH = "LifecycleStrategy._finish"
+FINISH = "Finisher.finish"
 """The function that finishes a round."""
 
 
@@ -146,7 +146,7 @@ def strategy(folder: Path, walk: Walk) -> Watched:
         store=ModelManager(home=folder),
         tracker=FederatedLearningTracker(home=folder),
         home=folder,
-        pipeline=False,
+        rounds=RoundSettings(pipeline=False),
     )
     watched.walk = walk
     return watched

@@ -35,14 +35,18 @@ from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
 from fl_app.strategy import (
     LifecycleStrategy,
+    ModelCard,
     Origin,
     Resume,
+    RoundSettings,
     ScheduledFedAvg,
+    SessionSettings,
     default_policy,
+    plot_metrics,
 )
+from fl_app.strategy.checkpoints.arrays_file import load_round
+from fl_app.strategy.checkpoints.backlog import backlog
 from fl_app.strategy.finish.score_cache import RememberedScores
-from fl_app.strategy.session.arrays_file import load_round
-from fl_app.strategy.session.backlog import backlog
 from fl_app.strategy.session.resume import is_cut_short
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, Writer, app_home
 
@@ -267,7 +271,6 @@ def lifecycle_strategy(parts: Parts, origin: Origin) -> LifecycleStrategy:
     config, yolo = parts.config, parts.yolo
     return LifecycleStrategy(
         inner_strategy(config),
-        screening=config.screening,
         metric=config.metric,
         mode=config.metric_mode,
         policy=default_policy(config.metric, config.metric_mode, **vars(config.policy)),
@@ -278,20 +281,18 @@ def lifecycle_strategy(parts: Parts, origin: Origin) -> LifecycleStrategy:
         monitor=parts.monitor,
         probation=parts.probation,
         hooks=parts.hooks,
-        artifacts=[yolo.picture, drift_artifacts(parts.monitor)],
-        model=yolo.description,
-        serving=yolo.serving,
-        holdout=yolo.holdout,
-        params=parts.params,
-        origin=origin,
+        artifacts=[plot_metrics, yolo.picture, drift_artifacts(parts.monitor)],
+        model=ModelCard(yolo.description, yolo.serving, yolo.holdout),
         home=parts.home,
-        early_stopping=config.early_stopping,
-        node_wait_timeout=config.node_wait_timeout,
-        writer=parts.writer,
-        health=parts.monitor.health,
         # Only the first session can find one that an earlier run has left.
         resume=Resume(config.resume if origin.session == 1 else "auto", not_shaping()),
-        pack_arrays=config.pack_arrays,
+        rounds=RoundSettings(
+            screening=config.screening,
+            early_stopping=config.early_stopping,
+            node_wait_timeout=config.node_wait_timeout,
+            pack_arrays=config.pack_arrays,
+        ),
+        session=SessionSettings(parts.params, origin, parts.writer, parts.monitor.health),
     )
 
 

@@ -239,10 +239,12 @@ def test_status_counts_the_rounds_that_wait_for_mlflow(
 ) -> None:
     session = home / "checkpoints" / "a"
     session.mkdir(parents=True)
-    (session / "session.json").write_text(json.dumps({"model": "fl-global-model"}))
+    (session / "session.json").write_text(
+        json.dumps({"SessionRecord": {"model": "fl-global-model"}})
+    )
     for number in (7, 8):
         (session / f"closed-{number:04d}.json").write_text("{}")
-    (session / "trouble.json").write_text(json.dumps({"why": "MLflow does not answer"}))
+    (session / "trouble.json").write_text(json.dumps("MLflow does not answer"))
     assert "2 rounds: MLflow does not answer" in fl_app("status").stdout
     told = json.loads(fl_app("status", "--json").stdout)
     assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer"}

@@ -23,8 +23,10 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.requests import Outcome
 from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy.checkpoints.folder import SessionFolder
+from fl_app.strategy.checkpoints.record import SessionRecord
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.session.folder import SessionFolder
+from fl_app.strategy.records import Origin
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 HERE = Path(__file__).parent
@@ -102,9 +104,9 @@ def test_a_session_folder_that_cannot_be_made_holds_no_lock(
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         with pytest.raises(CheckpointError, match="could not be written"):
-            SessionFolder.create(tmp_path / "session", {})
+            SessionFolder.create(tmp_path / "session", SessionRecord("m", Origin(), 1))
     assert not list(tmp_path.glob("*session*"))
-    SessionFolder.create(tmp_path / "session", {}).release()
+    SessionFolder.create(tmp_path / "session", SessionRecord("m", Origin(), 1)).release()
 
 
 # Where else than in `fl_registry.files.atomic` files are made, and why that needs no more care.
@@ -119,8 +121,7 @@ WRITERS = {
     "fl_app/client/generated_shapes.py": "within `new_folder`",
     "fl_app/deploy/data.py": "within `new_folder`",
     "fl_app/deploy/fork_server.py": "in a folder that goes",
-    "fl_app/strategy/session/state.py": "a folder that goes",
-    "fl_app/strategy/session/folder.py": "renames",
+    "fl_app/strategy/checkpoints/folder.py": "renames",
     "fl_app/strategy/finish/plots.py": "in a folder that goes",
     "fl_app/retraining/drift/plot.py": "in a folder that goes",
     "models/fl_models/holdout.py": "in a folder that goes",

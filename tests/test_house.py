@@ -65,6 +65,8 @@ RULES = {
     "fl_registry.store": ["fl_registry.mlflow"],
     "fl_app": ["mlflow"],
     "fl_app.strategy": ["fl_app.retraining", "fl_models", "ultralytics", "torch"],
+    "fl_app.strategy.round": ["fl_app.strategy.session"],
+    "fl_app.strategy.finish": ["fl_app.strategy.session"],
     "fl_app.retraining": ["fl_app.strategy"],
     "fl_app.hooks": ["fl_app.strategy", "fl_app.retraining"],
 }
@@ -115,7 +117,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_a_folder_can_be_seen_at_one_look() -> None:
     sizes = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
-    assert {str(folder): size for folder, size in sizes.items() if size > 16} == {}
+    assert {str(folder): size for folder, size in sizes.items() if size > 15} == {}
 
 
 def test_what_imports_yolo_is_agpl_and_says_so() -> None:
@@ -211,3 +213,23 @@ def test_no_two_places_are_equal_for_twelve_lines() -> None:
             window = tuple(line for _, line in rows[start : start + 12])
             places.setdefault(window, []).append(f"{module}:{rows[start][0]}")
     assert [found for found in places.values() if len(found) > 1] == []
+
+
+def test_no_class_is_a_half_of_another() -> None:
+    """A base class of ours with one subclass was made to keep a file short."""
+    classes = {
+        node.name: node
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    bases = Counter(
+        base.id
+        for node in classes.values()
+        for base in node.bases
+        if isinstance(base, ast.Name) and base.id in classes
+    )
+    public = {name for package in PUBLIC for name in import_module(package).__all__}
+    alone = {name for name, count in bases.items() if count == 1} - public
+    alone = {name for name in alone if not name.endswith("Error")}
+    assert sorted(alone) == []

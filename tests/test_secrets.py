@@ -38,7 +38,7 @@ from fl_app.config import declared, params
 from fl_app.hooks import Webhook
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.server_app import main as server_main
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, RoundSettings, SessionSettings
 from fl_registry import FederatedLearningTracker, ModelManager, RegistryError
 from fl_registry.redaction import one_line, printable, redact
 
@@ -297,9 +297,11 @@ def test_a_session_in_which_all_fails_keeps_no_secret(
             Webhook(f"https://{DEAD}/{IN_PATH}", IN_FILE * 2, hosts=["127.0.0.1"], pauses=()),
         ],
         artifacts=[fails],
-        params={"database": address("postgresql", "host/db"), "note": leak, "api_key": IN_QUERY},
+        session=SessionSettings(
+            params={"database": address("postgresql", "host/db"), "note": leak, "api_key": IN_QUERY}
+        ),
         home=home,
-        pipeline=False,
+        rounds=RoundSettings(pipeline=False),
     )
     with pytest.raises(Exception, match="cannot reach"):
         strategy.start(LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=score)

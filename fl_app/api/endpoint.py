@@ -23,7 +23,7 @@ from fl_app.api.registry_calls import RegistryCalls
 from fl_app.api.schemas import Query, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.session.backlog import Backlog
+from fl_app.strategy.checkpoints.backlog import Backlog
 
 B = TypeVar("B")
 Q = TypeVar("Q", bound=Query)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a session has learnt enough: a rule over its rounds' metric. Pure."""
+"""When a session stops early: a rule over the metric of its rounds. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fl_app.settings import Key, check_settings
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a session has come; plain values, to be saved and restored whole.
+    """The progress of a session.
 
     Attributes
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class MetricError(ValueError):
-    """The metric that the gates look at is not among those that were reported."""
+    """The metric that the gates look at was not reported."""
 
 
 class CheckpointError(RuntimeError):
@@ -13,7 +13,7 @@ class CheckpointError(RuntimeError):
 
 
 class ResumeError(RuntimeError):
-    """There is no session to go on with, or it cannot go on exactly; the text says why."""
+    """There is no session to resume, or it cannot be resumed exactly; the text says why."""
 
 
 class RunFailedError(RuntimeError):
@@ -21,8 +21,8 @@ class RunFailedError(RuntimeError):
 
 
 class SessionOverError(RuntimeError):
-    """The session has ended, and what was still in hand is left for the next one."""
+    """The session has ended, and its remaining rounds are left to the next one."""
 
 
 class TooFewNodesError(RunFailedError):
-    """There were not as many nodes as the strategy asks for, until the deadline."""
+    """There were fewer nodes than the strategy needs, until the deadline."""

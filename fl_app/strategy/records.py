@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session is told and tells: its origin, its data, its report, and its monitor."""
+"""Records of a session (origin, data, report), and the protocols of its monitors."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class DataUsed:
-    """Data that scores are taken on.
+    """Data that models are scored on.
 
     Attributes
     ----------
     name : str
-        What people call them.
+        Their name.
     digest : str
         Digest of their content; equal digests make scores comparable.
     source : str
@@ -54,8 +54,11 @@ class DataUsed:
     source: str = ""
 
 
+CLIENTS, TRAINING, HOLDOUT = "clients", "training", "holdout"
+"""Sources of scores: the nodes' evaluation, their training, and ``evaluate_fn``."""
+
 DECIDED = "decided"
-"""Why no shadow round follows, if all went well."""
+"""Why no shadow round follows if the test has decided."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class ShadowReport:
     metric : str
         The metric that the nodes report.
     test : SequentialResult
-        What all rounds together say.
+        Result of the test over all rounds.
     server_round : int
         Number of the round for the inner strategy and MLflow; training rounds come before.
     budget : int
@@ -100,7 +103,7 @@ class ShadowReport:
 
 @dataclass(frozen=True)
 class SessionReport:
-    """A whole session, for those who make pictures or files of it.
+    """A whole session, from which plots and files are made.
 
     Attributes
     ----------
@@ -111,9 +114,9 @@ class SessionReport:
     history : Mapping[str, tuple[tuple[int, float], ...]]
         For each metric its values as ``(step, value)``; step 0 is before the first round.
     weights : Path | None
-        Weights file of the best version, or of the last one where none was staged.
+        Weights file of the best version, or of the last one if none was staged.
     shadow : ShadowReport | None
-        The end of the shadow evaluation; None if there was none.
+        The last report of the shadow rounds; None if there were none.
     """
 
     rounds: tuple[RoundReport, ...]
@@ -128,31 +131,31 @@ Artifacts = Callable[[SessionReport, Path], Iterable[Path]]
 
 
 class Monitor(Protocol):
-    """Who is told how good each round's model is, and what the nodes tell of their data."""
+    """Receives the score of each round, and the nodes' summaries of their data."""
 
     def start_from(self, version: str, score: float) -> None:
-        """Hear which registered version a session starts from, and its score."""
+        """Receive the registered version that a session starts from, and its score."""
 
     def update_metrics(self, accuracy: float, round_num: int) -> None:
-        """Take the score of a round."""
+        """Receive the score of a round."""
 
     def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
-        """Take what nodes tell of their data in a round, by node id; it may be malformed."""
+        """Receive the nodes' data summaries of a round, by node id; they may be malformed."""
 
     def data_orders(self) -> Mapping[str, str | bool]:
-        """Say what the next train message tells the nodes of the data that they compare with."""
+        """Return the config entries of the next train message on the reference data of nodes."""
 
 
 class ProductionWatch(Protocol):
-    """Who looks after a version once it was promoted, for instance a ``Probation``."""
+    """Watches versions after their promotion, for instance a ``Probation``."""
 
     def review(self) -> None:
         """Do what is due; called after each round."""
 
     def to_compare(self) -> tuple[str, str | None] | None:
-        """Name the version on probation and the one it would go back to, if there is any."""
+        """Return the version on probation and the one to roll back to, if there is any."""
 
     def update_production(
         self, version: str, evidence: Evidence, *, rival: str | None = None
     ) -> None:
-        """Hear how both score on the same data, the rival as ``champion``."""
+        """Receive the scores of both on the same data, the rival as ``champion``."""

@@ -240,7 +240,7 @@ def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) 
     except AssertionError as error:
         error.add_note(run.log()[-5000:])
         raise
-    assert f"cut short in round {ROUNDS} of {ROUNDS}" in printed
+    assert f"interrupted in round {ROUNDS} of {ROUNDS}" in printed
     rounds = [(row["tags"]["session"], row["tags"]["round"]) for row in versions(deployed)]
     assert rounds == [(s, str(n)) for s in "12" for n in range(1, ROUNDS + 1)]
     assert [session.info.status for session in sessions(deployed)] == ["FINISHED"] * 2

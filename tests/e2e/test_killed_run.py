@@ -12,7 +12,7 @@ from support.flower import Flower
 from support.killed_app import LAST, ROUNDS
 from support.small_apps import small_app
 
-from fl_app.strategy.session.backlog import backlog
+from fl_app.strategy.checkpoints.backlog import backlog
 from fl_registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -36,7 +36,7 @@ def test_the_same_flwr_run_goes_on_at_the_next_round(own: Flower, tmp_path: Path
     assert run.info.status == "RUNNING"
 
     printed = own.run(app)
-    assert f"cut short in round {LAST + 1} of {ROUNDS}" in printed
+    assert f"interrupted in round {LAST + 1} of {ROUNDS}" in printed
     rows = ModelManager(None, "killed", home=home).list_all_versions()
     assert [int(row["tags"]["round"]) for row in reversed(rows)] == list(range(1, ROUNDS + 1))
     assert {row["tags"]["session"] for row in rows} == {"1"}

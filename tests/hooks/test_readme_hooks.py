@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ def test_the_snippet_runs_and_hears_of_a_rollback(
     names: dict[str, Any] = {}
     exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
     strategy, theirs = names["strategy"], ModelManager()
-    strategy.tracker = InMemoryTracker()
+    strategy.setup = replace(strategy.setup, tracker=InMemoryTracker(), artifacts=())
     for start, version in enumerate("12"):
         strategy.start(LocalGrid(add_one), model(start), num_rounds=1)
         theirs.promote_to_production(version)
     theirs.rollback(actor="Ada", reason="it misses ships")
-    strategy.hooks.look()
-    strategy.hooks.flush(20)
+    strategy.setup.hooks.look()
+    strategy.setup.hooks.flush(20)
     assert capsys.readouterr().out == "Ada brought version 1 back: it misses ships\n"

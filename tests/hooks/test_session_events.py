@@ -16,7 +16,14 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app.events import Event, RoundReport, SessionEnded, SessionStarted, StageMoved, as_json
 from fl_app.hooks import PrometheusMetrics, log_event
 from fl_app.hooks.queue import Hooks
-from fl_app.strategy import LifecycleStrategy, MetricError, Origin, RunFailedError
+from fl_app.strategy import (
+    LifecycleStrategy,
+    MetricError,
+    Origin,
+    RoundSettings,
+    RunFailedError,
+    SessionSettings,
+)
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 
@@ -44,9 +51,9 @@ def holdout(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     return MetricRecord({"accuracy": float(arrays.to_numpy_ndarrays()[0].mean()) / 10})
 
 
-def start(hooks: Any, parts: dict[str, Any], rounds: int = 2, **more: Any) -> None:
+def start(hooks: Any, parts: dict[str, Any], num_rounds: int = 2, **more: Any) -> None:
     strategy = LifecycleStrategy(hooks=hooks, **parts, **more)
-    strategy.start(LocalGrid(add_one), model(), num_rounds=rounds, evaluate_fn=holdout)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=num_rounds, evaluate_fn=holdout)
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
@@ -54,7 +61,13 @@ def test_a_session_is_told_from_its_start_to_its_end_in_order(
     parts: dict[str, Any], tracker: InMemoryTracker, told: list[Event], pipeline: bool
 ) -> None:
     origin = Origin(session=2, trigger="the score fell", request_id="cd")
-    start([told.append], parts, approval="auto", origin=origin, pipeline=pipeline)
+    start(
+        [told.append],
+        parts,
+        approval="auto",
+        session=SessionSettings(origin=origin),
+        rounds=RoundSettings(pipeline=pipeline),
+    )
     assert [event.type for event in told] == [
         "session.started",
         "stage.moved",
@@ -174,7 +187,7 @@ def test_a_hook_that_hangs_delays_no_round_and_nobody_else(
         hang.wait()
 
     hooks = Hooks([told.append, hanging], store, seconds=1.0)
-    start(hooks, parts, rounds=3)  # returns while the hook still hangs
+    start(hooks, parts, num_rounds=3)  # returns while the hook still hangs
     assert not hang.is_set()
     assert store.get_latest_version(Stage.STAGING) == "3"
     assert [event.type for event in told][-1] == "session.ended"
@@ -231,7 +244,7 @@ def test_the_log_hook_writes_a_line_of_json(
     parts: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "flwr.fl_app.events")
-    start([log_event], parts, rounds=1)
+    start([log_event], parts, num_rounds=1)
     lines = [r.getMessage() for r in caplog.records if r.name == "flwr.fl_app.events"]
     assert [json.loads(line)["type"] for line in lines] == [
         "session.started",

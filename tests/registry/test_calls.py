@@ -56,11 +56,11 @@ def run_session(address: str, home: Path, *, rounds: int, better: bool) -> None:
 
     strategy = LifecycleStrategy(
         metric="accuracy",
+        artifacts=[],
         home=home,
         store=ModelManager(address, name, home=home, experiment_name=name),
         tracker=FederatedLearningTracker(address, name, home=home),
     )
-    strategy.artifacts = ()
     model = ArrayRecord([np.zeros((4, 5), np.float32)])
     strategy.start(LocalGrid(respond), model, num_rounds=rounds, evaluate_fn=holdout)
 

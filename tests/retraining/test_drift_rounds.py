@@ -21,7 +21,7 @@ from fl_app.client.mods.data_summary import data_summary_mod
 from fl_app.client.summary.reference import load_reference
 from fl_app.retraining import DriftSettings, MonitorStore, RetrainRequest, train_and_retrain
 from fl_app.retraining.drift.state import DriftState
-from fl_app.strategy import SessionReport
+from fl_app.strategy import RoundSettings, SessionReport
 from fl_app.wire.data_summary import SUMMARY_RECORD
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -84,7 +84,7 @@ def session(
         tracker=tracker,
         monitor=monitor,
         artifacts=artifacts,
-        pipeline=False,
+        rounds=RoundSettings(pipeline=False),
     )
     strategy.start(grid, model(), num_rounds=rounds)
     return tracker

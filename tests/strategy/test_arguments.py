@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,13 @@ from fl_app.strategy import (
     BestSoFar,
     EarlyStopping,
     MetricError,
+    RoundSettings,
     ScheduledFedAvg,
     Screening,
     ShadowEvaluation,
     StreamingFedAvg,
 )
-from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
+from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -78,10 +78,10 @@ def test_flowers_own_start_is_no_reason(inner: FedAvg) -> None:
 
 
 def test_a_start_that_is_ignored_is_named_in_the_log(lines: Callable[[], str]) -> None:
-    strategy = make(private(Saving()), ignore_start=True)
+    strategy = make(private(Saving()), rounds=RoundSettings(ignore_start=True))
     strategy.start(LocalGrid(add_one), model(), num_rounds=1)
     assert "Saving.start() is not run" in lines()
-    assert strategy.store.list_all_versions()
+    assert strategy.setup.store.list_all_versions()
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,17 @@ def test_a_start_that_is_ignored_is_named_in_the_log(lines: Callable[[], str]) -
         ({"policy": {Stage.STAGING: BestSoFar("a")}}, r"policy\[Staging\] is BestSoFar.*a list"),
         ({"policy": {Stage.STAGING: ["best"]}}, r"policy\[Staging\] has 'best' in it, expected f"),
         ({"policy": [BestSoFar("a")]}, "expected lists of gates by stage"),
-        ({"node_wait_timeout": -1}, "node_wait_timeout is -1, expected 0 seconds or more"),
-        ({"node_wait_timeout": float("nan")}, "node_wait_timeout is nan"),
         ({"hooks": print}, "hooks is <built-in function print>, expected a list"),
         ({"hooks": ["slack"]}, "hooks has 'slack' in it, expected functions"),
         ({"artifacts": ["confusion.png"]}, "artifacts has 'confusion.png' in it"),
-        ({"screening": True}, r"screening is True, expected Screening\(…\) or None"),
+        ({"rounds": Screening()}, r"rounds is Screening.*, expected RoundSettings\(…\) or None"),
+        ({"model": {"family": "toy"}}, r"model is {'family'.*, expected ModelCard\(…\) or None"),
         ({"shadow": True, "metric": "a"}, r"shadow is True, expected ShadowEvaluation\(…\)"),
         ({"shadow": ShadowEvaluation()}, "shadow needs a metric"),
-        ({"early_stopping": EarlyStopping(3)}, "early_stopping needs a metric"),
+        (
+            {"rounds": RoundSettings(early_stopping=EarlyStopping(3))},
+            "early_stopping needs a metric",
+        ),
         ({"tracker": "http://mlflow"}, "tracker is 'http://mlflow', expected an object"),
         ({"store": InMemoryModelStore}, "store is <class.*, expected an object"),
     ],
@@ -113,16 +115,25 @@ def test_arguments_that_cannot_be_honoured_are_refused(wrong: dict[str, Any], sa
         LifecycleStrategy(**{**fakes, **wrong})
 
 
-def test_a_name_beside_a_store_of_another_is_refused(tmp_path: Path) -> None:
-    store = ModelManager(None, "digits", home=tmp_path)
-    with pytest.raises(ValueError, match=r"'other', and store= is that of 'digits'"):
-        LifecycleStrategy(store=store, registered_model_name="other")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"node_wait_timeout": -1}, "node_wait_timeout is -1, expected 0 seconds or more"),
+        ({"node_wait_timeout": float("nan")}, "node_wait_timeout is nan"),
+        ({"screening": True}, r"screening is True, expected Screening\(…\) or None"),
+    ],
+)
+def test_settings_of_rounds_that_cannot_be_honoured_are_refused(
+    wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        RoundSettings(**wrong)
 
 
 def test_without_a_metric_the_reason_says_to_give_one() -> None:
     strategy = make()
     strategy.start(LocalGrid(add_one), model(), num_rounds=1)
-    (row,) = strategy.store.list_all_versions()
+    (row,) = strategy.setup.store.list_all_versions()
     assert row["stage"] == "None"
     assert "give LifecycleStrategy(metric=…)" in row["tags"]["reason"]
 
@@ -136,6 +147,6 @@ def test_a_metric_that_nobody_is_asked_for_is_refused_before_round_one(wrap: Any
 
 
 def test_a_bound_on_updates_of_no_model_is_refused() -> None:
-    strategy = make(screening=Screening(max_update_norm=1.0))
+    strategy = make(rounds=RoundSettings(screening=Screening(max_update_norm=1.0)))
     with pytest.raises(ValueError, match="initial_arrays is empty: give start"):
         strategy.start(LocalGrid(add_one), ArrayRecord())

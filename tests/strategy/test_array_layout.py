@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.round.array_layout import ArrayLayout, layout_of
+from fl_app.strategy.round.array_layout import ArrayLayout
 from fl_app.wire.arrays import ArrayError
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
@@ -30,7 +30,7 @@ def lying(values: np.ndarray, dtype: str, stype: str = "numpy.ndarray") -> Array
 
 def test_small_arrays_of_a_dtype_are_one_piece_and_large_ones_are_not_copied() -> None:
     other = model(large=LARGE * 2, b=SMALL + 5)
-    found = LAYOUT.found_in(other)
+    found = LAYOUT.read_alike(other)
     assert found is not None
     small, large, count = found
     np.testing.assert_array_equal(small, [*SMALL.ravel(), *(SMALL + 5).ravel()])
@@ -50,7 +50,7 @@ def test_small_arrays_of_a_dtype_are_one_piece_and_large_ones_are_not_copied() -
     ids=["order of values", "precision", "order of bytes", "order of names"],
 )
 def test_what_is_stored_otherwise_has_the_same_values(other: ArrayRecord) -> None:
-    assert LAYOUT.found_in(other) is None
+    assert LAYOUT.read_alike(other) is None
     for read, known in zip(LAYOUT.read(other), LAYOUT.read(model()), strict=True):
         np.testing.assert_array_equal(read, known)
 
@@ -66,19 +66,17 @@ def test_what_is_stored_otherwise_has_the_same_values(other: ArrayRecord) -> Non
     ],
 )
 def test_another_model_is_told_of(other: ArrayRecord, told: str) -> None:
-    assert LAYOUT.found_in(other) is None
+    assert LAYOUT.read_alike(other) is None
     with pytest.raises(ArrayError, match=told):
         LAYOUT.read(other)
 
 
-def test_the_layout_of_the_model_before_is_that_of_the_next_only_if_it_is_the_same() -> None:
-    known = layout_of(model())
-    assert layout_of(model(large=LARGE * 2)) is known
-    other = layout_of(model(large=LARGE.astype(np.float64)))
-    assert other is not known
-    assert [piece.dtype for piece in other.pieces] == ["f4", "f8", "i8"]
-    again = layout_of(model())
-    assert [piece.dtype for piece in again.pieces] == ["f4", "f4", "i8"]
+def test_small_arrays_of_a_dtype_are_one_piece_and_a_large_one_is_its_own() -> None:
+    double = ArrayLayout(model(large=LARGE.astype(np.float64)))
+    assert [piece.dtype for piece in double.pieces] == ["f4", "f8", "i8"]
+    assert [piece.dtype for piece in LAYOUT.pieces] == ["f4", "f4", "i8"]
+
+
+def test_a_model_whose_arrays_are_not_what_they_claim_has_no_layout() -> None:
     with pytest.raises(ArrayError):
-        layout_of(model(a=lying(SMALL, "float64")))
-    assert layout_of(model()) is again
+        ArrayLayout(model(a=lying(SMALL, "float64")))

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
 from support.local_grid import LocalGrid, model, reply
 
 from fl_app import LifecycleStrategy
-from fl_app.strategy import DataUsed, Origin, default_policy
+from fl_app.strategy import DataUsed, ModelCard, Origin, SessionSettings, default_policy
 from fl_app.strategy.finish.evaluation import EvaluateFn
 from fl_registry import Evidence, InMemoryModelStore, InMemoryTracker, Stage, decide_stage
 
@@ -128,7 +128,9 @@ def test_what_the_session_starts_from_is_evaluated_too_and_the_monitor_hears_of_
 
     world = World()
     world.session(model(0))
-    world.session(model(1), monitor=Monitor(), origin=Origin(parent_version="1"))
+    world.session(
+        model(1), monitor=Monitor(), session=SessionSettings(origin=Origin(parent_version="1"))
+    )
     assert heard == [("1", pytest.approx(0.5)), (1, pytest.approx(0.9))]
     assert world.tracker.runs[-1].metrics["accuracy"] == [
         (0, pytest.approx(0.5)),
@@ -245,7 +247,7 @@ def test_a_version_records_where_its_score_comes_from() -> None:
     data = DataUsed("test", "ab" * 32)
     world.session(model(0))
     world.session(model(1), evaluate_fn=holdout())
-    world.session(model(0), evaluate_fn=holdout(), holdout=data)
+    world.session(model(0), evaluate_fn=holdout(), model=ModelCard(holdout=data))
     world.session(model(0), evaluate_fn=holdout(), metric="client/accuracy")
     sources = [world.tag(str(n), "score_source") for n in (1, 2, 3, 4)]
     assert sources == ["clients", "holdout", f"holdout {'ab' * 32}", "clients"]
@@ -285,7 +287,7 @@ CHANGED: dict[str, tuple[Callable[[], ArrayRecord], str]] = {
     [
         {},
         {"evaluate_fn": holdout()},
-        {"evaluate_fn": holdout(), "holdout": DataUsed("test", "ab" * 32)},
+        {"evaluate_fn": holdout(), "model": ModelCard(holdout=DataUsed("test", "ab" * 32))},
     ],
     ids=["clients", "a holdout", "a holdout with a digest"],
 )
@@ -297,7 +299,7 @@ def test_a_model_of_another_shape_is_not_blocked(
     world.session(model(0), approval="auto" if stage == "Production" else "manual", **scored)
     assert world.stages() == {"1": stage}
     world.session(arrays(), approval="auto", **scored)
-    known = "holdout" in scored or "evaluate_fn" not in scored
+    known = "model" in scored or "evaluate_fn" not in scored
     assert difference in world.tag("2", "reason")
     assert "its arrays are not this session's" in world.tag("2", "reason")
     if known:  # a registered score of the same source stands in
@@ -307,7 +309,7 @@ def test_a_model_of_another_shape_is_not_blocked(
         assert world.stages()["2"] == "Staging"
         assert world.tag("2", "approval") == "pending"
         assert world.tag("2", "needs_person") == "true"
-        assert "name it with holdout=" in world.tag("2", "reason")
+        assert "name it with ModelCard(holdout=" in world.tag("2", "reason")
         world.store.approve_version("2", actor="anna")
         assert world.store.get_latest_version(Stage.PRODUCTION) == "2"
 

@@ -55,7 +55,7 @@ def session(home: Path, tracker: InMemoryTracker, first: float) -> list[str]:
     try:
         LifecycleStrategy(
             metric="accuracy",
-            registered_model_name="digits",
+            store=ModelManager(None, "digits", home=home),
             tracker=tracker,
             home=home,
         ).start(LocalGrid(add_one), model(first), num_rounds=1, evaluate_fn=holdout)

@@ -37,7 +37,7 @@ from support.shadow_nodes import Nodes, World, grows
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
-from fl_app.strategy import RunFailedError, ShadowEvaluation
+from fl_app.strategy import RoundSettings, RunFailedError, ShadowEvaluation
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.round.deadlines import NodeDeadline, required_nodes
 from fl_app.strategy.round.screening import needs_of, screen_evaluate
@@ -219,10 +219,10 @@ def test_nodes_that_did_not_answer_are_rejected() -> None:
     assert screened.with_silent(asked) == screened
     replies.pop(1)
     (missing,) = {"0", "1", "2"} - {str(r.metadata.src_node_id) for r in replies}
-    some = screen_evaluate(replies, None, needs=needs, asked=asked)
+    some = screen_evaluate(replies, None, needs=needs, requested=asked)
     assert some.rejected == {missing: "it sent no answer in time"}
     assert len(some.replies) == len(some.good) == 2
-    none = screen_evaluate([], None, needs=needs, asked=asked)
+    none = screen_evaluate([], None, needs=needs, requested=asked)
     assert none.nodes == ("0", "1", "2")
     assert not none.good
 
@@ -252,7 +252,10 @@ def test_a_round_goes_on_with_the_answers_that_came_and_names_who_hangs(
     store, reports = InMemoryModelStore(), list[Event]()
     grid = Silent((12, "train"), (11, "evaluate"))
     LifecycleStrategy(
-        store=store, tracker=InMemoryTracker(), hooks=[reports.append], pipeline=False
+        store=store,
+        tracker=InMemoryTracker(),
+        hooks=[reports.append],
+        rounds=RoundSettings(pipeline=False),
     ).start(grid, model(), num_rounds=3)
     rows = list(reversed(store.list_all_versions()))
     assert len(rows) == 3
@@ -295,8 +298,7 @@ def test_too_few_nodes_fail_the_session_and_what_was_made_stays(
             store=store,
             tracker=tracker,
             hooks=[leave, events.append],
-            pipeline=pipeline,
-            node_wait_timeout=0.0,
+            rounds=RoundSettings(pipeline=pipeline, node_wait_timeout=0.0),
         ).start(grid, model(), num_rounds=99)
     assert len(store.list_all_versions()) >= 2
     assert tracker.runs[0].status == "FAILED"
@@ -314,7 +316,7 @@ def test_too_few_nodes_for_shadow_rounds_end_those_and_not_the_session(
             return self.node_ids[:1] if trained else self.node_ids
 
     monkeypatch.setattr(flowers, "sleep", lambda seconds: None)
-    world.session(Leaving(grows), ShadowEvaluation(), node_wait_timeout=0.0)
+    world.session(Leaving(grows), ShadowEvaluation(), rounds=RoundSettings(node_wait_timeout=0.0))
     assert world.tags()["approval"] == "pending"
     assert world.result()["why"].startswith("Too few nodes to evaluate since")
     assert world.tracker.runs[-1].status == "FINISHED"

@@ -18,6 +18,7 @@ from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
+from fl_app.strategy import RoundSettings
 from fl_app.strategy.early_stopping import EarlyStopping, Progress
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -144,11 +145,10 @@ def test_a_session_stops_and_says_why(
     grid = LocalGrid(add_one)
     result = LifecycleStrategy(
         metric="accuracy",
-        early_stopping=EarlyStopping(2),
+        rounds=RoundSettings(early_stopping=EarlyStopping(2), pipeline=pipeline),
         store=store,
         tracker=tracker,
         hooks=[events.append],
-        pipeline=pipeline,
     ).start(grid, model(), num_rounds=9, evaluate_fn=flat(2))  # type: ignore[arg-type]
     assert [row["tags"]["round"] for row in reversed(store.list_all_versions())] == [
         str(number) for number in range(1, rounds + 1)
@@ -169,7 +169,7 @@ def test_a_session_that_improves_runs_to_its_end() -> None:
     store = InMemoryModelStore()
     LifecycleStrategy(
         metric="accuracy",
-        early_stopping=EarlyStopping(1),
+        rounds=RoundSettings(early_stopping=EarlyStopping(1)),
         store=store,
         tracker=InMemoryTracker(),
     ).start(LocalGrid(add_one), model(), num_rounds=4, evaluate_fn=flat(9))  # type: ignore[arg-type]
@@ -189,10 +189,9 @@ def test_failed_rounds_do_not_wear_the_patience_out() -> None:
     store = InMemoryModelStore()
     LifecycleStrategy(
         metric="accuracy",
-        early_stopping=EarlyStopping(2),
+        rounds=RoundSettings(early_stopping=EarlyStopping(2), pipeline=False),
         store=store,
         tracker=InMemoryTracker(),
-        pipeline=False,
     ).start(LocalGrid(answer), model(), num_rounds=9, evaluate_fn=flat(2))  # type: ignore[arg-type]
     rounds = [row["tags"]["round"] for row in reversed(store.list_all_versions())]
     assert rounds == ["1", "2", "4", "5"]
@@ -200,7 +199,7 @@ def test_failed_rounds_do_not_wear_the_patience_out() -> None:
 
 def test_without_a_metric_there_is_nothing_to_look_at() -> None:
     with pytest.raises(ValueError, match="early_stopping needs a metric"):
-        LifecycleStrategy(early_stopping=EarlyStopping(2))
+        LifecycleStrategy(rounds=RoundSettings(early_stopping=EarlyStopping(2)))
 
 
 def test_the_readme_s_strategy_is_made(home: Path) -> None:
@@ -208,5 +207,5 @@ def test_the_readme_s_strategy_is_made(home: Path) -> None:
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "EarlyStopping(" in b)
     names: dict[str, Any] = {}
     exec(block, names)  # noqa: S102 - it is ours
-    assert names["strategy"].early_stopping == EarlyStopping(5, 0.001)
-    assert names["strategy"].node_wait_timeout == 120
+    assert names["rounds"].early_stopping == EarlyStopping(5, 0.001)
+    assert names["rounds"].node_wait_timeout == 120

@@ -20,7 +20,7 @@ from fl_app import LifecycleStrategy, RoundReport
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import Screening, StreamingFedAvg
 from fl_app.strategy.round.decoding import SentModel, decode_update
-from fl_app.strategy.round.replies import ReplyError, Screened
+from fl_app.strategy.round.replies import ReplyError, ScreenedReplies
 from fl_app.strategy.round.screening import Needs, screen_train
 from fl_app.wire.compressed_update import SERIALIZED_AS, UPDATE_RECORD
 from fl_app.wire.schema import schema_of
@@ -63,7 +63,7 @@ def encoded(encoding: str = "int8") -> RecordDict:
     return with_mod(encoding, 12, message, lambda: reply(step(MODEL), loss=1.0))
 
 
-def screen(content: RecordDict, rules: Screening | None = RULES) -> Screened:
+def screen(content: RecordDict, rules: Screening | None = RULES) -> ScreenedReplies:
     asked = Message(RecordDict(), 12, "train")
     asked.metadata.__dict__["_message_id"] = "1"
     answers = [Message(content, reply_to=asked)]
@@ -126,7 +126,7 @@ BOMB = np.zeros((4, 16), np.int8)
         ),
         (
             lambda: changed(encoded(), arrays=["\x1b[2J"]),
-            "its update is said to hold '\\x1b[2J', and do",
+            "its update claims to hold '\\x1b[2J', and do",
         ),
         (
             lambda: changed(encoded(), encoding="float16"),

@@ -24,9 +24,9 @@ from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
-from fl_app.strategy import RunFailedError, ScheduledFedAvg, StreamingFedAvg
+from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
+from fl_app.strategy.checkpoints.arrays_file import load_round, save_round
 from fl_app.strategy.round.first_model import adopted_schema, agreed_schema
-from fl_app.strategy.session.arrays_file import load_round, save_round
 from fl_app.wire.compressed_update import UPDATE_RECORD
 from fl_app.wire.packing import pack, unpack
 from fl_app.wire.schema import schema_of
@@ -71,11 +71,17 @@ class World:
         *,
         inner: Strategy | None = None,
         rounds: int = 2,
+        settings: RoundSettings | None = None,
         evaluate_fn: Any = None,
         **kwargs: Any,
     ) -> Any:
         strategy = LifecycleStrategy(
-            inner, store=self.store, tracker=self.tracker, home=self.home, **kwargs
+            inner,
+            store=self.store,
+            tracker=self.tracker,
+            home=self.home,
+            rounds=settings,
+            **kwargs,
         )
         return strategy.start(LocalGrid(answer, NODES), begin, rounds, evaluate_fn=evaluate_fn)
 
@@ -90,7 +96,9 @@ def here(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("kind", [FedAvg, StreamingFedAvg])
-@pytest.mark.parametrize("screened", [{}, {"screening": None}], ids=["screened", "unscreened"])
+@pytest.mark.parametrize(
+    "screened", [{}, {"settings": RoundSettings(screening=None)}], ids=["screened", "unscreened"]
+)
 def test_a_server_without_a_model_takes_that_of_its_nodes(
     here: World, kind: type[FedAvg], screened: dict[str, Any]
 ) -> None:
@@ -278,7 +286,7 @@ def test_other_models_of_all_nodes_end_the_run_at_the_first_replies(
 @pytest.mark.parametrize("change", [partial, growing, taller])
 def test_so_do_aggregates_of_replies_that_are_not_screened(here: World, change: Any) -> None:
     with pytest.raises(RunFailedError, match=r"FedAvg made another model in round 1 than it began"):
-        here.run(changed(change), model(), screening=None, rounds=9)
+        here.run(changed(change), model(), settings=RoundSettings(screening=None), rounds=9)
     assert here.statuses == ["FAILED"]
 
 

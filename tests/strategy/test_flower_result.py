@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
-from fl_app.strategy import ScoredRecord
+from fl_app.strategy import RoundSettings, ScoredRecord
 from fl_app.strategy.finish.evaluation import EvaluateFn
 from fl_registry import ExampleScores, InMemoryModelStore, InMemoryTracker, Stage
 
@@ -99,7 +99,7 @@ def fields(result: Result) -> tuple[Any, ...]:
 def test_result_is_what_the_inner_strategy_returns(case: str, rounds: int, pipeline: bool) -> None:
     evaluate_fn, answer = CASES[case]
     results = []
-    strategies: list[Strategy] = [FedAvg(), wrapped(pipeline=pipeline)]
+    strategies: list[Strategy] = [FedAvg(), wrapped(rounds=RoundSettings(pipeline=pipeline))]
     for strategy in strategies:
         grid = LocalGrid(answer)
         random.seed(3)  # sampling shuffles the nodes, and so the order of the sums
@@ -132,7 +132,7 @@ def test_a_resumed_session_has_the_scores_of_all_rounds(tmp_path: Path) -> None:
 
     parts = {"store": InMemoryModelStore(), "tracker": InMemoryTracker(), "home": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        wrapped(**parts, pipeline=False).start(
+        wrapped(**parts, rounds=RoundSettings(pipeline=False)).start(
             Ends(add_one), model(), num_rounds=3, evaluate_fn=rich
         )
     result = wrapped(**parts).start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=rich)

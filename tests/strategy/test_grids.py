@@ -28,7 +28,7 @@ from support.hostile_replies import first_model, honest
 from support.local_grid import LocalGrid
 
 from fl_app.client.mods.packing import pack_arrays
-from fl_app.strategy.round.grids import GridAround, OneByOne, Packed, arriving
+from fl_app.strategy.round.grids import GridAround, OneByOne, Packed, streaming_grid
 from fl_app.strategy.round.replies import with_content
 from fl_app.wire.packing import INDEX_RECORD
 
@@ -144,7 +144,7 @@ def test_in_a_simulation_replies_are_looked_for_as_often_as_by_flower() -> None:
 
     grid = InMemoryGrid(State())  # type: ignore[arg-type]
     wire = Wire(lambda node, message: honest(node).content(), delay=50.0, nodes=range(1, 200))
-    often = arriving(grid)
+    often = streaming_grid(grid)
     assert isinstance(often, OneByOne)
     often._grid, often._clock, often._sleep = wire, lambda: wire.now, wire.sleep
     assert len(ask(often)) == 199
@@ -179,8 +179,8 @@ def test_only_flower_s_own_grid_over_the_network_needs_it() -> None:
     from flwr.superlink.grid.http_grid import HttpGrid
 
     local = LocalGrid(lambda node, message: honest(node).content())
-    assert arriving(local) is local
-    assert isinstance(arriving(HttpGrid(token="t")), OneByOne)  # noqa: S106 - no secret
+    assert streaming_grid(local) is local
+    assert isinstance(streaming_grid(HttpGrid(token="t")), OneByOne)  # noqa: S106 - no secret
 
 
 def test_all_else_is_passed_on() -> None:
@@ -256,6 +256,6 @@ def test_models_are_packed_over_the_network_only_and_if_asked_for() -> None:
     from flwr.superlink.grid.http_grid import HttpGrid
 
     http, local = HttpGrid(token="t"), LocalGrid(packed_answer)  # noqa: S106 - no secret
-    assert isinstance(arriving(http, packed=True), Packed)
-    assert not isinstance(arriving(http), Packed)
-    assert arriving(local, packed=True) is local
+    assert isinstance(streaming_grid(http, packed=True), Packed)
+    assert not isinstance(streaming_grid(http), Packed)
+    assert streaming_grid(local, packed=True) is local

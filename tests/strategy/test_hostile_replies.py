@@ -30,6 +30,7 @@ from support.local_grid import LocalGrid
 from support.shipped_strategies import OF_ARRAYS
 
 from fl_app import LifecycleStrategy, RoundReport
+from fl_app.strategy import RoundSettings
 from fl_registry import InMemoryModelStore, InMemoryTracker
 from fl_registry.redaction import printable
 
@@ -62,7 +63,7 @@ class Trial:
             tracker=InMemoryTracker(),
             hooks=[reports.append],
             home=home,
-            pipeline=False,
+            rounds=RoundSettings(pipeline=False),
         ).start(LocalGrid(self.answer, nodes), first_model(), num_rounds=len(hostile))
         self.reports = [event for event in reports if isinstance(event, RoundReport)]
 

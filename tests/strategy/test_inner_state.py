@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.local_grid import LocalGrid, add_one, model
 
-from fl_app.strategy.session.plain_json import NotPlainError, decode, encode
-from fl_app.strategy.session.strategy_state import InnerMemory
+from fl_app.strategy.checkpoints.plain_json import NotPlainError, decode, encode
+from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 
 Make = Callable[[], Strategy]
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_kept_is_told_once_by_name(caplog: pytest.LogCaptureFixtu
     assert memory.take().missing == ("/sampler",)
     assert memory.take().missing == ("/sampler",)
     assert len(caplog.records) == 1
-    assert "sampler of the strategy cannot be kept" in caplog.text
+    assert "sampler of the strategy cannot be written" in caplog.text
 
 
 def test_a_function_that_stays_is_no_state() -> None:

@@ -20,8 +20,9 @@ from support.hostile_replies import Parts, first_model, honest
 from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy, RoundReport
-from fl_app.strategy import RunFailedError, Screening
-from fl_app.strategy.round.aggregate import state_of
+from fl_app.strategy import RoundSettings, RunFailedError, Screening
+from fl_app.strategy.round.inner_state import snapshot
+from fl_app.strategy.round.screening import DEFAULT_SCREENING
 from fl_app.strategy.shadow.messages import NodeEvaluation
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -32,7 +33,8 @@ def run(
     model: ArrayRecord,
     rounds: int,
     nodes: Sequence[int] = (1, 2, 3),
-    **settings: Any,
+    *,
+    screening: Screening | None = DEFAULT_SCREENING,
 ) -> tuple[ArrayRecord, list[RoundReport]]:
     """A session; the last model and the reports."""
     reports: list[Any] = []
@@ -41,8 +43,7 @@ def run(
         store=InMemoryModelStore(),
         tracker=InMemoryTracker(),
         hooks=[reports.append],
-        pipeline=False,
-        **settings,
+        rounds=RoundSettings(screening=screening, pipeline=False),
     )
     np.random.seed(1)
     random.seed(1)
@@ -209,7 +210,7 @@ def with_id(message: Message) -> Message:
 def test_a_state_can_be_put_back_more_than_once() -> None:
     inner = STATEFUL["QFedAvg"]()
     inner.configure_train(1, first_model(), ConfigRecord(), LocalGrid(trained, (1, 2, 3)))
-    put_back = state_of(inner)
+    put_back = snapshot(inner)
     for _ in range(2):
         inner.current_arrays.clear()  # type: ignore[attr-defined]
         inner.q = 7  # type: ignore[attr-defined]

@@ -19,10 +19,13 @@ from fl_app.events import Event, Hook
 from fl_app.strategy import (
     DataUsed,
     MetricError,
+    ModelCard,
     Origin,
+    RoundSettings,
     RunFailedError,
     ScheduledFedAvg,
     SessionReport,
+    SessionSettings,
     default_policy,
 )
 from fl_registry import InMemoryModelStore, InMemoryTracker, RegistryError, Serving, Stage
@@ -68,7 +71,9 @@ def versions(store: InMemoryModelStore) -> list[dict[str, Any]]:
 def test_each_round_becomes_a_version_and_the_best_waits(
     parts: dict[str, Any], store: InMemoryModelStore, tracker: InMemoryTracker, pipeline: bool
 ) -> None:
-    strategy = LifecycleStrategy(FedAvg(), metric="accuracy", pipeline=pipeline, **parts)
+    strategy = LifecycleStrategy(
+        FedAvg(), metric="accuracy", rounds=RoundSettings(pipeline=pipeline), **parts
+    )
     result = strategy.start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=holdout)
 
     rows = versions(store)
@@ -84,7 +89,9 @@ def test_each_round_becomes_a_version_and_the_best_waits(
 def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(
     parts: dict[str, Any], store: InMemoryModelStore
 ) -> None:
-    strategy = LifecycleStrategy(metric="accuracy", model={"family": "toy"}, **parts)
+    strategy = LifecycleStrategy(
+        metric="accuracy", model=ModelCard(description={"family": "toy"}), **parts
+    )
     result = strategy.start(LocalGrid(add_one), model(), num_rounds=2, evaluate_fn=holdout)
     path = store.weights_path("2")
     saved = list(load_weights(path).values())
@@ -102,7 +109,7 @@ def test_versions_are_servable_and_the_holdout_is_noted(
     code = tmp_path / "code.py"
     code.write_text("def load(weights, spec, config): ...")
     data = DataUsed("digits/val", "ab" * 32, "/data/digits")
-    strategy = LifecycleStrategy(serving=Serving(code), holdout=data, **parts)
+    strategy = LifecycleStrategy(model=ModelCard(serving=Serving(code), holdout=data), **parts)
     strategy.start(LocalGrid(add_one), model(), num_rounds=1)
     assert (store.weights_path("1").parent / "MLmodel").is_file()
     assert tracker.runs[0].datasets == {"holdout": ("digits/val", "ab" * 32)}
@@ -110,7 +117,7 @@ def test_versions_are_servable_and_the_holdout_is_noted(
 
 def test_provenance_is_in_the_tags(parts: dict[str, Any], store: InMemoryModelStore) -> None:
     origin = Origin(session=2, parent_version=None, trigger="the score fell", request_id="ab")
-    strategy = LifecycleStrategy(origin=origin, **parts)
+    strategy = LifecycleStrategy(session=SessionSettings(origin=origin), **parts)
     strategy.start(LocalGrid(add_one), model(), num_rounds=1)
     tags = versions(store)[0]["tags"]
     assert (tags["session"], tags["trigger"], tags["flower_run_id"]) == ("2", "the score fell", "7")
@@ -274,7 +281,7 @@ def test_replies_that_do_not_fit_together_are_a_failed_round(
     ):
         LifecycleStrategy(inner, **parts).start(LocalGrid(answer), model(), num_rounds=3)
     with pytest.raises(RunFailedError, match=r"the replies do not fit together|raised ValueError"):
-        LifecycleStrategy(inner, screening=None, **parts).start(
+        LifecycleStrategy(inner, rounds=RoundSettings(screening=None), **parts).start(
             LocalGrid(answer), model(), num_rounds=3
         )
 
@@ -313,7 +320,10 @@ def test_the_monitor_hears_the_start_and_every_round(
     )
     monitor = Heard()
     LifecycleStrategy(
-        metric="accuracy", monitor=monitor, origin=Origin(parent_version="1"), **parts
+        metric="accuracy",
+        monitor=monitor,
+        session=SessionSettings(origin=Origin(parent_version="1")),
+        **parts,
     ).start(grid := LocalGrid(tells), model(1), num_rounds=2, evaluate_fn=holdout)
     assert monitor.start == ("1", 0.1)
     assert monitor.scores == [(1, 0.2), (2, 0.3)]

@@ -37,8 +37,13 @@ class World:
             return reply(**said) if isinstance(said, dict) else said
 
         kwargs = {"metric": "accuracy", **kwargs}
-        strategy = LifecycleStrategy(inner, store=self.store, tracker=self.tracker, **kwargs)
-        strategy.artifacts = ()  # pictures of a hundred metrics take seconds
+        strategy = LifecycleStrategy(
+            inner,
+            store=self.store,
+            tracker=self.tracker,
+            artifacts=[],  # plots of a hundred metrics take seconds
+            **kwargs,
+        )
         return strategy.start(LocalGrid(answer), model(), num_rounds=3)
 
     @property
@@ -69,8 +74,9 @@ def test_so_does_one_of_training(here: World) -> None:
         more = MetricRecord({**MANY, **dict(trained["metrics"]), "accuracy": 0.5})
         return RecordDict({**trained, "metrics": more})
 
-    strategy = LifecycleStrategy(metric="train/accuracy", store=here.store, tracker=here.tracker)
-    strategy.artifacts = ()
+    strategy = LifecycleStrategy(
+        metric="train/accuracy", store=here.store, tracker=here.tracker, artifacts=[]
+    )
     strategy.start(LocalGrid(answer), model(), num_rounds=1)
     assert here.rows[0]["metrics"]["train/accuracy"] == pytest.approx(0.5)
     assert here.stages == ["Staging"]

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
-from fl_app.strategy import Finite
+from fl_app.strategy import Finite, RoundSettings, SessionSettings
 from fl_registry import InMemoryModelStore, InMemoryTracker, LeaseLost, ModelBusy, Stage
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.stages import Move
@@ -75,13 +75,16 @@ def test_a_second_session_is_refused_or_waits(store: InMemoryModelStore) -> None
     )
 
     def others() -> None:
-        refusing = session(store, writer=store.writer("another", when_busy="refuse", lasts=0.4))
+        refusing = session(
+            store,
+            session=SessionSettings(writer=store.writer("another", when_busy="refuse", lasts=0.4)),
+        )
         with pytest.raises(ModelBusy, match=r"flower run 7 on .* writes to this model"):
             refusing.start(LocalGrid(add_one), model(), num_rounds=1)
         thread.start()
         order.append("first")
 
-    first = session(store, writer=store.writer("flower run 7", lasts=0.4))
+    first = session(store, session=SessionSettings(writer=store.writer("flower run 7", lasts=0.4)))
     first.start(meanwhile(others), model(), num_rounds=3)
     order.append("first has ended")
     thread.join(60)
@@ -102,7 +105,7 @@ def test_a_session_that_was_replaced_fails_and_moves_nothing_more(
         assert lease is not None
         taken.append(lease.epoch)
 
-    strategy = session(store, tracker, pipeline=pipeline)
+    strategy = session(store, tracker, rounds=RoundSettings(pipeline=pipeline))
     with pytest.raises(LeaseLost, match="another server writes to this model now"):
         strategy.start(meanwhile(replace), model(), num_rounds=9)
     assert [e for e in store.history() if e.number > taken[0]] == []
@@ -132,7 +135,9 @@ def test_a_session_that_knows_it_was_replaced_asks_no_node_any_more(
 
     grid = meanwhile(replace)
     with pytest.raises(LeaseLost):
-        session(store, metric=None, writer=writer).start(grid, model(), num_rounds=9)
+        session(store, metric=None, session=SessionSettings(writer=writer)).start(
+            grid, model(), num_rounds=9
+        )
     assert len(grid.sent) == 2 * 2 * 3  # two rounds, to train and to evaluate
 
 
@@ -140,7 +145,9 @@ def test_people_move_versions_while_a_session_runs(store: InMemoryModelStore) ->
     def promote() -> None:
         store.promote_to_production("1", actor="ada")
 
-    session(store, pipeline=False).start(meanwhile(promote), model(), num_rounds=2)
+    session(store, rounds=RoundSettings(pipeline=False)).start(
+        meanwhile(promote), model(), num_rounds=2
+    )
     assert [(e.op, e.actor, e.epoch) for e in store.history()][1:4] == [
         (Move.STAGE, "policy", 1),
         (Move.PROMOTE, "ada", 0),
@@ -158,7 +165,11 @@ def test_a_session_that_goes_on_must_beat_what_another_server_staged_meanwhile(
         raise KeyboardInterrupt
 
     tracker = InMemoryTracker()
-    settings: dict[str, Any] = {"approval": "manual", "policy": None, "pipeline": False}
+    settings: dict[str, Any] = {
+        "approval": "manual",
+        "policy": None,
+        "rounds": RoundSettings(pipeline=False),
+    }
     settings["home"] = tmp_path / "first"
     with pytest.raises(KeyboardInterrupt):
         session(store, tracker, **settings).start(

@@ -17,20 +17,18 @@ from support.outage import Server, behind
 from fl_app import LifecycleStrategy
 from fl_app.events import Event, RoundReport, SessionEnded
 from fl_app.health import Health
-from fl_app.strategy import MetricError
-from fl_app.strategy.session import arrays_file, folder, run
-from fl_app.strategy.session.backlog import backlog
+from fl_app.strategy import MetricError, RoundSettings, SessionSettings
+from fl_app.strategy.checkpoints import arrays_file, json_files, round_files
+from fl_app.strategy.checkpoints.backlog import backlog
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
 from fl_registry.breaker import Breaker
 
 Answer = Callable[[int, Message], Any]
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(**named: Any) -> SessionSettings:
     """Wait for hundredths of a second where the app waits for seconds."""
-    monkeypatch.setattr("fl_app.strategy.session.outbox.Breaker", lambda: Breaker(0.01, 0.02))
-    monkeypatch.setattr("fl_app.strategy.session.outbox.PATIENCE", 0.05)
+    return SessionSettings(round_patience=0.05, retry=Breaker(0.01, 0.02), **named)
 
 
 class Monitor:
@@ -69,11 +67,10 @@ class World:
             "monitor": self.monitor,
             "hooks": [self.events.append],
             "home": self.home,
-            "artifacts": [],
+            "artifacts": [],  # plots take their time
+            "session": impatient(),
         }
-        made = LifecycleStrategy(FedAvg(), **{**settings, **named})
-        made.artifacts = ()  # pictures take their time
-        return made
+        return LifecycleStrategy(FedAvg(), **{**settings, **named})
 
     def left_behind(self) -> dict[str, Any]:
         """What is in the registry, the tracking, the journal and the monitor in the end."""
@@ -130,7 +127,7 @@ def test_rounds_go_on_while_the_registry_is_away_and_are_handed_over_in_order(
 ) -> None:
     # It comes back in the last round only, so all others end without it.
     answer = answers({(3, "train"): goes(world, True), (20, "evaluate"): goes(world, False)})
-    result = world.strategy(pipeline=pipeline).start(
+    result = world.strategy(rounds=RoundSettings(pipeline=pipeline)).start(
         LocalGrid(answer), model(), num_rounds=20, evaluate_fn=holdout
     )
     left = world.left_behind()
@@ -149,11 +146,12 @@ def test_rounds_go_on_while_the_registry_is_away_and_are_handed_over_in_order(
 
 
 def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
-    world: World, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]
+    world: World, lines: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr(run, "DRAIN_SECONDS", 0.2)
     answer = answers({(3, "train"): goes(world, True)})
-    result = world.strategy().start(LocalGrid(answer), model(), 5, evaluate_fn=holdout)
+    result = world.strategy(session=impatient(drain_timeout=0.2)).start(
+        LocalGrid(answer), model(), 5, evaluate_fn=holdout
+    )
     assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 5
     waits = backlog(world.home, "fl-global-model")
     assert waits.rounds in (3, 4)
@@ -174,10 +172,8 @@ def test_what_is_left_at_the_end_is_handed_over_by_the_next_run(
 
 @pytest.mark.parametrize("cut_short", [False, True])
 def test_what_a_session_starts_with_is_logged_later_if_the_registry_goes_just_then(
-    world: World, monkeypatch: pytest.MonkeyPatch, cut_short: bool
+    world: World, cut_short: bool
 ) -> None:
-    monkeypatch.setattr(run, "DRAIN_SECONDS", 0.2)
-
     def lost(params: Mapping[str, object]) -> None:
         raise StoreUnavailable("MLflow does not answer (in a test).")
 
@@ -188,13 +184,17 @@ def test_what_a_session_starts_with_is_logged_later_if_the_registry_goes_just_th
 
     answer = answers({(2, "train"): stop} if cut_short else {})
     try:
-        world.strategy(params={"lr": 0.5}).start(LocalGrid(answer), model(), 3, evaluate_fn=holdout)
+        world.strategy(session=impatient(params={"lr": 0.5}, drain_timeout=0.2)).start(
+            LocalGrid(answer), model(), 3, evaluate_fn=holdout
+        )
     except KeyboardInterrupt:
         assert cut_short
     (logged,) = world.tracker.runs
     assert (logged.params, logged.metrics) == ({}, {})
     world.tracker.log_params = real  # type: ignore[method-assign]
-    world.strategy(params={"lr": 0.5}).start(LocalGrid(add_one), model(), 3, evaluate_fn=holdout)
+    world.strategy(session=impatient(params={"lr": 0.5}, drain_timeout=0.2)).start(
+        LocalGrid(add_one), model(), 3, evaluate_fn=holdout
+    )
     left = world.left_behind()
     for logged, (_, metrics) in zip(world.tracker.runs, left["runs"], strict=True):
         assert (logged.params["lr"], logged.params["num-server-rounds"]) == ("0.5", "3")
@@ -314,8 +314,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A disk that takes nothing of a session while this is not empty."""
     taking: list[bool] = []
     writers = [
-        (folder, "write_whole"),
-        (folder, "save_weights"),
+        (json_files, "write_whole"),
+        (round_files, "save_weights"),
         (arrays_file, "save_weights"),
     ]
     for module, name in writers:
@@ -342,7 +342,9 @@ def test_a_disk_that_is_full_for_some_rounds_costs_none(world: World, full: list
         full.clear()
 
     answer = answers({(3, "train"): begin, (5, "evaluate"): end})
-    world.strategy(health=health).start(LocalGrid(answer), model(), 6, evaluate_fn=holdout)
+    world.strategy(session=impatient(health=health)).start(
+        LocalGrid(answer), model(), 6, evaluate_fn=holdout
+    )
     left = world.left_behind()
     assert [row[0] for row in left["versions"]] == [str(n) for n in range(1, 7)]
     assert [n for n, _ in left["monitor"]] == list(range(1, 7))

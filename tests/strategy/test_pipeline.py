@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app.events import Event, RoundReport
-from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
+from fl_app.strategy import LifecycleStrategy, RoundSettings, StreamingFedAvg
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 OWN = ("created", "save_key")
@@ -85,6 +85,6 @@ def test_results_and_decisions_are_the_same_as_inline(
             scores[number] = 0.1
     if scores == [None] * len(scores):  # and so does a session without a model
         scores[0] = 0.1
-    piped = session(scores, inner, pipeline=True, approval=approval)
-    assert piped == session(scores, inner, pipeline=False, approval=approval)
+    piped = session(scores, inner, rounds=RoundSettings(pipeline=True), approval=approval)
+    assert piped == session(scores, inner, rounds=RoundSettings(pipeline=False), approval=approval)
     assert len(piped["versions"]) == sum(score is not None for score in scores)

@@ -13,7 +13,7 @@ from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.retraining import Probation, ProbationSettings, RetrainingManager, TriggerKind
-from fl_app.strategy.session.arrays_file import load_round
+from fl_app.strategy.checkpoints.arrays_file import load_round
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 

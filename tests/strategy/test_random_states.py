@@ -20,6 +20,7 @@ from support.local_grid import LocalGrid, add_one, model, reply
 from support.shipped_strategies import OF_ARRAYS, OF_TREES
 
 from fl_app import LifecycleStrategy
+from fl_app.strategy import RoundSettings
 from fl_registry import ModelManager
 
 NODES = range(101, 111)
@@ -94,7 +95,9 @@ def test_equal_seeds_sample_equal_nodes_with_and_without_the_wrapper(
     def wrapped(*, pipeline: bool) -> Strategy:
         called = f"{name}-{pipeline}"
         store = ModelManager(registered_model_name=called, home=shared)
-        return LifecycleStrategy(make(), store=store, home=shared, pipeline=pipeline)
+        return LifecycleStrategy(
+            make(), store=store, home=shared, rounds=RoundSettings(pipeline=pipeline)
+        )
 
     answer = grow if name in OF_TREES else train
     first = ArrayRecord([np.zeros(0, np.uint8)]) if name in OF_TREES else floats()
@@ -130,7 +133,10 @@ class EveryNode(FedAvg):
 
 def test_a_session_over_mlflow_leaves_the_global_generators_untouched(home: Path) -> None:
     strategy = LifecycleStrategy(
-        EveryNode(fraction_evaluate=0.0), metric="accuracy", approval="auto", pipeline=False
+        EveryNode(fraction_evaluate=0.0),
+        metric="accuracy",
+        approval="auto",
+        rounds=RoundSettings(pipeline=False),
     )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -139,5 +145,5 @@ def test_a_session_over_mlflow_leaves_the_global_generators_untouched(home: Path
     seed()
     before = states()
     strategy.start(LocalGrid(add_one), model(), num_rounds=3, evaluate_fn=evaluate)
-    assert strategy.store.get_latest_version("Production")
+    assert strategy.setup.store.get_latest_version("Production")
     assert states() == before

@@ -21,7 +21,7 @@ def counting() -> tuple[list[float], RememberedScores]:
         asked.append(float(next(iter(arrays.values())).numpy().mean()))
         return MetricRecord({"accuracy": asked[-1]})
 
-    return asked, RememberedScores(evaluate, kept=2)
+    return asked, RememberedScores(evaluate, size=2)
 
 
 def test_the_same_arrays_are_scored_once_in_whichever_round() -> None:

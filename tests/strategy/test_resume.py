@@ -17,7 +17,14 @@ from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded, SessionStarted
-from fl_app.strategy import Origin, Resume, ResumeError, ScheduledFedAvg
+from fl_app.strategy import (
+    Origin,
+    Resume,
+    ResumeError,
+    RoundSettings,
+    ScheduledFedAvg,
+    SessionSettings,
+)
 from fl_app.strategy.session.resume import is_cut_short
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
@@ -57,6 +64,7 @@ class World:
         lifecycle = LifecycleStrategy(
             strategy or FedAvg(),
             metric="accuracy",
+            artifacts=[],
             home=self.home,
             **{
                 "store": self.store,
@@ -65,7 +73,6 @@ class World:
                 **named,
             },
         )
-        lifecycle.artifacts = ()
 
         def answer(node_id: int, message: Message) -> Any:
             number = int(message.content["config"]["server-round"])
@@ -97,6 +104,12 @@ class World:
         return [row["tags"]["round"] for row in rows]
 
 
+class Other(InMemoryModelStore):
+    """The store of another model."""
+
+    registered_model_name = "other"
+
+
 class Ordered(LocalGrid):
     """Asks the nodes in the order of their ids."""
 
@@ -120,7 +133,7 @@ def test_a_session_goes_on_at_the_next_round(world: World, lines: Lines) -> None
     assert world.trained() == [1, 2, 3, 3, 4, 5]
     assert world.versions() == ["1", "2", "3", "4", "5"]
     assert result.arrays.to_numpy_ndarrays()[0][0, 0] == 5
-    assert "cut short in round 3 of 5" in lines()
+    assert "interrupted in round 3 of 5" in lines()
     assert sorted(result.train_metrics_clientapp) == [3, 4, 5]
     assert sorted(result.evaluate_metrics_serverapp) == [0, 1, 2, 3, 4, 5]
     assert not is_cut_short(world.home, "fl-global-model")
@@ -220,10 +233,10 @@ def test_a_config_that_the_strategy_changes_goes_on(world: World) -> None:
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ({"rounds": 6}, "it has 5 rounds, and 6 are asked for"),
+        ({"rounds": 6}, "it has 5 rounds, and 6 are requested"),
         ({"strategy": FedAdam()}, "its strategy is FedAvg, not FedAdam"),
         ({"strategy": FedAvg(fraction_train=0.5)}, "strategy/fraction_train was 1.0 and is 0.5"),
-        ({"params": {"lr": 0.2}}, "lr was '0.1' and is '0.2'"),
+        ({"session": SessionSettings(params={"lr": 0.2})}, "lr was '0.1' and is '0.2'"),
         ({"train_config": ConfigRecord({"lr": 1.0})}, "train-config was"),
         ({"arrays": ArrayRecord([np.zeros(3)])}, "its model has other arrays"),
     ],
@@ -231,12 +244,12 @@ def test_a_config_that_the_strategy_changes_goes_on(world: World) -> None:
 def test_another_session_is_not_gone_on_with(
     world: World, lines: Lines, other: dict[str, Any], why: str
 ) -> None:
-    params = {"params": {"lr": 0.1}}
+    params = {"session": SessionSettings(params={"lr": 0.1})}
     world.stopped("train", 3, **params)
-    with pytest.raises(ResumeError, match="No session of 'fl-global-model' can go on here: "):
+    with pytest.raises(ResumeError, match="No session of 'fl-global-model' can be resumed here: "):
         world.start(**{**params, "resume": "require", **other})
     world.start(**{**params, **other})
-    assert f"the session that was cut short in round 2 is left: {why}" in lines()
+    assert f"the session interrupted in round 2 is not resumed: {why}" in lines()
     assert [run.status for run in world.tracker.runs] == ["KILLED", "FINISHED"]
     assert world.versions()[:2] == ["1", "2"]
     assert list((world.home / "checkpoints").glob("[!.]*")) == []
@@ -244,8 +257,8 @@ def test_another_session_is_not_gone_on_with(
 
 def test_params_that_shape_no_model_may_change(world: World) -> None:
     resume = Resume(ignoring=frozenset({"port"}))
-    world.stopped("train", 3, params={"port": 1}, resume=resume)
-    world.start(params={"port": 2}, resume=resume)
+    world.stopped("train", 3, session=SessionSettings(params={"port": 1}), resume=resume)
+    world.start(session=SessionSettings(params={"port": 2}), resume=resume)
     assert world.trained() == [1, 2, 3, 3, 4, 5]
 
 
@@ -254,11 +267,11 @@ def test_fresh_begins_anew_and_ends_the_old_run(world: World, lines: Lines) -> N
     world.start(resume="fresh")
     assert world.trained() == [1, 2, 3, 1, 2, 3, 4, 5]
     assert [run.status for run in world.tracker.runs] == ["KILLED", "FINISHED"]
-    assert "a fresh one is asked for" in lines()
+    assert "a fresh one is requested" in lines()
 
 
 def test_require_refuses_where_there_is_nothing_to_go_on_with(world: World) -> None:
-    with pytest.raises(ResumeError, match="none was cut short; use resume='auto'"):
+    with pytest.raises(ResumeError, match="none was interrupted; use resume='auto'"):
         world.start(resume="require")
     assert world.tracker.runs == []
 
@@ -283,18 +296,18 @@ def test_a_word_that_is_no_mode_is_refused() -> None:
 
 def test_a_request_goes_on_with_its_own_session_only(world: World) -> None:
     served = Origin(request_id="a" * 32, trigger="the score fell")
-    world.stopped("train", 3, origin=served)
+    world.stopped("train", 3, session=SessionSettings(origin=served))
     assert not is_cut_short(world.home, "fl-global-model")
     assert is_cut_short(world.home, "fl-global-model", "a" * 32)
-    world.start(origin=served)
+    world.start(session=SessionSettings(origin=served))
     assert world.trained() == [1, 2, 3, 3, 4, 5]
     world.stopped("train", 2)
-    world.start(origin=served)
+    world.start(session=SessionSettings(origin=served))
     assert world.trained()[6:] == [1, 2, 1, 2, 3, 4, 5]
 
 
 def test_another_model_s_session_is_left_alone(world: World) -> None:
-    world.stopped("train", 3, registered_model_name="other")
+    world.stopped("train", 3, store=Other())
     world.start()
     assert world.trained() == [1, 2, 3, 1, 2, 3, 4, 5]
     assert is_cut_short(world.home, "other")
@@ -348,7 +361,10 @@ def test_three_failures_in_a_row_are_counted_across_a_crash(world: World) -> Non
     def run() -> None:
         world.tracker.run = None
         LifecycleStrategy(
-            home=world.home, store=world.store, tracker=world.tracker, pipeline=False
+            home=world.home,
+            store=world.store,
+            tracker=world.tracker,
+            rounds=RoundSettings(pipeline=False),
         ).start(LocalGrid(bad), ArrayRecord([np.zeros(2, np.float32)]), num_rounds=9)
 
     stop = [4]  # after two failed rounds
@@ -370,5 +386,5 @@ def test_what_is_on_disk_is_json_and_safetensors(world: World) -> None:
     (folder,) = (world.home / "checkpoints").glob("[!.]*")
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ""}
     session = json.loads((folder / "session.json").read_bytes())
-    assert session["state"] == "training"
-    assert session["chain"] == ["FedAdam"]
+    assert session["SessionRecord"]["state"] == "training"
+    assert session["SessionRecord"]["chain"] == {"tuple": ["FedAdam"]}

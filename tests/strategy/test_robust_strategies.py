@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy
-from fl_app.strategy import Screening
+from fl_app.strategy import RoundSettings, Screening
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES, WEIGHTS, SEEDS = 10, 200, 3
@@ -57,7 +57,12 @@ DEFAULT = Screening()
 
 def wrapped(inner: Strategy, rules: Screening) -> Strategy:
     store, tracker = InMemoryModelStore(), InMemoryTracker()
-    return LifecycleStrategy(inner, screening=rules, store=store, tracker=tracker, pipeline=False)
+    return LifecycleStrategy(
+        inner,
+        rounds=RoundSettings(screening=rules, pipeline=False),
+        store=store,
+        tracker=tracker,
+    )
 
 
 def error(
@@ -130,5 +135,5 @@ def test_the_readme_s_choice_runs_as_it_stands_there() -> None:
     names: dict[str, Any] = {}
     snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
     exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
-    assert names["strategy"].screening == names["rules"]
+    assert names["strategy"].setup.rounds.screening == names["rules"]
     assert "Choose `FedTrimmedAvg`" in section

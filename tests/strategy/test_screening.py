@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as npst
 from fl_app.strategy import Screening
 from fl_app.strategy.finish.evaluation import evaluate
 from fl_app.strategy.round.metrics import in_step, sound_metrics
-from fl_app.strategy.round.replies import Screened
+from fl_app.strategy.round.replies import ScreenedReplies
 from fl_app.strategy.round.screening import Needs, needs_of, screen_evaluate, screen_train
 from fl_app.wire.arrays import ArrayError, view
 from fl_app.wire.schema import schema_of
@@ -51,7 +51,7 @@ def content(record: ArrayRecord | None = None, **metrics: Any) -> RecordDict:
 
 def screen(
     reply: RecordDict | Error, rules: Screening | None = DEFAULT, needs: Needs | None = None
-) -> Screened:
+) -> ScreenedReplies:
     return screen_train(
         [message(reply)], rules, needs=needs or Needs(), model=MODEL, schema=schema_of(MODEL)
     ).all()

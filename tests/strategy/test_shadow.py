@@ -106,7 +106,7 @@ def test_undecided_waits_for_a_person(world: World, approval: str) -> None:
     assert world.stage() is Stage.STAGING
     assert world.tags()["approval"] == "pending"
     assert "undecided beside version 1" in world.tags()["reason"]
-    assert world.result()["why"].startswith("all connected nodes were asked")
+    assert world.result()["why"].startswith("all connected nodes were counted")
     assert world.reports[-1].shadow is not None
     assert world.reports[-1].shadow.test.outcome == "undecided"
 
@@ -293,7 +293,7 @@ def test_the_readme_s_nodes_decide(world: World) -> None:
     )
     names: dict[str, Any] = {}
     exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
-    told = names["strategy"]
+    told = names["strategy"].setup
     more = {"policy": told.policy, "approval": told.approval}
     world.session(Nodes(grows), told.shadow, **more)
     assert world.stage() is Stage.PRODUCTION

@@ -74,11 +74,11 @@ def test_what_keeps_a_node_from_counting_is_told(world: World, lines: Callable[[
     world.session(Late(grows, faults=broken), ShadowEvaluation(rounds=1))
     assert world.result()["better"] == 3
     for said in (
-        "node 101, asked about the candidate: out of memory; not counted",
-        "node 102, asked about the champion: error 2; not counted",
-        "node 103, asked about the candidate: no 'accuracy' in the answer, but ['loss', 'num-ex",
+        "node 101, on the candidate: out of memory; not counted",
+        "node 102, on the champion: error 2; not counted",
+        "node 103, on the candidate: no 'accuracy' in the answer, but ['loss', 'num-ex",
         "node 104: its data changed between its two answers; not counted",
-        "node 105, asked about the candidate: no answer in time; not counted",
+        "node 105, on the candidate: no answer in time; not counted",
     ):
         assert said in lines()
 
@@ -162,7 +162,7 @@ def test_an_inner_strategy_that_cannot_serve(world: World, sends: str) -> None:
     grid = Nodes(grows)
     world.session(grid, ShadowEvaluation(), inner=Odd())
     assert len(grid.sent) == 16
-    told = {"nothing": "asks no node to evaluate", "other arrays": "hold other arrays"}
+    told = {"nothing": "samples no node to evaluate", "other arrays": "hold other arrays"}
     assert told[sends] in world.tags()["reason"]
 
 
@@ -190,7 +190,7 @@ def test_a_champion_that_went_meanwhile_decides_nothing(
     world.session(Nodes(falls, faults=goes_back), ShadowEvaluation(), start=4)
     assert world.result("3")["outcome"] == "worse"
     assert world.stage("3") is Stage.STAGING
-    assert "version 1 is in Production by now: a person decides" in lines()
+    assert "version 1 was promoted meanwhile: a person decides" in lines()
 
 
 # Each node scores one.

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as npst
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
-from fl_app.strategy.session.strategy_state import InnerMemory, InnerState
+from fl_app.strategy.checkpoints.strategy_state import InnerMemory, InnerState
 from fl_app.wire.arrays import view
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -231,7 +231,7 @@ def test_inside_the_lifecycle_it_makes_what_fed_avg_makes(tmp_path: Path) -> Non
         strategy = lifecycle(inner, tmp_path / type(inner).__name__, metric="accuracy")
         result = strategy.start(LocalGrid(answer), model(), num_rounds=2)
         made.append(result.arrays)
-        assert strategy.store.get_version("1").tags["rejected"]
+        assert strategy.setup.store.get_version("1").tags["rejected"]
     same(*made, 2.0)
 
 

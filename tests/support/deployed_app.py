@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fl_app import LifecycleStrategy, RetrainingManager, create_trigger_api
 from fl_app.api import serve_api
 from fl_app.retraining import RetrainRequest, train_and_retrain
-from fl_app.strategy import Origin
+from fl_app.strategy import Origin, SessionSettings
 from fl_registry import FederatedLearningTracker, ModelManager, app_home
 
 NAME, ROUNDS, DEADLINE = "deployed", 2, 25.0
@@ -37,9 +37,9 @@ def main(grid: Grid, context: Context) -> None:
         strategy = LifecycleStrategy(
             nodes,
             metric="accuracy",
-            registered_model_name=NAME,
+            store=ModelManager(None, NAME),
             tracker=FederatedLearningTracker(None, NAME),
-            origin=origin,
+            session=SessionSettings(origin=origin),
             monitor=monitor,
         )
         arrays = ArrayRecord([np.zeros((4, 3))])

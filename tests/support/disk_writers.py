@@ -8,8 +8,6 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -49,8 +47,8 @@ def weights(folder: Path) -> Case:
 def round_checkpoint(folder: Path) -> Case:
     from flwr.app import ArrayRecord
 
+    from fl_app.strategy.checkpoints.arrays_file import load_round, save_round
     from fl_app.strategy.errors import CheckpointError
-    from fl_app.strategy.session.arrays_file import load_round, save_round
 
     arrays = ArrayRecord([np.ones((30, 30), np.float32)])
     before, _ = save_round(arrays, folder, 1, {})
@@ -63,17 +61,23 @@ def round_checkpoint(folder: Path) -> Case:
 
 def session_folder(folder: Path) -> Case:
     """A session's own folder is there whole, or not at all."""
+    from fl_app.strategy.checkpoints.backlog import SESSION_FILE
+    from fl_app.strategy.checkpoints.folder import SessionFolder
+    from fl_app.strategy.checkpoints.json_files import read
+    from fl_app.strategy.checkpoints.record import SessionRecord
     from fl_app.strategy.errors import CheckpointError
-    from fl_app.strategy.session.folder import SessionFolder
+    from fl_app.strategy.records import Origin
 
-    kept = SessionFolder.create(folder / "kept", {"session": 1})
+    kept = SessionFolder.create(folder / "kept", SessionRecord("m", Origin(), 1, run_id="r"))
 
     def write() -> None:
-        kept.write_session({"session": 1})
-        made = SessionFolder.create(folder / f"new-{next(COUNT)}", {"session": 2})
+        kept.note(run_id="r")
+        made = SessionFolder.create(folder / f"new-{next(COUNT)}", SessionRecord("m", Origin(), 2))
         made.release()
 
-    return Case(write, (CheckpointError,), (".lock",), kept.read_session)
+    return Case(
+        write, (CheckpointError,), (".lock",), lambda: read(kept.path / SESSION_FILE, SessionRecord)
+    )
 
 
 def reference(folder: Path) -> Case:
@@ -195,20 +199,18 @@ def downloaded(folder: Path) -> Case:
 
 def pictures(folder: Path) -> Case:
     """A session ends well without its pictures."""
-    from fl_app.strategy.finish.plots import plot_metrics
+    from fl_app.strategy.finish.plots import log_artifacts, plot_metrics
     from fl_app.strategy.records import SessionReport
-    from fl_app.strategy.session.state import Session
 
-    store, tracker = InMemoryModelStore(folder / "store"), InMemoryTracker()
+    tracker = InMemoryTracker()
     tracker.start_run("r")
     report = SessionReport((), "r", {"accuracy": ((1, 0.5), (2, 0.6))}, None)
-    session: Any = SimpleNamespace(report=lambda store: report)
 
     def table(report: object, folder: Path) -> list[Path]:
         (folder / "drift.csv").write_text("feature\n")
         return [folder / "drift.csv"]
 
-    return Case(lambda: Session.log_artifacts(session, store, tracker, [plot_metrics, table]))
+    return Case(lambda: log_artifacts(report, tracker, [plot_metrics, table]))
 
 
 def monitor(folder: Path) -> Case:

@@ -22,7 +22,7 @@ from torch import nn
 
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.summary.reference import load_reference, new_reference, save_reference
-from fl_app.strategy.session.arrays_file import load_round
+from fl_app.strategy.checkpoints.arrays_file import load_round
 from fl_registry import ArtifactError, InMemoryModelStore, RegistryError
 from fl_registry.files.artifacts import checked_header, prepared
 from fl_registry.files.half import write_half

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.strategy import LifecycleStrategy
+from fl_registry import ModelManager
 
 ROUNDS = 3
 
@@ -35,6 +36,6 @@ def main(grid: Grid, context: Context) -> None:
     nodes = int(context.run_config["nodes"])
     all_of_them = {"min_train_nodes": nodes, "min_evaluate_nodes": nodes}
     inner = EvaluatesOnce(min_available_nodes=nodes, **all_of_them)
-    LifecycleStrategy(inner, metric="accuracy", registered_model_name="hostile").start(
+    LifecycleStrategy(inner, metric="accuracy", store=ModelManager(None, "hostile")).start(
         grid, ArrayRecord([np.zeros((2, 3), np.float32)]), num_rounds=ROUNDS
     )

@@ -12,8 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
 
-from fl_app.strategy import LifecycleStrategy
-from fl_registry import app_home
+from fl_app.strategy import LifecycleStrategy, RoundSettings
+from fl_registry import ModelManager, app_home
 
 ROUNDS, LAST = 6, 4
 
@@ -25,7 +25,10 @@ client = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Train six rounds; the first time, die while round 4 is evaluated."""
     strategy = LifecycleStrategy(
-        FedAdam(eta=0.2), metric="accuracy", registered_model_name="killed", pipeline=False
+        FedAdam(eta=0.2),
+        metric="accuracy",
+        store=ModelManager(None, "killed"),
+        rounds=RoundSettings(pipeline=False),
     )
     strategy.start(grid, ArrayRecord([np.zeros((4, 3))]), num_rounds=ROUNDS, evaluate_fn=evaluate)
 

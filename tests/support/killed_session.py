@@ -151,10 +151,10 @@ def run(folder: Path, kind: str, die_at: int, registry: str = "disk") -> None:
     lifecycle = LifecycleStrategy(
         strategy,
         metric="accuracy",
+        artifacts=[],
         home=folder / "home",
         **parts(folder, point, registry),
     )
-    lifecycle.artifacts = ()
     result = lifecycle.start(
         OrderedGrid(nodes(lambda line: print(line, file=journal)), NODES),
         first_arrays(),

@@ -202,6 +202,7 @@ def session(
     grid = LocalGrid(respond)
     strategy = Timed(
         metric="accuracy",
+        artifacts=[],
         home=home,
         store=ModelManager(proxy.address, name, home=home, experiment_name=name),
         tracker=FederatedLearningTracker(proxy.address, name, home=home),
@@ -213,7 +214,6 @@ def session(
         marks[0] = time.monotonic()
 
     strategy.recover = recover
-    strategy.artifacts = ()
     model = ArrayRecord([np.zeros((40, 50), np.float32)])
     strategy.start(grid, model, num_rounds=rounds, evaluate_fn=holdout)
     seen.drained = time.monotonic() - marks[0]

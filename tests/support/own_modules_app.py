@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 
 import models
 import registry
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, RoundSettings
 from fl_registry import ModelManager
 
 server = ServerApp()
@@ -21,7 +21,10 @@ client = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Train two rounds, register them under a name that the app's own `registry` gives."""
     strategy = LifecycleStrategy(
-        FedAvg(), metric="accuracy", store=ModelManager(None, registry.NAME), pipeline=False
+        FedAvg(),
+        metric="accuracy",
+        store=ModelManager(None, registry.NAME),
+        rounds=RoundSettings(pipeline=False),
     )
     strategy.start(grid, ArrayRecord(models.first()), num_rounds=2)
 

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
 )
 from points_client import CLASSES, FEATURES, data_of, fit
 
-from fl_app.strategy import Finite, LifecycleStrategy, Origin, ShadowEvaluation
+from fl_app.strategy import Finite, LifecycleStrategy, Origin, SessionSettings, ShadowEvaluation
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
 from fl_registry.files.weights import save_weights
 
@@ -60,6 +60,7 @@ def main(grid: Grid, context: Context) -> None:
             shadow=ShadowEvaluation(rounds=2, confidence=0.6),
             store=store,
             tracker=FederatedLearningTracker(None, "points", home=home),
-            params={"inner": name},
-            origin=Origin(session=number, parent_version=champion),
+            session=SessionSettings(
+                params={"inner": name}, origin=Origin(session=number, parent_version=champion)
+            ),
         ).start(grid, ArrayRecord([weak]), num_rounds=1)

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, RoundSettings
+from fl_registry import ModelManager
 
 NODES, NODE_WAIT, ROUND = 2, 5.0, 12.0
 
@@ -26,7 +27,10 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=needed,
     )
     LifecycleStrategy(
-        strategy, registered_model_name=case, node_wait_timeout=NODE_WAIT, resume="fresh"
+        strategy,
+        store=ModelManager(None, case),
+        rounds=RoundSettings(node_wait_timeout=NODE_WAIT),
+        resume="fresh",
     ).start(
         grid,
         ArrayRecord([np.zeros(3, dtype=np.float32)]),

@@ -17,6 +17,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.packing import pack_arrays
+from fl_app.strategy import RoundSettings
+from fl_registry import ModelManager
 
 ARRAYS, FLOATS = 355, 3_000_000
 
@@ -45,8 +47,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy = LifecycleStrategy(
         inner,
         metric="train/loss",
-        registered_model_name="wire",
-        pack_arrays=bool(config["pack"]),
+        store=ModelManager(None, "wire"),
+        rounds=RoundSettings(pack_arrays=bool(config["pack"])),
     )
     chance = np.random.default_rng(0)
     arrays = [chance.random(FLOATS // ARRAYS, dtype=np.float32) for _ in range(ARRAYS)]

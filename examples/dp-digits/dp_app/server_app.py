@@ -13,7 +13,7 @@ from flwr.serverapp import (
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, Strategy
 
 from dp_app.task import accuracy, first_arrays, holdout
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, ModelManager, RoundSettings, SessionSettings
 
 app = ServerApp()
 
@@ -25,9 +25,13 @@ def main(grid: Grid, context: Context) -> None:
     strategy = LifecycleStrategy(
         private(config),
         metric="accuracy",
-        registered_model_name="dp-digits",
-        params={name: config[name] for name in ("noise-multiplier", "clipping-norm", "num-nodes")},
-        node_wait_timeout=60,
+        store=ModelManager(None, "dp-digits"),
+        session=SessionSettings(
+            params={
+                name: config[name] for name in ("noise-multiplier", "clipping-norm", "num-nodes")
+            }
+        ),
+        rounds=RoundSettings(node_wait_timeout=60),
     )
     strategy.start(
         grid, first_arrays(), num_rounds=int(config["num-server-rounds"]), evaluate_fn=evaluate

@@ -8,6 +8,7 @@ from flwr.serverapp.strategy import FedAvg
 from clinics_app.task import first_arrays, holdout, model_of
 from fl_app import LifecycleStrategy, RetrainingManager
 from fl_app.retraining.drift.plot import drift_artifacts
+from fl_app.strategy import ModelManager, plot_metrics
 
 app = ServerApp()
 
@@ -19,9 +20,9 @@ def main(grid: Grid, context: Context) -> None:
     strategy = LifecycleStrategy(
         FedAvg(fraction_evaluate=0.0),
         metric="accuracy",
-        registered_model_name="clinics",
+        store=ModelManager(None, "clinics"),
         monitor=monitor,
-        artifacts=[drift_artifacts(monitor)],
+        artifacts=[plot_metrics, drift_artifacts(monitor)],
     )
     strategy.start(
         grid,

@@ -6,7 +6,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from digits_app.task import first_arrays, holdout, model_of
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, ModelManager
 
 app = ServerApp()
 
@@ -14,7 +14,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train, and score each round on the server's holdout."""
-    strategy = LifecycleStrategy(FedAvg(), metric="accuracy", registered_model_name="digits")
+    strategy = LifecycleStrategy(FedAvg(), metric="accuracy", store=ModelManager(None, "digits"))
     strategy.start(
         grid,
         first_arrays(),

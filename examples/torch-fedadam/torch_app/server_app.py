@@ -5,7 +5,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
 
-from fl_app.strategy import LifecycleStrategy
+from fl_app.strategy import LifecycleStrategy, ModelManager
 from torch_app.task import accuracy, holdout, network
 
 app = ServerApp()
@@ -17,7 +17,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = LifecycleStrategy(
         FedAdam(eta=float(context.run_config["server-learning-rate"])),
         metric="accuracy",
-        registered_model_name="digits-cnn",
+        store=ModelManager(None, "digits-cnn"),
     )
     strategy.start(
         grid,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person reads in the terminal: a line a round and a table at the end."""
+"""The lines of rounds and the table of a session in the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH = 100
 
 
 def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> str:
-    """One line on a round, with the time that the rest will take at this pace."""
+    """Return one line on a round, with the remaining time at this pace."""
     head = f"round {report.round}/{report.num_rounds}"
     left = f"{_duration(seconds_left)} left"
     if report.failed:
@@ -28,14 +28,14 @@ def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> 
 
 
 def shadow_line(report: ShadowReport) -> str:
-    """One line on a shadow round: its scores, what all rounds together say, what it cost."""
+    """Return one line on a shadow round: its scores, the result so far, and its cost."""
     test, scores = report.test, report.scores
     if report.why and not report.extra_bytes:
         return f"shadow evaluation of version {report.candidate}: {report.why}"
     new = "nothing new"
     if scores:
         new = f"{scores['candidate']:.4f} against {scores['champion']:.4f}"
-    told = [
+    parts = [
         f"shadow round {test.rounds}/{report.budget}  version {report.candidate}",
         f"{report.metric} {new}",
         _counts(report),
@@ -43,20 +43,20 @@ def shadow_line(report: ShadowReport) -> str:
         f"{_bytes(report.extra_bytes)} extra",
         f"decided: {test.outcome}" if report.why == DECIDED else report.why,
     ]
-    return "  ".join(filter(None, told))
+    return "  ".join(filter(None, parts))
 
 
 def shadow_reason(report: ShadowReport) -> str:
-    """What a shadow evaluation came to, as the version's tag and the journal keep it."""
+    """Return the result of a shadow evaluation, for the version's tag and the journal."""
     test = report.test
     verb = "undecided beside" if test.outcome == "undecided" else f"{test.outcome} than"
-    found = f"{verb} version {report.champion} on the nodes: {_counts(report)}"
+    result = f"{verb} version {report.champion} on the nodes: {_counts(report)}"
     if math.isfinite(test.mean_difference):
         side = "better" if test.mean_difference > 0 else "worse"
-        found += f", {report.metric} {abs(test.mean_difference):.4f} {side} on average"
+        result += f", {report.metric} {abs(test.mean_difference):.4f} {side} on average"
     rounds = f"{test.rounds} round{'' if test.rounds == 1 else 's'}"
     why = "" if report.why == DECIDED else f"; {report.why}"
-    return f"{found}, evidence {_evidence(report)}, {rounds}{why}"
+    return f"{result}, evidence {_evidence(report)}, {rounds}{why}"
 
 
 def _counts(report: ShadowReport) -> str:
@@ -78,7 +78,7 @@ def _bytes(count: int) -> str:
 
 
 def session_table(reports: Sequence[RoundReport], metric: str | None) -> str:
-    """All rounds of a session: version, round, metric, stage, why."""
+    """Return the table of a session's rounds: version, round, metric, stage, why."""
     table = Table(box=None, pad_edge=False)
     for name in ("version", "round", metric or "metric", "stage", "why"):
         table.add_column(name, overflow="fold")

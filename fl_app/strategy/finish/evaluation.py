@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From global arrays to plain metrics, through a function of Flower's ``evaluate_fn`` shape."""
+"""From global arrays to plain metrics, through Flower's ``evaluate_fn``."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.errors import MetricError
-from fl_app.strategy.finish.provenance import NodeScore
-from fl_app.strategy.records import ShadowReport
+from fl_app.strategy.records import CLIENTS, TRAINING, ShadowReport
+from fl_app.strategy.round.closed_round import ClosedRound, NodeScore
 from fl_app.wire.arrays import viewed
 from fl_registry import Evidence, ExampleScores, Results
+
+logger = logging.getLogger("flwr.fl_app")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 """Flower's. Gates can pair the results per example if the record has a list
@@ -26,7 +29,7 @@ MAX_NAMES = 20
 
 
 class ScoredRecord(MetricRecord):
-    """Metrics with results per example from which a metric that is no mean can be had anew.
+    """Metrics with results per example, from which a metric that is no mean can be recomputed.
 
     Parameters
     ----------
@@ -50,13 +53,13 @@ class Scored:
     metrics : Mapping[str, float]
         Its metrics on the holdout; empty without one.
     results : Results | None
-        Its results on each example, if they are told.
+        Its results on each example, if they are reported.
     nodes : Mapping[str, float]
         The metric on each node that evaluated it, by `NodeScore.key`.
     record : MetricRecord | None
         What ``evaluate_fn`` returned.
     note : str
-        What these metrics are, or why there are none, where the model was not evaluated now.
+        Where the metrics come from, or why there are none, if the model was not evaluated now.
     """
 
     metrics: Mapping[str, float]
@@ -67,7 +70,7 @@ class Scored:
 
 
 def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str, float]:
-    """Scalars of a MetricRecord as floats; lists are left out."""
+    """Return the scalars of a MetricRecord as floats; lists are left out."""
     if record is None:
         return {}
     scalars = {k: v for k, v in record.items() if isinstance(v, int | float)}
@@ -101,7 +104,7 @@ def gather_evidence(
     best: Scored | None,
     looks: int,
 ) -> Evidence:
-    """Put side by side what gates look at; nodes are paired where both had the same data."""
+    """Return the evidence for gates; nodes are paired if both had the same data."""
     name, old = metric or "", champion or Scored({})
     return Evidence(
         metrics=metrics,
@@ -124,7 +127,7 @@ def round_metrics(
     *,
     central: bool,
 ) -> dict[str, float]:
-    """All metrics of a round, each under one name, which has the same source in every round.
+    """Return all metrics of a round; each name has the same source in every round.
 
     Those of local training are named ``train/…``. In a session with an ``evaluate_fn``
     (``central``) its metrics have plain names and the clients' are ``client/…``, also in rounds in
@@ -138,7 +141,7 @@ def round_metrics(
 
 
 def shadow_metrics(report: ShadowReport) -> dict[str, float]:
-    """The metrics of a shadow round: means of this round, and the evidence of all so far."""
+    """Return the metrics of a shadow round: its means, and the evidence of all rounds so far."""
     means = {f"shadow/{arm}/{report.metric}": mean for arm, mean in report.scores.items()}
     test = report.test
     return finite(
@@ -153,42 +156,75 @@ def shadow_metrics(report: ShadowReport) -> dict[str, float]:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Only the metrics that a registry can keep: a NaN or an infinity is no value."""
+    """Return the metrics that a registry can store: neither NaN nor infinity."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def require_metric(
-    metric: str | None,
-    seen: Mapping[str, float],
+    metric: str, metrics: dict[str, float], closed: ClosedRound, source: str, *, known: bool
+) -> bool:
+    """Require the metric that gates look at among the metrics of a round, or set it to NaN.
+
+    It may be missing if it was reported before (``known``), if all values of it were rejected, and
+    until the first evaluate reply is accepted. NaN stages nothing.
+
+    Returns
+    -------
+    bool
+        Whether it was reported in this round.
+
+    Raises
+    ------
+    MetricError
+        If it is missing otherwise; the error names the metrics that there are.
+    """
+    if metric in metrics:
+        return True
+    by_nodes = source in (CLIENTS, TRAINING)
+    rejected = by_nodes and bool(closed.unscored)
+    if rejected:
+        logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
+    if not (known or rejected or (source == CLIENTS and closed.clients is None)):
+        raise missing_metric(
+            metric,
+            metrics,
+            on_nodes=by_nodes and bool(closed.node_scores),
+            rejected=[bad.reason for bad in closed.rejected if bad.phase == "evaluate"],
+        )
+    metrics[metric] = math.nan
+    return rejected
+
+
+def missing_metric(
+    metric: str,
+    metrics: Mapping[str, float],
     *,
     on_nodes: bool = False,
     rejected: Sequence[str] = (),
-) -> None:
-    """Raise MetricError with the names that were seen if ``metric`` is not among them.
+) -> MetricError:
+    """Return the error that the metric is missing among the metrics that there are.
 
     Parameters
     ----------
-    metric : str | None
+    metric : str
         The metric that gates look at.
-    seen : Mapping[str, float]
+    metrics : Mapping[str, float]
         The metrics that there are.
     on_nodes : bool
         Whether nodes reported it, and the strategy's average lacks it.
     rejected : Sequence[str]
-        Why replies were rejected, which cannot have reported it then.
+        Why evaluate replies were rejected.
     """
-    if metric is None or metric in seen:
-        return
-    names, more = sorted(seen)[:MAX_NAMES], len(seen) - MAX_NAMES
+    names, more = sorted(metrics)[:MAX_NAMES], len(metrics) - MAX_NAMES
     there = f"{names}{f' and {more} more' if more > 0 else ''}"
     if on_nodes:
-        raise MetricError(
+        return MetricError(
             f"Nodes reported the metric {metric!r}, and the strategy's average does not have it, "
             f"but {there}: let its evaluate_metrics_aggr_fn return it, or set `metric` to one of "
             "these."
         )
     others = f" ({len(rejected)} replies were rejected: {rejected[0]})" if rejected else ""
-    raise MetricError(
+    return MetricError(
         f"Nobody reported the metric {metric!r}; reported were {there}{others}: set `metric` to "
         "one of them."
     )

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a session's metrics over its rounds."""
+"""The plot of a session's metrics, and how plots and files are logged to its MLflow run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fl_app.strategy.records import SessionReport
+from fl_app.strategy.records import Artifacts, SessionReport
+from fl_registry import StoreUnavailable, Tracker
+from fl_registry.redaction import one_line
+
+logger = logging.getLogger("flwr.fl_app")
 
 
 def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
@@ -38,3 +44,25 @@ def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
     path = folder / "metrics.png"
     figure.savefig(path, dpi=110)
     return [path]
+
+
+def log_artifacts(report: SessionReport, tracker: Tracker, artifacts: Sequence[Artifacts]) -> None:
+    """Have the plots and files of a session made, and log them to its MLflow run.
+
+    One that cannot be made or stored is left out with a warning: the versions are worth more.
+
+    Raises
+    ------
+    StoreUnavailable
+        MLflow does not answer; all are logged again then.
+    """
+    for make in artifacts:
+        try:
+            with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:
+                for path in make(report, Path(folder)):
+                    tracker.log_artifact(path)
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's code, or a full disk
+            name = getattr(make, "__name__", type(make).__name__)
+            logger.warning("%s is not logged: %s", name, one_line(error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of models that this process has scored before, so that they are not taken again."""
+"""A cache of scores by the digest of a model's arrays."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from flwr.app import ArrayRecord, MetricRecord
 from fl_app.strategy.finish.evaluation import EvaluateFn
 
 KEPT = 64
-"""Models whose scores are remembered; the ones that were not asked for the longest go first."""
+"""Models whose scores are cached; the least recently used go first."""
 
 
 class RememberedScores:
-    """An ``evaluate_fn`` that is asked once for each model, by the digest of its arrays.
+    """An ``evaluate_fn`` that evaluates each model once.
 
-    A session begins by scoring what it starts from, which an earlier one of the process has
-    mostly scored as a candidate. For functions that score the same arrays the same, always.
+    A session evaluates the version that it starts with, which an earlier session of this process
+    has mostly evaluated as a candidate. Only for functions that always score the same arrays the
+    same.
 
     Parameters
     ----------
     evaluate_fn : EvaluateFn
-        What scores a model that is not known.
-    kept : int
-        How many models' scores are remembered.
+        Scores a model that is not in the cache.
+    size : int
+        How many models' scores are cached.
     """
 
-    def __init__(self, evaluate_fn: EvaluateFn, *, kept: int = KEPT) -> None:
+    def __init__(self, evaluate_fn: EvaluateFn, *, size: int = KEPT) -> None:
         self._evaluate = evaluate_fn
-        self._kept = kept
+        self._size = size
         self._known: OrderedDict[str, MetricRecord | None] = OrderedDict()
         self._lock = threading.Lock()
         self._read: deque[tuple[list[tuple[str, bytes]], str]] = deque(maxlen=2)
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Return the scores of the arrays; whoever gets them must not change them."""
+        """Return the scores of the arrays; the record is shared and must not be changed."""
         digest = self._digest(arrays)
         with self._lock:
             if digest in self._known:
                 self._known.move_to_end(digest)
                 return self._known[digest]
-        found = self._evaluate(server_round, arrays)
+        record = self._evaluate(server_round, arrays)
         with self._lock:
-            self._known[digest] = found
-            while len(self._known) > self._kept:
+            self._known[digest] = record
+            while len(self._known) > self._size:
                 self._known.popitem(last=False)
-        return found
+        return record
 
     def _digest(self, arrays: ArrayRecord) -> str:
-        """Return the digest; the very bytes of the last two are not read again."""
+        """Return the digest; the bytes of the last two models are not hashed again."""
         held = [(name, array.data) for name, array in arrays.items()]
         for before, known in self._read:
             pairs = zip(before, held, strict=False)

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where scores come from, and when the one that a version was saved with may be compared. Pure."""
+"""The source of a score, and whether a version's registered score may be compared. Pure."""
 
 from __future__ import annotations
 
 from fl_app.strategy.finish.evaluation import EvaluateFn, Scored
-from fl_app.strategy.records import DataUsed
+from fl_app.strategy.records import CLIENTS, HOLDOUT, TRAINING, DataUsed
 from fl_registry import ModelVersion
 
 SCORE_SOURCE = "score_source"
-"""Tag of a version: where its score comes from."""
-CLIENTS, TRAINING, HOLDOUT = "clients", "training", "holdout"
-"""Sources: the clients' evaluation, their training, and ``evaluate_fn``."""
+"""Tag of a version: the source of its score."""
 
 
 def score_source(evaluate_fn: EvaluateFn | None, holdout: DataUsed | None) -> str:
@@ -28,7 +26,7 @@ def metric_source(metric: str | None, plain: str) -> str:
 
 
 def registered_score(version: ModelVersion, metric: str, source: str, why: str) -> Scored:
-    """Return the score that a version was saved with, if it is of the same source.
+    """Return the registered score of a version, if it is of the same source.
 
     Parameters
     ----------
@@ -37,20 +35,23 @@ def registered_score(version: ModelVersion, metric: str, source: str, why: str) 
     metric : str
         The metric that is compared.
     source : str
-        What the session's own scores are taken on.
+        The source of the session's own scores.
     why : str
         Why the version is not evaluated now.
 
     Returns
     -------
     Scored
-        Its metrics and a note; no metrics where they cannot be compared, and the note says why.
+        Its metrics and a note; no metrics if they cannot be compared, and the note says why.
     """
     theirs = version.tags.get(SCORE_SOURCE, "")
     if metric not in version.metrics:
         problem = f"it has no registered {metric}"
     elif source == theirs == HOLDOUT:
-        problem = "its registered score is of a holdout without a digest (name it with holdout=)"
+        problem = (
+            "its registered score is of a holdout without a digest (name it with "
+            "ModelCard(holdout=…))"
+        )
     elif source != theirs:
         problem = f"its registered score is of {theirs or 'an unknown source'}, not of {source}"
     else:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a round's version and a session's end do to stages: moves, marks, and the reports of them.
-
-What a version has earned is decided before. Each of these may be done again and changes nothing.
-"""
+"""Stage moves and tags after a round, and at the end of a session; every function is idempotent."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ from fl_registry import Decision, Lease, ModelStore, Stage, StageError
 logger = logging.getLogger("flwr.fl_app")
 
 SHADOW = "shadow evaluation: "
-"""What the words on a shadow evaluation begin with, in a version's reason."""
+"""Prefix of the result of a shadow evaluation, in a version's reason."""
 
 NEEDS_PERSON = "needs_person"
-"""Tag of a version that no rule may promote, since it could not be compared."""
+"""Tag of a version that only a person may promote, since it could not be compared."""
 
 Reports = list[RoundReport]
 
@@ -36,7 +33,7 @@ def stage(
     again: bool,
     lease: Lease | None = None,
 ) -> RoundReport:
-    """Move the version as decided; Production is only marked, a person or the end grants it.
+    """Move the version as decided; Production is only tagged as pending.
 
     Parameters
     ----------
@@ -47,31 +44,31 @@ def stage(
     decision : Decision
         The stage that it has earned.
     reports : list[RoundReport]
-        Those of earlier rounds, which are changed where their version makes room.
+        Those of earlier rounds; that of the version that leaves Staging is updated.
     again : bool
-        Whether this may have been done before: then what people did since stays.
+        Whether this may have been done before: then what people did since is not undone.
     lease : Lease | None
         The right to move versions by rule.
     """
-    version, marks = str(report.version), decision_tags(decision)
+    version, tags = str(report.version), decision_tags(decision)
     known = store.get_version(version) if again else None
     if known is not None and known.stage is not Stage.NONE and "approval" in known.tags:
         approval = cast("Approval", known.tags["approval"])
         reason = known.tags.get("reason", "")
         return replace(report, stage=known.stage, approval=approval, reason=reason)
-    if known is not None and any(known.tags.get(name) != text for name, text in marks.items()):
-        store.set_version_tags(version, marks)
+    if known is not None and any(known.tags.get(name) != text for name, text in tags.items()):
+        store.set_version_tags(version, tags)
     staged = decision.stage is not Stage.NONE
     if staged and (known is None or known.stage is Stage.NONE):
         supersede(store, version, reports)
         store.promote_to_staging(version, actor="policy", reason=decision.reason, lease=lease)
     reached = Stage.STAGING if staged else Stage.NONE
-    waits = cast("Approval", marks["approval"])
+    waits = cast("Approval", tags["approval"])
     return replace(report, stage=reached, approval=waits, reason=decision.why)
 
 
 def decision_tags(decision: Decision) -> dict[str, str]:
-    """The tags that say what was decided; a version is saved with them."""
+    """Return the tags of a decision, which a version is saved with."""
     waits = "pending" if decision.stage is Stage.PRODUCTION else "none"
     person = {NEEDS_PERSON: "true"} if decision.needs_person else {}
     return {"reason": decision.why, "approval": waits, **person}
@@ -86,15 +83,15 @@ def supersede(store: ModelStore, version: str, reports: Reports) -> None:
 
 
 def superseded(report: RoundReport) -> RoundReport:
-    """The report of a round whose version made room in Staging."""
+    """Return the report of a round whose version has left Staging for a later one."""
     approval: Approval = "superseded" if report.approval == "pending" else report.approval
     return replace(report, stage=Stage.ARCHIVED, approval=approval)
 
 
-def promote_waiting(store: ModelStore, reports: Reports, lease: Lease | None = None) -> None:
+def promote_pending(store: ModelStore, reports: Reports, lease: Lease | None = None) -> None:
     """Promote the version of this session that passed the gates of Production, if any.
 
-    One that passed since nothing could be compared waits for a person all the same.
+    A version that passed because nothing could be compared still waits for a person.
     """
     for index, report in enumerate(reports):
         if report.approval == "pending" and report.version is not None:
@@ -109,7 +106,7 @@ def promote_waiting(store: ModelStore, reports: Reports, lease: Lease | None = N
             reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
 
 
-def settle_shadow(
+def apply_shadow(
     store: ModelStore,
     shadow: ShadowReport,
     reports: Reports,
@@ -117,21 +114,23 @@ def settle_shadow(
     promote: bool,
     lease: Lease | None = None,
 ) -> None:
-    """Do what a shadow evaluation asks for: archive what is worse; ``promote`` what is better.
+    """Archive a candidate that is worse in the shadow rounds; ``promote`` one that is better.
 
-    What is neither, or has been moved meanwhile by a person, is left to people.
+    A candidate that is neither, or that a person has moved meanwhile, is left to people.
     """
-    version, said = shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
+    version, result = shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
     gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
-    reason = f"{gates}; {said}".removeprefix("; ")
+    reason = f"{gates}; {result}".removeprefix("; ")
     store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
-    logger.info("version %s: %s", version, said)
+    logger.info("version %s: %s", version, result)
     champion = store.get_latest_version(Stage.PRODUCTION)
     try:
         if champion != shadow.champion:
-            logger.warning("version %s is in Production by now: a person decides", champion)
+            logger.warning(
+                "version %s was promoted meanwhile: a person decides on the candidate", champion
+            )
         elif shadow.test.outcome == "worse":
-            store.reject_version(version, actor="policy", reason=said, lease=lease)
+            store.reject_version(version, actor="policy", reason=result, lease=lease)
         elif shadow.test.outcome == "better" and promote:
             store.approve_version(version, actor="policy", reason=reason, lease=lease)
     except StageError as error:

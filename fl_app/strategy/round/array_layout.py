@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arrays of a model are stored, by which another one is read in few pieces; pure.
+"""The layout of a model's arrays, by which models are read in few pieces; pure.
 
-A call costs more than a small array. All small arrays of one dtype are therefore looked at, or
-added, together.
+A call costs more than a small array. Therefore all small arrays of one dtype are checked, or added,
+together.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from flwr.app import Array, ArrayRecord
 from fl_app.wire.arrays import ArrayError, header_of, view
 
 SMALL = 16_384
-"""Bytes of values up to which arrays are read together."""
+"""Bytes of an array up to which it is read together with others."""
 _KIND = attrgetter("dtype", "shape", "stype")
 
 
 class Stored(NamedTuple):
-    """How an array is stored: what Flower says of it, its header, and the bytes of it all."""
+    """The layout of one array: Flower's description of it, its header, and its length in bytes."""
 
     place: int
     name: str
@@ -35,12 +35,12 @@ class Stored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """The number of its values."""
         return math.prod(self.shape)
 
     @property
     def order(self) -> Literal["C", "F"]:
-        """In which order its values are stored."""
+        """The order in which its values are stored."""
         return "F" if b"'fortran_order': True" in self.header else "C"
 
     def read(self, array: Array) -> np.ndarray:
@@ -54,7 +54,7 @@ class Stored(NamedTuple):
         return values.ravel(order=self.order)
 
     def array(self, data: bytes) -> Array:
-        """Return an array like it, of a header and values."""
+        """Return an array like it with these bytes, header included."""
         return Array(self.dtype, self.shape, self.stype, data)
 
 
@@ -64,8 +64,8 @@ class Piece(NamedTuple):
     arrays: Sequence[Stored]
     dtype: np.dtype
 
-    def found_in(self, data: Sequence[bytes]) -> np.ndarray:
-        """Return flat values, one array's after the other's, of all data of a model like this."""
+    def of_bytes(self, data: Sequence[bytes]) -> np.ndarray:
+        """Return the flat values of the arrays, from the bytes of a model with this layout."""
         first = self.arrays[0]
         if len(self.arrays) == 1:
             return np.frombuffer(data[first.place], self.dtype, -1, len(first.header))
@@ -73,13 +73,13 @@ class Piece(NamedTuple):
         return np.frombuffer(b"".join(values), self.dtype)
 
     def read(self, model: Mapping[str, Array]) -> np.ndarray:
-        """Return the same of a model that may be stored otherwise, or raise ArrayError."""
+        """Return the same of a model with another layout, or raise ArrayError."""
         flat = [each.read(model[each.name]) for each in self.arrays]
         return np.concatenate(flat) if flat[1:] else flat[0]
 
 
 class ArrayLayout:
-    """How the arrays of a model are stored.
+    """The layout of a model's arrays.
 
     Parameters
     ----------
@@ -107,8 +107,8 @@ class ArrayLayout:
         self._lengths = [each.length for each in stored]
         self._headers = [each.header for each in stored]
 
-    def found_in(self, model: ArrayRecord) -> list[np.ndarray] | None:
-        """Return the flat values of each piece; None if they are not stored just like this.
+    def read_alike(self, model: ArrayRecord) -> list[np.ndarray] | None:
+        """Return the flat values of each piece; None if the model has another layout.
 
         Large arrays are not copied.
         """
@@ -119,34 +119,20 @@ class ArrayLayout:
             and [*map(len, data)] == self._lengths
             and all(map(bytes.startswith, data, self._headers))
         )
-        return [piece.found_in(data) for piece in self.pieces] if alike else None
+        return [piece.of_bytes(data) for piece in self.pieces] if alike else None
 
     def read(self, model: ArrayRecord) -> list[np.ndarray]:
-        """Return the flat values of each piece, however the arrays are stored.
+        """Return the flat values of each piece, whatever the layout of the model.
 
         Raises
         ------
         ArrayError
             If arrays of these names and shapes are not what the model has.
         """
-        found = self.found_in(model)
-        if found is not None:
-            return found
+        values = self.read_alike(model)
+        if values is not None:
+            return values
         if model.keys() != {*self.names}:
             raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
         by_name = dict(model.items())
         return [piece.read(by_name) for piece in self.pieces]
-
-
-_known: list[ArrayLayout] = []
-"""That of the last model: it is the next one's too, for as long as one model is trained."""
-
-
-def layout_of(model: ArrayRecord) -> ArrayLayout:
-    """Return how a model is stored, or raise ArrayError as `ArrayLayout` does."""
-    for known in _known[:]:
-        if known.found_in(model) is not None:
-            return known
-    made = ArrayLayout(model)
-    _known[:] = [made]
-    return made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedAvg at the speed of memory: replies are added to the average as they arrive, and let go."""
+"""FedAvg that adds replies to the average as they arrive, with or without a learning rate."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fl_app.strategy.round.array_layout import ArrayLayout, Piece, Stored, layout_of
-from fl_app.strategy.round.grids import arriving
+from fl_app.strategy.round.array_layout import ArrayLayout, Piece, Stored
+from fl_app.strategy.round.grids import streaming_grid
 from fl_app.strategy.round.metrics import Value, in_step
 from fl_app.strategy.round.replies import without_arrays
 from fl_app.wire.arrays import STYPE, ArrayError, header_for
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 BLOCK = 2**16
-"""Numbers that are added at once: those of a sum stay in a core's cache for the next reply's."""
+"""Numbers that are added at once: a block of the sum stays in the core's cache."""
+LEARNING_RATE = "learning-rate"
+"""The config key of the rate in train messages."""
 TOGETHER = 3
-"""Models that are added in one pass over their sum: until the last has come, the others wait."""
+"""Models that are added in one pass over the sum."""
 
 
 class StreamingFedAvg(FedAvg):
-    """FedAvg that holds three replies at most, and adds them in one pass over their bytes.
+    """FedAvg that holds at most three replies in memory.
 
-    The model is Flower's FedAvg's but for rounding: floats are summed in the order of arrival in
-    their own precision (half precision in float32), integers and truth values come out as float64.
-    Metrics that at least half of the nodes tell are averaged over those.
+    The result is that of Flower's FedAvg except for rounding: floats are summed in the order of
+    arrival in their own precision (half precision in float32); averages of integers and booleans
+    are float64. Metrics that at least half of the nodes report are averaged over those.
 
     Parameters
     ----------
@@ -51,23 +53,24 @@ class StreamingFedAvg(FedAvg):
     """
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
-        """Run Flower's loop, with replies that are handed on as they arrive."""
-        return super().start(arriving(grid), *args, **kwargs)
+        """Run Flower's loop with streamed replies."""
+        return super().start(streaming_grid(grid), *args, **kwargs)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average arrays and metrics; each reply is asked for when the one before was read."""
+        """Average arrays and metrics; each reply is pulled after the one before was added."""
         average = WeightedAverage()
-        told = list(map(partial(self._added, average), replies))  # no name holds a reply any longer
-        valid, _ = self._check_and_log_replies(told, is_train=True, validate=False)
+        # No variable may reference a reply: its memory is freed before the next one is pulled.
+        rest = list(map(partial(self._added, average), replies))
+        valid, _ = self._check_and_log_replies(rest, is_train=True, validate=False)
         if not valid:
             return None, None
         contents = _same_metrics([reply.content for reply in valid], self.weighted_by_key)
         return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     def _added(self, average: WeightedAverage, reply: Message) -> Message:
-        """Add a reply to the average; return what else it says."""
+        """Add a reply to the average; return it without its arrays."""
         if reply.has_content():
             average.add(_only(reply.content, ArrayRecord), self._weight(reply.content))
         return without_arrays(reply)
@@ -82,11 +85,36 @@ class StreamingFedAvg(FedAvg):
         )
 
 
-class _Sum:
-    """What has been added of one piece of a model: flat values, the first ones by their share.
+class ScheduledFedAvg(StreamingFedAvg):
+    """StreamingFedAvg whose train messages carry ``learning-rate``.
 
-    A large array's stand behind its header, as Flower's array will have them, for which nothing
-    is copied then.
+    A client starts each round with a new optimizer and does not have the number of rounds so far.
+
+    Parameters
+    ----------
+    learning_rate_of : Callable[[int], float]
+        Learning rate of a server round, which counts from 1.
+    **kwargs
+        Parameters of Flower's FedAvg.
+    """
+
+    def __init__(self, learning_rate_of: Callable[[int], float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.learning_rate_of = learning_rate_of
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of training, with its learning rate."""
+        config[LEARNING_RATE] = self.learning_rate_of(server_round)
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+class _Sum:
+    """The weighted sum of one piece of a model, as flat values.
+
+    The values of a large array are stored behind its header, as Flower's Array needs them, so that
+    the result is not copied.
     """
 
     def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
@@ -100,7 +128,7 @@ class _Sum:
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
         self.data: BytesIO | None = None
         header = self.arrays[0].header
-        aligned = len(header) % self.dtype.itemsize == 0  # BLAS would add to a copy of others
+        aligned = len(header) % self.dtype.itemsize == 0  # otherwise BLAS would add to a copy
         if self.dtype == self.stored and not self.arrays[1:] and aligned:
             self.data = BytesIO(b"".join((header, read.data)))
             self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
@@ -110,7 +138,7 @@ class _Sum:
             self.values = np.multiply(read, share, dtype=self.dtype)
 
     def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
-        """Add flat values, each by its share: in one pass where they are of the sum's precision."""
+        """Add flat values by their shares, in one pass if they have the precision of the sum."""
         values, add_scaled = self.values, self.add_scaled
         if add_scaled is None or any(read.dtype != self.dtype for read, _ in added):
             for read, share in added:
@@ -122,13 +150,10 @@ class _Sum:
                 add_scaled(read, values, count, share, start, 1, start, 1)
 
     def averages(self, total: float) -> Iterator[tuple[str, Array]]:
-        """What was added, over its total weight, by name and as Flower sends arrays.
-
-        Nothing can be added after.
-        """
+        """Return the averages by name, as Flower sends arrays; nothing can be added after."""
         self.values *= self.dtype.type(1 / total)
         if self.data is not None:
-            del self.values  # as long as it may be written to, its memory is not given away
+            del self.values  # BytesIO shares its memory only while no view exists
             (only,) = self.arrays
             yield only.name, only.array(self.data.getvalue())
             return
@@ -141,16 +166,16 @@ class _Sum:
         if self.dtype == self.stored:
             return each.array(b"".join((each.header, values.data)))
         native = self.stored.newbyteorder("=")
-        kept = native if native.kind in "fc" else self.dtype
-        header = header_for(kept, each.shape, each.order)
-        data = b"".join((header, values.astype(kept, copy=False).data))
-        return Array(kept.name, each.shape, STYPE, data)
+        dtype = native if native.kind in "fc" else self.dtype
+        header = header_for(dtype, each.shape, each.order)
+        data = b"".join((header, values.astype(dtype, copy=False).data))
+        return Array(dtype.name, each.shape, STYPE, data)
 
 
 class WeightedAverage:
-    """The average of arrays that are added one model after the other.
+    """The weighted average of models that are added one after the other.
 
-    It takes the memory of one model beside those that wait, which becomes that of the result.
+    Beside the models that wait to be added, it holds one model, which becomes the result.
     """
 
     def __init__(self) -> None:
@@ -170,7 +195,7 @@ class WeightedAverage:
         """
         try:
             if self._layout is None:
-                self._layout = layout_of(arrays)
+                self._layout = ArrayLayout(arrays)
             values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
@@ -196,12 +221,12 @@ class WeightedAverage:
         self._waiting.clear()
 
     def result(self) -> ArrayRecord:
-        """Return the average of what was added; nothing can be added after.
+        """Return the average; nothing can be added after.
 
         Raises
         ------
         InconsistentMessageReplies
-            If all that was added weighs nothing.
+            If the weights add up to 0.
         """
         if self._layout is None or not self._total:
             raise InconsistentMessageReplies("All replies together have a weight of 0.")
@@ -218,9 +243,9 @@ class WeightedAverage:
 
 @cache
 def _blas() -> ThreadpoolController:
-    """How many threads BLAS works with: they wait for each other in a busy loop.
+    """Return the controller of BLAS's threads, which wait for each other in a busy loop.
 
-    Where the cores are not free, two take twenty times as long as one.
+    If the cores are not free, two threads take twenty times as long as one.
     """
     import scipy.linalg  # noqa: F401  (its BLAS is looked for)
     from threadpoolctl import ThreadpoolController
@@ -230,20 +255,20 @@ def _blas() -> ThreadpoolController:
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:
     """Return the one record of a kind."""
-    found = [record for record in content.values() if isinstance(record, kind)]
-    if len(found) != 1:
+    records = [record for record in content.values() if isinstance(record, kind)]
+    if len(records) != 1:
         raise InconsistentMessageReplies(
-            f"A reply has {len(found)} {kind.__name__}s, expected one."
+            f"A reply has {len(records)} {kind.__name__}s, expected one."
         )
-    return found[0]
+    return records[0]
 
 
 def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
-    """The same contents with the same metrics in each, as Flower averages them."""
-    told: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
-    weights = [cast("float", metrics[weighted_by]) for metrics in told]
+    """Return the contents with the same metrics in each, as Flower averages them."""
+    reported: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
+    weights = [cast("float", metrics[weighted_by]) for metrics in reported]
     same = []
-    for content, own, metrics in zip(contents, told, in_step(told, weights), strict=True):
+    for content, own, metrics in zip(contents, reported, in_step(reported, weights), strict=True):
         if metrics == own:
             same.append(content)
             continue

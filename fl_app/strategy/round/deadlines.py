@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a round waits for nodes to be there.
+"""How long a round waits for enough connected nodes.
 
-How long it waits for answers is the ``timeout`` of Flower's own loop.
+How long it waits for replies is the ``timeout`` of Flower's own loop.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fl_app.strategy.round.grids import GridAround
 Phase = Literal["train", "evaluate"]
 
 NODE_WAIT_SECONDS = 600.0
-"""How long a round waits for as many nodes as its strategy asks for."""
-IN_VAIN = 2
-"""Questions for nodes before a further one means that the answers were not enough."""
+"""Seconds for which a round waits for as many nodes as its strategy needs."""
+MIN_POLLS = 2
+"""Polls for nodes after which another one means that there were too few."""
 
 
 class NodeDeadline(GridAround):
-    """A Grid for one ``configure_train`` or ``configure_evaluate``, which may not wait for ever.
+    """A Grid for one ``configure_train`` or ``configure_evaluate``, with a deadline for nodes.
 
-    Flower's strategies ask for the nodes each second until there are enough, with no end. Here an
-    answer after the deadline that brings no more nodes than those before it is an error instead.
-    Nodes that come and go do not move the deadline. Everything else goes to the Grid inside.
+    Flower's strategies poll for nodes each second until there are enough, without an end. Here a
+    poll after the deadline that returns no more nodes than earlier ones raises an error. Nodes that
+    connect and disconnect do not move the deadline.
 
     Parameters
     ----------
     grid : Grid
         The Grid inside.
     strategy : Strategy
-        Who asks; read for the message, to say how many nodes it needs.
+        The strategy that polls; the error says how many nodes it needs.
     phase : "train" | "evaluate"
-        What the nodes are wanted for.
+        What the nodes are needed for.
     seconds : float
-        How long the strategy may ask, from its first question on.
+        How long the strategy may poll, from its first poll on.
     clock : Callable[[], float]
         Seconds that never go back.
 
@@ -72,26 +72,26 @@ class NodeDeadline(GridAround):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the connected nodes."""
-        found = list(super().get_node_ids())
-        self._note(len(found))
-        return found
+        nodes = list(super().get_node_ids())
+        self._note(len(nodes))
+        return nodes
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         """Return the connected nodes."""
-        found = list(super().get_nodes())
-        self._note(len(found))
-        return found
+        nodes = list(super().get_nodes())
+        self._note(len(nodes))
+        return nodes
 
     def _note(self, count: int) -> None:
-        """Count an answer; raise if it comes too late and is not more than the ones before."""
+        """Count a poll; raise if it is too late and returned no more nodes than earlier ones."""
         if not self._counts:
             self._began = self._clock()
             self._since = datetime.now(UTC).isoformat(timespec="seconds")
-        # The first answer is what Flower computes its sample's size from, and waits for after.
-        in_vain = self._counts[1:]
+        # Flower computes the size of its sample from the first poll, and waits only after it.
+        earlier = self._counts[1:]
         self._counts.append(count)
         late = self._clock() - self._began >= self._seconds
-        if late and len(self._counts) > IN_VAIN and count <= max(in_vain):
+        if late and len(self._counts) > MIN_POLLS and count <= max(earlier):
             raise TooFewNodesError(self._why(count))
 
     def _why(self, count: int) -> str:
@@ -100,13 +100,13 @@ class NodeDeadline(GridAround):
         return (
             f"Too few nodes to {self._phase} since {self._since}: after "
             f"{self._clock() - self._began:.0f} s {count} connected, {wanted} needed, never more "
-            f"than {max(self._counts)} at once; start SuperNodes, let the strategy ask for fewer "
+            f"than {max(self._counts)} at once; start SuperNodes, let the strategy need fewer "
             "(min-nodes), or wait longer (node-wait-timeout)."
         )
 
 
 def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | None:
-    """Return how many nodes a strategy of Flower's waits for, or None for another's.
+    """Return how many nodes a strategy of Flower's waits for; None if it is not known.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | No
     phase : "train" | "evaluate"
         What for.
     connected : int
-        Nodes that were there when it began; it may want a share of them.
+        Nodes that were connected when it started, of which it may need a share.
     """
     inner: object = strategy
     while not hasattr(inner, "min_available_nodes") and hasattr(inner, "strategy"):

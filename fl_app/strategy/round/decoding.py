@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reply whose arrays are encoded, made what it would have been without; pure.
-
-Whether it then may take part is decided in `screening.py`.
-"""
+"""Decodes replies whose arrays are encoded as compressed updates; pure."""
 
 from __future__ import annotations
 
@@ -37,15 +34,15 @@ class SentModel:
 
     @cached_property
     def fingerprint(self) -> int:
-        """What encoded replies call this model; reckoned once, when the first one comes."""
+        """The id of this model in encoded replies; computed once, when the first one arrives."""
         return fingerprint({name: array.data for name, array in self.arrays.items()})
 
 
 def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
     """Return the content with the arrays that the node has, in the model's dtypes and shapes.
 
-    Content that is not encoded is returned as it is. No more memory is taken than the model has,
-    whatever a reply says.
+    Content that is not encoded is returned as it is. Decoding takes no more memory than the model
+    has, whatever a reply claims.
 
     Raises
     ------
@@ -55,24 +52,24 @@ def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
     record = content.get(UPDATE_RECORD)
     if not isinstance(record, ConfigRecord):
         return content
-    found = [(key, value) for key, value in content.items() if isinstance(value, ArrayRecord)]
-    if len(found) != 1:
-        raise ReplyError(f"it has {len(found)} ArrayRecords, expected exactly one")
-    (key, arrays) = found[0]
+    records = [(key, value) for key, value in content.items() if isinstance(value, ArrayRecord)]
+    if len(records) != 1:
+        raise ReplyError(f"it has {len(records)} ArrayRecords, expected exactly one")
+    ((key, arrays),) = records
     try:
         header = read_header(record)
     except UpdateError as error:
         raise ReplyError(f"its update {error}") from None
     if header.base != sent.fingerprint:
         raise ReplyError("its update is the difference to another model than it was sent")
-    kept = {k: v for k, v in content.items() if k != UPDATE_RECORD}
-    return RecordDict({**kept, key: _decoded(arrays, header, sent.arrays)})
+    others = {k: v for k, v in content.items() if k != UPDATE_RECORD}
+    return RecordDict({**others, key: _decoded(arrays, header, sent.arrays)})
 
 
 def _decoded(arrays: ArrayRecord, header: UpdateHeader, model: ArrayRecord) -> ArrayRecord:
     foreign = sorted(header.scales.keys() - (arrays.keys() & model.keys()))
     if foreign:
-        raise ReplyError(f"its update is said to hold {quoted(foreign[0])}, and does not")
+        raise ReplyError(f"its update claims to hold {quoted(foreign[0])}, and does not")
     made = ArrayRecord()
     for name, array in arrays.items():
         try:

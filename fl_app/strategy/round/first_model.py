@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first model of a session: which arrays it has, and that nodes send all of them; pure."""
+"""The first model of a session: its arrays, and whether nodes send all of them; pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.round.aggregate import Aggregate
-from fl_app.strategy.round.replies import SILENT, Screened
+from fl_app.strategy.round.replies import SILENT, ScreenedReplies
 from fl_app.wire.schema import Schema, array_rows, schema_of
 
 
 def agreed_schema(models: Iterable[ArrayRecord]) -> Schema:
-    """Return what more than half of the models have, in the order of the first; else nothing."""
+    """Return the schema of more than half of the models; empty if there is none."""
     votes: dict[object, list[Schema]] = defaultdict(list)
     for model in models:
         schema = schema_of(model)
@@ -40,7 +40,7 @@ def adopted_schema(made: ArrayRecord, agreed: Schema) -> Schema:
 
 
 def require_whole_model(
-    strategy: Strategy, server_round: int, screened: Screened, made: Aggregate
+    strategy: Strategy, server_round: int, screened: ScreenedReplies, made: Aggregate
 ) -> None:
     """Require that nodes and strategy make models of the arrays that the session starts with.
 
@@ -63,8 +63,8 @@ def require_whole_model(
         )
 
 
-def _common_difference(screened: Screened) -> str:
-    """How the arrays of all replies differ from the model's, if they do so in the same way."""
+def _common_difference(screened: ScreenedReplies) -> str:
+    """Return how the arrays of all replies differ from the model's, if all differ the same way."""
     errors = {str(m.metadata.src_node_id) for m in screened.replies if m.has_error()}
     why = {
         node: reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids around Flower's own: one that only passes on, and one that hands on reply by reply."""
+"""Grids around Flower's own: one that streams replies, and one that packs models."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fl_app.wire.packing import Known, PackingError, pack, unpack
 logger = logging.getLogger("flwr.fl_app")
 
 FIRST_PAUSE, USUAL_PAUSE, LAST_PAUSE, GROWTH = 0.1, 0.5, 3.0, 1.5
-"""Seconds between looks for replies: at first, in the long run, and at most."""
+"""Seconds between polls for replies: at first, in the long run, and at most; and their growth."""
 APART = 1 / 30
-"""Seconds for each node that is waited for: so seldom a SuperLink is asked, where they are many."""
+"""Seconds between polls for each pending node, so that many nodes do not overload a SuperLink."""
 CONNECTION = ("httpx", "httpcore")
-"""Whose errors are about the way to the SuperLink; all others are about what came."""
+"""Packages whose errors are those of the connection; all others are those of a reply."""
 
 
 class GridAround(Grid):
-    """Passes everything on to another Grid.
+    """Forwards everything to another Grid.
 
     Parameters
     ----------
@@ -83,19 +83,19 @@ class GridAround(Grid):
 
 
 class OneByOne(GridAround):
-    """Hands replies on as they arrive, and an error in the place of one that cannot be unpacked.
+    """Streams replies as they arrive, with an error in place of one that cannot be unpacked.
 
     Flower's own Grids return all replies when the last one is there, so that all are in memory at
-    once. They unpack all that are there together, so that one that cannot be unpacked ends the run
-    and loses the others; here each is pulled by itself. Time is told by a clock that never jumps,
-    where Flower's own loop would lose all replies if the clock went forward.
+    once. They unpack all arrived replies together, so that a single one that cannot be unpacked
+    ends the run; here each is pulled alone. The deadline is measured by a monotonic clock: Flower's
+    own loop loses all replies if the system clock is set forward.
 
     Parameters
     ----------
     grid : Grid
         The Grid inside.
     usual, apart : float
-        Seconds between looks for replies, and the least for each node that is waited for.
+        Seconds between polls for replies, and the minimum for each pending node.
     clock, sleep : Callable
         Seconds that never go back, and a pause of some.
     """
@@ -131,41 +131,41 @@ class OneByOne(GridAround):
                 for reply in self._pull(message_id, waiting[message_id]):
                     waiting.pop(message_id, None)
                     yield reply
-                    del reply  # or it would be held while the next one is pulled
+                    del reply  # free its memory before the next one is pulled
             if waiting:
                 self._sleep(min(max(pause, len(waiting) * self._apart), LAST_PAUSE))
                 pause = min(pause * GROWTH, self._usual)
 
-    def _pull(self, message_id: str, asked: Message) -> list[Message]:
+    def _pull(self, message_id: str, request: Message) -> list[Message]:
         try:
-            return [_by_its_node(m, asked) for m in self._grid.pull_messages([message_id])]
+            return [_by_its_node(m, request) for m in self._grid.pull_messages([message_id])]
         except OSError:
             raise
         except Exception as error:
             if type(error).__module__.partition(".")[0] in CONNECTION:
                 raise
             reason = brief(f"its reply cannot be unpacked: {type(error).__name__}: {error}")
-            return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=asked)]
+            return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=request)]
 
 
-def _by_its_node(reply: Message, asked: Message) -> Message:
-    # For a node that is gone the SuperLink replies in its own name, so nobody could tell which.
-    if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
-        return Message(reply.error, reply_to=asked)
+def _by_its_node(reply: Message, request: Message) -> Message:
+    # For a lost node the SuperLink replies with its own id, which would not say which node it was.
+    if reply.has_error() and reply.metadata.src_node_id != request.metadata.dst_node_id:
+        return Message(reply.error, reply_to=request)
     return reply
 
 
 class Packed(GridAround):
-    """Sends a model as one array, and takes those of a reply apart as it arrives.
+    """Packs a model into one array, and unpacks each reply as it arrives.
 
-    The nodes need the mod `fl_app.client.mods.packing.pack_arrays`. A reply that was not packed
-    stays as it is, and there is an error in the place of one that is malformed.
+    The nodes need the mod `fl_app.client.mods.packing.pack_arrays`. A reply that was not packed is
+    not changed, and a malformed one becomes an error.
     """
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send messages over the Grid inside; return the replies as they come."""
+        """Send messages over the Grid inside; stream the replies."""
         known = Known()
         sent = [with_content(message, pack(message.content, known)) for message in messages]
         return map(_unpacked, self._grid.send_and_receive(sent, timeout=timeout))
@@ -180,14 +180,14 @@ def _unpacked(reply: Message) -> Message:
         return with_error(reply, ErrorCode.MESSAGE_UNAVAILABLE, f"its reply {error}")
 
 
-def arriving(grid: Grid, *, packed: bool = False) -> Grid:
-    """Return a grid that hands replies on as they arrive; a Grid that is not Flower's stays.
+def streaming_grid(grid: Grid, *, packed: bool = False) -> Grid:
+    """Return a Grid that streams replies; one that is not Flower's is returned as it is.
 
-    With ``packed``, models are packed on their way over a SuperLink's network.
+    With ``packed``, models are packed for a SuperLink's network.
     """
     module = type(grid).__module__
     if module == "flwr.superlink.grid.http_grid":
         return Packed(OneByOne(grid)) if packed else OneByOne(grid)
-    if module == "flwr.superlink.grid.inmemory_grid":  # a look is no request there
+    if module == "flwr.superlink.grid.inmemory_grid":  # polls are no requests there
         return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
     return grid

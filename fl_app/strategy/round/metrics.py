@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics in replies: which are sound, and how those of all nodes are brought in step. Pure."""
+"""The metrics in replies: which are valid, and how those of all nodes are aligned. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = int | float | list[int] | list[float]
 
 
 def brief(text: object) -> str:
-    """Return what somebody else wrote as one line of at most 200 characters."""
+    """Return a text from outside as one line of at most 200 characters."""
     return one_line(str(text)[:1000])
 
 
@@ -33,7 +33,7 @@ class WatchedMetric:
     name : str
         Its name in a reply; empty without a metric.
     sound : int
-        Replies that count and have a value of it.
+        Accepted replies with a valid value of it.
     rejected : list[str]
         What was wrong with each other value.
     """
@@ -51,7 +51,7 @@ class WatchedMetric:
         return cls(name.removeprefix("train/" if trained else "client/"))
 
     def note(self, reported: Mapping[str, Value], sound: Mapping[str, Value]) -> None:
-        """Count what a reply reported, and what is sound of it."""
+        """Count the value that a reply reported, and whether it is valid."""
         value = reported.get(self.name) if self.name else None
         if isinstance(sound.get(self.name), int | float):
             self.sound += 1
@@ -65,9 +65,9 @@ class WatchedMetric:
             self.rejected.append(f"is in a reply that was rejected: {why}")
 
     def why_missing(self, replies: int) -> str:
-        """Why the average of that many replies lacks the metric although nodes reported it.
+        """Return why the average of that many replies lacks the metric although nodes reported it.
 
-        Empty if nobody did, or so many that the strategy must have left it out.
+        Empty if no node did, or so many that the strategy must have left it out.
         """
         if 0 < replies <= 2 * self.sound:
             return ""
@@ -80,7 +80,7 @@ class WatchedMetric:
 def sound_metrics(
     metrics: Mapping[str, Value], needed: Collection[str], watched: str = ""
 ) -> tuple[dict[str, Value], list[str]]:
-    """Return the metrics that may be averaged, and what is wrong with each of the others.
+    """Return the metrics that may be averaged, and what is wrong with the others.
 
     A name has 1 to 200 printable characters, a value is finite, a list has at most 10,000 values,
     and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
@@ -125,15 +125,15 @@ def is_finite(value: float) -> bool:
 def in_step(
     replies: Sequence[Mapping[str, Value]], weights: Sequence[float]
 ) -> list[dict[str, Value]]:
-    """Give all replies the same metrics, as Flower's aggregation requires.
+    """Return replies with the same metrics, as Flower's aggregation requires.
 
-    A metric stays if at least half of the replies tell it. Where a reply lacks it, or has a list
-    of another length than most, the weighted mean of the others stands in, so that the weighted
+    A metric is kept if at least half of the replies report it. If a reply lacks it, or has a list
+    of another length than most, it gets the weighted mean of the others, so that the weighted
     average of all is theirs.
     """
-    told = Counter(name for metrics in replies for name in metrics)
+    reported = Counter(name for metrics in replies for name in metrics)
     filled: list[dict[str, Value]] = [{} for _ in replies]
-    for name, count in told.items():
+    for name, count in reported.items():
         if 2 * count < len(replies):
             continue
         values = [metrics.get(name) for metrics in replies]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The global random generators, kept as the user's app has them."""
+"""The states of the global random generators, which belong to the user's app."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Give Python's, NumPy's and torch's global generators their states back after the block.
+def random_states_restored() -> Iterator[None]:
+    """Restore the states of Python's, NumPy's and torch's global generators after the block.
 
-    For rounds that Flower's own loop does not have: a strategy samples nodes with ``random``, so
-    that one round more would change which nodes all later rounds sample. Use it in the thread that
-    runs Flower's loop only, since another thread's draws in between would be undone as well.
+    For rounds that Flower's own loop does not have: strategies sample nodes with ``random``, so
+    that an additional round would change the samples of all later ones. Use it only in the thread
+    that runs Flower's loop, since draws of other threads in between would be undone as well.
     """
-    torch = sys.modules.get("torch")  # whoever has not imported it has no state there
+    torch = sys.modules.get("torch")  # if it is not imported, it has no state
     states = random.getstate(), np.random.get_state(), torch and torch.get_rng_state()
     try:
         yield

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replies of a round, looked at one by one as they arrive, and what is known of them then.
-
-What a good reply is, and what is made of it, is decided elsewhere.
-"""
+"""The replies of a round, screened one by one as they arrive."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from fl_app.strategy.round.metrics import brief
 
 Check = Callable[[RecordDict], tuple[RecordDict, list[str]]]
-"""Returns what counts of a reply, and what was wrong with the rest; or raises `ReplyError`."""
+"""Returns the accepted content of a reply and the faults of the rest, or raises `ReplyError`."""
 
 SILENT = "it sent no answer in time"
-"""Why a node is rejected that neither answered nor said what went wrong."""
+"""Why a node is rejected that sent neither a result nor an error."""
 
 
 class ReplyError(ValueError):
-    """A reply may not take part in the round; the text says why."""
+    """A reply is rejected; the text says why."""
 
 
 class OtherArraysError(ReplyError):
@@ -29,20 +26,20 @@ class OtherArraysError(ReplyError):
 
 
 @dataclass(frozen=True)
-class Screened:
-    """The replies of a round, and which of them do not count.
+class ScreenedReplies:
+    """The replies of a round, and which of them are rejected.
 
     Attributes
     ----------
     replies : tuple[Message, ...]
-        What goes to the inner strategy, in the order of arrival: good replies and errors. Those
-        that were handed on as they arrived have no arrays any more.
+        Replies for the inner strategy, in the order of arrival: accepted replies and errors. Those
+        that were streamed have no arrays any more.
     nodes : tuple[str, ...]
         The ids of all nodes that answered.
     rejected : Mapping[str, str]
-        By node id why its reply does not count; errors are among them.
+        By node id why its reply is rejected; errors are included.
     notes : Mapping[str, str]
-        By node id what was left out of a reply that counts, or was clipped.
+        By node id what was left out of an accepted reply, or was clipped.
     other_arrays : frozenset[str]
         Nodes whose replies are rejected since their arrays are not the model's.
     """
@@ -55,16 +52,16 @@ class Screened:
 
     @property
     def good(self) -> list[Message]:
-        """The replies that count."""
+        """The accepted replies."""
         return [message for message in self.replies if message.has_content()]
 
     def without(self, nodes: Collection[str]) -> list[Message]:
-        """All replies but those of some nodes."""
+        """Return all replies but those of some nodes."""
         return [m for m in self.replies if str(m.metadata.src_node_id) not in nodes]
 
-    def with_silent(self, asked: Iterable[str]) -> Screened:
-        """Set aside the nodes that were asked and sent neither a result nor an error in time."""
-        silent = sorted({*asked} - {*self.nodes})
+    def with_silent(self, requested: Iterable[str]) -> ScreenedReplies:
+        """Return the same with the requested nodes rejected that sent no reply in time."""
+        silent = sorted({*requested} - {*self.nodes})
         return replace(
             self,
             nodes=(*self.nodes, *silent),
@@ -73,24 +70,26 @@ class Screened:
 
 
 class ArrivingReplies(Iterable[Message]):
-    """Screens replies as they arrive; they can be had one by one, or all together.
+    """Screens replies as they arrive; they are streamed one by one, or returned together.
 
-    Iterated over, it hands on what goes to the inner strategy and keeps it without its arrays, so
+    Iteration streams the replies for the inner strategy and stores them without their arrays, so
     that no two models of nodes need to be in memory at once.
 
     Parameters
     ----------
     replies : Iterable[Message]
-        The replies, which may still be on their way.
+        The replies, which may not have arrived yet.
     check : Callable
-        What counts of a reply's content; nothing that it raises ends the round.
-    asked : Iterable[str]
+        Checks the content of a reply; no error that it raises ends the round.
+    requested : Iterable[str]
         The ids of the nodes from which replies are expected.
     """
 
-    def __init__(self, replies: Iterable[Message], check: Check, asked: Iterable[str] = ()) -> None:
+    def __init__(
+        self, replies: Iterable[Message], check: Check, requested: Iterable[str] = ()
+    ) -> None:
         self._replies = iter(replies)
-        self._asked = tuple(asked)
+        self._requested = tuple(requested)
         self._check = check
         self._passed: list[Message] = []
         self._nodes: dict[str, None] = {}
@@ -98,31 +97,31 @@ class ArrivingReplies(Iterable[Message]):
         self._notes: dict[str, str] = {}
         self._other_arrays: set[str] = set()
         self.lost: Exception | None = None
-        """What went wrong with the connection, not with a reply, while they were handed on."""
+        """The error of the connection, not of a reply, during the iteration."""
 
     def __iter__(self) -> Iterator[Message]:
-        """Hand on each reply that goes to the inner strategy, once."""
+        """Stream the replies for the inner strategy, once."""
         try:
             for message in self._screened():
                 self._passed.append(without_arrays(message))
                 yield message
-                del message  # or it would be held while the next one is waited for
+                del message  # free its memory before the next reply is waited for
         except Exception as error:
             self.lost = error
             raise
 
-    def all(self) -> Screened:
-        """Wait for the replies that are still to come; return all, with their arrays."""
+    def all(self) -> ScreenedReplies:
+        """Wait for the remaining replies; return all, with their arrays."""
         self._passed.extend(self._screened())
         return self.screened
 
     @property
-    def screened(self) -> Screened:
-        """What there was, once all have been asked for."""
+    def screened(self) -> ScreenedReplies:
+        """The replies, once all have arrived."""
         nodes, passed = tuple(self._nodes), tuple(self._passed)
         other = frozenset(self._other_arrays)
-        found = Screened(passed, nodes, self._rejected, self._notes, other)
-        return found.with_silent(self._asked)
+        screened = ScreenedReplies(passed, nodes, self._rejected, self._notes, other)
+        return screened.with_silent(self._requested)
 
     def _screened(self) -> Iterator[Message]:
         for message in self._replies:
@@ -138,7 +137,7 @@ class ArrivingReplies(Iterable[Message]):
                 self._rejected[node] = brief(error)
                 if isinstance(error, OtherArraysError):
                     self._other_arrays.add(node)
-            except Exception as error:  # noqa: BLE001  (nothing that a node sends ends the round)
+            except Exception as error:  # noqa: BLE001  (no reply ends the round)
                 self._rejected[node] = brief(f"it cannot be read: {type(error).__name__}: {error}")
             else:
                 if faults:
@@ -152,11 +151,11 @@ def without_arrays(message: Message) -> Message:
     """Return a message of the same node without its arrays."""
     if not message.has_content():
         return message
-    kept = RecordDict()
+    content = RecordDict()
     for name, record in message.content.items():
         if not isinstance(record, ArrayRecord):
-            kept[name] = record
-    return with_content(message, kept)
+            content[name] = record
+    return with_content(message, content)
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
@@ -165,7 +164,7 @@ def with_content(message: Message, content: RecordDict) -> Message:
 
 
 def with_error(message: Message, code: int, reason: str | None) -> Message:
-    """Return an error in place of a message, whose reason fits into one line of Flower's log."""
+    """Return an error in place of a message, with a reason of one line for Flower's log."""
     return Message(  # type: ignore[call-overload, no-any-return]
         error=Error(code, brief(reason)), metadata=message.metadata
     )

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which replies may take part in a round, whatever the inner strategy; pure.
-
-They are looked at before it, since some strategies take the arrays out of them. How it aggregates
-is not decided here.
-"""
+"""Which replies are accepted in a round, whatever the inner strategy; pure."""
 
 from __future__ import annotations
 
@@ -26,10 +22,15 @@ from flwr.supercore.differential_privacy import KEY_NORM_BIT
 from pydantic import Field
 
 from fl_app.settings import Key, check_settings
-from fl_app.strategy.round.array_layout import ArrayLayout, layout_of
+from fl_app.strategy.round.array_layout import ArrayLayout
 from fl_app.strategy.round.decoding import SentModel, decode_update
 from fl_app.strategy.round.metrics import Value, WatchedMetric, is_finite, sound_metrics
-from fl_app.strategy.round.replies import ArrivingReplies, OtherArraysError, ReplyError, Screened
+from fl_app.strategy.round.replies import (
+    ArrivingReplies,
+    OtherArraysError,
+    ReplyError,
+    ScreenedReplies,
+)
 from fl_app.wire.arrays import ArrayError, OtherArrayError, is_bytes, quoted, require_like, view
 from fl_app.wire.schema import Schema, fits, is_document, other_names
 
@@ -38,12 +39,12 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 @dataclass(frozen=True)
 class Screening:
-    """What a reply must be like to take part in a round.
+    """What is required of a reply.
 
     Always: one ArrayRecord with the names and shapes of the global model, floats for floats and
     integers for integers, at least as precise (what is less precise is widened), all finite and
     with a norm whose square is; one MetricRecord with a positive number of examples. Metrics that
-    cannot be averaged are left out, and the reply counts.
+    cannot be averaged are left out of an accepted reply.
 
     Parameters
     ----------
@@ -79,14 +80,14 @@ DEFAULT_SCREENING = Screening()
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy takes from each reply, so that a reply without it does not count.
+    """The metrics that a strategy needs in each reply; a reply without them is rejected.
 
     Attributes
     ----------
     weighted_by : str | None
         The metric that nodes are weighed by; None if it does not weigh them.
     metrics : frozenset[str]
-        Other metrics that it cannot do without.
+        Other metrics that it needs.
     """
 
     weighted_by: str | None = "num-examples"
@@ -99,7 +100,7 @@ class Needs:
 
 
 def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
-    """Return what Flower's strategies need; wrappers need what they wrap needs, and more."""
+    """Return what a strategy of Flower's needs; a wrapper needs what it wraps, and more."""
     weighted_by, metrics = None, set()
     while isinstance(strategy, Strategy):
         weighted_by = getattr(strategy, "weighted_by_key", weighted_by)
@@ -107,8 +108,8 @@ def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
         if isinstance(strategy, DifferentialPrivacyClientSideAdaptiveClipping):
             metrics.add(KEY_NORM_BIT)
         strategy = getattr(strategy, "strategy", None)
-    found = frozenset(name for name in metrics if isinstance(name, str))
-    return Needs(weighted_by, frozenset() if evaluate else found)
+    names = frozenset(name for name in metrics if isinstance(name, str))
+    return Needs(weighted_by, frozenset() if evaluate else names)
 
 
 def screen_train(
@@ -118,13 +119,13 @@ def screen_train(
     needs: Needs,
     model: ArrayRecord,
     schema: Schema,
-    asked: Iterable[str] = (),
+    requested: Iterable[str] = (),
     watched: WatchedMetric | None = None,
 ) -> ArrivingReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
-    Encoded arrays are decoded first. Without rules all that is no error passes. Without a schema,
-    which is that of a server without a model and of replies that do not agree on one, none counts.
+    Encoded arrays are decoded first. Without rules all replies but errors are accepted. Without a
+    schema none is: the server has no model, and the replies do not agree on one.
     """
 
     sent, layout = SentModel(model), None if rules is None else _layout(model, schema)
@@ -146,13 +147,13 @@ def screen_train(
         arrays, clipped = _bound_update(arrays, model, rules)
         return _with_records(content, arrays, metrics), [*clipped, *faults]
 
-    return ArrivingReplies(replies, check, asked)
+    return ArrivingReplies(replies, check, requested)
 
 
 def sound_models(
     replies: Iterable[Message], rules: Screening | None, needs: Needs
 ) -> Iterator[ArrayRecord]:
-    """Return the arrays of replies that may take part, whatever model they are of."""
+    """Return the arrays of acceptable replies, whatever model they are of."""
     for message in replies:
         if message.has_error():
             continue
@@ -183,10 +184,10 @@ def screen_evaluate(
     rules: Screening | None,
     *,
     needs: Needs,
-    asked: Iterable[str] = (),
+    requested: Iterable[str] = (),
     watched: WatchedMetric | None = None,
-) -> Screened:
-    """Screen the replies of a round of evaluation, in which only metrics count."""
+) -> ScreenedReplies:
+    """Screen the replies of a round of evaluation, of which only the metrics are checked."""
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         if rules is None:
@@ -194,21 +195,21 @@ def screen_evaluate(
         metrics, faults = _screen_metrics(content, rules, needs, watched)
         return _with_records(content, None, metrics), faults
 
-    return ArrivingReplies(replies, check, asked).all()
+    return ArrivingReplies(replies, check, requested).all()
 
 
 def _only(content: RecordDict, kind: type[Record]) -> Record:
     """Return the one record of a kind."""
-    found = [record for record in content.values() if isinstance(record, kind)]
-    if len(found) != 1:
-        raise ReplyError(f"it has {len(found)} {kind.__name__}s, expected exactly one")
-    return found[0]
+    records = [record for record in content.values() if isinstance(record, kind)]
+    if len(records) != 1:
+        raise ReplyError(f"it has {len(records)} {kind.__name__}s, expected exactly one")
+    return records[0]
 
 
 def _screen_metrics(
     content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric | None = None
 ) -> tuple[MetricRecord, list[str]]:
-    """Return the sound metrics of a reply, and what was wrong with others."""
+    """Return the valid metrics of a reply, and what is wrong with the others."""
     record, watched = _only(content, MetricRecord), watched or WatchedMetric("")
     sound, faults = sound_metrics(record, needs.all, watched.name)
     try:
@@ -226,8 +227,8 @@ def _screen_metrics(
 
 def _require_count(count: Value | None, name: str, most: float) -> None:
     if isinstance(count, list) or count is None:
-        found = "missing" if count is None else "a list"
-        raise ReplyError(f"metric {quoted(name)} is {found}, expected the number of examples")
+        what = "missing" if count is None else "a list"
+        raise ReplyError(f"metric {quoted(name)} is {what}, expected the number of examples")
     if not is_finite(count) or not 0 < count <= most:
         raise ReplyError(
             f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
@@ -235,31 +236,28 @@ def _require_count(count: Value | None, name: str, most: float) -> None:
 
 
 def _layout(model: ArrayRecord, schema: Schema) -> ArrayLayout | None:
-    """How the nodes were sent the model, if it is the schema's."""
+    """Return the layout of the model that nodes were sent, if it fits the schema."""
     try:
-        return layout_of(model) if fits(model, schema) else None
+        return ArrayLayout(model) if fits(model, schema) else None
     except ArrayError:
         return None
 
 
 def _is_sound(arrays: ArrayRecord, layout: ArrayLayout) -> bool:
-    """Whether arrays are stored as the model's are, with values that may take part.
-
-    What holds of arrays one by one is looked at in few pieces; which one is wrong, it cannot tell.
-    """
-    found = layout.found_in(arrays)
+    """Return whether arrays have the model's layout and valid values, checked in few pieces."""
+    pieces = layout.read_alike(arrays)
     try:
-        for values in found or []:
+        for values in pieces or []:
             require_like(values, values.dtype, values.shape)
     except ArrayError:
         return False
-    return found is not None
+    return pieces is not None
 
 
 def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     """Return arrays that fit the schema, in its order and at least as precise."""
-    if told := other_names(arrays.keys(), schema.keys()):
-        raise OtherArraysError(f"its arrays are not the model's: {told}")
+    if why := other_names(arrays.keys(), schema.keys()):
+        raise OtherArraysError(f"its arrays are not the model's: {why}")
     wider, document = {}, is_document(schema)
     for name, (dtype, shape) in schema.items():
         try:
@@ -280,7 +278,7 @@ def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
 def _bound_update(
     arrays: ArrayRecord, model: ArrayRecord, rules: Screening
 ) -> tuple[ArrayRecord, list[str]]:
-    """Hold a reply to the largest update norm, if there is one."""
+    """Clip or reject a reply beyond the largest update norm, if there is one."""
     if rules.max_update_norm is None:
         return arrays, []
     updates = {
@@ -291,15 +289,15 @@ def _bound_update(
     norm = math.sqrt(sum(float(np.vdot(update, update)) for update in updates.values()))
     if norm <= rules.max_update_norm:
         return arrays, []
-    told = f"its update has norm {norm:.4g}"
+    excess = f"its update has norm {norm:.4g}"
     if rules.norm_action == "refuse" or not math.isfinite(norm):
-        raise ReplyError(f"{told}, expected at most {rules.max_update_norm:g}")
+        raise ReplyError(f"{excess}, expected at most {rules.max_update_norm:g}")
     bounded = dict(arrays.items())
     for name, update in updates.items():
         old, dtype = view(model[name]), np.dtype(arrays[name].dtype)
         new = old + update * (rules.max_update_norm / norm)
         bounded[name] = Array(np.asarray(new, dtype=dtype))
-    return ArrayRecord(bounded), [f"{told}, clipped to {rules.max_update_norm:g}"]
+    return ArrayRecord(bounded), [f"{excess}, clipped to {rules.max_update_norm:g}"]
 
 
 def _with_records(

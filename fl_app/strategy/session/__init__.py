@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of `start()`: begun or resumed, kept on disk, handed to the worker, ended."""
+"""One call of `start()`: a session is started or resumed, run, and ended."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker that finishes closed rounds, in order, and tries again while the registry is away.
-
-What finishing a round means, and that a round may be done again, is for whoever hands it over.
-"""
+"""The worker that finishes closed rounds, in order, and tries again while the registry is down."""
 
 from __future__ import annotations
 
@@ -23,53 +20,56 @@ from fl_registry.redaction import one_line
 logger = logging.getLogger("flwr.fl_app")
 
 AWAY = (StoreUnavailable, CheckpointError)
-"""Errors after which the same is tried again: MLflow, or the disk, may come back."""
-PATIENCE = 0.7
-"""Seconds that a round waits for the registry to take the one before, if it takes its time."""
-DRAIN_SECONDS = 60.0
-"""Seconds that the end of a session waits for a registry that is away."""
+"""Errors after which an item is tried again: MLflow, or the disk, may come back."""
 STALL_SECONDS = 600.0
-"""Seconds that it waits for one round that the registry neither takes nor refuses."""
+"""Seconds for which `drain` waits for one item that is neither finished nor refused."""
 _LOOK = 1.0
 
 T = TypeVar("T")
 
 
 class Outbox(Generic[T]):
-    """Hands items to ``finish``, one after the other, in a thread of its own.
+    """Calls ``finish`` with each item, one after the other, in a thread of its own.
 
-    An item is out of the box once ``finish`` has returned. If it raises what is in `AWAY`, it is
+    An item leaves the queue once ``finish`` has returned. If it raises an error of `AWAY`, it is
     called again with the same item, after waits that grow to 10 seconds. Meanwhile ``prepare`` is
-    called with those behind it. Any other error is raised to whoever puts or waits.
+    called with the items behind it. Any other error is raised by the next `put`, `make_room` or
+    `drain`.
 
     Parameters
     ----------
     finish : Callable[[T], None]
-        Finishes an item; it must be able to do the same one again.
+        Finishes an item; it may be called with the same item again.
     prepare : Callable[[T], None]
-        Does the part of it that needs no registry; doing it again must cost nothing.
-    tell : Callable[[str], None]
-        Told why items wait, and with an empty text that they no longer do.
+        Does the part of it that needs no registry; calling it again must cost nothing.
+    report : Callable[[str], None]
+        Called with the reason when items start to wait, with an empty text when they flow again.
     pipeline : bool
-        False works in the caller's thread instead, as far as it goes without waiting.
+        False works in the caller's thread instead, as long as nothing has to wait.
+    patience : float
+        Seconds for which `make_room` waits for the registry.
+    retry : Breaker
+        How long to wait between attempts.
     """
 
     def __init__(
         self,
         finish: Callable[[T], None],
         prepare: Callable[[T], None],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         pipeline: bool = True,
+        patience: float = 0.7,
+        retry: Breaker | None = None,
     ) -> None:
         self._finish = finish
         self._prepare = prepare
-        self._tell = tell
+        self._report = report
         self._items: deque[T] = deque()
-        self._prepared = 0  # how many of them, from the first one on
-        self._held_up = False  # one could not be prepared
+        self._prepared = 0  # how many items are prepared, from the first one on
+        self._held_up = False  # an item could not be prepared
         self._changed = threading.Condition()
-        self._breaker = Breaker()
+        self._breaker, self._patience = retry or Breaker(), patience
         self._chance = random.Random()  # noqa: S311 - no secret
         self._trouble = ""
         self._error: BaseException | None = None
@@ -78,23 +78,23 @@ class Outbox(Generic[T]):
         self._then: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
         if pipeline:
-            # Nobody waits for a daemon: a process that is told to end does so.
+            # A daemon thread does not keep a process alive that has to end.
             self._thread = threading.Thread(target=self._work, name="fl-app-round", daemon=True)
             self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """How many items are not finished."""
+        """The number of items that are not finished."""
         return len(self._items)
 
     @property
     def trouble(self) -> str:
-        """Why items wait; empty while they are taken."""
+        """Why items wait; empty while they are finished."""
         return self._trouble
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """The time in which an item is computed on; whoever waits then waits for no registry."""
+        """Mark the block as computing, so that its time is not counted as the registry's."""
         with self._changed:
             self._computing += 1
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class Outbox(Generic[T]):
                 self._changed.notify_all()
 
     def put(self, item: T) -> None:
-        """Hand an item over; raise what went wrong with an earlier one."""
+        """Queue an item; raise the error of an earlier one."""
         with self._changed:
             self._raise()
             self._items.append(item)
@@ -115,12 +115,12 @@ class Outbox(Generic[T]):
             self._work_here()
 
     def make_room(self) -> None:
-        """Wait until all items are finished, but hardly for a registry; raise what went wrong.
+        """Wait until all items are finished; raise the error of an earlier one.
 
-        However long one is computed on, this waits. For the registry it waits `PATIENCE`, and not
-        at all while that is away.
+        There is no limit while an item is computed. For the registry this waits ``patience``
+        seconds, and not at all while it is down.
         """
-        left = PATIENCE
+        left = self._patience
         with self._changed:
             while self._items and not self._error and not self._trouble and left > 0:
                 began, computing = time.monotonic(), self._computing > 0
@@ -128,11 +128,11 @@ class Outbox(Generic[T]):
                 left -= 0.0 if computing else time.monotonic() - began
             self._raise()
 
-    def drain(self, seconds: float = DRAIN_SECONDS) -> list[T]:
+    def drain(self, seconds: float) -> list[T]:
         """Wait until all items are finished; return those that are left.
 
-        It gives up when the registry has been away for ``seconds`` without a break, or has taken
-        no item for `STALL_SECONDS`.
+        It gives up when the registry has been down for ``seconds`` without a break, or no item was
+        finished for `STALL_SECONDS`.
         """
         since = began = time.monotonic()
         waiting = len(self._items)
@@ -154,7 +154,7 @@ class Outbox(Generic[T]):
                 self._changed.wait(min(_LOOK, self._breaker.wait(now) or _LOOK))
 
     def close(self, seconds: float) -> None:
-        """Take no further item in hand; wait a while for the one that is."""
+        """Start no further item; wait some seconds for the current one."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -162,7 +162,7 @@ class Outbox(Generic[T]):
             self._thread.join(seconds)
 
     def afterwards(self, then: Callable[[], None]) -> None:
-        """Call ``then`` once no item is in hand any more: now, or when the worker ends."""
+        """Call ``then`` once no item is being finished any more: now, or when the worker ends."""
         with self._changed:
             if self._thread is not None and not self._ended:
                 self._then = then
@@ -207,12 +207,12 @@ class Outbox(Generic[T]):
                 self._finish(item)
         except AWAY as error:
             self._note_away(error)
-        except BaseException as error:  # noqa: BLE001  (raised to whoever waits for it)
+        except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
             if self._closing:
-                logger.info("what was in hand at the end is left: %s", one_line(error))
+                logger.info("an item was not finished at the end: %s", one_line(error))
         else:
             if finishes:
                 self._note_done()
@@ -224,7 +224,7 @@ class Outbox(Generic[T]):
             self._breaker = self._breaker.failed(time.monotonic(), self._chance.random())
             self._changed.notify_all()
         if not before:
-            self._tell(why)
+            self._report(why)
 
     def _note_done(self) -> None:
         with self._changed:
@@ -234,7 +234,7 @@ class Outbox(Generic[T]):
             self._prepared -= 1
             self._changed.notify_all()
         if before:
-            self._tell("")
+            self._report("")
 
     def _raise(self) -> None:
         if self._error is not None:

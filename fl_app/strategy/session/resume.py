@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which session that was cut short a new one goes on with, and which others are to be settled.
-
-How it goes on is in `fl_app.strategy.session.run`.
-"""
+"""Which interrupted session a new one resumes, and which others are only finished."""
 
 from __future__ import annotations
 
@@ -13,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fl_app.strategy.checkpoints.backlog import session_folders
+from fl_app.strategy.checkpoints.folder import SessionFolder, set_apart
+from fl_app.strategy.checkpoints.record import Checkpoint, SessionRecord
+from fl_app.strategy.checkpoints.round_files import RoundFiles
 from fl_app.strategy.errors import CheckpointError, ResumeError
-from fl_app.strategy.session.backlog import session_folders
-from fl_app.strategy.session.folder import Checkpoint, SessionFolder
-from fl_app.strategy.session.record import SessionRecord
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -25,7 +23,7 @@ ResumeMode = Literal["auto", "require", "fresh"]
 
 @dataclass(frozen=True)
 class Resume:
-    """What to do with a session of the same model that was cut short.
+    """What to do with a session of the same model that was interrupted.
 
     It is the same session if model, request, number of rounds, arrays, the classes of the inner
     strategy, its numbers and texts, the params and the configs are the same.
@@ -33,8 +31,8 @@ class Resume:
     Parameters
     ----------
     mode : "auto" | "require" | "fresh"
-        ``auto`` goes on with it if it is the same, and else begins anew. ``require`` goes on with
-        it or refuses. ``fresh`` always begins anew.
+        ``auto`` resumes it if it is the same, and else starts a new one. ``require`` resumes it or
+        raises. ``fresh`` always starts a new one.
     ignoring : frozenset[str]
         Params that may have changed, since they shape no model.
 
@@ -52,33 +50,30 @@ class Resume:
             raise ValueError(f"resume is {self.mode!r}, expected 'auto', 'require' or 'fresh'.")
 
     def compared(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings that must be the same, as they are on disk."""
-        kept = {name: value for name, value in settings.items() if name not in self.ignoring}
-        return dict(json.loads(json.dumps(kept)))
+        """Return the settings that must be the same, as they are read back from disk."""
+        compared = {name: value for name, value in settings.items() if name not in self.ignoring}
+        return dict(json.loads(json.dumps(compared)))
 
 
 @dataclass(frozen=True)
-class Found:
-    """A session on disk that nobody runs; its folder is held.
+class Interrupted:
+    """A session on disk that no process runs; its folder is locked by this one.
 
     Attributes
     ----------
     folder : SessionFolder
-        Where it is.
-    record : SessionRecord
-        Who it is.
+        Its folder.
     rounds : tuple[Checkpoint, ...]
         Its rounds, from round 0, which is what it started with.
     """
 
     folder: SessionFolder
-    record: SessionRecord
     rounds: tuple[Checkpoint, ...] = field(default=())
 
     @property
-    def cut_short(self) -> bool:
-        """Whether it can go on: its process ended in the middle, after it had begun."""
-        return bool(self.record.state == "training" and self.record.run_id and self.rounds)
+    def resumable(self) -> bool:
+        """Whether its process ended in the middle, after it had started."""
+        return _resumable(self.folder.record) and bool(self.rounds)
 
     @property
     def waiting(self) -> list[Checkpoint]:
@@ -86,60 +81,74 @@ class Found:
         return [checkpoint for checkpoint in self.rounds if checkpoint.phase == "closed"]
 
 
-def find(home: Path, model: str) -> list[Found]:
-    """Return the sessions of a model that nobody runs, the newest first, and hold their folders.
+def lock_interrupted(home: Path, model: str) -> list[Interrupted]:
+    """Return the sessions of a model that no process runs, the newest first, and lock them.
 
     One whose files are damaged is set apart with a warning.
     """
-    found = []
-    for path in session_folders(home, model):
-        folder = SessionFolder(path)
-        if not folder.acquire():
-            continue
+    sessions = []
+    for folder in _locked(home, model):
         try:
-            record = SessionRecord.from_json(folder.read_session())
-            found.append(Found(folder, record, tuple(folder.checkpoints())))
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s cannot be read and is set apart: %s", folder.set_apart(), error)
+            rounds = tuple(RoundFiles(folder.path).load())
+        except CheckpointError as error:
+            apart = set_apart(folder.path)
+            logger.warning("%s cannot be read and is set apart: %s", apart, error)
             folder.release()
-    return sorted(found, key=lambda each: each.record.started, reverse=True)
+        else:
+            sessions.append(Interrupted(folder, rounds))
+    return sorted(sessions, key=lambda each: each.folder.record.started, reverse=True)
 
 
 def is_cut_short(home: Path, model: str, request_id: str = "") -> bool:
-    """Whether a session that served this request, or none, waits to go on."""
-    sessions = find(home, model)
-    for each in sessions:
-        each.folder.release()
-    return any(s.cut_short and s.record.origin.request_id == request_id for s in sessions)
+    """Return whether a session that served this request, or none, can be resumed."""
+    resumable = False
+    for folder in _locked(home, model):
+        begun = (folder.path / "done-0000.json").exists()
+        same = folder.record.origin.request_id == request_id
+        resumable |= begun and same and _resumable(folder.record)
+        folder.release()
+    return resumable
 
 
-def choose(found: Sequence[Found], now: SessionRecord, resume: Resume) -> Found | None:
-    """Return the session to go on with; None to begin a new one.
+def _locked(home: Path, model: str) -> Iterable[SessionFolder]:
+    return filter(None, map(SessionFolder.open, session_folders(home, model)))
+
+
+def _resumable(record: SessionRecord) -> bool:
+    return record.state == "training" and bool(record.run_id)
+
+
+def choose(
+    sessions: Sequence[Interrupted], now: SessionRecord, resume: Resume
+) -> Interrupted | None:
+    """Return the session to resume; None to start a new one.
 
     Raises
     ------
     ResumeError
         There is none, though one is required.
     """
-    mine = [s for s in found if s.cut_short and s.record.origin.request_id == now.origin.request_id]
     why = []
-    for each in mine:
-        differences = each.record.differences(now)
+    for each in sessions:
+        record = each.folder.record
+        if not each.resumable or record.origin.request_id != now.origin.request_id:
+            continue
+        differences = record.differences(now)
         if resume.mode == "require":
-            differences += _not_kept(each.rounds[-1].inner.missing)
+            differences += _not_on_disk(each.rounds[-1].inner.missing)
         if resume.mode != "fresh" and not differences:
             return each
-        why.append("; ".join(differences) or "a fresh one is asked for")
+        why.append("; ".join(differences) or "a fresh one is requested")
         last = each.rounds[-1].closed.round
-        logger.warning("the session that was cut short in round %d is left: %s", last, why[-1])
+        logger.warning("the session interrupted in round %d is not resumed: %s", last, why[-1])
     if resume.mode == "require":
         raise ResumeError(
-            f"No session of {now.model!r} can go on here"
-            + (f": {why[0]}" if why else ", since none was cut short")
-            + "; use resume='auto' to begin a new one where there is none."
+            f"No session of {now.model!r} can be resumed here"
+            + (f": {why[0]}" if why else ", since none was interrupted")
+            + "; use resume='auto' to start a new one then."
         )
     return None
 
 
-def _not_kept(missing: Iterable[str]) -> list[str]:
+def _not_on_disk(missing: Iterable[str]) -> list[str]:
     return [f"{place.strip('/')} of its strategy is not on disk" for place in missing]

@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a session: a new one, one that goes on, or one of which only the end is left."""
+"""How a session is started, resumed, or finished if only its queue is left."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app.health import Health
+from fl_app.strategy.checkpoints.backlog import CHECKPOINTS
+from fl_app.strategy.checkpoints.folder import SessionFolder, set_apart
+from fl_app.strategy.checkpoints.plain_json import NotPlainError, encode
+from fl_app.strategy.checkpoints.record import Checkpoint, SessionRecord
+from fl_app.strategy.checkpoints.round_files import RoundFiles
+from fl_app.strategy.checkpoints.round_store import RoundStore
+from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_app.strategy.finish.finisher import Finisher, LastSteps
+from fl_app.strategy.finish.provenance import run_tags
 from fl_app.strategy.finish.score_sources import score_source
-from fl_app.strategy.records import DataUsed, Origin
-from fl_app.strategy.session.backlog import CHECKPOINTS
-from fl_app.strategy.session.closed_round import ClosedRound
-from fl_app.strategy.session.folder import Checkpoint, SessionFolder
-from fl_app.strategy.session.plain_json import NotPlainError, encode
-from fl_app.strategy.session.record import SessionRecord
-from fl_app.strategy.session.resume import Found
-from fl_app.strategy.session.round_store import KeptRounds
-from fl_app.strategy.session.state import Session
-from fl_app.strategy.session.strategy_state import InnerMemory
+from fl_app.strategy.finish.scores import Scores
+from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.session.outbox import AWAY
+from fl_app.strategy.session.resume import Interrupted
+from fl_app.strategy.setup import Setup
 from fl_app.wire.schema import array_rows, fits, schema_of
-from fl_registry import Tracker
+from fl_registry import Lease, LeaseLost, RegistryError, Stage
 from fl_registry.tracking_checks import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
@@ -38,169 +42,220 @@ FOLDER_TAG = "checkpoint"
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What ``start()`` was given to open a session with.
+class Start:
+    """What ``LifecycleStrategy.start()`` was given.
 
     Attributes
     ----------
-    tracker : Tracker
-        Where its MLflow run is started, or continued.
+    setup : Setup
+        What the strategy was made with.
     memory : InnerMemory
-        What the inner strategy remembers.
-    model : Mapping[str, object]
-        What the model is.
+        The state of the inner strategy.
     arrays : ArrayRecord
         The first global arrays of a new session.
     configs : Mapping[str, ConfigRecord]
         The configs for ``train`` and ``evaluate`` messages.
     evaluate_fn : EvaluateFn | None
-        What scores the holdout.
-    health : Health
-        Where it is noted what does not work.
+        Scores the holdout.
+    num_rounds : int
+        Rounds of the session.
+    flower_run_id : str
+        Id of the Flower run.
+    lease : Lease | None
+        The right to move versions by rule.
     """
 
-    tracker: Tracker
+    setup: Setup
     memory: InnerMemory
-    model: Mapping[str, object]
     arrays: ArrayRecord
     configs: Mapping[str, ConfigRecord]
     evaluate_fn: EvaluateFn | None
-    health: Health
+    num_rounds: int
+    flower_run_id: str
+    lease: Lease | None
 
-    def record(
-        self,
-        model: str,
-        origin: Origin,
-        *,
-        num_rounds: int,
-        tags: Mapping[str, str],
-        params: Mapping[str, object],
-        holdout: DataUsed | None,
-    ) -> SessionRecord:
-        """Who the session is, if it begins anew."""
-        texts = logged_texts(params)  # the file stays for as long as the session waits
+    def record(self) -> SessionRecord:
+        """Return the record of the session, if it is a new one."""
+        setup, origin = self.setup, self.setup.session.origin
+        texts = logged_texts(setup.params)  # the file stays for as long as the session waits
         settings = {
             **{f"strategy{place}": value for place, value in self.memory.settings.items()},
             **{f"{name}-config": encode(config) for name, config in self.configs.items()},
             **texts,
         }
         return SessionRecord(
-            model=model,
+            model=setup.model_name,
             origin=origin,
-            num_rounds=num_rounds,
+            num_rounds=self.num_rounds,
             chain=self.memory.chain,
             arrays=array_rows(schema_of(self.arrays)),
-            settings=settings,
-            tags=tags,
-            params={**texts, "num-server-rounds": str(num_rounds)},
-            holdout=None if holdout is None else astuple(holdout),
-            source=score_source(self.evaluate_fn, holdout),
-            run_name=f"flower-{tags['flower_run_id']}-session-{origin.session}",
+            settings=setup.resume.compared(settings),
+            tags=run_tags(origin, self.flower_run_id, setup.metric),
+            params={**texts, "num-server-rounds": str(self.num_rounds)},
+            holdout=setup.model.holdout,
+            source=score_source(self.evaluate_fn, setup.model.holdout),
+            run_name=f"flower-{self.flower_run_id}-session-{origin.session}",
         )
 
-    def begin(self, home: Path, record: SessionRecord) -> Session:
-        """Begin a session: its folder first, so that a crash leaves no run that nobody knows.
+    def new(self, record: SessionRecord) -> tuple[RoundStore, Finisher, RoundInHand]:
+        """Start a session.
 
         Raises
         ------
         CheckpointError
-            The disk does not take it.
+            The disk is full.
         RegistryError
             MLflow does not answer, or refuses.
         """
-        place = home / CHECKPOINTS / uuid.uuid4().hex
-        folder = SessionFolder.create(place, record.to_json())
-        closed, files = ClosedRound(0, arrays=self.arrays), {}
+        # The folder first: after a crash every MLflow run has one that leads to it.
+        path = self.setup.home / CHECKPOINTS / uuid.uuid4().hex
+        folder, files = SessionFolder.create(path, record), RoundFiles(path)
+        closed, saved = ClosedRound(0, arrays=self.arrays), {}
         try:
             with ThreadPoolExecutor(1) as beside:  # the disk takes as long as MLflow
-                writing = beside.submit(folder.save_arrays, self.arrays, 0, self.model)
-                tags = {**record.tags, FOLDER_TAG: folder.path.name}
-                run = self.tracker.start_run(record.run_name, tags=tags)
-            with suppress(CheckpointError):  # keeping the round tries again, and tells
-                files["arrays"] = writing.result()
+                model = self.setup.model.description
+                writing = beside.submit(files.save_arrays, self.arrays, 0, model)
+                tags = {**record.tags, FOLDER_TAG: path.name}
+                run = self.setup.tracker.start_run(record.run_name, tags=tags)
+            with suppress(CheckpointError):  # saving the round tries again, and reports it
+                saved["arrays"] = writing.result()
         except BaseException:
             folder.release()
             raise
-        first = Checkpoint(closed, "done", self.memory.take(), files=files)
-        session = self._session(folder, record, first)
-        session.note(run_id=str(run.info.run_id))  # before there is a round to go on from
-        session.keep(closed, "done")
-        return session
+        first = Checkpoint(closed, "done", self.memory.take(), files=saved)
+        rounds = self._rounds(folder, first)
+        folder.note(run_id=str(run.info.run_id))  # before there is a round to resume from
+        rounds.save(closed, "done")
+        return rounds, self._finisher(rounds, self.evaluate_fn), self._hand(rounds, record.tags)
 
-    def go_on(self, found: Found, flower_run_id: str) -> Session:
-        """Go on with a session: its MLflow run, its arrays, and what its strategy remembers.
+    def resumed(self, cut: Interrupted) -> tuple[RoundStore, Finisher, RoundInHand]:
+        """Resume a session: its MLflow run, its arrays, and the state of its strategy.
 
         Raises
         ------
         CheckpointError
             Its files have changed.
         ResumeError
-            What its strategy remembered is of another strategy.
+            The state is of another strategy.
         """
-        newest, record = found.rounds[-1], found.record
-        inner = found.folder.with_inner_arrays(newest)
-        arrays = found.folder.arrays(newest)
+        newest, folder, record = cut.rounds[-1], cut.folder, cut.folder.record
+        files = RoundFiles(folder.path)
+        inner, arrays = files.inner(newest), files.arrays(newest)
         try:
             self.memory.put_back(inner)
         except NotPlainError as error:
             raise ResumeError(
-                f"The session in {found.folder.path} cannot go on ({error}); use resume='fresh'."
+                f"The session in {folder.path} cannot be resumed ({error}); use resume='fresh'."
             ) from error
         for name, config in newest.configs.items():
             self.configs[name].clear()
             self.configs[name].update(config)
         whole = replace(newest, inner=inner, closed=replace(newest.closed, arrays=arrays))
-        session = self._session(found.folder, record, whole)
-        session.tags = {**record.tags, "flower_run_id": flower_run_id}
-        session.recall(found.rounds)
+        rounds = self._rounds(folder, whole)
+        hand = self._hand(rounds, {**record.tags, "flower_run_id": self.flower_run_id})
+        for checkpoint in cut.rounds[1:]:  # round 0 is what the session started with
+            hand.resume(checkpoint.closed, aggregated_only=checkpoint.phase == "aggregated")
         if newest.phase == "aggregated":
-            session.restored = whole
-        session.offset = newest.closed.round - (newest.phase == "aggregated")
-        tag = {f"resumed_after_round.{session.offset}": flower_run_id}
-        self.tracker.start_run(run_id=record.run_id, tags=tag)
+            hand.restored = whole.closed
+        hand.offset = newest.closed.round - (newest.phase == "aggregated")
+        tag = {f"resumed_after_round.{hand.offset}": self.flower_run_id}
+        self.setup.tracker.start_run(run_id=record.run_id, tags=tag)
+        finisher = self._finisher(rounds, self.evaluate_fn)
+        finisher.resume(cut.rounds, hand.offset)
         logger.info(
-            "going on with the session of MLflow run %s, which was cut short in round %d of %d",
+            "resuming the session of MLflow run %s, which was interrupted in round %d of %d",
             record.run_id,
-            min(session.offset + 1, record.num_rounds),
+            min(hand.offset + 1, record.num_rounds),
             record.num_rounds,
         )
-        return session
+        return rounds, finisher, hand
 
-    def left(self, found: Found, source: str) -> Session:
-        """A session of which rounds wait, for whoever finishes them; nothing is started.
+    def finish_left(self, left: Interrupted) -> None:
+        """Finish what an earlier session has left: its queue, and its MLflow run.
 
-        Its model is scored only if it has the arrays of the present one, and on the same data.
+        What cannot be finished is set apart with the reason; its files stay.
         """
-        newest = found.rounds[-1]
-        arrays = found.folder.arrays(newest)
-        without_model = not (self.arrays or found.record.arrays)  # both began so
-        comparable = without_model or fits(arrays, schema_of(self.arrays))
-        comparable = comparable and found.record.source == source
-        opening = self if comparable else replace(self, evaluate_fn=None)
-        session = opening._session(
-            found.folder,
-            found.record,
-            replace(newest, closed=replace(newest.closed, arrays=arrays)),
-        )
-        session.recall(found.rounds)
-        return session
+        folder, tracker = left.folder, self.setup.tracker
+        record = folder.record
+        status = record.status or ("FINISHED" if record.state == "left" else "KILLED")
+        try:
+            if record.run_id:
+                tracker.start_run(run_id=record.run_id)
+            if record.run_id or tracker.adopt_run({FOLDER_TAG: folder.path.name}) is not None:
+                if left.rounds:
+                    self._finish_rounds(left)
+                tracker.end_run(status)
+            folder.remove()
+        except (*AWAY, LeaseLost):
+            raise
+        except Exception as error:  # whatever it is, the new session must not end with it
+            apart = set_apart(folder.path)
+            logger.exception("%s is left as it is: %s", apart, type(error).__name__)
+            end_run(self.setup, status)
+        finally:
+            folder.release()
 
-    def take_up(self, found: Found) -> bool:
-        """Make the MLflow run of an earlier session the tracker's; False if it has none."""
-        if found.record.run_id:
-            self.tracker.start_run(run_id=found.record.run_id)
-            return True
-        return self.tracker.adopt_run({FOLDER_TAG: found.folder.path.name}) is not None
-
-    def _session(self, folder: SessionFolder, record: SessionRecord, newest: Checkpoint) -> Session:
-        arrays = newest.closed.arrays or self.arrays
-        return Session(
-            record=record,
-            rounds=KeptRounds(
-                folder, self.memory, self.configs, newest, model=self.model, health=self.health
-            ),
-            tags=record.tags,
-            schema=schema_of(arrays),
-            evaluate_fn=self.evaluate_fn,
-            sent=arrays,
+    def _finish_rounds(self, left: Interrupted) -> None:
+        """Finish the waiting rounds of an earlier session, and its last steps."""
+        newest, folder, setup = left.rounds[-1], left.folder, self.setup
+        arrays = RoundFiles(folder.path).arrays(newest)
+        rounds = self._rounds(folder, replace(newest, closed=replace(newest.closed, arrays=arrays)))
+        # Its model is scored only if it has the arrays of the present one, and on the same data.
+        same_model = not (self.arrays or folder.record.arrays) or fits(
+            arrays, schema_of(self.arrays)
         )
+        same_data = folder.record.source == score_source(self.evaluate_fn, setup.model.holdout)
+        finisher = self._finisher(rounds, self.evaluate_fn if same_model and same_data else None)
+        finisher.resume(left.rounds, 0)
+        staging = setup.store.get_latest_version(Stage.STAGING)
+        finisher.best = finisher.scores.better(finisher.best, staging)
+        if not folder.record.described:
+            finisher.begin()
+        if left.waiting:
+            logger.info("%d rounds of an earlier session are finished now", len(left.waiting))
+        for checkpoint in left.waiting:
+            finisher.work(checkpoint)
+        if folder.record.state == "left":
+            finisher.end(LastSteps(promote=setup.shadow is None))
+
+    def _rounds(self, folder: SessionFolder, newest: Checkpoint) -> RoundStore:
+        setup = self.setup
+        return RoundStore(
+            folder,
+            RoundFiles(folder.path),
+            self.memory,
+            self.configs,
+            newest,
+            health=setup.session.health,
+            model=setup.model.description,
+        )
+
+    def _finisher(self, rounds: RoundStore, evaluate_fn: EvaluateFn | None) -> Finisher:
+        setup, schema = self.setup, schema_of(rounds.newest_arrays)
+        scores = Scores(setup.store, rounds, evaluate_fn, schema, setup.metric, setup.mode)
+        return Finisher(setup, rounds, scores, self.lease)
+
+    def _hand(self, rounds: RoundStore, tags: Mapping[str, str]) -> RoundInHand:
+        arrays = rounds.newest_arrays
+        return RoundInHand(self.num_rounds, tags, schema_of(arrays), arrays)
+
+
+def end_run(setup: Setup, status: str, seconds: float | None = None) -> bool:
+    """End the MLflow run, in at most some seconds; return whether MLflow has ended it."""
+    ended = threading.Event()
+
+    def end() -> None:
+        try:
+            setup.tracker.end_run(status)
+            ended.set()
+        except RegistryError as error:
+            setup.tracker.leave_run()
+            logger.warning("%s; the next run ends it", error)
+
+    if seconds is None:
+        end()
+    else:
+        thread = threading.Thread(target=end, name="fl-app-end", daemon=True)
+        thread.start()
+        thread.join(seconds)
+    return ended.is_set()

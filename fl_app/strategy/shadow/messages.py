@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of a shadow round: who scores which model, and which answers belong together."""
+"""The messages of a shadow round: which node scores which model, and how replies are paired."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_app.strategy.finish.provenance import NodeScore, node_scores
 from fl_app.strategy.round.aggregate import aggregate_evaluate
+from fl_app.strategy.round.closed_round import NodeScore, node_scores
 from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS, NodeDeadline
 from fl_app.strategy.round.metrics import WatchedMetric, brief
-from fl_app.strategy.round.replies import Screened
+from fl_app.strategy.round.replies import ScreenedReplies
 from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening, needs_of, screen_evaluate
 from fl_app.strategy.shadow.scores import Paired
 
@@ -29,26 +29,26 @@ ARMS: tuple[Arm, Arm] = ("candidate", "champion")
 
 @dataclass
 class NodeEvaluation:
-    """How a session has nodes evaluate: the inner strategy's way, on the session's grid.
+    """How a session has nodes evaluate: by the inner strategy, on the session's grid.
 
     Attributes
     ----------
     strategy : Strategy
-        Chooses the nodes and writes their messages.
+        Samples the nodes and writes their messages.
     grid : Grid
         Where these are sent.
     server_round : int
-        The last round that the strategy was told; its numbers go on from there.
+        The last round of the strategy; its next one has the next number.
     config : ConfigRecord | None
         The evaluate config of the session.
     timeout : float
         Seconds to wait for a round's replies.
     screening : Screening | None
-        What a reply must be like to reach the strategy.
+        What is required of a reply.
     node_wait : float
-        Seconds to wait for as many nodes as the strategy asks for.
+        Seconds to wait for as many nodes as the strategy needs.
     metric : str | None
-        The metric that is compared, which the limit on the number of metrics spares.
+        The metric that is compared; the limit on the number of metrics does not count it.
     """
 
     strategy: Strategy
@@ -75,10 +75,10 @@ class NodeEvaluation:
 
     def aggregate(
         self, replies: Sequence[Message], *, what: str = "shadow evaluation"
-    ) -> tuple[MetricRecord | None, Screened]:
-        """Let the strategy see the replies to its own messages, as after any round.
+    ) -> tuple[MetricRecord | None, ScreenedReplies]:
+        """Return the strategy's average of the metrics, and the screened replies.
 
-        Returns its average of their metrics, and which of them count; ``what`` is for the log.
+        ``what`` is evaluated, for the log.
         """
         needs = needs_of(self.strategy, evaluate=True)
         watched = WatchedMetric.of(self.metric, "evaluate")
@@ -93,8 +93,8 @@ class NodeEvaluation:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A message on its way: which pair of scores it serves, and whose score it asks for."""
+class Request:
+    """A message of a shadow round: its pair of scores, the model that it brings, and the node."""
 
     pair: int
     arm: Arm
@@ -102,40 +102,40 @@ class Asked:
     message: Message
 
 
-def ask_both(
+def request_both(
     messages: Iterable[Message], models: Mapping[Arm, ArrayRecord], skip: Iterable[str]
-) -> list[Asked]:
+) -> list[Request]:
     """Have each node score both models: the inner strategy's message, and one like it."""
     skipped = set(skip)
     return [
-        asked
+        request
         for number, message in enumerate(messages)
         if _node(message) not in skipped
-        for asked in (_asked(number, arm, message, models) for arm in ARMS)
+        for request in (_request(number, arm, message, models) for arm in ARMS)
     ]
 
 
-def ask_one_each(
+def request_one_each(
     messages: Iterable[Message],
     models: Mapping[Arm, ArrayRecord],
     skip: Iterable[str],
     chance: random.Random,
-) -> list[Asked]:
+) -> list[Request]:
     """Have each node score one model: nodes are paired at random, and so is who scores which."""
     skipped = set(skip)
     free = [message for message in messages if _node(message) not in skipped]
     chance.shuffle(free)
-    couples = zip(free[::2], free[1::2], strict=False)  # an odd one out is not asked
+    couples = zip(free[::2], free[1::2], strict=False)  # an odd node out gets no message
     return [
-        _asked(number, arm, message, models)
+        _request(number, arm, message, models)
         for number, couple in enumerate(couples)
         for arm, message in zip(ARMS, couple, strict=True)
     ]
 
 
-def _asked(number: int, arm: Arm, message: Message, models: Mapping[Arm, ArrayRecord]) -> Asked:
+def _request(number: int, arm: Arm, message: Message, models: Mapping[Arm, ArrayRecord]) -> Request:
     wanted = with_arrays(message, models["candidate"], models[arm])
-    return Asked(number, arm, _node(message), wanted)
+    return Request(number, arm, _node(message), wanted)
 
 
 def _node(message: Message) -> str:
@@ -172,36 +172,36 @@ def size(messages: Iterable[Message]) -> int:
 
 @dataclass(frozen=True)
 class Replies:
-    """The replies of a shadow round beside what was asked.
+    """The replies of a shadow round beside its requests.
 
-    A reply is told by the id of the message that it answers, which Flower gives a message as it
-    is sent, and which errors bear too. No message says which of the two models it brings.
+    A reply is matched by the id of the message that it answers, which errors have too. The message
+    itself does not say which of the two models it brings.
     """
 
-    asked: Sequence[Asked]
+    requests: Sequence[Request]
     replies: Sequence[Message]
     metric: str
 
     def of(self, arm: Arm) -> list[Message]:
         """Return the replies on one model."""
-        ids = {asked.message.metadata.message_id for asked in self.asked if asked.arm == arm}
+        ids = {r.message.metadata.message_id for r in self.requests if r.arm == arm}
         return [m for m in self.replies if m.metadata.reply_to_message_id in ids]
 
     def pairs(self) -> Iterator[Paired | str]:
-        """Return each pair of scores, or what keeps it from being one."""
-        for candidate, champion in zip(self.asked[::2], self.asked[1::2], strict=True):
+        """Return each pair of scores, or why there is none."""
+        for candidate, champion in zip(self.requests[::2], self.requests[1::2], strict=True):
             yield self._pair(candidate, champion)
 
-    def _pair(self, *couple: Asked) -> Paired | str:
+    def _pair(self, *couple: Request) -> Paired | str:
         by_id = {m.metadata.reply_to_message_id: m for m in self.replies}
         scores = []
-        for asked in couple:
-            reply = by_id.get(asked.message.metadata.message_id)
+        for request in couple:
+            reply = by_id.get(request.message.metadata.message_id)
             score = _score(reply, self.metric)
             if isinstance(score, str):
-                return f"node {asked.node}, asked about the {asked.arm}: {score}"
+                return f"node {request.node}, on the {request.arm}: {score}"
             scores.append(score)
-        nodes = tuple(dict.fromkeys(asked.node for asked in couple))
+        nodes = tuple(dict.fromkeys(request.node for request in couple))
         keys = tuple(score.key for score in scores)
         if len(nodes) == 1 and keys[0] != keys[1]:
             return f"node {nodes[0]}: its data changed between its two answers"
@@ -209,13 +209,13 @@ class Replies:
 
 
 def _score(reply: Message | None, metric: str) -> NodeScore | str:
-    """What a reply says, or what is wrong with it."""
+    """Return the score in a reply, or what is wrong with it."""
     if reply is None:
         return "no answer in time"
     if reply.has_error():
         return brief(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
-    found = node_scores([reply], metric)
-    if found:
-        return found[0]
+    scores = node_scores([reply], metric)
+    if scores:
+        return scores[0]
     seen = next(iter(reply.content.metric_records.values()), MetricRecord())
     return brief(f"no {metric!r} in the answer, but {sorted(seen)}")

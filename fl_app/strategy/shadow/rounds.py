@@ -17,19 +17,19 @@ from flwr.app import ArrayRecord, Message
 from pydantic import Field
 
 from fl_app.settings import Key, check_settings
+from fl_app.strategy.checkpoints.arrays_file import load_round
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.console import shadow_line
-from fl_app.strategy.finish.provenance import node_scores
 from fl_app.strategy.records import DECIDED, ShadowReport
-from fl_app.strategy.session.arrays_file import load_round
+from fl_app.strategy.round.closed_round import node_scores
 from fl_app.strategy.shadow.messages import (
     ARMS,
     Arm,
     NodeEvaluation,
     Replies,
-    ask_both,
-    ask_one_each,
     carries,
+    request_both,
+    request_one_each,
     size,
 )
 from fl_app.strategy.shadow.scores import SHADOW_SCORES, Paired, ShadowScores
@@ -99,10 +99,10 @@ def shadow_rounds(
     schema: Schema,
     evaluation: NodeEvaluation,
 ) -> Iterable[ShadowReport]:
-    """Return the rounds that a session ends with, which run as their reports are taken.
+    """Return the rounds that a session ends with; iterating over their reports runs them.
 
-    Scores of earlier sessions are taken from the candidate's tag if it is the same comparison.
-    Nothing, and a line in the log, where there are no two versions to compare.
+    Scores of earlier sessions are read from the candidate's tag if it is the same comparison. There
+    are no rounds, and a line in the log, if there are no two versions to compare.
     """
     if settings is None or metric is None:
         return ()
@@ -132,20 +132,20 @@ def load_models(
 
 @dataclass
 class ShadowRounds:
-    """The rounds of one comparison; iterating runs them and brings a report after each.
+    """The rounds of one comparison; iterating runs them and returns a report after each.
 
     Attributes
     ----------
     settings : ShadowEvaluation
         How it is done.
     store : ModelStore
-        Where the scores are kept, in a tag of the candidate.
+        Where the scores are saved, in a tag of the candidate.
     scores : ShadowScores
-        What is known; grows with each round.
+        The scores so far; each round adds to them.
     models : Mapping[str, ArrayRecord] | str
         The arrays of ``candidate`` and ``champion``, or why there are none.
     evaluation : NodeEvaluation
-        How nodes are asked.
+        How nodes evaluate.
     total_bytes : int
         Bytes of all records that were sent and received.
     """
@@ -160,7 +160,7 @@ class ShadowRounds:
     _chance: random.Random = field(default_factory=random.Random)
 
     def __iter__(self) -> Iterator[ShadowReport]:
-        """Run rounds until there is nothing more to learn, which the last report tells."""
+        """Run rounds until the test decides or no node can add a score."""
         if isinstance(self.models, str):
             yield self._report(why=self.models)
             return
@@ -172,22 +172,22 @@ class ShadowRounds:
             yield report
 
     def _round(self, models: Mapping[Arm, ArrayRecord]) -> ShadowReport:
-        """Ask, wait, count and look."""
+        """Send both models, wait for the replies, count them and test."""
         try:
             messages = self.evaluation.messages(models["candidate"])
         except TooFewNodesError as error:
             return self._report(why=str(error))
         if not messages:
-            return self._report(why="the inner strategy asks no node to evaluate")
+            return self._report(why="the inner strategy samples no node to evaluate")
         if not all(carries(message, models["candidate"]) for message in messages):
             return self._report(why="the inner strategy's messages hold other arrays")
         if self.settings.ab_test:
-            asked = ask_one_each(messages, models, self._done(), self._chance)
+            requests = request_one_each(messages, models, self._done(), self._chance)
         else:
-            asked = ask_both(messages, models, self._done())
-        sent = [one.message for one in asked]
+            requests = request_both(messages, models, self._done())
+        sent = [request.message for request in requests]
         got = self.evaluation.send(sent)
-        replies = Replies(asked, got, self.scores.metric)
+        replies = Replies(requests, got, self.scores.metric)
         self.evaluation.aggregate(replies.of("candidate"))
         pairs = self._new_pairs(replies)
         self.scores = self.scores.with_round(pairs)
@@ -197,7 +197,7 @@ class ShadowRounds:
         return self._report(pairs, extra_bytes, why=why)
 
     def _new_pairs(self, replies: Replies) -> list[Paired]:
-        """Return the pairs on data that were not counted, and log what keeps others out."""
+        """Return the pairs on data that were not counted yet, and log why others are left out."""
         pairs: list[Paired] = []
         for pair in replies.pairs():
             if isinstance(pair, str):
@@ -215,7 +215,7 @@ class ShadowRounds:
         return pairs
 
     def _done(self) -> set[str]:
-        """Nodes that can bring nothing new."""
+        """Return the nodes whose data were counted already."""
         return set() if self.settings.fresh_data else self.scores.nodes() | self._repeating
 
     def _why_to_stop(self) -> str:
@@ -227,7 +227,9 @@ class ShadowRounds:
         left = self.evaluation.nodes() - done
         if done and len(left) < (2 if self.settings.ab_test else 1):
             what = "pairs" if self.settings.ab_test else "nodes"
-            return f"all connected nodes were asked, and {fewest} {what} are the fewest that decide"
+            return (
+                f"all connected nodes were counted, and {fewest} {what} are the fewest that decide"
+            )
         return ""
 
     def _why_useless(self, got: Sequence[Message]) -> str:

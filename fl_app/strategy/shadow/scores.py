@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scores of a candidate beside a champion's on the nodes' data, and their place in a tag.
-
-How they are got is in `messages.py`, what they say in `fl_registry.gates.sequential`.
-"""
+"""The scores of a candidate beside a champion's on the nodes' data, and how a tag holds them."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Paired:
     keys: tuple[str, ...]
 
     def difference(self, mode: str) -> float:
-        """By how much the candidate is better; no score is worse than any score."""
+        """Return by how much the candidate is better; a missing score is worse than any score."""
         fine = math.isfinite(self.candidate), math.isfinite(self.champion)
         if not all(fine):
             return 0.0 if fine[0] == fine[1] else math.inf if fine[0] else -math.inf
@@ -50,7 +47,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class ShadowScores:
-    """All scores of a candidate beside a champion's so far, from which everything follows.
+    """All scores of a candidate beside a champion's so far.
 
     Attributes
     ----------
@@ -61,7 +58,7 @@ class ShadowScores:
     ab_test : bool
         Whether each node scores one of the two only.
     rounds : tuple[tuple[Paired, ...], ...]
-        What each round brought that is new.
+        The new pairs of each round.
     """
 
     candidate: str
@@ -72,36 +69,36 @@ class ShadowScores:
     rounds: tuple[tuple[Paired, ...], ...] = ()
 
     def with_round(self, pairs: Sequence[Paired]) -> ShadowScores:
-        """These and what one more round brought."""
+        """Return these scores with those of one more round."""
         return replace(self, rounds=(*self.rounds, tuple(pairs)))
 
     def test(self, confidence: float) -> SequentialResult:
-        """Say what they say."""
+        """Return the result of the sequential test."""
         differences = [[pair.difference(self.mode) for pair in pairs] for pairs in self.rounds]
         return sequential_test(differences, confidence=confidence)
 
     def nodes(self) -> set[str]:
-        """Nodes that were counted."""
+        """Return the nodes that were counted."""
         return {node for pair in itertools.chain(*self.rounds) for node in pair.nodes}
 
     def keys(self) -> set[str]:
-        """Data that were counted, by `NodeScore.key`."""
+        """Return the keys of the data that were counted, by `NodeScore.key`."""
         return {key for pair in itertools.chain(*self.rounds) for key in pair.keys}
 
     def as_tag(self) -> str:
-        """All of it as JSON; without the rounds where a tag could not hold them."""
+        """Return the scores as JSON; without the rounds if a tag could not hold them."""
         rows = [[_row(pair) for pair in pairs] for pairs in self.rounds]
         text = json.dumps({**self._comparison(), "rounds": rows}, separators=(",", ":"))
         return text if len(text) <= _LARGEST else json.dumps(self._comparison())
 
     def resumed(self, tag: str) -> ShadowScores:
-        """These with the rounds that a tag tells of the same comparison, if it does."""
+        """Return these scores with the rounds in a tag, if it is of the same comparison."""
         try:
-            told, mine = json.loads(tag), self._comparison()
-            if {key: told.get(key) for key in mine} != mine:
+            theirs, mine = json.loads(tag), self._comparison()
+            if {key: theirs.get(key) for key in mine} != mine:
                 return self
-            rounds = tuple(tuple(_paired(*row) for row in rows) for rows in told["rounds"])
-        except (ValueError, TypeError, KeyError, AttributeError):  # anybody may write tags
+            rounds = tuple(tuple(_paired(*row) for row in rows) for rows in theirs["rounds"])
+        except (ValueError, TypeError, KeyError, AttributeError):  # any MLflow user may write tags
             return self
         return replace(self, rounds=rounds)
 

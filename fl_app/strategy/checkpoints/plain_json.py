@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain values as JSON, and arrays beside it: what is read back was written here, and runs nothing.
+"""Values as JSON, with arrays beside it; reading runs no code of a file.
 
-Numbers, texts, bytes, arrays, Flower's records, and dicts, lists, tuples and sets of them.
+Numbers, texts, bytes, times, stages, arrays, Flower's records, the records of a session, and dicts,
+lists, tuples and sets of them.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
+from fl_app.events import RejectedReply, RoundReport
+from fl_app.strategy.checkpoints.record import Baseline, Checkpoint, InnerState, SessionRecord
+from fl_app.strategy.records import DataUsed, Origin
+from fl_app.strategy.round.closed_round import ClosedRound, Contribution, NodeScore
 from fl_app.wire.arrays import ArrayError, view
+from fl_registry import Stage
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,14 +29,19 @@ MAX_DEPTH = 30
 _KNOWN = frozenset(
     ["bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))]
 ) | {"float16", "float32", "float64", "complex64"}
+_RECORDS: tuple[type[Any], ...] = (
+    *(Baseline, Checkpoint, ClosedRound, Contribution, DataUsed, InnerState, NodeScore, Origin),
+    *(RejectedReply, RoundReport, SessionRecord),
+)
+"""The records that are read back; each is written as its class's name and its fields."""
 
 
 class NotPlainError(ValueError):
-    """A value is of a kind that is not kept; the text says which."""
+    """A value is of a kind that cannot be written; the text says which."""
 
 
 def encode(value: object, arrays: Arrays | None = None, *, name: str = "") -> Any:
-    """Return a value as JSON knows it.
+    """Return a value as JSON.
 
     Parameters
     ----------
@@ -46,6 +59,20 @@ def encode(value: object, arrays: Arrays | None = None, *, name: str = "") -> An
         If anything in it is of another kind, or it is nested too deeply.
     """
     return _Writer(arrays, name).write(value, 0)
+
+
+def encode_each(values: Mapping[str, object]) -> dict[str, tuple[Any, Arrays] | None]:
+    """Return values as JSON with copies of their arrays, by name; None if one cannot be written."""
+    encoded: dict[str, tuple[Any, Arrays] | None] = {}
+    for name, value in values.items():
+        arrays: Arrays = {}
+        try:
+            text = encode(value, arrays, name=name)
+        except NotPlainError:
+            encoded[name] = None
+        else:
+            encoded[name] = text, {key: array.copy() for key, array in arrays.items()}
+    return encoded
 
 
 def decode(text: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Any:
@@ -113,6 +140,17 @@ class _Writer:
     def config(self, value: ConfigRecord, depth: int) -> Any:
         return {"config": self.pairs(dict(value), depth)}
 
+    def time(self, value: datetime, _: int) -> Any:
+        return {"time": value.isoformat()}
+
+    def stage(self, value: Stage, _: int) -> Any:
+        return {"stage": str(value)}
+
+    def record(self, value: Any, depth: int) -> Any:
+        names = [field.name for field in fields(value)]
+        inside = {name: self.write(getattr(value, name), depth) for name in names}
+        return {type(value).__name__: inside}
+
     def _put(self, array: np.ndarray) -> str:
         if array.dtype.name not in _KNOWN:
             raise NotPlainError(f"it holds an array of {array.dtype}")
@@ -135,6 +173,9 @@ _WRITERS: dict[type, Callable[[_Writer, Any, int], Any]] = {
     tuple: _Writer.several,
     set: _Writer.several,
     frozenset: _Writer.several,
+    datetime: _Writer.time,
+    Stage: _Writer.stage,
+    **dict.fromkeys(_RECORDS, _Writer.record),
 }
 
 
@@ -151,6 +192,10 @@ def _read_pairs(inside: Any, arrays: Mapping[str, np.ndarray]) -> dict[Any, Any]
     return {_read(key, arrays): _read(value, arrays) for key, value in inside}
 
 
+def _read_record(kind: type[Any]) -> Callable[[Any, Mapping[str, np.ndarray]], Any]:
+    return lambda inside, arrays: kind(**{k: _read(v, arrays) for k, v in inside.items()})
+
+
 _READERS: dict[str, Callable[[Any, Mapping[str, np.ndarray]], Any]] = {
     "base64": lambda text, _: base64.b64decode(text, validate=True),
     "bytes": lambda name, arrays: arrays[name].tobytes(),
@@ -164,4 +209,7 @@ _READERS: dict[str, Callable[[Any, Mapping[str, np.ndarray]], Any]] = {
     "tuple": lambda rows, arrays: tuple(_read(row, arrays) for row in rows),
     "set": lambda rows, arrays: {_read(row, arrays) for row in rows},
     "frozenset": lambda rows, arrays: frozenset(_read(row, arrays) for row in rows),
+    "time": lambda text, _: datetime.fromisoformat(text),
+    "stage": lambda text, _: Stage(text),
+    **{kind.__name__: _read_record(kind) for kind in _RECORDS},
 }

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many closed rounds wait on disk to be handed to MLflow, and why; for whoever shows it.
+"""How many closed rounds wait on disk for MLflow, and why.
 
-Only names are read, and what tells which model they belong to. Who writes them is
-``fl_app.strategy.session.folder``.
+Only names of files are read, and which model a session belongs to.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 CHECKPOINTS = "checkpoints"
 SESSION_FILE, TROUBLE_FILE = "session.json", "trouble.json"
@@ -23,7 +21,7 @@ class Backlog:
     Attributes
     ----------
     rounds : int
-        How many; one is usual while a session runs, since a round is finished during the next one.
+        How many; one is usual while a session runs, as a round is finished during the next one.
     trouble : str
         Why they wait; empty while MLflow answers.
     """
@@ -32,13 +30,13 @@ class Backlog:
     trouble: str = ""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line of text."""
         rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
         return f"{rounds}: {self.trouble}" if self.trouble else rounds
 
 
 def backlog(home: Path, model: str) -> Backlog:
-    """What waits under an app's home for a registered model.
+    """Return what waits under an app's home for a registered model.
 
     Parameters
     ----------
@@ -50,21 +48,26 @@ def backlog(home: Path, model: str) -> Backlog:
     rounds, trouble = 0, ""
     for folder in session_folders(home, model):
         rounds += len(list(folder.glob("closed-*.json")))
-        trouble = trouble or str(read_json(folder / TROUBLE_FILE).get("why", ""))
+        trouble = trouble or str(_read_json(folder / TROUBLE_FILE) or "")
     return Backlog(rounds, trouble if rounds else "")
 
 
 def session_folders(home: Path, model: str) -> list[Path]:
-    """The folders of a model's sessions; neither drafts nor those that were set apart."""
-    found = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
-    named = [path for path in found if read_json(path).get("model") == model]
-    return [path.parent for path in named if path.parent.suffix != ".failed"]
+    """Return the folders of a model's sessions; neither drafts nor those that were set apart."""
+    paths = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
+    return [p.parent for p in paths if p.parent.suffix != ".failed" and _model_of(p) == model]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none, or something else."""
+def _model_of(path: Path) -> object:
+    match _read_json(path):
+        case {"SessionRecord": {"model": model}}:
+            return model
+    return None
+
+
+def _read_json(path: Path) -> object:
+    """Return the value in a file; None if there is none, or it is damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None

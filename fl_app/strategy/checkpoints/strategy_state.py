@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of the inner strategy as values for the disk, and back into a new strategy.
+
+Momenta, clipping norms, counters, an accountant: every attribute that has changed since the start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from fl_app.strategy.checkpoints.plain_json import Arrays, NotPlainError, decode, encode_each
+from fl_app.strategy.checkpoints.record import InnerState
+from fl_app.strategy.round.inner_state import attributes, keeps_state, strategy_levels
+
+logger = logging.getLogger("flwr.fl_app")
+
+Encoded = tuple[Any, Mapping[str, np.ndarray]]
+"""A value as JSON, with its arrays."""
+
+
+class InnerMemory:
+    """The state of a strategy, and of those that it wraps, since this object was made.
+
+    An attribute that changes and cannot be written to disk is logged once. The state of an object
+    with ``state_dict`` and ``load_state_dict``, such as Flower's privacy accountant, is taken by
+    these. Objects that only change inside, such as a random generator, are not noticed.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The outermost of the chain, as it is at the start.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._objects, self._before = self._now()
+        self._logged: set[str] = set()
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The classes of the chain, the outermost first."""
+        return tuple(type(level).__qualname__ for _, level in strategy_levels(self._strategy))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The attributes that were numbers, texts or None at the start."""
+        plain = {place: seen[0] for place, seen in self._before.items() if seen is not None}
+        return {place: text for place, text in plain.items() if not isinstance(text, list | dict)}
+
+    def take(self) -> InnerState:
+        """Return what has changed since the start."""
+        values, arrays, missing = {}, Arrays(), []
+        objects, encoded = self._now()
+        for place, now in encoded.items():
+            before = self._before.get(place)
+            if now is None:
+                if objects[place] is not self._objects.get(place):
+                    missing.append(place)
+                    self._log_missing(place, objects[place])
+            elif before is None or not _same(now, before):
+                values[place] = now[0]
+                arrays.update(now[1])
+        return InnerState(values, arrays, tuple(missing))
+
+    def put_back(self, state: InnerState) -> None:
+        """Restore a state.
+
+        Raises
+        ------
+        NotPlainError
+            If the state is not of such a strategy.
+        """
+        levels = dict(strategy_levels(self._strategy))
+        for place, text in state.values.items():
+            path, _, name = place.rpartition("/")
+            if path not in levels:
+                raise NotPlainError(f"there is no strategy at {path!r}")
+            value, now = decode(text, state.arrays), getattr(levels[path], name, None)
+            if keeps_state(now):
+                now.load_state_dict(value)
+            else:
+                setattr(levels[path], name, value)
+
+    def _now(self) -> tuple[dict[str, object], Mapping[str, Encoded | None]]:
+        """Return the attributes as objects, and encoded, by their places."""
+        states = attributes(self._strategy)
+        objects = {place: value for place, (value, _) in states.items()}
+        return objects, encode_each({place: state for place, (_, state) in states.items()})
+
+    def _log_missing(self, place: str, value: object) -> None:
+        if place not in self._logged:
+            self._logged.add(place)
+            logger.warning(
+                "%s of the strategy cannot be written to disk, since it is a %s: a session that is "
+                "interrupted would be resumed without it",
+                place.strip("/"),
+                type(value).__name__,
+            )
+
+
+def same_state(one: InnerState, other: InnerState) -> bool:
+    """Return whether two states are equal bit for bit."""
+    return _same((one.values, one.arrays), (other.values, other.arrays))
+
+
+def _same(one: Encoded, other: Encoded) -> bool:
+    """Whether two values are equal bit for bit."""
+    return (
+        json.dumps(one[0]) == json.dumps(other[0])
+        and one[1].keys() == other[1].keys()
+        and all(_equal(array, other[1][name]) for name, array in one[1].items())
+    )
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and one.tobytes() == other.tobytes()
