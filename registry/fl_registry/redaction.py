@@ -55,6 +55,12 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     return _FIELD.sub(rf"\1\2{HIDDEN}", text)
 
 
+def redact_values(fields: Mapping[str, object]) -> dict[str, str]:
+    """Return the values as texts without secrets."""
+    known = known_secrets()
+    return {name: redact(str(value), known=known) for name, value in fields.items()}
+
+
 @lru_cache(maxsize=1)
 def _environment_secrets(environment: frozenset[tuple[str, str]]) -> list[str]:
     return secrets_of(dict(environment))

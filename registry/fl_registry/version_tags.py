@@ -15,7 +15,7 @@ from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.files.strict_json import read_json
 from fl_registry.records import ModelVersion
-from fl_registry.redaction import redact
+from fl_registry.redaction import redact_values
 from fl_registry.stages import Stage
 
 RESERVED = frozenset(
@@ -120,8 +120,8 @@ def as_number(value: object) -> float | None:
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
-    checked = {}
-    for name, value in tags.items():
+    checked = redact_values(tags)
+    for name, text in checked.items():
         if not isinstance(name, str) or not name.strip() or len(name) > _MAX_KEY:
             raise InvalidName(
                 f"A tag's name must be a text of 1 to {_MAX_KEY} characters, not {name!r:.60}."
@@ -133,14 +133,12 @@ def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
             )
         if name in RESERVED:
             raise InvalidName(f"The tag {name!r} belongs to the registry; use another name.")
-        text = redact(str(value))
         if "\0" in text:
             raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be stored.")
         if len(text) > _MAX_VALUE:
             raise InvalidName(
                 f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."
             )
-        checked[name] = text
     return checked
 
 
