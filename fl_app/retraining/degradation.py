@@ -258,7 +258,8 @@ def _baseline(
     least = max(robust_sigma(jagged), threshold / 50)
     step, whole = step_in(reference, suspects), len(reference)
     sizes = [size for size in SIZES if whole / 4 <= size < whole]
-    # The last scores may be higher than the whole reference: a model improves while it is trained.
+    # A lower bound of the scores before, and not the mean of the first 40: those may contain the
+    # fall. The last scores may be higher than the whole reference: a model improves in training.
     baselines = []
     for size in (whole, *sizes):
         before = reference[-size:] + suspects[:step]
