@@ -289,6 +289,8 @@ class ServerConfig(_SharedSettings):
     monitor_database_url: Annotated[
         str | None, Key("monitor-database-url", off="", private=True)
     ] = None
+    # A deployment names MLflow in the environment of its SuperLink instead: an address may hold a
+    # password, and everybody who may list runs can read a run config.
     mlflow_tracking_uri: Annotated[str | None, Key("mlflow-tracking-uri", off="", private=True)] = (
         None
     )

@@ -156,7 +156,7 @@ def assemble(run_config: Mapping[str, Value], owner: str) -> Parts:
     store = ModelManager(config.mlflow_tracking_uri, config.registered_model_name, home=home)
     metrics = PrometheusMetrics()
     hooks = Hooks([metrics, *event_hooks(config)], store)
-    store.ping()
+    store.ping()  # before the data set, whose pictures may take long to read
     data = dataset(config, home)
     tracker = FederatedLearningTracker(
         config.mlflow_tracking_uri, config.experiment_name, home=home

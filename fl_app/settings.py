@@ -127,6 +127,7 @@ class Setting:
             If it has the wrong type or range.
         """
         try:
+            # The parts of a list are texts, which only a lax check turns into the words of an enum.
             return self.adapter.validate_python(value, strict=not self.key.listed)
         except ValidationError as error:
             first = error.errors()[0]
@@ -171,6 +172,7 @@ def settings_of(record: Any) -> tuple[Setting, ...]:
         for names, text in _PARAMETER.findall(inspect.cleandoc(kind.__doc__ or ""))
         for name in names.split(", ")
     }
+    # Strict: a run config has types, so "8" or true in place of 8 is a mistake, not a number.
     config = ConfigDict(strict=True, allow_inf_nan=False)
     made = []
     for field in fields(record):

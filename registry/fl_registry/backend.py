@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fl_registry.files.artifacts import Artifact, WholeFiles
+from fl_registry.files.artifacts import Artifact
+from fl_registry.files.digests import WholeFiles
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.records import ModelVersion

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import StoreUnavailable, UnknownVersion, disk_errors
-from fl_registry.files.artifacts import WEIGHTS_FILE, file_digest
+from fl_registry.files.artifacts import WEIGHTS_FILE
 from fl_registry.files.atomic import copy_whole
+from fl_registry.files.digests import file_digest
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat

@@ -45,10 +45,9 @@ from fl_registry.files.artifacts import (
     WEIGHTS_FILE,
     checked_header,
     describe,
-    digest_of,
-    file_digest,
     prepared,
 )
+from fl_registry.files.digests import digest_of, file_digest
 from fl_registry.files.half import HalfCopy, read_half, write_half
 from fl_registry.files.loading import ReadyModels, Weights, read_arrays
 from fl_registry.journal.entries import (

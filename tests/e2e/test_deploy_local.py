@@ -115,15 +115,16 @@ def listening() -> set[str]:
     return {str(one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
 
 
-def test_it_trains_registers_refuses_strangers_and_goes_on_after_kills(
+def test_it_trains_refuses_unregistered_nodes_and_resumes_after_kills(
     deployed: Deployed, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     command = ["make", "deploy-local", f"ARGS={' '.join(deployed.options)}"]
     with up(deployed, command, first) as process:
         secrets_are_for_their_owner(deployed.layout)
-        no_stranger_is_let_in(deployed, tmp_path)
+        strangers = unregistered_supernodes(deployed, tmp_path)
         the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed)
+        they_are_refused(deployed, strangers)
         app = small_app(
             tmp_path / "app",
             "deployed",
@@ -156,23 +157,28 @@ def secrets_are_for_their_owner(layout: Layout) -> None:
         assert file.stat().st_mode & 0o777 == 0o600, file
 
 
-def no_stranger_is_let_in(deployed: Deployed, folder: Path) -> None:
-    """A SuperNode with a key that nobody registered, and one without a key."""
+def unregistered_supernodes(
+    deployed: Deployed, folder: Path
+) -> dict[Path, subprocess.Popen[bytes]]:
+    """Start one with a key that is not registered, and one without a key; by their logs."""
     make_keys(folder / "stranger", nodes=1)
     key = ["--auth-supernode-private-key", str(folder / "stranger" / "node-1")]
-    strangers = {}
-    for name, words in (("unknown.log", key), ("keyless.log", [])):
+    started = {}
+    for log, words in ((folder / "unknown.log", key), (folder / "keyless.log", [])):
         command = [str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{deployed.port}"]
         command += ["--root-certificates", str(deployed.layout.keys.authority)]
         command += ["--port", str(free_port()), *words]
-        with (folder / name).open("w") as log:
-            strangers[name] = subprocess.Popen(
-                command, env=deployed.flower.environment, stdout=log, stderr=log
+        with log.open("w") as file:
+            started[log] = subprocess.Popen(
+                command, env=deployed.flower.environment, stdout=file, stderr=file
             )
-    for name, stranger in strangers.items():
+    return started
+
+
+def they_are_refused(deployed: Deployed, strangers: dict[Path, subprocess.Popen[bytes]]) -> None:
+    for log, stranger in strangers.items():
         assert stranger.wait(90) == 1
-        said = (folder / name).read_text()
-        assert "Failed to initialize the connection to the SuperLink" in said
+        assert "Failed to initialize the connection to the SuperLink" in log.read_text()
     listed = deployed.flower.command(
         *("flwr", "supernode", "list", LINK, "--format", "json"), cwd=deployed.flower.folder
     )

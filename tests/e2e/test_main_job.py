@@ -11,7 +11,7 @@ import pytest
 from support.flower import ROOT, Flower
 
 from fl_registry import FederatedLearningTracker, ModelManager
-from fl_registry.files.artifacts import file_digest
+from fl_registry.files.digests import file_digest
 from fl_registry.files.weights import load_weights
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file, save_file
 
-from fl_registry.files.artifacts import file_digest
+from fl_registry.files.digests import file_digest
 from fl_registry.files.safetensors_header import Manifest, read_header
 from fl_registry.files.weights import WeightsError, load_weights, save_weights
 

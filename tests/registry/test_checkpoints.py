@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from fl_registry import ArtifactError
-from fl_registry.files.artifacts import file_digest, prepared
+from fl_registry.files.artifacts import prepared
+from fl_registry.files.digests import file_digest
 
 
 class Bomb:

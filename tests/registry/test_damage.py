@@ -15,7 +15,7 @@ from hypothesis import settings
 from safetensors.numpy import save_file
 
 from fl_registry import ArtifactError, InMemoryModelStore, ModelManager
-from fl_registry.files.artifacts import file_digest
+from fl_registry.files.digests import file_digest
 from fl_registry.store import ModelStore
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"
@@ -97,9 +97,10 @@ def test_a_file_is_read_again_only_after_somebody_touched_it(
     store, read = InMemoryModelStore(), []
     prepared(store, tmp_path)
     path = store.weights_path("1")
+    os.utime(path)
     time.sleep(0.1)  # longer than a tick of the file system's clock
     monkeypatch.setattr(
-        "fl_registry.files.artifacts.file_digest",
+        "fl_registry.files.digests.file_digest",
         lambda path: read.append(path) or file_digest(path),
     )
     for _ in range(3):

@@ -59,7 +59,7 @@ def test_a_description_that_mlflow_cannot_keep_is_refused(
 def test_results_per_example_are_a_file_with_a_digest(
     store: ModelStore, weights: MakeWeights
 ) -> None:
-    from fl_registry.files.artifacts import digest_of
+    from fl_registry.files.digests import digest_of
 
     store.save_model_version(weights(1), per_example={"b": 1, "a": 0.25})
     store.save_model_version(weights(2), per_example={})

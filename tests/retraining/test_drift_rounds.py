@@ -177,7 +177,7 @@ def test_a_hostile_node_is_dropped_and_the_round_goes_on(
     tracker = session(monitor, Federation(tmp_path).grid(spoil), 3)
     assert len(tracker.runs) == 1
     assert "dropped the data summary of node 13: its node id is 11" in caplog.text
-    assert "dropped the data summary of node 14: version is None" in caplog.text
+    assert "dropped the data summary of node 14: version: Field required" in caplog.text
     assert monitor.drift.last is not None
     assert monitor.drift.last.nodes == 2
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from support.killed_session import ROUNDS, STRATEGIES, context, outcome, run
 
-from fl_registry.files.artifacts import file_digest
+from fl_registry.files.digests import file_digest
 from fl_registry.files.weights import load_weights
 
 NIGHTLY = settings.get_current_profile_name() == "nightly"

@@ -27,7 +27,7 @@ from fl_app.strategy.checkpoints.json_files import disk_errors, read, remove, wr
 from fl_app.strategy.checkpoints.plain_json import encode
 from fl_app.strategy.checkpoints.record import PHASES, Checkpoint, InnerState, Phase
 from fl_app.strategy.errors import CheckpointError
-from fl_registry.files.artifacts import file_digest
+from fl_registry.files.digests import file_digest
 from fl_registry.files.weights import load_weights, save_weights
 
 _NUMBERED = re.compile(r"(round|inner|aggregated|closed|done)-(\d{4,})(?:-[a-z]+)?\.[a-z]+")

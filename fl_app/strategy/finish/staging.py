@@ -75,7 +75,7 @@ def decision_tags(decision: Decision) -> dict[str, str]:
 
 
 def supersede(store: ModelStore, version: str, reports: Reports) -> None:
-    """Note in the reports that ``version`` takes the place of what is in Staging."""
+    """Update the report of the version that leaves Staging for ``version``."""
     old = store.get_latest_version(Stage.STAGING)
     for index, report in enumerate(reports):
         if report.version == old and old != version:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 
 from fl_registry.errors import ArtifactError, disk_errors
 from fl_registry.files.atomic import scratch_folder
-from fl_registry.files.file_stamp import Stamp, stamp
+from fl_registry.files.digests import file_digest
 from fl_registry.files.safetensors_header import Header, Manifest, read_header
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -103,74 +102,6 @@ def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | Non
         scores.write_text(text, encoding="utf-8")
     of_scores = file_digest(scores) if per_example else ""
     return Artifact(folder, digest, weights.stat().st_size, of_scores)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_of(content: bytes) -> str:
-    """Return the SHA-256 of bytes, as hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-class WholeFiles:
-    """Checks digests of files; a file that is unchanged since its last check is not read again."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, tuple[str, Stamp]] = {}
-
-    def has(self, path: Path, sha256: str) -> bool:
-        """Return whether the file exists and has this digest."""
-        digest, seen = self._seen.get(path, ("", None))
-        if digest == sha256 and seen is not None and seen.still(path):
-            return True
-        seen = stamp(path)
-        if seen is None or file_digest(path) != sha256:
-            return False
-        self._seen[path] = (sha256, seen)
-        return True
-
-    def verify(self, path: Path, sha256: str, *, version: str) -> Path:
-        """Return `path` if its content has the digest that was recorded for `version`.
-
-        Raises
-        ------
-        ArtifactError
-            The file is missing or has changed since it was saved.
-        """
-        if not path.is_file():
-            raise _missing(path, version)
-        if not self.has(path, sha256):
-            raise _changed(path, version)
-        return path
-
-    def read(self, path: Path, sha256: str, *, version: str) -> bytes:
-        """Return the content of `path`, read once; raises as `verify` does."""
-        seen = stamp(path)
-        if seen is None:
-            raise _missing(path, version)
-        content = path.read_bytes()
-        if digest_of(content) != sha256:
-            raise _changed(path, version)
-        self._seen[path] = (sha256, seen)
-        return content
-
-
-def _missing(path: Path, version: str) -> ArtifactError:
-    return ArtifactError(
-        f"The weights of version {version} are missing ({path}); restore the file from a "
-        "backup, or use another version."
-    )
-
-
-def _changed(path: Path, version: str) -> ArtifactError:
-    return ArtifactError(
-        f"The weights of version {version} have changed since they were saved ({path}); "
-        "restore the file from a backup, or use another version."
-    )
 
 
 def describe(header: Header, *, shown: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_registry.errors import ArtifactError
-from fl_registry.files.artifacts import WholeFiles
+from fl_registry.files.digests import WholeFiles
 
 _CACHED = 2  # models: production and the one before it
 

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fl_registry.files.artifacts import digest_of
 from fl_registry.files.atomic import write_whole
+from fl_registry.files.digests import digest_of
 from fl_registry.files.safetensors_header import Manifest, read_header
 
 

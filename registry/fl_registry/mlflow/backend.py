@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_registry.backend import Backend, NewVersion
 from fl_registry.errors import UnknownVersion, error_code, is_missing
-from fl_registry.files.file_stamp import stamps
+from fl_registry.files.digests import stamps
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.files import MlflowFiles
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal

@@ -13,8 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from fl_registry.backend import VersionFiles
 from fl_registry.errors import ArtifactError, RegistryError
-from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE, file_digest
+from fl_registry.files.artifacts import DIGEST, WEIGHTS_FILE
 from fl_registry.files.atomic import scratch_folder
+from fl_registry.files.digests import file_digest
 from fl_registry.files.strict_json import read_json
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.mlflow.artifact_locations import LOCAL_SCHEMES, checked_location, is_model_id
