@@ -157,9 +157,9 @@ def check(
     state = _with_evidence(state, merged, height)
     compared = {summary.node_id for summary in complete}
     # The reference grows: a frozen one of 300 rows has an error that all checks share, which adds
-    # up to evidence (34 false alarms in 1,000 checks, benchmarks/drift.py). While ``hold``, it does
-    # not: a lasting shift would be part of it before a season is over, and the gate on the effect
-    # would open when the evidence is gone.
+    # up to evidence (34 false alarms in 1,000 checks). While ``hold``, it does not grow: a lasting
+    # shift would be part of it before a season is over, and the gate on the effect would open when
+    # the evidence is gone.
     state = grow_references(state, [summary for summary in current if summary.node_id in compared])
     if settings.policy == "per_check":
         size, drifted = effect(merged.window), merged.p < PER_CHECK_P
