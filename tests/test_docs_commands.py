@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fl_app.cli.checks import examine
 from support.postgres_server import postgres, postgres_programs
 
 from fl_app import RetrainingManager
 from fl_app.cli import main
+from fl_app.cli.doctor import examine
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager

@@ -89,6 +89,7 @@ def health(api: Context, _: Query) -> Response:
         answer["failing"] = failing
     if backlog is not None:
         answer["backlog"] = backlog.rounds
+    # 200 also if degraded: a probe that fails would have the server killed, for a full disk say.
     return reply(200, answer)
 
 

@@ -2,8 +2,8 @@
 """A SuperNode whose messages are run by forks of a process that has loaded torch and Ultralytics.
 
 Flower starts `flwr-clientapp` for each message, by its name in PATH. Here that name is a script
-that requests a fork of this process (`fork_client`). A fork ends with its message, so nothing is
-shared between runs, versions of an app or messages.
+that requests a fork of this process (`fork_client`), since Flower accepts only its own executors. A
+fork ends with its message, so nothing is shared between runs, versions of an app or messages.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 """Certificates and keys of a deployment: an authority, the SuperLink's certificate, a key a node.
 
 Flower's one port has TLS, and its SuperLink identifies SuperNodes by EC keys in OpenSSH's format.
+`cryptography` makes both, and can check whether a certificate still fits, which a shell script
+around openssl cannot. The authority's key is a file of its own: only new certificates need it.
 """
 
 from __future__ import annotations

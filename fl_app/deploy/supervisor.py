@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import psutil
 
 # All processes inherit these two variables, and are identified by them, also after this program was
-# killed. A process group would not do: Flower's SuperExec starts a session of its own.
+# killed. A process group would not do: Flower's SuperExec starts a session of its own. Nor would a
+# file with the process id, which another process may have by then.
 FOLDER_VARIABLE, SERVICE_VARIABLE = "FL_APP_DEPLOYMENT", "FL_APP_SERVICE"
 _STABLE_SECONDS = 60.0  # a process that ran for longer has not failed at its start
 _LONGEST_PAUSE = 60.0

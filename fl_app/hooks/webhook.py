@@ -126,8 +126,9 @@ class Webhook:
 
     def _post(self, event_id: str, body: bytes, number: int) -> None:
         try:
-            # Resolved here and not by urllib3, which could resolve a name that is checked now to a
-            # private address a moment later.
+            # Resolved and checked here, for each attempt: a name may lead to a private address, and
+            # to another one a moment later. `requests` would resolve it again after the check,
+            # follow redirects and use a proxy.
             addresses = self._target.addresses()
             address = addresses[number % len(addresses)]
             answer = self._send(address, self._headers(event_id, body), body)

@@ -93,6 +93,8 @@ class Target:
         except UnicodeError as error:
             raise OSError("it is not a host name") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        # A private address needs its host in the list. This guards only against mistakes and name
+        # servers of others: whoever may change the settings may run code on the server as well.
         private = [each for each in addresses if not is_public(each)]
         if private and not self.named:
             raise ForbiddenAddressError(

@@ -105,8 +105,8 @@ class DegradationRule(ABC):
 class BestMinusThreshold(DegradationRule):
     """Requests retraining when a score is worse than the best by more than ``threshold``.
 
-    Simple, with many false alarms: 67 in 1,000 rounds of noise with a standard deviation of 0.02,
-    at a threshold of 0.05.
+    Simple, with many false alarms: 93 in 1,000 rounds of noise with a standard deviation of 0.02,
+    at a threshold of 0.05 (``python -m benchmarks.monitor``).
     """
 
     policy: Literal["best_minus_threshold"] = field(default="best_minus_threshold", kw_only=True)
@@ -258,7 +258,8 @@ def _baseline(
     least = max(robust_sigma(jagged), threshold / 50)
     step, whole = step_in(reference, suspects), len(reference)
     sizes = [size for size in SIZES if whole / 4 <= size < whole]
-    # The last scores may be higher than the whole reference: a model improves while it is trained.
+    # A lower bound of the scores before, and not the mean of the first 40: those may contain the
+    # fall. The last scores may be higher than the whole reference: a model improves in training.
     baselines = []
     for size in (whole, *sizes):
         before = reference[-size:] + suspects[:step]

@@ -76,6 +76,8 @@ def decide(
     Forced requests are always pending. All others must be past the cooldown in rounds and hours,
     within the budget, and not repeat a request about a fall that has not recovered.
     """
+    # People's requests are forced. Cooldown and budget guard against a rule with false alarms, not
+    # against a person, who has other information. Even so only one runs and one is pending.
     if request.force:
         return Outcome.PENDING, ""
     for exceeded, why in _limits(policy, request, situation):

@@ -94,7 +94,9 @@ class EarlyStopping:
         progress = Progress()
         for report in reports:
             if report.failed or metric not in report.metrics:
-                continue  # a round that was not evaluated says nothing about the score
+                # A failed round says nothing about the model, so it does not use up patience. Three
+                # of them in a row end the run anyway.
+                continue
             score = report.metrics[metric]
             progress = self.after(progress, report.round, score, mode=mode)
             if why := self.verdict(progress, metric):

@@ -191,6 +191,8 @@ def is_bytes(values: np.ndarray) -> bool:
 
 def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
     """Return whether the sum of all squares is finite, and so each value; reads them once."""
+    # A finite value is not enough: one reply with 1e30 in float32 makes the second moment of
+    # FedAdam infinite, and the model never changes again.
     if values.dtype.kind != "f" or dtype.kind != "f":
         return bool(values.dtype == dtype and np.isfinite(values).all())
     if min(values.itemsize, dtype.itemsize) < 4:  # float16 cannot hold squares

@@ -2,7 +2,8 @@
 """All arrays of a record packed into one array, and back.
 
 Flower sends each array as several objects of its own, one request after the other, at each of the
-four hops between ServerApp and ClientApp. One long array needs a few requests only.
+four hops between ServerApp and ClientApp. One long array needs a few requests only. Flower's
+settings for more requests at once are private, and larger chunks do not join arrays.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ def get_model(
 
 def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Return copies of all entries of the state dict, in its order, with their dtypes."""
+    # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
+    # the global model stays 0.
     return {
         name: tensor.detach().cpu().contiguous().numpy().copy()
         for name, tensor in model.state_dict().items()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A metric of the versions, round after round: its data for the table, and as an SVG picture."""
+"""A metric of the versions, round after round: its data for the table, and as an SVG picture.
+
+The picture is drawn on the server, since the page has no script.
+"""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class PageSessions(SecureCookieSessionInterface):
     Browsers send a host's cookies to all its ports, so two servers on one machine need two names.
     """
 
-    # The cookie holds no secret and opens the page only. Programs use the token, so that no form
-    # of another site can act on the API.
+    # The cookie is of another kind than the token: it holds no secret and opens the page only.
+    # The API takes the token only, so that no form of another site can act on it.
     salt = "fl-app page"
     digest_method = staticmethod(hashlib.sha256)
 
@@ -102,6 +102,7 @@ def on_page() -> bool:
 
 def form_token() -> str:
     """Return the token in each form of this visitor; made with the first form."""
+    # SameSite alone is not enough: pages on other ports of this host are of the same site.
     if "form" not in session:
         session.permanent = True
         session["form"] = secrets.token_hex(16)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's style sheet, light and dark, wide and narrow; `chart.py` repeats its colours."""
+"""The page's style sheet, light and dark, wide and narrow; `chart.py` repeats its colours.
+
+A Python file, since Flower's bundle of an app includes no `.css` file.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's layout and parts, and how templates are filled: all text from outside is escaped."""
+"""The page's layout and parts, and how templates are filled: all text from outside is escaped.
+
+Templates are texts in Python files: Flower's bundle of an app includes `.py`, `.toml`, `.md`,
+`.yaml` and `.json` files only, so `.html` files would be missing in a run.
+"""
 
 from __future__ import annotations
 

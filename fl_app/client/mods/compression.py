@@ -58,6 +58,9 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
         raise ValueError(f"encoding is {encoding!r}, expected 'float16' or 'int8'.")
     form = Encoding(encoding)
 
+    # Noise and clipping on the node act before this mod, and those of the server after decoding, so
+    # both stay as they are. Only an update that the node clipped may get longer: by 0.05 % with
+    # float16, by more with int8.
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         # Read before the app gets the message, which it may change.
         sent = {key: dict(arrays) for key, arrays in message.content.array_records.items()}

@@ -90,6 +90,7 @@ def data_summary_mod(
     ValueError
         A parameter is out of range, or two exclude each other.
     """
+    # The calibration of the Gaussian mechanism holds up to an epsilon of 1.
     if epsilon is not None and not 0 < epsilon <= 1:
         raise ValueError(f"epsilon is {epsilon}, expected more than 0 and at most 1.")
     if not 0 < delta < 1:

@@ -166,6 +166,8 @@ class Reference:
 
     def summarised(self, node_id: str, noise: np.random.Generator) -> tuple[Reference, DataSummary]:
         """Return the reference after sending a summary, and that summary."""
+        # The noisy counts that are sent are those that join the reference later, so that no row is
+        # released twice.
         now = self.waiting + np.sqrt(self.noise[0]) * noise.standard_normal(self.waiting.shape)
         after = replace(self, sent=now, waiting=np.zeros_like(now))
         counts = np.stack([now, self.grown, self.baseline], axis=1)

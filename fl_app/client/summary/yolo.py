@@ -36,6 +36,8 @@ def picture_rows(data: NodeData) -> KeyedRows:
 
     def read(which: Sequence[int]) -> dict[str, np.ndarray]:
         some = [paths[index] for index in which]
+        # Labels and not detections: a model that is trained detects other things each round, which
+        # is no drift.
         boxes = [usable_boxes(path, spec.nc) for path in some]
         return {**pixel_statistics(some), **box_statistics(boxes, spec.names)}
 

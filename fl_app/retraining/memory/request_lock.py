@@ -2,7 +2,8 @@
 """The lock of the server that serves the running request; it ends with its process.
 
 The database still has the request as running after its server crashed. This lock shows whether the
-server is alive, since the operating system, or the database, releases it.
+server is alive, since the operating system, or the database, releases it. A heartbeat in the
+database would need a time-out, and clocks that agree.
 """
 
 from __future__ import annotations

@@ -67,10 +67,13 @@ class ProbationSettings:
         If one of them has the wrong type or range.
     """
 
+    # Drift alone does not decide by default: it says that the data moved, not that the version
+    # before would do better, which was trained on still older data. It requests retraining anyway.
     watch: Annotated[tuple[Source, ...], Key("probation-watch", listed=True)] = (
         Source.FEDERATED,
         Source.FEED,
     )
+    # Twice the fall that requests retraining, since a rollback costs more than a request.
     drop: Annotated[float, Field(gt=0), Key("probation-drop")] = 0.1
     in_a_row: Annotated[int, Field(ge=1), Key("probation-in-a-row")] = 3
     hours: Annotated[float, Field(ge=0), Key("probation-hours")] = 24.0

@@ -31,7 +31,8 @@ BLOCK = 2**16
 LEARNING_RATE = "learning-rate"
 """The config key of the rate in train messages."""
 TOGETHER = 3
-"""Models that are added in one pass over the sum."""
+"""Models that are added in one pass over the sum: a fifth less time than one by one, while two
+replies wait in memory. Five would save another twentieth."""
 
 
 class StreamingFedAvg(FedAvg):
@@ -88,7 +89,8 @@ class StreamingFedAvg(FedAvg):
 class ScheduledFedAvg(StreamingFedAvg):
     """StreamingFedAvg whose train messages carry ``learning-rate``.
 
-    A client starts each round with a new optimizer and does not have the number of rounds so far.
+    A client starts each round with a new optimizer and does not have the number of rounds so far: a
+    schedule of its own would begin anew in each round.
 
     Parameters
     ----------
@@ -144,6 +146,9 @@ class _Sum:
             for read, share in added:
                 values += np.multiply(read, share, dtype=self.dtype)
             return
+        # BLAS's axpy is one pass over a reply's bytes, where numpy needs two and a copy. With all
+        # around it, a reply of 355 arrays (12 MB) takes 1.6 to 2.2 ms among 50 or 200 replies, and
+        # 13 to 23 ms in Flower's FedAvg (benchmarks/aggregation.py).
         for start in range(0, values.size, BLOCK):
             count = min(BLOCK, values.size - start)
             for read, share in added:
@@ -245,7 +250,8 @@ class WeightedAverage:
 def _blas() -> ThreadpoolController:
     """Return the controller of BLAS's threads, which wait for each other in a busy loop.
 
-    If the cores are not free, two threads take twenty times as long as one.
+    If the cores are not free, two threads take 20 to 70 ms for 12 MB, and one takes 1.1 to 1.6 ms
+    (benchmarks/aggregation.py). On free cores two would take 0.85 ms.
     """
     import scipy.linalg  # noqa: F401  (its BLAS is looked for)
     from threadpoolctl import ThreadpoolController

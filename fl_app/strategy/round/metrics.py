@@ -86,6 +86,8 @@ def sound_metrics(
     and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
     (``<watched>/…``) a reply has at most 100.
     """
+    # Arrays are rejected and metrics are left out: Flower averages none if the names differ between
+    # replies, and one node must not take them from all others.
     sound: dict[str, Value] = {}
     faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
     for name, value in metrics.items():

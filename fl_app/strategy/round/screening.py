@@ -63,6 +63,8 @@ class Screening:
         If a limit is not positive or ``norm_action`` is another word.
     """
 
+    # No limit relative to other nodes: one with a thousand times the median may be the one hospital
+    # among practices. This one stops gross errors; below it, FedAvg believes what nodes report.
     max_examples: Annotated[
         float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
     ] = 1e8

@@ -138,6 +138,8 @@ def choose(
             differences += _not_on_disk(each.rounds[-1].inner.missing)
         if resume.mode != "fresh" and not differences:
             return each
+        # With other settings it is not resumed: a run that is half of one and half of another
+        # learning rate is neither. Settings that shape no model are not compared (`ignoring`).
         why.append("; ".join(differences) or "a fresh one is requested")
         last = each.rounds[-1].closed.round
         logger.warning("the session interrupted in round %d is not resumed: %s", last, why[-1])

@@ -122,6 +122,9 @@ class Start:
         except BaseException:
             folder.release()
             raise
+        # The first train message waits for the lease, the run and this checkpoint, without which a
+        # crash would mean a new session. Params, data and the first scores are logged while nodes
+        # train, from the session's record, so that a process that resumes it logs the same.
         first = Checkpoint(closed, "done", self.memory.take(), files=saved)
         rounds = self._rounds(folder, first)
         folder.note(run_id=str(run.info.run_id))  # before there is a round to resume from

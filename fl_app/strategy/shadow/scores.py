@@ -38,6 +38,7 @@ class Paired:
 
     def difference(self, mode: str) -> float:
         """Return by how much the candidate is better; a missing score is worse than any score."""
+        # Without this, a candidate that fails on some nodes would be judged by the others only.
         fine = math.isfinite(self.candidate), math.isfinite(self.champion)
         if not all(fine):
             return 0.0 if fine[0] == fine[1] else math.inf if fine[0] else -math.inf

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that are written whole or not at all, even on a full disk or a power failure.
 
-Unfinished files have names of their own, by which a clean-up recognises those of a killed process.
+Unfinished files have names of their own, by which a clean-up recognises those of a killed process,
+and by their age. A lock for each would be exact, and one more file to leave behind.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 
 MLflow's client takes no time-out: it waits 120 seconds for a reply and sends each call up to eight
 times, creates included. Its requests go through a session on which addresses can be given an
-adapter of their own, and that is what the addresses of this app get.
+adapter of their own, and that is what the addresses of this app get. MLflow's environment variables
+would hold for the whole process, and so for other servers that it uses.
 """
 
 from __future__ import annotations
