@@ -66,7 +66,7 @@ def cases(folder: Path, weights: MakeWeights) -> Iterator[tuple[dict[str, Any], 
     for name in ("a\nb", "a(b)", "../up", "a//b", "/root", ".", "tag\n", "x:\ty"):
         yield {"model_path": good, "tags": {name: "1"}}, InvalidName, "cannot be a tag's name"
     for name in ("half", "per_example", "stage"):
-        yield {"model_path": good, "tags": {name: "1"}}, InvalidName, "is kept by the registry"
+        yield {"model_path": good, "tags": {name: "1"}}, InvalidName, "belongs to the registry"
     yield {"model_path": good, "tags": {"a": "nul\0"}}, InvalidName, "NUL"
     yield {"model_path": good, "per_example": {"a": None}}, InvalidMetric, "example 'a' is None"
 

@@ -378,7 +378,7 @@ def test_tags_can_be_set_later_but_not_the_registrys_own(
     store.set_version_tags("1", {"approval": "pending", "note": "Überprüft"})
     assert store.get_version("1").tags["approval"] == "pending"
     assert store.get_version("1").tags["note"] == "Überprüft"
-    with pytest.raises(InvalidName, match="'stage' is kept by the registry"):
+    with pytest.raises(InvalidName, match="'stage' belongs to the registry"):
         store.set_version_tags("1", {"stage": "Production"})
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 
 import pytest
 import sqlalchemy
@@ -110,9 +109,11 @@ def test_listing_costs_what_mlflows_own_search_costs(
         ask()
         return time.process_time() - began
 
-    pairs = [(cost(manager.list_all_versions), cost(theirs)) for _ in range(7)]
+    ours, mlflows = zip(
+        *((cost(manager.list_all_versions), cost(theirs)) for _ in range(7)), strict=True
+    )
     assert theirs() == len(manager.list_all_versions()) == 300
-    assert median(ours / mlflows for ours, mlflows in pairs) < 1.5  # 1.2 on a quiet machine
+    assert min(ours) / min(mlflows) < 1.5  # 1.2 on a quiet machine; the least is least disturbed
 
 
 def test_an_unchanged_database_is_not_asked_for_its_journal_again(
