@@ -15,9 +15,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from e2e.deployment import deployment
-from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
-from e2e.small_apps import small_app
+from support.deployment import deployment
+from support.flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.small_apps import small_app
 
 from benchmarks.table import Row, parser, report
 from fl_app.client.generated_shapes import shapes_data

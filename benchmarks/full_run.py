@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from e2e.flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from benchmarks.table import Row, parser, report
 from fl_app.client.data import partition, split_holdout

@@ -288,7 +288,7 @@ def test_bad_input_gets_one_sentence_and_status_one(
 
 @pytest.mark.slow
 def test_ui_serves_mlflow_s_page_on_the_app_s_store(manager: ModelManager) -> None:
-    from e2e.flower import free_port
+    from support.flower import free_port
 
     port = free_port()
     with subprocess.Popen([*COMMAND, "ui", "--port", str(port)], start_new_session=True) as server:
