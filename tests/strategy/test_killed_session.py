@@ -67,7 +67,9 @@ def is_over(folder: Path) -> bool:
     """Whether the session had come to its end, and only its process had not."""
     kept = list((folder / "home" / "checkpoints").glob("*/session.json"))
     noted = (folder / "notes").exists() and f"evaluate {ROUNDS}" in (folder / "notes").read_text()
-    return noted and all(json.loads(path.read_bytes())["state"] == "ending" for path in kept)
+    return noted and all(
+        json.loads(path.read_bytes())["SessionRecord"]["state"] == "ending" for path in kept
+    )
 
 
 def goes_on(folder: Path, kind: str, whole: Whole) -> None:
