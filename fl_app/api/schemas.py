@@ -64,7 +64,7 @@ Version = Annotated[
     str, AfterValidator(_version), WithJsonSchema({"type": "string", "pattern": VERSION})
 ]
 RequestId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
-Limit = Annotated[int, BeforeValidator(_digits), Field(ge=1, le=1000)]
+Limit = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_digits)]
 Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
 Actor = Annotated[str, Field(max_length=100), AfterValidator(printable)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]

@@ -27,7 +27,11 @@ def test_versions_are_in_the_database_and_its_password_is_no_argument(
     layout, port = Layout(tmp_path / "deployment"), free_port()
     layout.prepare()
     processes = Processes(layout, print, threading.Event())
-    database = postgres_address.replace("://postgres@", "+psycopg://postgres:open-sesame@")
+    # A database of its own: the first server on one decides where artifacts are, for all tests.
+    with psycopg.connect(postgres_address, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE deployed")
+    own = postgres_address.removesuffix("/postgres") + "/deployed"
+    database = own.replace("://postgres@", "+psycopg://postgres:open-sesame@")
     try:
         processes.start(mlflow_server(layout, port, database=database))
         processes.wait_for(["mlflow"], 180)
@@ -45,6 +49,6 @@ def test_versions_are_in_the_database_and_its_password_is_no_argument(
         assert len(list(layout.artifacts.rglob("*.safetensors"))) == 2
     finally:
         processes.stop()
-    with psycopg.connect(postgres_address) as connection:
+    with psycopg.connect(own) as connection:
         rows = connection.execute("SELECT name, version FROM model_versions").fetchall()
     assert sorted(rows) == [("deployed", 1), ("deployed", 2)]

@@ -35,7 +35,7 @@ def test_a_falling_score_starts_a_session_from_production_that_names_the_reason(
         f'home="{home}" data="{few}" registered-model-name="{name}" num-server-rounds=3 '
         "local-epochs=1 max-retrains=1",
     )
-    assert printed.count("retraining is asked for") == 1
+    assert printed.count("retraining is requested") == 1
     rows = manager.list_all_versions()
     assert [row["tags"]["session"] for row in rows[:6]] == ["2", "2", "2", "1", "1", "1"]
     second, first = rows[0]["tags"], rows[3]["tags"]

@@ -176,7 +176,7 @@ def of_others(folder: Path) -> Iterator[tuple[str, Use]]:
                 with contextlib.suppress(*KNOWN):
                     ask(version)
             with contextlib.suppress(*KNOWN):
-                mine._files.size(mine.get_version(version))
+                mine.backend.files.size(mine.get_version(version))
         client.delete_model_version(name, version)
 
     def note(text: str) -> None:

@@ -154,7 +154,7 @@ def live_and_fall(story: Story, champion: str, waits: str, folder: Path) -> None
         assert len(answers) > 1  # one bad report may be noise
         assert manager.get_latest_version(Stage.PRODUCTION) == champion
         assert manager.get_version(waits).tags["probation"] == "failed"
-        (request,) = MonitorStore(default_url(home), NAME).history()
+        (request,) = MonitorStore(default_url(home), NAME).requests.history()
         assert f"version {waits}" in str(request["reason"])
 
         # The ledger tells all of it, and verifies.
