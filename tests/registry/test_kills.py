@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support.registry_children import context, killed
+from support.fork_context import fork_context
+from support.registry_children import killed
 from support.registry_faults import told
 
 from fl_registry import ModelManager
@@ -77,7 +78,7 @@ def test_a_killed_promotion_leaves_one_production_and_is_finished_by_the_next_st
         shutil.copytree(prepared, home)
         observer = Observer(home / "mlflow.db")
         observer.start()
-        process = context().Process(
+        process = fork_context("support.registry_children").Process(
             target=killed, args=(f"sqlite:///{home / 'mlflow.db'}", home, NAME, point)
         )
         process.start()

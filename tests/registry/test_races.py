@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from support.registry_children import begin, context, promote
+from support.fork_context import fork_context
+from support.registry_children import begin, promote
 
 from fl_registry import ModelManager, Stage
 from fl_registry.mlflow.journal_run import JOURNAL_TAG
@@ -36,7 +37,7 @@ def address(request: pytest.FixtureRequest, home: Path, empty_database: Path) ->
 
 def together(work: Callable[..., None], *arguments: Any, count: int) -> list[list[str]]:
     """Run `work` for the versions 1 to `count` in as many processes, which start at once."""
-    start = context()
+    start = fork_context("support.registry_children")
     barrier, results = start.Barrier(count), start.Queue()
     processes = [
         start.Process(target=work, args=(*arguments, str(n), barrier, results))

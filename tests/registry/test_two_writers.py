@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from sqlalchemy import create_engine, text
-from support.registry_children import context, serve
+from support.fork_context import fork_context
+from support.registry_children import serve
 
 from fl_registry import ModelManager, Stage
 from fl_registry.stages import Move
@@ -46,7 +47,7 @@ def first_server(
     address: str, home: Path, name: str, file: Path, lasts: float
 ) -> Iterator[tuple[Any, Any]]:
     """A process that writes to the model, and the queue in which it tells how it went."""
-    start = context()
+    start = fork_context("support.registry_children")
     ready, results = start.Event(), start.Queue()
     arguments = (address, home, name, file, lasts, ready, results)
     process = start.Process(target=serve, args=arguments)

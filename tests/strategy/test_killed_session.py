@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from support.killed_session import ROUNDS, STRATEGIES, context, outcome, run
+from support.fork_context import fork_context
+from support.killed_session import ROUNDS, STRATEGIES, outcome, run
 
 from fl_registry.files.digests import file_digest
 from fl_registry.files.weights import load_weights
@@ -42,7 +43,9 @@ class Whole:
 
 
 def started(folder: Path, kind: str, die_at: int = 0) -> Any:
-    process = context().Process(target=run, args=(folder, kind, die_at))
+    process = fork_context("support.killed_session").Process(
+        target=run, args=(folder, kind, die_at)
+    )
     process.start()
     return process
 
@@ -129,7 +132,9 @@ def test_a_session_that_is_told_to_end_does_so_and_goes_on_later(
     for number in range(KILLS if registry == "disk" else 1):
         folder = tmp_path / str(number)
         folder.mkdir()
-        process = context().Process(target=run, args=(folder, kind, -1, registry))
+        process = fork_context("support.killed_session").Process(
+            target=run, args=(folder, kind, -1, registry)
+        )
         process.start()
         if registry == "silent":
             until(folder / "notes", f"train {ROUNDS}")  # no round waits for it

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -214,20 +212,6 @@ def around(call: Callable[..., Any], point: Callable[[], None]) -> Callable[...,
         return result
 
     return through
-
-
-def context(*preload: str) -> Any:
-    """How to start such processes in a tenth of a second each."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["support.killed_session", *preload])
-    before = os.environ.get("PYTHONPATH", "")
-    # The server that is forked from does not get our sys.path in Python 3.11.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ["PYTHONPATH"] = before
-    return found
 
 
 def outcome(folder: Path) -> dict[str, Any]:

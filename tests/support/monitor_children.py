@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import croniter  # noqa: F401 - what takes long is imported once
@@ -19,27 +15,14 @@ import sqlalchemy  # noqa: F401
 
 from fl_app.retraining import MonitorStore, RetrainRequest
 from fl_app.retraining.requests import Outcome, TriggerKind
+from support.fork_context import fork_context
 
 DUE = datetime(2026, 1, 4, tzinfo=UTC)
 
 
-def context() -> Any:
-    """Return how to start processes in a few hundredths of a second each."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["support.monitor_children"])
-    before = os.environ.get("PYTHONPATH", "")
-    # The server that is forked from does not get our sys.path in Python 3.11.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ["PYTHONPATH"] = before
-    return found
-
-
 def at_once(what: str, url: str, model: str, count: int) -> list[Any]:
     """Do something in several processes at the same time; return what each of them got."""
-    processes = context()
+    processes = fork_context("support.monitor_children")
     barrier, results = processes.Barrier(count), processes.Queue()
     made = [
         processes.Process(target=_one, args=(what, url, model, barrier, results))

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +16,6 @@ import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what takes seconds
 
 from fl_registry import LeaseLost, ModelManager
 from support.registry_faults import told
-
-
-def context() -> Any:
-    """Return how to start processes in a tenth of a second each."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["support.registry_children"])
-    before = os.environ.get("PYTHONPATH", "")
-    # The server that is forked from does not get our sys.path in Python 3.11.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ["PYTHONPATH"] = before
-    return found
 
 
 def promote(  # noqa: PLR0917 - a process gets them by place
