@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,9 +21,10 @@ from fl_app.api.page.registry_view import is_pending, score_text
 from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, table
+from fl_app.cli.output import console, escape, fail, print_json, say, table
 from fl_app.cli.serve import serve
 from fl_app.cli.versions import COMMANDS
+from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.status import in_one_line
@@ -156,10 +158,21 @@ def ui(
 
 @app.command(context_settings=PASSED_ON)
 def run(ctx: typer.Context) -> None:
-    """Run `flwr run . --stream` with its options, and end with 1 if the run failed."""
-    superlink = [ctx.args[0]] if ctx.args and not ctx.args[0].startswith("-") else []
-    command = ["flwr", "run", ".", "--stream", *ctx.args]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+    """Run `flwr run . --stream` with its options, and end with 1 if the run failed.
+
+    If no other SuperLink is named, it starts Flower's local one if need be, for this environment.
+    """
+    from fl_app.deploy.local_superlink import LocalSuperLink, is_local
+    from fl_app.deploy.services import environment
+
+    named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
+    if is_local(named):
+        LocalSuperLink.of_this_account().ensure(say)
+    flwr, env = str(Path(sys.executable).with_name("flwr")), environment({})
+    command = [flwr, "run", ".", "--stream", *ctx.args]
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
         run_id = ""
         for line in process.stdout or ():
             sys.stdout.write(line)
@@ -168,11 +181,34 @@ def run(ctx: typer.Context) -> None:
             run_id = started.group(1) if started else run_id
     if process.returncode:
         raise typer.Exit(process.returncode)
-    # Flower 1.41 ends `flwr run --stream` with 0 even if the run failed; `flwr list` has the truth.
-    listed = ["flwr", "list", *superlink, "--run-id", run_id]
-    status = subprocess.run(listed, capture_output=True, text=True, check=False).stdout
+    # `flwr run --stream` ends with 0 even if the run failed; `flwr list` has the truth.
+    listed = [flwr, "list", *([named] if named else []), "--run-id", run_id]
+    status = subprocess.run(listed, env=env, capture_output=True, text=True, check=False).stdout
     if "finished:completed" not in status:
         fail(f"Run {run_id} did not complete; the reason is in the lines above.")
+
+
+@app.command()
+def stop(
+    *, force: Annotated[bool, typer.Option("--force", help="End a run in progress too.")] = False
+) -> None:
+    """End Flower's local SuperLink, which `fl-app run` and `flwr run` leave running."""
+    from fl_app.deploy.local_superlink import LocalSuperLink, has_runs
+
+    superlink = LocalSuperLink.of_this_account()
+    process = superlink.process()
+    if process is None:
+        if superlink.answers():
+            fail(superlink.foreign)
+        console.print(f"No SuperLink of yours runs on port {superlink.port}.")
+        return
+    if has_runs(process) and not force:
+        fail(
+            f"The SuperLink on port {superlink.port} (process {process.pid}) is busy with a run; "
+            "wait for it, or end both with `fl-app stop --force`."
+        )
+    superlink.stop(process)
+    console.print(f"The SuperLink on port {superlink.port} (process {process.pid}) has ended.")
 
 
 app.command()(doctor)
@@ -186,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     try:
         app(arguments)
-    except (RegistryError, MonitorStoreError) as error:
+    except (DeploymentError, RegistryError, MonitorStoreError) as error:
         fail(str(error))
     except memory_errors() as error:
         fail(f"The monitor's database does not answer ({type(error).__name__}); check --monitor.")
