@@ -15,8 +15,6 @@ FOLDER = ROOT / "deploy" / "docker"
 DOCKERFILE = FOLDER / "Dockerfile"
 Instruction = tuple[str, str]
 
-"""Packages of the MLflow image that have versions of their own."""
-
 
 def stages() -> dict[str, list[Instruction]]:
     """The instructions of each stage; those before the first are under the empty name."""

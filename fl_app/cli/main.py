@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -43,11 +44,28 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose arguments are Flower's."""
 
 app = typer.Typer(
-    help="The lifecycle of a federated model: versions, stages, retraining, deployment.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # they would show variables, and passwords among them
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        shown = ("fl-app", "flwr", "mlflow")
+        console.print(", ".join(f"{name} {version(name)}" for name in shown))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions."),
+    ] = False,
+) -> None:
+    """The lifecycle of a federated model: versions, stages, retraining, deployment."""
 
 
 @app.command()

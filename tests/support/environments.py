@@ -26,22 +26,19 @@ def environment_without_fl_app(folder: Path) -> Path:
     return folder / "bin"
 
 
-def install_wheel(folder: Path, wheels: Path) -> None:
-    """Build fl-app's wheel and install it there."""
+def build_wheel(folder: Path) -> Path:
+    """Build fl-app's wheel in a folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    build = ["uv", "build", "--wheel", "--quiet", "--out-dir", str(wheels), str(ROOT)]
+    build = ["uv", "build", "--wheel", "--quiet", "--out-dir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, env=environment)
-    (wheel,) = wheels.glob("*.whl")
-    install = [
-        "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--python",
-        folder / "bin" / "python",
-    ]
-    subprocess.run([*install, wheel], check=True, env=environment)
+    (wheel,) = folder.glob("fl_app-*.whl")
+    return wheel
+
+
+def install_wheel(folder: Path, wheels: Path) -> None:
+    """Build fl-app's wheel and install it in an environment, without what it needs."""
+    install = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", folder / "bin/python"]
+    subprocess.run([*install, build_wheel(wheels)], check=True)
 
 
 def site_packages(folder: Path) -> Path:
