@@ -11,8 +11,7 @@ from fl_app.api.idempotency import Answer
 from fl_app.api.parsing import ApiError
 from fl_app.api.schemas import ReportBody
 from fl_app.retraining.probation.probation import Probation
-from fl_app.retraining.probation.state import ProductionReport
-from fl_app.retraining.probation.status import ReportAnswer
+from fl_app.retraining.probation.reports import ProductionReport, ReportAnswer
 
 
 def production_metrics(api: Context, body: ReportBody, change: Change) -> Answer:

@@ -24,7 +24,8 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from fl_app.retraining.probation.state import NUMBERS, Baseline
+from fl_app.retraining.probation.reports import NUMBERS
+from fl_app.retraining.probation.state import Baseline
 from fl_registry import InvalidName
 from fl_registry.journal.entries import as_moment
 from fl_registry.redaction import printable
