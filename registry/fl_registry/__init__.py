@@ -31,8 +31,7 @@ from fl_registry.gates.gates import (
 from fl_registry.gates.paired import ExampleScores
 from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError
-from fl_registry.journal.lease import Lease
-from fl_registry.journal.lease_holder import Writer
+from fl_registry.journal.lease import Lease, Writer
 from fl_registry.memory import InMemoryModelStore
 from fl_registry.memory_tracking import InMemoryTracker
 from fl_registry.mlflow.model_manager import ModelManager

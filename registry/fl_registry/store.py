@@ -63,8 +63,14 @@ from fl_registry.journal.entries import (
     read_page,
     touched,
 )
-from fl_registry.journal.lease import Heartbeat, Lease, require_lease
-from fl_registry.journal.lease_holder import LEASE_SECONDS, WhenBusy, Writer
+from fl_registry.journal.lease import (
+    LEASE_SECONDS,
+    Heartbeat,
+    Lease,
+    WhenBusy,
+    Writer,
+    require_lease,
+)
 from fl_registry.records import ModelVersion
 from fl_registry.retention import PruneReport, Rule, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
