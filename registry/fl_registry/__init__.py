@@ -30,13 +30,12 @@ from fl_registry.gates.gates import (
 )
 from fl_registry.gates.paired import ExampleScores
 from fl_registry.home import app_home
-from fl_registry.journal.entries import JournalError
+from fl_registry.journal.entries import JournalError, Tenure, tenures
 from fl_registry.journal.lease import Lease, Writer
 from fl_registry.memory import InMemoryModelStore
 from fl_registry.memory_tracking import InMemoryTracker
 from fl_registry.mlflow.model_manager import ModelManager
 from fl_registry.mlflow.tracking import FederatedLearningTracker
-from fl_registry.production_stays import Tenure, tenures
 from fl_registry.records import (
     Decision,
     Evidence,
