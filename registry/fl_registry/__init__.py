@@ -43,13 +43,13 @@ from fl_registry.records import (
     ModelVersion,
     Policy,
     Results,
-    Tracker,
     Verdict,
 )
 from fl_registry.retention import PruneReport
 from fl_registry.serving.mlmodel import Serving, torch_serving
 from fl_registry.stages import Drift, Stage, StageMark
 from fl_registry.store import ModelStore
+from fl_registry.tracking import Tracker
 
 __all__ = [
     "ArtifactError",

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry's records and the interface of a tracker; no behaviour."""
+"""The registry's records; no behaviour."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fl_registry.stages import Stage
 
@@ -173,51 +171,3 @@ class Decision:
     def needs_person(self) -> bool:
         """Whether a person must confirm it, whatever the rule for approval is."""
         return any(verdict.needs_person for verdict in self.verdicts)
-
-
-class Tracker(Protocol):
-    """A tracking server as the app uses it; both trackers keep it."""
-
-    @property
-    def run(self) -> Any: ...
-
-    def start_run(
-        self,
-        run_name: str | None = None,
-        *,
-        tags: Mapping[str, str] | None = None,
-        run_id: str | None = None,
-    ) -> Any: ...
-
-    def adopt_run(self, tags: Mapping[str, str]) -> Any | None: ...
-
-    def log_params(self, params: Mapping[str, object]) -> None: ...
-
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        step: int | None = None,
-        *,
-        time: datetime | None = None,
-    ) -> None: ...
-
-    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None: ...
-
-    def log_dataset(
-        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
-    ) -> None: ...
-
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-
-    def end_run(self, status: str = "FINISHED") -> None: ...
-
-    def leave_run(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...

@@ -89,7 +89,7 @@ from fl_registry.stages import (
     rollback_target,
     under_its_name,
 )
-from fl_registry.tracking_checks import Names, finite_metrics
+from fl_registry.tracking import Names, finite_metrics
 from fl_registry.version_tags import (
     checked_description,
     checked_metrics,
