@@ -32,8 +32,7 @@ from fl_registry.gates.paired import ExampleScores
 from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError, Tenure, tenures
 from fl_registry.journal.lease import Lease, Writer
-from fl_registry.memory import InMemoryModelStore
-from fl_registry.memory_tracking import InMemoryTracker
+from fl_registry.memory import InMemoryModelStore, InMemoryTracker
 from fl_registry.mlflow.model_manager import ModelManager
 from fl_registry.mlflow.tracking import FederatedLearningTracker
 from fl_registry.records import (

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model store without MLflow, in this process; only files are on disk. For tests."""
+"""A model store and a tracker without MLflow, in this process; only files are on disk."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
-from fl_registry.errors import StoreUnavailable, UnknownVersion, disk_errors
+from fl_registry.errors import RegistryError, StoreUnavailable, UnknownVersion, disk_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE
 from fl_registry.files.atomic import copy_whole
 from fl_registry.files.digests import file_digest
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.memory_tracking import MemoryRun, MemoryRunInfo
 from fl_registry.records import ModelVersion
 from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
 from fl_registry.store import ALIAS_SECONDS, ModelStore
+from fl_registry.tracking import Tracker
 from fl_registry.version_tags import read_version
 
 
@@ -112,6 +113,31 @@ class FolderFiles(VersionFiles):
     def remove(self, version: str) -> Removal:
         self._forget(version)
         return remove_folder(self._folder / version)
+
+
+@dataclass(frozen=True)
+class MemoryRunInfo:
+    """Identity of a run."""
+
+    run_id: str
+    run_name: str
+
+
+@dataclass
+class MemoryRun:
+    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on.
+
+    Data sets are ``{context: (name, digest)}``.
+    """
+
+    info: MemoryRunInfo
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    status: str = "RUNNING"
+    logged: set[tuple[str, int, float, datetime]] = field(default_factory=set, repr=False)
 
 
 class InMemoryBackend(Backend):
@@ -261,6 +287,56 @@ class InMemoryModelStore(ModelStore):
         super().__init__(backend, alias_seconds=alias_seconds)
         self.aliases = backend.alias_table
         self.runs = backend.runs
+
+
+class InMemoryTracker(Tracker):
+    """A tracker that keeps its runs in ``runs``, oldest first."""
+
+    run: MemoryRun | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[MemoryRun] = []
+
+    def _create(self, name: str | None, tags: Mapping[str, str]) -> MemoryRun:
+        self.runs.append(MemoryRun(MemoryRunInfo(uuid.uuid4().hex, name or ""), tags=dict(tags)))
+        return self.runs[-1]
+
+    def _resume(self, run_id: str, name: str | None) -> MemoryRun:
+        for run in self.runs:
+            if run.info.run_id == run_id:
+                run.status = "RUNNING"
+                return run
+        raise RegistryError(f"There is no run {run_id} to continue.")
+
+    def _unfinished(self) -> list[tuple[str, Mapping[str, str]]]:
+        return [(r.info.run_id, r.tags) for r in reversed(self.runs) if r.status == "RUNNING"]
+
+    def _log_params(self, run: MemoryRun, params: Mapping[str, str]) -> None:
+        run.params.update(params)
+
+    def _log_metrics(
+        self, run: MemoryRun, metrics: Mapping[str, float], step: int, time: datetime
+    ) -> None:
+        for name, value in metrics.items():
+            key = (name, step, value, time)
+            if key not in run.logged:
+                run.logged.add(key)
+                run.metrics.setdefault(name, []).append((step, value))
+
+    def _log_tags(self, run: MemoryRun, tags: Mapping[str, str]) -> None:
+        run.tags.update(tags)
+
+    def _log_artifact(self, run: MemoryRun, file: Path, folder: str | None) -> None:
+        run.artifacts.append("/".join(filter(None, (folder, file.name))))
+
+    def _log_dataset(
+        self, run: MemoryRun, name: str, digest: str, source: str, context: str
+    ) -> None:
+        run.datasets[context] = (name, digest)
+
+    def _end(self, run: MemoryRun, status: str) -> None:
+        run.status = status
 
 
 def _copy(source: Path, target: Path) -> None:
