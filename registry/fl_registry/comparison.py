@@ -72,14 +72,6 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
     }
 
 
-def read_scores(content: bytes | None) -> dict[str, float] | None:
-    """Return results per example as stored, or None where they cannot be read."""
-    try:
-        return {str(k): float(v) for k, v in read_json(content or b"null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return None
-
-
 def paired_verdict(
     one: Mapping[str, float] | None, two: Mapping[str, float] | None
 ) -> dict[str, Any] | None:

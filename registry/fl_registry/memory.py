@@ -21,13 +21,12 @@ from fl_registry.files.digests import file_digest
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.records import ModelVersion
 from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
 from fl_registry.store import ALIAS_SECONDS, ModelStore
 from fl_registry.tracking import Tracker
-from fl_registry.version_tags import read_version
+from fl_registry.versions import ModelVersion, read_version
 
 
 class InMemoryJournal(JournalStorage):

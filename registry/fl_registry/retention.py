@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from fl_registry.errors import RegistryError
-from fl_registry.records import ModelVersion
 from fl_registry.stages import State
+from fl_registry.versions import ModelVersion
 
 _NO = ("", "0", "false", "no")
 

@@ -28,7 +28,6 @@ from fl_registry.comparison import (
     metric_differences,
     paired_verdict,
     param_differences,
-    read_scores,
 )
 from fl_registry.errors import (
     ArtifactError,
@@ -71,7 +70,6 @@ from fl_registry.journal.lease import (
     Writer,
     require_lease,
 )
-from fl_registry.records import ModelVersion
 from fl_registry.retention import PruneReport, Rule, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
 from fl_registry.stages import (
@@ -90,12 +88,14 @@ from fl_registry.stages import (
     under_its_name,
 )
 from fl_registry.tracking import Names, finite_metrics
-from fl_registry.version_tags import (
+from fl_registry.versions import (
+    ModelVersion,
     checked_description,
     checked_metrics,
     checked_scores,
     checked_tags,
     not_taken_over,
+    read_numbers,
     version_tags,
 )
 
@@ -206,7 +206,7 @@ class ModelStore:
             Its metrics; finite numbers. The first is shown as its score, unless a tag ``metric``
             names another.
         tags : Mapping[str, str] | None
-            Further tags; those in `fl_registry.version_tags.RESERVED` are refused. One called
+            Further tags; those in `fl_registry.versions.RESERVED` are refused. One called
             ``keep`` keeps the version from being pruned; ``approval=pending`` makes a version that
             is put into staging wait for approval.
         description : str
@@ -245,7 +245,7 @@ class ModelStore:
         return record.version
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; those in `fl_registry.version_tags.RESERVED` are refused."""
+        """Set tags of a version; those in `fl_registry.versions.RESERVED` are refused."""
         self._set_tags(_checked_number(version), checked_tags(tags))
 
     def compress_version(
@@ -1023,7 +1023,7 @@ class ModelStore:
     def _scores(self, record: ModelVersion) -> dict[str, float] | None:
         digest = record.tags.get("per_example")
         content = self.backend.files.read(record, SCORES_FILE) if digest else None
-        return read_scores(content) if content and digest_of(content) == digest else None
+        return read_numbers(content) if content and digest_of(content) == digest else None
 
 
 def _unknown(version: str) -> UnknownVersion:

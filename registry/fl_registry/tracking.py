@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fl_registry.errors import ArtifactError, InvalidName, RegistryError
-from fl_registry.redaction import HIDDEN, is_secret_name, known_secrets, redact
-from fl_registry.version_tags import as_number
+from fl_registry.redaction import HIDDEN, is_secret_name, redact_values
+from fl_registry.versions import finite_number
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +72,8 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics that are finite numbers; the others are reported in the log."""
     numbers = {}
     for name, value in metrics.items():
-        number = as_number(value)
-        if number is None or not math.isfinite(number):
+        number = finite_number(value)
+        if number is None:
             logger.warning("metric %s is %r, not a finite number: not logged", name, value)
         else:
             numbers[name] = number
@@ -86,11 +85,13 @@ def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[st
 
     A param or a tag can be seen for ever by all who can see the run.
     """
-    known, texts = known_secrets(), {}
-    for name, value in fields.items():
-        is_secret = is_secret_name(str(name)) and not isinstance(value, int | float)  # as in pass=2
-        texts[str(name)] = HIDDEN if is_secret else redact(str(value), known=known)[:most]
-    return texts
+    shown = {
+        str(name): HIDDEN
+        if is_secret_name(str(name)) and not isinstance(value, int | float)
+        else value
+        for name, value in fields.items()
+    }  # a number is none, as in pass=2
+    return {name: text[:most] for name, text in redact_values(shown).items()}
 
 
 class Tracker(ABC):

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Protocol
 
 import numpy as np
-
-from fl_registry.records import Results
 
 DRAWS, SEED = 2000, 0
 FEWEST = 20
@@ -17,6 +16,22 @@ FEWEST = 20
 
 _FEWEST_IN_TAIL = 5  # draws beyond a percentile; with fewer it is nearly the extreme draw
 _BLOCK = 2_000_000  # counts in memory at a time
+
+
+class Results(Protocol):
+    """A model's results on each example of a data set, from which metrics can be had anew.
+
+    `ExampleScores` keeps it for means; a metric that is no mean needs a class of its own.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+
+    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
+        """Return `metric` for each row of `counts`: how often each example is drawn.
+
+        `counts` has the shape (samples, examples); None where there is no such metric.
+        """
 
 
 @dataclass(frozen=True)

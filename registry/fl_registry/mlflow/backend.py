@@ -19,10 +19,9 @@ from fl_registry.files.digests import stamps
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.files import MlflowFiles
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
-from fl_registry.records import ModelVersion
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
-from fl_registry.version_tags import read_version
+from fl_registry.versions import ModelVersion, read_version
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
