@@ -229,9 +229,7 @@ class InMemoryBackend(Backend):
             for mark in marks:
                 record = self.stored.get(mark.version)
                 if record is not None:
-                    tags = {**record.tags, "stage": str(mark.stage)}
-                    if mark.approval:
-                        tags["approval"] = mark.approval
+                    tags = {**record.tags, **mark.tags}
                     self.stored[mark.version] = replace(record, stage=mark.stage, tags=tags)
 
     def log_to_run(

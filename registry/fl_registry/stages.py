@@ -175,6 +175,12 @@ class StageMark:
     before: Stage
     approval: str = ""
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that display it."""
+        approval = {"approval": self.approval} if self.approval else {}
+        return {"stage": str(self.stage), **approval}
+
 
 def alias_changes(state: State, now: Mapping[str, str | None]) -> dict[str, str | None]:
     """Return the aliases to set, in an order in which production always has one; None: remove.
@@ -191,16 +197,10 @@ def alias_changes(state: State, now: Mapping[str, str | None]) -> dict[str, str 
     }
 
 
-def marks_of_move(before: State, after: State, versions: Iterable[str]) -> list[StageMark]:
-    """Return what a move from `before` to `after` changed of the versions that it moved."""
-    marks = []
-    for version in versions:
-        saved = "pending" if version == before.pending else ""
-        approval = after.approval_of(version, saved)
-        changed = "" if approval == before.approval_of(version, saved) else approval
-        stages = after.stage_of(version), before.stage_of(version)
-        marks.append(StageMark(version, *stages, changed))
-    return marks
+def displaced_mark(before: State, after: State, version: str) -> StageMark:
+    """Return what a move from `before` to `after` changed of the version that it displaced."""
+    approval = after.approval_of(version, "pending") if version == before.pending else ""
+    return StageMark(version, after.stage_of(version), before.stage_of(version), approval)
 
 
 def drifts(state: State, aliases: Mapping[str, str]) -> tuple[Drift, ...]:

@@ -80,8 +80,8 @@ from fl_registry.stages import (
     State,
     adoptions,
     alias_changes,
+    displaced_mark,
     drifts,
-    marks_of_move,
     plan,
     require_production,
     rollback_target,
@@ -132,12 +132,24 @@ class By(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What was last read of the backend."""
+class _Snapshot:
+    """What was last read of the backend; a thread may put an older one in its place.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        The journal.
+    fingerprint : Hashable | None
+        The backend's, right before that was read.
+    synced : int
+        How many entries have aliases and marks that were seen right.
+    production : tuple[Hashable | None, float, ModelVersion | None] | None
+        The version in production, with the fingerprint and the time of that question.
+    """
 
     ledger: Ledger = field(default_factory=Ledger)
-    fingerprint: Hashable | None = None  # of the backend, right before the reading
-    # The version in production, with the fingerprint and the time of that question.
+    fingerprint: Hashable | None = None
+    synced: int = 0
     production: tuple[Hashable | None, float, ModelVersion | None] | None = None
 
 
@@ -168,9 +180,8 @@ class ModelStore:
         self.backend = backend
         self.alias_seconds = alias_seconds
         self._ready = ReadyModels(backend.files.whole)
-        self._last = _Reading()
+        self._last = _Snapshot()
         self._shared = _Shared()
-        self._synced_upto = 0  # entries whose aliases and marks were seen right
         self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
@@ -811,15 +822,13 @@ class ModelStore:
             return target, entry
         logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
         after = appended(ledger, entry)
-        if state.untouched:
-            # Before the first move the aliases may be anything: other tools may have set them.
-            self._show(after.state, touched([entry]))
-        else:
-            moved = filter(None, (target, displaced))
-            marks = marks_of_move(state, after.state, moved)
-            self.backend.show(alias_changes(after.state, state.aliases), marks)
-        self._last = replace(self._last, ledger=after, fingerprint=None)
-        self._synced_upto = max(self._synced_upto, after.length)
+        marks = [mark] if (mark := _mark(record, after.state)) is not None else []
+        if displaced:
+            marks.append(displaced_mark(state, after.state, displaced))
+        # Before the first move the aliases may be anything: other tools may have set them.
+        aliases = self.backend.aliases() if state.untouched else state.aliases
+        self.backend.show(alias_changes(after.state, aliases), marks)
+        self._last = replace(self._last, ledger=after, fingerprint=None, synced=after.length)
         if self.backend.journal.page(fresh=False) != after.page:
             self._synced()  # others moved versions meanwhile
         elif self._shared.depth:
@@ -864,23 +873,10 @@ class ModelStore:
         fresh = record.version == version and time.monotonic() - when <= _FRESH
         return record if fresh else None
 
-    def _show(self, state: State, versions: Sequence[str] | None) -> None:
-        """Display the stages of `versions` (None: of all) and the aliases, where they differ."""
-        if state.untouched:
-            return
-        backend = self.backend
-        changes = alias_changes(state, backend.aliases())
-        if versions is None:
-            records = list(backend.versions(at_once=_AT_ONCE))
-        else:
-            records = [record for v in versions if (record := backend.find(v)) is not None]
-        backend.show(changes, [mark for r in records if (mark := _mark(r, state)) is not None])
-
     def _synced(self) -> Ledger:
         """Read the journal; first finish what an interrupted move left undone."""
         ledger = self._read()
-        behind = self._behind(ledger)
-        if not behind and not alias_changes(ledger.state, self.backend.aliases()):
+        if not self._behind(ledger) and not alias_changes(ledger.state, self.backend.aliases()):
             return ledger
         # Others may have moved versions, and aliases with them, since it was read.
         return self._sync(self._read_new())
@@ -889,9 +885,16 @@ class ModelStore:
         """Display what the journal says until it has not grown meanwhile."""
         while True:
             self._warn(ledger)
-            versions = None if everything else self._behind(ledger) or _recent(ledger)
-            self._show(ledger.state, versions)
-            self._synced_upto = max(self._synced_upto, ledger.length)
+            if not ledger.state.untouched:
+                changes = alias_changes(ledger.state, self.backend.aliases())
+                if everything:
+                    records = list(self.backend.versions(at_once=_AT_ONCE))
+                else:
+                    versions = self._behind(ledger) or _recent(ledger)
+                    records = [r for v in versions if (r := self.backend.find(v)) is not None]
+                marks = [mark for r in records if (mark := _mark(r, ledger.state)) is not None]
+                self.backend.show(changes, marks)
+            self._last = replace(self._last, synced=max(self._last.synced, ledger.length))
             newer = self._read_new()
             if newer.length == ledger.length:
                 return newer
@@ -899,10 +902,11 @@ class ModelStore:
 
     def _behind(self, ledger: Ledger) -> list[str]:
         """Return the versions whose marks this object has not seen right yet."""
-        if ledger.length <= self._synced_upto:
+        synced = self._last.synced
+        if ledger.length <= synced:
             return []
-        if ledger.entries[0].number <= self._synced_upto:
-            return touched(entry for entry in ledger.entries if entry.number > self._synced_upto)
+        if ledger.entries[0].number <= synced:
+            return touched(entry for entry in ledger.entries if entry.number > synced)
         named = {*_recent(ledger), *filter(None, ledger.state.aliases.values())}
         return sorted(named, key=int)
 

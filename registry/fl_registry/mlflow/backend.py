@@ -178,11 +178,8 @@ class MlflowBackend(Backend):
                 else:
                     write(client.set_registered_model_alias, name, alias, version)
             for mark in marks:
-                write(client.set_model_version_tag, name, mark.version, "stage", str(mark.stage))
-                if mark.approval:
-                    write(
-                        client.set_model_version_tag, name, mark.version, "approval", mark.approval
-                    )
+                for tag, text in mark.tags.items():
+                    write(client.set_model_version_tag, name, mark.version, tag, text)
             # A later MLflow has no stage field any more.
             move = getattr(client, "transition_model_version_stage", None)
             if move is not None:
