@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -70,7 +70,7 @@ from fl_registry.journal.lease import (
     Writer,
     require_lease,
 )
-from fl_registry.retention import PruneReport, Rule, reasons_to_stay
+from fl_registry.retention import PruneReport, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
 from fl_registry.stages import (
     Drift,
@@ -390,9 +390,8 @@ class ModelStore:
         ArtifactError
             Its weights are missing or have changed since they were saved.
         """
-        if not (isinstance(to, date) or (isinstance(to, str) and is_date(to))):
-            goal = None if to is None else _checked_number(to)
-        elif (goal := self.production_at(to)) is None:
+        goal = None if to is None or is_date(to) else _checked_number(to)
+        if is_date(to) and (goal := self.production_at(to)) is None:
             raise StageError(
                 f"Nothing was in production at {to}, so there is nothing to roll back to; "
                 "name a version with to=."
@@ -414,10 +413,9 @@ class ModelStore:
         drift, entries = self.drift(), []
         for op, version in adoptions(drift, self._state()):
             # Aliases are synced after the last one only: before, that would undo the others.
-            _, entry = self._move(op, version, sync=False, actor=actor, reason=why)
-            entries += [entry] if entry is not None else []
+            entries.append(self._move(op, version, sync=False, actor=actor, reason=why)[1])
         self._synced()
-        return tuple(entries)
+        return tuple(filter(None, entries))
 
     def prune(
         self,
@@ -450,9 +448,9 @@ class ModelStore:
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        rule, state, files = Rule(keep, older_than), self._state(), self.backend.files
+        state, files = self._state(), self.backend.files
         records = list(self._records(state, at_once=_AT_ONCE))
-        stay = reasons_to_stay(records, state, rule, restorable=files.is_whole)
+        stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         begun = {v: size for v, size in files.noted().items() if v in state.retired}
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
@@ -486,10 +484,8 @@ class ModelStore:
     def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
         """Return the newest version of a stage (None: of any), or None if there is none."""
         wanted, state = None if stage is None else _checked_stage(stage), self._state()
-        if wanted is Stage.PRODUCTION:
-            return state.production
-        if wanted is Stage.STAGING:
-            return state.staging
+        if wanted in (Stage.PRODUCTION, Stage.STAGING):
+            return state.version_in(wanted)
         records = self._records(state, at_once=_FEW)
         return next((r.version for r in records if wanted in (None, r.stage)), None)
 
@@ -739,14 +735,16 @@ class ModelStore:
             ledger = self._read()
             if ledger.state.lease != over:
                 return None
-            entry = new_entry(
-                ledger, Move.LEASE, version="", displaced="", actor=owner, reason=reason
-            )
-            self._shared.ledger = None
-            if self.backend.journal.claim(entry.number, entry.encode()):
+            entry = new_entry(ledger, Move.LEASE, actor=owner, reason=reason)
+            if self._claim(entry):
                 logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
                 return Lease(entry.number, entry.actor)
         raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
+
+    def _claim(self, entry: Entry) -> bool:
+        """Commit an entry if its place is free; won or lost, what was read is old from here on."""
+        self._shared.ledger = None
+        return self.backend.journal.claim(entry.number, entry.encode())
 
     def last_heartbeat(self) -> Heartbeat:
         """Return the last heartbeat of the server that writes, or of one that wrote."""
@@ -793,9 +791,7 @@ class ModelStore:
             # its claim was lost: then somebody else acts, and the version is read again.
             unread = named is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
-            record = mine or self.backend.find(target)
-            if record is None:
-                raise _unknown(target)
+            record = mine or self._found(target)
             displaced = plan(state, named, target)
             if displaced is None:
                 return target, None
@@ -813,8 +809,7 @@ class ModelStore:
                 epoch=lease.epoch if lease is not None else 0,
                 approval="pending" if waits else approval,
             )
-            self._shared.ledger = None  # won or lost, what was read is old from here on
-            if self.backend.journal.claim(entry.number, entry.encode()):
+            if self._claim(entry):
                 break
         else:
             raise JournalError(f"Version {target} could not be moved: {_CONTENDED}")
@@ -844,14 +839,15 @@ class ModelStore:
             return
         if not stored or self.backend.files.is_local(record):
             self._verified(record)
-        unreadable = not record.metrics and record.tags.get("metrics", "{}") != "{}"
-        finite = all(map(math.isfinite, record.metrics.values()))
-        if op in _NEEDS_METRICS and (unreadable or not finite):
-            wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
-            names = ", ".join(wrong) or "the tag 'metrics' cannot be read"
+        if op not in _NEEDS_METRICS:
+            return
+        wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
+        if not record.metrics and record.tags.get("metrics", "{}") != "{}":
+            wrong = ["the tag 'metrics' cannot be read"]
+        if wrong:
             raise InvalidMetric(
                 f"Version {record.version} cannot be moved on: not a finite number: "
-                f"{names}; save its file again with the right metrics."
+                f"{', '.join(wrong)}; save its file again with the right metrics."
             )
 
     def _pending(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
@@ -867,11 +863,9 @@ class ModelStore:
 
     def _just_saved(self, version: str) -> ModelVersion | None:
         """Return a version that this object has stored a moment ago, as it was stored."""
-        if self._saved is None:
-            return None
-        when, record = self._saved
-        fresh = record.version == version and time.monotonic() - when <= _FRESH
-        return record if fresh else None
+        when, record = self._saved or (-math.inf, None)
+        fresh = record is not None and record.version == version
+        return record if fresh and time.monotonic() - when <= _FRESH else None
 
     def _synced(self) -> Ledger:
         """Read the journal; first finish what an interrupted move left undone."""
@@ -982,10 +976,16 @@ class ModelStore:
                 yield _staged(record, state)
 
     def _one(self, version: str, state: State) -> ModelVersion:
+        return _staged(self._found(version), state)
+
+    def _found(self, version: str) -> ModelVersion:
+        """Return a version as it is stored."""
         record = self.backend.find(version)
         if record is None:
-            raise _unknown(version)
-        return _staged(record, state)
+            raise UnknownVersion(
+                f"There is no version {version}; list_all_versions() returns those that exist."
+            )
+        return record
 
     def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
         """Return a version by its number, or the newest one of a stage."""
@@ -1030,13 +1030,7 @@ class ModelStore:
         return read_numbers(content) if content and digest_of(content) == digest else None
 
 
-def _unknown(version: str) -> UnknownVersion:
-    return UnknownVersion(
-        f"There is no version {version}; list_all_versions() returns those that exist."
-    )
-
-
-def _checked_number(version: str | int) -> str:
+def _checked_number(version: object) -> str:
     """Return a version's number as text without leading zeros, or raise `UnknownVersion`."""
     text = str(version).strip()
     if isinstance(version, bool) or not _VERSION.fullmatch(text) or not int(text):
@@ -1057,8 +1051,8 @@ def _staged(record: ModelVersion, state: State) -> ModelVersion:
     """Return a stored version with the stage and the approval that the journal gives it."""
     stage = state.stage_of(record.version)
     approval = state.approval_of(record.version, record.tags.get("approval", ""))
-    tags = {**record.tags, "stage": str(stage), **({"approval": approval} if approval else {})}
-    return replace(record, stage=stage, tags=tags)
+    shown = StageMark(record.version, stage, record.stage, approval)
+    return replace(record, stage=stage, tags={**record.tags, **shown.tags})
 
 
 def _mark(record: ModelVersion, state: State) -> StageMark | None:

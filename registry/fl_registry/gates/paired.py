@@ -71,13 +71,7 @@ class ExampleScores:
 
 
 def bootstrap_interval(
-    one: Results,
-    two: Results,
-    metric: str,
-    *,
-    confidence: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = SEED,
+    one: Results, two: Results, metric: str, *, confidence: float = 0.95
 ) -> tuple[float, float] | None:
     """Return a confidence interval of the difference `two` - `one` in `metric`: paired bootstrap.
 
@@ -94,17 +88,17 @@ def bootstrap_interval(
     tuple[float, float] | None
         None if one of the models has no such metric; NaN if a result is not a number.
     """
-    count, random = len(one), np.random.default_rng(seed)
+    count, random = len(one), np.random.default_rng(SEED)
     rows = max(1, _BLOCK // count)  # samples at a time, which bounds the memory
     differences = []
-    for start in range(0, draws, rows):
-        counts = _drawn(random, min(rows, draws - start), count)
+    for start in range(0, DRAWS, rows):
+        counts = _drawn(random, min(rows, DRAWS - start), count)
         scores = one.resampled(metric, counts), two.resampled(metric, counts)
         if scores[0] is None or scores[1] is None:
             return None
         differences.append(scores[1] - scores[0])
     drawn, tail = np.concatenate(differences), (1 - confidence) / 2
-    if tail * draws < _FEWEST_IN_TAIL:
+    if tail * DRAWS < _FEWEST_IN_TAIL:
         mean, reach = drawn.mean(), -NormalDist().inv_cdf(tail) * drawn.std()
         return float(mean - reach), float(mean + reach)
     low, high = np.quantile(drawn, [tail, 1 - tail])
