@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
-from fl_registry.errors import RegistryError, StoreUnavailable, UnknownVersion, disk_errors
+from fl_registry.errors import RegistryError, StoreUnavailable, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE
 from fl_registry.files.atomic import copy_whole
 from fl_registry.files.digests import file_digest
@@ -93,7 +93,7 @@ class FolderFiles(VersionFiles):
         return read_small(file) if file.is_file() else None
 
     def add(self, record: ModelVersion, file: Path) -> None:
-        with disk_errors(f"store {file.name} of version {record.version}"):
+        with foreign_errors(f"store {file.name} of version {record.version}"):
             copy_whole(file, self._folder / record.version / file.name)
 
     def is_whole(self, record: ModelVersion) -> bool:
@@ -189,7 +189,7 @@ class InMemoryBackend(Backend):
                 if equal and record.version not in retired():
                     return record, False
             version = str(self.saved + 1)
-            with disk_errors(f"store the files of version {version}"):
+            with foreign_errors(f"store the files of version {version}"):
                 if new.serving is not None:
                     write_serving(new.serving, new.artifact.folder)
                 _copy(new.artifact.folder, self.scratch / version)

@@ -35,7 +35,7 @@ from fl_registry.errors import (
     RegistryError,
     StageError,
     UnknownVersion,
-    disk_errors,
+    foreign_errors,
 )
 from fl_registry.files.artifacts import (
     HALF_FILE,
@@ -288,7 +288,7 @@ class ModelStore:
         record = self.get_version(version)
         full = self._verified(record)
         with ExitStack() as stack:
-            with disk_errors(f"halve the weights of version {record.version}"):
+            with foreign_errors(f"halve the weights of version {record.version}"):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-app-half-"))
                 target = Path(folder) / HALF_FILE
                 write_half(full, target)
