@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fl_registry.redaction import has_secret, printable, redact
+from fl_registry.redaction import one_line, printable, redact
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -155,10 +155,9 @@ def _has_secret(error: BaseException | None, uri: str) -> bool:
         if redact(str(error), uri) != str(error):
             return True
         error = error.__cause__ or error.__context__
-    return has_secret(uri)
+    return redact(uri, uri) != uri
 
 
 def _first_line(text: str) -> str:
     lines = filter(None, map(str.strip, text.splitlines()))
-    line = printable(next(lines, "no reason given"))
-    return line if len(line) <= 300 else line[:297] + "..."
+    return one_line(next(lines, "no reason given"), 300)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from fl_registry.errors import ArtifactError, InvalidName, RegistryError
-from fl_registry.redaction import HIDDEN, is_secret_name, redact_values
+from fl_registry.redaction import HIDDEN, is_secret_name, redact
 from fl_registry.versions import finite_number
 
 logger = logging.getLogger(__name__)
@@ -85,13 +85,12 @@ def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[st
 
     A param or a tag can be seen for ever by all who can see the run.
     """
-    shown = {
-        str(name): HIDDEN
-        if is_secret_name(str(name)) and not isinstance(value, int | float)
-        else value
-        for name, value in fields.items()
-    }  # a number is none, as in pass=2
-    return {name: text[:most] for name, text in redact_values(shown).items()}
+    texts = {}
+    for name, value in fields.items():
+        is_number = isinstance(value, int | float)  # as in pass=2
+        is_secret = is_secret_name(str(name)) and not is_number
+        texts[str(name)] = HIDDEN if is_secret else redact(str(value))[:most]
+    return texts
 
 
 class Tracker(ABC):

@@ -17,7 +17,7 @@ from typing import Any
 from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.files.strict_json import read_json
-from fl_registry.redaction import redact_values
+from fl_registry.redaction import redact
 from fl_registry.stages import Stage
 
 RESERVED = frozenset(
@@ -168,7 +168,7 @@ def finite_number(value: object) -> float | None:
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
-    checked = redact_values(tags)
+    checked = {name: redact(str(value)) for name, value in tags.items()}
     for name, text in checked.items():
         if not isinstance(name, str) or not name.strip() or len(name) > _MAX_KEY:
             raise InvalidName(
