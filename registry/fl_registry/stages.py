@@ -57,7 +57,27 @@ _REFUSALS = {
     (Move.PROMOTE, Stage.ARCHIVED): "is archived and has never been in production, so it cannot "
     "be promoted; restore_version('{version}') puts it back into staging first.",
 }
+_KEPT = (
+    "is in staging, or has been in production, so it is kept; only other versions can be removed."
+)
+_NEVER_SERVED = (
+    "has never been in production, so there is nothing to roll back to; promote it instead."
+)
 _SETS = ("archived", "rejected", "served", "retired")  # fields of a state that hold versions
+
+
+@dataclass(frozen=True)
+class Drift:
+    """An alias that differs from the journal; None stands for no version."""
+
+    alias: str
+    journal: str | None
+    mlflow: str | None
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        ours, theirs = self.journal or "none", self.mlflow or "none"
+        return f"{self.alias} names {theirs}, the journal says {ours}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,76 @@ class State:
             "staging": self.staging,
         }
 
+    def plan(self, op: Move, version: str) -> tuple[Move, str] | None:
+        """Return the move to journal and the version that it displaces; None if nothing changes.
+
+        Promoting what has once been in production is journalled as a rollback. Where no version is
+        displaced, the text is empty.
+
+        Raises
+        ------
+        StageError
+            The move is not allowed; the message names what is.
+        """
+        now, goal, gone = self.stage_of(version), _GOALS.get(op), version in self.retired
+        is_so = op is Move.RETIRE if gone else now is goal
+        if is_so:
+            return None
+        served = version in self.served
+        if op is Move.PROMOTE and served and now is Stage.ARCHIVED:
+            op = Move.ROLLBACK
+        refusal = _REFUSALS.get((op, now), "")
+        if gone:
+            refusal = "was removed for good; use another version."
+        elif op is Move.RETIRE and (served or version == self.staging):
+            refusal = _KEPT
+        elif op is Move.ROLLBACK and not served:
+            refusal = _NEVER_SERVED
+        if refusal:
+            raise StageError(f"Version {version} {refusal.format(version=version)}")
+        return op, self.version_in(goal) or ""
+
+    def rollback_target(self) -> str:
+        """Return the version that a rollback without a target goes to."""
+        if self.previous is None:
+            raise StageError(
+                "There is no earlier production version to roll back to; "
+                "promote two versions to production first, or name one with to=."
+            )
+        return self.previous
+
+    def alias_changes(self, now: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Return the aliases to set, in an order in which production always has one; None: remove.
+
+        Before the first move there are none: aliases may be those of other tools.
+        """
+        if self.untouched:
+            return {}
+        return {
+            name: version
+            for name, version in self.aliases.items()
+            # A production alias is never removed: without a version, it is from before the journal.
+            if now.get(name) != version and (version is not None or name == "staging")
+        }
+
+    def drifts(self, aliases: Mapping[str, str]) -> tuple[Drift, ...]:
+        """Return the aliases that differ from the journal."""
+        pairs = ((name, version, aliases.get(name)) for name, version in self.aliases.items())
+        return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
+
+    def adoptions(self, drifts: Sequence[Drift]) -> list[tuple[Move, str]]:
+        """Return the moves that accept what MLflow displays."""
+        wanted: list[tuple[Move, str]] = []
+        for drift in drifts:
+            if drift.alias == "production" and drift.mlflow:
+                wanted.append((Move.ADOPT, drift.mlflow))
+            elif drift.alias == "staging" and drift.mlflow:
+                archived = self.stage_of(drift.mlflow) is Stage.ARCHIVED
+                wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
+            elif drift.alias == "staging" and drift.journal:
+                wanted.append((Move.ARCHIVE, drift.journal))
+        return wanted
+
     def encode(self) -> str:
         """Return the state as one line; runs of versions are written as ``first-last``."""
         fields = asdict(self)
@@ -140,20 +230,6 @@ class State:
         fields = json.loads(text)
         fields |= {name: _versions(fields[name]) for name in _SETS}
         return cls(**{**fields, "lease": Lease(**fields["lease"])})
-
-
-@dataclass(frozen=True)
-class Drift:
-    """An alias that differs from the journal; None stands for no version."""
-
-    alias: str
-    journal: str | None
-    mlflow: str | None
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        ours, theirs = self.journal or "none", self.mlflow or "none"
-        return f"{self.alias} names {theirs}, the journal says {ours}"
 
 
 @dataclass(frozen=True)
@@ -182,31 +258,10 @@ class StageMark:
         return {"stage": str(self.stage), **approval}
 
 
-def alias_changes(state: State, now: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the aliases to set, in an order in which production always has one; None: remove.
-
-    Before the first move there are none: aliases may be those of other tools.
-    """
-    if state.untouched:
-        return {}
-    return {
-        name: version
-        for name, version in state.aliases.items()
-        # A production alias is never removed: without a version, it is from before the journal.
-        if now.get(name) != version and (version is not None or name == "staging")
-    }
-
-
 def displaced_mark(before: State, after: State, version: str) -> StageMark:
     """Return what a move from `before` to `after` changed of the version that it displaced."""
     approval = after.approval_of(version, "pending") if version == before.pending else ""
     return StageMark(version, after.stage_of(version), before.stage_of(version), approval)
-
-
-def drifts(state: State, aliases: Mapping[str, str]) -> tuple[Drift, ...]:
-    """Return the aliases that differ from the journal."""
-    pairs = ((name, version, aliases.get(name)) for name, version in state.aliases.items())
-    return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
 
 
 def step(state: State, op: Move, version: str, approval: str = "") -> State:
@@ -234,74 +289,6 @@ def _step(state: State, op: Move, version: str) -> State:
         return moved
     previous, served = left or state.previous, state.served | {version}
     return replace(moved, production=version, previous=previous, served=served)
-
-
-def plan(state: State, op: Move, version: str) -> str | None:
-    """Return the version that `version` would displace ("" for none), or None if nothing changes.
-
-    Raises
-    ------
-    StageError
-        The move is not allowed; the message names what is.
-    """
-    now, goal, gone = state.stage_of(version), _GOALS.get(op), version in state.retired
-    is_so = op is Move.RETIRE if gone else now is goal
-    if is_so:
-        return None
-    refusal = _REFUSALS.get((op, now), "")
-    if gone:
-        refusal = "was removed for good; use another version."
-    elif op is Move.RETIRE and version in state.served | {state.staging}:
-        refusal = (
-            "is in staging, or has been in production, so it is kept; only other versions can be "
-            "removed."
-        )
-    elif op is Move.ROLLBACK and version not in state.served:
-        refusal = (
-            "has never been in production, so there is nothing to roll back to; promote it instead."
-        )
-    if refusal:
-        raise StageError(f"Version {version} {refusal.format(version=version)}")
-    return state.version_in(goal) or ""
-
-
-def under_its_name(state: State, op: Move, version: str) -> Move:
-    """Return the move to journal: promoting what has once been in production is a rollback."""
-    was_there = version in state.served and state.stage_of(version) is Stage.ARCHIVED
-    return Move.ROLLBACK if op is Move.PROMOTE and was_there else op
-
-
-def require_production(state: State, version: str) -> None:
-    """Raise `StageError` unless `version`, if it is given, is the one in production."""
-    if version and state.production != version:
-        raise StageError(
-            f"Version {version} is not in production any more, {state.production or 'none'} is; "
-            "nothing was moved."
-        )
-
-
-def rollback_target(state: State) -> str:
-    """Return the version that a rollback without a target goes to."""
-    if state.previous is None:
-        raise StageError(
-            "There is no earlier production version to roll back to; "
-            "promote two versions to production first, or name one with to=."
-        )
-    return state.previous
-
-
-def adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
-    """Return the moves that accept what MLflow displays."""
-    wanted: list[tuple[Move, str]] = []
-    for drift in drifts:
-        if drift.alias == "production" and drift.mlflow:
-            wanted.append((Move.ADOPT, drift.mlflow))
-        if drift.alias == "staging" and drift.mlflow:
-            archived = state.stage_of(drift.mlflow) is Stage.ARCHIVED
-            wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
-        if drift.alias == "staging" and drift.journal and not drift.mlflow:
-            wanted.append((Move.ARCHIVE, drift.journal))
-    return wanted
 
 
 def _ranges(versions: Iterable[str]) -> str:

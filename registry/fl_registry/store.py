@@ -64,6 +64,7 @@ from fl_registry.journal.entries import (
 )
 from fl_registry.journal.lease import (
     LEASE_SECONDS,
+    NOBODY,
     Heartbeat,
     Lease,
     WhenBusy,
@@ -72,21 +73,7 @@ from fl_registry.journal.lease import (
 )
 from fl_registry.retention import PruneReport, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import (
-    Drift,
-    Move,
-    Stage,
-    StageMark,
-    State,
-    adoptions,
-    alias_changes,
-    displaced_mark,
-    drifts,
-    plan,
-    require_production,
-    rollback_target,
-    under_its_name,
-)
+from fl_registry.stages import Drift, Move, Stage, StageMark, State, displaced_mark
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
@@ -411,7 +398,7 @@ class ModelStore:
         """
         why = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
         drift, entries = self.drift(), []
-        for op, version in adoptions(drift, self._state()):
+        for op, version in self._state().adoptions(drift):
             # Aliases are synced after the last one only: before, that would undo the others.
             entries.append(self._move(op, version, sync=False, actor=actor, reason=why)[1])
         self._synced()
@@ -781,20 +768,23 @@ class ModelStore:
             ledger = self._synced() if sync else self._read()
             state = ledger.state
             # An entry that wins the place after this ledger has seen every lease before it.
-            if lease is not None:
-                require_lease(state.lease, lease)
-            require_production(state, displacing)
+            require_lease(state.lease, lease)
+            if displacing and state.production != displacing:
+                raise StageError(
+                    f"Version {displacing} is not in production any more, "
+                    f"{state.production or 'none'} is; nothing was moved."
+                )
             # Chosen once: of two rollbacks at the same time, the second must not undo the first.
-            target = target or rollback_target(state)
-            named = under_its_name(state, op, target)
+            target = target or state.rollback_target()
             # A server with the lease is the only one that changes what it saved just now, unless
             # its claim was lost: then somebody else acts, and the version is read again.
-            unread = named is Move.STAGE and lease is not None and not attempt
+            unread = op is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
             record = mine or self._found(target)
-            displaced = plan(state, named, target)
-            if displaced is None:
+            planned = state.plan(op, target)
+            if planned is None:
                 return target, None
+            named, displaced = planned
             if not checked:
                 self._check(named, record, stored=mine is not None)
                 checked = True
@@ -806,7 +796,7 @@ class ModelStore:
                 displaced=displaced,
                 actor=actor,
                 reason=reason,
-                epoch=lease.epoch if lease is not None else 0,
+                epoch=(lease or NOBODY).epoch,
                 approval="pending" if waits else approval,
             )
             if self._claim(entry):
@@ -822,7 +812,7 @@ class ModelStore:
             marks.append(displaced_mark(state, after.state, displaced))
         # Before the first move the aliases may be anything: other tools may have set them.
         aliases = self.backend.aliases() if state.untouched else state.aliases
-        self.backend.show(alias_changes(after.state, aliases), marks)
+        self.backend.show(after.state.alias_changes(aliases), marks)
         self._last = replace(self._last, ledger=after, fingerprint=None, synced=after.length)
         if self.backend.journal.page(fresh=False) != after.page:
             self._synced()  # others moved versions meanwhile
@@ -870,7 +860,7 @@ class ModelStore:
     def _synced(self) -> Ledger:
         """Read the journal; first finish what an interrupted move left undone."""
         ledger = self._read()
-        if not self._behind(ledger) and not alias_changes(ledger.state, self.backend.aliases()):
+        if not self._behind(ledger) and not ledger.state.alias_changes(self.backend.aliases()):
             return ledger
         # Others may have moved versions, and aliases with them, since it was read.
         return self._sync(self._read_new())
@@ -880,7 +870,7 @@ class ModelStore:
         while True:
             self._warn(ledger)
             if not ledger.state.untouched:
-                changes = alias_changes(ledger.state, self.backend.aliases())
+                changes = ledger.state.alias_changes(self.backend.aliases())
                 if everything:
                     records = list(self.backend.versions(at_once=_AT_ONCE))
                 else:
@@ -907,7 +897,7 @@ class ModelStore:
     def _by_hand(self, state: State) -> tuple[Drift, ...]:
         """Return the drift that no interrupted move explains: marks are written after aliases."""
         moved = []
-        for drift in drifts(state, self.backend.aliases()):
+        for drift in state.drifts(self.backend.aliases()):
             version = drift.journal or drift.mlflow or ""
             record = self.backend.find(version)
             mark = record.tags.get("stage") if record is not None else None
