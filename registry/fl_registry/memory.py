@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
-from fl_registry.errors import RegistryError, StoreUnavailable, UnknownVersion, foreign_errors
+from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE
 from fl_registry.files.atomic import copy_whole
 from fl_registry.files.digests import file_digest
@@ -24,7 +24,7 @@ from fl_registry.journal.lease import Heartbeat
 from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
-from fl_registry.store import ALIAS_SECONDS, ModelStore
+from fl_registry.store import ModelStore
 from fl_registry.tracking import Tracker
 from fl_registry.versions import ModelVersion, read_version
 
@@ -170,12 +170,8 @@ class InMemoryBackend(Backend):
         self._lock = threading.RLock()
 
     def ping(self) -> None:
-        try:
+        with foreign_errors(f"use the folder {self.scratch}"):
             self.scratch.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"The folder {self.scratch} cannot be created; choose another."
-            ) from error
 
     def fingerprint(self) -> Hashable | None:
         return None
@@ -193,13 +189,9 @@ class InMemoryBackend(Backend):
                 if new.serving is not None:
                     write_serving(new.serving, new.artifact.folder)
                 _copy(new.artifact.folder, self.scratch / version)
-            self.saved += 1
+            self.saved, now = self.saved + 1, datetime.now(UTC)
             self.stored[version] = read_version(
-                version,
-                new.tags,
-                run_id=new.run_id,
-                created=datetime.now(UTC),
-                description=new.description,
+                version, new.tags, run_id=new.run_id, created=now, description=new.description
             )
             return self.stored[version], True
 
@@ -259,8 +251,6 @@ class InMemoryModelStore(ModelStore):
     ----------
     folder : str | Path | None
         Where to store copies of the weights. Default: a temporary folder that goes with the store.
-    alias_seconds : float
-        As for `ModelStore`.
 
     Attributes
     ----------
@@ -272,18 +262,15 @@ class InMemoryModelStore(ModelStore):
 
     backend: InMemoryBackend
 
-    def __init__(
-        self, folder: str | Path | None = None, *, alias_seconds: float = ALIAS_SECONDS
-    ) -> None:
+    def __init__(self, folder: str | Path | None = None) -> None:
         if folder is None:
             where = Path(tempfile.mkdtemp(prefix="fl-app-"))
             weakref.finalize(self, shutil.rmtree, where, ignore_errors=True)
         else:
             where = Path(folder).resolve()
-        backend = InMemoryBackend(where)
-        super().__init__(backend, alias_seconds=alias_seconds)
-        self.aliases = backend.alias_table
-        self.runs = backend.runs
+        super().__init__(InMemoryBackend(where))
+        self.aliases = self.backend.alias_table
+        self.runs = self.backend.runs
 
 
 class InMemoryTracker(Tracker):

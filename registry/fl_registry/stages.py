@@ -160,8 +160,7 @@ class State:
             The move is not allowed; the message names what is.
         """
         now, goal, gone = self.stage_of(version), _GOALS.get(op), version in self.retired
-        is_so = op is Move.RETIRE if gone else now is goal
-        if is_so:
+        if (op is Move.RETIRE) if gone else (now is goal):
             return None
         served = version in self.served
         if op is Move.PROMOTE and served and now is Stage.ARCHIVED:
