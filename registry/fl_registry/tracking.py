@@ -48,36 +48,27 @@ class Names:
 
     def __init__(self) -> None:
         self._accepted: dict[str, str] = {}  # by the name that was given
-        self._taken: set[str] = set()
 
     def __call__(self, fields: Mapping[str, T]) -> dict[str, T]:
         """Return the fields under accepted names."""
         # Unchanged names first: of two that become the same one, those keep it.
-        for name in sorted(fields.keys() - self._accepted.keys(), key=_order):
+        new = fields.keys() - self._accepted.keys()
+        for name in sorted(new, key=lambda name: (clean_key(name) != name, str(name))):
             accepted = clean_key(name)
-            if accepted in self._taken:
+            if accepted in self._accepted.values():
                 accepted = f"{accepted[:240]}_{_mark(name)}"
             if accepted != name:
                 logger.warning("MLflow cannot take the name %r: logged as %r", name, accepted)
             self._accepted[name] = accepted
-            self._taken.add(accepted)
         return {self._accepted[name]: value for name, value in fields.items()}
-
-
-def _order(name: object) -> tuple[bool, str]:
-    return clean_key(name) != name, str(name)
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics that are finite numbers; the others are reported in the log."""
-    numbers = {}
-    for name, value in metrics.items():
-        number = finite_number(value)
-        if number is None:
-            logger.warning("metric %s is %r, not a finite number: not logged", name, value)
-        else:
-            numbers[name] = number
-    return numbers
+    numbers = {name: finite_number(value) for name, value in metrics.items()}
+    for name in (name for name, number in numbers.items() if number is None):
+        logger.warning("metric %s is %r, not a finite number: not logged", name, metrics[name])
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[str, str]:

@@ -28,7 +28,7 @@ RESERVED = frozenset(
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
-_TAG_NAME = re.compile(r"[\w.\- :/]+")  # what MLflow takes
+_TAG_NAME = re.compile(r"(?! *$)[\w.\- :/]{1,250}")  # what MLflow takes
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -141,18 +141,13 @@ def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description:
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics as plain floats, or raise `InvalidMetric`."""
-    checked = {}
-    for name, value in metrics.items():
+    for name in metrics:
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_KEY or _CONTROL.search(name):
             raise InvalidMetric(
                 f"{name!r:.60} cannot be a metric's name; use a text of 1 to {_MAX_KEY} "
                 "characters, none of them a line break or another control character."
             )
-        number = finite_number(value)
-        if number is None:
-            raise InvalidMetric(f"Metric {name} is {value!r}; expected a finite number.")
-        checked[name] = number
-    return checked
+    return _finite(metrics, "Metric {name} is {value!r:.60}; expected a finite number.")
 
 
 def finite_number(value: object) -> float | None:
@@ -166,26 +161,32 @@ def finite_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _finite(fields: Mapping[Any, float], refusal: str) -> dict[str, float]:
+    """Return the values as plain floats, or raise `InvalidMetric` with this text."""
+    numbers = {}
+    for name, value in fields.items():
+        number = finite_number(value)
+        if number is None:
+            raise InvalidMetric(refusal.format(name=name, value=value))
+        numbers[str(name)] = number
+    return numbers
+
+
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
     checked = {name: redact(str(value)) for name, value in tags.items()}
     for name, text in checked.items():
-        if not isinstance(name, str) or not name.strip() or len(name) > _MAX_KEY:
+        if not isinstance(name, str) or not _TAG_NAME.fullmatch(name) or _is_path(name):
             raise InvalidName(
-                f"A tag's name must be a text of 1 to {_MAX_KEY} characters, not {name!r:.60}."
-            )
-        if not _TAG_NAME.fullmatch(name) or _is_path(name):
-            raise InvalidName(
-                f"{name!r:.60} cannot be a tag's name; use letters, digits, spaces and _-.:/ only, "
-                "and no path such as a//b."
+                f"{name!r:.60} cannot be a tag's name; use 1 to {_MAX_KEY} letters, digits, spaces "
+                "and _-.:/ only, not spaces alone, and no path such as a//b."
             )
         if name in RESERVED:
             raise InvalidName(f"The tag {name!r} belongs to the registry; use another name.")
-        if "\0" in text:
-            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be stored.")
-        if len(text) > _MAX_VALUE:
+        if len(text) > _MAX_VALUE or "\0" in text:
             raise InvalidName(
-                f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."
+                f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit, without "
+                "NUL."
             )
     return checked
 
@@ -196,14 +197,10 @@ def _is_path(name: str) -> bool:
 
 def checked_scores(per_example: Mapping[str, float] | None) -> dict[str, float]:
     """Return results per example as plain floats, or raise `InvalidMetric`."""
-    given, scores = per_example or {}, {}
-    for name, value in given.items():
-        number = finite_number(value)
-        if number is None:
-            raise InvalidMetric(
-                f"The result of example {name!r:.60} is {value!r:.60}; expected a finite number."
-            )
-        scores[str(name)] = number
+    given = per_example or {}
+    scores = _finite(
+        given, "The result of example {name!r:.60} is {value!r:.60}; expected a finite number."
+    )
     if len(scores) > _MAX_EXAMPLES or len(scores) < len(given):
         raise InvalidMetric(
             f"There are results of {len(given)} examples under {len(scores)} names; expected at "
