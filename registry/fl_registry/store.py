@@ -29,14 +29,7 @@ from fl_registry.comparison import (
     paired_verdict,
     param_differences,
 )
-from fl_registry.errors import (
-    ArtifactError,
-    InvalidMetric,
-    RegistryError,
-    StageError,
-    UnknownVersion,
-    foreign_errors,
-)
+from fl_registry.errors import RegistryError, StageError, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import (
     HALF_FILE,
     SCORES_FILE,
@@ -78,11 +71,13 @@ from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
     checked_description,
+    checked_digest,
     checked_metrics,
     checked_scores,
     checked_tags,
     not_taken_over,
     read_numbers,
+    require_metrics,
     version_tags,
 )
 
@@ -442,7 +437,7 @@ class ModelStore:
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
             sizes = begun | {record.version: files.size(record) for record in going}
-            return PruneReport(True, _sorted(sizes), sum(sizes.values()), stay)
+            return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
         gone = {version: files.remove(version) for version in begun}
         for record in going:
             try:
@@ -455,7 +450,7 @@ class ModelStore:
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
-        return PruneReport(False, _sorted(gone), freed, stay, left)
+        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
 
     def list_all_versions(self) -> list[dict[str, Any]]:
         """Return all versions as dictionaries, newest first (see `ModelVersion.as_row`)."""
@@ -466,7 +461,7 @@ class ModelStore:
         number, state = _checked_number(version), self._state()
         if number in state.retired:
             raise UnknownVersion(f"Version {number} was removed for good; use another version.")
-        return self._one(number, state)
+        return _staged(self._found(number), state)
 
     def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
         """Return the newest version of a stage (None: of any), or None if there is none."""
@@ -489,8 +484,8 @@ class ModelStore:
             `b` is better on the very same examples (see `fl_registry.comparison`). What is not
             known, since it was never saved or is gone, is None.
         """
-        state = self._state()
-        one, two = self._one(_checked_number(a), state), self._one(_checked_number(b), state)
+        with self.one_reading():
+            one, two = self.get_version(a), self.get_version(b)
         specs = [self.backend.files.read(record, SPEC_FILE) for record in (one, two)]
         params = [self.backend.run_params(r.run_id) if r.run_id else None for r in (one, two)]
         return {
@@ -829,16 +824,8 @@ class ModelStore:
             return
         if not stored or self.backend.files.is_local(record):
             self._verified(record)
-        if op not in _NEEDS_METRICS:
-            return
-        wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
-        if not record.metrics and record.tags.get("metrics", "{}") != "{}":
-            wrong = ["the tag 'metrics' cannot be read"]
-        if wrong:
-            raise InvalidMetric(
-                f"Version {record.version} cannot be moved on: not a finite number: "
-                f"{', '.join(wrong)}; save its file again with the right metrics."
-            )
+        if op in _NEEDS_METRICS:
+            require_metrics(record)
 
     def _pending(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
         """Return a version that waits for approval, or for which the same is `done` already."""
@@ -955,7 +942,9 @@ class ModelStore:
             if (mark is not None and mark == before) or now - when < max_age:
                 return record
         state = self._state()
-        record = None if state.production is None else self._one(state.production, state)
+        record = None
+        if state.production is not None:
+            record = _staged(self._found(state.production), state)
         self._last = replace(self._last, production=(mark, now, record))
         return record
 
@@ -964,9 +953,6 @@ class ModelStore:
         for record in self.backend.versions(at_once=at_once):
             if record.version not in state.retired:
                 yield _staged(record, state)
-
-    def _one(self, version: str, state: State) -> ModelVersion:
-        return _staged(self._found(version), state)
 
     def _found(self, version: str) -> ModelVersion:
         """Return a version as it is stored."""
@@ -1001,18 +987,18 @@ class ModelStore:
         self.backend.set_tags(version, tags)
 
     def _weights(self, record: ModelVersion, *, half: bool) -> Weights:
-        if not half:
-            path = self.backend.files.path(record, WEIGHTS_FILE, _digest(record))
-            return Weights(path, record.sha256, record.version)
-        copy = read_half(record.version, record.tags.get("half"))
-        path = self.backend.files.path(record, HALF_FILE, copy.sha256)
-        return Weights(path, copy.sha256, record.version)
+        if half:
+            name, digest = HALF_FILE, read_half(record.version, record.tags.get("half")).sha256
+        else:
+            name, digest = WEIGHTS_FILE, checked_digest(record)
+        return Weights(self.backend.files.path(record, name, digest), digest, record.version)
 
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
-        files = self.backend.files
-        path = files.path(record, WEIGHTS_FILE, _digest(record))
-        return files.whole.verify(path, record.sha256, version=record.version)
+        weights = self._weights(record, half=False)
+        return self.backend.files.whole.verify(
+            weights.path, weights.sha256, version=weights.version
+        )
 
     def _scores(self, record: ModelVersion) -> dict[str, float] | None:
         digest = record.tags.get("per_example")
@@ -1057,16 +1043,3 @@ def _mark(record: ModelVersion, state: State) -> StageMark | None:
 def _recent(ledger: Ledger) -> list[str]:
     """Return the versions of the last moves."""
     return touched([entry for entry in ledger.entries if entry.version][-_RECENT:])
-
-
-def _digest(record: ModelVersion) -> str:
-    if not record.sha256:
-        raise ArtifactError(
-            f"Version {record.version} was not saved by this app and has no digest to check; "
-            "save its file with save_model_version first."
-        )
-    return record.sha256
-
-
-def _sorted(versions: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(sorted(versions, key=int))
