@@ -83,15 +83,15 @@ def paired_verdict(
         return None
     shared = sorted(one.keys() & two.keys())
     scores = [[side[name] for name in shared] for side in (one, two)]
-    sides = [ExampleScores({"score": numbers}) for numbers in scores]
+    first, second = (ExampleScores({"score": numbers}) for numbers in scores)
     interval, verdict = None, "undecided"
     if shared:
-        interval = bootstrap_interval(*sides, "score", confidence=_CONFIDENCE)
+        interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
     if interval is not None and len(shared) >= FEWEST:
         verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
     return {
         "verdict": verdict,
-        "mean_difference": float(np.subtract(*scores[::-1]).mean()) if shared else None,
+        "mean_difference": float(np.subtract(scores[1], scores[0]).mean()) if shared else None,
         "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),
