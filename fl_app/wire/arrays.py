@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views of the values of Flower's ``Array``, and checks that they may be averaged.
+"""Models as Flower sends them: views of their arrays, checks of the values, layout and schema.
 
 Nothing is copied or executed.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Literal
+from operator import attrgetter, eq
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -29,6 +31,11 @@ _HEADER = re.compile(
 _WIDEST = 8
 _EXACT = 2**53
 """The largest integer up to which float64, in which integers are averaged, is exact."""
+_LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
+"""Largest float by size in bytes, of the floats that are precise enough to be squared."""
+MAX_NAME = 200  # characters of a name that a node chose
+SMALL = 16_384
+"""Bytes of an array up to which it is read together with others."""
 
 
 class ArrayError(ValueError):
@@ -37,9 +44,6 @@ class ArrayError(ValueError):
 
 class OtherArrayError(ArrayError):
     """An array has another shape or another kind of numbers than expected."""
-
-
-MAX_NAME = 200  # characters of a name that a node chose
 
 
 def quoted(name: str) -> str:
@@ -60,7 +64,7 @@ def view(array: Array) -> np.ndarray:
     """
     if array.stype != STYPE:
         raise ArrayError(f"is serialized as {array.stype!r}, expected {STYPE!r}")
-    header = header_of(array.data)
+    header = _header_of(array.data)
     dtype, name, fortran, shape = _read_header(header)
     if tuple(array.shape) != shape or array.dtype != name:
         raise ArrayError(
@@ -75,29 +79,7 @@ def view(array: Array) -> np.ndarray:
     return values.reshape(shape, order="F" if fortran else "C")
 
 
-class ViewedArray(Array):
-    """An array whose values are read by `view`, on any thread.
-
-    Flower's own reader parses NumPy's header as Python, which Python before 3.11.8 and 3.12.2
-    cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
-    """
-
-    def numpy(self) -> np.ndarray:
-        """Return a writable copy of the values."""
-        return view(self).copy(order="K")
-
-
-def viewed(arrays: ArrayRecord) -> ArrayRecord:
-    """Return the same arrays, for reading on another thread than Flower's."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        known = array.stype == STYPE
-        values = ViewedArray(array.dtype, array.shape, array.stype, array.data) if known else array
-        record[name] = values
-    return record
-
-
-def header_of(data: bytes) -> bytes:
+def _header_of(data: bytes) -> bytes:
     """Return NumPy's header before the values; raise ArrayError if there is none."""
     field = _HEADER_LENGTH.get(data[6:8])
     if data[:6] != b"\x93NUMPY" or field is None or len(data) < 8 + field:
@@ -106,19 +88,6 @@ def header_of(data: bytes) -> bytes:
     if start > _MAX_HEADER or start > len(data):
         raise ArrayError(f"has a header of {start} bytes")
     return data[:start]
-
-
-@lru_cache(maxsize=1024)
-def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
-    """Return the header that ``numpy.save`` writes before such values."""
-    written = BytesIO()
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": order == "F",
-        "shape": shape,
-    }
-    np.lib.format.write_array_header_1_0(written, header)
-    return written.getvalue()
 
 
 @lru_cache(maxsize=1024)
@@ -135,8 +104,38 @@ def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
     return dtype, str(dtype), match[2] == b"True", shape
 
 
-_LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
-"""Largest float by size in bytes, of the floats that are precise enough to be squared."""
+@lru_cache(maxsize=1024)
+def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
+    """Return the header that ``numpy.save`` writes before such values."""
+    written, descr = BytesIO(), np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": order == "F", "shape": shape}
+    np.lib.format.write_array_header_1_0(written, header)
+    return written.getvalue()
+
+
+class ViewedArray(Array):
+    """An array whose values are read by `view`, on any thread.
+
+    Flower's own reader parses NumPy's header as Python, which Python before 3.11.8 and 3.12.2
+    cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
+    """
+
+    def numpy(self) -> np.ndarray:
+        """Return a writable copy of the values."""
+        return view(self).copy(order="K")
+
+
+def viewed(arrays: ArrayRecord) -> ArrayRecord:
+    """Return the same arrays, for reading on another thread than Flower's."""
+    return ArrayRecord(
+        {
+            name: ViewedArray(a.dtype, a.shape, a.stype, a.data) if a.stype == STYPE else a
+            for name, a in arrays.items()
+        }
+    )
+
+
+# Whether values may be averaged.
 
 
 def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -152,9 +151,8 @@ def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) ->
     """
     if values.shape != shape:
         raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
-    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > max(
-        _WIDEST, dtype.itemsize
-    ):
+    widest = max(_WIDEST, dtype.itemsize)
+    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > widest:
         raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
     if values.dtype.kind == "b":
         if values.size and values.view(np.uint8).max() > 1:
@@ -215,3 +213,214 @@ def _require_range(values: np.ndarray, dtype: np.dtype) -> None:
 
 def _family(dtype: np.dtype) -> str:
     return "i" if dtype.kind == "u" else dtype.kind
+
+
+# The layout of a model. A call costs more than a small array: all small arrays of one dtype are
+# checked, or added, together.
+
+
+class Stored(NamedTuple):
+    """The layout of one array: its place among the model's, its shape, and its header."""
+
+    place: int
+    name: str
+    shape: tuple[int, ...]
+    header: bytes
+
+    @property
+    def order(self) -> Literal["C", "F"]:
+        """The order in which its values are stored."""
+        return "F" if b"'fortran_order': True" in self.header else "C"
+
+
+class Piece(NamedTuple):
+    """Arrays that are read together: a large one, or small ones of one dtype."""
+
+    arrays: Sequence[Stored]
+    dtype: np.dtype
+
+    def of_bytes(self, data: Sequence[bytes]) -> np.ndarray:
+        """Return the flat values of the arrays, from the bytes of a model with this layout."""
+        first = self.arrays[0]
+        if len(self.arrays) == 1:
+            return np.frombuffer(data[first.place], self.dtype, -1, len(first.header))
+        values = [data[each.place][len(each.header) :] for each in self.arrays]
+        return np.frombuffer(b"".join(values), self.dtype)
+
+    def read(self, model: Mapping[str, Array]) -> np.ndarray:
+        """Return the same of a model with another layout, or raise ArrayError."""
+        flat = []
+        for each in self.arrays:
+            values = view(model[each.name])
+            if values.shape != each.shape:
+                raise ArrayError(f"has shape {values.shape}, expected {each.shape}")
+            flat.append(values.ravel(order=each.order))
+        return np.concatenate(flat) if flat[1:] else flat[0]
+
+
+class ArrayLayout:
+    """The layout of a model's arrays, by which models are read in few pieces.
+
+    Parameters
+    ----------
+    model : ArrayRecord
+        Any model of the kind.
+
+    Raises
+    ------
+    ArrayError
+        If one of its arrays does not hold plain numbers.
+    """
+
+    _description = staticmethod(attrgetter("dtype", "shape", "stype"))
+
+    def __init__(self, model: ArrayRecord) -> None:
+        pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
+        self._headers: list[bytes] = []
+        for place, (name, array) in enumerate(model.items()):
+            values = view(array)
+            self._headers.append(_header_of(array.data))
+            alone = name if values.nbytes > SMALL else None
+            stored = Stored(place, name, values.shape, self._headers[-1])
+            pieces.setdefault((values.dtype, alone), []).append(stored)
+        self.names = list(model)
+        self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
+        self._descriptions = [*map(self._description, model.values())]
+        self._lengths = [len(array.data) for array in model.values()]
+
+    def read_alike(self, model: ArrayRecord) -> list[np.ndarray] | None:
+        """Return the flat values of each piece; None if the model has another layout.
+
+        Large arrays are not copied.
+        """
+        data = [array.data for array in model.values()]
+        alike = (
+            [*model.keys()] == self.names
+            and all(map(eq, map(self._description, model.values()), self._descriptions))
+            and [*map(len, data)] == self._lengths
+            and all(map(bytes.startswith, data, self._headers))
+        )
+        return [piece.of_bytes(data) for piece in self.pieces] if alike else None
+
+    def read(self, model: ArrayRecord) -> list[np.ndarray]:
+        """Return the flat values of each piece, whatever the layout of the model.
+
+        Raises
+        ------
+        ArrayError
+            If arrays of these names and shapes are not what the model has.
+        """
+        values = self.read_alike(model)
+        if values is not None:
+            return values
+        if model.keys() != {*self.names}:
+            raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
+        by_name = dict(model.items())
+        return [piece.read(by_name) for piece in self.pieces]
+
+    def accepts(self, model: ArrayRecord) -> bool:
+        """Whether a model has this layout, and values that may be averaged (`require_like`)."""
+        pieces = self.read_alike(model)
+        try:
+            for values in pieces or []:
+                require_like(values, values.dtype, values.shape)
+        except ArrayError:
+            return False
+        return pieces is not None
+
+
+# The schema of a model, and comparisons with it.
+
+Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""Dtype and shape of each array by name, in order."""
+
+
+def schema_of(arrays: ArrayRecord) -> Schema:
+    """Return the schema of a model."""
+    return {name: (np.dtype(a.dtype), tuple(a.shape)) for name, a in arrays.items()}
+
+
+def fits(arrays: ArrayRecord, schema: Schema) -> bool:
+    """Return whether arrays belong to the model; a document may have any length."""
+    return not difference(schema_of(arrays), schema)
+
+
+def difference(actual: Schema, expected: Schema) -> str:
+    """Describe how the arrays of one model differ from those of another; empty if they do not."""
+    if names := other_names(actual, expected):
+        return names
+    other = [name for name in expected if actual[name] != expected[name]]
+    if other and not (is_document(actual) and is_document(expected)):
+        rows = (f"{d} {list(shape)}" for d, shape in (actual[other[0]], expected[other[0]]))
+        more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
+        return f"its {quoted(other[0])} is {' and not '.join(rows)}{more}"
+    return "" if list(actual) == list(expected) else "its arrays are in another order"
+
+
+def other_names(actual: Collection[str], expected: Collection[str]) -> str:
+    """Describe which names of arrays are missing and which are unknown; empty if none are."""
+    differ = {"lacks": {*expected} - {*actual}, "has": {*actual} - {*expected}}
+    parts = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
+    return f"it {' and '.join(parts)}" if parts else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{quoted(first)} and {len(rest)} more" if rest else quoted(first)
+
+
+def is_document(schema: Schema) -> bool:
+    """Return whether a model is one array of bytes of any length, such as XGBoost's trees."""
+    (dtype, shape), *others = schema.values() or [(np.dtype("f4"), ())]
+    return not others and dtype == np.uint8 and len(shape) == 1
+
+
+def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
+    """Return name, dtype and shape of a model's arrays, in order; no shape for a document."""
+    free = is_document(schema)
+    return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
+
+
+def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
+    """Require that an aggregate may become the model.
+
+    A document may change its length, other arrays may not change their shape. A server that starts
+    without a model has no schema; then there must be arrays, and all must be finite.
+
+    Raises
+    ------
+    OtherArrayError
+        The aggregate has other arrays than the model, or other shapes.
+    ArrayError
+        One of its arrays is not finite, or cannot be read.
+    """
+    if not arrays:
+        raise OtherArrayError("the aggregate has no arrays")
+    if schema and list(arrays) != list(schema):
+        foreign = sorted(set(arrays) ^ set(schema))[:3]
+        raise OtherArrayError(f"the aggregate has other arrays than the global model: {foreign}")
+    document = is_document(schema)
+    for name, array in arrays.items():
+        try:
+            values = view(array)
+            dtype, shape = schema.get(name, (values.dtype, values.shape))
+            if values.shape != shape and not (document and is_bytes(values)):
+                raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
+            require_finite(values, dtype)
+        except ArrayError as error:
+            raise type(error)(f"the aggregate's {name!r} {error}") from None
+
+
+def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+    """Convert averaged integer buffers, which are float64, back to their own dtype.
+
+    Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
+    """
+    restored = dict(arrays.items())
+    for name, array in arrays.items():
+        dtype, _ = schema[name]
+        if np.dtype(array.dtype) != dtype:
+            values = view(array)
+            rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
+            restored[name] = Array(np.asarray(rounded, dtype=dtype))
+    return ArrayRecord(restored)

@@ -16,11 +16,16 @@ from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
 from fl_app.strategy.finish.evaluation import evaluate
-from fl_app.strategy.round.metrics import in_step, sound_metrics
-from fl_app.strategy.round.replies import ScreenedReplies
-from fl_app.strategy.round.screening import Needs, needs_of, screen_evaluate, screen_train
-from fl_app.wire.arrays import ArrayError, view
-from fl_app.wire.schema import schema_of
+from fl_app.strategy.round.averaging import in_step
+from fl_app.strategy.round.screening import (
+    Needs,
+    ScreenedReplies,
+    needs_of,
+    screen_evaluate,
+    screen_train,
+    sound_metrics,
+)
+from fl_app.wire.arrays import ArrayError, schema_of, view
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 HALF = np.ones(4, np.float16)

@@ -4,27 +4,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from itertools import compress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
+from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
-from fl_app.strategy.round.array_layout import ArrayLayout, Piece, Stored
 from fl_app.strategy.round.grids import streaming_grid
-from fl_app.strategy.round.metrics import Value, in_step
-from fl_app.strategy.round.replies import without_arrays
-from fl_app.wire.arrays import STYPE, ArrayError, header_for
+from fl_app.strategy.round.screening import Value, with_records, without_arrays
+from fl_app.wire.arrays import STYPE, ArrayError, ArrayLayout, Piece, header_for
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
-
-Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 BLOCK = 2**16
 """Numbers that are added at once: a block of the sum stays in the core's cache."""
@@ -67,17 +66,28 @@ class StreamingFedAvg(FedAvg):
         valid, _ = self._check_and_log_replies(rest, is_train=True, validate=False)
         if not valid:
             return None, None
-        contents = _same_metrics([reply.content for reply in valid], self.weighted_by_key)
+        contents = [reply.content for reply in valid]
+        metrics = [dict(next(iter(content.metric_records.values()))) for content in contents]
+        aligned = in_step(metrics, [*map(self._weight, contents)])
+        contents = [
+            with_records(content, MetricRecord(same))
+            for content, same in zip(contents, aligned, strict=True)
+        ]
         return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     def _added(self, average: WeightedAverage, reply: Message) -> Message:
         """Add a reply to the average; return it without its arrays."""
         if reply.has_content():
-            average.add(_only(reply.content, ArrayRecord), self._weight(reply.content))
+            validate_message_reply_consistency(
+                [reply.content], self.weighted_by_key, check_arrayrecord=True
+            )
+            (arrays,) = reply.content.array_records.values()
+            average.add(arrays, self._weight(reply.content))
         return without_arrays(reply)
 
     def _weight(self, content: RecordDict) -> float:
-        weight = _only(content, MetricRecord).get(self.weighted_by_key)
+        (metrics,) = content.metric_records.values()
+        weight = metrics[self.weighted_by_key]
         if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
             return float(weight)
         raise InconsistentMessageReplies(
@@ -112,6 +122,72 @@ class ScheduledFedAvg(StreamingFedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
+class WeightedAverage:
+    """The weighted average of models that are added one after the other.
+
+    Beside the models that wait to be added, it holds one model, which becomes the result.
+    """
+
+    def __init__(self) -> None:
+        self._layout: ArrayLayout | None = None
+        self._sums: list[_Sum] = []
+        self._waiting: list[tuple[list[np.ndarray], float]] = []
+        self._unit = 0.0
+        self._total = 0.0
+
+    def add(self, arrays: ArrayRecord, weight: float) -> None:
+        """Add a model, whole or not at all.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If it is another model than the first one.
+        """
+        try:
+            self._layout = self._layout or ArrayLayout(arrays)
+            values = self._layout.read(arrays)
+        except ArrayError as error:
+            raise InconsistentMessageReplies(
+                f"The replies are not of one model: an array {error}."
+            ) from None
+        # In units of the first weight, so that sums are of the size of the values.
+        self._unit = self._unit or weight
+        share = weight / self._unit if self._unit else 0.0
+        self._total += share
+        if not self._sums:
+            self._sums = [
+                _Sum(*begun, share) for begun in zip(self._layout.pieces, values, strict=True)
+            ]
+            return
+        self._waiting.append((values, share))
+        if len(self._waiting) == TOGETHER:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        models, shares = zip(*self._waiting, strict=True)
+        with _blas().limit(limits=1):
+            for each, *reads in zip(self._sums, *models, strict=True):
+                each.add([*zip(reads, shares, strict=True)])
+        self._waiting.clear()
+
+    def result(self) -> ArrayRecord:
+        """Return the average; nothing can be added after.
+
+        Raises
+        ------
+        InconsistentMessageReplies
+            If the weights add up to 0.
+        """
+        if self._layout is None or not self._total:
+            raise InconsistentMessageReplies("All replies together have a weight of 0.")
+        if self._waiting:
+            self._add_waiting()
+        made: dict[str, Array] = {}
+        while self._sums:
+            made |= self._sums.pop().averages(self._total)
+        return ArrayRecord({name: made[name] for name in self._layout.names})
+
+
 class _Sum:
     """The weighted sum of one piece of a model, as flat values.
 
@@ -123,15 +199,14 @@ class _Sum:
         from scipy.linalg import blas
 
         in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
-        native = piece.dtype.newbyteorder("=")
-        kinds = {"f": np.result_type(native, np.float32), "c": native}
-        self.arrays, self.stored = piece
-        self.dtype = kinds.get(native.kind, np.dtype("f8"))
+        self.arrays, self.native = piece.arrays, piece.dtype.newbyteorder("=")
+        kinds = {"f": np.result_type(self.native, np.float32), "c": self.native}
+        self.dtype = kinds.get(self.native.kind, np.dtype("f8"))
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
         self.data: BytesIO | None = None
         header = self.arrays[0].header
         aligned = len(header) % self.dtype.itemsize == 0  # otherwise BLAS would add to a copy
-        if self.dtype == self.stored and not self.arrays[1:] and aligned:
+        if self.dtype == piece.dtype and not self.arrays[1:] and aligned:
             self.data = BytesIO(b"".join((header, read.data)))
             self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
             if share != 1:
@@ -160,90 +235,15 @@ class _Sum:
         if self.data is not None:
             del self.values  # BytesIO shares its memory only while no view exists
             (only,) = self.arrays
-            yield only.name, only.array(self.data.getvalue())
+            yield only.name, Array(self.dtype.name, only.shape, STYPE, self.data.getvalue())
             return
-        end = 0
+        dtype = self.native if self.native.kind in "fc" else self.dtype
+        values, end = self.values.astype(dtype, copy=False), 0
         for each in self.arrays:
-            start, end = end, end + each.size
-            yield each.name, self._array(each, self.values[start:end])
-
-    def _array(self, each: Stored, values: np.ndarray) -> Array:
-        if self.dtype == self.stored:
-            return each.array(b"".join((each.header, values.data)))
-        native = self.stored.newbyteorder("=")
-        dtype = native if native.kind in "fc" else self.dtype
-        header = header_for(dtype, each.shape, each.order)
-        data = b"".join((header, values.astype(dtype, copy=False).data))
-        return Array(dtype.name, each.shape, STYPE, data)
-
-
-class WeightedAverage:
-    """The weighted average of models that are added one after the other.
-
-    Beside the models that wait to be added, it holds one model, which becomes the result.
-    """
-
-    def __init__(self) -> None:
-        self._layout: ArrayLayout | None = None
-        self._sums: list[_Sum] = []
-        self._waiting: list[tuple[list[np.ndarray], float]] = []
-        self._unit = 0.0
-        self._total = 0.0
-
-    def add(self, arrays: ArrayRecord, weight: float) -> None:
-        """Add a model, whole or not at all.
-
-        Raises
-        ------
-        InconsistentMessageReplies
-            If it is another model than the first one.
-        """
-        try:
-            if self._layout is None:
-                self._layout = ArrayLayout(arrays)
-            values = self._layout.read(arrays)
-        except ArrayError as error:
-            raise InconsistentMessageReplies(
-                f"The replies are not of one model: an array {error}."
-            ) from None
-        # In units of the first weight, so that sums are of the size of the values.
-        self._unit = self._unit or weight
-        share = weight / self._unit if self._unit else 0.0
-        self._total += share
-        if not self._sums:
-            begun = zip(self._layout.pieces, values, strict=True)
-            self._sums = [_Sum(piece, read, share) for piece, read in begun]
-            return
-        self._waiting.append((values, share))
-        if len(self._waiting) == TOGETHER:
-            self._add_waiting()
-
-    def _add_waiting(self) -> None:
-        models, shares = zip(*self._waiting, strict=True)
-        with _blas().limit(limits=1):
-            for each, *reads in zip(self._sums, *models, strict=True):
-                each.add([*zip(reads, shares, strict=True)])
-        self._waiting.clear()
-
-    def result(self) -> ArrayRecord:
-        """Return the average; nothing can be added after.
-
-        Raises
-        ------
-        InconsistentMessageReplies
-            If the weights add up to 0.
-        """
-        if self._layout is None or not self._total:
-            raise InconsistentMessageReplies("All replies together have a weight of 0.")
-        if self._waiting:
-            self._add_waiting()
-        made: dict[str, Array] = {}
-        while self._sums:
-            made |= self._sums.pop().averages(self._total)
-        record = ArrayRecord()
-        for name in self._layout.names:
-            record[name] = made[name]
-        return record
+            start, end = end, end + math.prod(each.shape)
+            header = header_for(dtype, each.shape, each.order)
+            data = b"".join((header, values[start:end].data))
+            yield each.name, Array(dtype.name, each.shape, STYPE, data)
 
 
 @cache
@@ -259,25 +259,29 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def _only(content: RecordDict, kind: type[Record]) -> Record:
-    """Return the one record of a kind."""
-    records = [record for record in content.values() if isinstance(record, kind)]
-    if len(records) != 1:
-        raise InconsistentMessageReplies(
-            f"A reply has {len(records)} {kind.__name__}s, expected one."
-        )
-    return records[0]
+def in_step(
+    replies: Sequence[Mapping[str, Value]], weights: Sequence[float]
+) -> list[dict[str, Value]]:
+    """Return replies with the same metrics, as Flower's aggregation requires.
 
-
-def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
-    """Return the contents with the same metrics in each, as Flower averages them."""
-    reported: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
-    weights = [cast("float", metrics[weighted_by]) for metrics in reported]
-    same = []
-    for content, own, metrics in zip(contents, reported, in_step(reported, weights), strict=True):
-        if metrics == own:
-            same.append(content)
+    A metric is kept if at least half of the replies report it. If a reply lacks it, or has a list
+    of another length than most, it gets the weighted mean of the others, so that the weighted
+    average of all is theirs.
+    """
+    filled: list[dict[str, Value]] = [{} for _ in replies]
+    for name, count in Counter(name for metrics in replies for name in metrics).items():
+        if 2 * count < len(replies):
             continue
-        key = next(iter(content.metric_records))
-        same.append(RecordDict({**content, key: MetricRecord(metrics)}))
-    return same
+        values: list[Any] = [metrics.get(name) for metrics in replies]
+        lengths = [len(value) if isinstance(value, list) else -1 for value in values]
+        known = [length for value, length in zip(values, lengths, strict=True) if value is not None]
+        usual = Counter(known).most_common(1)[0][0]
+        fits = [v is not None and n == usual for v, n in zip(values, lengths, strict=True)]
+        if not all(fits):
+            total = sum(compress(weights, fits))
+            shares = [weight / total for weight in compress(weights, fits)]
+            mean = np.dot(shares, np.asarray([*compress(values, fits)], float)).tolist()
+            values = [value if fit else mean for value, fit in zip(values, fits, strict=True)]
+        for metrics, value in zip(filled, values, strict=True):
+            metrics[name] = value
+    return filled
