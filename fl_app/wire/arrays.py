@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from operator import attrgetter, eq
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -127,30 +126,27 @@ class ViewedArray(Array):
 
 def viewed(arrays: ArrayRecord) -> ArrayRecord:
     """Return the same arrays, for reading on another thread than Flower's."""
-    return ArrayRecord(
-        {
-            name: ViewedArray(a.dtype, a.shape, a.stype, a.data) if a.stype == STYPE else a
-            for name, a in arrays.items()
-        }
-    )
+    record = arrays.copy()
+    for name, array in arrays.items():
+        if array.stype == STYPE:
+            record[name] = ViewedArray(array.dtype, array.shape, array.stype, array.data)
+    return record
 
 
 # Whether values may be averaged.
 
 
-def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Require values that may be averaged with a model's array of this dtype and shape.
+def require_like(values: np.ndarray, dtype: np.dtype) -> None:
+    """Require values that may be averaged with a model's array of this dtype.
 
-    They must be of the same kind (floats, integers, booleans) and shape, finite, and so small that
-    neither an average nor the sum of their squares overflows the dtype.
+    They must be of the same kind (floats, integers, booleans), finite, and so small that neither
+    an average nor the sum of their squares overflows the dtype.
 
     Raises
     ------
     ArrayError
         They are not.
     """
-    if values.shape != shape:
-        raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
     widest = max(_WIDEST, dtype.itemsize)
     if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > widest:
         raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
@@ -158,7 +154,11 @@ def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) ->
         if values.size and values.view(np.uint8).max() > 1:
             raise ArrayError("holds bytes that are neither true nor false")
     elif values.dtype.kind in "iu":
-        _require_range(values, dtype)
+        if values.size and (values.dtype != dtype or dtype.itemsize == _WIDEST):
+            limits, least, greatest = np.iinfo(dtype), int(values.min()), int(values.max())
+            low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
+            if least < low or greatest > high:
+                raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
     elif not _squares_fit(values, dtype):
         require_finite(values, dtype)
         raise ArrayError(f"is too large: {dtype} cannot hold the square of its norm")
@@ -182,11 +182,6 @@ def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
             raise ArrayError(f"has values that {dtype} cannot hold")
 
 
-def is_bytes(values: np.ndarray) -> bool:
-    """Return whether values are a one-dimensional array of bytes."""
-    return values.dtype == np.uint8 and values.ndim == 1
-
-
 def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
     """Return whether the sum of all squares is finite, and so each value; reads them once."""
     # A finite value is not enough: one reply with 1e30 in float32 makes the second moment of
@@ -201,16 +196,6 @@ def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
         return bool(np.dot(flat, flat) <= _LARGEST[dtype.itemsize])
 
 
-def _require_range(values: np.ndarray, dtype: np.dtype) -> None:
-    if not values.size or (values.dtype == dtype and dtype.itemsize < 8):
-        return
-    limits = np.iinfo(dtype)
-    low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
-    least, greatest = int(values.min()), int(values.max())
-    if least < low or greatest > high:
-        raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
-
-
 def _family(dtype: np.dtype) -> str:
     return "i" if dtype.kind == "u" else dtype.kind
 
@@ -220,17 +205,13 @@ def _family(dtype: np.dtype) -> str:
 
 
 class Stored(NamedTuple):
-    """The layout of one array: its place among the model's, its shape, and its header."""
+    """The layout of one array: its place among the model's, how it is stored, and its header."""
 
     place: int
     name: str
     shape: tuple[int, ...]
+    order: Literal["C", "F"]
     header: bytes
-
-    @property
-    def order(self) -> Literal["C", "F"]:
-        """The order in which its values are stored."""
-        return "F" if b"'fortran_order': True" in self.header else "C"
 
 
 class Piece(NamedTuple):
@@ -247,7 +228,7 @@ class Piece(NamedTuple):
         values = [data[each.place][len(each.header) :] for each in self.arrays]
         return np.frombuffer(b"".join(values), self.dtype)
 
-    def read(self, model: Mapping[str, Array]) -> np.ndarray:
+    def read(self, model: ArrayRecord) -> np.ndarray:
         """Return the same of a model with another layout, or raise ArrayError."""
         flat = []
         for each in self.arrays:
@@ -256,6 +237,10 @@ class Piece(NamedTuple):
                 raise ArrayError(f"has shape {values.shape}, expected {each.shape}")
             flat.append(values.ravel(order=each.order))
         return np.concatenate(flat) if flat[1:] else flat[0]
+
+
+def _rows(model: ArrayRecord) -> list[tuple[object, ...]]:
+    return [(name, a.dtype, a.shape, a.stype, len(a.data)) for name, a in model.items()]
 
 
 class ArrayLayout:
@@ -272,21 +257,17 @@ class ArrayLayout:
         If one of its arrays does not hold plain numbers.
     """
 
-    _description = staticmethod(attrgetter("dtype", "shape", "stype"))
-
     def __init__(self, model: ArrayRecord) -> None:
         pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
-        self._headers: list[bytes] = []
-        for place, (name, array) in enumerate(model.items()):
-            values = view(array)
-            self._headers.append(_header_of(array.data))
+        self.names, self._rows = list(model), _rows(model)
+        self._headers = [_header_of(array.data) for array in model.values()]
+        for place, (name, header) in enumerate(zip(self.names, self._headers, strict=True)):
+            values = view(model[name])
+            order: Literal["C", "F"] = "F" if _read_header(header)[2] else "C"
             alone = name if values.nbytes > SMALL else None
-            stored = Stored(place, name, values.shape, self._headers[-1])
+            stored = Stored(place, name, values.shape, order, header)
             pieces.setdefault((values.dtype, alone), []).append(stored)
-        self.names = list(model)
         self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
-        self._descriptions = [*map(self._description, model.values())]
-        self._lengths = [len(array.data) for array in model.values()]
 
     def read_alike(self, model: ArrayRecord) -> list[np.ndarray] | None:
         """Return the flat values of each piece; None if the model has another layout.
@@ -294,13 +275,9 @@ class ArrayLayout:
         Large arrays are not copied.
         """
         data = [array.data for array in model.values()]
-        alike = (
-            [*model.keys()] == self.names
-            and all(map(eq, map(self._description, model.values()), self._descriptions))
-            and [*map(len, data)] == self._lengths
-            and all(map(bytes.startswith, data, self._headers))
-        )
-        return [piece.of_bytes(data) for piece in self.pieces] if alike else None
+        if _rows(model) != self._rows or not all(map(bytes.startswith, data, self._headers)):
+            return None
+        return [piece.of_bytes(data) for piece in self.pieces]
 
     def read(self, model: ArrayRecord) -> list[np.ndarray]:
         """Return the flat values of each piece, whatever the layout of the model.
@@ -315,15 +292,14 @@ class ArrayLayout:
             return values
         if model.keys() != {*self.names}:
             raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
-        by_name = dict(model.items())
-        return [piece.read(by_name) for piece in self.pieces]
+        return [piece.read(model) for piece in self.pieces]
 
     def accepts(self, model: ArrayRecord) -> bool:
         """Whether a model has this layout, and values that may be averaged (`require_like`)."""
         pieces = self.read_alike(model)
         try:
             for values in pieces or []:
-                require_like(values, values.dtype, values.shape)
+                require_like(values, values.dtype)
         except ArrayError:
             return False
         return pieces is not None
@@ -381,46 +357,57 @@ def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None],
     return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
 
 
-def check_arrays(arrays: ArrayRecord, schema: Schema) -> None:
-    """Require that an aggregate may become the model.
+def model_values(
+    arrays: ArrayRecord, schema: Schema, require: Callable[[np.ndarray, np.dtype], None]
+) -> dict[str, np.ndarray]:
+    """Return the values of a model's arrays by name, each checked against its dtype.
 
-    A document may change its length, other arrays may not change their shape. A server that starts
-    without a model has no schema; then there must be arrays, and all must be finite.
+    A document may have any length, other arrays have the shapes of the schema. A server that starts
+    without a model has no schema; then there must be arrays, of any names and shapes.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        What is to be a model.
+    schema : Schema
+        The schema of the model.
+    require : Callable
+        Checks values and dtype: `require_like` or `require_finite`.
 
     Raises
     ------
     OtherArrayError
-        The aggregate has other arrays than the model, or other shapes.
+        There are other arrays than the model has, or of other shapes or kinds.
     ArrayError
-        One of its arrays is not finite, or cannot be read.
+        An array cannot be read, or ``require`` raised.
     """
-    if not arrays:
-        raise OtherArrayError("the aggregate has no arrays")
-    if schema and list(arrays) != list(schema):
-        foreign = sorted(set(arrays) ^ set(schema))[:3]
-        raise OtherArrayError(f"the aggregate has other arrays than the global model: {foreign}")
-    document = is_document(schema)
+    if not arrays and not schema:
+        raise OtherArrayError("it has no arrays, and the server has no model yet")
+    if schema and (why := other_names(arrays.keys(), schema.keys())):
+        raise OtherArrayError(f"its arrays are not the model's: {why}")
+    checked, document = {}, is_document(schema)
     for name, array in arrays.items():
         try:
-            values = view(array)
+            values = checked[name] = view(array)
             dtype, shape = schema.get(name, (values.dtype, values.shape))
-            if values.shape != shape and not (document and is_bytes(values)):
+            is_bytes = values.dtype == np.uint8 and values.ndim == 1
+            if values.shape != shape and not (document and is_bytes):
                 raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
-            require_finite(values, dtype)
+            require(values, dtype)
         except ArrayError as error:
-            raise type(error)(f"the aggregate's {name!r} {error}") from None
+            raise type(error)(f"array {quoted(name)} {error}") from None
+    return checked
 
 
 def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
-    """Convert averaged integer buffers, which are float64, back to their own dtype.
+    """Return a model in the order of its schema, integers, which averages make float64, as such.
 
     Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
     """
-    restored = dict(arrays.items())
-    for name, array in arrays.items():
-        dtype, _ = schema[name]
-        if np.dtype(array.dtype) != dtype:
-            values = view(array)
+    restored = {name: arrays[name] for name in schema}
+    for name, (dtype, _) in schema.items():
+        if np.dtype(arrays[name].dtype) != dtype:
+            values = view(arrays[name])
             rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
             restored[name] = Array(np.asarray(rounded, dtype=dtype))
     return ArrayRecord(restored)

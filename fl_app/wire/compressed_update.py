@@ -237,10 +237,10 @@ def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
     record = content.get(UPDATE_RECORD)
     if not isinstance(record, ConfigRecord):
         return content
-    records = content.array_records
+    records = [(key, each) for key, each in content.items() if isinstance(each, ArrayRecord)]
     if len(records) != 1:
         raise UpdateError(f"it has {len(records)} ArrayRecords, expected exactly one")
-    ((key, arrays),) = records.items()
+    ((key, arrays),) = records
     try:
         header = read_header(record)
     except UpdateError as error:

@@ -189,11 +189,11 @@ def vector(size: int) -> ArrayRecord:
     [
         ([(vector(2), 1), (ArrayRecord(), 1)], "not in both"),
         ([(vector(2), 1), (vector(3), 1)], "has shape"),
-        ([(vector(2), None)], "Missing required key `num-examples`"),
+        ([(vector(2), None)], "num-examples is None"),
         ([(vector(2), -1)], "num-examples is -1"),
-        ([(vector(2), [1, 2])], "`num-examples` .* must be a single value"),
+        ([(vector(2), [1, 2])], "num-examples is"),
         ([(vector(2), 0)], "weight of 0"),
-        ([(None, 1)], "exactly one ArrayRecord"),
+        ([(None, 1)], "0 ArrayRecords"),
     ],
 )
 def test_replies_that_do_not_fit_are_told_of(replies: list[Any], told: str) -> None:

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
@@ -16,14 +15,15 @@ from flwr.serverapp.strategy import Strategy
 from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.round.averaging import StreamingFedAvg, in_step
 from fl_app.strategy.round.inner_state import snapshot
-from fl_app.strategy.round.screening import (
-    SILENT,
-    ScreenedReplies,
-    needs_of,
-    with_content,
-    with_records,
+from fl_app.strategy.round.screening import SILENT, ScreenedReplies, needs_of, with_content
+from fl_app.wire.arrays import (
+    ArrayError,
+    OtherArrayError,
+    Schema,
+    model_values,
+    require_finite,
+    schema_of,
 )
-from fl_app.wire.arrays import ArrayError, OtherArrayError, Schema, check_arrays, schema_of
 from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
@@ -133,10 +133,10 @@ def _attempt(
     if arrays is None:
         return Aggregate(metrics=metrics)
     try:
-        check_arrays(arrays, schema)
+        model_values(arrays, schema, require_finite)
     except ArrayError as error:
         other = isinstance(error, OtherArrayError)
-        return Aggregate(None, metrics, str(error), other_arrays=other)
+        return Aggregate(None, metrics, f"the aggregate is no model: {error}", other_arrays=other)
     return Aggregate(arrays, metrics)
 
 
@@ -162,33 +162,21 @@ def aligned(strategy: Strategy, replies: Sequence[Message]) -> list[Message]:
         ArrayRecord: _usual_key(contents, ArrayRecord, "arrays"),
         MetricRecord: _usual_key(contents, MetricRecord, "metrics"),
     }
-    reported: list[dict[str, Any]] = [
-        dict(next(iter(content.metric_records.values()), {})) for content in contents
-    ]
-    if usual[MetricRecord] is not None and all(reported):
-        weighted_by = needs_of(strategy).weighted_by or ""
-        reported = in_step(reported, [metrics.get(weighted_by, 1.0) for metrics in reported])
-    metrics = iter(reported)
-    return [
-        with_content(message, _copy(message.content, usual, next(metrics)))
-        if message.has_content()
-        else message
-        for message in replies
-    ]
+    copies = [_copy(content, usual) for content in contents]
+    if usual[MetricRecord] is not None:
+        copies = in_step(copies, needs_of(strategy).weighted_by)
+    rest = iter(copies)
+    return [with_content(m, next(rest)) if m.has_content() else m for m in replies]
 
 
-def _copy(
-    content: RecordDict, usual: Mapping[type, str | None], metrics: dict[str, Any]
-) -> RecordDict:
-    copied = {
-        usual.get(type(record)) or key: (
-            record.copy() if isinstance(record, ArrayRecord) else record
-        )
-        for key, record in content.items()
-        if type(record) in usual or key not in usual.values()
-    }
-    own = [MetricRecord(metrics)] if usual[MetricRecord] is not None else []
-    return with_records(RecordDict(copied), *own)
+def _copy(content: RecordDict, usual: Mapping[type, str | None]) -> RecordDict:
+    """Return a copy in which records have their usual key, and no other record has it."""
+    copied = RecordDict()
+    for key, record in content.items():
+        if type(record) in usual or key not in usual.values():
+            own = record.copy() if isinstance(record, ArrayRecord) else record
+            copied[usual.get(type(record)) or key] = own
+    return copied
 
 
 def _usual_key(contents: Sequence[RecordDict], kind: type, preferred: str) -> str | None:

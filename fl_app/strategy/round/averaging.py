@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from io import BytesIO
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
-from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
 from fl_app.strategy.round.grids import streaming_grid
-from fl_app.strategy.round.screening import Value, with_records, without_arrays
+from fl_app.strategy.round.screening import only, with_records, without_arrays
 from fl_app.wire.arrays import STYPE, ArrayError, ArrayLayout, Piece, header_for
 
 if TYPE_CHECKING:
@@ -66,28 +65,17 @@ class StreamingFedAvg(FedAvg):
         valid, _ = self._check_and_log_replies(rest, is_train=True, validate=False)
         if not valid:
             return None, None
-        contents = [reply.content for reply in valid]
-        metrics = [dict(next(iter(content.metric_records.values()))) for content in contents]
-        aligned = in_step(metrics, [*map(self._weight, contents)])
-        contents = [
-            with_records(content, MetricRecord(same))
-            for content, same in zip(contents, aligned, strict=True)
-        ]
+        contents = in_step([reply.content for reply in valid], self.weighted_by_key)
         return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     def _added(self, average: WeightedAverage, reply: Message) -> Message:
         """Add a reply to the average; return it without its arrays."""
         if reply.has_content():
-            validate_message_reply_consistency(
-                [reply.content], self.weighted_by_key, check_arrayrecord=True
-            )
-            (arrays,) = reply.content.array_records.values()
-            average.add(arrays, self._weight(reply.content))
+            average.add(only(reply.content, ArrayRecord), self._weight(reply.content))
         return without_arrays(reply)
 
     def _weight(self, content: RecordDict) -> float:
-        (metrics,) = content.metric_records.values()
-        weight = metrics[self.weighted_by_key]
+        weight = only(content, MetricRecord).get(self.weighted_by_key)
         if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
             return float(weight)
         raise InconsistentMessageReplies(
@@ -185,7 +173,10 @@ class WeightedAverage:
         made: dict[str, Array] = {}
         while self._sums:
             made |= self._sums.pop().averages(self._total)
-        return ArrayRecord({name: made[name] for name in self._layout.names})
+        record = ArrayRecord()
+        for name in self._layout.names:
+            record[name] = made[name]
+        return record
 
 
 class _Sum:
@@ -259,24 +250,26 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def in_step(
-    replies: Sequence[Mapping[str, Value]], weights: Sequence[float]
-) -> list[dict[str, Value]]:
-    """Return replies with the same metrics, as Flower's aggregation requires.
+def in_step(contents: Sequence[RecordDict], weighted_by: str | None) -> list[RecordDict]:
+    """Return contents of replies with the same metrics, as Flower's aggregation requires.
 
     A metric is kept if at least half of the replies report it. If a reply lacks it, or has a list
-    of another length than most, it gets the weighted mean of the others, so that the weighted
-    average of all is theirs.
+    of another length than most, it gets the mean of the others, weighted by a metric, so that the
+    weighted average of all is theirs.
     """
-    filled: list[dict[str, Value]] = [{} for _ in replies]
-    for name, count in Counter(name for metrics in replies for name in metrics).items():
+    replies: list[dict[str, Any]] = [
+        dict(next((r for r in content.values() if isinstance(r, MetricRecord)), {}))
+        for content in contents
+    ]
+    weights = [metrics.get(weighted_by or "", 1.0) for metrics in replies]
+    filled: list[dict[str, Any]] = [{} for _ in replies]
+    for name, count in Counter(chain.from_iterable(replies)).items():
         if 2 * count < len(replies):
             continue
-        values: list[Any] = [metrics.get(name) for metrics in replies]
-        lengths = [len(value) if isinstance(value, list) else -1 for value in values]
-        known = [length for value, length in zip(values, lengths, strict=True) if value is not None]
-        usual = Counter(known).most_common(1)[0][0]
-        fits = [v is not None and n == usual for v, n in zip(values, lengths, strict=True)]
+        values = [metrics.get(name) for metrics in replies]
+        lengths = [None if v is None else len(v) if isinstance(v, list) else -1 for v in values]
+        ((usual, _),) = Counter(n for n in lengths if n is not None).most_common(1)
+        fits = [length == usual for length in lengths]
         if not all(fits):
             total = sum(compress(weights, fits))
             shares = [weight / total for weight in compress(weights, fits)]
@@ -284,4 +277,7 @@ def in_step(
             values = [value if fit else mean for value, fit in zip(values, fits, strict=True)]
         for metrics, value in zip(filled, values, strict=True):
             metrics[name] = value
-    return filled
+    return [
+        with_records(content, MetricRecord(metrics))
+        for content, metrics in zip(contents, filled, strict=True)
+    ]

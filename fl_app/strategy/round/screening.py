@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 from pydantic import Field
@@ -26,9 +27,7 @@ from fl_app.wire.arrays import (
     Schema,
     array_rows,
     fits,
-    is_bytes,
-    is_document,
-    other_names,
+    model_values,
     quoted,
     require_like,
     schema_of,
@@ -50,12 +49,8 @@ Check = Callable[[RecordDict], tuple[RecordDict, list[str]]]
 """Returns the accepted content of a reply and the faults of the rest, or raises `ReplyError`."""
 
 
-class ReplyError(ValueError):
+class ReplyError(InconsistentMessageReplies):
     """A reply is rejected; the text says why."""
-
-
-class OtherArraysError(ReplyError):
-    """A reply does not have the arrays of the model that the node was sent."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +144,15 @@ def with_records(content: RecordDict, *records: ArrayRecord | MetricRecord) -> R
     return RecordDict({key: new.get(type(record), record) for key, record in content.items()})
 
 
+def only(content: RecordDict, kind: type[Record]) -> Record:
+    """Return the one record of a kind."""
+    # Not by `content.array_records`: it refers to itself, and would keep the arrays in memory.
+    records = [record for record in content.values() if isinstance(record, kind)]
+    if len(records) != 1:
+        raise ReplyError(f"it has {len(records)} {kind.__name__}s, expected exactly one")
+    return records[0]
+
+
 @dataclass(eq=False)
 class ScreenedReplies(Iterable[Message]):
     """The replies of a round, screened as they arrive; they are streamed, or returned together.
@@ -220,9 +224,9 @@ class ScreenedReplies(Iterable[Message]):
                 continue
             try:
                 content, faults = self.check(message.content)
-            except (ReplyError, UpdateError) as error:
+            except (ReplyError, ArrayError, UpdateError) as error:
                 self.rejected[node] = one_line(error)
-                if isinstance(error, OtherArraysError):
+                if isinstance(error, OtherArrayError):
                     self.other_arrays.add(node)
             except Exception as error:  # noqa: BLE001  (no reply ends the round)
                 why = f"it cannot be read: {type(error).__name__}: {error}"
@@ -276,10 +280,10 @@ def screen_train(
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs, watched)
-        arrays = _only(content, ArrayRecord)
+        arrays = only(content, ArrayRecord)
         # In few pieces if it has the layout of the model, which saves most of the time.
         if layout is None or not layout.accepts(arrays):
-            arrays = _screen_arrays(arrays, schema or _first_schema(arrays))
+            arrays = _fitting(arrays, schema)
         if not schema:
             raise ReplyError(
                 "the server has no model yet, and no more than half of the replies have the same "
@@ -316,46 +320,21 @@ def agreed_schema(replies: Iterable[Message], rules: Screening | None, needs: Ne
     votes: dict[object, list[Schema]] = defaultdict(list)
     for message in replies:
         with suppress(Exception):  # screening gives the reason
-            arrays = _only(message.content, ArrayRecord)
-            schema = _first_schema(arrays)
-            _screen_arrays(arrays, schema)
+            arrays = only(message.content, ArrayRecord)
+            model_values(arrays, {}, require_like)
             if rules is not None:
                 _screen_metrics(message.content, rules, needs, WatchedMetric(""))
-            votes[frozenset(array_rows(schema))].append(schema)
+            votes[frozenset(array_rows(schema_of(arrays)))].append(schema_of(arrays))
     most = max(votes.values(), key=len, default=[])
     return most[0] if 2 * len(most) > sum(map(len, votes.values())) else {}
 
 
-def _first_schema(arrays: ArrayRecord) -> Schema:
-    """Return the schema of arrays that a server without a model may adopt."""
-    if not arrays:
-        raise OtherArraysError("it has no arrays, and the server has no model yet")
-    return schema_of(arrays)
-
-
-def _only(content: RecordDict, kind: type[Record]) -> Record:
-    """Return the one record of a kind."""
-    records = [record for record in content.values() if isinstance(record, kind)]
-    if len(records) != 1:
-        raise ReplyError(f"it has {len(records)} {kind.__name__}s, expected exactly one")
-    return records[0]
-
-
-def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+def _fitting(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     """Return arrays that fit the schema, in its order and at least as precise."""
-    if why := other_names(arrays.keys(), schema.keys()):
-        raise OtherArraysError(f"its arrays are not the model's: {why}")
-    fitting, document = {}, is_document(schema)
-    for name, (dtype, shape) in schema.items():
-        try:
-            values = view(arrays[name])
-            anything = document and is_bytes(values)
-            require_like(values, dtype, values.shape if anything else shape)
-        except ArrayError as error:
-            kind = OtherArraysError if isinstance(error, OtherArrayError) else ReplyError
-            raise kind(f"array {quoted(name)} {error}") from None
-        narrow = values.dtype.itemsize < dtype.itemsize
-        fitting[name] = Array(values.astype(dtype)) if narrow else arrays[name]
+    values, fitting = model_values(arrays, schema, require_like), {}
+    for name, (dtype, _) in schema.items():
+        narrow = values[name].itemsize < dtype.itemsize
+        fitting[name] = Array(values[name].astype(dtype)) if narrow else arrays[name]
     return arrays if [*fitting.items()] == [*arrays.items()] else ArrayRecord(fitting)
 
 
@@ -376,10 +355,9 @@ def _bound_update(
     excess = f"its update has norm {norm:.4g}"
     if rules.norm_action == "refuse" or not math.isfinite(norm):
         raise ReplyError(f"{excess}, expected at most {rules.max_update_norm:g}")
-    bounded = dict(arrays.items())
+    bounded, scale = dict(arrays.items()), rules.max_update_norm / norm
     for name, update in updates.items():
-        new = view(model[name]) + update * (rules.max_update_norm / norm)
-        bounded[name] = Array(np.asarray(new, dtype=np.dtype(arrays[name].dtype)))
+        bounded[name] = Array(np.asarray(view(model[name]) + update * scale, arrays[name].dtype))
     return ArrayRecord(bounded), [f"{excess}, clipped to {rules.max_update_norm:g}"]
 
 
@@ -387,7 +365,7 @@ def _screen_metrics(
     content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric
 ) -> tuple[MetricRecord, list[str]]:
     """Return the valid metrics of a reply, and what is wrong with the others."""
-    record = _only(content, MetricRecord)
+    record = only(content, MetricRecord)
     sound, faults = sound_metrics(record, {*needs.metrics, needs.weighted_by}, watched.name)
     why = _unmet(record, sound, needs, rules.max_examples)
     watched.note(record, sound, why)
