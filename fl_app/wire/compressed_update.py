@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -93,8 +93,9 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
     UpdateError
         It is of another version or malformed.
     """
-    version, encoding, base = map(record.get, ("version", "encoding", "base"))
-    names, counts, data = map(record.get, ("arrays", "scale-counts", "scales"))
+    field: Callable[[str], Any] = record.get
+    version, encoding, base = map(field, ("version", "encoding", "base"))
+    names, counts, data = map(field, ("arrays", "scale-counts", "scales"))
     if version != VERSION:
         raise UpdateError(f"is encoded in version {version!r:.20}, this server supports {VERSION}")
     if encoding not in [*Encoding]:
@@ -109,7 +110,7 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
     size = _SCALE.itemsize * sum(counts)
     if min(counts, default=1) < 1 or not isinstance(data, bytes) or len(data) != size:
         raise UpdateError("has other scales than it lists")
-    scales = np.split(np.frombuffer(data, _SCALE), np.cumsum(counts[:-1], dtype=int))
+    scales = np.split(np.frombuffer(data, _SCALE), np.cumsum(counts[:-1]))
     return UpdateHeader(Encoding(encoding), base, dict(zip(names, scales, strict=False)))
 
 

@@ -134,13 +134,16 @@ def without_arrays(message: Message) -> Message:
     """Return a message of the same node without its arrays."""
     if not message.has_content():
         return message
-    kept = {k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)}
-    return with_content(message, RecordDict(kept))
+    content = RecordDict()
+    for key, record in message.content.items():
+        if not isinstance(record, ArrayRecord):
+            content[key] = record
+    return with_content(message, content)
 
 
 def with_records(content: RecordDict, *records: ArrayRecord | MetricRecord) -> RecordDict:
     """Return the same content with these records in the place of those of their kind."""
-    new = {type(record): record for record in records}
+    new: dict[type, ArrayRecord | MetricRecord | ConfigRecord] = {type(r): r for r in records}
     return RecordDict({key: new.get(type(record), record) for key, record in content.items()})
 
 
