@@ -30,9 +30,8 @@ from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
 from fl_registry.files.atomic import remove_unfinished
 from fl_registry.home import DEFAULT_MODEL_NAME
-from fl_registry.journal.entries import as_moment
+from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time
-from fl_registry.production_stays import tenures
 
 MAX_NAMED = 3
 """Damaged versions that are named; more are counted."""
