@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
@@ -42,15 +41,14 @@ class PrometheusMetrics(Collector):
         self._lock = threading.Lock()
         self._parts = CollectorRegistry()
         ours: dict[str, Any] = {"namespace": "fl_app", "registry": self._parts}
-        gauge, counter = partial(Gauge, **ours), partial(Counter, **ours)
-        self._metrics = gauge("metric", "Metrics of the last round.", ["name"])
-        self._versions = gauge("version", "Registered version by stage.", ["stage"])
+        self._metrics = Gauge("metric", "Metrics of the last round.", ["name"], **ours)
+        self._versions = Gauge("version", "Registered version by stage.", ["stage"], **ours)
         self._seconds = Summary("round_seconds", "Wall time of rounds with a new model.", **ours)
-        self._rounds = counter("rounds", "Rounds.", ["result"])
-        self._sessions = counter("sessions", "Sessions that ended.", ["status"])
-        self._moves = counter("stage_moves", "Entries of the journal.", ["op"])
+        self._rounds = Counter("rounds", "Rounds.", ["result"], **ours)
+        self._sessions = Counter("sessions", "Sessions that ended.", ["status"], **ours)
+        self._moves = Counter("stage_moves", "Entries of the journal.", ["op"], **ours)
         asked = "Requests for retraining that this process recorded."
-        self._requests = counter("retrain_asked", asked, ["kind", "outcome"])
+        self._requests = Counter("retrain_asked", asked, ["kind", "outcome"], **ours)
         for result in ("ok", "failed"):
             self._rounds.labels(result)
         self.registry = CollectorRegistry()
