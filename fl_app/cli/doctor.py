@@ -27,9 +27,8 @@ from fl_registry import ModelManager, RegistryError, Stage, app_home
 from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
 from fl_registry.files.version_files import own_bytes
 from fl_registry.home import DEFAULT_MODEL_NAME
-from fl_registry.journal.entries import as_moment
+from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time
-from fl_registry.production_stays import tenures
 from fl_registry.redaction import one_line
 
 MAX_NAMED = 3

@@ -19,7 +19,7 @@ import typer
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token, require_token
-from fl_app.api.page.registry_view import is_pending, score_text
+from fl_app.api.version_texts import is_pending, score_text
 from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 
-from fl_app.api.page.registry_view import is_pending, score_text, why_text
+from fl_app.api.version_texts import is_pending, score_text, why_text
 from fl_app.cli.options import By, Json, Name, Note, Uri, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, table
 from fl_registry import ModelManager

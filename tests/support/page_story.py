@@ -22,7 +22,7 @@ from fl_registry import InMemoryModelStore
 CLOCKS = [
     "fl_registry.journal.entries.datetime",
     "fl_registry.memory.datetime",
-    "fl_registry.version_tags.datetime",
+    "fl_registry.versions.datetime",
     "fl_app.retraining.requests.datetime",
 ]
 BEGIN = datetime(2026, 11, 19, 8, 30, tzinfo=UTC)

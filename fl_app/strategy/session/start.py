@@ -33,7 +33,7 @@ from fl_app.strategy.session.resume import Interrupted
 from fl_app.strategy.setup import Setup
 from fl_app.wire.schema import array_rows, fits, schema_of
 from fl_registry import Lease, LeaseLost, RegistryError, Stage
-from fl_registry.tracking_checks import logged_texts
+from fl_registry.tracking import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -35,7 +35,7 @@ from fl_app.strategy.shadow.messages import (
 from fl_app.strategy.shadow.scores import SHADOW_SCORES, Paired, ShadowScores
 from fl_app.wire.schema import Schema, fits
 from fl_registry import ModelStore, RegistryError, Stage
-from fl_registry.gates.sequential import fewest_differences
+from fl_registry.gates.paired import fewest_differences
 
 logger = logging.getLogger("flwr.fl_app")
 
