@@ -311,8 +311,8 @@ def new_entry(
         op=op,
         version=version,
         displaced=displaced,
-        actor=one_line(" ".join(actor.split()), _LONGEST_ACTOR),
-        reason=one_line(" ".join(reason.split()), _LONGEST_REASON),
+        actor=_clean(actor, _LONGEST_ACTOR),
+        reason=_clean(reason, _LONGEST_REASON),
         # Clocks of several machines differ; the journal's own order is the one that counts.
         time=max(now, last.time) if last else now,
         previous_hash=_digest(ledger.page.texts[-1]) if last else "",
@@ -409,3 +409,7 @@ def _line(fields: Mapping[str, object]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clean(text: str, limit: int) -> str:
+    return one_line(" ".join(text.split()), limit) if text else ""
