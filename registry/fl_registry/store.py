@@ -722,7 +722,7 @@ class ModelStore:
             ledger = self._read()
             if ledger.state.lease != over:
                 return None
-            entry = new_entry(ledger, Move.LEASE, actor=owner, reason=reason)
+            entry = new_entry(ledger, Entry(Move.LEASE, actor=owner, reason=reason))
             self._shared.ledger = None
             if self.backend.journal.claim(entry.number, entry.encode()):
                 logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
@@ -788,16 +788,9 @@ class ModelStore:
                 self._check(named, record, stored=mine is not None)
                 checked = True
             waits = named is Move.STAGE and record.tags.get("approval") == "pending"
-            entry = new_entry(
-                ledger,
-                named,
-                version=target,
-                displaced=displaced,
-                actor=actor,
-                reason=reason,
-                epoch=(lease or NOBODY).epoch,
-                approval="pending" if waits else approval,
-            )
+            status, epoch = "pending" if waits else approval, (lease or NOBODY).epoch
+            draft = Entry(named, target, displaced, actor, reason, epoch=epoch, approval=status)
+            entry = new_entry(ledger, draft)
             self._shared.ledger = None  # won or lost, what was read is old from here on
             if self.backend.journal.claim(entry.number, entry.encode()):
                 break
