@@ -2,7 +2,7 @@
 """What a route of the API is: a function of checked values, with their types and its answer's.
 
 The routes are in `monitor.py` and `registry.py`. Flask calls their `Endpoint.view`, and
-`openapi.py` describes them.
+`openapi_document` describes them by the types that requests are checked by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple
 
 from flask import Response, g, request
 from prometheus_client import CollectorRegistry
+from pydantic import TypeAdapter
 
-from fl_app.api.guard import Guard
-from fl_app.api.parsing import ApiError, Version, parse
+from fl_app.api.guard import OPEN_PATHS, Guard
+from fl_app.api.parsing import ApiError, Error, Version, parse
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
 from fl_app.strategy.checkpoints.backlog import Backlog
@@ -31,6 +32,17 @@ from fl_registry import ModelStore, RegistryError, errors
 Answer = Mapping[str, Any]
 KEY = r'^("[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255})$'
 """An ``Idempotency-Key``, quoted or not."""
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key within 24 hours does the work once and gets the same answer.",
+    "schema": {"type": "string", "pattern": KEY},
+}
+INFO = {
+    "title": "fl-app retraining monitor",
+    "version": "1",
+    "description": "Request retraining, read the monitor, and move versions of the model.",
+}
 STATUSES: Mapping[type[RegistryError], int] = {
     errors.UnknownVersion: 404,
     errors.StageError: 409,
@@ -229,6 +241,71 @@ class Endpoint:
         return reply(
             *context.once(key.strip('"'), g.body, work, status=self.status, repeatable=repeatable)
         )
+
+    def described(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the operation in OpenAPI, given the contents that ``openapi_document`` names."""
+        summary, _, more = (self.handle.__doc__ or "").partition("\n\n")
+        content = contents[f"answer {self.path}"]
+        if self.path == "/metrics":
+            content = {**content, "text/plain": {"schema": {"type": "string"}}}
+        error = {"description": "Rejected; nothing was done.", "content": contents["error"]}
+        done = {"description": "Done.", "content": content}
+        version = TypeAdapter(Version).json_schema()
+        operation: dict[str, Any] = {
+            "operationId": self.handle.__name__,
+            "summary": " ".join(summary.split()),
+            "description": " ".join(more.split()),
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": version}
+                for name in re.findall("<(.*?)>", self.path)
+            ],
+            "responses": {str(self.status): done, "4XX": error, "503": error},
+        }
+        if self.path in OPEN_PATHS:
+            operation["security"] = []
+        if self.method == "POST":
+            body = {"required": True, "content": contents[f"body {self.path}"]}
+            operation["requestBody"] = body
+            operation["parameters"].append(KEY_PARAMETER)
+            return operation
+        for name, schema in self.takes.model_json_schema().get("properties", {}).items():
+            # A query cannot hold null, which is pydantic's default of an optional parameter.
+            known = {k: v for k, v in schema.items() if (k, v) != ("default", None)}
+            operation["parameters"].append({"name": name, "in": "query", "schema": known})
+        return operation
+
+
+def openapi_document(endpoints: Sequence[Endpoint], *, token: bool) -> dict[str, Any]:
+    """Describe endpoints in OpenAPI 3.1.
+
+    Parameters
+    ----------
+    endpoints : Sequence[Endpoint]
+        All routes.
+    token : bool
+        Whether they need a token, but for those that are open.
+    """
+    types: dict[str, Any] = {"error": Error}
+    types |= {f"answer {e.path}": e.answer for e in endpoints}
+    types |= {f"body {e.path}": e.takes for e in endpoints if e.method == "POST"}
+    made, definitions = TypeAdapter.json_schemas(
+        [(key, "validation", TypeAdapter(kind)) for key, kind in types.items()],
+        ref_template="#/components/schemas/{model}",
+    )
+    contents = {key: {"application/json": {"schema": schema}} for (key, _), schema in made.items()}
+    return {
+        "openapi": "3.1.0",
+        "info": INFO,
+        "paths": {
+            re.sub("<(.*?)>", r"{\1}", e.path): {e.method.lower(): e.described(contents)}
+            for e in endpoints
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": definitions["$defs"],
+        },
+        **({"security": [{"token": []}]} if token else {}),
+    }
 
 
 def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the bytes of a request to checked values, and the error of what cannot be accepted.
 
-Pydantic checks bodies and queries by their types, and `openapi.py` describes the API by them. What
+Pydantic checks bodies and queries by their types, and `endpoint.py` describes the API by them. What
 all share is here: strict JSON, the base classes, the types of single fields. No Flask.
 """
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from flask import session
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fl_app.api.page.sections import SECTIONS
 from fl_app.api.page.sign_in import form_token
@@ -61,21 +61,19 @@ TEMPLATES = {
 """,
     "sign_in": """\
 {% extends "layout" %}
-{% from "parts" import own, result, text_input %}
+{% from "parts" import form, result, text_input %}
 {% block title %}Sign in - {{ model }}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ model }}</h1>
 {{ result(message) }}
 <p>The versions of this model, who decided what, and why.</p>
-<form method="post" action="/page/sign-in" class="fields">
-{{ own() }}
+{% call form("sign-in", "Sign in") %}
 <input value="{{ model }}" autocomplete="username" hidden>
 {% call text_input("token", "token", "Token", 512, complete="current-password", type="password") %}
 The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% endcall %}
-<button>Sign in</button>
-</form>
+{% endcall %}
 </main>
 {% endblock %}
 """,
@@ -99,11 +97,9 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% endif %}
 {% endmacro %}
 
-{% macro own() %}<input type="hidden" name="form" value="{{ form_token() }}">{% endmacro %}
-
 {% macro form(action, button, kind="", version="") %}
 <form method="post" action="/page/{{ action }}" class="fields">
-{{ own() }}
+<input type="hidden" name="form" value="{{ form_token() }}">
 <input type="hidden" name="once" value="{{ nonce() }}">
 {% if version %}<input type="hidden" name="version" value="{{ version }}">{% endif %}
 {{ caller() }}
@@ -167,7 +163,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 """,
     "page": """\
 {% extends "layout" %}
-{% from "parts" import alert, own, result %}
+{% from "parts" import alert, form, result %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -179,12 +175,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 <div class="tools">
 <p class="muted">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
-{% if can_sign_out %}
-<form method="post" action="/page/sign-out">
-{{ own() }}
-<button class="quiet">Sign out</button>
-</form>
-{% endif %}
+{% if can_sign_out %}{% call form("sign-out", "Sign out", "quiet") %}{% endcall %}{% endif %}
 </div>
 </header>
 <nav class="sections" aria-label="Sections">
@@ -232,9 +223,8 @@ def _when(iso: str) -> Markup | str:
         moment = datetime.fromisoformat(iso).astimezone(UTC)
     except ValueError:
         return iso
-    return Markup('<time datetime="{}">{}</time>').format(
-        moment.isoformat(timespec="seconds"), escape(f"{moment:%Y-%m-%d %H:%M}")
-    )
+    element = Markup('<time datetime="{}">{}</time>')
+    return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
 
 def _evidence(value: float) -> str:
