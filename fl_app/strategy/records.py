@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fl_app.events import RoundReport
 from fl_registry import Evidence
-from fl_registry.gates.sequential import SequentialResult
+from fl_registry.gates.paired import SequentialResult
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 
 from fl_app.events import RoundReport
 from fl_app.strategy.records import DataUsed, Origin
-from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.state import ClosedRound
 
 State = Literal["training", "left", "ending"]
 Phase = Literal["aggregated", "closed", "done"]

@@ -15,7 +15,7 @@ from fl_app.strategy.checkpoints.record import Checkpoint, Phase
 from fl_app.strategy.checkpoints.round_files import RoundFiles
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory, same_state
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.state import ClosedRound
 
 MAX_UNSAVED = 3
 """Rounds that are kept in memory while the disk is full."""

@@ -14,12 +14,11 @@ from fl_app.strategy.checkpoints.round_store import RoundStore
 from fl_app.strategy.finish.evaluation import Scored, evaluate, missing_metric, plain_metrics
 from fl_app.strategy.finish.scores import Scores
 from fl_app.strategy.records import CLIENTS, ProductionWatch
-from fl_app.strategy.round.closed_round import node_scores
-from fl_app.strategy.round.inner_state import snapshot
-from fl_app.strategy.round.random_states import random_states_restored
+from fl_app.strategy.round.inner_state import random_states_restored, snapshot
+from fl_app.strategy.round.state import node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
-from fl_app.wire.schema import fits
+from fl_app.wire.arrays import fits
 from fl_registry import Evidence, RegistryError, Stage
 
 logger = logging.getLogger("flwr.fl_app")

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.errors import MetricError
 from fl_app.strategy.records import CLIENTS, TRAINING, ShadowReport
-from fl_app.strategy.round.closed_round import ClosedRound, NodeScore
+from fl_app.strategy.round.state import ClosedRound, NodeScore
 from fl_app.wire.arrays import viewed
 from fl_registry import Evidence, ExampleScores, Results
 

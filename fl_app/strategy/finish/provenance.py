@@ -11,8 +11,7 @@ from math import isfinite
 
 from fl_app.strategy.finish.score_sources import SCORE_SOURCE
 from fl_app.strategy.records import Origin, ShadowReport
-from fl_app.strategy.round.closed_round import ClosedRound
-from fl_app.strategy.round.rejected_nodes import rejected_tag
+from fl_app.strategy.round.state import ClosedRound, rejected_tag
 from fl_registry import Lease
 
 NODE_SCORES = "node_scores"

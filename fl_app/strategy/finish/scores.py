@@ -18,7 +18,7 @@ from fl_app.strategy.finish.evaluation import EvaluateFn, Scored, ScoredRecord, 
 from fl_app.strategy.finish.provenance import read_node_scores
 from fl_app.strategy.finish.score_sources import metric_source, registered_score
 from fl_app.strategy.records import CLIENTS, TRAINING
-from fl_app.wire.schema import Schema, difference, schema_of
+from fl_app.wire.arrays import Schema, difference, schema_of
 from fl_registry import ModelStore
 
 

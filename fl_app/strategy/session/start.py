@@ -26,14 +26,13 @@ from fl_app.strategy.finish.finisher import Finisher, LastSteps
 from fl_app.strategy.finish.provenance import run_tags
 from fl_app.strategy.finish.score_sources import score_source
 from fl_app.strategy.finish.scores import Scores
-from fl_app.strategy.round.closed_round import ClosedRound
-from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.round.state import ClosedRound, RoundInHand
 from fl_app.strategy.session.outbox import AWAY
 from fl_app.strategy.session.resume import Interrupted
 from fl_app.strategy.setup import Setup
-from fl_app.wire.schema import array_rows, fits, schema_of
+from fl_app.wire.arrays import array_rows, fits, schema_of
 from fl_registry import Lease, LeaseLost, RegistryError, Stage
-from fl_registry.tracking_checks import logged_texts
+from fl_registry.tracking import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 

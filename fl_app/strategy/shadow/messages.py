@@ -14,12 +14,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_app.strategy.round.aggregate import aggregate_evaluate
-from fl_app.strategy.round.closed_round import NodeScore, node_scores
-from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS, NodeDeadline
-from fl_app.strategy.round.metrics import WatchedMetric, brief
-from fl_app.strategy.round.replies import ScreenedReplies
-from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening, needs_of, screen_evaluate
+from fl_app.strategy.round.grids import NODE_WAIT_SECONDS, NodeDeadline
+from fl_app.strategy.round.screening import (
+    DEFAULT_SCREENING,
+    ScreenedReplies,
+    Screening,
+    needs_of,
+    screen_evaluate,
+)
+from fl_app.strategy.round.state import NodeScore, node_scores
 from fl_app.strategy.shadow.scores import Paired
+from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -81,8 +86,7 @@ class NodeEvaluation:
         ``what`` is evaluated, for the log.
         """
         needs = needs_of(self.strategy, evaluate=True)
-        watched = WatchedMetric.of(self.metric, "evaluate")
-        screened = screen_evaluate(replies, self.screening, needs=needs, watched=watched)
+        screened = screen_evaluate(replies, self.screening, needs=needs, metric=self.metric)
         for node, why in screened.rejected.items():
             logger.warning("%s: the reply of node %s is rejected: %s", what, node, why)
         return aggregate_evaluate(self.strategy, self.server_round, screened), screened
@@ -213,9 +217,9 @@ def _score(reply: Message | None, metric: str) -> NodeScore | str:
     if reply is None:
         return "no answer in time"
     if reply.has_error():
-        return brief(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
+        return one_line(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
     scores = node_scores([reply], metric)
     if scores:
         return scores[0]
     seen = next(iter(reply.content.metric_records.values()), MetricRecord())
-    return brief(f"no {metric!r} in the answer, but {sorted(seen)}")
+    return one_line(f"no {metric!r} in the answer, but {sorted(seen)}")

@@ -21,7 +21,7 @@ from fl_app.strategy.checkpoints.arrays_file import load_round
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.console import shadow_line
 from fl_app.strategy.records import DECIDED, ShadowReport
-from fl_app.strategy.round.closed_round import node_scores
+from fl_app.strategy.round.state import node_scores
 from fl_app.strategy.shadow.messages import (
     ARMS,
     Arm,
@@ -33,9 +33,9 @@ from fl_app.strategy.shadow.messages import (
     size,
 )
 from fl_app.strategy.shadow.scores import SHADOW_SCORES, Paired, ShadowScores
-from fl_app.wire.schema import Schema, fits
+from fl_app.wire.arrays import Schema, fits
 from fl_registry import ModelStore, RegistryError, Stage
-from fl_registry.gates.sequential import fewest_differences
+from fl_registry.gates.paired import fewest_differences
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fl_registry.gates.sequential import SequentialResult, sequential_test
+from fl_registry.gates.paired import SequentialResult, sequential_test
 
 SHADOW_SCORES = "shadow_scores"
 """Tag of a version: its scores on the nodes beside Production's, round by round."""
