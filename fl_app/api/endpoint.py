@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from flask import Response, g, request
 from prometheus_client import CollectorRegistry
@@ -175,21 +175,6 @@ class Context:
         return done, answer, headers
 
 
-class Change(NamedTuple):
-    """A request that changes something.
-
-    Attributes
-    ----------
-    id : str
-        32 hexadecimal digits, the same for the same ``Idempotency-Key``.
-    version : str
-        The version in the path; empty where there is none.
-    """
-
-    id: str
-    version: str
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """A route.
@@ -204,7 +189,8 @@ class Endpoint:
         Type of the JSON answer.
     handle : Callable[..., Any]
         The function; its name is the operation's id, its docstring the summary. It takes the
-        `Context` and what was sent, for a ``POST`` also the `Change`, and returns the answer.
+        `Context` and what was sent, and returns the answer. For a ``POST`` it also takes 32
+        hexadecimal digits, the same for the same ``Idempotency-Key``, and what is in the path.
     status : int
         HTTP status of the answer.
     repeatable : Callable[[Any], bool]
@@ -219,12 +205,12 @@ class Endpoint:
     status: int = 200
     repeatable: Callable[[Any], bool] = lambda _: True
 
-    def view(self, context: Context, version: str = "") -> Response:
+    def view(self, context: Context, **path: str) -> Response:
         """Answer Flask's current request."""
         if self.method == "GET":
             answer = self.handle(context, g.query)
             return answer if isinstance(answer, Response) else reply(200, answer)
-        if version:  # rejected before the key is claimed
+        for version in path.values():  # rejected before the key is claimed
             parse(Version, version, part="version in the path")
         body = parse(self.takes, g.body)
         key = request.headers.get("Idempotency-Key")
@@ -232,7 +218,7 @@ class Endpoint:
             raise ApiError(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
 
         def work(new_id: str) -> Answer:
-            answer: Answer = self.handle(context, body, Change(new_id, version))
+            answer: Answer = self.handle(context, body, new_id, **path)
             return answer
 
         if key is None:

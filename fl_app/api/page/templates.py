@@ -8,8 +8,8 @@ Templates are texts in Python files: Flower's bundle of an app includes `.py`, `
 from __future__ import annotations
 
 import math
-import uuid
 from datetime import UTC, datetime
+from uuid import uuid4
 
 from flask import session
 from jinja2 import DictLoader, Environment, StrictUndefined
@@ -209,7 +209,7 @@ All times are in UTC.</p>
 """By name."""
 
 
-def _shown(value: object) -> object:
+def shown(value: object) -> object:
     """A text from outside as one printable line that is not too long."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
@@ -217,7 +217,7 @@ def _shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def _when(iso: str) -> Markup | str:
+def when(iso: str) -> Markup | str:
     """A moment for people and programs; what is no moment as it is."""
     try:
         moment = datetime.fromisoformat(iso).astimezone(UTC)
@@ -227,12 +227,12 @@ def _when(iso: str) -> Markup | str:
     return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
 
-def _evidence(value: float) -> str:
+def evidence_text(value: float) -> str:
     """A sum of e-values, which may be very large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def _share(evidence: float, height: float) -> float:
+def share(evidence: float, height: float) -> float:
     """How near evidence is to the alarm, 0 to 1, by logarithm."""
     return min(1.0, math.log1p(max(evidence, 0.0)) / math.log1p(height))
 
@@ -241,26 +241,15 @@ _ENVIRONMENT = Environment(
     loader=DictLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=_shown,
+    finalize=shown,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(
-    when=_when,
-    score=score_text,
-    number=number_text,
-    nodes=nodes_text,
-    why=why_text,
-    evidence=_evidence,
-    share=_share,
-)
+_FILTERS = (when, score_text, number_text, nodes_text, why_text, evidence_text, share)
+_ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
 _ENVIRONMENT.tests["pending"] = is_pending
 _ENVIRONMENT.globals.update(
-    moves=MOVES,
-    phases=PHASES,
-    session=session,
-    form_token=form_token,
-    nonce=lambda: uuid.uuid4().hex,
+    moves=MOVES, phases=PHASES, session=session, form_token=form_token, nonce=lambda: uuid4().hex
 )
 
 
