@@ -9,18 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from fl_app.client.data import (
-    DataError,
-    DataSpec,
-    generated_data,
-    load_data_spec,
-    partition,
-    split_holdout,
-)
+from fl_app.client.data import DataError, generated_data, load_data_spec, partition, split_holdout
 from fl_app.client.generated_shapes import NAMES
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout
-from fl_models.pictures import label_file
+from fl_models.pictures import DataSpec, label_file
 from fl_registry.files.atomic import new_folder
 
 SEED = 42
