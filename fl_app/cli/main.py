@@ -26,7 +26,7 @@ from fl_app.cli.versions import COMMANDS
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.status import in_one_line
-from fl_app.strategy.checkpoints.backlog import backlog
+from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.rejected_nodes import read_rejected
 from fl_registry import (
     ModelManager,

@@ -14,7 +14,7 @@ from fl_app.api.guard import LOOPBACK, read_token, require_token
 from fl_app.cli.options import Monitor, Name, Uri, open_monitor, open_registry
 from fl_app.cli.output import fail, say
 from fl_app.retraining import RetrainingManager
-from fl_app.strategy.checkpoints.backlog import backlog
+from fl_app.strategy.checkpoints.folder import backlog
 from fl_registry import app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 
