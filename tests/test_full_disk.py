@@ -119,7 +119,7 @@ WRITERS = {
     "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
     "fl_app/client/summary/reference.py": "within `replacing`",
     "fl_app/client/generated_shapes.py": "within `new_folder`",
-    "fl_app/deploy/data.py": "within `new_folder`",
+    "fl_app/deploy/folder.py": "within `new_folder`",
     "fl_app/deploy/fork_server.py": "in a folder that goes",
     "fl_app/strategy/checkpoints/folder.py": "renames",
     "fl_app/strategy/finish/reporting.py": "in a folder that goes",

@@ -14,8 +14,7 @@ from typing_extensions import TypedDict
 
 from fl_app.api.endpoint import Answer, Change, Context, Endpoint
 from fl_app.api.parsing import VERSION, ApiError, Body, Limit, Query, Text, Version, check_version
-from fl_app.retraining.probation.state import NUMBERS, ProductionReport
-from fl_app.retraining.probation.status import ReportAnswer
+from fl_app.retraining.probation.reports import NUMBERS, ProductionReport, ReportAnswer
 from fl_registry import InvalidName, Stage
 from fl_registry.journal.entries import as_moment
 from fl_registry.redaction import printable

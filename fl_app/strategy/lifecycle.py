@@ -27,14 +27,16 @@ from fl_app.strategy.finish.evaluation import EvaluateFn, shadow_metrics
 from fl_app.strategy.finish.finisher import FirstSteps, LastSteps
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.records import Artifacts, Monitor, ProductionWatch
-from fl_app.strategy.round.aggregate import aggregate, aggregate_evaluate
-from fl_app.strategy.round.closed_round import ClosedRound, contributions, node_scores
-from fl_app.strategy.round.deadlines import NodeDeadline
-from fl_app.strategy.round.first_model import adopted_schema, agreed_schema, require_whole_model
-from fl_app.strategy.round.grids import streaming_grid
-from fl_app.strategy.round.metrics import WatchedMetric
-from fl_app.strategy.round.random_states import random_states_restored
-from fl_app.strategy.round.screening import needs_of, screen_evaluate, screen_train, sound_models
+from fl_app.strategy.round.aggregate import (
+    adopted_schema,
+    aggregate,
+    aggregate_evaluate,
+    require_whole_model,
+)
+from fl_app.strategy.round.grids import NodeDeadline, streaming_grid
+from fl_app.strategy.round.inner_state import random_states_restored
+from fl_app.strategy.round.screening import agreed_schema, needs_of, screen_evaluate, screen_train
+from fl_app.strategy.round.state import ClosedRound, contributions, node_scores
 from fl_app.strategy.session.run import LAST_SECONDS, SessionRun, open_session
 from fl_app.strategy.session.start import Start, end_run
 from fl_app.strategy.setup import (
@@ -51,7 +53,7 @@ from fl_app.strategy.setup import (
 )
 from fl_app.strategy.shadow.messages import NodeEvaluation
 from fl_app.strategy.shadow.rounds import shadow_rounds
-from fl_app.wire.schema import restore_dtypes
+from fl_app.wire.arrays import restore_dtypes
 from fl_registry import (
     FederatedLearningTracker,
     ModelManager,
@@ -297,21 +299,19 @@ class LifecycleStrategy(Strategy):
             return None, None
         # Screen the replies as they arrive, and aggregate them.
         rules, needs, schema = setup.rounds.screening, needs_of(strategy), hand.schema
-        watched = WatchedMetric.of(setup.metric, "train")
         if not schema:  # the server has no model: the nodes' must agree, so wait for all of them
             replies = list(replies)
-            schema = agreed_schema(sound_models(replies, rules, needs))
-        screened_replies = screen_train(
+            schema = agreed_schema(replies, rules, needs)
+        screened = screen_train(
             replies,
             rules,
             needs=needs,
             model=hand.sent,
             schema=schema,
             requested=hand.requested,
-            watched=watched,
+            metric=setup.metric,
         )
-        made = aggregate(strategy, number, screened_replies, hand.schema)
-        screened = screened_replies.screened
+        made = aggregate(strategy, number, screened, hand.schema)
         hand.rejected.note("train", number, screened, made.rejected)
         hand.current = ClosedRound(
             number, made.problem, tags=hand.tags, rejected=hand.rejected.this_round
@@ -336,7 +336,7 @@ class LifecycleStrategy(Strategy):
             arrays=arrays,
             nodes=contributions(screened.without(made.rejected), needs.weighted_by),
             train=made.metrics,
-            unscored=watched.why_missing(len(screened.good)),
+            unscored=screened.unscored,
         )
         run.rounds.save(hand.current, "aggregated")
         return arrays, made.metrics
@@ -360,13 +360,12 @@ class LifecycleStrategy(Strategy):
         hand, number = run.hand, server_round + run.hand.offset
         if hand.stopped:
             return None
-        watched = WatchedMetric.of(setup.metric, "evaluate")
         screened = screen_evaluate(
             replies,
             setup.rounds.screening,
             needs=needs_of(strategy, evaluate=True),
             requested=hand.requested,
-            watched=watched,
+            metric=setup.metric,
         )
         clients = aggregate_evaluate(strategy, number, screened)
         hand.rejected.note("evaluate", number, screened)
@@ -374,7 +373,7 @@ class LifecycleStrategy(Strategy):
             hand.current,
             clients=clients,
             node_scores=node_scores(screened.replies, setup.metric),
-            unscored=hand.current.unscored or watched.why_missing(len(screened.good)),
+            unscored=hand.current.unscored or screened.unscored,
             rejected=hand.rejected.this_round,
             seconds=time.monotonic() - hand.opened,
         )

@@ -26,10 +26,11 @@ from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
 from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
-from fl_app.strategy.round.first_model import adopted_schema, agreed_schema
+from fl_app.strategy.round.aggregate import adopted_schema
+from fl_app.strategy.round.screening import Needs, Screening, agreed_schema
+from fl_app.wire.arrays import Schema, schema_of
 from fl_app.wire.compressed_update import UPDATE_RECORD
 from fl_app.wire.packing import pack, unpack
-from fl_app.wire.schema import schema_of
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 NOTHING = ArrayRecord()
@@ -150,10 +151,15 @@ def test_nodes_that_do_not_agree_make_no_model(here: World) -> None:
 
 
 def test_trees_of_any_length_agree() -> None:
+    def agreed(*models: ArrayRecord) -> Schema:
+        grid = LocalGrid(lambda node, _: reply(models[node]), range(len(models)))
+        asked = [Message(RecordDict(), node, "train") for node in grid.node_ids]
+        return agreed_schema(grid.send_and_receive(asked), Screening(), Needs())
+
     documents = [arrays(**{"0": np.zeros(n, np.uint8)}) for n in (3, 4, 5)]
-    assert agreed_schema(documents) == schema_of(documents[0])
-    assert agreed_schema([first(), arrays(w=np.ones(2))]) == {}
-    assert agreed_schema([]) == {}
+    assert agreed(*documents) == schema_of(documents[0])
+    assert agreed(first(), arrays(w=np.ones(2))) == {}
+    assert agreed() == {}
 
 
 def test_the_adopted_dtypes_are_those_of_the_replies() -> None:

@@ -14,7 +14,7 @@ from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import MetricError, NoRegression, StreamingFedAvg
-from fl_app.strategy.round.metrics import WatchedMetric, sound_metrics
+from fl_app.strategy.round.screening import WatchedMetric, sound_metrics
 from fl_app.strategy.shadow.messages import NodeEvaluation
 from fl_registry import InMemoryModelStore, InMemoryTracker
 

@@ -216,7 +216,7 @@ def pictures(folder: Path) -> Case:
 def monitor(folder: Path) -> Case:
     """A round goes on where the monitor's memory cannot be written."""
     from fl_app.retraining import MonitorStore, RetrainingManager
-    from fl_app.retraining.state import MonitorState
+    from fl_app.retraining.manager import MonitorState
 
     url = f"sqlite:///{folder / 'monitor.db'}"
     manager = RetrainingManager(store=MonitorStore(url))

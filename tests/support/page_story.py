@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
-from fl_app.retraining.state import MonitorState
+from fl_app.retraining.manager import MonitorState
 from fl_app.wire.data_summary import Feature
 from fl_registry import InMemoryModelStore
 

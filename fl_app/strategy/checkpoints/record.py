@@ -22,7 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 from fl_app.events import RejectedReply, RoundReport
 from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.records import DataUsed, Origin, Scored
-from fl_app.strategy.round.closed_round import ClosedRound, Contribution, NodeScore
+from fl_app.strategy.round.state import ClosedRound, Contribution, NodeScore
 from fl_app.wire.arrays import ArrayError, view
 from fl_registry import Stage
 from fl_registry.files.atomic import write_whole

@@ -34,7 +34,7 @@ from fl_app.strategy.checkpoints.record import (
 )
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory, same_state
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.state import ClosedRound
 from fl_app.strategy.setup import Setup
 from fl_app.wire.arrays import view
 from fl_registry.files.digests import file_digest

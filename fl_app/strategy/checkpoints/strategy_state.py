@@ -21,7 +21,7 @@ from fl_app.strategy.checkpoints.record import (
     decode,
     encode_each,
 )
-from fl_app.strategy.round.inner_state import attributes, keeps_state, strategy_levels
+from fl_app.strategy.round.inner_state import StateKeeper, attributes, strategy_levels
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -83,7 +83,7 @@ class InnerMemory:
             if path not in levels:
                 raise NotPlainError(f"there is no strategy at {path!r}")
             value, now = decode(text, state.arrays), getattr(levels[path], name, None)
-            if keeps_state(now):
+            if isinstance(now, StateKeeper):
                 now.load_state_dict(value)
             else:
                 setattr(levels[path], name, value)

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.errors import MetricError
 from fl_app.strategy.records import CLIENTS, HOLDOUT, TRAINING, DataUsed, Scored, ShadowReport
-from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.state import ClosedRound
 from fl_registry import ExampleScores, ModelVersion, Results
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]

@@ -24,13 +24,11 @@ from fl_app.strategy.finish.evaluation import (
 )
 from fl_app.strategy.finish.staging import read_node_scores
 from fl_app.strategy.records import CLIENTS, TRAINING, Scored
-from fl_app.strategy.round.closed_round import ClosedRound, node_scores
-from fl_app.strategy.round.inner_state import snapshot
-from fl_app.strategy.round.random_states import random_states_restored
+from fl_app.strategy.round.inner_state import random_states_restored, snapshot
+from fl_app.strategy.round.state import ClosedRound, node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
-from fl_app.wire.arrays import viewed
-from fl_app.wire.schema import difference, fits, schema_of
+from fl_app.wire.arrays import difference, fits, schema_of, viewed
 from fl_registry import Evidence, RegistryError, Stage
 
 logger = logging.getLogger("flwr.fl_app")

@@ -18,8 +18,7 @@ from fl_app.events import Approval, RoundReport
 from fl_app.strategy.finish.evaluation import SCORE_SOURCE
 from fl_app.strategy.finish.reporting import shadow_reason
 from fl_app.strategy.records import Origin, ShadowReport
-from fl_app.strategy.round.closed_round import ClosedRound
-from fl_app.strategy.round.rejected_nodes import rejected_tag
+from fl_app.strategy.round.state import ClosedRound, rejected_tag
 from fl_registry import Decision, Lease, ModelStore, Stage, StageError
 
 logger = logging.getLogger("flwr.fl_app")

@@ -15,7 +15,7 @@ from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.finisher import REGISTRY, Finisher, FirstSteps
-from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.round.state import RoundInHand
 from fl_app.strategy.session.outbox import AWAY, Outbox
 from fl_app.strategy.session.start import Start, choose, end_run, lock_interrupted
 from fl_app.strategy.setup import Setup

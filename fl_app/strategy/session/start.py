@@ -35,11 +35,10 @@ from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_app.strategy.finish.evaluation import EvaluateFn, score_source
 from fl_app.strategy.finish.finisher import Finisher, LastSteps
 from fl_app.strategy.finish.staging import run_tags
-from fl_app.strategy.round.closed_round import ClosedRound
-from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.round.state import ClosedRound, RoundInHand
 from fl_app.strategy.session.outbox import AWAY
 from fl_app.strategy.setup import Resume, Setup
-from fl_app.wire.schema import array_rows, fits, schema_of
+from fl_app.wire.arrays import array_rows, fits, schema_of
 from fl_registry import Lease, LeaseLost, RegistryError
 from fl_registry.tracking import logged_texts
 

@@ -12,10 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 
 from fl_app.strategy.round.aggregate import aggregate_evaluate
-from fl_app.strategy.round.deadlines import NodeDeadline
-from fl_app.strategy.round.metrics import WatchedMetric
-from fl_app.strategy.round.replies import ScreenedReplies
-from fl_app.strategy.round.screening import needs_of, screen_evaluate
+from fl_app.strategy.round.grids import NodeDeadline
+from fl_app.strategy.round.screening import ScreenedReplies, needs_of, screen_evaluate
 from fl_app.strategy.setup import Setup
 
 logger = logging.getLogger("flwr.fl_app")
@@ -67,9 +65,8 @@ class NodeEvaluation:
         ``what`` is evaluated, for the log.
         """
         strategy, rules = self.setup.strategy, self.setup.rounds.screening
-        watched = WatchedMetric.of(self.setup.metric, "evaluate")
-        needs = needs_of(strategy, evaluate=True)
-        screened = screen_evaluate(replies, rules, needs=needs, watched=watched)
+        needs, metric = needs_of(strategy, evaluate=True), self.setup.metric
+        screened = screen_evaluate(replies, rules, needs=needs, metric=metric)
         for node, why in screened.rejected.items():
             logger.warning("%s: the reply of node %s is rejected: %s", what, node, why)
         return aggregate_evaluate(strategy, self.server_round, screened), screened

@@ -20,13 +20,13 @@ from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.reporting import shadow_line
 from fl_app.strategy.records import DECIDED, ShadowReport
-from fl_app.strategy.round.closed_round import NodeScore, node_scores
-from fl_app.strategy.round.metrics import brief
+from fl_app.strategy.round.state import NodeScore, node_scores
 from fl_app.strategy.setup import Setup, ShadowEvaluation
 from fl_app.strategy.shadow.messages import Couple, NodeEvaluation, carries, couples, node_of, size
-from fl_app.wire.schema import Schema, fits
+from fl_app.wire.arrays import Schema, fits
 from fl_registry import ModelStore, RegistryError, Stage
 from fl_registry.gates.paired import SequentialResult, fewest_differences, sequential_test
+from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -217,11 +217,11 @@ def _score(reply: Message | None, metric: str) -> NodeScore | str:
     if reply is None:
         return "no answer in time"
     if reply.has_error():
-        return brief(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
+        return one_line(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
     if scores := node_scores([reply], metric):
         return scores[0]
     seen = next(iter(reply.content.metric_records.values()), MetricRecord())
-    return brief(f"no {metric!r} in the answer, but {sorted(seen)}")
+    return one_line(f"no {metric!r} in the answer, but {sorted(seen)}")
 
 
 @dataclass(frozen=True)
