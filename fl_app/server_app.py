@@ -43,10 +43,10 @@ from fl_app.strategy import (
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.arrays_file import load_round
-from fl_app.strategy.checkpoints.backlog import backlog
-from fl_app.strategy.finish.score_cache import RememberedScores
-from fl_app.strategy.session.resume import is_cut_short
+from fl_app.strategy.checkpoints.folder import backlog
+from fl_app.strategy.checkpoints.round_store import load_array_record
+from fl_app.strategy.finish.evaluation import RememberedScores
+from fl_app.strategy.session.start import is_cut_short
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
 logger = logging.getLogger("flwr.fl_app")
@@ -174,7 +174,7 @@ class Sessions:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
-                    arrays = load_round(self.store.weights_path(version))
+                    arrays = load_array_record(self.store.weights_path(version))
                     self._yolo.require_same_model(version, arrays)
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")

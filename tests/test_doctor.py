@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app.cli.doctor import examine, repaired
-from fl_app.cli.machine_checks import (
+from fl_app.cli.doctor import (
     PORT_VARIABLE,
     Check,
     check_clock,
@@ -27,8 +26,10 @@ from fl_app.cli.machine_checks import (
     check_leftovers,
     check_superlink,
     check_versions,
+    examine,
     last_installed,
-    newest_file,
+    last_written,
+    repaired,
 )
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
@@ -137,17 +138,17 @@ def test_a_memory_that_cannot_be_read(manager: ModelManager, tmp_path: Path) -> 
 
 def test_a_disk_without_room_or_right(home: Path) -> None:
     home.mkdir()
-    assert check_disk(home).ok
+    assert check_disk(home)[0]
     assert list((home / "tmp").iterdir()) == []
     (home / "file").touch()
-    said = check_disk(home / "file")
-    assert not said.ok
-    assert "cannot be written" in said.detail
-    assert not check_disk(home, min_free=1 << 60).ok
+    ok, said = check_disk(home / "file")
+    assert not ok
+    assert "cannot be written" in said
+    assert not check_disk(home, min_free=1 << 60)[0]
 
 
 def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, home: Path) -> None:
-    assert check_leftovers(home, NOW).ok
+    assert check_leftovers(home, NOW) == (True, "nothing unfinished")
     (home / "checkpoints").mkdir()
     (home / "checkpoints" / ".round-0001.safetensors.x.tmp").write_bytes(bytes(2_000_000))
     (home / "tmp").mkdir(exist_ok=True)
@@ -162,27 +163,26 @@ def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, h
 
 
 def test_versions_that_were_not_tested() -> None:
-    assert check_versions().ok
-    said = check_versions({"flwr": "1.4", "mlflow": "3.17"})
-    assert not said.ok
-    assert "tested with flwr 1.4" in said.detail
+    assert check_versions()[0]
+    ok, said = check_versions({"flwr": "1.4", "mlflow": "3.17"})
+    assert not ok
+    assert "tested with flwr 1.4" in said
 
 
 def test_a_clock_that_is_behind_what_has_happened() -> None:
     past = {"the ledger's last entry": NOW, "the newest file": NOW - HOUR}
-    assert check_clock(NOW, past, None).ok
-    assert check_clock(NOW, past, NOW + timedelta(seconds=30)).ok
-    behind = check_clock(NOW - HOUR, past, None)
-    assert not behind.ok
-    assert "the ledger's last entry is of 2026-11-24 12:00:00" in behind.detail
+    assert check_clock(NOW, past)[0]
+    assert check_clock(NOW, past, NOW + timedelta(seconds=30))[0]
+    ok, behind = check_clock(NOW - HOUR, past)
+    assert not ok
+    assert "the ledger's last entry is of 2026-11-24 12:00:00" in behind
     for server in (NOW - HOUR, NOW + HOUR):
-        assert not check_clock(NOW, past, server).ok
+        assert not check_clock(NOW, past, server)[0]
 
 
 def test_the_clock_is_compared_with_ledger_and_files(manager: ModelManager, home: Path) -> None:
     assert looked(manager)["clock"].ok
-    newest = newest_file(home)
-    assert newest is not None
+    (newest,) = last_written(home).values()
     assert abs(newest - datetime.now(UTC)) < HOUR
     later = (datetime.now(UTC) + HOUR).timestamp()
     (home / "of-tomorrow").touch()
@@ -239,22 +239,22 @@ def test_a_superlink_that_is_older_than_what_is_installed(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv(PORT_VARIABLE, str(port))
-    assert "none runs" in check_superlink().detail
+    assert "none runs" in check_superlink()[1]
     process = subprocess.Popen(
         [sys.executable, "-c", LISTEN.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        found = check_superlink()
-        assert found.ok
-        assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found.detail
+        ok, found = check_superlink()
+        assert ok
+        assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found
         later = datetime.now(UTC) + HOUR
-        old = check_superlink(lambda: ("fl_app", later))
-        assert not old.ok
-        assert f"process {process.pid} has been up since" in old.detail
+        ok, old = check_superlink(lambda: ("fl_app", later))
+        assert not ok
+        assert f"process {process.pid} has been up since" in old
         monkeypatch.setenv(PORT_VARIABLE, "no port")
-        assert "not checked" in check_superlink().detail
+        assert "not checked" in check_superlink()[1]
     finally:
         process.communicate(b"\n")
     _, changed = last_installed()

@@ -1,41 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app doctor`: is what the app stores complete, and does it agree with itself?
+"""`fl-app doctor`: is what the app stores complete, does it agree with itself, is this machine fit?
 
-The checks of this machine are in `fl_app.cli.machine_checks`.
+A check returns whether its part is in order, and what was seen, in one sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fl_app.cli.machine_checks import (
-    ABANDONED_AFTER,
-    Check,
-    check_clock,
-    check_disk,
-    check_leftovers,
-    check_superlink,
-    check_versions,
-    newest_file,
-)
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
-from fl_registry.files.atomic import remove_unfinished
+from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
+from fl_registry.files.version_files import own_bytes
 from fl_registry.home import DEFAULT_MODEL_NAME
-from fl_registry.journal.entries import as_moment
+from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time
-from fl_registry.production_stays import tenures
+from fl_registry.redaction import one_line
 
 MAX_NAMED = 3
 """Damaged versions that are named; more are counted."""
+MIN_FREE = 1 << 30
+"""Free bytes in the app's home below which a session may not have room for its rounds."""
+TESTED = {"flwr": "1.41", "mlflow": "3.17"}
+"""Versions that this release was tested with."""
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""How much clocks may differ."""
+ABANDONED_AFTER = timedelta(hours=1)
+"""Age from which an unfinished file belongs to no process any more."""
+ENVIRONMENT = ("fl-app", "flwr", "mlflow", "torch", "ultralytics")
+"""Packages that a SuperLink has loaded since its start."""
+PORT_VARIABLE, PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "39091"
+"""Where Flower's local SuperLink listens."""
+_LISTENS = "0A"  # the state of a socket in /proc/net/tcp
+
+Finding = tuple[bool, str]
+"""Whether a part is in order, and what was seen."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    ok : bool
+        Whether it is in order.
+    detail : str
+        What was seen, in one sentence.
+    """
+
+    name: str
+    ok: bool
+    detail: str
 
 
 def doctor(
@@ -81,27 +113,28 @@ def examine(
         were in Production.
     """
     home, now = app_home(), datetime.now(UTC)
-    newest = newest_file(home)
-    past = {"the newest file of the app's folder": newest} if newest is not None else {}
-    checks = [
-        check_versions(),
-        check_disk(home),
-        check_leftovers(home, now),
-        check_superlink(),
-        _check_memory(open_memory),
-    ]
+    checks: dict[str, Callable[[], Finding]] = {
+        "versions": check_versions,
+        "disk": lambda: check_disk(home),
+        "leftovers": lambda: check_leftovers(home, now),
+        "superlink": check_superlink,
+        "monitor": lambda: check_monitor(open_memory),
+    }
+    past, uri = last_written(home), manager.tracking_uri
     try:
         manager.ping()
     except RegistryError as error:
-        return [*checks, check_clock(now, past, None), Check("store", False, str(error))]
-    return [
-        *checks,
-        check_clock(now, past | _last_entry(manager), server_time(manager.tracking_uri)),
-        Check("store", True, f"{manager.registered_model_name} can be read"),
-        _checked("ledger", lambda: (True, f"{manager.verify()} entries follow one another")),
-        _checked("aliases", lambda: _check_aliases(manager)),
-        _checked("artifacts", lambda: _check_artifacts(manager, deep=deep)),
-    ]
+        reason = str(error)
+        checks |= {"clock": lambda: check_clock(now, past), "store": lambda: (False, reason)}
+    else:
+        checks |= {
+            "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
+            "store": lambda: (True, f"{manager.registered_model_name} can be read"),
+            "ledger": lambda: (True, f"{manager.verify()} entries follow one another"),
+            "aliases": lambda: check_aliases(manager),
+            "artifacts": lambda: check_artifacts(manager, deep=deep),
+        }
+    return [_checked(name, check) for name, check in checks.items()]
 
 
 def repaired(manager: ModelManager) -> list[Check]:
@@ -109,7 +142,7 @@ def repaired(manager: ModelManager) -> list[Check]:
     removed = remove_unfinished(app_home(), older_than=ABANDONED_AFTER, now=datetime.now(UTC))
     done = [Check("repair", True, f"{len(removed)} leftovers removed")] if removed else []
 
-    def reconcile() -> tuple[bool, str]:
+    def reconcile() -> Finding:
         moved = len(manager.drift())
         manager.reconcile()
         return True, f"aliases and stages are in line, {moved} were not"
@@ -117,15 +150,82 @@ def repaired(manager: ModelManager) -> list[Check]:
     return [*done, _checked("repair", reconcile)]
 
 
-def _checked(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
-    """Return the result of a check; an error of the registry is its failure."""
+def _checked(name: str, check: Callable[[], Finding]) -> Check:
+    """Return the result of a check; an error of the registry or the monitor is its failure."""
     try:
         return Check(name, *check())
-    except RegistryError as error:
+    except (RegistryError, MonitorStoreError) as error:
         return Check(name, False, str(error))
 
 
-def _last_entry(manager: ModelManager) -> dict[str, datetime]:
+def check_versions(tested: Mapping[str, str] = TESTED) -> Finding:
+    """Check that Flower and MLflow have versions that this release was tested with."""
+    present = {name: installed(name) for name in tested}
+    others = {name: v for name, v in present.items() if not v.startswith(f"{tested[name]}.")}
+    detail = ", ".join(f"{name} {number}" for name, number in (others or present).items())
+    if others:
+        wanted = ", ".join(f"{name} {number}" for name, number in tested.items())
+        detail = f"{detail}: tested with {wanted}"
+    return not others, detail
+
+
+def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:
+    """Check that the app's home can be written and has ``min_free`` bytes left."""
+    try:
+        with scratch_folder(home / "tmp", name="doctor") as folder:
+            write_whole(folder / "probe", b"a")
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        why = one_line(error.strerror or error)
+        return False, f"{home} cannot be written ({why}); make room, or set its permissions"
+    return free >= min_free, f"{free / (1 << 30):.1f} GiB free in {home}"
+
+
+def check_leftovers(home: Path, now: datetime) -> Finding:
+    """Check that killed processes have left no unfinished files."""
+    left = unfinished(home, before=now - ABANDONED_AFTER)
+    if not left:
+        return True, "nothing unfinished"
+    size = sum(own_bytes(p) if p.is_dir() else p.lstat().st_size for p in left)
+    first = left[0].relative_to(home)
+    return (
+        False,
+        f"{len(left)} unfinished, {size / 1e6:.1f} MB, such as {first}; --repair removes them",
+    )
+
+
+def check_clock(
+    now: datetime, past: Mapping[str, datetime], server: datetime | None = None
+) -> Finding:
+    """Check that the clock is not behind past events, and agrees with the MLflow server's.
+
+    Parameters
+    ----------
+    now : datetime
+        This machine's time, in UTC.
+    past : Mapping[str, datetime]
+        Times of past events, by what happened then.
+    server : datetime | None
+        The server's time; None if there is no server, or it does not send one.
+    """
+    for what, moment in past.items():
+        if moment > now + CLOCK_TOLERANCE:
+            return False, f"it says {now:%F %T} UTC, but {what} is of {moment:%F %T}; set it"
+    if server is not None and abs(server - now) > CLOCK_TOLERANCE:
+        return False, f"it says {now:%F %T} UTC, and MLflow's server {server:%F %T}; set one"
+    return True, f"{now:%F %T} UTC" + (", as MLflow's server" if server else "")
+
+
+def last_written(home: Path) -> dict[str, datetime]:
+    """Return when the newest file below a folder was written; empty without any."""
+    files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
+    newest = max((path.lstat().st_mtime for path in files), default=None)
+    what = "the newest file of the app's folder"
+    return {} if newest is None else {what: datetime.fromtimestamp(newest, UTC)}
+
+
+def last_entry(manager: ModelManager) -> dict[str, datetime]:
+    """Return when the journal's last entry was written; empty without any."""
     try:
         entries = manager.history()
     except RegistryError:  # the check of the ledger reports it
@@ -133,23 +233,30 @@ def _last_entry(manager: ModelManager) -> dict[str, datetime]:
     return {"the ledger's last entry": as_moment(entries[-1].time)} if entries else {}
 
 
-def _check_memory(open_memory: Callable[[], MonitorStore]) -> Check:
+def check_monitor(open_memory: Callable[[], MonitorStore]) -> Finding:
+    """Check that the monitor's database can be read."""
     try:
-        return Check("monitor", True, f"{len(open_memory().requests.history())} requests on record")
-    except MonitorStoreError as error:
-        return Check("monitor", False, str(error))
+        return True, f"{len(open_memory().requests.history())} requests on record"
     except memory_errors() as error:
-        return Check("monitor", False, f"its database cannot be read ({type(error).__name__})")
+        return False, f"its database cannot be read ({type(error).__name__})"
 
 
-def _check_aliases(manager: ModelManager) -> tuple[bool, str]:
+def check_aliases(manager: ModelManager) -> Finding:
+    """Check that MLflow's aliases and stages are as the journal says."""
     moved = "; ".join(str(each) for each in manager.drift())
     return not moved, f"{moved}; --repair" if moved else "as the ledger says"
 
 
-def _check_artifacts(manager: ModelManager, *, deep: bool) -> tuple[bool, str]:
+def check_artifacts(manager: ModelManager, *, deep: bool) -> Finding:
     """Check that the weights of versions are complete and unchanged."""
-    versions = _with_digests(manager) if deep else _served_or_staged(manager)
+    if deep:  # versions that other tools have registered have no digest
+        rows = manager.list_all_versions()
+        which, versions = "all versions", {r["version"] for r in rows if r["tags"].get("sha256")}
+    else:
+        which = "Staging and all that were in Production"
+        present = map(manager.get_latest_version, (Stage.PRODUCTION, Stage.STAGING))
+        served = {stay.version for stay in tenures(manager.history())}
+        versions = served | {version for version in present if version}
     errors = []
     for version in sorted(versions, key=int, reverse=True):
         try:
@@ -159,17 +266,68 @@ def _check_artifacts(manager: ModelManager, *, deep: bool) -> tuple[bool, str]:
     if errors:
         more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
         return False, " ".join(errors[:MAX_NAMED]) + more
-    which = "all versions" if deep else "Staging and all that were in Production"
     return True, f"the weights of {len(versions)} versions are whole ({which})"
 
 
-def _with_digests(manager: ModelManager) -> set[str]:
-    """Return all versions but those that other tools have registered, which have no digest."""
-    return {row["version"] for row in manager.list_all_versions() if row["tags"].get("sha256")}
+def last_installed() -> tuple[str, datetime]:
+    """Return which package of `ENVIRONMENT` was installed last, and when."""
+    times = [(0.0, "nothing")]
+    for name in ENVIRONMENT:
+        with suppress(PackageNotFoundError):
+            folder = Path(str(distribution(name).locate_file("")))
+            found = folder.glob(f"{name.replace('-', '_')}-*.dist-info")
+            times += [(path.stat().st_mtime, path.name.partition("-")[0]) for path in found]
+    changed, name = max(times)
+    return name, datetime.fromtimestamp(changed, UTC)
 
 
-def _served_or_staged(manager: ModelManager) -> set[str]:
-    """Return the versions in Staging and all that are or were in Production."""
-    present = {manager.get_latest_version(stage) for stage in (Stage.PRODUCTION, Stage.STAGING)}
-    served = {stay.version for stay in tenures(manager.history())}
-    return served | {version for version in present if version is not None}
+def check_superlink(
+    last_change: Callable[[], tuple[str, datetime]] = last_installed,
+) -> Finding:
+    """Check that the local SuperLink is not older than the packages installed here.
+
+    `flwr run` starts it and it stays up, so after an upgrade it runs the old packages.
+
+    Parameters
+    ----------
+    last_change : Callable[[], tuple[str, datetime]]
+        Returns the package that was installed last, and when.
+    """
+    try:
+        port = int(os.environ.get(PORT_VARIABLE, PORT))
+        pid = _listener(port)
+        started = None if pid is None else _started(pid)
+    except (OSError, ValueError):
+        return True, "not checked on this system"
+    if started is None:
+        return True, f"none runs on port {port}, or it is another account's"
+    name, changed = last_change()
+    if changed > started:
+        return (
+            False,
+            f"process {pid} has been up since {started:%F %T} UTC, and {name} was installed at "
+            f"{changed:%F %T}; end it, and the next `flwr run` starts a new one",
+        )
+    return True, f"process {pid}, up since {started:%F %T} UTC"
+
+
+def _listener(port: int) -> int | None:
+    """Return the process of this account that listens on a local port; Linux only."""
+    tables = [table for table in Path("/proc/net").iterdir() if table.name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables for row in table.read_text("ascii").splitlines()]
+    end = f":{port:04X}"
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTENS and row[1].endswith(end)}
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):  # it belongs to another account, or has ended
+            if process.name.isdecimal() and any(
+                str(handle.readlink()) in sockets for handle in (process / "fd").iterdir()
+            ):
+                return int(process.name)
+    return None
+
+
+def _started(pid: int) -> datetime:
+    """Return when a process was started; Linux only."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19])
+    booted = int(Path("/proc/stat").read_text("ascii").partition("\nbtime ")[2].split()[0])
+    return datetime.fromtimestamp(booted + ticks / os.sysconf("SC_CLK_TCK"), UTC)

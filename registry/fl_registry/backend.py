@@ -18,10 +18,10 @@ from fl_registry.files.artifacts import Artifact
 from fl_registry.files.digests import WholeFiles
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.records import ModelVersion
 from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import Serving
 from fl_registry.stages import StageMark
+from fl_registry.versions import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,11 @@ def architecture_differences(one: bytes | None, two: bytes | None) -> dict[str, 
     first, second = _arrays(one), _arrays(two)
     if first is None or second is None:
         return None
+    changed = [name for name in first if name in second and first[name] != second[name]]
     return {
         "only_in_version1": [name for name in first if name not in second],
         "only_in_version2": [name for name in second if name not in first],
-        "changed": {
-            name: [first[name], second[name]]
-            for name in first
-            if name in second and first[name] != second[name]
-        },
+        "changed": {name: [first[name], second[name]] for name in changed},
     }
 
 
@@ -61,8 +58,7 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
     first, second = _nodes(one), _nodes(two)
     if first is None or second is None:
         return None
-    both = first.keys() & second.keys()
-    digests = {n: (first[n][1], second[n][1]) for n in both}
+    digests = {n: (first[n][1], second[n][1]) for n in first.keys() & second.keys()}
     return {
         "only_in_version1": sorted(first.keys() - second.keys()),
         "only_in_version2": sorted(second.keys() - first.keys()),
@@ -70,14 +66,6 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
         "num_nodes": [len(first), len(second)],
         "num_examples": [sum(count for count, _ in side.values()) for side in (first, second)],
     }
-
-
-def read_scores(content: bytes | None) -> dict[str, float] | None:
-    """Return results per example as stored, or None where they cannot be read."""
-    try:
-        return {str(k): float(v) for k, v in read_json(content or b"null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return None
 
 
 def paired_verdict(
@@ -94,17 +82,16 @@ def paired_verdict(
     if not one or not two:
         return None
     shared = sorted(one.keys() & two.keys())
-    differences = np.array([two[name] - one[name] for name in shared])
-    sides = [ExampleScores({"score": [side[name] for name in shared]}) for side in (one, two)]
-    interval = None
+    scores = [[side[name] for name in shared] for side in (one, two)]
+    first, second = (ExampleScores({"score": numbers}) for numbers in scores)
+    interval, verdict = None, "undecided"
     if shared:
-        interval = bootstrap_interval(sides[0], sides[1], "score", confidence=_CONFIDENCE)
-    verdict = "undecided"
+        interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
     if interval is not None and len(shared) >= FEWEST:
-        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "undecided"
+        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
     return {
         "verdict": verdict,
-        "mean_difference": float(differences.mean()) if shared else None,
+        "mean_difference": float(np.subtract(scores[1], scores[0]).mean()) if shared else None,
         "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec, load_node_data
 from fl_app.config import ClientConfig
-from fl_app.strategy.round.decoding import SentModel, decode_update
+from fl_app.wire.compressed_update import SentModel, decode_update
 from fl_models.pictures import label_file
 from fl_models.yolo import get_model, to_arrays
 

@@ -10,7 +10,7 @@ import pytest
 from flwr.cli.flower_config import read_superlink_connection
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.flower_cli import NAME, Connection
+from fl_app.deploy.local import NAME, Connection
 
 MINE = """# my own notes
 [superlink]

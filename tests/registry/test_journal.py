@@ -26,7 +26,7 @@ from fl_registry.journal.entries import (
     read_chain,
     read_page,
 )
-from fl_registry.stages import Move, Stage, State, plan, rollback_target, under_its_name
+from fl_registry.stages import Move, Stage, State
 
 VERSIONS = ["1", "2", "3", "4"]
 OPS = [op for op in Move if op not in (Move.CARRY, Move.LEASE)]
@@ -40,12 +40,12 @@ def play(
     pages, ledger, states = [Page()], Ledger(), [State()]
     for op, version in wanted:
         try:
-            target = version or rollback_target(ledger.state)
-            named = under_its_name(ledger.state, op, target)
-            displaced = plan(ledger.state, named, target)
+            target = version or ledger.state.rollback_target()
+            planned = ledger.state.plan(op, target)
         except StageError:
             continue
-        if displaced is not None:
+        if planned is not None:
+            named, displaced = planned
             if len(ledger.page.texts) >= page_length:
                 pages.append(carried_over(ledger))
                 ledger = read_page(pages[-1])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fl_registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
 from fl_registry.journal.entries import Ledger, Page, new_entry, read_page
-from fl_registry.stages import Move, State, plan, step, under_its_name
+from fl_registry.stages import Move, State, step
 from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
@@ -32,12 +32,12 @@ def journal(wanted: list[tuple[Move, str]]) -> Ledger:
             entry = new_entry(ledger, op, version="", displaced="")
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
             continue
-        named = under_its_name(ledger.state, op, version)
         try:
-            displaced = plan(ledger.state, named, version)
+            planned = ledger.state.plan(op, version)
         except StageError:
             continue
-        if displaced is not None:
+        if planned is not None:
+            named, displaced = planned
             entry = new_entry(ledger, named, version=version, displaced=displaced)
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
     return ledger

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_registry import ModelManager, RegistryError, Stage, StageError, UnknownVersion
-from fl_registry.records import ModelVersion
-from fl_registry.retention import Rule, reasons_to_stay
+from fl_registry.retention import reasons_to_stay
 from fl_registry.stages import Move, State
 from fl_registry.store import ModelStore
+from fl_registry.versions import ModelVersion
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
@@ -280,7 +280,7 @@ def test_whatever_happened_what_must_stay_stays(
     state = State(production=min(served, default=None), staging=staging, served=served)
     records = _records(iter(range(30, 0, -1)))
     stay = reasons_to_stay(
-        records, state, Rule(keep, None), restorable=lambda record: record.version not in broken
+        records, state, keep, None, restorable=lambda record: record.version not in broken
     )
     whole = [record.version for record in records if record.version not in broken]
     assert served | {*filter(None, [staging])} | {*whole[:keep]} <= stay.keys()

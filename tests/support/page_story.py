@@ -15,14 +15,14 @@ from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
-from fl_app.retraining.state import MonitorState
+from fl_app.retraining.manager import MonitorState
 from fl_app.wire.data_summary import Feature
 from fl_registry import InMemoryModelStore
 
 CLOCKS = [
     "fl_registry.journal.entries.datetime",
     "fl_registry.memory.datetime",
-    "fl_registry.version_tags.datetime",
+    "fl_registry.versions.datetime",
     "fl_app.retraining.requests.datetime",
 ]
 BEGIN = datetime(2026, 11, 19, 8, 30, tzinfo=UTC)

@@ -8,33 +8,42 @@ Templates are texts in Python files: Flower's bundle of an app includes `.py`, `
 from __future__ import annotations
 
 import math
+import uuid
 from datetime import UTC, datetime
 
+from flask import session
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from fl_app.api.page.monitor_templates import MONITOR
-from fl_app.api.page.registry_templates import REGISTRY
-from fl_app.api.page.registry_view import (
-    MOVES,
-    PHASES,
-    is_pending,
-    nodes_text,
-    number_text,
-    score_text,
-)
-from fl_app.retraining.drift.state import DriftCheck
+from fl_app.api.page.sections import SECTIONS
+from fl_app.api.page.sign_in import form_token
+from fl_app.api.version_texts import is_pending, nodes_text, number_text, score_text, why_text
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600
 """Characters of a text from outside that are shown."""
+MOVES = {
+    "stage": "to Staging",
+    "promote": "to Production",
+    "archive": "archived",
+    "rollback": "rolled back to",
+    "restore": "back to Staging",
+    "adopt": "adopted from MLflow",
+    "retire": "removed for good",
+    "lease": "server that writes",
+    "carry": "journal continued",
+}
+"""The journal's moves in words."""
+PHASES = {"watching": "watched", "exempt": "not watched"}
+"""The phases of a probation in words, where they are other ones."""
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">\
 <rect width="32" height="32" rx="7" fill="#1f5fbf"/>\
 <path d="M7 21l6-6 5 4 7-9" fill="none" stroke="#fff" stroke-width="3" stroke-linecap="round" \
 stroke-linejoin="round"/></svg>"""
 
-LAYOUT = """\
+TEMPLATES = {
+    "layout": """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -49,11 +58,10 @@ LAYOUT = """\
 {% block body %}{% endblock %}
 </body>
 </html>
-"""
-
-SIGN_IN = """\
+""",
+    "sign_in": """\
 {% extends "layout" %}
-{% from "parts" import result %}
+{% from "parts" import own, result, text_input %}
 {% block title %}Sign in - {{ model }}{% endblock %}
 {% block body %}
 <main class="narrow card">
@@ -61,22 +69,17 @@ SIGN_IN = """\
 {{ result(message) }}
 <p>The versions of this model, who decided what, and why.</p>
 <form method="post" action="/page/sign-in" class="fields">
-<input type="hidden" name="form" value="{{ form }}">
+{{ own() }}
 <input value="{{ model }}" autocomplete="username" hidden>
-<div class="field">
-<label for="token">Token</label>
-<input id="token" name="token" type="password" required maxlength="512"
- autocomplete="current-password" aria-describedby="token-hint">
-<p class="hint" id="token-hint">The content of <code>FL_APP_API_TOKEN</code> or of the server's
- token file.</p>
-</div>
+{% call text_input("token", "token", "Token", 512, complete="current-password", type="password") %}
+The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
+{% endcall %}
 <button>Sign in</button>
 </form>
 </main>
 {% endblock %}
-"""
-
-PROBLEM = """\
+""",
+    "problem": """\
 {% extends "layout" %}
 {% block title %}{{ status }}{% endblock %}
 {% block body %}
@@ -86,9 +89,8 @@ PROBLEM = """\
 <p><a href="/">To the page</a></p>
 </main>
 {% endblock %}
-"""
-
-PARTS = """\
+""",
+    "parts": """\
 {% macro result(message) %}
 {% if message %}
 <p class="message {{ message[0] }}" role="{{ 'alert' if message[0] == 'refused' else 'status' }}"
@@ -97,54 +99,75 @@ PARTS = """\
 {% endif %}
 {% endmacro %}
 
-{% macro hidden(form, once, version=None) %}
-<input type="hidden" name="form" value="{{ form }}">
-<input type="hidden" name="once" value="{{ once }}">
+{% macro own() %}<input type="hidden" name="form" value="{{ form_token() }}">{% endmacro %}
+
+{% macro form(action, button, kind="", version="") %}
+<form method="post" action="/page/{{ action }}" class="fields">
+{{ own() }}
+<input type="hidden" name="once" value="{{ nonce() }}">
 {% if version %}<input type="hidden" name="version" value="{{ version }}">{% endif %}
+{{ caller() }}
+<button{% if kind %} class="{{ kind }}"{% endif %}>{{ button }}</button>
+</form>
 {% endmacro %}
 
-{% macro text_input(id, name, label, value="", limit=500, required=True, hint="", complete="off") %}
+{% macro text_input(id, name, label, limit=500, value="", required=True, complete="off",
+ type="text") %}
 <div class="field">
 <label for="{{ id }}">{{ label }}
  {%- if not required %} <span class="muted">(optional)</span>{% endif %}</label>
 <input id="{{ id }}" name="{{ name }}" value="{{ value }}" maxlength="{{ limit }}"
- autocomplete="{{ complete }}"{% if required %} required{% endif %}
- {%- if hint %} aria-describedby="{{ id }}-hint"{% endif %}>
-{% if hint %}<p class="hint" id="{{ id }}-hint">{{ hint }}</p>{% endif %}
+ type="{{ type }}" autocomplete="{{ complete }}"{% if required %} required{% endif %}
+ {%- if caller is defined %} aria-describedby="{{ id }}-hint"{% endif %}>
+{% if caller is defined %}<p class="hint" id="{{ id }}-hint">{{ caller() }}</p>{% endif %}
 </div>
 {% endmacro %}
 
-{% macro your_name(id, name) %}
-{{ text_input(id, "by", "Your name", name, 100, complete="name") }}
+{% macro your_name(id) %}
+{{ text_input(id, "by", "Your name", 100, session.get("name", ""), complete="name") }}
 {% endmacro %}
 
 {% macro chip(text, kind) %}<span class="chip {{ kind }}">{{ text }}</span>{% endmacro %}
 
-{% macro table(id, caption, heads) %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}">
+{% macro section(id, title, kind="") %}
+<section id="{{ id }}"{% if kind %} class="{{ kind }}"{% endif %} aria-labelledby="{{ id }}-title">
+<h2 id="{{ id }}-title">{{ title }}</h2>
+{{ caller() }}
+</section>
+{% endmacro %}
+
+{% macro table(id, caption, rows, heads, total=0, most=200, command="", empty="") %}
+{% set shown, total = rows[:most], total or rows|length %}
+{% if rows %}
+<div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}-table">
 <table>
-<caption id="{{ id }}">{{ caption }}</caption>
+<caption id="{{ id }}-table">{{ caption }}
+ {%- if shown|length < total %}; {{ shown|length }} of {{ total }}
+ {%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}</caption>
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>
-{{ caller() }}
+{% for row in shown %}
+<tr>{{ caller(row) }}</tr>
+{% endfor %}
 </tbody>
 </table>
 </div>
-{% endmacro %}
-
-{% macro part(shown, total, command="") %}
-{% if shown < total %}; {{ shown }} of {{ total }}
-{%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}
+{% elif empty %}
+<p class="muted">{{ empty }}</p>
+{% endif %}
 {% endmacro %}
 
 {% macro alert(sentence) %}
 {% if sentence %}<p class="message refused" role="alert">{{ sentence }}</p>{% endif %}
 {% endmacro %}
-"""
 
-PAGE = """\
+{% macro verdict(kind, title) %}
+<p class="verified {{ kind }}"><strong>{{ title }}</strong> {{ caller() }}</p>
+{% endmacro %}
+""",
+    "page": """\
 {% extends "layout" %}
-{% from "parts" import alert, result %}
+{% from "parts" import alert, own, result %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -156,9 +179,9 @@ PAGE = """\
 <div class="tools">
 <p class="muted">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
-{% if signs %}
+{% if can_sign_out %}
 <form method="post" action="/page/sign-out">
-<input type="hidden" name="form" value="{{ form }}">
+{{ own() }}
 <button class="quiet">Sign out</button>
 </form>
 {% endif %}
@@ -176,7 +199,7 @@ PAGE = """\
 </nav>
 <main id="main" tabindex="-1">
 {{ result(message) }}
-{% for part, why in failing|dictsort %}
+{% for part, why in monitor.health.failing|dictsort %}
 {{ alert(part ~ " fails, and the run goes on: " ~ why) }}
 {% endfor %}
 {% if registry %}{% include "registry" %}{% endif %}
@@ -189,12 +212,10 @@ PAGE = """\
 All times are in UTC.</p>
 </footer>
 {% endblock %}
-"""
-
-
-def render(template: str, /, **values: object) -> str:
-    """Fill one of the templates ``page``, ``sign_in`` and ``problem``."""
-    return _TEMPLATES.get_template(template).render(values)
+""",
+    **SECTIONS,
+}
+"""By name."""
 
 
 def _shown(value: object) -> object:
@@ -226,40 +247,33 @@ def _share(evidence: float, height: float) -> float:
     return min(1.0, math.log1p(max(evidence, 0.0)) / math.log1p(height))
 
 
-def _mean_evidence(check: DriftCheck) -> float:
-    return sum(one.evidence for one in check.features) / len(check.features)
+_ENVIRONMENT = Environment(
+    loader=DictLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters.update(
+    when=_when,
+    score=score_text,
+    number=number_text,
+    nodes=nodes_text,
+    why=why_text,
+    evidence=_evidence,
+    share=_share,
+)
+_ENVIRONMENT.tests["pending"] = is_pending
+_ENVIRONMENT.globals.update(
+    moves=MOVES,
+    phases=PHASES,
+    session=session,
+    form_token=form_token,
+    nonce=lambda: uuid.uuid4().hex,
+)
 
 
-def _environment() -> Environment:
-    templates = {
-        "layout": LAYOUT,
-        "page": PAGE,
-        "sign_in": SIGN_IN,
-        "problem": PROBLEM,
-        "parts": PARTS,
-        **REGISTRY,
-        **MONITOR,
-    }
-    environment = Environment(
-        loader=DictLoader(templates),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        when=_when,
-        score=score_text,
-        number=number_text,
-        pending=is_pending,
-        nodes=nodes_text,
-        evidence=_evidence,
-        share=_share,
-        mean_evidence=_mean_evidence,
-    )
-    environment.globals.update(moves=MOVES, phases=PHASES)
-    return environment
-
-
-_TEMPLATES = _environment()
+def render(template: str, /, **values: object) -> str:
+    """Fill one of the templates ``page``, ``sign_in`` and ``problem``."""
+    return _ENVIRONMENT.get_template(template).render(values)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_registry.errors import ArtifactError, disk_errors
+from fl_registry.errors import ArtifactError, foreign_errors
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.files.safetensors_header import Header, Manifest, read_header
@@ -77,7 +77,7 @@ def prepared(
     """
     source = _checked_path(model_path)
     with ExitStack() as stack:
-        with disk_errors(f"prepare {source.name} in {scratch}"):
+        with foreign_errors(f"prepare {source.name} in {scratch}"):
             folder = stack.enter_context(scratch_folder(scratch, name="save"))
             artifact = _laid_out(source, folder, per_example)
         yield artifact

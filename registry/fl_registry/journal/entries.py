@@ -13,15 +13,17 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time
+from functools import reduce
+from typing import TypeGuard
 
 from fl_registry.errors import InvalidName, RegistryError
 from fl_registry.journal.lease import Lease
-from fl_registry.redaction import redact
+from fl_registry.redaction import one_line
 from fl_registry.stages import Move, State, step
 
-_LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_LONGEST_ACTOR, _LONGEST_REASON = 200, 2000  # keeps an entry below MLflow's 6,000 characters
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_INTO_PRODUCTION = (Move.PROMOTE, Move.ROLLBACK, Move.ADOPT)
 
 
 class JournalError(RegistryError):
@@ -49,7 +51,7 @@ class Entry:
     version : str
         The version that moved.
     displaced : str
-        The version that left the stage for it ("from" in the stored text); empty for none.
+        The version that left the stage for it; empty for none.
     actor, reason : str
         Who did it, and why.
     time : str
@@ -86,10 +88,7 @@ class Entry:
         The chain of hashes shows an altered entry by the one after it; the newest has none, so it
         also has a digest of itself.
         """
-        fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
-        for name in ("epoch", "approval"):
-            if not fields[name]:
-                del fields[name]
+        fields = asdict(self)
         return _line({**fields, "sha256": _digest(_line(fields))})
 
 
@@ -132,6 +131,38 @@ class Ledger:
     state: State = field(default_factory=State)
     page: Page = field(default_factory=Page)
     length: int = 0
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """One stay of a version in production; the next one ends it.
+
+    Attributes
+    ----------
+    id : str
+        That of the journal's entry which began it.
+    number : int
+        The place of that entry in the journal.
+    version : str
+        The version.
+    since : datetime
+        When it began, in UTC.
+    returned : bool
+        Whether the version was brought back: by a rollback, or by an alias that was moved to it.
+    displaced : str
+        The version that left production for it; empty for the first.
+    actor, reason : str
+        Who put it there, and why.
+    """
+
+    id: str
+    number: int
+    version: str
+    since: datetime
+    returned: bool
+    displaced: str = ""
+    actor: str = ""
+    reason: str = ""
 
 
 def read_page(page: Page, known: Ledger | None = None) -> Ledger:
@@ -191,10 +222,7 @@ def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
 
 def fold(entries: Iterable[Entry]) -> State:
     """Return the state that a journal leads to, read from its first entry."""
-    state = State()
-    for entry in entries:
-        state = _after(state, entry)
-    return state
+    return reduce(_after, entries, State())
 
 
 def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
@@ -203,13 +231,37 @@ def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
     return fold(earlier).production
 
 
+def tenures(entries: Iterable[Entry]) -> tuple[Tenure, ...]:
+    """Return all stays in production, oldest first; the last one has not ended."""
+    stays: list[Tenure] = []
+    been: set[str] = set()
+    for entry in entries:
+        if entry.op not in _INTO_PRODUCTION or (stays and stays[-1].version == entry.version):
+            continue
+        again = entry.op is Move.ROLLBACK or (entry.op is Move.ADOPT and entry.version in been)
+        stays.append(
+            Tenure(
+                id=entry.id,
+                number=entry.number,
+                version=entry.version,
+                since=datetime.fromisoformat(entry.time),
+                returned=again,
+                displaced=entry.displaced,
+                actor=entry.actor,
+                reason=entry.reason,
+            )
+        )
+        been.add(entry.version)
+    return tuple(stays)
+
+
 def touched(entries: Iterable[Entry]) -> list[str]:
     """Return the versions that entries moved, in the order of their numbers."""
     named = {version for entry in entries for version in (entry.version, entry.displaced)}
     return sorted(filter(None, named), key=int)
 
 
-def is_date(value: object) -> bool:
+def is_date(value: object) -> TypeGuard[date | str]:
     """Return whether a value means a day or a moment, and not a version."""
     return isinstance(value, date) or (isinstance(value, str) and bool(_DATE.match(value.strip())))
 
@@ -223,16 +275,16 @@ def as_moment(when: date | str) -> datetime:
         It is not a date.
     """
     try:
-        moment = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
-        if isinstance(when, str) and _DATE.fullmatch(when.strip()):
-            moment = moment.date() if isinstance(moment, datetime) else moment
-    except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(when, str):
+            text = when.strip()
+            parse = date.fromisoformat if _DATE.fullmatch(text) else datetime.fromisoformat
+            when = parse(text)
+        moment = when if isinstance(when, datetime) else datetime.combine(when, time.max)
+    except (ValueError, TypeError) as error:
         raise InvalidName(
             f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
             "'2026-11-23T14:00:00+00:00'."
         ) from error
-    if not isinstance(moment, datetime):
-        moment = datetime.combine(moment, time.max)
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:  # at either end of the calendar zones make no difference
@@ -243,8 +295,8 @@ def new_entry(
     ledger: Ledger,
     op: Move,
     *,
-    version: str,
-    displaced: str,
+    version: str = "",
+    displaced: str = "",
     actor: str = "",
     reason: str = "",
     carried: str = "",
@@ -259,8 +311,8 @@ def new_entry(
         op=op,
         version=version,
         displaced=displaced,
-        actor=_clean(actor, _LIMITS["actor"]),
-        reason=_clean(reason, _LIMITS["reason"]),
+        actor=one_line(" ".join(actor.split()), _LONGEST_ACTOR),
+        reason=one_line(" ".join(reason.split()), _LONGEST_REASON),
         # Clocks of several machines differ; the journal's own order is the one that counts.
         time=max(now, last.time) if last else now,
         previous_hash=_digest(ledger.page.texts[-1]) if last else "",
@@ -280,7 +332,7 @@ def appended(ledger: Ledger, entry: Entry) -> Ledger:
 def carried_over(ledger: Ledger) -> Page:
     """Return the page that continues a full one: the state so far, and an entry with its digest."""
     state = ledger.state.encode()
-    entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
+    entry = new_entry(ledger, Move.CARRY, carried=_digest(state))
     return Page((entry.encode(),), state, entry.number)
 
 
@@ -289,9 +341,7 @@ def decode(text: str, *, number: int) -> Entry:
     try:
         fields = json.loads(text)
         del fields["sha256"]
-        fields["displaced"] = fields.pop("from")
-        fields["op"] = Move(fields["op"])
-        entry = Entry(**fields)
+        entry = Entry(**{**fields, "op": Move(fields["op"])})
         datetime.fromisoformat(entry.time)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JournalError(
@@ -300,9 +350,9 @@ def decode(text: str, *, number: int) -> Entry:
             "backup, or update the app."
         ) from error
     if entry.encode() != text:
-        raise JournalError(
+        raise _damage(
             f"Entry {number} of the journal was changed from outside: the digest in it is that of "
-            "another text; restore the registry's database from a backup."
+            "another text"
         )
     return entry
 
@@ -314,10 +364,9 @@ def _check_page(before: Ledger, ledger: Ledger) -> None:
     first = ledger.entries[0]
     _check_link(first, before.length + 1, _digest(before.page.texts[-1]))
     if ledger.page.carried != before.state.encode():
-        raise JournalError(
-            f"Entry {first.number} of the journal carries another state than the entries "
-            "before it lead to: it was changed from outside; restore the registry's "
-            "database from a backup."
+        raise _damage(
+            f"Entry {first.number} of the journal carries another state than the entries before "
+            "it lead to: it was changed from outside"
         )
 
 
@@ -338,18 +387,20 @@ def _start(entry: Entry, page: Page) -> State:
             return State.decode(page.carried)
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise JournalError(
-        f"The state that entry {entry.number} of the journal carries was changed from outside; "
-        "restore the registry's database from a backup."
-    )
+    number = entry.number
+    raise _damage(f"The state that entry {number} of the journal carries was changed from outside")
 
 
 def _check_link(entry: Entry, number: int, previous: str) -> None:
     if entry.number != number or entry.previous_hash != previous:
-        raise JournalError(
-            f"Entry {number} of the journal does not follow from entry {number - 1}: "
-            "it was changed from outside; restore the registry's database from a backup."
+        raise _damage(
+            f"Entry {number} of the journal does not follow from entry {number - 1}: it was "
+            "changed from outside"
         )
+
+
+def _damage(what: str) -> JournalError:
+    return JournalError(f"{what}; restore the registry's database from a backup.")
 
 
 def _line(fields: Mapping[str, object]) -> str:
@@ -358,10 +409,3 @@ def _line(fields: Mapping[str, object]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _clean(text: str, limit: int) -> str:
-    if not text:
-        return ""
-    line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
-    return line if len(line) <= limit else line[: limit - 3] + "..."

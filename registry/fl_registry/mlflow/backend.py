@@ -19,10 +19,9 @@ from fl_registry.files.digests import stamps
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.files import MlflowFiles
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
-from fl_registry.records import ModelVersion
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
-from fl_registry.version_tags import read_version
+from fl_registry.versions import ModelVersion, read_version
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -179,11 +178,8 @@ class MlflowBackend(Backend):
                 else:
                     write(client.set_registered_model_alias, name, alias, version)
             for mark in marks:
-                write(client.set_model_version_tag, name, mark.version, "stage", str(mark.stage))
-                if mark.approval:
-                    write(
-                        client.set_model_version_tag, name, mark.version, "approval", mark.approval
-                    )
+                for tag, text in mark.tags.items():
+                    write(client.set_model_version_tag, name, mark.version, tag, text)
             # A later MLflow has no stage field any more.
             move = getattr(client, "transition_model_version_stage", None)
             if move is not None:

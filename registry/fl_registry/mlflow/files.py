@@ -20,9 +20,9 @@ from fl_registry.files.strict_json import read_json
 from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.mlflow.artifact_locations import LOCAL_SCHEMES, checked_location, is_model_id
 from fl_registry.mlflow.connection import Connection
-from fl_registry.records import ModelVersion
 from fl_registry.redaction import one_line
 from fl_registry.retention import Removal
+from fl_registry.versions import ModelVersion
 
 logger = logging.getLogger(__name__)
 
