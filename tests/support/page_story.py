@@ -48,7 +48,7 @@ class Clock:
 
             @classmethod
             def __get_pydantic_core_schema__(cls, _: Any, handler: Any) -> Any:
-                return handler(datetime)  # records with times are stored as ever
+                return handler(datetime)  # for a record that is first stored while time stands
 
         for name in CLOCKS:
             patch.setattr(name, Stopped)
