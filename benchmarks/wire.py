@@ -37,8 +37,7 @@ from benchmarks.table import Row, parser, report
 from fl_app.client.mods.compression import compress_updates
 from fl_app.config import ServerConfig
 from fl_app.strategy import LifecycleStrategy, ScheduledFedAvg
-from fl_app.strategy.round.decoding import SentModel, decode_update
-from fl_app.wire.compressed_update import UPDATE_RECORD
+from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 OWN = Path(os.environ["FL_APP_HOME"])

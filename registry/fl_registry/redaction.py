@@ -75,7 +75,7 @@ def printable(text: str) -> str:
 
 def one_line(text: object, limit: int = 200) -> str:
     """Return a text of others as one printable line of at most `limit` characters, no secrets."""
-    line = printable(redact(str(text)))
+    line = printable(redact(str(text)[:10_000]))  # a node may send megabytes
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
