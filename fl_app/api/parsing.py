@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the bytes of a request to checked values, and the error of what cannot be accepted.
 
-Pydantic checks bodies and queries by their types, and `openapi.py` describes the API by them. What
+Pydantic checks bodies and queries by their types, and `endpoint.py` describes the API by them. What
 all share is here: strict JSON, the base classes, the types of single fields. No Flask.
 """
 
@@ -119,9 +119,7 @@ class ApiError(Exception):
         return {"error": HTTPStatus(self.status).phrase.lower(), "detail": self.detail}
 
 
-def parse(
-    kind: Any, value: object, *, part: str = "field", hints: Mapping[str, str] | None = None
-) -> Any:
+def parse(kind: Any, value: object, *, part: str = "field", hints: Mapping[str, str] = {}) -> Any:
     """Return a value as a type that pydantic can check.
 
     Parameters
@@ -132,7 +130,7 @@ def parse(
         What the request holds.
     part : str
         What its entries are called in an error.
-    hints : Mapping[str, str] | None
+    hints : Mapping[str, str]
         Sentences for entries that are wrong, by name.
 
     Raises
@@ -152,7 +150,7 @@ def parse(
         expected = f"known are {known}" if known else "leave it out"
         detail = f"The {part} {name!r} is not known; {expected}."
     status = 404 if first["type"] == "no_version" else 400
-    raise ApiError(status, (hints or {}).get(name, detail))
+    raise ApiError(status, hints.get(name, detail))
 
 
 @functools.cache
