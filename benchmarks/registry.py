@@ -36,14 +36,7 @@ REPEATS, DEFAULT_REPEATS, PROCESS_REPEATS = 15, 5, 5
 JOURNALS = (10, 100, 900)
 LISTS = (10, 1_000, 5_000)
 YOLO = {"family": "yolov8", "size": "n", "num_classes": 7, "names": [*"abcdefg"], "image_size": 96}
-SERVING = Serving(
-    Path(serving.__file__),
-    serving.INPUTS,
-    serving.OUTPUTS,
-    serving.PARAMS,
-    serving.REQUIREMENTS,
-    serving.CONFIG,
-)
+SERVING = Serving(Path(serving.__file__), **serving.SERVING)
 
 OURS = (
     "import sys; from fl_registry import ModelManager; from fl_models.yolo import get_model;"

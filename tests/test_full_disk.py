@@ -122,7 +122,7 @@ WRITERS = {
     "fl_app/deploy/folder.py": "within `new_folder`",
     "fl_app/deploy/fork_server.py": "in a folder that goes",
     "fl_app/strategy/checkpoints/folder.py": "renames",
-    "fl_app/strategy/finish/plots.py": "in a folder that goes",
+    "fl_app/strategy/finish/reporting.py": "in a folder that goes",
     "fl_app/retraining/drift/plot.py": "in a folder that goes",
     "fl_app/api/page/chart.py": "in memory",
     "models/fl_models/holdout.py": "in a folder that goes",

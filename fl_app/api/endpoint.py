@@ -2,7 +2,7 @@
 """What a route of the API is: a function of checked values, with their types and its answer's.
 
 The routes are in `monitor.py` and `registry.py`. Flask calls their `Endpoint.view`, and
-`openapi.py` describes them.
+`openapi_document` describes them by the types that requests are checked by.
 """
 
 from __future__ import annotations
@@ -12,25 +12,37 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from flask import Response, g, request
 from prometheus_client import CollectorRegistry
+from pydantic import TypeAdapter
 
-from fl_app.api.guard import Guard
-from fl_app.api.parsing import ApiError, Version, parse
+from fl_app.api.guard import OPEN_PATHS, Guard
+from fl_app.api.parsing import ApiError, Error, Version, parse
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.checkpoints.backlog import Backlog
+from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import ModelStore, RegistryError, errors
 
 Answer = Mapping[str, Any]
 KEY = r'^("[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255})$'
 """An ``Idempotency-Key``, quoted or not."""
+KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key within 24 hours does the work once and gets the same answer.",
+    "schema": {"type": "string", "pattern": KEY},
+}
+INFO = {
+    "title": "fl-app retraining monitor",
+    "version": "1",
+    "description": "Request retraining, read the monitor, and move versions of the model.",
+}
 STATUSES: Mapping[type[RegistryError], int] = {
     errors.UnknownVersion: 404,
     errors.StageError: 409,
@@ -163,21 +175,6 @@ class Context:
         return done, answer, headers
 
 
-class Change(NamedTuple):
-    """A request that changes something.
-
-    Attributes
-    ----------
-    id : str
-        32 hexadecimal digits, the same for the same ``Idempotency-Key``.
-    version : str
-        The version in the path; empty where there is none.
-    """
-
-    id: str
-    version: str
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """A route.
@@ -192,7 +189,8 @@ class Endpoint:
         Type of the JSON answer.
     handle : Callable[..., Any]
         The function; its name is the operation's id, its docstring the summary. It takes the
-        `Context` and what was sent, for a ``POST`` also the `Change`, and returns the answer.
+        `Context` and what was sent, and returns the answer. For a ``POST`` it also takes 32
+        hexadecimal digits, the same for the same ``Idempotency-Key``, and what is in the path.
     status : int
         HTTP status of the answer.
     repeatable : Callable[[Any], bool]
@@ -207,12 +205,12 @@ class Endpoint:
     status: int = 200
     repeatable: Callable[[Any], bool] = lambda _: True
 
-    def view(self, context: Context, version: str = "") -> Response:
+    def view(self, context: Context, **path: str) -> Response:
         """Answer Flask's current request."""
         if self.method == "GET":
             answer = self.handle(context, g.query)
             return answer if isinstance(answer, Response) else reply(200, answer)
-        if version:  # rejected before the key is claimed
+        for version in path.values():  # rejected before the key is claimed
             parse(Version, version, part="version in the path")
         body = parse(self.takes, g.body)
         key = request.headers.get("Idempotency-Key")
@@ -220,7 +218,7 @@ class Endpoint:
             raise ApiError(400, "Idempotency-Key must be 1 to 255 visible ASCII characters.")
 
         def work(new_id: str) -> Answer:
-            answer: Answer = self.handle(context, body, Change(new_id, version))
+            answer: Answer = self.handle(context, body, new_id, **path)
             return answer
 
         if key is None:
@@ -229,6 +227,71 @@ class Endpoint:
         return reply(
             *context.once(key.strip('"'), g.body, work, status=self.status, repeatable=repeatable)
         )
+
+    def described(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the operation in OpenAPI, given the contents that ``openapi_document`` names."""
+        summary, _, more = (self.handle.__doc__ or "").partition("\n\n")
+        content = contents[f"answer {self.path}"]
+        if self.path == "/metrics":
+            content = {**content, "text/plain": {"schema": {"type": "string"}}}
+        error = {"description": "Rejected; nothing was done.", "content": contents["error"]}
+        done = {"description": "Done.", "content": content}
+        version = TypeAdapter(Version).json_schema()
+        operation: dict[str, Any] = {
+            "operationId": self.handle.__name__,
+            "summary": " ".join(summary.split()),
+            "description": " ".join(more.split()),
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": version}
+                for name in re.findall("<(.*?)>", self.path)
+            ],
+            "responses": {str(self.status): done, "4XX": error, "503": error},
+        }
+        if self.path in OPEN_PATHS:
+            operation["security"] = []
+        if self.method == "POST":
+            body = {"required": True, "content": contents[f"body {self.path}"]}
+            operation["requestBody"] = body
+            operation["parameters"].append(KEY_PARAMETER)
+            return operation
+        for name, schema in self.takes.model_json_schema().get("properties", {}).items():
+            # A query cannot hold null, which is pydantic's default of an optional parameter.
+            known = {k: v for k, v in schema.items() if (k, v) != ("default", None)}
+            operation["parameters"].append({"name": name, "in": "query", "schema": known})
+        return operation
+
+
+def openapi_document(endpoints: Sequence[Endpoint], *, token: bool) -> dict[str, Any]:
+    """Describe endpoints in OpenAPI 3.1.
+
+    Parameters
+    ----------
+    endpoints : Sequence[Endpoint]
+        All routes.
+    token : bool
+        Whether they need a token, but for those that are open.
+    """
+    types: dict[str, Any] = {"error": Error}
+    types |= {f"answer {e.path}": e.answer for e in endpoints}
+    types |= {f"body {e.path}": e.takes for e in endpoints if e.method == "POST"}
+    made, definitions = TypeAdapter.json_schemas(
+        [(key, "validation", TypeAdapter(kind)) for key, kind in types.items()],
+        ref_template="#/components/schemas/{model}",
+    )
+    contents = {key: {"application/json": {"schema": schema}} for (key, _), schema in made.items()}
+    return {
+        "openapi": "3.1.0",
+        "info": INFO,
+        "paths": {
+            re.sub("<(.*?)>", r"{\1}", e.path): {e.method.lower(): e.described(contents)}
+            for e in endpoints
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": definitions["$defs"],
+        },
+        **({"security": [{"token": []}]} if token else {}),
+    }
 
 
 def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:

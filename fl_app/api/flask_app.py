@@ -11,10 +11,9 @@ from flask import Flask, Response, g, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
-from fl_app.api.endpoint import Answer, Context, Endpoint, reply
+from fl_app.api.endpoint import Answer, Context, Endpoint, openapi_document, reply
 from fl_app.api.guard import SAFE_METHODS, read_body
 from fl_app.api.monitor import MONITOR_ENDPOINTS
-from fl_app.api.openapi import openapi_document
 from fl_app.api.page.routes import PAGE_QUERIES, page_routes
 from fl_app.api.page.sign_in import on_page
 from fl_app.api.page.templates import render

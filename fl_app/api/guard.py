@@ -141,15 +141,15 @@ class Guard:
             raise ApiError(429, f"Too many requests; try again in {wait} s.", Retry_After=str(wait))
         if bearer and self.token is not None and request.path not in OPEN_PATHS:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if not (self.is_token(given.strip()) and scheme.lower() == "bearer"):
+            if not (is_secret(given.strip(), self.token) and scheme.lower() == "bearer"):
                 detail = "The token is missing or wrong; send 'Authorization: Bearer <token>'."
                 raise ApiError(401, detail, WWW_Authenticate="Bearer")
 
-    def is_token(self, given: str) -> bool:
-        """Return whether a text is the token, in a time that does not tell how much is right."""
-        expected = (self.token or "").encode()
-        same = hmac.compare_digest(given.encode("utf-8", "replace"), expected)
-        return same and self.token is not None
+
+def is_secret(given: str, secret: str | None) -> bool:
+    """Return whether a text is the secret, in a time that does not tell how much is right."""
+    sent = given.encode("utf-8", "replace")
+    return bool(secret) and hmac.compare_digest(sent, (secret or "").encode())
 
 
 JSON = "application/json"

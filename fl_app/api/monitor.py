@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Change, Context, Endpoint, reply
+from fl_app.api.endpoint import Answer, Context, Endpoint, reply
 from fl_app.api.parsing import ApiError, Body, Limit, Moment, Query, RequestId, Text, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.state import Baseline
@@ -129,14 +129,14 @@ class Health(TypedDict):
     backlog: NotRequired[Annotated[int, Field(ge=0)]]
 
 
-def trigger_retrain(api: Context, body: TriggerBody, change: Change) -> Answer:
+def trigger_retrain(api: Context, body: TriggerBody, new_id: str) -> Answer:
     """Request a retraining session. It is written down when the answer comes.
 
     At most one request is pending; more join it.
     """
     manager = api.manager
-    request_id = manager.manual_trigger(body.reason, force=body.force, request_id=change.id)
-    row = manager.store.requests.get(change.id) or {}
+    request_id = manager.manual_trigger(body.reason, force=body.force, request_id=new_id)
+    row = manager.store.requests.get(new_id) or {}
     status = row["outcome"] if row["outcome"] in NOT_ACCEPTED else "accepted"
     why = {"why": row["why"]} if row["why"] else {}
     return {"status": status, "request_id": request_id, "reason": row["reason"], **why}

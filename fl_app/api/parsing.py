@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the bytes of a request to checked values, and the error of what cannot be accepted.
 
-Pydantic checks bodies and queries by their types, and `openapi.py` describes the API by them. What
+Pydantic checks bodies and queries by their types, and `endpoint.py` describes the API by them. What
 all share is here: strict JSON, the base classes, the types of single fields. No Flask.
 """
 
@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from fl_registry.files.strict_json import read_json
+from fl_registry.files.strict_json import read_strict_json
 from fl_registry.redaction import printable
 
 MAX_BODY = 64 * 1024
@@ -119,9 +119,7 @@ class ApiError(Exception):
         return {"error": HTTPStatus(self.status).phrase.lower(), "detail": self.detail}
 
 
-def parse(
-    kind: Any, value: object, *, part: str = "field", hints: Mapping[str, str] | None = None
-) -> Any:
+def parse(kind: Any, value: object, *, part: str = "field", hints: Mapping[str, str] = {}) -> Any:
     """Return a value as a type that pydantic can check.
 
     Parameters
@@ -132,7 +130,7 @@ def parse(
         What the request holds.
     part : str
         What its entries are called in an error.
-    hints : Mapping[str, str] | None
+    hints : Mapping[str, str]
         Sentences for entries that are wrong, by name.
 
     Raises
@@ -152,7 +150,7 @@ def parse(
         expected = f"known are {known}" if known else "leave it out"
         detail = f"The {part} {name!r} is not known; {expected}."
     status = 404 if first["type"] == "no_version" else 400
-    raise ApiError(status, (hints or {}).get(name, detail))
+    raise ApiError(status, hints.get(name, detail))
 
 
 @functools.cache
@@ -176,7 +174,7 @@ def json_object(data: bytes) -> dict[str, Any]:
         brackets = re.findall(r"[\[\]{}]", _STRINGS.sub("", text))
         if max(accumulate(1 if b in "[{" else -1 for b in brackets), default=0) > MAX_DEPTH:
             raise ApiError(400, f"The body is nested more than {MAX_DEPTH} deep; send a flat one.")
-        value = read_json(text, strict=True)
+        value = read_strict_json(text)
         # Written again, a lone surrogate fails, and 1e999, which Python has read as infinity.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError:

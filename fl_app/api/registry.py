@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Change, Context, Endpoint
+from fl_app.api.endpoint import Answer, Context, Endpoint
 from fl_app.api.parsing import VERSION, ApiError, Body, Limit, Query, Text, Version, check_version
 from fl_app.retraining.probation.reports import NUMBERS, ProductionReport, ReportAnswer
 from fl_registry import InvalidName, Stage
@@ -128,29 +128,29 @@ def list_versions(api: Context, query: VersionsQuery) -> list[dict[str, Any]]:
     return [row for row in rows if int(row["version"]) < last][: query.limit]
 
 
-def promote(api: Context, body: PromotionBody, change: Change) -> Answer:
+def promote(api: Context, body: PromotionBody, _: str, version: str) -> Answer:
     """Move a version to Production, or to Staging."""
     with api.registry() as store:
         move = {"staging": store.promote_to_staging, "production": store.promote_to_production}
-        move[body.to](change.version, actor=body.by, reason=body.note)
-    return _moved(change.version, Stage(body.to.capitalize()))
+        move[body.to](version, actor=body.by, reason=body.note)
+    return _moved(version, Stage(body.to.capitalize()))
 
 
-def approve(api: Context, body: DecisionBody, change: Change) -> Answer:
+def approve(api: Context, body: DecisionBody, _: str, version: str) -> Answer:
     """Move a version that waits for approval to Production."""
     with api.registry() as store:
-        store.approve_version(change.version, actor=body.by, reason=body.note)
-    return _moved(change.version, Stage.PRODUCTION)
+        store.approve_version(version, actor=body.by, reason=body.note)
+    return _moved(version, Stage.PRODUCTION)
 
 
-def reject(api: Context, body: DecisionBody, change: Change) -> Answer:
+def reject(api: Context, body: DecisionBody, _: str, version: str) -> Answer:
     """Archive a version that waits for approval."""
     with api.registry() as store:
-        store.reject_version(change.version, actor=body.by, reason=body.note)
-    return _moved(change.version, Stage.ARCHIVED)
+        store.reject_version(version, actor=body.by, reason=body.note)
+    return _moved(version, Stage.ARCHIVED)
 
 
-def roll_back(api: Context, body: RollbackBody, _: Change) -> Answer:
+def roll_back(api: Context, body: RollbackBody, _: str) -> Answer:
     """Bring back a version that was in Production, or what was there on a day or at a moment."""
     with api.registry() as store:
         version = store.rollback(body.to or None, actor=body.by, reason=body.note)
@@ -161,7 +161,7 @@ def _moved(version: str, stage: Stage) -> Answer:
     return {"version": version, "stage": str(stage)}
 
 
-def production_metrics(api: Context, body: ReportBody, change: Change) -> Answer:
+def production_metrics(api: Context, body: ReportBody, new_id: str) -> Answer:
     """Report how the model in Production does; a critical fall brings the last good one back.
 
     The numbers go to the MLflow run of that version, as production/accuracy and so on.
@@ -169,7 +169,7 @@ def production_metrics(api: Context, body: ReportBody, change: Change) -> Answer
     if not body.keys() - {"version"}:
         raise ApiError(400, "There is nothing in the report; send at least one number.")
     try:
-        report = ProductionReport(**body, id=change.id)
+        report = ProductionReport(**body, id=new_id)
     except ValueError as error:  # of the name of a metric
         raise ApiError(400, str(error)) from error
     if api.probation is None:

@@ -29,7 +29,7 @@ from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.state import in_one_line
-from fl_app.strategy.checkpoints.backlog import backlog
+from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.state import read_rejected
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME

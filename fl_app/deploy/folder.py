@@ -18,7 +18,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from fl_app.client.data import (
     DataError,
-    DataSpec,
     generated_data,
     load_data_spec,
     partition,
@@ -27,7 +26,7 @@ from fl_app.client.data import (
 from fl_app.client.generated_shapes import NAMES
 from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.keys import SECRET, Keys
-from fl_models.pictures import label_file
+from fl_models.pictures import DataSpec, label_file
 from fl_registry.files.atomic import new_folder, write_whole
 
 SEED = 42

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -299,11 +300,13 @@ def level_and_spread(
     least : float
         Lower limit of sigma, in the unit of the scores.
     """
-    parts = [part - np.median(part) for part in (before, after) if len(part)]
+    sides = [side for side in (before, after) if len(side)]
+    middles = [statistics.median(side.tolist()) for side in sides]
+    parts = [side - middle for side, middle in zip(sides, middles, strict=True)]
     sigma = max(robust_sigma(np.concatenate(parts)), least)
-    parts = [np.clip(part, -CLIP * sigma, CLIP * sigma) for part in parts]
-    level = float(np.median(before) + parts[0][:size].mean())
-    around = [part - part.mean() for part in parts]
+    parts = [np.maximum(np.minimum(part, CLIP * sigma), -CLIP * sigma) for part in parts]
+    level = middles[0] + float(parts[0][:size].sum()) / size
+    around = [part - part.sum() / len(part) for part in parts]
     count, power = len(before) + len(after), sum(float((a * a).sum()) for a in around)
     lagged = sum(float((a[:-1] * a[1:]).sum()) for a in around)
     rho = min(max(lagged / power, 0.0), 1.0) if power > 0 else 0.0

@@ -463,8 +463,8 @@ class RetrainingManager:
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= next_check:
-                    if self._called_back is not None:
-                        request, began = self._called_back
+                    if (serving := self._called_back) is not None:
+                        request, began = serving
                         logger.info(
                             "the retrain callback has had request %s for %.1f s",
                             *(request.id, time.monotonic() - began),

@@ -131,9 +131,9 @@ def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> N
         )
         for i in range(3)
     ]
-    used = [path for node in nodes for path in (*node.train, *node.holdout)]
+    used = [path for node in nodes for path in (*node.spec.train, *node.spec.val)]
     assert len(set(used)) == len(used) == 24
-    assert all(node.holdout for node in nodes)
+    assert all(node.spec.val for node in nodes)
     assert len({node.digest for node in nodes}) == 3
 
 

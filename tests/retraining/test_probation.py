@@ -29,7 +29,6 @@ from fl_app.retraining.probation.state import (
     FEWEST,
     Phase,
     ProbationState,
-    drift_since,
     in_one_line,
     ways_back,
 )
@@ -300,7 +299,8 @@ def drift_request(hour: int, *, started: int | None = None, kind: str = "drift")
 def test_only_an_alarm_that_began_after_the_promotion_counts(
     requests: list[dict[str, Any]], reason: str
 ) -> None:
-    assert drift_since(requests, NOON) == reason
+    failure = promoted([]).with_drift(requests, NOON).failure
+    assert ("" if failure is None else failure.reason) == reason
 
 
 @pytest.mark.parametrize(

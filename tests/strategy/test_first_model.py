@@ -25,7 +25,7 @@ from support.local_grid import LocalGrid, add_one, model, reply
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
-from fl_app.strategy.checkpoints.arrays_file import load_round, save_round
+from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
 from fl_app.strategy.round.aggregate import adopted_schema
 from fl_app.strategy.round.screening import Needs, Screening, agreed_schema
 from fl_app.wire.arrays import Schema, schema_of
@@ -224,8 +224,8 @@ def test_a_session_without_a_model_that_does_not_go_on_is_handed_over_with_its_s
 def test_no_arrays_travel_and_are_kept(tmp_path: Path) -> None:
     content = RecordDict({"arrays": NOTHING, "config": ConfigRecord({"a": 1})})
     assert list(unpack(pack(content))["arrays"]) == []
-    path, _ = save_round(NOTHING, tmp_path, 0, {})
-    assert list(load_round(path)) == []
+    name, _ = RoundFiles(tmp_path).save_arrays(NOTHING, 0, {})
+    assert list(load_array_record(tmp_path / name)) == []
 
 
 def test_the_first_model_is_sent_whole_by_nodes_that_compress(here: World) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.local_grid import LocalGrid, add_one, model, reply
 
@@ -105,7 +105,8 @@ def test_shadow_rounds_spare_it_too() -> None:
             return self.averaged
 
     grid = LocalGrid(lambda *_: reply(**MANY, accuracy=0.5))
-    evaluation = NodeEvaluation(inner := Remembers(), grid, 3, None, 60.0, metric="accuracy")
+    lifecycle = LifecycleStrategy(inner := Remembers(), metric="accuracy")
+    evaluation = NodeEvaluation(lifecycle.setup, grid, ConfigRecord(), 60.0, 3)
     evaluation.aggregate(evaluation.send(evaluation.messages(model())))
     assert inner.averaged is not None
     assert inner.averaged["accuracy"] == pytest.approx(0.5)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
-from fl_app.strategy.finish.evaluation import evaluate
 from fl_app.strategy.round.averaging import in_step
 from fl_app.strategy.round.screening import (
     Needs,
@@ -25,7 +24,7 @@ from fl_app.strategy.round.screening import (
     screen_train,
     sound_metrics,
 )
-from fl_app.wire.arrays import ArrayError, schema_of, view
+from fl_app.wire.arrays import ArrayError, schema_of, view, viewed
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 HALF = np.ones(4, np.float16)
@@ -256,9 +255,7 @@ def test_arrays_that_are_scored_are_read_without_python_s_parser(
 
     given = ArrayRecord({"weight": Array(np.asfortranarray(WEIGHT)), "step": Array(np.asarray(3))})
     monkeypatch.setattr("ast.literal_eval", parse)
-    seen = []
-    evaluate(lambda _, arrays: seen.append(arrays.to_numpy_ndarrays()), 1, given)
-    ((weight, step),) = seen
+    weight, step = viewed(given).to_numpy_ndarrays()  # as an evaluate_fn gets them
     np.testing.assert_array_equal(weight, WEIGHT)
     assert (int(step), weight.flags.writeable) == (3, True)
 

@@ -46,6 +46,10 @@ class Clock:
             def now(cls, tz: Any = None) -> Any:
                 return clock.now
 
+            @classmethod
+            def __get_pydantic_core_schema__(cls, _: Any, handler: Any) -> Any:
+                return handler(datetime)  # for a record that is first stored while time stands
+
         for name in CLOCKS:
             patch.setattr(name, Stopped)
 

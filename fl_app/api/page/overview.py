@@ -14,7 +14,6 @@ from fl_app.api.monitor import probation_status, requests_now
 from fl_app.api.page.chart import PROMOTING, STAGING, chart_of
 from fl_app.api.parsing import ApiError
 from fl_app.api.version_texts import Row
-from fl_app.retraining.manager import RetrainingManager
 from fl_registry.journal.entries import Entry, JournalError
 
 MOST_REQUESTS = 30
@@ -83,22 +82,20 @@ def overview(context: Context, metric: str) -> dict[str, Any]:
     metric : str
         What the chart shows; by default, and where no version has it, what gates look at.
     """
+    manager = context.manager
     registry = read_registry(context) if context.store is not None else None
     rows, entries = (registry.rows, registry.entries) if registry is not None else ((), ())
-    return {
+    values = {
         "read_at": context.now().isoformat(),
-        "monitor": context.manager,
-        **_monitor_values(context.manager),
+        "monitor": manager,
         "registry": registry,
         "chart": chart_of(rows, entries, metric),
         "probation": probation_status(context),
     }
-
-
-def _monitor_values(manager: RetrainingManager) -> dict[str, Any]:
     try:
         rule, drift = manager.snapshot()
         return {
+            **values,
             "database_works": True,
             "rule": rule,
             "drift": drift if drift is not None and drift.features else None,
@@ -107,4 +104,4 @@ def _monitor_values(manager: RetrainingManager) -> dict[str, Any]:
             "total_requests": sum(manager.store.requests.counts().values()),
         }
     except SQLAlchemyError:
-        return {"database_works": False, "drift": None}
+        return {**values, "database_works": False, "drift": None}

@@ -16,10 +16,10 @@ from pydantic import AfterValidator, Field, StringConstraints
 from werkzeug.wrappers import Response as AnyResponse
 
 from fl_app.api.endpoint import Answer, Context
-from fl_app.api.guard import FORM, SAFE_METHODS, read_body
+from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body
 from fl_app.api.page.chart import chart_of, svg
 from fl_app.api.page.overview import overview, read_registry
-from fl_app.api.page.sign_in import SignIns, is_own_form
+from fl_app.api.page.sign_in import SignIns
 from fl_app.api.page.style import STYLE
 from fl_app.api.page.templates import ICON, render
 from fl_app.api.parsing import ApiError, Body, Query, Text, Version, parse
@@ -155,7 +155,7 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
 
     @page.post("/page/sign-in")
     def sign_in() -> AnyResponse:
-        if not context.guard.is_token(g.form.get("token", "").strip()):
+        if not is_secret(g.form.get("token", "").strip(), context.guard.token):
             return _back("refused", "That is not this server's token.")
         signs.begin()
         return redirect("/", 303)
@@ -200,7 +200,7 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
     fields = FORMS[request.path].model_fields if request.path in FORMS else ("token",)
     if set(request.form) - {"form", "once", *fields} or len(g.form) < len(request.form):
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
-    if not is_own_form(g.form.pop("form", "")):
+    if not is_secret(g.form.pop("form", ""), session.get("form")):
         return _back("refused", STALE)
     if request.endpoint != "page.sign_in" and not signs.signed_in:
         return _back("refused", SIGNED_OUT)

@@ -34,7 +34,7 @@ SECTIONS = {
 <h3 id="{{ key }}-title">{{ chip(title, "pending" if key == "staging" and waits else key) }}</h3>
 {% if row %}
 {% set entry, gates = registry.came(row, title), row.tags.get("reason") %}
-<p class="big">Version {{ row.version }} <span class="score">{{ row|score }}</span></p>
+<p class="big">Version {{ row.version }} <span class="score">{{ row|score_text }}</span></p>
 <dl>
 {% if entry %}
 <div><dt>{{ "Came" if key == "before" else "Since" }}</dt><dd>{{ entry.time|when }}
@@ -65,10 +65,11 @@ SECTIONS = {
 {% call section("approval", "Version " ~ staging.version ~ " waits for approval",
  "card attention") %}
 <p>{{ staging.tags.get("reason", "") }}</p>
-<p class="muted">{{ staging|score }}
- {%- if production and production|score %}; in Production is version
- {{ production.version }} with {{ production|score }}{% endif %}. Registered
- {{ staging.created|when }}{% if staging|nodes %}, from {{ staging|nodes }}{% endif %}.</p>
+<p class="muted">{{ staging|score_text }}
+ {%- if production and production|score_text %}; in Production is version
+ {{ production.version }} with {{ production|score_text }}{% endif %}. Registered
+ {{ staging.created|when }}
+ {%- if staging|nodes_text %}, from {{ staging|nodes_text }}{% endif %}.</p>
 {% call form("decide", "Record the decision", version=staging.version) %}
 <fieldset>
 <legend>Decision</legend>
@@ -117,7 +118,7 @@ SECTIONS = {
 {% call(point) table("chart", chart.metric ~ " by round, newest first", chart.points[::-1],
  ("Version", "Session of", "Round", chart.metric, "Production")) %}
 <th scope="row">{{ point.version }}</th><td>{{ point.session }}</td><td>{{ point.round }}</td>
-<td class="num">{{ point.value|number }}</td>
+<td class="num">{{ point.value|number_text }}</td>
 <td>{% for move in chart.promotions if move.version == point.version %}
 {{- "rolled back to" if move.back else "promoted" }} {{ move.time|when }}{{ ", " if not loop.last }}
 {%- endfor %}</td>
@@ -138,9 +139,9 @@ SECTIONS = {
 <td>{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
  {%- if row is pending or row.tags.get("approval") in ("rejected", "superseded") %}
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
-<td class="num">{{ row|score }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
+<td class="num">{{ row|score_text }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
-<td class="text">{{ row|why(registry.entries) }}</td>
+<td class="text">{{ row|why_text(registry.entries) }}</td>
 {% endcall %}
 {% endcall %}
 
@@ -154,7 +155,7 @@ SECTIONS = {
 <select id="rollback-version" name="version">
 {% for row in former[:20] %}
 <option value="{{ row.version }}">Version {{ row.version }}
- {%- if row|score %}, {{ row|score }}{% endif %}
+ {%- if row|score_text %}, {{ row|score_text }}{% endif %}
  {%- if loop.first %} (the one before){% endif %}</option>
 {% endfor %}
 </select>
@@ -178,7 +179,7 @@ SECTIONS = {
 <dl class="facts">
 {% for title, value in (("Last score", rule.current), ("Best score", rule.best),
  ("Threshold of a fall", rule.threshold)) %}
-<div><dt>{{ title }}</dt><dd>{{ "-" if value is none else value|number }}</dd></div>
+<div><dt>{{ title }}</dt><dd>{{ "-" if value is none else value|number_text }}</dd></div>
 {% endfor %}
 </dl>
 <div class="cards">
@@ -223,8 +224,8 @@ It names the session that follows.
 {% call verdict("bad", "Alarm.") %}{{ drift.reason }}.{% endcall %}
 {% else %}
 {% call verdict("good", "No alarm.") %}The mean evidence is
- {{ (drift.features|sum("evidence") / drift.features|length)|evidence }};
- the alarm threshold is {{ drift.height|evidence }}.
+ {{ (drift.features|sum("evidence") / drift.features|length)|evidence_text }};
+ the alarm threshold is {{ drift.height|evidence_text }}.
 {% endcall %}
 {% endif %}
 {% call(feature) table("drift",
@@ -235,11 +236,11 @@ It names the session that follows.
 <th scope="row">{{ feature.feature|string }}
  {%- if feature in drift.drifted %} {{ chip("drifted", "failed") }}{% endif %}</th>
 <td><meter value="{{ feature.evidence|share(drift.height) }}" aria-hidden="true"></meter>
- {{ feature.evidence|evidence }}</td>
+ {{ feature.evidence|evidence_text }}</td>
 <td class="num">{{ "%.2f"|format(feature.effect) }}</td><td>{{ feature.direction }}</td>
 <td class="num">{{ feature.nodes_moved }}</td>
 {% endcall %}
-<p class="hint">The bars are logarithmic, up to {{ drift.height|evidence }}. The effect is the
+<p class="hint">The bars are logarithmic, up to {{ drift.height|evidence_text }}. The effect is the
  greatest difference of two distribution functions, 0 to 1.</p>
 {% else %}
 <p class="muted">No node has reported new data yet.</p>

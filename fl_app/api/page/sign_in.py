@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 import time
 from datetime import timedelta
@@ -94,11 +93,3 @@ def form_token() -> str:
         session.permanent = True
         session["form"] = secrets.token_hex(16)
     return str(session["form"])
-
-
-def is_own_form(given: str) -> bool:
-    """Return whether a form has this visitor's token."""
-    expected = str(session.get("form", ""))
-    return bool(expected) and hmac.compare_digest(
-        given.encode("utf-8", "replace"), expected.encode()
-    )

@@ -8,12 +8,12 @@ Templates are texts in Python files: Flower's bundle of an app includes `.py`, `
 from __future__ import annotations
 
 import math
-import uuid
 from datetime import UTC, datetime
+from uuid import uuid4
 
 from flask import session
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fl_app.api.page.sections import SECTIONS
 from fl_app.api.page.sign_in import form_token
@@ -61,21 +61,19 @@ TEMPLATES = {
 """,
     "sign_in": """\
 {% extends "layout" %}
-{% from "parts" import own, result, text_input %}
+{% from "parts" import form, result, text_input %}
 {% block title %}Sign in - {{ model }}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ model }}</h1>
 {{ result(message) }}
 <p>The versions of this model, who decided what, and why.</p>
-<form method="post" action="/page/sign-in" class="fields">
-{{ own() }}
+{% call form("sign-in", "Sign in") %}
 <input value="{{ model }}" autocomplete="username" hidden>
 {% call text_input("token", "token", "Token", 512, complete="current-password", type="password") %}
 The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% endcall %}
-<button>Sign in</button>
-</form>
+{% endcall %}
 </main>
 {% endblock %}
 """,
@@ -99,11 +97,9 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% endif %}
 {% endmacro %}
 
-{% macro own() %}<input type="hidden" name="form" value="{{ form_token() }}">{% endmacro %}
-
 {% macro form(action, button, kind="", version="") %}
 <form method="post" action="/page/{{ action }}" class="fields">
-{{ own() }}
+<input type="hidden" name="form" value="{{ form_token() }}">
 <input type="hidden" name="once" value="{{ nonce() }}">
 {% if version %}<input type="hidden" name="version" value="{{ version }}">{% endif %}
 {{ caller() }}
@@ -167,7 +163,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 """,
     "page": """\
 {% extends "layout" %}
-{% from "parts" import alert, own, result %}
+{% from "parts" import alert, form, result %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -179,12 +175,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 <div class="tools">
 <p class="muted">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
-{% if can_sign_out %}
-<form method="post" action="/page/sign-out">
-{{ own() }}
-<button class="quiet">Sign out</button>
-</form>
-{% endif %}
+{% if can_sign_out %}{% call form("sign-out", "Sign out", "quiet") %}{% endcall %}{% endif %}
 </div>
 </header>
 <nav class="sections" aria-label="Sections">
@@ -218,7 +209,7 @@ All times are in UTC.</p>
 """By name."""
 
 
-def _shown(value: object) -> object:
+def shown(value: object) -> object:
     """A text from outside as one printable line that is not too long."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
@@ -226,23 +217,22 @@ def _shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def _when(iso: str) -> Markup | str:
+def when(iso: str) -> Markup | str:
     """A moment for people and programs; what is no moment as it is."""
     try:
         moment = datetime.fromisoformat(iso).astimezone(UTC)
     except ValueError:
         return iso
-    return Markup('<time datetime="{}">{}</time>').format(
-        moment.isoformat(timespec="seconds"), escape(f"{moment:%Y-%m-%d %H:%M}")
-    )
+    element = Markup('<time datetime="{}">{}</time>')
+    return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
 
-def _evidence(value: float) -> str:
+def evidence_text(value: float) -> str:
     """A sum of e-values, which may be very large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def _share(evidence: float, height: float) -> float:
+def share(evidence: float, height: float) -> float:
     """How near evidence is to the alarm, 0 to 1, by logarithm."""
     return min(1.0, math.log1p(max(evidence, 0.0)) / math.log1p(height))
 
@@ -251,26 +241,15 @@ _ENVIRONMENT = Environment(
     loader=DictLoader(TEMPLATES),
     autoescape=True,
     undefined=StrictUndefined,
-    finalize=_shown,
+    finalize=shown,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters.update(
-    when=_when,
-    score=score_text,
-    number=number_text,
-    nodes=nodes_text,
-    why=why_text,
-    evidence=_evidence,
-    share=_share,
-)
+_FILTERS = (when, score_text, number_text, nodes_text, why_text, evidence_text, share)
+_ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
 _ENVIRONMENT.tests["pending"] = is_pending
 _ENVIRONMENT.globals.update(
-    moves=MOVES,
-    phases=PHASES,
-    session=session,
-    form_token=form_token,
-    nonce=lambda: uuid.uuid4().hex,
+    moves=MOVES, phases=PHASES, session=session, form_token=form_token, nonce=lambda: uuid4().hex
 )
 
 

@@ -52,14 +52,10 @@ class MonitorStore:
         from fl_app.retraining.memory.database import KeyTable, open_database
         from fl_app.retraining.memory.requests import RequestTable
 
+        self.model = model
         self._database = open_database(url, model)
         self.requests = RequestTable(self._database)
         self.keys = KeyTable(self._database)
-
-    @property
-    def model(self) -> str:
-        """The registered model."""
-        return self._database.model
 
     def note(self, name: str, kind: type[T]) -> Note[T]:
         """Return the record of this name, which all processes share.

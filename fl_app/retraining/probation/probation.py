@@ -22,13 +22,7 @@ from fl_app.retraining.probation.reports import (
     ReportAnswer,
     Source,
 )
-from fl_app.retraining.probation.state import (
-    Failure,
-    Phase,
-    ProbationState,
-    drift_since,
-    ways_back,
-)
+from fl_app.retraining.probation.state import Failure, Phase, ProbationState, ways_back
 from fl_app.retraining.requests import TriggerKind
 from fl_registry import (
     ArtifactError,
@@ -119,7 +113,8 @@ class Probation:
         """
         with self._registry_errors_logged():
             stays = tenures(self._models.history())
-            self._carry_out(self._step(stays, self._with_drift))
+            requests = self._monitor.trigger_history if Source.DRIFT in self.settings.watch else []
+            self._carry_out(self._step(stays, lambda s: s.with_drift(requests, self._now())))
 
     def to_compare(self) -> tuple[str, str | None] | None:
         """Return the version on probation, and the one that a rollback would bring back, if any.
@@ -206,13 +201,6 @@ class Probation:
             after = change(before)
             if after == before or self._note.swap(revision, after):
                 return before, after
-
-    def _with_drift(self, state: ProbationState) -> ProbationState:
-        trial = state.watched
-        if trial is None or Source.DRIFT not in self.settings.watch:
-            return state
-        reason = drift_since(self._monitor.trigger_history, trial.stay.since)
-        return state.fail(Source.DRIFT, reason, self._now()) if reason else state
 
     def _carry_out(self, state: ProbationState) -> ProbationState:
         """Do what is decided and not done yet; each step may be repeated after a crash."""

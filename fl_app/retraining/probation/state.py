@@ -293,6 +293,21 @@ class ProbationState:
         why = f"on the same data version {rival}'s {verdict.reason}"
         return self.fail(Source.FEDERATED, why, at)
 
+    def with_drift(self, requests: Sequence[Mapping[str, Any]], at: datetime) -> ProbationState:
+        """Add the monitor's history of requests; an alarm that began after the promotion decides.
+
+        An earlier alarm does not count, since the version was promoted in spite of it. It lasts
+        until the next session, which begins a new reference.
+        """
+        alarms = [(r["created"], r["reason"]) for r in requests if r["kind"] == TriggerKind.DRIFT]
+        sessions = [(r["started"], "") for r in requests if r["started"]]
+        trial, began = self.watched, None
+        for time, reason in sorted(alarms + sessions):  # as ISO texts in UTC they sort by time
+            began = (began or datetime.fromisoformat(time)) if reason else None
+            if trial is not None and began is not None and began > trial.stay.since:
+                return self.fail(Source.DRIFT, reason, at)
+        return self
+
     def fail(self, source: Source, reason: str, at: datetime, report: str = "") -> ProbationState:
         """Let the version on probation fail."""
         trial = self.watched
@@ -400,29 +415,6 @@ def ways_back(stays: Sequence[Tenure], results: Mapping[str, Phase]) -> tuple[st
     newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
     old = [v for v in newest_first if v != stays[-1].version and results.get(v) != Phase.FAILED]
     return tuple(sorted(old, key=lambda v: results.get(v) != Phase.PASSED))
-
-
-def drift_since(requests: Sequence[Mapping[str, Any]], since: datetime) -> str:
-    """Return the reason of a drift alarm that began after a promotion, or an empty text.
-
-    An earlier alarm does not count, since the version was promoted in spite of it. It lasts until
-    the next session, which begins a new reference.
-
-    Parameters
-    ----------
-    requests : Sequence[Mapping[str, Any]]
-        The monitor's history, oldest first.
-    since : datetime
-        Time of the promotion.
-    """
-    alarms = [(r["created"], r["reason"]) for r in requests if r["kind"] == TriggerKind.DRIFT]
-    sessions = [(r["started"], "") for r in requests if r["started"]]
-    began = None
-    for text, reason in sorted(alarms + sessions):
-        began = (began or datetime.fromisoformat(text)) if reason else None
-        if began is not None and began > since:
-            return str(reason)
-    return ""
 
 
 def _baseline(values: Sequence[float], of: str, drop: float) -> Baseline:
