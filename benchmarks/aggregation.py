@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import Screening, StreamingFedAvg
 from fl_app.strategy.round.screening import Needs, screen_train
-from fl_app.wire.schema import schema_of
+from fl_app.wire.arrays import schema_of
 
 REPLIES = (10, 50, 200)
 REPEATS = 5

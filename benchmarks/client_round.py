@@ -29,17 +29,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from support.arrays import to_arrays
 
 from benchmarks.table import Row, parser, report
 from fl_app.client import training
 from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
-from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.client.data import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.holdout import Holdout
-from fl_models.pictures import read_pictures
-from fl_models.ultralytics_names import build_dataloader, non_max_suppression
-from fl_models.yolo import get_model, to_arrays
+from fl_models.pictures import DataSpec, read_pictures
+from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
 REPEATS, PICTURES, BATCH = 5, 64, 16
@@ -126,13 +126,12 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
     """Forward, backward and step on batches that are in memory."""
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1).train()
     dataset = training._dataset(tuple(pictures), spec.names, size, BATCH)
-    loader = build_dataloader(dataset, BATCH, workers=0, shuffle=True, device=CPU)
     model.args, model.criterion = dataset.settings, None
-    batches = [training._on(CPU, batch) for batch in loader]
+    batches = [{**batch, "img": batch["img"].float() / 255} for batch in dataset.loader(CPU)]
 
     def steps() -> None:
         with training.torch_threads(1):
-            optimizer = AdamW(training._groups(model, 0.0005), 0.001)
+            optimizer = AdamW(training._groups(model), 0.001)
             for batch in batches:
                 model(batch)[0].sum().backward()
                 optimizer.step()
@@ -220,6 +219,8 @@ def their_scores(spec: DataSpec, model: Any) -> Callable[[], None]:
 
 def pure_forward(holdout: Holdout, model: Any) -> Callable[[], None]:
     """The network and non-maximum suppression on tensors that are in memory."""
+    from ultralytics.utils.nms import non_max_suppression
+
     scorer = holdout._scorer
     images = [scorer.preprocess(dict(batch))["img"] for batch in scorer._batches()]
 

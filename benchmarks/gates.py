@@ -38,7 +38,7 @@ from scipy.stats import ttest_1samp, ttest_ind
 from benchmarks.table import Row, parser, report
 from fl_models.map_results import Matches
 from fl_registry import BeatsChampion, Evidence
-from fl_registry.gates.sequential import sequential_test
+from fl_registry.gates.paired import sequential_test
 
 PICTURES, POPULATION = 127, 20_000
 TRIALS, POWER_TRIALS, SESSIONS, ROUNDS = 1000, 400, 200, 8

@@ -17,8 +17,7 @@ import numpy as np
 
 from benchmarks.table import Row, parser, report
 from fl_app.retraining import ProbationSettings, ProductionReport
-from fl_app.retraining.probation.rule import FEWEST, RECENT, add_report, follow
-from fl_app.retraining.probation.state import Baseline, ProbationState
+from fl_app.retraining.probation.state import FEWEST, RECENT, Baseline, ProbationState
 from fl_registry import Tenure
 
 LEVEL, DROP, FALL = 0.8, 0.1, 0.2
@@ -35,10 +34,10 @@ STAYS = [
 def baseline_of(reports: Sequence[float], *, own: bool) -> Baseline:
     """What the rule makes of reports: those under the version before, or the first own ones."""
     first = SETTINGS if own else ProbationSettings(watch=())  # version 1 is not what is judged
-    state = follow(ProbationState(), STAYS if own else STAYS[:1], first)
+    state = ProbationState().follow(STAYS if own else STAYS[:1], first)
     for accuracy in reports:
-        state = add_report(state, ProductionReport(float(accuracy)), 0.0, SETTINGS)
-    trial = follow(state, STAYS, SETTINGS).trial
+        state = state.with_report(ProductionReport(float(accuracy)), STAYS[0].since, SETTINGS)
+    trial = state.follow(STAYS, SETTINGS).trial
     if trial is None or trial.baseline is None:
         raise RuntimeError("The rule made no baseline of enough reports.")
     return trial.baseline

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import mlflow
 import torch
+from support.arrays import to_arrays
 
 from benchmarks.table import Row, parser, report
 from fl_models import serving
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 from fl_registry import ModelManager, Serving
 from fl_registry.files.weights import save_weights
 
@@ -36,14 +37,7 @@ REPEATS, DEFAULT_REPEATS, PROCESS_REPEATS = 15, 5, 5
 JOURNALS = (10, 100, 900)
 LISTS = (10, 1_000, 5_000)
 YOLO = {"family": "yolov8", "size": "n", "num_classes": 7, "names": [*"abcdefg"], "image_size": 96}
-SERVING = Serving(
-    Path(serving.__file__),
-    serving.INPUTS,
-    serving.OUTPUTS,
-    serving.PARAMS,
-    serving.REQUIREMENTS,
-    serving.CONFIG,
-)
+SERVING = Serving(Path(serving.__file__), **serving.SERVING)
 
 OURS = (
     "import sys; from fl_registry import ModelManager; from fl_models.yolo import get_model;"

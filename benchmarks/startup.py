@@ -153,7 +153,7 @@ def first_message(home: Path, uri: str = "") -> float:
     from fl_app import yolo
 
     yolo.YoloOnServer = StandIn  # type: ignore[misc,assignment]
-    app.dataset = lambda *_: None  # type: ignore[assignment]
+    app.run_data = lambda *_: None  # type: ignore[assignment]
     defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     port, grid, took = free_port(), Watched(), []
     config = {

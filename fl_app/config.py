@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -33,6 +33,7 @@ from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import printable
 
 T = TypeVar("T")
+Partitioning = Literal["iid", "dirichlet"]
 
 MODEL_STRIDE = 32
 """The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
@@ -67,7 +68,7 @@ class PolicySettings:
     confidence: Annotated[float | None, Field(gt=0, lt=1), Key("champion-confidence", off=0.0)] = (
         0.95
     )
-    class_margin: Annotated[float, Field(ge=0), Key("class-margin")] = 0.1
+    class_margin: Annotated[float, Field(ge=0), Key()] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +151,15 @@ class _SharedSettings:
         Pictures per optimizer step.
     """
 
-    home: Annotated[str | None, Key("home", off="")] = None
-    data: Annotated[str | None, Key("data", off="", shaping=True)] = None
-    partitioning: Annotated[Literal["iid", "dirichlet"], Key("partitioning", shaping=True)] = "iid"
-    alpha: Annotated[float, Field(gt=0), Key("alpha", shaping=True)] = 0.5
-    seed: Annotated[int, Field(ge=0), Key("seed", shaping=True)] = 42
-    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key("model-size", shaping=True)] = "n"
-    num_classes: Annotated[int, Field(ge=1), Key("num-classes", shaping=True)] = 7
-    image_size: Annotated[
-        int, Field(ge=32, multiple_of=MODEL_STRIDE), Key("image-size", shaping=True)
-    ] = 96
-    batch_size: Annotated[int, Field(ge=1), Key("batch-size", shaping=True)] = 16
+    home: Annotated[str | None, Key(off="")] = None
+    data: Annotated[str | None, Key(off="", shaping=True)] = None
+    partitioning: Annotated[Partitioning, Key(shaping=True)] = "iid"
+    alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
+    seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
+    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
+    num_classes: Annotated[int, Field(ge=1), Key(shaping=True)] = 7
+    image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
+    batch_size: Annotated[int, Field(ge=1), Key(shaping=True)] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,58 +245,44 @@ class ServerConfig(_SharedSettings):
         If shadow rounds are requested and no node evaluates.
     """
 
-    num_server_rounds: Annotated[int, Field(ge=1), Key("num-server-rounds")] = 8
-    min_nodes: Annotated[int, Field(ge=1), Key("min-nodes", shaping=True)] = 2
-    fraction_train: Annotated[float, Field(gt=0, le=1), Key("fraction-train", shaping=True)] = 1.0
-    fraction_evaluate: Annotated[
-        float, Field(ge=0, le=1), Key("fraction-evaluate", shaping=True)
-    ] = 1.0
-    learning_rate: Annotated[float, Field(gt=0), Key("learning-rate", shaping=True)] = 0.002
-    round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key("round-timeout")] = 3600.0
-    node_wait_timeout: Annotated[
-        float, Field(gt=0, allow_inf_nan=True), Key("node-wait-timeout")
-    ] = 600.0
-    pack_arrays: Annotated[bool, Key("pack-arrays")] = True
+    num_server_rounds: Annotated[int, Field(ge=1), Key()] = 8
+    min_nodes: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
+    fraction_train: Annotated[float, Field(gt=0, le=1), Key(shaping=True)] = 1.0
+    fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.002
+    round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
+    node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
+    pack_arrays: Annotated[bool, Key()] = True
     screening: Screening
     early_stopping: EarlyStopping | None
-    metric: Annotated[str, Field(min_length=1), Key("metric", shaping=True)] = "mAP50"
-    metric_mode: Annotated[Literal["max", "min"], Key("metric-mode", shaping=True)] = "max"
+    metric: Annotated[str, Field(min_length=1), Key(shaping=True)] = "mAP50"
+    metric_mode: Annotated[Literal["max", "min"], Key(shaping=True)] = "max"
     policy: PolicySettings
-    approval: Annotated[Literal["manual", "auto"], Key("approval")] = "manual"
+    approval: Annotated[Literal["manual", "auto"], Key()] = "manual"
     shadow: ShadowEvaluation | None
-    restart_from: Annotated[Literal["production", "latest", "scratch"], Key("restart-from")] = (
-        "production"
+    restart_from: Annotated[Literal["production", "latest", "scratch"], Key()] = "production"
+    resume: Annotated[Literal["auto", "require", "fresh"], Key()] = "auto"
+    when_busy: Annotated[Literal["wait", "refuse"], Key()] = "wait"
+    continuous: Annotated[bool, Key()] = False
+    max_retrains: Annotated[int, Field(ge=0), Key()] = 1
+    accuracy_threshold: Annotated[float, Field(gt=0), Key()] = 0.05
+    degradation_policy: Annotated[Literal["capped_cusum", "best_minus_threshold"], Key()] = (
+        "capped_cusum"
     )
-    resume: Annotated[Literal["auto", "require", "fresh"], Key("resume")] = "auto"
-    when_busy: Annotated[Literal["wait", "refuse"], Key("when-busy")] = "wait"
-    continuous: Annotated[bool, Key("continuous")] = False
-    max_retrains: Annotated[int, Field(ge=0), Key("max-retrains")] = 1
-    accuracy_threshold: Annotated[float, Field(gt=0), Key("accuracy-threshold")] = 0.05
-    degradation_policy: Annotated[
-        Literal["capped_cusum", "best_minus_threshold"], Key("degradation-policy")
-    ] = "capped_cusum"
     limits: RetrainPolicy
-    retrain_interval_days: Annotated[
-        float | None, Field(gt=0), Key("retrain-interval-days", off=0.0)
-    ] = None
-    retrain_cron: Annotated[str | None, Key("retrain-cron", off="")] = None
+    retrain_interval_days: Annotated[float | None, Field(gt=0), Key(off=0.0)] = None
+    retrain_cron: Annotated[str | None, Key(off="")] = None
     drift: DriftSettings
     probation: ProbationSettings
     api: ApiSettings
     webhook: WebhookSettings
-    log_events: Annotated[bool, Key("log-events")] = False
-    monitor_database_url: Annotated[
-        str | None, Key("monitor-database-url", off="", private=True)
-    ] = None
+    log_events: Annotated[bool, Key()] = False
+    monitor_database_url: Annotated[str | None, Key(off="", private=True)] = None
     # A deployment names MLflow in the environment of its SuperLink instead: an address may hold a
     # password, and everybody who may list runs can read a run config.
-    mlflow_tracking_uri: Annotated[str | None, Key("mlflow-tracking-uri", off="", private=True)] = (
-        None
-    )
-    registered_model_name: Annotated[str, Field(min_length=1), Key("registered-model-name")] = (
-        DEFAULT_MODEL_NAME
-    )
-    experiment_name: Annotated[str, Field(min_length=1), Key("experiment-name")] = "fl-app"
+    mlflow_tracking_uri: Annotated[str | None, Key(off="", private=True)] = None
+    registered_model_name: Annotated[str, Field(min_length=1), Key()] = DEFAULT_MODEL_NAME
+    experiment_name: Annotated[str, Field(min_length=1), Key()] = "fl-app"
 
     def __post_init__(self) -> None:
         if self.shadow is not None and not self.fraction_evaluate:
@@ -346,13 +331,11 @@ class ClientConfig(_SharedSettings):
         its own.
     """
 
-    local_epochs: Annotated[int, Field(ge=1), Key("local-epochs", shaping=True)] = 2
-    threads: Annotated[int, Field(ge=1), Key("threads")] = 1
-    data_summaries: Annotated[bool, Key("data-summaries")] = True
-    summary_epsilon: Annotated[float, Field(ge=0, le=1), Key("summary-epsilon")] = 0.0
-    update_compression: Annotated[
-        Literal["none", "float16", "int8"], Key("update-compression", shaping=True)
-    ] = "none"
+    local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
+    threads: Annotated[int, Field(ge=1), Key()] = 1
+    data_summaries: Annotated[bool, Key()] = True
+    summary_epsilon: Annotated[float, Field(ge=0, le=1), Key()] = 0.0
+    update_compression: Annotated[Literal["none", "float16", "int8"], Key(shaping=True)] = "none"
     partition_id: Annotated[int | None, Field(ge=0)] = None
     num_partitions: Annotated[int | None, Field(ge=1)] = None
 
@@ -373,42 +356,41 @@ class ClientConfig(_SharedSettings):
         node = node_config or {}
         if "data" in node:
             return _read(cls, {**run_config, "data": node["data"]})
-        share = {
-            name: node.get(name.replace("_", "-")) for name in ("partition_id", "num_partitions")
-        }
-        return _read(cls, run_config, **share)
+        number, count = node.get("partition-id"), node.get("num-partitions")
+        return _read(cls, run_config, partition_id=number, num_partitions=count)
 
 
-def declared() -> dict[Key, Setting]:
-    """All settings of the app, in the order of their records, by their keys."""
-    return dict([*keyed_settings(ServerConfig), *keyed_settings(ClientConfig)])
+def declared() -> dict[str, Setting]:
+    """All settings of the app by their keys, in the order of their records."""
+    settings = (*keyed_settings(ServerConfig), *keyed_settings(ClientConfig))
+    return {setting.key.name: setting for setting in settings}
 
 
 def params(run_config: Mapping[str, Value]) -> dict[str, Value]:
     """Return the settings that a run logs, by key; those that lead to a secret are left out."""
     return {
-        key.name: run_config.get(key.name, setting.key_default)
+        key: run_config.get(key, setting.key_default)
         for key, setting in declared().items()
-        if not key.private
+        if not setting.key.private
     }
 
 
 def not_shaping() -> frozenset[str]:
     """The keys of the settings that may change before a session is resumed."""
-    return frozenset(key.name for key in declared() if not key.shaping)
+    return frozenset(key for key, setting in declared().items() if not setting.key.shaping)
 
 
 def settings_table() -> str:
     """All settings as a Markdown table."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key, setting in declared().items():
-        meaning = setting.meaning.replace("``", "`")
-        if key.off is not None:
-            off = "empty" if key.off == "" else f"{key.off:g}"
-            meaning = meaning.replace("None", off)
+        meaning, off = setting.meaning.replace("``", "`"), setting.key.off
+        if off is not None:
+            shown = "empty" if off == "" else f"{off:g}"
+            meaning = meaning.replace("None", shown)
             if not setting.optional:
-                meaning = f"{meaning.removesuffix('.')}; {off}: off."
-        rows.append(f"| `{key.name}` | `{json.dumps(setting.key_default)}` | {meaning} |")
+                meaning = f"{meaning.removesuffix('.')}; {shown}: off."
+        rows.append(f"| `{key}` | `{json.dumps(setting.key_default)}` | {meaning} |")
     return "\n".join(rows)
 
 
@@ -438,19 +420,16 @@ def absolute_data(data: str) -> Path:
 
 
 def _read(kind: type[T], run_config: Mapping[str, Value], **given: object) -> T:
-    _require_known(run_config, {key.name for key in declared()})
-    try:
-        return read_settings(kind, run_config, **given)
-    except SettingError as error:
-        raise ConfigError(f"Run-config key {error} Change it and run again.") from None
-
-
-def _require_known(keys: Iterable[str], known: set[str]) -> None:
-    for key in keys:
+    known = declared()
+    for key in run_config:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
             raise ConfigError(f"Unknown run-config key {key!r}: {hint}")
+    try:
+        return read_settings(kind, run_config, **given)
+    except SettingError as error:
+        raise ConfigError(f"Run-config key {error} Change it and run again.") from None
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -16,8 +15,8 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token, require_token
-from fl_app.client.data import DataSpec, generated_data, load_data_spec
-from fl_app.config import ServerConfig, absolute_data, not_shaping, params
+from fl_app.client.data import run_data
+from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
 from fl_app.flower_stop import when_stopped
 from fl_app.hooks import PrometheusMetrics, Webhook, log_event
@@ -44,16 +43,11 @@ from fl_app.strategy import (
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.arrays_file import load_round
-from fl_app.strategy.checkpoints.backlog import backlog
-from fl_app.strategy.finish.score_cache import RememberedScores
-from fl_app.strategy.session.resume import is_cut_short
-from fl_registry import FederatedLearningTracker, ModelManager, Stage, Writer, app_home
-
-if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
-
-    from fl_app.yolo import YoloOnServer
+from fl_app.strategy.checkpoints.folder import backlog
+from fl_app.strategy.checkpoints.round_store import load_array_record
+from fl_app.strategy.finish.evaluation import RememberedScores
+from fl_app.strategy.session.start import is_cut_short
+from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -66,19 +60,10 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Check everything that can be wrong, then train, and again for each request to retrain."""
-    parts = assemble(context.run_config, f"flower run {grid.run.run_id}")
-    config, monitor, hooks = parts.config, parts.monitor, parts.hooks
-    sessions = Sessions(parts, grid)
+    sessions = Sessions(grid, context.run_config)
+    config, monitor, hooks = sessions.config, sessions.monitor, sessions.hooks
     hooks.look()  # what the journal has by now is history
-    api = start_api(
-        config,
-        monitor,
-        parts.store,
-        parts.token,
-        home=parts.home,
-        collectors=[parts.metrics],
-        probation=parts.probation,
-    )
+    api = start_api(sessions)
     monitor.start_monitoring()
     try:
         with when_stopped(sessions.leave), hooks.watching():
@@ -87,7 +72,9 @@ def main(grid: Grid, context: Context) -> None:
                 monitor,
                 max_retrains=config.max_retrains,
                 continuous=config.continuous,
-                completed=lambda request: is_served(config.experiment_name, parts.store, request),
+                completed=lambda request: is_served(
+                    config.experiment_name, sessions.store, request
+                ),
                 unfinished=sessions.is_cut_short,
             )
     finally:
@@ -98,51 +85,15 @@ def main(grid: Grid, context: Context) -> None:
         hooks.flush(HOOK_SECONDS if interrupted else FLUSH_SECONDS)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the sessions of a run share.
+class Sessions:
+    """Runs the sessions of a run, one after another, with the parts that they share.
 
-    Attributes
+    Parameters
     ----------
-    config : ServerConfig
-        The settings.
-    params : Mapping[str, Value]
-        The settings that a session logs.
-    home : Path
-        Folder for everything that the app stores.
-    store, tracker : ModelManager, FederatedLearningTracker
-        MLflow.
-    monitor, probation : RetrainingManager, Probation
-        What requests retraining, and what rolls a version back.
-    hooks, metrics : Hooks, PrometheusMetrics
-        The hooks, and the one of them that the API shows.
-    token : str | None
-        The API's token.
-    yolo : YoloOnServer
-        The model and its holdout.
-    scores : RememberedScores
-        Scores of models on the holdout.
-    writer : Writer
-        The right to write to the model.
-    """
-
-    config: ServerConfig
-    params: Mapping[str, Value]
-    home: Path
-    store: ModelManager
-    tracker: FederatedLearningTracker
-    monitor: RetrainingManager
-    probation: Probation
-    hooks: Hooks
-    metrics: PrometheusMetrics
-    token: str | None
-    yolo: YoloOnServer
-    scores: RememberedScores
-    writer: Writer
-
-
-def assemble(run_config: Mapping[str, Value], owner: str) -> Parts:
-    """Build what the settings describe; ``owner`` names this run to other servers.
+    grid : Grid
+        Flower's connection to the nodes.
+    run_config : Mapping[str, Value]
+        The settings, which describe the parts.
 
     Raises
     ------
@@ -151,94 +102,61 @@ def assemble(run_config: Mapping[str, Value], owner: str) -> Parts:
     StoreUnavailable
         If MLflow does not answer.
     """
-    config = ServerConfig.from_run_config(run_config)
-    home = app_home(config.home)
-    store = ModelManager(config.mlflow_tracking_uri, config.registered_model_name, home=home)
-    metrics = PrometheusMetrics()
-    hooks = Hooks([metrics, *event_hooks(config)], store)
-    store.ping()  # before the data set, whose pictures may take long to read
-    data = dataset(config, home)
-    tracker = FederatedLearningTracker(
-        config.mlflow_tracking_uri, config.experiment_name, home=home
-    )
-    monitor = retraining_manager(config, home, hooks)
-    rules = replace(
-        config.probation,
-        metric=config.metric,
-        mode=config.metric_mode,
-        confidence=config.policy.confidence,
-    )
-    token = api_token(config)
-    # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
-    from fl_app.yolo import YoloOnServer
 
-    yolo = YoloOnServer(config, data)
-    return Parts(
-        config=config,
-        params=params(run_config),
-        home=home,
-        store=store,
-        tracker=tracker,
-        monitor=monitor,
-        probation=Probation(store, monitor, rules),
-        hooks=hooks,
-        metrics=metrics,
-        token=token,
-        yolo=yolo,
-        scores=RememberedScores(yolo.evaluate),
-        writer=store.writer(owner, when_busy=config.when_busy),
-    )
+    def __init__(self, grid: Grid, run_config: Mapping[str, Value]) -> None:
+        self.config = config = ServerConfig.from_run_config(run_config)
+        self.home = home = app_home(config.home)
+        self._grid, self._params = grid, params(run_config)
+        mlflow, name = config.mlflow_tracking_uri, config.registered_model_name
+        self.store = ModelManager(mlflow, name, home=home)
+        self.metrics = PrometheusMetrics()
+        self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
+        self.store.ping()  # before the data set, whose pictures may take long to read
+        data = run_data(config, home)
+        self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
+        self.monitor = retraining_manager(config, home, self.hooks)
+        rules = replace(
+            config.probation,
+            metric=config.metric,
+            mode=config.metric_mode,
+            confidence=config.policy.confidence,
+        )
+        self.probation = Probation(self.store, self.monitor, rules)
+        self.token = api_token(config)
+        # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
+        from fl_app.yolo import YoloOnServer
 
-
-class Sessions:
-    """Runs the sessions of a run, one after another.
-
-    Parameters
-    ----------
-    parts : Parts
-        What they share.
-    grid : Grid
-        Flower's connection to the nodes.
-    """
-
-    def __init__(self, parts: Parts, grid: Grid) -> None:
-        self._parts = parts
-        self._grid = grid
+        self._yolo = YoloOnServer(config, data)
+        self._scores = RememberedScores(self._yolo.evaluate)
+        owner = f"flower run {grid.run.run_id}"  # names this run to other servers
+        self._writer = self.store.writer(owner, when_busy=config.when_busy)
         self._strategy: LifecycleStrategy | None = None
         self._last_start: tuple[str, ArrayRecord] | None = None
 
     def run(self, number: int, request: RetrainRequest | None) -> Result:
         """Run a session: its number, from 1, and the request that it serves, if any."""
-        config = self._parts.config
-        with self._parts.writer:  # no other server moves the version that the session starts from
-            with self._parts.store.one_reading():
+        with self._writer:  # no other server moves the version that the session starts from
+            with self.store.one_reading():
                 parent, arrays = self._starting_point()
-            origin = Origin(
-                session=number,
-                parent_version=parent,
-                trigger=request.reason if request is not None else "",
-                request_id=request.id if request is not None else "",
-            )
-            self._strategy = lifecycle_strategy(self._parts, origin)
+            served = (request.reason, request.id) if request is not None else ()
+            self._strategy = self._lifecycle(Origin(number, parent, *served))
             return self._strategy.start(
                 self._grid,
                 arrays,
-                num_rounds=config.num_server_rounds,
-                timeout=config.round_timeout,
-                evaluate_fn=self._parts.scores,
+                num_rounds=self.config.num_server_rounds,
+                timeout=self.config.round_timeout,
+                evaluate_fn=self._scores,
             )
 
     def is_cut_short(self) -> bool:
         """Whether a session of an earlier run that served no request can be resumed."""
-        config = self._parts.config
-        return config.resume != "fresh" and is_cut_short(
-            self._parts.home, config.registered_model_name
-        )
+        resumes = self.config.resume != "fresh"
+        return resumes and is_cut_short(self.home, self.config.registered_model_name)
 
     def leave(self) -> None:
         """Leave the session at once: Flower has stopped the run."""
         logger.warning("Flower has stopped this run; the next run continues what is unfinished")
-        self._parts.monitor.leave()
+        self.monitor.leave()
         if self._strategy is not None:
             self._strategy.leave()
 
@@ -247,65 +165,59 @@ class Sessions:
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
-        parts = self._parts
         stages: dict[str, list[Stage | None]] = {
             "production": [Stage.PRODUCTION, Stage.STAGING, None],
             "latest": [None],
             "scratch": [],
         }
-        for stage in stages[parts.config.restart_from]:
-            version = parts.store.get_latest_version(stage)
+        for stage in stages[self.config.restart_from]:
+            version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
-                    arrays = load_round(parts.store.weights_path(version))
-                    parts.yolo.require_same_model(version, arrays)
+                    arrays = load_array_record(self.store.weights_path(version))
+                    self._yolo.require_same_model(version, arrays)
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))
-        logger.info("starting from first weights (seed %d)", parts.config.seed)
-        return None, parts.yolo.first_arrays()
+        logger.info("starting from first weights (seed %d)", self.config.seed)
+        return None, self._yolo.first_arrays()
 
-
-def lifecycle_strategy(parts: Parts, origin: Origin) -> LifecycleStrategy:
-    """The strategy of one session."""
-    config, yolo = parts.config, parts.yolo
-    return LifecycleStrategy(
-        inner_strategy(config),
-        metric=config.metric,
-        mode=config.metric_mode,
-        policy=default_policy(config.metric, config.metric_mode, **vars(config.policy)),
-        approval=config.approval,
-        shadow=config.shadow,
-        store=parts.store,
-        tracker=parts.tracker,
-        monitor=parts.monitor,
-        probation=parts.probation,
-        hooks=parts.hooks,
-        artifacts=[plot_metrics, yolo.picture, drift_artifacts(parts.monitor)],
-        model=ModelCard(yolo.description, yolo.serving, yolo.holdout),
-        home=parts.home,
-        # Only the first session can find one that an earlier run has left.
-        resume=Resume(config.resume if origin.session == 1 else "auto", not_shaping()),
-        rounds=RoundSettings(
-            screening=config.screening,
-            early_stopping=config.early_stopping,
-            node_wait_timeout=config.node_wait_timeout,
-            pack_arrays=config.pack_arrays,
-        ),
-        session=SessionSettings(parts.params, origin, parts.writer, parts.monitor.health),
-    )
-
-
-def inner_strategy(config: ServerConfig) -> ScheduledFedAvg:
-    """FedAvg as the settings describe it."""
-    return ScheduledFedAvg(
-        config.learning_rate_of,
-        fraction_train=config.fraction_train,
-        fraction_evaluate=config.fraction_evaluate,
-        min_train_nodes=config.min_nodes,
-        min_evaluate_nodes=config.min_nodes if config.fraction_evaluate else 0,
-        min_available_nodes=config.min_nodes,
-    )
+    def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
+        """Return the strategy of one session."""
+        config, yolo = self.config, self._yolo
+        inner = ScheduledFedAvg(
+            config.learning_rate_of,
+            fraction_train=config.fraction_train,
+            fraction_evaluate=config.fraction_evaluate,
+            min_train_nodes=config.min_nodes,
+            min_evaluate_nodes=config.min_nodes if config.fraction_evaluate else 0,
+            min_available_nodes=config.min_nodes,
+        )
+        return LifecycleStrategy(
+            inner,
+            metric=config.metric,
+            mode=config.metric_mode,
+            policy=default_policy(config.metric, config.metric_mode, **vars(config.policy)),
+            approval=config.approval,
+            shadow=config.shadow,
+            store=self.store,
+            tracker=self._tracker,
+            monitor=self.monitor,
+            probation=self.probation,
+            hooks=self.hooks,
+            artifacts=[plot_metrics, yolo.picture, drift_artifacts(self.monitor)],
+            model=ModelCard(yolo.description, yolo.serving, yolo.holdout),
+            home=self.home,
+            # Only the first session can find one that an earlier run has left.
+            resume=Resume(config.resume if origin.session == 1 else "auto", not_shaping()),
+            rounds=RoundSettings(
+                screening=config.screening,
+                early_stopping=config.early_stopping,
+                node_wait_timeout=config.node_wait_timeout,
+                pack_arrays=config.pack_arrays,
+            ),
+            session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
+        )
 
 
 def event_hooks(config: ServerConfig) -> list[Hook]:
@@ -343,13 +255,6 @@ def retraining_manager(config: ServerConfig, home: Path, hooks: Hooks) -> Retrai
     return monitor
 
 
-def dataset(config: ServerConfig, home: Path) -> DataSpec:
-    """The data set of the run, or the generated one, drawn now if it does not exist yet."""
-    if config.data is not None:
-        return load_data_spec(absolute_data(config.data), config.num_classes)
-    return generated_data(home, config.num_classes)
-
-
 def is_served(experiment: str, store: ModelManager, request: RetrainRequest) -> bool:
     """Whether a session for this request has finished, by its MLflow run."""
     known = store.client.get_experiment_by_name(experiment)
@@ -379,26 +284,18 @@ def has_api(config: ServerConfig) -> bool:
     return config.continuous and config.api.port > 0
 
 
-def start_api(
-    config: ServerConfig,
-    monitor: RetrainingManager,
-    store: ModelManager,
-    token: str | None,
-    *,
-    home: Path,
-    collectors: Sequence[Collector] = (),
-    probation: Probation | None = None,
-) -> ApiServer | None:
+def start_api(sessions: Sessions) -> ApiServer | None:
     """Start the API, if the run has one; training continues if its port cannot be opened."""
+    config = sessions.config
     if not has_api(config):
         return None
     app = create_trigger_api(
-        monitor,
-        store=store,
-        token=token,
+        sessions.monitor,
+        store=sessions.store,
+        token=sessions.token,
         allowed_hosts={*LOOPBACK, *config.api.allowed_hosts},
-        collectors=collectors,
-        probation=probation,
-        waiting=lambda: backlog(home, config.registered_model_name),
+        collectors=[sessions.metrics],
+        probation=sessions.probation,
+        waiting=lambda: backlog(sessions.home, config.registered_model_name),
     )
     return serve_api(app, host=config.api.host, port=config.api.port)

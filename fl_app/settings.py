@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -41,7 +41,7 @@ class Key:
     Attributes
     ----------
     name : str
-        The key; empty for a field that no key fills.
+        The key, by default the name of the field with dashes.
     off : bool | float | int | str | None
         The value that stands for None, which a run config cannot hold. If the field cannot be
         None, the whole record is None instead.
@@ -53,7 +53,7 @@ class Key:
         The value shapes the model: an interrupted session is resumed only with the same one.
     """
 
-    name: str
+    name: str = ""
     off: Value | None = None
     listed: bool = False
     private: bool = False
@@ -78,35 +78,43 @@ class SettingError(ValueError):
         self.expected = expected
 
 
-@dataclass(frozen=True)
 class Setting:
     """A field of a settings record.
 
-    Attributes
+    Parameters
     ----------
-    field : str
-        Its name.
-    key : Key
-        Its run-config key.
-    record : type | None
-        The settings record that the field holds, if it holds one.
-    default : object
-        Its default; ``MISSING`` without one.
-    optional : bool
-        Whether it can be None.
+    field : Field
+        The dataclass's field.
+    hint : type
+        Its type, with a `Key` if a run config fills it.
     meaning : str
         The first sentence about it in the docstring of its record.
-    adapter : TypeAdapter
-        Checks a value.
+
+    Attributes
+    ----------
+    record : type | None
+        The settings record that the field holds, if it holds one.
+    optional : bool
+        Whether it can be None.
+    is_keyed : bool
+        Whether a key fills it.
+    key : Key
+        That key, with its name.
     """
 
-    field: str
-    key: Key
-    record: Any
-    default: Any
-    optional: bool
-    meaning: str
-    adapter: TypeAdapter[Any]
+    def __init__(self, field: Field[Any], hint: Any, meaning: str) -> None:
+        self.field, self.meaning = field.name, meaning
+        self.default: Any = field.default
+        plain, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kinds = get_args(plain) or (plain,)
+        self.optional = type(None) in kinds
+        self.record: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+        keys = [extra for extra in extras if isinstance(extra, Key)]
+        self.is_keyed, key = bool(keys), keys[0] if keys else Key()
+        self.key = replace(key, name=key.name or field.name.replace("_", "-"))
+        # Strict: a run config has types, so "8" or true in place of 8 is a mistake, not a number.
+        strict = ConfigDict(strict=True, allow_inf_nan=False)
+        self._adapter = None if self.record else TypeAdapter[Any](hint, config=strict)
 
     @property
     def key_default(self) -> Value:
@@ -126,9 +134,11 @@ class Setting:
         SettingError
             If it has the wrong type or range.
         """
+        if self._adapter is None:
+            return value
         try:
             # The parts of a list are texts, which only a lax check turns into the words of an enum.
-            return self.adapter.validate_python(value, strict=not self.key.listed)
+            return self._adapter.validate_python(value, strict=not self.key.listed)
         except ValidationError as error:
             first = error.errors()[0]
             expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -145,7 +155,7 @@ class Setting:
             As `check`, with the key in place of the field.
         """
         if self.record is not None:
-            keyed = [each for _, each in keyed_settings(self.record)]
+            keyed = keyed_settings(self.record)
             # A list, so that all values are read: a wrong one is reported even if this is off.
             off = [each.read(config) is None and not each.optional for each in keyed]
             return None if self.optional and any(off) else read_settings(self.record, config)
@@ -172,36 +182,18 @@ def settings_of(record: Any) -> tuple[Setting, ...]:
         for names, text in _PARAMETER.findall(inspect.cleandoc(kind.__doc__ or ""))
         for name in names.split(", ")
     }
-    # Strict: a run config has types, so "8" or true in place of 8 is a mistake, not a number.
-    config = ConfigDict(strict=True, allow_inf_nan=False)
-    made = []
-    for field in fields(record):
-        hint = hints[field.name]
-        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        plain = get_args(hint)[0] if extras else hint
-        kinds = get_args(plain) or (plain,)
-        group = next((kind for kind in kinds if is_dataclass(kind)), None)
-        made.append(
-            Setting(
-                field.name,
-                next((extra for extra in extras if isinstance(extra, Key)), Key("")),
-                group if isinstance(group, type) else None,
-                field.default,
-                type(None) in kinds,
-                meanings.get(field.name, ""),
-                TypeAdapter(object if group else hint, config=None if group else config),
-            )
-        )
-    return tuple(made)
+    return tuple(
+        Setting(field, hints[field.name], meanings.get(field.name, "")) for field in fields(record)
+    )
 
 
-def keyed_settings(record: Any) -> Iterator[tuple[Key, Setting]]:
+def keyed_settings(record: Any) -> Iterator[Setting]:
     """Return all settings with a key: those of a record and of the records that it holds."""
     for setting in settings_of(record):
         if setting.record is not None:
             yield from keyed_settings(setting.record)
-        elif setting.key.name:
-            yield setting.key, setting
+        elif setting.is_keyed:
+            yield setting
 
 
 def check_settings(record: Any) -> None:
@@ -238,6 +230,6 @@ def read_settings(record: type[T], config: Mapping[str, Value], **given: object)
     read = {
         setting.field: setting.read(config)
         for setting in settings_of(kind)
-        if setting.record is not None or setting.key.name
+        if setting.record is not None or setting.is_keyed
     }
     return record(**read, **given)

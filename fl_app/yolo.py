@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 
-from fl_app.client.data import DataSpec, data_digest
+from fl_app.client.data import data_digest
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
-from fl_models.yolo import ModelMismatchError, from_arrays, get_model, to_arrays
+from fl_models.pictures import DataSpec
+from fl_models.yolo import ModelMismatchError, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
 
@@ -41,14 +42,7 @@ class YoloOnServer:
             "names": list(data.names),
             "image_size": config.image_size,
         }
-        self.serving = Serving(
-            Path(serving.__file__),
-            serving.INPUTS,
-            serving.OUTPUTS,
-            serving.PARAMS,
-            serving.REQUIREMENTS,
-            serving.CONFIG,
-        )
+        self.serving = Serving(Path(serving.__file__), **serving.SERVING)
         self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
         self._model = get_model(
             config.model_size, config.num_classes, names=data.names, seed=config.seed
@@ -62,7 +56,7 @@ class YoloOnServer:
 
     def first_arrays(self) -> ArrayRecord:
         """First weights, which depend on the seed only; call it before others are loaded."""
-        return ArrayRecord({name: Array(values) for name, values in to_arrays(self._model).items()})
+        return ArrayRecord(self._model.state_dict())
 
     def require_same_model(self, version: str, arrays: ArrayRecord) -> None:
         """Check that a session can start from a version.

@@ -22,7 +22,7 @@ from fl_app.cli import main
 from fl_app.events import RejectedReply
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.memory.store import default_url
-from fl_app.strategy.round.rejected_nodes import rejected_tag
+from fl_app.strategy.round.state import rejected_tag
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 

@@ -13,23 +13,25 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version as installed
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fl_app.cli.doctor import examine, repaired
-from fl_app.cli.machine_checks import (
-    PORT_VARIABLE,
+from fl_app.cli.doctor import (
     Check,
     check_clock,
     check_disk,
     check_leftovers,
     check_superlink,
     check_versions,
-    last_installed,
-    newest_file,
+    examine,
+    last_written,
+    repaired,
 )
+from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.local_superlink import PORT_VARIABLE, LocalSuperLink, newest_package
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager
@@ -137,17 +139,17 @@ def test_a_memory_that_cannot_be_read(manager: ModelManager, tmp_path: Path) -> 
 
 def test_a_disk_without_room_or_right(home: Path) -> None:
     home.mkdir()
-    assert check_disk(home).ok
+    assert check_disk(home)[0]
     assert list((home / "tmp").iterdir()) == []
     (home / "file").touch()
-    said = check_disk(home / "file")
-    assert not said.ok
-    assert "cannot be written" in said.detail
-    assert not check_disk(home, min_free=1 << 60).ok
+    ok, said = check_disk(home / "file")
+    assert not ok
+    assert "cannot be written" in said
+    assert not check_disk(home, min_free=1 << 60)[0]
 
 
 def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, home: Path) -> None:
-    assert check_leftovers(home, NOW).ok
+    assert check_leftovers(home, NOW) == (True, "nothing unfinished")
     (home / "checkpoints").mkdir()
     (home / "checkpoints" / ".round-0001.safetensors.x.tmp").write_bytes(bytes(2_000_000))
     (home / "tmp").mkdir(exist_ok=True)
@@ -162,27 +164,26 @@ def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, h
 
 
 def test_versions_that_were_not_tested() -> None:
-    assert check_versions().ok
-    said = check_versions({"flwr": "1.4", "mlflow": "3.17"})
-    assert not said.ok
-    assert "tested with flwr 1.4" in said.detail
+    assert check_versions()[0]
+    ok, said = check_versions({"flwr": "1.39.0", "mlflow": "3.17.2"})
+    assert not ok
+    assert "flwr 1.39.0: tested with flwr<1.43,>=1.40" in said
 
 
 def test_a_clock_that_is_behind_what_has_happened() -> None:
     past = {"the ledger's last entry": NOW, "the newest file": NOW - HOUR}
-    assert check_clock(NOW, past, None).ok
-    assert check_clock(NOW, past, NOW + timedelta(seconds=30)).ok
-    behind = check_clock(NOW - HOUR, past, None)
-    assert not behind.ok
-    assert "the ledger's last entry is of 2026-11-24 12:00:00" in behind.detail
+    assert check_clock(NOW, past)[0]
+    assert check_clock(NOW, past, NOW + timedelta(seconds=30))[0]
+    ok, behind = check_clock(NOW - HOUR, past)
+    assert not ok
+    assert "the ledger's last entry is of 2026-11-24 12:00:00" in behind
     for server in (NOW - HOUR, NOW + HOUR):
-        assert not check_clock(NOW, past, server).ok
+        assert not check_clock(NOW, past, server)[0]
 
 
 def test_the_clock_is_compared_with_ledger_and_files(manager: ModelManager, home: Path) -> None:
     assert looked(manager)["clock"].ok
-    newest = newest_file(home)
-    assert newest is not None
+    (newest,) = last_written(home).values()
     assert abs(newest - datetime.now(UTC)) < HOUR
     later = (datetime.now(UTC) + HOUR).timestamp()
     (home / "of-tomorrow").touch()
@@ -228,34 +229,57 @@ def test_the_time_of_a_server(serve: Callable[[str], str]) -> None:
     assert server_time("sqlite:////home/me/mlflow.db") is None
 
 
-LISTEN = (
-    "import socket; s = socket.create_server(('127.0.0.1', {})); print('up', flush=True); input()"
-)
+STARTED = "import sys; print('up', flush=True); sys.stdin.read()"
 
 
-def test_a_superlink_that_is_older_than_what_is_installed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def superlink(tmp_path: Path) -> Iterator[tuple[LocalSuperLink, Path, int]]:
+    """A process that is taken for a SuperLink, the packages of its environment, and its id."""
+    packages = tmp_path / "venv" / "lib" / "python3.13" / "site-packages"
+    packages.mkdir(parents=True)
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "flower-superlink").write_text(STARTED)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    monkeypatch.setenv(PORT_VARIABLE, str(port))
-    assert "none runs" in check_superlink().detail
-    process = subprocess.Popen(
-        [sys.executable, "-c", LISTEN.format(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        found = check_superlink()
-        assert found.ok
-        assert f"process {process.pid}, up since {datetime.now(UTC):%F}" in found.detail
-        later = datetime.now(UTC) + HOUR
-        old = check_superlink(lambda: ("fl_app", later))
-        assert not old.ok
-        assert f"process {process.pid} has been up since" in old.detail
-        monkeypatch.setenv(PORT_VARIABLE, "no port")
-        assert "not checked" in check_superlink().detail
-    finally:
-        process.communicate(b"\n")
-    _, changed = last_installed()
-    assert changed <= datetime.now(UTC) + HOUR
+    command = [programs / "python", programs / "flower-superlink", "--port", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield LocalSuperLink(port, 0, tmp_path / "local-superlink"), packages, process.pid
+    process.communicate(b"")
+
+
+def test_a_superlink_that_runs_other_packages_than_are_installed(
+    superlink: tuple[LocalSuperLink, Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, packages, pid = superlink
+    ok, seen = check_superlink(link)
+    assert ok
+    assert seen.startswith(f"process {pid}, up since {datetime.now(UTC):%F}")
+    (packages / "flwr-1.39.0.dist-info").mkdir()
+    ok, seen = check_superlink(link)
+    assert not ok
+    assert f"runs Flower 1.39.0, not {installed('flwr')}; end it with `fl-app stop`" in seen
+    (packages / "flwr-1.39.0.dist-info").rename(packages / f"flwr-{installed('flwr')}.dist-info")
+    assert check_superlink(link)[0]
+    later = datetime.now(UTC) + HOUR
+    ok, seen = check_superlink(link, lambda: ("fl-app", later))
+    assert not ok
+    assert "is older than fl-app" in seen
+
+
+def test_a_superlink_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    link = LocalSuperLink(port, 0, tmp_path)
+    assert check_superlink(link) == (True, f"none runs on port {port}")
+    link.database.write_bytes(b"no database")
+    ok, seen = check_superlink(link)
+    assert not ok
+    assert f"mv {link.database}" in seen
+    monkeypatch.setenv(PORT_VARIABLE, "no port")
+    with pytest.raises(DeploymentError, match="'no port', expected the number of a port"):
+        check_superlink()
+    assert newest_package()[1] <= datetime.now(UTC) + HOUR

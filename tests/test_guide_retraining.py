@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_the_manager_calls_back_with_the_reason(
     assert isinstance(manager, RetrainingManager)
     assert (manager.monitoring, manager.current_accuracy) == (True, 0.82)
     assert manager.check_interval == 300
-    assert manager.store.schedules.due("every 7 days") is not None
+    assert manager.store.note("every 7 days", datetime).read()[1] is not None
     manager.manual_trigger(reason="new pictures")
     wait_until(lambda: manager.trigger_history[-1]["outcome"] == "done")
     assert "Re-training triggered: new pictures\n" in capsys.readouterr().out

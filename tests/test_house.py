@@ -23,7 +23,6 @@ YOLO = (
     "fl_models.yolo",
     "fl_models.holdout",
     "fl_models.dataset",
-    "fl_models.ultralytics_names",
 )
 
 

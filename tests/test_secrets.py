@@ -264,8 +264,8 @@ def test_a_server_that_cannot_start_tells_no_secret(
 
 def test_settings_that_lead_to_a_secret_are_not_logged() -> None:
     telling = ("uri", "url", "token", "secret", "password", "key")
-    private = {key.name for key in declared() if key.private}
-    names = {key.name for key in declared()}
+    private = {key for key, setting in declared().items() if setting.key.private}
+    names = declared().keys()
     assert {n for n in names if any(part in n.split("-") for part in telling)} == private
     assert params({}).keys() == names - private
 

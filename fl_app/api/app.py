@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`create_trigger_api` puts the REST API and the status page together.
+"""`create_trigger_api` makes the REST API and the status page.
 
 Flask is imported when an app is made, not with this file, since `import fl_app` reads it.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fl_app.api.guard import LOOPBACK, Guard, RateLimit
 from fl_app.retraining.manager import RetrainingManager
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
-    from fl_app.strategy.checkpoints.backlog import Backlog
+    from fl_app.strategy.checkpoints.folder import Backlog
     from fl_registry import ModelStore
 
 
@@ -80,20 +81,9 @@ def create_trigger_api(
     ValueError
         If the token is short, or any host is allowed without one.
     """
-    from flask import Flask, Response
-
-    from fl_app.api.endpoint import Context, Endpoint, Get, add_endpoints
-    from fl_app.api.idempotency import Once, reply
-    from fl_app.api.metrics import all_metrics
-    from fl_app.api.middleware import add_middleware
-    from fl_app.api.monitor import MONITOR_ENDPOINTS
-    from fl_app.api.openapi import openapi_document
-    from fl_app.api.page.routes import PAGE_QUERIES, page_routes
-    from fl_app.api.parsing import MAX_BODY
-    from fl_app.api.production import PRODUCTION_ENDPOINTS
-    from fl_app.api.registry_calls import RegistryCalls
-    from fl_app.api.schemas import Query
-    from fl_app.api.versions import VERSION_ENDPOINTS
+    from fl_app.api.endpoint import Context
+    from fl_app.api.flask_app import flask_app
+    from fl_app.api.monitor import all_metrics
 
     guard = Guard(token, allowed_hosts, RateLimit(posts_per_second, posts_at_once))
     if store is not None and probation is None:
@@ -101,32 +91,11 @@ def create_trigger_api(
     context = Context(
         manager=manager,
         guard=guard,
-        once=Once(manager.store),
         metrics=all_metrics(manager, collectors),
-        registry=RegistryCalls(store, registry_calls_at_once),
+        store=store,
+        slots=threading.BoundedSemaphore(registry_calls_at_once),
         probation=probation,
         backlog=waiting,
+        now=now,
     )
-
-    def openapi(_: Context, __: Query) -> Response:
-        """Return this description."""
-        return reply(200, document)
-
-    endpoints: list[Endpoint] = [
-        *MONITOR_ENDPOINTS,
-        Get("/openapi.json", dict[str, Any], Query, openapi),
-    ]
-    if store is not None:
-        endpoints += [*VERSION_ENDPOINTS, *PRODUCTION_ENDPOINTS]
-    document = openapi_document(endpoints, token=token is not None)
-    app = Flask("fl_app", static_folder=None)
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # the description names every method
-    # One byte more than the limit, so that `read_body` rejects and not Flask.
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY + 1
-    app.url_map.merge_slashes = False  # else //x is answered by a redirect
-    app.extensions["fl_app"] = guard
-    queries = {e.handle.__name__: e.query for e in endpoints if isinstance(e, Get)}
-    add_middleware(app, guard, {**queries, **PAGE_QUERIES})
-    add_endpoints(app, context, endpoints)
-    app.register_blueprint(page_routes(app, context, now))
-    return app
+    return flask_app(context)

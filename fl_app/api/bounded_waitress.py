@@ -13,7 +13,7 @@ import waitress.server
 from waitress.channel import HTTPChannel
 from waitress.task import ErrorTask
 
-from fl_app.api.parsing import MAX_BODY, error_answer
+from fl_app.api.parsing import DETAILS, MAX_BODY, MAX_HEADERS, ApiError
 
 # Waitress reads requests in one thread and gives whole ones to the others, so that half-open
 # connections hold none of them.
@@ -22,25 +22,17 @@ MAX_CONNECTIONS = 400
 """More clients wait in the system's queue until connections are closed."""
 SECONDS = 8
 """For a request to arrive whole, and for a connection to be idle."""
-MAX_HEADERS = 16 * 1024
 
 
 class JsonErrors(ErrorTask):  # type: ignore[misc]
     """The answer to a request that is rejected before the app gets it."""
 
-    DETAILS = {  # noqa: RUF012 - a constant
-        400: "This is not an HTTP request that can be read.",
-        413: f"The body is larger than {MAX_BODY // 1024} KiB; send a shorter one.",
-        431: f"The headers are larger than {MAX_HEADERS // 1024} KiB; send shorter ones.",
-        500: "Something went wrong here; the server's log has the error.",
-    }
-
     def execute(self) -> None:
         self.request.path = ""  # waitress reads it for its log where the client has disconnected
         code = self.request.error.code
-        code = code if code in self.DETAILS else 400
-        body = json.dumps(error_answer(code, self.DETAILS[code])).encode()
-        self.status = f"{code} {HTTPStatus(code).phrase}"
+        error = ApiError(code if code in DETAILS else 400)
+        body = json.dumps(error.answer).encode()
+        self.status = f"{error.status} {HTTPStatus(error.status).phrase}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.set_close_on_finish()
         self.content_length = len(body)

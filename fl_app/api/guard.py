@@ -125,46 +125,31 @@ class Guard:
             403, 429 or 401.
         """
         host = request.environ.get("HTTP_HOST", "")
-        self._check_host(host)
-        self._check_origin(request.headers.get("Origin"), host)
-        if request.method not in SAFE_METHODS:
-            self._check_rate(request.remote_addr or "")
-        if bearer and self.token is not None and request.path not in OPEN_PATHS:
-            self._check_bearer(request.headers.get("Authorization", ""))
-
-    def is_token(self, given: str) -> bool:
-        """Return whether a text is the token, in a time that does not tell how much is right."""
-        expected = (self.token or "").encode()
-        same = hmac.compare_digest(given.encode("utf-8", "replace"), expected)
-        return same and self.token is not None
-
-    def _check_host(self, host: str) -> None:
         # Flask's TRUSTED_HOSTS compares in upper and lower case and has no IPv6 addresses.
         match = _HOST.match(host)
-        name = (match.group(1) or match.group(2)).rstrip(".").lower() if match else ""
+        name = (match[1] or match[2]).rstrip(".").lower() if match else ""
         if not match or not self._hosts & {"*", name}:
             raise ApiError(
-                403, "The Host header names a host that is not allowed; add it to allowed_hosts."
+                403, "The Host header names a host that is not in allowed_hosts; add it."
             )
-
-    # A browser sends the Origin with each form and script of another site; programs send none.
-    def _check_origin(self, origin: str | None, host: str) -> None:
-        own = (f"http://{host}".lower(), f"https://{host}".lower())
-        if origin is not None and origin.lower() not in own:
+        # A browser sends the Origin with each form and script of another site; programs send none.
+        origin = request.headers.get("Origin", f"http://{host}").lower()
+        if origin not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise ApiError(403, "Web pages of another origin may not use this API.")
-
-    def _check_rate(self, client: str) -> None:
-        if wait := math.ceil(self._limit.wait(client)):
+        changes = request.method not in SAFE_METHODS
+        if changes and (wait := math.ceil(self._limit.wait(request.remote_addr or ""))):
             raise ApiError(429, f"Too many requests; try again in {wait} s.", Retry_After=str(wait))
+        if bearer and self.token is not None and request.path not in OPEN_PATHS:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            if not (is_secret(given.strip(), self.token) and scheme.lower() == "bearer"):
+                detail = "The token is missing or wrong; send 'Authorization: Bearer <token>'."
+                raise ApiError(401, detail, WWW_Authenticate="Bearer")
 
-    def _check_bearer(self, header: str) -> None:
-        scheme, _, given = header.partition(" ")
-        if not (self.is_token(given.strip()) and scheme.lower() == "bearer"):
-            raise ApiError(
-                401,
-                "The token is missing or wrong; send the header 'Authorization: Bearer <token>'.",
-                WWW_Authenticate="Bearer",
-            )
+
+def is_secret(given: str, secret: str | None) -> bool:
+    """Return whether a text is the secret, in a time that does not tell how much is right."""
+    sent = given.encode("utf-8", "replace")
+    return bool(secret) and hmac.compare_digest(sent, (secret or "").encode())
 
 
 JSON = "application/json"
@@ -182,23 +167,13 @@ def read_body(request: Request, kind: str = JSON) -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     coded = request.headers.get("Content-Encoding", "identity").lower() != "identity"
     if request.mimetype != kind or charset not in ("utf-8", "utf8") or coded:
-        name = "JSON" if kind == JSON else "form fields"
         raise ApiError(
-            415, f"The body must be plain {name} in UTF-8; send the header 'Content-Type: {kind}'."
+            415, f"The body must be plain UTF-8; send the header 'Content-Type: {kind}'."
         )
-    length = request.content_length
-    body = b"" if length is not None and length > MAX_BODY else request.get_data()
-    if (length or 0) > MAX_BODY or len(body) > MAX_BODY:
-        raise ApiError(413, f"The body is larger than {MAX_BODY // 1024} KiB; send a shorter one.")
+    body = request.get_data()  # Flask rejects what is longer than MAX_CONTENT_LENGTH
+    if len(body) > MAX_BODY:
+        raise ApiError(413)
     return body
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address to listen on can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def require_token(host: str, token: str | None) -> None:
@@ -209,7 +184,10 @@ def require_token(host: str, token: str | None) -> None:
     ValueError
         If it has none.
     """
-    if token is None and not is_loopback(host):
+    local = host.lower() == "localhost"
+    with suppress(ValueError):
+        local = ipaddress.ip_address(host.strip("[]")).is_loopback
+    if token is None and not local:
         raise ValueError(
             f"The API would listen on {host!r} without a token, for anybody to use; put a token "
             f"into {TOKEN_VARIABLE} or a file that `api-token-file` names, or use 127.0.0.1."
@@ -226,11 +204,9 @@ def read_token(path: str | None = None) -> str | None:
     """
     if not path:
         return os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    token = None
-    with suppress(OSError, UnicodeError, ValueError):
+    token = ""
+    with suppress(OSError, ValueError):
         token = Path(path).read_text("ascii").strip()
-    if token is None:  # the text does not repeat the path: it may be the token by mistake
-        raise ValueError("The API's token file cannot be read; check the path in api-token-file.")
-    if not token:
-        raise ValueError("The API's token file is empty; put the token into it.")
+    if not token:  # the text does not repeat the path: it may be the token by mistake
+        raise ValueError("The API's token file cannot be read or is empty; check api-token-file.")
     return token

@@ -3,58 +3,151 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, NotRequired
 
 from flask import Response, request
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Change, Context, Get, Post
-from fl_app.api.idempotency import Answer, reply
-from fl_app.api.metrics import PROMETHEUS, monitor_metrics
-from fl_app.api.parsing import ApiError
-from fl_app.api.production import probation_status
-from fl_app.api.schemas import (
-    Health,
-    HistoryQuery,
-    Metrics,
-    MetricsQuery,
-    Query,
-    RequestRow,
-    Status,
-    TriggerBody,
-    Triggered,
-)
+from fl_app.api.endpoint import Answer, Context, Endpoint, reply
+from fl_app.api.parsing import ApiError, Body, Limit, Moment, Query, RequestId, Text, Version
 from fl_app.retraining.manager import RetrainingManager
+from fl_app.retraining.probation.state import Baseline
 from fl_app.retraining.requests import Outcome
 
-STATUSES = {
-    Outcome.JOINED: "joined",
-    Outcome.SUPPRESSED: "suppressed",
-    Outcome.SUGGESTED: "suggested",
+NOT_ACCEPTED = (Outcome.JOINED, Outcome.SUPPRESSED, Outcome.SUGGESTED)
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_DESCRIPTIONS = {
+    "best_accuracy": "Best score since the baseline was set.",
+    "current_accuracy": "Last score.",
+    "accuracy_threshold": "Lasting fall of the score that triggers retraining.",
+    "monitoring": "1 while the monitor runs.",
 }
-"""How a request is answered; all others are accepted."""
 
 
-def trigger_retrain(api: Context, body: TriggerBody, change: Change) -> Answer:
+class TriggerBody(Body):
+    """A request for retraining."""
+
+    reason: Text = Field("", examples=["new pictures"])
+    """Why; one sentence for people."""
+    force: bool = True
+    """Whether it passes cooldown and budget."""
+
+
+class HistoryQuery(Query):
+    """Which requests for retraining are listed."""
+
+    limit: Limit = 100
+    before: RequestId | SkipJsonSchema[None] = None
+    """Id of a request; only those before it are listed."""
+
+
+class MetricsQuery(Query):
+    """The form of the metrics."""
+
+    format: Literal["json", "prometheus"] | SkipJsonSchema[None] = None
+
+
+class Triggered(TypedDict):
+    """The request is written down."""
+
+    status: Literal["accepted", "joined", "suppressed", "suggested"]
+    request_id: RequestId
+    reason: str
+    why: NotRequired[str]
+
+
+class RequestRow(TypedDict):
+    """A request for retraining."""
+
+    id: RequestId
+    kind: str
+    reason: str
+    created: Moment
+    outcome: Literal["pending", "running", "done", "failed", "joined", "suggested", "suppressed"]
+    why: str
+    started: Moment | None
+    ended: Moment | None
+
+
+class Metrics(TypedDict):
+    """Scores, and how many requests have each outcome."""
+
+    best_accuracy: float | None
+    current_accuracy: float | None
+    accuracy_threshold: float
+    monitoring: bool
+    requests: dict[str, Annotated[int, Field(ge=0)]]
+
+
+class FailureRow(TypedDict):
+    """The last version that failed its probation; ``back`` came in its place."""
+
+    version: Version
+    source: Literal["federated", "feed", "drift"]
+    reason: str
+    back: str | None
+    time: Moment
+
+
+class ProbationRow(TypedDict):
+    """The probation of the version in production; it ends at ``until`` at the earliest."""
+
+    version: Version
+    phase: Literal["watching", "passed", "failed", "exempt"]
+    since: Moment
+    until: Moment
+    reports: Annotated[int, Field(ge=0)]
+    reports_needed: Annotated[int, Field(ge=1)]
+    comparisons: Annotated[int, Field(ge=0)]
+    critical_in_a_row: Annotated[int, Field(ge=0)]
+    baseline: Baseline | None
+    last_failure: FailureRow | None
+
+
+class Status(TypedDict):
+    """The monitor's state; ``failing`` has what does not work and why."""
+
+    monitoring: bool
+    running: RequestRow | None
+    pending: RequestRow | None
+    probation: ProbationRow | None
+    failing: dict[str, str]
+
+
+class Health(TypedDict):
+    """Whether something fails; ``backlog`` counts closed rounds that are not yet in MLflow."""
+
+    status: Literal["ok", "degraded"]
+    failing: NotRequired[list[str]]
+    backlog: NotRequired[Annotated[int, Field(ge=0)]]
+
+
+def trigger_retrain(api: Context, body: TriggerBody, new_id: str) -> Answer:
     """Request a retraining session. It is written down when the answer comes.
 
     At most one request is pending; more join it.
     """
     manager = api.manager
-    request_id = manager.manual_trigger(body.reason, force=body.force, request_id=change.id)
-    row = manager.store.requests.get(change.id) or {}
-    status = STATUSES.get(Outcome(row["outcome"]), "accepted")
+    request_id = manager.manual_trigger(body.reason, force=body.force, request_id=new_id)
+    row = manager.store.requests.get(new_id) or {}
+    status = row["outcome"] if row["outcome"] in NOT_ACCEPTED else "accepted"
     why = {"why": row["why"]} if row["why"] else {}
-    return 202, {"status": status, "request_id": request_id, "reason": row["reason"], **why}
+    return {"status": status, "request_id": request_id, "reason": row["reason"], **why}
 
 
-def trigger_history(api: Context, query: HistoryQuery) -> Response:
+def trigger_history(api: Context, query: HistoryQuery) -> list[dict[str, Any]]:
     """List requests with their outcome, newest last."""
     memory, before = api.manager.store.requests, query.before
     if before is not None and memory.get(before) is None:
         raise ApiError(404, "There is no request with that id.")
-    return reply(200, memory.history(query.limit, before or ""))
+    return memory.history(query.limit, before or "")
 
 
 def requests_now(manager: RetrainingManager) -> dict[str, Any]:
@@ -64,18 +157,26 @@ def requests_now(manager: RetrainingManager) -> dict[str, Any]:
     return {name: r if r is None else memory.get(r.id) for name, r in requests.items()}
 
 
-def status(api: Context, _: Query) -> Response:
+def probation_status(api: Context) -> dict[str, Any] | None:
+    """Return the probation of the version in production; None where it is not known just now."""
+    try:
+        with api.registry():
+            return api.probation.status() if api.probation is not None else None
+    except ApiError:
+        return None
+
+
+def status(api: Context, _: Query) -> Answer:
     """Tell whether the monitor runs, which requests run or wait, and what fails."""
-    answer = {
+    return {
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
         "failing": api.manager.health.failing,
     }
-    return reply(200, answer)
 
 
-def health(api: Context, _: Query) -> Response:
+def health(api: Context, _: Query) -> Answer:
     """Tell whether the API answers, and what else fails while the run goes on. Needs no token.
 
     The log and `/status` tell why something fails.
@@ -84,13 +185,12 @@ def health(api: Context, _: Query) -> Response:
     # Another process may hand over the rounds, and reports its trouble on disk only.
     elsewhere = {"registry"} if backlog is not None and backlog.trouble else set()
     failing = sorted({*api.manager.health.failing, *elsewhere})
-    answer: dict[str, object] = {"status": "degraded" if failing else "ok"}
-    if failing:
-        answer["failing"] = failing
-    if backlog is not None:
-        answer["backlog"] = backlog.rounds
     # 200 also if degraded: a probe that fails would have the server killed, for a full disk say.
-    return reply(200, answer)
+    return {
+        "status": "degraded" if failing else "ok",
+        **({"failing": failing} if failing else {}),
+        **({"backlog": backlog.rounds} if backlog is not None else {}),
+    }
 
 
 def metrics(api: Context, query: MetricsQuery) -> Response:
@@ -98,7 +198,8 @@ def metrics(api: Context, query: MetricsQuery) -> Response:
 
     The text also has what the server counted of rounds, sessions and stage moves.
     """
-    if query.format == "prometheus" or (query.format is None and _accepts_text_rather()):
+    text, json = _weight("text/plain", "application/openmetrics-text"), _weight("application/json")
+    if query.format == "prometheus" or (query.format is None and text > json):
         response = Response(generate_latest(api.metrics), content_type=PROMETHEUS)
     else:
         response = reply(200, monitor_metrics(api.manager))
@@ -106,20 +207,61 @@ def metrics(api: Context, query: MetricsQuery) -> Response:
     return response
 
 
-def _accepts_text_rather() -> bool:
-    """Return whether the Accept header gives text a higher weight than JSON; ``*/*`` is neither."""
-    weights: dict[str, float] = defaultdict(float)
-    for kind, weight in request.accept_mimetypes:
-        name = kind.partition(";")[0].lower()
-        weights[name] = max(weights[name], weight)
-    text = max(weights["text/plain"], weights["application/openmetrics-text"])
-    return text > weights["application/json"]
+def _weight(*kinds: str) -> float:
+    """Return the highest weight that the Accept header gives to a type; ``*/*`` names none."""
+    accepted = request.accept_mimetypes
+    return max((w for kind, w in accepted if kind.partition(";")[0].lower() in kinds), default=0.0)
+
+
+def monitor_metrics(manager: RetrainingManager) -> dict[str, Any]:
+    """Return the scores, and how many requests have each outcome."""
+    rule, _ = manager.snapshot()
+    return {
+        "best_accuracy": rule.best,
+        "current_accuracy": rule.current,
+        "accuracy_threshold": rule.threshold,
+        "monitoring": manager.monitoring,
+        "requests": {str(outcome): n for outcome, n in manager.store.requests.counts().items()},
+    }
+
+
+class MonitorCollector(Collector):
+    """The same for Prometheus; unknown numbers are left out.
+
+    Parameters
+    ----------
+    manager : RetrainingManager
+        The monitor.
+    """
+
+    def __init__(self, manager: RetrainingManager) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the numbers now."""
+        values = monitor_metrics(self._manager)
+        for name, text in _DESCRIPTIONS.items():
+            if values[name] is not None:  # Prometheus has no null
+                yield GaugeMetricFamily(f"fl_app_{name}", text, value=float(values[name]))
+        text = "Requests for retraining by outcome."
+        requests = GaugeMetricFamily("fl_app_retrain_requests", text, labels=["outcome"])
+        for outcome, count in values["requests"].items():
+            requests.add_metric([outcome], count)
+        yield requests
+
+
+def all_metrics(manager: RetrainingManager, collectors: Iterable[Collector]) -> CollectorRegistry:
+    """Return Prometheus' registry of the monitor's metrics and those of other collectors."""
+    registry = CollectorRegistry()
+    for collector in (MonitorCollector(manager), *collectors):
+        registry.register(collector)
+    return registry
 
 
 MONITOR_ENDPOINTS = (
-    Post("/trigger_retrain", Triggered, TriggerBody, trigger_retrain, status=202),
-    Get("/trigger_history", list[RequestRow], HistoryQuery, trigger_history),
-    Get("/metrics", Metrics, MetricsQuery, metrics),
-    Get("/status", Status, Query, status),
-    Get("/health", Health, Query, health),
+    Endpoint("POST", "/trigger_retrain", TriggerBody, Triggered, trigger_retrain, status=202),
+    Endpoint("GET", "/trigger_history", HistoryQuery, list[RequestRow], trigger_history),
+    Endpoint("GET", "/metrics", MetricsQuery, Metrics, metrics),
+    Endpoint("GET", "/status", Query, Status, status),
+    Endpoint("GET", "/health", Query, Health, health),
 )

@@ -40,15 +40,12 @@ class ApiServer:
     """
 
     def __init__(self, app: Flask, bound: socket.socket, host: str) -> None:
-        from waitress import wasyncore
-
         from fl_app.api.bounded_waitress import bounded_server
 
         self.host = host
         self.port: int = bound.getsockname()[1]
         self._sockets: dict[int, Any] = {}
         self._server = bounded_server(app, bound, self._sockets)
-        self._asyncore = wasyncore
         self._stop = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="fl-app-api", daemon=True)
@@ -63,24 +60,23 @@ class ApiServer:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        from waitress import wasyncore
+
         try:
             while not self._stop.is_set():
-                self._asyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
+                wasyncore.loop(timeout=1.0, use_poll=True, map=self._sockets, count=1)
         finally:
             with self._ending:
                 self._stop.set()
-            self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        dispatcher = self._server.task_dispatcher
-        dispatcher.shutdown(cancel_pending=True, timeout=2)
-        # A thread that is late wakes the server by the trigger's file number, which must not be
-        # another file's by then, so that the trigger stays open for it.
-        if not dispatcher.threads:
-            self._server.trigger.close()
-        for channel in list(self._server.active_channels.values()):
-            channel.handle_close()
-        self._asyncore.dispatcher.close(self._server)
+            dispatcher = self._server.task_dispatcher
+            dispatcher.shutdown(cancel_pending=True, timeout=2)
+            # A thread that is late wakes the server by the trigger's file number, which must not
+            # be another file's by then, so that the trigger stays open for it.
+            if not dispatcher.threads:
+                self._server.trigger.close()
+            for channel in list(self._server.active_channels.values()):
+                channel.handle_close()
+            wasyncore.dispatcher.close(self._server)
 
 
 def serve_api(app: Flask, *, host: str = "127.0.0.1", port: int = 5001) -> ApiServer | None:

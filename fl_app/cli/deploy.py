@@ -8,105 +8,92 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_app.cli.output import fail, say
-from fl_registry import app_home
+from fl_app.cli.output import fail, say, stop_signals
+from fl_app.deploy.errors import DeploymentError
+from fl_registry import StoreUnavailable, app_home
 
 if TYPE_CHECKING:
     from fl_app.deploy.folder import Settings
 
-Folder = Annotated[
-    str, typer.Option(help="Folder of the deployment; default: deployment in FL_APP_HOME.")
-]
-Nodes = Annotated[
-    int | None, typer.Option(help="Number of SuperNodes; default: as before, at first 2.", min=1)
-]
-Data = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A SuperNode's data.yaml, or its folder; once for each node. Default: as before, at "
-        "first generated pictures.",
-    ),
-]
-Port = Annotated[
-    int | None,
-    typer.Option(help="The SuperLink's port; default: as before, at first 8000.", min=1, max=65535),
-]
-MlflowPort = Annotated[
-    int | None,
-    typer.Option(help="MLflow's port; default: as before, at first 5000.", min=1, max=65535),
-]
-DatabaseUrl = Annotated[
-    str,
-    typer.Option(
-        envvar="FL_APP_DATABASE_URL",
-        show_envvar=True,
-        help="SQLAlchemy URL of MLflow's database; default: as before, at first SQLite in the "
-        "folder.",
-    ),
-]
-KeyFolder = Annotated[str, typer.Argument(help="Folder of the keys; default: keys in FL_APP_HOME.")]
-Hosts = Annotated[
-    list[str] | None, typer.Option(help="Name or IP address of the SuperLink; once for each.")
-]
-KeyPairs = Annotated[int, typer.Option(help="Number of key pairs for SuperNodes.", min=0)]
-
 
 def deploy_local(
     *,
-    folder: Folder = "",
-    nodes: Nodes = None,
-    data: Data = None,
-    port: Port = None,
-    mlflow_port: MlflowPort = None,
-    database_url: DatabaseUrl = "",
+    folder: Annotated[
+        str, typer.Option(help="Folder of the deployment; default: deployment in FL_APP_HOME.")
+    ] = "",
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Number of SuperNodes; default: as before, at first 2.", min=1),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A SuperNode's data.yaml, or its folder; once for each node. Default: as before, "
+            "at first generated pictures."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            help="The SuperLink's port; default: as before, at first 8000.", min=1, max=65535
+        ),
+    ] = None,
+    mlflow_port: Annotated[
+        int | None,
+        typer.Option(help="MLflow's port; default: as before, at first 5000.", min=1, max=65535),
+    ] = None,
+    database_url: Annotated[
+        str,
+        typer.Option(
+            envvar="FL_APP_DATABASE_URL",
+            show_envvar=True,
+            help="SQLAlchemy URL of MLflow's database; default: as before, at first SQLite in the "
+            "folder.",
+        ),
+    ] = "",
 ) -> None:
     """MLflow, a SuperLink with TLS and its SuperNodes on this machine, until Ctrl-C."""
-    from fl_app.deploy.errors import DeploymentError, require_package
     from fl_app.deploy.folder import Layout
     from fl_app.deploy.local import Deployment
 
     if os.name != "posix":
         fail("deploy-local needs Linux or macOS; docs/deployment.md has the same steps by hand.")
-    ended = Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
+    ended = stop_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        require_package("psutil", "which finds and ends processes")
         place = Path(folder).expanduser() if folder else app_home() / "deployment"
         layout = Layout(place.absolute())
-        settings = _with_data(layout.settings(), nodes, data)
+        before = layout.settings()
         settings = replace(
-            settings,
-            port=port or settings.port,
-            mlflow_port=mlflow_port or settings.mlflow_port,
-            database_url=database_url or settings.database_url,
+            _with_data(before, nodes, data),
+            port=port or before.port,
+            mlflow_port=mlflow_port or before.mlflow_port,
+            database_url=database_url or before.database_url,
         )
         Deployment(layout, settings, say, ended).run()
-    except DeploymentError as error:
+    except (DeploymentError, StoreUnavailable):
         if not ended.is_set():  # an error of a deployment that was asked to end is not reported
-            fail(str(error))
+            raise
 
 
 def keys(
-    folder: KeyFolder = "",
+    folder: Annotated[
+        str, typer.Argument(help="Folder of the keys; default: keys in FL_APP_HOME.")
+    ] = "",
     *,
-    host: Hosts = None,
-    nodes: KeyPairs = 2,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or IP address of the SuperLink; once for each.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Number of key pairs for SuperNodes.", min=0)] = 2,
 ) -> None:
     """Create a SuperLink's certificate and its SuperNodes' keys, if they are missing."""
-    from fl_app.deploy.errors import DeploymentError
     from fl_app.deploy.keys import LOCAL_NAMES, make_keys
 
     place = Path(folder).expanduser() if folder else app_home() / "keys"
-    try:
-        written = make_keys(place, host or LOCAL_NAMES, nodes=nodes)
-    except DeploymentError as error:
-        fail(str(error))
+    written = make_keys(place, host or LOCAL_NAMES, nodes=nodes)
     for path in written:
         say(f"written: {path}")
     if not written:
@@ -118,21 +105,17 @@ def supernode(context: typer.Context) -> None:
 
     Takes the arguments of `flower-supernode`.
     """
-    from fl_app.deploy.errors import DeploymentError
-    from fl_app.deploy.fork_server import run_supernode
-
     if os.name != "posix":
         fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
+    from fl_app.deploy.fork_server import run_supernode
+
     program = str(Path(sys.executable).with_name("flower-supernode"))
-    try:
-        raise SystemExit(run_supernode([program, *context.args]))
-    except DeploymentError as error:
-        fail(str(error))
+    raise SystemExit(run_supernode([program, *context.args]))
 
 
 def _with_data(before: Settings, nodes: int | None, data: list[str] | None) -> Settings:
     """The last start's settings with the number of SuperNodes and their data as given."""
-    from fl_app.deploy.data import data_file
+    from fl_app.deploy.folder import data_file
 
     files = tuple(data_file(one) for one in data) if data else before.data
     if nodes and data and nodes != len(files):

@@ -1,41 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`fl-app doctor`: is what the app stores complete, and does it agree with itself?
+"""`fl-app doctor`: is what the app stores complete, does it agree with itself, is this machine fit?
 
-The checks of this machine are in `fl_app.cli.machine_checks`.
+A check returns whether its part is in order, and what was seen, in one sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import requires
+from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from packaging.requirements import Requirement
 
-from fl_app.cli.machine_checks import (
-    ABANDONED_AFTER,
-    Check,
-    check_clock,
-    check_disk,
-    check_leftovers,
-    check_superlink,
-    check_versions,
-    newest_file,
-)
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
+from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_package
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
-from fl_registry.files.atomic import remove_unfinished
+from fl_registry.files.artifacts import own_bytes
+from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
 from fl_registry.home import DEFAULT_MODEL_NAME
-from fl_registry.journal.entries import as_moment
+from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time
-from fl_registry.production_stays import tenures
+from fl_registry.redaction import one_line
 
 MAX_NAMED = 3
 """Damaged versions that are named; more are counted."""
+MIN_FREE = 1 << 30
+"""Free bytes in the app's home below which a session may not have room for its rounds."""
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""How much clocks may differ."""
+ABANDONED_AFTER = timedelta(hours=1)
+"""Age from which an unfinished file belongs to no process any more."""
+TESTED = ("flwr", "mlflow")
+"""Packages whose versions are checked."""
+END_IT = "end it with `fl-app stop`; the next run starts a new one"
+
+Finding = tuple[bool, str]
+"""Whether a part is in order, and what was seen."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check.
+
+    Attributes
+    ----------
+    name : str
+        What was checked.
+    ok : bool
+        Whether it is in order.
+    detail : str
+        What was seen, in one sentence.
+    """
+
+    name: str
+    ok: bool
+    detail: str
 
 
 def doctor(
@@ -81,27 +110,28 @@ def examine(
         were in Production.
     """
     home, now = app_home(), datetime.now(UTC)
-    newest = newest_file(home)
-    past = {"the newest file of the app's folder": newest} if newest is not None else {}
-    checks = [
-        check_versions(),
-        check_disk(home),
-        check_leftovers(home, now),
-        check_superlink(),
-        _check_memory(open_memory),
-    ]
+    checks: dict[str, Callable[[], Finding]] = {
+        "versions": check_versions,
+        "disk": lambda: check_disk(home),
+        "leftovers": lambda: check_leftovers(home, now),
+        "superlink": check_superlink,
+        "monitor": lambda: check_monitor(open_memory),
+    }
+    past, uri = last_written(home), manager.tracking_uri
     try:
         manager.ping()
     except RegistryError as error:
-        return [*checks, check_clock(now, past, None), Check("store", False, str(error))]
-    return [
-        *checks,
-        check_clock(now, past | _last_entry(manager), server_time(manager.tracking_uri)),
-        Check("store", True, f"{manager.registered_model_name} can be read"),
-        _checked("ledger", lambda: (True, f"{manager.verify()} entries follow one another")),
-        _checked("aliases", lambda: _check_aliases(manager)),
-        _checked("artifacts", lambda: _check_artifacts(manager, deep=deep)),
-    ]
+        reason = str(error)
+        checks |= {"clock": lambda: check_clock(now, past), "store": lambda: (False, reason)}
+    else:
+        checks |= {
+            "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
+            "store": lambda: (True, f"{manager.registered_model_name} can be read"),
+            "ledger": lambda: (True, f"{manager.verify()} entries follow one another"),
+            "aliases": lambda: check_aliases(manager),
+            "artifacts": lambda: check_artifacts(manager, deep=deep),
+        }
+    return [_checked(name, check) for name, check in checks.items()]
 
 
 def repaired(manager: ModelManager) -> list[Check]:
@@ -109,7 +139,7 @@ def repaired(manager: ModelManager) -> list[Check]:
     removed = remove_unfinished(app_home(), older_than=ABANDONED_AFTER, now=datetime.now(UTC))
     done = [Check("repair", True, f"{len(removed)} leftovers removed")] if removed else []
 
-    def reconcile() -> tuple[bool, str]:
+    def reconcile() -> Finding:
         moved = len(manager.drift())
         manager.reconcile()
         return True, f"aliases and stages are in line, {moved} were not"
@@ -117,15 +147,90 @@ def repaired(manager: ModelManager) -> list[Check]:
     return [*done, _checked("repair", reconcile)]
 
 
-def _checked(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
-    """Return the result of a check; an error of the registry is its failure."""
+def _checked(name: str, check: Callable[[], Finding]) -> Check:
+    """Return the result of a check; an error of the part that it looks at is its failure."""
     try:
         return Check(name, *check())
-    except RegistryError as error:
+    except (DeploymentError, RegistryError, MonitorStoreError) as error:
         return Check(name, False, str(error))
 
 
-def _last_entry(manager: ModelManager) -> dict[str, datetime]:
+def check_versions(present: Mapping[str, str] | None = None) -> Finding:
+    """Check that Flower and MLflow have versions that this release was tested with.
+
+    Parameters
+    ----------
+    present : Mapping[str, str] | None
+        Versions by package; by default those of `TESTED` that are installed.
+    """
+    core = (need for need in map(Requirement, requires("fl-app") or ()) if need.marker is None)
+    ranges = {need.name: need.specifier for need in core}
+    present = present or {name: installed(name) for name in TESTED}
+    others = {name: v for name, v in present.items() if v not in ranges[name]}
+    detail = ", ".join(f"{name} {number}" for name, number in (others or present).items())
+    if others:
+        wanted = ", ".join(f"{name}{ranges[name]}" for name in others)
+        detail = f"{detail}: tested with {wanted}"
+    return not others, detail
+
+
+def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:
+    """Check that the app's home can be written and has ``min_free`` bytes left."""
+    try:
+        with scratch_folder(home / "tmp", name="doctor") as folder:
+            write_whole(folder / "probe", b"a")
+        free = shutil.disk_usage(home).free
+    except OSError as error:
+        why = one_line(error.strerror or error)
+        return False, f"{home} cannot be written ({why}); make room, or set its permissions"
+    return free >= min_free, f"{free / (1 << 30):.1f} GiB free in {home}"
+
+
+def check_leftovers(home: Path, now: datetime) -> Finding:
+    """Check that killed processes have left no unfinished files."""
+    left = unfinished(home, before=now - ABANDONED_AFTER)
+    if not left:
+        return True, "nothing unfinished"
+    size = sum(own_bytes(p) if p.is_dir() else p.lstat().st_size for p in left)
+    first = left[0].relative_to(home)
+    return (
+        False,
+        f"{len(left)} unfinished, {size / 1e6:.1f} MB, such as {first}; --repair removes them",
+    )
+
+
+def check_clock(
+    now: datetime, past: Mapping[str, datetime], server: datetime | None = None
+) -> Finding:
+    """Check that the clock is not behind past events, and agrees with the MLflow server's.
+
+    Parameters
+    ----------
+    now : datetime
+        This machine's time, in UTC.
+    past : Mapping[str, datetime]
+        Times of past events, by what happened then.
+    server : datetime | None
+        The server's time; None if there is no server, or it does not send one.
+    """
+    for what, moment in past.items():
+        if moment > now + CLOCK_TOLERANCE:
+            return False, f"it says {now:%F %T} UTC, but {what} is of {moment:%F %T}; set it"
+    if server is not None and abs(server - now) > CLOCK_TOLERANCE:
+        return False, f"it says {now:%F %T} UTC, and MLflow's server {server:%F %T}; set one"
+    return True, f"{now:%F %T} UTC" + (", as MLflow's server" if server else "")
+
+
+def last_written(home: Path) -> dict[str, datetime]:
+    """Return when the newest file below a folder was written; empty without any."""
+    files = [path for path in home.rglob("*") if path.is_file() and not path.is_symlink()]
+    newest = max((path.lstat().st_mtime for path in files), default=None)
+    what = "the newest file of the app's folder"
+    return {} if newest is None else {what: datetime.fromtimestamp(newest, UTC)}
+
+
+def last_entry(manager: ModelManager) -> dict[str, datetime]:
+    """Return when the journal's last entry was written; empty without any."""
     try:
         entries = manager.history()
     except RegistryError:  # the check of the ledger reports it
@@ -133,23 +238,30 @@ def _last_entry(manager: ModelManager) -> dict[str, datetime]:
     return {"the ledger's last entry": as_moment(entries[-1].time)} if entries else {}
 
 
-def _check_memory(open_memory: Callable[[], MonitorStore]) -> Check:
+def check_monitor(open_memory: Callable[[], MonitorStore]) -> Finding:
+    """Check that the monitor's database can be read."""
     try:
-        return Check("monitor", True, f"{len(open_memory().requests.history())} requests on record")
-    except MonitorStoreError as error:
-        return Check("monitor", False, str(error))
+        return True, f"{len(open_memory().requests.history())} requests on record"
     except memory_errors() as error:
-        return Check("monitor", False, f"its database cannot be read ({type(error).__name__})")
+        return False, f"its database cannot be read ({type(error).__name__})"
 
 
-def _check_aliases(manager: ModelManager) -> tuple[bool, str]:
+def check_aliases(manager: ModelManager) -> Finding:
+    """Check that MLflow's aliases and stages are as the journal says."""
     moved = "; ".join(str(each) for each in manager.drift())
     return not moved, f"{moved}; --repair" if moved else "as the ledger says"
 
 
-def _check_artifacts(manager: ModelManager, *, deep: bool) -> tuple[bool, str]:
+def check_artifacts(manager: ModelManager, *, deep: bool) -> Finding:
     """Check that the weights of versions are complete and unchanged."""
-    versions = _with_digests(manager) if deep else _served_or_staged(manager)
+    if deep:  # versions that other tools have registered have no digest
+        rows = manager.list_all_versions()
+        which, versions = "all versions", {r["version"] for r in rows if r["tags"].get("sha256")}
+    else:
+        which = "Staging and all that were in Production"
+        present = map(manager.get_latest_version, (Stage.PRODUCTION, Stage.STAGING))
+        served = {stay.version for stay in tenures(manager.history())}
+        versions = served | {version for version in present if version}
     errors = []
     for version in sorted(versions, key=int, reverse=True):
         try:
@@ -159,17 +271,34 @@ def _check_artifacts(manager: ModelManager, *, deep: bool) -> tuple[bool, str]:
     if errors:
         more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
         return False, " ".join(errors[:MAX_NAMED]) + more
-    which = "all versions" if deep else "Staging and all that were in Production"
     return True, f"the weights of {len(versions)} versions are whole ({which})"
 
 
-def _with_digests(manager: ModelManager) -> set[str]:
-    """Return all versions but those that other tools have registered, which have no digest."""
-    return {row["version"] for row in manager.list_all_versions() if row["tags"].get("sha256")}
+def check_superlink(
+    superlink: LocalSuperLink | None = None,
+    last_change: Callable[[], tuple[str, datetime]] = newest_package,
+) -> Finding:
+    """Check that the local SuperLink is this account's, as new as this environment, and can start.
 
+    It stays up after a run, so after an upgrade it runs the packages that it was started with.
 
-def _served_or_staged(manager: ModelManager) -> set[str]:
-    """Return the versions in Staging and all that are or were in Production."""
-    present = {manager.get_latest_version(stage) for stage in (Stage.PRODUCTION, Stage.STAGING)}
-    served = {stay.version for stay in tenures(manager.history())}
-    return served | {version for version in present if version is not None}
+    Parameters
+    ----------
+    superlink : LocalSuperLink | None
+        The SuperLink; the one that Flower's variables name by default.
+    last_change : Callable[[], tuple[str, datetime]]
+        Returns the package that was installed last, and when.
+    """
+    superlink = superlink or LocalSuperLink.of_this_account()
+    process = superlink.process()
+    if process is None:
+        problem = superlink.foreign if superlink.answers() else superlink.database_problem()
+        return not problem, problem or f"none runs on port {superlink.port}"
+    began = datetime.fromtimestamp(process.create_time(), UTC)
+    shown = f"process {process.pid}, up since {began:%F %T} UTC"
+    name, changed = last_change()
+    if (other := flower_of(process)) not in {"", installed("flwr")}:
+        return False, f"{shown}, runs Flower {other}, not {installed('flwr')}; {END_IT}"
+    if changed > began:
+        return False, f"{shown}, is older than {name}, installed at {changed:%F %T}; {END_IT}"
+    return True, shown

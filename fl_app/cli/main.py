@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,57 +19,25 @@ from typing import Annotated
 
 import typer
 
-from fl_app.api.page.registry_view import is_pending, score_text
+from fl_app.api import create_trigger_api, serve_api
+from fl_app.api.guard import LOOPBACK, read_token, require_token
+from fl_app.api.version_texts import is_pending, score_text
 from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, say, table
-from fl_app.cli.serve import serve
-from fl_app.cli.versions import COMMANDS
+from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
+from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
 from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
-from fl_app.retraining.probation.status import in_one_line
-from fl_app.strategy.checkpoints.backlog import backlog
-from fl_app.strategy.round.rejected_nodes import read_rejected
-from fl_registry import (
-    ModelManager,
-    RegistryError,
-    StoreUnavailable,
-    app_home,
-)
+from fl_app.retraining.probation.state import in_one_line
+from fl_app.strategy.checkpoints.folder import backlog
+from fl_app.strategy.round.state import read_rejected
+from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""For commands whose arguments are Flower's."""
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # they would show variables, and passwords among them
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        shown = ("fl-app", "flwr", "mlflow")
-        console.print(", ".join(f"{name} {version(name)}" for name in shown))
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    *,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions."),
-    ] = False,
-) -> None:
-    """The lifecycle of a federated model: versions, stages, retraining, deployment."""
-
-
-@app.command()
 def status(
     *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
 ) -> None:
@@ -114,11 +83,6 @@ def status(
     console.print(shown)
 
 
-for verb, command in COMMANDS.items():
-    app.command(verb)(command)
-
-
-@app.command()
 def trigger(
     *,
     reason: Annotated[str, typer.Option(help="Why; it names the session that follows.")],
@@ -135,7 +99,6 @@ def trigger(
         console.print(f"Request {request} waits for {escape(name)}.")
 
 
-@app.command()
 def history(
     *, monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
 ) -> None:
@@ -155,7 +118,6 @@ def history(
         console.print(listed)
 
 
-@app.command()
 def ui(
     *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
 ) -> None:
@@ -174,14 +136,13 @@ def ui(
     raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
 
 
-@app.command(context_settings=PASSED_ON)
 def run(ctx: typer.Context) -> None:
     """Run `flwr run . --stream` with its options, and end with 1 if the run failed.
 
     If no other SuperLink is named, it starts Flower's local one if need be, for this environment.
     """
     from fl_app.deploy.local_superlink import LocalSuperLink, is_local
-    from fl_app.deploy.services import environment
+    from fl_app.deploy.processes import environment
 
     named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
     if is_local(named):
@@ -206,7 +167,6 @@ def run(ctx: typer.Context) -> None:
         fail(f"Run {run_id} did not complete; the reason is in the lines above.")
 
 
-@app.command()
 def stop(
     *, force: Annotated[bool, typer.Option("--force", help="End a run in progress too.")] = False
 ) -> None:
@@ -229,22 +189,90 @@ def stop(
     console.print(f"The SuperLink on port {superlink.port} (process {process.pid}) has ended.")
 
 
-app.command()(doctor)
-app.command()(serve)
-app.command()(deploy_local)
-app.command()(keys)
-app.command(context_settings=PASSED_ON)(supernode)
+def serve(
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address; one that other machines can reach requires a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 5001,
+    token_file: Annotated[
+        str, typer.Option(help="File with the token; default: $FL_APP_API_TOKEN.")
+    ] = "",
+    allowed_hosts: Annotated[
+        str, typer.Option(help="Host names that clients may use, with commas.")
+    ] = "",
+    uri: Uri = "",
+    monitor: Monitor = "",
+    name: Name = DEFAULT_MODEL_NAME,
+) -> None:
+    """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
+    try:
+        token = read_token(token_file)
+        require_token(host, token)
+        store = open_registry(uri, name)
+        named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
+        app = create_trigger_api(
+            RetrainingManager(store=open_monitor(monitor, name)),
+            store=store,
+            token=token,
+            allowed_hosts={*LOOPBACK, *named},
+            waiting=lambda: backlog(app_home(), name),
+        )
+        server = serve_api(app, host=host, port=port)
+    except ValueError as error:  # of the address, the token or the monitor's database
+        fail(str(error))
+    if server is None:
+        fail(
+            f"Port {port} of {host} cannot be opened: a run with continuous=true may have its "
+            "page there; open that page, or choose another port with --port."
+        )
+    stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
+    address = f"[{server.host}]" if ":" in server.host else server.host
+    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
+    stopped.wait()
+    server.close()
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(status, versions, compare, promote, approve, reject, rollback, prune, trigger, history),
+    *(ui, run, stop, doctor, serve, deploy_local, keys, supernode),
+)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands whose arguments are Flower's."""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would show variables, and passwords among them
+)
+
+
+def _show_versions(wanted: bool) -> None:
+    if wanted:
+        say(", ".join(f"{name} {version(name)}" for name in ("fl-app", "flwr", "mlflow")))
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all_commands(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_versions, is_eager=True, help="Show versions."),
+    ] = False,
+) -> None:
+    """The lifecycle of a federated model: versions, stages, retraining, deployment."""
+
+
+for command in COMMANDS:
+    app.command(context_settings=PASSED_ON if command in (run, supernode) else None)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     try:
         app(arguments)
-    except (DeploymentError, RegistryError, MonitorStoreError) as error:
+    except (RegistryError, MonitorStoreError, DeploymentError) as error:
         fail(str(error))
     except memory_errors() as error:
         fail(f"The monitor's database does not answer ({type(error).__name__}); check --monitor.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands of `fl-app` print: tables, lines, JSON, and the sentence that they fail with."""
+"""What commands of `fl-app` print, how they fail, and the signals that end them."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import suppress
+from threading import Event
 from typing import NoReturn
 
 from rich import markup
@@ -40,6 +42,14 @@ def say(line: str) -> None:
     with suppress(OSError):  # a terminal that was closed must not keep a command from cleaning up
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
+
+
+def stop_signals(*numbers: signal.Signals) -> Event:
+    """Return an event that is set when this process gets one of these signals."""
+    stopped = Event()
+    for number in numbers:
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
 
 
 def fail(sentence: str) -> NoReturn:

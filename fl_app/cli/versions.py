@@ -3,29 +3,59 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
 
-from fl_app.api.page.registry_view import is_pending, score_text, why_text
+from fl_app.api.version_texts import is_pending, score_text, why_text
 from fl_app.cli.options import By, Json, Name, Note, Uri, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, table
 from fl_registry import ModelManager
 from fl_registry.home import DEFAULT_MODEL_NAME
 
+Answer = tuple[object, Callable[[], RenderableType]]
+"""What a command prints: for programs, as JSON; and what makes the text for people."""
 
-def versions(*, uri: Uri = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False) -> None:
+
+def of_registry(work: Callable[..., Answer]) -> Callable[..., None]:
+    """Make a command of a function whose first argument is the registry.
+
+    The command's parameters are the function's others, and the options of all these commands: which
+    registry, and in which form the answer is printed.
+    """
+
+    def command(
+        *, uri: Uri = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False, **given: Any
+    ) -> None:
+        value, text = work(open_registry(uri, name), **given)
+        if as_json:
+            print_json(value)
+        else:
+            console.print(text())
+
+    _, *own = inspect.signature(work, eval_str=True).parameters.values()
+    *options, _ = inspect.signature(command, eval_str=True).parameters.values()
+    # Typer reads the signature to know a command's arguments and options.
+    as_typer_sees_it: Any = command
+    as_typer_sees_it.__signature__ = inspect.Signature([*own, *options])
+    command.__name__, command.__doc__ = work.__name__, work.__doc__
+    return command
+
+
+@of_registry
+def versions(manager: ModelManager) -> Answer:
     """List all versions, newest first."""
-    manager = open_registry(uri, name)
     rows = manager.list_all_versions()
-    if as_json:
-        print_json(rows)
-    elif not rows:
-        console.print(f"No versions of {escape(name)} yet: `flwr run . --stream` makes some.")
-    else:
+
+    def text() -> RenderableType:
+        if not rows:
+            name = escape(manager.registered_model_name)
+            return f"No versions of {name} yet: `flwr run . --stream` makes some."
         entries = manager.history()
         columns = ("version", "stage", "round", "session", "score", "created (UTC)", "why")
         listed = table(*columns, no_wrap=("score", "created (UTC)"))
@@ -40,159 +70,118 @@ def versions(*, uri: Uri = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = 
                 row["created"][:19].replace("T", " "),
                 escape(why_text(row, entries)),
             )
-        console.print(listed)
+        return listed
+
+    return rows, text
 
 
-def compare(
-    first: str,
-    second: str,
-    *,
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
+@of_registry
+def compare(manager: ModelManager, first: str, second: str) -> Answer:
     """Show two versions side by side, and how they differ."""
-    result = open_registry(uri, name).compare_versions(first, second)
-    if as_json:
-        print_json(result)
-        return
-    one, two = result["version1"], result["version2"]
-    shown = table("", f"version {first}", f"version {second}", "difference")
-    shown.add_row("stage", str(one["stage"]), str(two["stage"]), "")
-    for metric in sorted({**one["metrics"], **two["metrics"]}):
-        values = [_number(side["metrics"].get(metric)) for side in (one, two)]
-        shown.add_row(escape(metric), *values, _number(result["differences"].get(metric), "+"))
-    for param, values in (result["params"] or {}).items():
-        shown.add_row(escape(param), *(escape(str(value)) for value in values), "")
-    data = result["data"]
-    if data is not None:
-        shown.add_row("nodes", *map(str, data["num_nodes"]), "")
-        shown.add_row("examples", *(f"{count:g}" for count in data["num_examples"]), "")
-    console.print(shown)
-    paired = result["paired"]
-    if paired is not None:
-        console.print(
+    result = manager.compare_versions(first, second)
+
+    def text() -> RenderableType:
+        one, two = result["version1"], result["version2"]
+        shown = table("", f"version {first}", f"version {second}", "difference")
+        shown.add_row("stage", str(one["stage"]), str(two["stage"]), "")
+        for metric in sorted({**one["metrics"], **two["metrics"]}):
+            values = [_number(side["metrics"].get(metric)) for side in (one, two)]
+            shown.add_row(escape(metric), *values, _number(result["differences"].get(metric), "+"))
+        for param, values in (result["params"] or {}).items():
+            shown.add_row(escape(param), *(escape(str(value)) for value in values), "")
+        data, paired = result["data"], result["paired"]
+        if data is not None:
+            shown.add_row("nodes", *map(str, data["num_nodes"]), "")
+            shown.add_row("examples", *(f"{count:g}" for count in data["num_examples"]), "")
+        if paired is None:
+            return shown
+        sentence = (
             f"On {paired['examples']} examples that both were scored on, version {escape(second)} "
             f"is {paired['verdict']}."
         )
+        return Group(shown, sentence)
+
+    return result, text
 
 
+@of_registry
 def promote(
+    manager: ModelManager,
     version: str,
-    *,
     to: Annotated[str, typer.Option(help="production or staging")] = "production",
     by: By = "",
     note: Note = "",
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Move a version to Production (or Staging); the present one there is archived."""
-    manager = open_registry(uri, name)
     if to == "production":
         manager.promote_to_production(version, actor=by, reason=note)
     elif to == "staging":
         manager.promote_to_staging(version, actor=by, reason=note)
     else:
         fail(f"--to is {to!r}, expected 'production' or 'staging'.")
-    _print_move(version, name, to.capitalize(), "is in {} now", as_json)
+    return _moved(manager, version, to.capitalize(), f"is in {to.capitalize()} now")
 
 
-def _decision(
-    decide: Callable[..., object], stage: str, sentence: str, meaning: str
-) -> Callable[..., None]:
-    """Return a command that decides on a version that waits for approval."""
-
-    def command(
-        version: str,
-        *,
-        by: By = "",
-        note: Note = "",
-        uri: Uri = "",
-        name: Name = DEFAULT_MODEL_NAME,
-        as_json: Json = False,
-    ) -> None:
-        decide(open_registry(uri, name), version, actor=by, reason=note)
-        _print_move(version, name, stage, sentence, as_json)
-
-    command.__doc__ = meaning
-    return command
+@of_registry
+def approve(manager: ModelManager, version: str, by: By = "", note: Note = "") -> Answer:
+    """Move a version that waits for approval to Production."""
+    manager.approve_version(version, actor=by, reason=note)
+    return _moved(manager, version, "Production", "is approved and in Production now")
 
 
+@of_registry
+def reject(manager: ModelManager, version: str, by: By = "", note: Note = "") -> Answer:
+    """Archive a version that waits for approval."""
+    manager.reject_version(version, actor=by, reason=note)
+    return _moved(manager, version, "Archived", "is rejected and Archived now")
+
+
+@of_registry
 def rollback(
-    *,
+    manager: ModelManager,
     to: Annotated[
         str, typer.Option(help="Version or date; default: the version in Production before.")
     ] = "",
     by: By = "",
     note: Note = "",
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Move the version that was in Production before back to Production."""
-    version = open_registry(uri, name).rollback(to or None, actor=by, reason=note)
-    _print_move(version, name, "Production", "is back in {}", as_json)
+    version = manager.rollback(to or None, actor=by, reason=note)
+    return _moved(manager, version, "Production", "is back in Production")
 
 
+@of_registry
 def prune(
-    *,
+    manager: ModelManager,
     keep: Annotated[int, typer.Option(help="Newest versions that are never removed.")] = 10,
     days: Annotated[float, typer.Option(help="Remove only versions older than this.")] = 0.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run/--remove", help="Only print what would be removed.")
     ] = True,
     by: By = "",
-    uri: Uri = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     """Remove old versions that were never in Production, or print which would be removed."""
-    report = open_registry(uri, name).prune(
-        keep=keep, older_than=timedelta(days=days), dry_run=dry_run, actor=by
-    )
-    if as_json:
-        print_json(asdict(report))
-        return
-    verb, size = "would be removed" if dry_run else "were removed", report.freed / 1e6
-    console.print(
-        f"{len(report.versions)} versions {verb}, {size:.1f} MB; {len(report.kept)} stay."
-    )
-    if report.versions:
-        console.print(f"Versions {', '.join(report.versions)}.")
-    for version, why in report.left.items():
-        console.print(f"Version {version} was not removed completely: {escape(why)}")
-    if dry_run and report.versions:
-        console.print("`fl-app prune --remove` removes them.")
+    report = manager.prune(keep=keep, older_than=timedelta(days=days), dry_run=dry_run, actor=by)
+
+    def text() -> RenderableType:
+        verb, size = "would be removed" if dry_run else "were removed", report.freed / 1e6
+        lines = [f"{len(report.versions)} versions {verb}, {size:.1f} MB; {len(report.kept)} stay."]
+        if report.versions:
+            lines.append(f"Versions {', '.join(report.versions)}.")
+        for version, why in report.left.items():
+            lines.append(f"Version {version} was not removed completely: {escape(why)}")
+        if dry_run and report.versions:
+            lines.append("`fl-app prune --remove` removes them.")
+        return "\n".join(lines)
+
+    return asdict(report), text
 
 
-def _print_move(version: str, name: str, stage: str, sentence: str, as_json: bool) -> None:
-    if as_json:
-        print_json({"version": version, "stage": stage})
-    else:
-        console.print(f"Version {escape(version)} of {escape(name)} {sentence.format(stage)}.")
+def _moved(manager: ModelManager, version: str, stage: str, result: str) -> Answer:
+    name = escape(manager.registered_model_name)
+    sentence = f"Version {escape(version)} of {name} {result}."
+    return {"version": version, "stage": stage}, lambda: sentence
 
 
 def _number(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.4f}"
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "versions": versions,
-    "compare": compare,
-    "promote": promote,
-    "approve": _decision(
-        ModelManager.approve_version,
-        "Production",
-        "is approved and in {} now",
-        "Move a version that waits for approval to Production.",
-    ),
-    "reject": _decision(
-        ModelManager.reject_version,
-        "Archived",
-        "is rejected and {} now",
-        "Archive a version that waits for approval.",
-    ),
-    "rollback": rollback,
-    "prune": prune,
-}

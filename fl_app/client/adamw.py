@@ -8,17 +8,9 @@ here. The arithmetic is the same: a property test compares both bit by bit.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch.optim.adamw import adamw
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    mean: torch.Tensor
-    square: torch.Tensor
-    steps: torch.Tensor
 
 
 class AdamW:
@@ -29,24 +21,13 @@ class AdamW:
     groups : Iterable[tuple[Iterable[torch.Tensor], float]]
         Parameters on one device with their weight decay. A step skips those without a gradient.
     lr : float
-        Learning rate of all groups.
-    betas : tuple[float, float]
-        Decay of the running means of gradients and of their squares.
-    eps : float
-        Added to the denominator.
+        Learning rate of all groups; the other settings are torch's defaults.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[tuple[Iterable[torch.Tensor], float]],
-        lr: float,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        self.lr, self._betas, self._eps = lr, betas, eps
+    def __init__(self, groups: Iterable[tuple[Iterable[torch.Tensor], float]], lr: float) -> None:
+        self.lr = lr
         self._groups = [(list(tensors), decay) for tensors, decay in groups]
-        self._states: dict[torch.Tensor, _State] = {}
+        self._states: dict[torch.Tensor, tuple[torch.Tensor, ...]] = {}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -57,18 +38,18 @@ class AdamW:
             adamw(  # the documented functional form of torch.optim.AdamW
                 moved,
                 [tensor.grad for tensor in moved if tensor.grad is not None],
-                [state.mean for state in states],
-                [state.square for state in states],
+                [mean for mean, _, _ in states],
+                [square for _, square, _ in states],
                 [],
-                [state.steps for state in states],
+                [steps for _, _, steps in states],
                 fused=True,
                 amsgrad=False,
                 maximize=False,
                 lr=self.lr,
-                beta1=self._betas[0],
-                beta2=self._betas[1],
+                beta1=0.9,
+                beta2=0.999,
                 weight_decay=decay,
-                eps=self._eps,
+                eps=1e-8,
             )
 
     def zero_grad(self) -> None:
@@ -77,9 +58,9 @@ class AdamW:
             for tensor in tensors:
                 tensor.grad = None
 
-    def _state_of(self, tensor: torch.Tensor) -> _State:
+    def _state_of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the running means of the gradient and of its square, and the steps so far."""
         if tensor not in self._states:
-            mean, square = torch.zeros_like(tensor), torch.zeros_like(tensor)
             steps = torch.zeros((), dtype=torch.float32, device=tensor.device)
-            self._states[tensor] = _State(mean, square, steps)
+            self._states[tensor] = torch.zeros_like(tensor), torch.zeros_like(tensor), steps
         return self._states[tensor]

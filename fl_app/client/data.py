@@ -7,56 +7,35 @@ Nothing is written to the user's data folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fl_app.client.generated_shapes import shapes_data
-from fl_app.config import ClientConfig, absolute_data
-from fl_models.file_cache import cached_while_unchanged
-from fl_models.pictures import SUFFIXES, PictureError, label_file, read_boxes
+from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
+from fl_models.pictures import (
+    SUFFIXES,
+    DataSpec,
+    PictureError,
+    cached_while_unchanged,
+    label_file,
+    main_class,
+    usable_boxes,
+)
 from fl_registry import app_home
 from fl_registry.redaction import printable
 
-Partitioning = Literal["iid", "dirichlet"]
-
 HELD_OUT_EVERY = 10
-_BACKGROUND = -1
 
 
-class DataError(ValueError):
+class DataError(PictureError):
     """A node's data can't be used; the text is one printable line that says what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """A data set as its `data.yaml` describes it.
-
-    Parameters
-    ----------
-    root : Path
-        Folder to which the paths in the file are relative; absolute.
-    train, val : tuple[Path, ...]
-        Pictures of the two splits, sorted, absolute.
-    names : tuple[str, ...]
-        Class names by class number.
-    """
-
-    root: Path
-    train: tuple[Path, ...]
-    val: tuple[Path, ...]
-    names: tuple[str, ...]
-
-    @property
-    def nc(self) -> int:
-        """Number of classes."""
-        return len(self.names)
 
 
 @dataclass(frozen=True)
@@ -66,16 +45,12 @@ class NodeData:
     Parameters
     ----------
     spec : DataSpec
-        The data set they come from.
-    train, holdout : tuple[Path, ...]
         Pictures to train on and pictures to evaluate on; no picture is in both.
     digest : str
         SHA-256 over all of them and their labels.
     """
 
     spec: DataSpec
-    train: tuple[Path, ...]
-    holdout: tuple[Path, ...]
     digest: str
 
 
@@ -91,10 +66,8 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     DataError
         The file or a split is missing, malformed or empty, or the class count differs.
     """
-    try:
+    with _usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
         file = Path(data_yaml).expanduser().resolve()
-    except (OSError, ValueError, RuntimeError):
-        raise DataError(f"{str(data_yaml)[:300]} is not a path of a data.yaml") from None
     content = _read_yaml(file)
     names = _class_names(content, file)
     if num_classes is not None and len(names) != num_classes:
@@ -102,12 +75,9 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
             f"data set {file} has {len(names)} classes, expected {num_classes}: "
             f"set num-classes to {len(names)} or use another data set"
         )
-    try:
+    with _usable(f"data set file {file} has a path that cannot be used"):
         root = (file.parent / str(content.get("path") or ".")).resolve()
-    except (OSError, ValueError, RuntimeError):
-        raise DataError(f"data set file {file} has a path that cannot be used") from None
-    train = _list_pictures(content, "train", root, file)
-    val = _list_pictures(content, "val", root, file)
+    train, val = (_list_pictures(content, split, root, file) for split in ("train", "val"))
     return DataSpec(root, train, val, names)
 
 
@@ -119,13 +89,22 @@ def generated_data(home: Path, num_classes: int) -> DataSpec:
     DataError
         The disk is full, or the class count differs.
     """
-    try:
+    advice = "; make room there, or set data to a data.yaml of your own"
+    with _usable(f"the generated data set can't be written below {home}", advice):
         return load_data_spec(shapes_data(home), num_classes)
-    except OSError as error:
-        raise DataError(
-            f"the generated data set can't be written below {home} ({error.strerror or error}): "
-            "make room there, or set data to a data.yaml of your own"
-        ) from error
+
+
+def run_data(config: ServerConfig | ClientConfig, home: Path) -> DataSpec:
+    """Return the data set that the settings name, by default the generated one.
+
+    Raises
+    ------
+    ConfigError, DataError
+        It can't be used.
+    """
+    if config.data is not None:
+        return load_data_spec(absolute_data(config.data), config.num_classes)
+    return generated_data(home, config.num_classes)
 
 
 def load_node_data(config: ClientConfig) -> NodeData:
@@ -139,12 +118,7 @@ def load_node_data(config: ClientConfig) -> NodeData:
     DataError
         The data can't be used.
     """
-    home = app_home(config.home or None)
-    if config.data:
-        spec = load_data_spec(absolute_data(config.data), config.num_classes)
-    else:
-        spec = generated_data(home, config.num_classes)
-    train, holdout = spec.train, spec.val
+    spec = run_data(config, app_home(config.home))
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
             spec,
@@ -154,8 +128,9 @@ def load_node_data(config: ClientConfig) -> NodeData:
             alpha=config.alpha,
             seed=config.seed,
         )
-        train, holdout = map(tuple, split_holdout(share))
-    return NodeData(spec, train, holdout, _digest([*train, *holdout]))
+        train, holdout = split_holdout(share)
+        spec = replace(spec, train=train, val=holdout)
+    return NodeData(spec, _digest([*spec.train, *spec.val]))
 
 
 def partition(
@@ -185,7 +160,7 @@ def partition(
     Raises
     ------
     DataError
-        The arguments are out of range, or the share is empty.
+        There is no such partition, or it is empty.
     """
     if not 0 <= partition_id < num_partitions:
         raise DataError(
@@ -194,12 +169,9 @@ def partition(
     if kind == "iid":
         order = np.random.default_rng(seed).permutation(len(spec.train))
         shares = [list(share) for share in np.array_split(order, num_partitions)]
-    elif kind == "dirichlet":
-        shares = _dirichlet_shares(
-            _main_classes(spec.train, spec.nc), num_partitions, alpha=alpha, seed=seed
-        )
     else:
-        raise DataError(f"partitioning '{kind}' is unknown, expected 'iid' or 'dirichlet'")
+        classes = _main_classes(spec.train, spec.nc)
+        shares = _dirichlet_shares(classes, num_partitions, alpha=alpha, seed=seed)
     if not shares[partition_id]:
         raise DataError(
             f"partition {partition_id} of {num_partitions} is empty: the data set has "
@@ -208,7 +180,7 @@ def partition(
     return [spec.train[index] for index in sorted(shares[partition_id])]
 
 
-def split_holdout(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Split a share into pictures to train on and pictures to evaluate on (every tenth).
 
     Raises
@@ -221,7 +193,8 @@ def split_holdout(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             f"a share of {len(paths)} pictures can't be split into training and evaluation, "
             "expected at least 2: use fewer partitions or more data"
         )
-    return [p for i, p in enumerate(paths) if i % HELD_OUT_EVERY], list(paths[::HELD_OUT_EVERY])
+    train = tuple(path for index, path in enumerate(paths) if index % HELD_OUT_EVERY)
+    return train, tuple(paths[::HELD_OUT_EVERY])
 
 
 def data_digest(paths: Iterable[Path]) -> str:
@@ -241,16 +214,25 @@ def data_digest(paths: Iterable[Path]) -> str:
 _digest = cached_while_unchanged(data_digest)
 
 
+@contextmanager
+def _usable(fault: str, advice: str = "") -> Iterator[None]:
+    """Raise a DataError with these texts if the block uses what is no path, or a bad file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = (error.strerror or error) if isinstance(error, OSError) else type(error).__name__
+        raise DataError(f"{fault}: {reason}{advice}") from error
+
+
 def _read_yaml(file: Path) -> Mapping[str, object]:
     import yaml
 
+    with _usable(f"data set file {file} can't be read", "; set data to the path of a data.yaml"):
+        text = file.read_text("utf-8")
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"data set file {file} can't be read: {error.strerror}; "
-            "set data to the path of a data.yaml"
-        ) from error
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"data set file {file} is no valid YAML: {reason}") from error
@@ -269,14 +251,14 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
             )
         names = [names[number] for number in range(len(names))]
     if names is None and isinstance(count, int):
-        names = [str(number) for number in range(count)]
+        names = list(range(count))
     if not isinstance(names, list) or not names:
         raise DataError(f"data set file {file} has no class names, expected a list under names")
     if not all(isinstance(name, str | int | float) for name in names):
         raise DataError(f"data set file {file} has class names that are not text")
     if count is not None and count != len(names):
         raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
-    return tuple(str(name) for name in names)
+    return tuple(map(str, names))
 
 
 def _list_pictures(
@@ -288,70 +270,44 @@ def _list_pictures(
     if not entries or len(entries) < len(given):
         raise DataError(f"data set file {file} has no {split}, expected a folder or a list file")
     pictures: list[Path] = []
+    whose = f"{split} pictures of data set {file}"
     for entry in entries:
-        try:
-            pictures += _pictures_at(_resolve(root, entry), split, file)
-        except DataError:
-            raise
-        except (OSError, ValueError, RuntimeError) as error:  # not a path, or a loop of links
-            raise DataError(
-                f"{split} pictures of data set {file} can't be found: {entry[:300]} is not a path"
-            ) from error
+        with _usable(f"{whose} can't be found: {entry[:300]} is not a path"):
+            pictures += _pictures_at(root, entry, whose)
     if not pictures:
         raise DataError(f"{split} split of data set {file} is empty: no pictures in {value}")
     return tuple(sorted(set(pictures)))
 
 
-def _pictures_at(place: Path, split: str, file: Path) -> list[Path]:
-    if place.is_dir():
-        return [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
-    if not place.is_file():
-        raise DataError(f"{split} pictures of data set {file} are missing: {place} does not exist")
-    if place.suffix.lower() != ".txt":  # the error would show the content of any other file
-        raise DataError(
-            f"{split} pictures of data set {file} are {place}, expected a folder or a .txt file"
-        )
-    return _read_list_file(place)
-
-
-def _resolve(root: Path, entry: str) -> Path:
+def _pictures_at(root: Path, entry: str, whose: str) -> list[Path]:
     place = (root / entry).resolve()
     # Exports of some label tools count from a sub-folder: "../train/images".
     if not place.exists() and entry.startswith("../"):
-        return (root / entry[3:]).resolve()
-    return place
-
-
-def _read_list_file(file: Path) -> list[Path]:
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-        paths = [(file.parent / line).resolve() for line in lines if line]
-    except (OSError, ValueError) as error:
-        raise DataError(f"list file {file} can't be read: {type(error).__name__}") from error
+        place = (root / entry[3:]).resolve()
+    if place.is_dir():
+        return [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
+    if not place.is_file():
+        raise DataError(f"{whose} are missing: {place} does not exist")
+    if place.suffix.lower() != ".txt":  # the error would show the content of any other file
+        raise DataError(f"{whose} are {place}, expected a folder or a .txt file")
+    with _usable(f"list file {place} can't be read"):
+        lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
+        paths = [(place.parent / line).resolve() for line in lines if line]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:
-        raise DataError(f"list file {file} names {missing}, which does not exist")
+        raise DataError(f"list file {place} names {missing}, which does not exist")
     return [path for path in paths if path.suffix.lower() in SUFFIXES]
 
 
 @cached_while_unchanged
 def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
-    classes = np.full(len(paths), _BACKGROUND)
-    for index, path in enumerate(paths):
-        try:
-            boxes = read_boxes(path, num_classes)
-        except PictureError:
-            continue  # reported once, where the pictures are loaded
-        if len(boxes):
-            classes[index] = np.bincount(boxes[:, 0].astype(int)).argmax()
-    return classes
+    # Labels that can't be used are reported once, where the pictures are loaded.
+    return np.array([main_class(usable_boxes(path, num_classes)) for path in paths], int)
 
 
 def _dirichlet_shares(
     classes: np.ndarray, num_partitions: int, *, alpha: float, seed: int
 ) -> list[list[int]]:
-    if not alpha > 0:
-        raise DataError(f"alpha is {alpha}, expected a number above 0")
     rng = np.random.default_rng(seed)
     shares: list[list[int]] = [[] for _ in range(num_partitions)]
     for number in np.unique(classes):

@@ -7,7 +7,7 @@ It is generated once, with NumPy and Pillow, without a network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +60,10 @@ def shapes_data(
             for number, (split, count) in enumerate({"train": train, "val": val}.items()):
                 rng = np.random.default_rng([seed, number])
                 _draw_split(draft, split, count, image_size=image_size, rng=rng)
-            (draft / "data.yaml").write_text(_yaml(), encoding="utf-8")
+            names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
+            text = f"train: images/train\nval: images/val\nnc: {len(NAMES)}\nnames:\n{names}"
+            (draft / "data.yaml").write_text(text, encoding="utf-8")
     return folder / "data.yaml"
-
-
-def _yaml() -> str:
-    names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
-    return f"train: images/train\nval: images/val\nnc: {len(NAMES)}\nnames:\n{names}"
 
 
 def _draw_split(
@@ -80,15 +77,11 @@ def _draw_split(
     for number in range(count):
         pixels, rows = _draw_picture(image_size, rng)
         Image.fromarray(pixels).save(images / f"{number:05d}.jpg", quality=95)
-        text = "".join(
-            f"{kind} " + " ".join(f"{value:.6f}" for value in box) + "\n" for kind, box in rows
-        )
-        (labels / f"{number:05d}.txt").write_text(text, encoding="utf-8")
+        (labels / f"{number:05d}.txt").write_text("".join(rows), encoding="utf-8")
 
 
-def _draw_picture(
-    size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[tuple[int, tuple[float, ...]]]]:
+def _draw_picture(size: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """Return the pixels of a picture and the rows of its label file."""
     from PIL import Image, ImageDraw
 
     ground = tuple(int(value) for value in rng.integers(0, _BRIGHTEST_GROUND, 3))
@@ -100,7 +93,9 @@ def _draw_picture(
         colour = np.clip(rng.normal(_COLOURS[kind], _COLOUR_SPREAD), 0, 255).astype(int)
         points = [(x + radius * px, y + radius * py) for px, py in _OUTLINES[kind]()]
         draw.polygon([(px * _FINER, py * _FINER) for px, py in points], fill=tuple(colour))
-        rows.append((kind, _box(points, size)))
+        low, high = np.min(points, axis=0), np.max(points, axis=0)
+        box = [*((low + high) / 2 / size), *((high - low) / size)]
+        rows.append(" ".join([str(kind), *(f"{value:.6f}" for value in box)]) + "\n")
     small = np.asarray(image.resize((size, size), Image.Resampling.BOX), np.float64)
     noisy = small + rng.normal(0, _NOISE, small.shape)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), rows
@@ -118,15 +113,8 @@ def _places(size: int, rng: np.random.Generator) -> list[tuple[float, float, flo
     return places
 
 
-def _box(points: Sequence[Point], size: int) -> tuple[float, ...]:
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-    box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-    return tuple(value / size for value in box)
-
-
-def _corners(count: int, *, inner: float = 1.0, turn: float = -math.pi / 2) -> list[Point]:
-    angles = [turn + 2 * math.pi * i / count for i in range(count)]
+def _corners(count: int, *, inner: float = 1.0) -> list[Point]:
+    angles = [2 * math.pi * i / count - math.pi / 2 for i in range(count)]
     radii = [inner if i % 2 else 1.0 for i in range(count)]
     return [(r * math.cos(a), r * math.sin(a)) for a, r in zip(angles, radii, strict=True)]
 

@@ -6,12 +6,12 @@ Nothing is written to disk.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import nn
 from fl_app.client.adamw import AdamW
 from fl_models.dataset import PictureDataset
 from fl_models.pictures import Picture
-from fl_models.ultralytics_names import build_dataloader, get_cfg
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_FOR_ONE = 64  # pixels; below, the head's last map is 1x1, too little for batch norm
 
@@ -37,25 +38,6 @@ class TrainingError(RuntimeError):
     """A local round can't produce usable weights; the text is one sentence with the reason."""
 
 
-@dataclass(frozen=True)
-class LocalResult:
-    """The result of a local round.
-
-    Parameters
-    ----------
-    num_examples : int
-        Pictures trained on.
-    loss : float
-        Sum of the box, class and distribution losses, mean over the last epoch's batches.
-    seconds : float
-        Wall time of the round.
-    """
-
-    num_examples: int
-    loss: float
-    seconds: float
-
-
 def train_locally(
     model: nn.Module,
     pictures: Sequence[Picture],
@@ -68,7 +50,7 @@ def train_locally(
     seed: int,
     threads: int = 1,
     device: str = "cpu",
-) -> LocalResult:
+) -> float:
     """Train the module in place for one round.
 
     The round has a new AdamW with a constant learning rate and one step per batch. Equal arguments
@@ -94,6 +76,11 @@ def train_locally(
     device : str
         "cpu" or "cuda:0" and so on.
 
+    Returns
+    -------
+    float
+        Sum of the box, class and distribution losses, mean over the last epoch's batches.
+
     Raises
     ------
     TrainingError
@@ -109,7 +96,9 @@ def train_locally(
     with torch_threads(threads):
         loss = _train(model, dataset, epochs=epochs, rate=learning_rate, seed=seed, device=device)
     model.to("cpu").eval()
-    return LocalResult(len(pictures), loss, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    logger.info("trained on %d pictures in %.1f s, loss %.3f", len(pictures), seconds, loss)
+    return loss
 
 
 @contextmanager
@@ -130,24 +119,30 @@ def _train(
     # A loop of its own: YOLO.train() also validates, saves and plots. It takes 2.9 times as long as
     # the steps at 320 pixels and 14.8 times at 64; this loop takes 1.05 and 1.14 times as long
     # (benchmarks/client_round.py). It does not halve a batch that a GPU has no memory for.
-    _seed_all(seed)
-    place, batch_size = torch.device(device), dataset.settings.batch
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    place = torch.device(device)
     model.to(place).train()
     model.args, model.criterion = dataset.settings, None  # the loss is built from these settings
-    optimizer = AdamW(_groups(model, _DECAY), rate)
-    loader = build_dataloader(dataset, batch_size, workers=0, shuffle=True, device=place)
+    optimizer, loader = AdamW(_groups(model), rate), dataset.loader(place)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for epoch in range(epochs):
         losses = []
         for batch in loader:
-            loss = model(_on(place, batch))[0].sum()
+            # The loss moves the boxes to the device itself.
+            loss = model({**batch, "img": batch["img"].to(place).float() / 255})[0].sum()
             loss.backward()
             nn.utils.clip_grad_norm_(weights, _LARGEST_GRADIENT)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.detach() / len(batch["img"]))
         mean = float(torch.stack(losses).mean())
-        _require_finite(mean, epoch)
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the loss is {mean} after local epoch {epoch + 1}: "
+                "lower learning-rate, or check the labels"
+            )
     return mean
 
 
@@ -157,27 +152,11 @@ def _dataset(
 ) -> PictureDataset:
     # Cached with its decoded pictures for the next round with the same records. Augmentation draws
     # from the seeded states alone, so a round does not depend on the one before.
-    settings = get_cfg(
-        overrides={"task": "detect", "imgsz": image_size, "batch": batch_size, **_AUGMENTATION}
-    )
+    settings = {"imgsz": image_size, "batch": batch_size, **_AUGMENTATION}
     return PictureDataset(pictures, names, settings=settings, augment=True)
 
 
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
-    moved = {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }
-    return {**moved, "img": moved["img"].float() / 255}
-
-
-def _groups(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], float]]:
+def _groups(model: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
     """Return parameters with weight decay: none for biases and batch norm; constants left out."""
     plain, decaying = list[nn.Parameter](), list[nn.Parameter]()
     for module in model.modules():
@@ -185,12 +164,4 @@ def _groups(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], fl
             if weight.requires_grad:
                 constant = "bias" in name or isinstance(module, nn.BatchNorm2d)
                 (plain if constant else decaying).append(weight)
-    return [(plain, 0.0), (decaying, decay)]
-
-
-def _require_finite(loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss} after local epoch {epoch + 1}: "
-            "lower learning-rate, or check the labels"
-        )
+    return [(plain, 0.0), (decaying, _DECAY)]

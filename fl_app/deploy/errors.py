@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of a deployment, and the check for packages of the extra ``deploy``."""
+"""The error of a deployment, and what leads to it: errors of the system, packages not installed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from fl_registry.redaction import redact
+from fl_registry.redaction import one_line, redact
 
 
 class DeploymentError(RuntimeError):
@@ -13,6 +15,28 @@ class DeploymentError(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(redact(reason))
+
+
+@contextmanager
+def explained(
+    what: str, advice: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
+    """Turn errors of the block into a `DeploymentError`.
+
+    Parameters
+    ----------
+    what : str
+        What cannot be done.
+    advice : str
+        What the user can do about it.
+    kinds : type[Exception] | tuple[type[Exception], ...]
+        The errors.
+    """
+    try:
+        yield
+    except kinds as error:
+        why = one_line(getattr(error, "strerror", None) or error)
+        raise DeploymentError(f"{what} ({why}); {advice}.") from error
 
 
 def require_package(name: str, use: str) -> None:

@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a deployment: one folder, which a later start uses again."""
+"""The files of a deployment: one folder, which a later start uses again, and the SuperNodes' data.
+
+The data are the user's own data sets, checked, or shares of the generated pictures in the folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from fl_app.deploy.errors import DeploymentError
+from fl_app.client.data import (
+    DataError,
+    generated_data,
+    load_data_spec,
+    partition,
+    split_holdout,
+)
+from fl_app.client.generated_shapes import NAMES
+from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.keys import SECRET, Keys
-from fl_registry.files.atomic import write_whole
+from fl_models.pictures import DataSpec, label_file
+from fl_registry.files.atomic import new_folder, write_whole
+
+SEED = 42
+"""Of the shares of the generated pictures."""
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -77,11 +94,6 @@ class Layout:
         return self.folder / "mlflow" / "artifacts"
 
     @property
-    def superlink(self) -> Path:
-        """Flower's own state: registered nodes and runs."""
-        return self.folder / "superlink" / "state.db"
-
-    @property
     def home(self) -> Path:
         """``FL_APP_HOME`` of the ServerApp."""
         return self.folder / "server"
@@ -102,17 +114,15 @@ class Layout:
         DeploymentError
             They cannot be created.
         """
-        try:
+        with explained(
+            f"The folder {self.folder} cannot be created",
+            "name one that you may write to with --folder",
+        ):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
             for name in ("keys", "logs", "mlflow", "nodes", "server", "superlink"):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             self.artifacts.mkdir(exist_ok=True)
-        except OSError as error:
-            raise DeploymentError(
-                f"The folder {self.folder} cannot be created ({error.strerror}); name one that you "
-                "may write to with --folder."
-            ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -157,3 +167,92 @@ class Layout:
     @property
     def _settings_file(self) -> Path:
         return self.folder / "deployment.json"
+
+
+def data_file(path: str) -> str:
+    """Return the absolute path of a ``data.yaml``, given itself or its folder.
+
+    Raises
+    ------
+    DeploymentError
+        The path cannot be written into a SuperNode's settings.
+    """
+    absolute = Path(path).expanduser().absolute()
+    file = absolute / "data.yaml" if absolute.is_dir() else absolute
+    if not str(file).isprintable() or set(str(file)) & set("\"'\\="):
+        raise DeploymentError(
+            f"{path!r} holds a quote, a backslash, = or a control character, with which a "
+            "SuperNode's settings cannot be written; rename the folder."
+        )
+    return str(file)
+
+
+def check_data(files: Sequence[str]) -> tuple[str, ...]:
+    """Check that data sets can be used together, and return the names of their classes.
+
+    Parameters
+    ----------
+    files : Sequence[str]
+        Absolute path of each ``data.yaml``; at least one.
+
+    Raises
+    ------
+    DeploymentError
+        One cannot be used, or has other classes than the first.
+    """
+    try:
+        specs = [load_data_spec(file, None) for file in files]
+    except DataError as error:
+        raise DeploymentError(f"{error}.") from error
+    for file, spec in zip(files, specs, strict=True):
+        if spec.names != specs[0].names:
+            raise DeploymentError(
+                f"{file} has the classes {', '.join(spec.names)}, and {files[0]} has "
+                f"{', '.join(specs[0].names)}; all nodes of a federation need the same ones, in "
+                "the same order."
+            )
+    return specs[0].names
+
+
+def generated_shares(layout: Layout, nodes: int) -> list[str]:
+    """Return a ``data.yaml`` for each node, with its share of the generated pictures.
+
+    A share is written once, into the node's own folder. Another number of nodes gets new shares.
+
+    Raises
+    ------
+    DeploymentError
+        The disk is full, or there are more nodes than pictures.
+    """
+    folders = [
+        layout.node(number) / f"shapes-{number}-of-{nodes}" for number in range(1, nodes + 1)
+    ]
+    try:
+        with explained(
+            f"The nodes' pictures cannot be written below {layout.folder}",
+            "free space there, or name another folder with --folder",
+        ):
+            if not all(folder.is_dir() for folder in folders):
+                spec = generated_data(layout.home, len(NAMES))
+                for index, folder in enumerate(folders):
+                    if not folder.is_dir():
+                        _write_share(spec, folder, index, nodes)
+    except DataError as error:
+        raise DeploymentError(f"{error}.") from error
+    return [str(folder / "data.yaml") for folder in folders]
+
+
+def _write_share(spec: DataSpec, folder: Path, index: int, nodes: int) -> None:
+    share = partition(spec, num_partitions=nodes, partition_id=index, kind="iid", seed=SEED)
+    train, val = split_holdout(share)
+    with new_folder(folder) as draft:
+        for split, pictures in {"train": train, "val": val}.items():
+            images, labels = draft / "images" / split, draft / "labels" / split
+            images.mkdir(parents=True)
+            labels.mkdir(parents=True)
+            for picture in pictures:
+                shutil.copyfile(picture, images / picture.name)
+                if (label := label_file(picture)).is_file():
+                    shutil.copyfile(label, labels / label.name)
+        content = {"train": "images/train", "val": "images/val", "names": list(spec.names)}
+        (draft / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")

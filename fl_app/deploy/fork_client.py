@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 
 def launch(address: str, program: str, args: Sequence[str]) -> int:
@@ -37,7 +36,11 @@ def launch(address: str, program: str, args: Sequence[str]) -> int:
     """
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            lines = _request(connection, address, args)
+            connection.connect(address)
+            socket.send_fds(connection, [b"\n"], [1, 2])
+            request = {"args": args, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            lines = connection.makefile("r", encoding="utf-8")
             fork = int(next(lines))
         except (OSError, ValueError, StopIteration):
             os.execv(program, [program, *args])  # noqa: S606 - the requested program itself
@@ -49,14 +52,6 @@ def launch(address: str, program: str, args: Sequence[str]) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, forward)
         return int(next(lines, "1"))  # a fork that was killed sends no code
-
-
-def _request(connection: socket.socket, address: str, args: Sequence[str]) -> TextIO:
-    connection.connect(address)
-    socket.send_fds(connection, [b"\n"], [1, 2])
-    request = {"args": list(args), "folder": str(Path.cwd()), "environment": dict(os.environ)}
-    connection.sendall(json.dumps(request).encode() + b"\n")
-    return connection.makefile("r", encoding="utf-8")
 
 
 if __name__ == "__main__":

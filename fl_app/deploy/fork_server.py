@@ -19,13 +19,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from socketserver import BaseRequestHandler, ForkingMixIn, UnixStreamServer
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from fl_app.deploy import fork_client
-from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.errors import explained
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -81,29 +82,21 @@ def run_supernode(
             importlib.import_module(module)
     gc.freeze()  # otherwise the first collection in each fork copies all loaded objects
     try:
-        with _listening() as (listener, folder), _started(command, folder) as node:
-            _serve(listener, node, entry)
+        with (
+            explained(
+                f"{command[0]} cannot be started with preloaded modules",
+                "run it directly, or set TMPDIR to a folder of yours with a short path",
+            ),
+            TemporaryDirectory(prefix="fl-app-fork-") as folder,  # only this user may enter it
+            _ForkServer(Path(folder, "socket"), entry) as server,
+            _started(command, Path(folder)) as node,
+        ):
+            while node.poll() is None:
+                server.handle_request()
+                server.service_actions()  # collects forks that have ended
             return node.wait()
-    except OSError as error:
-        raise DeploymentError(
-            f"{command[0]} cannot be started with preloaded modules ({error}); run it directly, or "
-            "set TMPDIR to a folder of yours with a short path."
-        ) from error
     finally:
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[tuple[socket.socket, Path]]:
-    """Listen on a socket in a folder that only this user may enter."""
-    with (
-        tempfile.TemporaryDirectory(prefix="fl-app-fork-") as folder,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        listener.bind(str(Path(folder) / "socket"))
-        listener.listen(64)
-        listener.settimeout(0.1)  # the longest delay until the end of the SuperNode is seen
-        yield listener, Path(folder)
 
 
 @contextlib.contextmanager
@@ -127,75 +120,45 @@ def _started(command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[
             signal.signal(number, handler)
 
 
-def _serve(listener: socket.socket, node: subprocess.Popen[bytes], entry: str) -> None:
-    forks: set[int] = set()
-    while node.poll() is None:
-        forks = {fork for fork in forks if os.waitpid(fork, os.WNOHANG)[0] == 0}
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        with connection:
-            connection.settimeout(5)
-            try:
-                forks.add(_fork(listener, connection, entry))
-            except (OSError, ValueError) as error:  # the client then runs the program itself
-                logger.warning("a message is run by a process of its own: %s", error)
+class _ForkServer(ForkingMixIn, UnixStreamServer):
+    """Runs a function in a fork for each connection; a client whose fork fails runs the program."""
 
+    request_queue_size = 64
+    timeout = 0.1  # seconds; the longest delay until the end of the SuperNode is seen
+    max_children = sys.maxsize  # at its limit it would wait for children, of which one is the node
+    block_on_close = False
 
-@dataclass(frozen=True)
-class _Request:
-    """What a client sends: how to run the program, and its standard output and error."""
+    def __init__(self, address: Path, entry: str) -> None:
+        super().__init__(str(address), BaseRequestHandler)
+        self.entry = entry
 
-    args: Sequence[str]
-    folder: str
-    environment: Mapping[str, str]
-    outputs: Sequence[int]
-
-
-def _fork(listener: socket.socket, connection: socket.socket, entry: str) -> int:
-    request = _read(connection)
-    try:
-        fork = os.fork()
-        if fork == 0:
-            listener.close()
-            connection.settimeout(None)
-            _run_request(request, connection, entry)
-    finally:
-        for output in request.outputs:
-            os.close(output)
-    return fork
-
-
-def _read(connection: socket.socket) -> _Request:
-    _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
-    with connection.makefile("r", encoding="utf-8") as lines:
-        return _Request(**json.loads(lines.readline()), outputs=outputs)
-
-
-def _run_request(request: _Request, connection: socket.socket, entry: str) -> None:
-    """Run the requested program in a fork; never returns."""
-    code = 1
-    try:
+    def finish_request(self, request: Any, client_address: object) -> None:
+        """Run the requested program; called in the fork."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for output, standard in zip(request.outputs, (1, 2), strict=True):
+        self.socket.close()
+        _, outputs, _, _ = socket.recv_fds(request, 1, 2)
+        with request.makefile("r", encoding="utf-8") as lines:
+            wanted = json.loads(lines.readline())
+        for output, standard in zip(outputs, (1, 2), strict=True):
             os.dup2(output, standard)
-        connection.sendall(b"%d\n" % os.getpid())
-        os.chdir(request.folder)
+        os.chdir(wanted["folder"])
         os.environ.clear()
-        os.environ.update(request.environment)
+        os.environ.update(wanted["environment"])
         _unload_app()
         _seed_generators()
-        sys.argv = [_PROGRAM, *request.args]
-        code = _exit_code(entry)
-    finally:
+        sys.argv = [_PROGRAM, *wanted["args"]]
+        request.sendall(b"%d\n" % os.getpid())  # from here on, the client leaves it to this fork
+        code = _exit_code(self.entry)
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
             sys.stderr.flush()
-            connection.sendall(b"%d\n" % code)
-        os._exit(code)
+            request.sendall(b"%d\n" % code)
+
+    def handle_error(self, request: Any, client_address: object) -> None:
+        """Log why a message has no fork of its own."""
+        logger.warning("a message is run by a process of its own: %s", sys.exc_info()[1])
 
 
 def _exit_code(entry: str) -> int:

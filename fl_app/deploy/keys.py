@@ -9,7 +9,7 @@ around openssl cannot. The authority's key is a file of its own: only new certif
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fl_app.deploy.errors import DeploymentError
+from fl_app.deploy.errors import DeploymentError, explained
 from fl_registry.files.atomic import write_whole
 
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -123,35 +123,30 @@ def make_keys(
     moment = now or datetime.now(UTC)
     wanted = {_general_name(name) for name in names}
     keys = Keys(folder)
-    try:
+    with explained(
+        f"The keys in {folder} cannot be used or written",
+        "correct the files, or name another folder",
+        (OSError, ValueError, TypeError),
+    ):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         written = _make_authority(keys, moment)
-        present = _names(keys)
-        if not (wanted <= present and _is_valid(keys, moment)):
+        present, is_valid = _certified(keys, moment)
+        if not (wanted <= present and is_valid):
             written += _make_certificate(keys, sorted(wanted | present, key=repr), moment)
         for number in range(1, nodes + 1):
             written += _make_node_key(keys.node(number))
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DeploymentError(
-            f"The keys in {folder} cannot be used or written ({reason}); correct the files, or "
-            "name another folder."
-        ) from error
-    return written
+        return written
 
 
 def _make_authority(keys: Keys, now: datetime) -> list[Path]:
     if keys.authority.exists():  # its key may be stored on another machine
         return []
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fl-app authority")])
-    certificate = (
-        _builder(name, name, key, now, AUTHORITY_LIFETIME)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return _write_pair(keys.authority_key, key, keys.authority, certificate)
+    extensions = {
+        x509.BasicConstraints(ca=True, path_length=0): True,
+        _usage("key_cert_sign", "crl_sign"): True,
+    }
+    files, valid = (keys.authority_key, keys.authority), (now, AUTHORITY_LIFETIME)
+    return _issue(files, "fl-app authority", valid, extensions)
 
 
 def _make_certificate(keys: Keys, names: Sequence[x509.GeneralName], now: datetime) -> list[Path]:
@@ -163,31 +158,44 @@ def _make_certificate(keys: Keys, names: Sequence[x509.GeneralName], now: dateti
     signer = serialization.load_pem_private_key(keys.authority_key.read_bytes(), None)
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ValueError(f"{keys.authority_key.name} is not a key on an elliptic curve")
+    extensions = {
+        x509.BasicConstraints(ca=False, path_length=None): True,
+        _usage("digital_signature"): True,
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]): False,
+        x509.SubjectAlternativeName(names): False,
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()): False,
+    }
+    files, valid = (keys.key, keys.certificate), (now, CERTIFICATE_LIFETIME)
+    return _issue(files, "fl-app SuperLink", valid, extensions, (authority.subject, signer))
+
+
+def _issue(
+    files: tuple[Path, Path],
+    name: str,
+    valid: tuple[datetime, timedelta],
+    extensions: Mapping[x509.ExtensionType, bool],
+    authority: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None = None,
+) -> list[Path]:
+    """Write a new key and its certificate.
+
+    Parameters
+    ----------
+    files : tuple[Path, Path]
+        Of the key and of the certificate.
+    name : str
+        Common name of the subject.
+    valid : tuple[datetime, timedelta]
+        The present time, and for how long from then.
+    extensions : Mapping[x509.ExtensionType, bool]
+        Extensions, and whether they are critical.
+    authority : tuple[x509.Name, ec.EllipticCurvePrivateKey] | None
+        The issuer's name and key; None for a certificate that signs itself.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fl-app SuperLink")])
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    certificate = (
-        _builder(name, authority.subject, key, now, CERTIFICATE_LIFETIME)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage("digital_signature"), critical=True)
-        .add_extension(server, critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(issuer, critical=False)
-        .sign(signer, hashes.SHA256())
-    )
-    return _write_pair(keys.key, key, keys.certificate, certificate)
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    now: datetime,
-    lifetime: timedelta,
-) -> x509.CertificateBuilder:
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    return (
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = authority or (subject, key)
+    now, lifetime = valid
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
@@ -195,34 +203,39 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SLACK)
         .not_valid_after(now + lifetime)
-        .add_extension(identifier, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+    for extension, critical in extensions.items():
+        builder = builder.add_extension(extension, critical)
+    private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _NO_PASSWORD)
+    write_whole(files[0], private, mode=SECRET)
+    write_whole(files[1], builder.sign(signer, hashes.SHA256()).public_bytes(_PEM))
+    return [*files]
 
 
 def _usage(*granted: str) -> x509.KeyUsage:
     return x509.KeyUsage(**{usage: usage in granted for usage in _USAGES})
 
 
-def _names(keys: Keys) -> set[x509.GeneralName]:
-    """Return the names in the SuperLink's certificate; empty if there is none."""
+def _certified(keys: Keys, now: datetime) -> tuple[set[x509.GeneralName], bool]:
+    """Return the names in the SuperLink's certificate, and whether it stays.
+
+    It stays if it has our authority and key, and does not end soon.
+    """
     if not keys.certificate.exists():
-        return set()
+        return set(), False
     certificate = x509.load_pem_x509_certificate(keys.certificate.read_bytes())
-    return set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-
-
-def _is_valid(keys: Keys, now: datetime) -> bool:
-    """Whether the SuperLink's certificate has our authority and key, and does not end soon."""
-    certificate = x509.load_pem_x509_certificate(keys.certificate.read_bytes())
-    authority = x509.load_pem_x509_certificate(keys.authority.read_bytes())
+    names = set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     try:
-        certificate.verify_directly_issued_by(authority)
+        certificate.verify_directly_issued_by(
+            x509.load_pem_x509_certificate(keys.authority.read_bytes())
+        )
     except InvalidSignature:
-        return False
+        return names, False
     if not keys.key.exists() or certificate.not_valid_after_utc - RENEWAL <= now:
-        return False
+        return names, False
     key = serialization.load_pem_private_key(keys.key.read_bytes(), None)
-    return key.public_key() == certificate.public_key()
+    return names, key.public_key() == certificate.public_key()
 
 
 def _make_node_key(pair: NodeKey) -> list[Path]:
@@ -237,18 +250,6 @@ def _make_node_key(pair: NodeKey) -> list[Path]:
     openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     write_whole(pair.public, key.public_key().public_bytes(*openssh) + b"\n")
     return [pair.private, pair.public]
-
-
-def _write_pair(
-    key_file: Path,
-    key: ec.EllipticCurvePrivateKey,
-    certificate_file: Path,
-    certificate: x509.Certificate,
-) -> list[Path]:
-    private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _NO_PASSWORD)
-    write_whole(key_file, private, mode=SECRET)
-    write_whole(certificate_file, certificate.public_bytes(_PEM))
-    return [key_file, certificate_file]
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -1,33 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deployment on this machine, from its start to its end."""
+"""A deployment on this machine, from its start to its end, and `flwr`'s connection to it."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
+import subprocess
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event
+from typing import Any
 
-from fl_app.deploy.data import check_data, generated_shares
-from fl_app.deploy.errors import DeploymentError, require_package
-from fl_app.deploy.flower_cli import NAME, Connection
-from fl_app.deploy.folder import Layout, Settings
+from flwr.supercore.utils import get_flwr_home
+
+from fl_app.deploy.errors import DeploymentError, explained, require_package
+from fl_app.deploy.folder import Layout, Settings, check_data, generated_shares
 from fl_app.deploy.keys import make_keys
-from fl_app.deploy.services import (
+from fl_app.deploy.processes import (
     HOST,
-    free_port,
+    Processes,
+    StoppedError,
+    environment,
+    find,
     mlflow_server,
     require_free,
     superlink,
     supernode,
 )
-from fl_app.deploy.supervisor import Processes, StoppedError, find
-from fl_registry import StoreUnavailable
+from fl_registry.files.atomic import write_whole
 from fl_registry.mlflow.address import check_address, kind_of
+from fl_registry.redaction import one_line
 
 START_SECONDS = 180.0  # MLflow creates its tables first
 ONLINE_SECONDS = 240.0  # after a power failure, Flower refuses the SuperNodes' keys for a minute
+NAME = "local-deployment"
+_COMMAND_SECONDS = 90.0
+_TABLE = rf"[ \t]*\[\s*superlink\s*\.\s*\"?{NAME}\"?\s*[.\]]"
+_TABLES = re.compile(rf"^{_TABLE}.*\n?(?:^(?![ \t]*\[).*\n?)*", re.MULTILINE)
+"""The connection's table and its sub-tables, each up to the next header."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,10 @@ class Deployment:
         ------
         DeploymentError
             It cannot start; processes that had been started are ended.
+        StoreUnavailable
+            The database does not answer, or MLflow cannot use it.
         """
+        require_package("psutil", "which finds and ends processes")
         classes = check_data(self.settings.data) if self.settings.data else ()
         self.layout.prepare()
         with self.layout.lock():
@@ -91,34 +108,33 @@ class Deployment:
         processes.start(mlflow_server(layout, settings.mlflow_port, database=database))
         processes.start(superlink(layout, settings.port, mlflow=self._mlflow))
         processes.wait_for(["superlink"], START_SECONDS)  # MLflow creates its tables meanwhile
-        connection = Connection(f"{HOST}:{settings.port}", layout.keys.authority)
-        connection.write()
-        ids = self._register(connection)
+        write_connection(f"{HOST}:{settings.port}", layout.keys.authority)
+        ids = self._register()
         self.say("Starting the SuperNodes.")
         for number, file in enumerate(data, start=1):
-            port, link = free_port(), settings.port
-            processes.start(supernode(layout, number, port=port, superlink_port=link, data=file))
+            processes.start(supernode(layout, number, superlink_port=settings.port, data=file))
         names = [f"node-{number}" for number in range(1, settings.nodes + 1)]
         processes.wait_for(["mlflow", *names], START_SECONDS)
 
         def online() -> bool:
-            status = connection.nodes()
-            return all(status.get(one) == "online" for one in ids)
+            states = _node_states()
+            return all(states.get(one) == "online" for one in ids)
 
         processes.wait(online, ONLINE_SECONDS, "The connection of the SuperNodes")
         return data
 
-    def _register(self, connection: Connection) -> Sequence[str]:
+    def _register(self) -> Sequence[str]:
         """Register the SuperNodes that the SuperLink does not have; return the ids of all."""
-        status = connection.nodes()
-        ids = list(self.settings.node_ids)
+        states, ids = _node_states(), list(self.settings.node_ids)
         for index in range(self.settings.nodes):
-            one = slice(index, index + 1)
-            if [known for known in ids[one] if status.get(known, "unregistered") != "unregistered"]:
-                continue
-            public_key = self.layout.keys.node(index + 1).public
-            ids[one] = [connection.register(public_key, f"node-{index + 1}")]
-            self.layout.save(replace(self.settings, node_ids=tuple(ids)))
+            known = ids[index] if index < len(ids) else ""
+            if states.get(known, "unregistered") == "unregistered":
+                public_key = str(self.layout.keys.node(index + 1).public)
+                reply = _flwr(
+                    "supernode", "register", public_key, NAME, "--name", f"node-{index + 1}"
+                )
+                ids[index : index + 1] = [str(reply["node-id"])]
+                self.layout.save(replace(self.settings, node_ids=tuple(ids)))
         return ids[: self.settings.nodes]
 
     @property
@@ -158,15 +174,75 @@ class Deployment:
 
 
 def _check_database(address: str) -> None:
-    """Raise `DeploymentError` if MLflow cannot use a database, or the database does not answer."""
+    """Raise an error if MLflow cannot use a database, or the database does not answer."""
+    if kind_of(address) == "http":
+        raise DeploymentError(
+            "--database-url is the address of a server; name the database that MLflow's own "
+            "server shall use, such as postgresql+psycopg://user:password@host/database."
+        )
+    if kind_of(address) == "postgresql":
+        require_package("psycopg", "Python's driver of PostgreSQL")
+    check_address(address)
+
+
+def write_connection(address: str, authority: Path) -> None:
+    """Write the SuperLink into Flower's configuration as `NAME`; all else there stays as it is.
+
+    Flower's own function would remove the user's comments.
+
+    Parameters
+    ----------
+    address : str
+        The SuperLink's host and port.
+    authority : Path
+        Certificate of the authority that issued the SuperLink's; absolute.
+
+    Raises
+    ------
+    DeploymentError
+        The file is not TOML, or cannot be written.
+    """
+    file = Path(get_flwr_home()) / "config.toml"
+    if not file.exists():
+        _flwr("config", "list")  # writes Flower's defaults
+    entries = {"address": address, "root-certificates": str(authority)}
+    what = f"Flower's configuration {file}"
+    with (
+        explained(f"{what} cannot be written", "set FLWR_HOME to a folder that you may write to"),
+        explained(f"{what} is not TOML", "correct it", tomllib.TOMLDecodeError),
+    ):
+        text = file.read_text("utf-8")
+        if tomllib.loads(text).get("superlink", {}).get(NAME) != entries:
+            lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+            others = _TABLES.sub("", text).rstrip()
+            text = "\n".join([others, "", f"[superlink.{NAME}]", *lines, ""])
+            write_whole(file, text.encode(), mode=file.stat().st_mode & 0o777)
+
+
+def _node_states() -> dict[str, str]:
+    """Return the state of each registered SuperNode by its id: ``online``, ``offline``, …"""
+    nodes = _flwr("supernode", "list", NAME)["nodes"]
+    return {str(node["node-id"]): str(node["status"]) for node in nodes}
+
+
+def _flwr(*words: str) -> dict[str, Any]:
+    """Run a `flwr` command and return its JSON output."""
+    command = ["flwr", *words, "--format", "json"]
     try:
-        if kind_of(address) == "http":
-            raise DeploymentError(
-                "--database-url is the address of a server; name the database that MLflow's own "
-                "server shall use, such as postgresql+psycopg://user:password@host/database."
-            )
-        if kind_of(address) == "postgresql":
-            require_package("psycopg", "Python's driver of PostgreSQL")
-        check_address(address)
-    except StoreUnavailable as error:
-        raise DeploymentError(str(error)) from None
+        done = subprocess.run(
+            command,
+            env=environment({"NO_COLOR": "1"}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            start_new_session=True,
+            check=False,
+        )
+        reply = json.loads(done.stdout[done.stdout.index("{") :])
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise DeploymentError(f"`{' '.join(command)}` failed ({type(error).__name__}).") from error
+    if done.returncode or not reply.get("success", True):
+        why = one_line(reply.get("error-message") or done.stderr, 400)
+        raise DeploymentError(f"`{' '.join(command)}` failed: {why}")
+    return dict(reply)

@@ -28,7 +28,7 @@ from flwr.supercore.utils import get_flwr_home
 from sqlalchemy.exc import SQLAlchemyError
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.services import HOST, answers, environment
+from fl_app.deploy.processes import HOST, answers, environment
 from fl_app.flower_internals import open_state
 from fl_registry.redaction import one_line
 
@@ -67,8 +67,12 @@ class LocalSuperLink:
     @classmethod
     def of_this_account(cls) -> LocalSuperLink:
         """Return the one that Flower's environment variables name, or its default."""
-        port = int(os.environ.get(PORT_VARIABLE, "39091"))
-        control_port = int(os.environ.get(CONTROL_PORT_VARIABLE, "39093"))
+        ports = {PORT_VARIABLE: "39091", CONTROL_PORT_VARIABLE: "39093"}
+        ports |= {name: os.environ[name] for name in ports if name in os.environ}
+        for name, text in ports.items():
+            if not text.isdecimal():
+                raise DeploymentError(f"{name} is {text!r}, expected the number of a port.")
+        port, control_port = map(int, ports.values())
         return cls(port, control_port, Path(get_flwr_home()) / "local-superlink")
 
     @property
@@ -231,6 +235,13 @@ def runs_this_environment(process: psutil.Process) -> bool:
     here = Path(process.cmdline()[0]).parent == Path(sys.executable).parent
     itself = process.environ().get(OWN_ENVIRONMENT) == "1"
     return here and itself and process.create_time() > newest_package()[1].timestamp()
+
+
+def flower_of(process: psutil.Process) -> str:
+    """Return the version of Flower in a SuperLink's environment; '' if it cannot be seen."""
+    environment = Path(process.cmdline()[0]).parents[1]
+    found = environment.glob("lib/python*/site-packages/flwr-*.dist-info")
+    return next((folder.name.split("-")[1].removesuffix(".dist") for folder in found), "")
 
 
 def newest_package() -> tuple[str, datetime]:

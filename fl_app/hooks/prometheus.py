@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -23,18 +22,6 @@ from fl_app.events import (
 
 MAX_METRICS = 100
 """Most metrics of a round that are exported; clients name them, so their number has no bound."""
-
-_COUNTERS = (  # key in the counts, name, description, labels
-    ("rounds", "fl_app_rounds", "Rounds.", ["result"]),
-    ("sessions", "fl_app_sessions", "Sessions that ended.", ["status"]),
-    ("moves", "fl_app_stage_moves", "Entries of the journal.", ["op"]),
-    (
-        "requests",
-        "fl_app_retrain_asked",
-        "Requests for retraining that this process recorded.",
-        ["kind", "outcome"],
-    ),
-)
 
 
 class PrometheusMetrics(Collector):
@@ -52,10 +39,18 @@ class PrometheusMetrics(Collector):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._metrics: Mapping[str, float] = {}
-        self._versions: Mapping[str, str | None] = {}
-        self._seconds = 0.0
-        self._counts = Counter[tuple[str, ...]]({("rounds", "ok"): 0, ("rounds", "failed"): 0})
+        self._parts = CollectorRegistry()
+        ours: dict[str, Any] = {"namespace": "fl_app", "registry": self._parts}
+        self._metrics = Gauge("metric", "Metrics of the last round.", ["name"], **ours)
+        self._versions = Gauge("version", "Registered version by stage.", ["stage"], **ours)
+        self._seconds = Summary("round_seconds", "Wall time of rounds with a new model.", **ours)
+        self._rounds = Counter("rounds", "Rounds.", ["result"], **ours)
+        self._sessions = Counter("sessions", "Sessions that ended.", ["status"], **ours)
+        self._moves = Counter("stage_moves", "Entries of the journal.", ["op"], **ours)
+        asked = "Requests for retraining that this process recorded."
+        self._requests = Counter("retrain_asked", asked, ["kind", "outcome"], **ours)
+        for result in ("ok", "failed"):
+            self._rounds.labels(result)
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -63,45 +58,35 @@ class PrometheusMetrics(Collector):
         """Count an event."""
         with self._lock:
             match event:
+                case RoundReport(failed=True):
+                    self._rounds.labels("failed").inc()
                 case RoundReport():
-                    self._counts["rounds", "failed" if event.failed else "ok"] += 1
-                    if not event.failed:
-                        self._metrics = event.metrics
-                        self._seconds += event.seconds
+                    self._rounds.labels("ok").inc()
+                    self._seconds.observe(event.seconds)
+                    names = sorted(event.metrics, key=lambda n: (n.count("/"), n))[:MAX_METRICS]
+                    _replace(self._metrics, {name: event.metrics[name] for name in names})
                 case SessionEnded():
-                    self._counts["sessions", event.status] += 1
+                    self._sessions.labels(event.status).inc()
                 case StageMoved():
-                    self._counts["moves", event.op] += 1
+                    self._moves.labels(event.op).inc()
                 case RetrainingRequested():
-                    self._counts["requests", event.kind, event.outcome] += 1
+                    self._requests.labels(event.kind, event.outcome).inc()
             if isinstance(event, SessionStarted | StageMoved):
-                self._versions = {"production": event.production, "staging": event.staging}
+                stages = {"production": event.production, "staging": event.staging}
+                known = {stage: float(v) for stage, v in stages.items() if v and v.isdecimal()}
+                _replace(self._versions, known)
 
     def collect(self) -> Iterator[Metric]:
         """Return the current metrics; those without a value yet are left out."""
         with self._lock:
-            counts, seconds = dict(self._counts), self._seconds
-            values, stages = self._metrics, self._versions
-        metrics = GaugeMetricFamily("fl_app_metric", "Metrics of the last round.", labels=["name"])
-        for name in sorted(values, key=lambda n: (n.count("/"), n))[:MAX_METRICS]:
-            metrics.add_metric([name], values[name])
-        yield metrics
-        versions = GaugeMetricFamily(
-            "fl_app_version", "Registered version by stage.", labels=["stage"]
-        )
-        for stage, version in stages.items():
-            if version is not None and version.isdecimal():
-                versions.add_metric([stage], float(version))
-        yield versions
-        yield SummaryMetricFamily(
-            "fl_app_round_seconds",
-            "Wall time of rounds with a new model.",
-            count_value=counts["rounds", "ok"],
-            sum_value=seconds,
-        )
-        for key, name, description, labels in _COUNTERS:
-            counter = CounterMetricFamily(name, description, labels=labels)
-            for (kind, *label_values), count in sorted(counts.items()):
-                if kind == key:
-                    counter.add_metric(label_values, count)
-            yield counter
+            metrics = list(self._parts.collect())
+        for metric in metrics:
+            # All series begin with the process; the library would repeat that for each.
+            metric.samples = [one for one in metric.samples if not one.name.endswith("_created")]
+            yield metric
+
+
+def _replace(gauge: Gauge, values: dict[str, float]) -> None:
+    gauge.clear()
+    for label, value in values.items():
+        gauge.labels(label).set(value)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls hooks from threads of their own, so that no hook can delay or end a round."""
+"""Calls hooks from threads of their own, so that no hook can delay or end a round.
+
+They get the events of sessions, and one for each new entry of the registry's journal.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from fl_app.events import Event, Hook
-from fl_app.hooks.journal_events import JournalFollower
-from fl_registry import ModelStore
+from fl_app.events import Event, Hook, StageMoved
+from fl_registry import ModelStore, RegistryError
+from fl_registry.journal.entries import as_moment, fold
 from fl_registry.redaction import one_line, trace
+from fl_registry.stages import Move, State, step
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -113,12 +117,20 @@ class _HookThread:
 
     def put(self, event: Event) -> None:
         with self._changed:
-            if len(self._waiting) >= self._max_waiting:
-                self._drop(event)
+            if len(self._waiting) < self._max_waiting:
+                self._waiting.append(event)
+                if not self._running:
+                    self._start()
                 return
-            self._waiting.append(event)
-            if not self._running:
-                self._start()
+            self._dropped += 1
+            if self._dropped == 1:
+                logger.warning(
+                    "hook %r is %d events behind; events from %s on are dropped until it has "
+                    "caught up",
+                    self.hook,
+                    self._max_waiting,
+                    event.id,
+                )
 
     def wait(self, until: float) -> int:
         """Wait until the queue is empty, or that time; return how many events are left."""
@@ -152,12 +164,62 @@ class _HookThread:
             self._changed.notify_all()
             return None
 
-    def _drop(self, event: Event) -> None:
-        self._dropped += 1
-        if self._dropped == 1:
-            logger.warning(
-                "hook %r is %d events behind; events from %s on are dropped until it has caught up",
-                self.hook,
-                self._max_waiting,
-                event.id,
-            )
+
+class JournalFollower:
+    """Reports each entry of a store's journal once and in order, from the first call on.
+
+    Entries from before the first call are not reported. Safe to use from many threads.
+
+    Parameters
+    ----------
+    store : ModelStore
+        The store with the journal.
+    """
+
+    # Read from the journal and not reported by those who move versions: people, the page, probation
+    # and other processes do so too, and the journal is the one place that all of them write to.
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+        self._looking = threading.Lock()
+        self._seen: tuple[int, State] | None = None
+        self._failing = False
+
+    def look(self, report: Hook) -> None:
+        """Call ``report`` with a `StageMoved` for each entry since the last call.
+
+        If the store does not answer or its journal is damaged, a warning is logged once, and the
+        entries are reported by a later call.
+        """
+        with self._looking:
+            try:
+                for moved in self._new():
+                    report(moved)
+            except RegistryError as error:
+                if not self._failing:
+                    logger.warning("stage moves are not reported to hooks for now: %s", error)
+                self._failing = True
+            else:
+                self._failing = False
+
+    def _new(self) -> Iterator[StageMoved]:
+        if self._seen is None:
+            entries = self._store.history()
+            self._seen = (entries[-1].number if entries else 0, fold(entries))
+            return
+        number, state = self._seen
+        for entry in self._store.history(after=number):
+            state = step(state, entry.op, entry.version)
+            self._seen = (entry.number, state)
+            if entry.op not in (Move.CARRY, Move.LEASE):
+                yield StageMoved(
+                    number=entry.number,
+                    op=str(entry.op),
+                    version=entry.version,
+                    displaced=entry.displaced or None,
+                    actor=entry.actor,
+                    reason=entry.reason,
+                    production=state.production,
+                    staging=state.staging,
+                    id=entry.id,
+                    time=as_moment(entry.time),
+                )

@@ -10,23 +10,26 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import os
 import random
+import re
+import socket
 import ssl
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, InvalidHeader
 
 from fl_app.events import Event, as_json
-from fl_app.hooks.webhook_hosts import ForbiddenAddressError, Target
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -38,6 +41,10 @@ MAX_PAUSE = 300.0
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _MIN_KEY = 24
 _PREFIX = "whsec_"
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_PORTS = {"http": 80, "https": 443}
+_EXAMPLE = "expected one such as https://hooks.example.org/fl-app"
 
 
 class Webhook:
@@ -88,7 +95,7 @@ class Webhook:
         self._key = read_key(secret)
         self._model = model
         self._timeout = timeout
-        self._pauses = tuple(pauses)
+        self._pauses = pauses
         self._chance = random.Random()  # noqa: S311 - no secret
         self._tls = ssl.create_default_context()
 
@@ -114,40 +121,50 @@ class Webhook:
         """Post an event, and return when it was accepted or dropped."""
         body = json.dumps({**as_json(event), "model": self._model}, allow_nan=False).encode()
         for number, pause in enumerate((*self._pauses, None), start=1):
-            try:
-                return self._post(event.id, body, number)
-            except _FailedAttemptError as error:
-                if pause is None or error.final:
-                    logger.warning(
-                        "%r: %s is dropped after attempt %d: %s", self, event.id, number, error
-                    )
-                    return None
-                time.sleep(max(pause * self._chance.uniform(0.8, 1.2), error.after))
+            failure = self._post(event.id, body, number)
+            if failure is None:
+                return
+            if pause is None or failure.final:
+                why = failure.reason
+                logger.warning(
+                    "%r: %s is dropped after attempt %d: %s", self, event.id, number, why
+                )
+                return
+            time.sleep(max(pause * self._chance.uniform(0.8, 1.2), failure.pause))
 
-    def _post(self, event_id: str, body: bytes, number: int) -> None:
+    def _post(self, event_id: str, body: bytes, number: int) -> _Failure | None:
+        """Make an attempt; return why it failed."""
         try:
             # Resolved and checked here, for each attempt: a name may lead to a private address, and
             # to another one a moment later. `requests` would resolve it again after the check,
             # follow redirects and use a proxy.
             addresses = self._target.addresses()
-            address = addresses[number % len(addresses)]
-            answer = self._send(address, self._headers(event_id, body), body)
+            answer = self._send(addresses[number % len(addresses)], event_id, body)
         except ForbiddenAddressError as error:
-            raise _FailedAttemptError(str(error), final=True) from None
+            return _Failure(str(error), final=True)
         except (HTTPError, OSError) as error:
-            raise _FailedAttemptError(f"{type(error).__name__}: {error}") from None
-        status, after = answer
-        if 300 <= status < 400:
-            raise _FailedAttemptError(f"it redirects ({status}), which is not followed", final=True)
-        if not 200 <= status < 300:
-            again = status in TRY_AGAIN
-            raise _FailedAttemptError(
-                f"it answers {status}", final=not again, after=_seconds(after)
-            )
+            return _Failure(f"{type(error).__name__}: {error}")
+        if 200 <= answer.status < 300:
+            return None
+        if 300 <= answer.status < 400:
+            return _Failure(f"it redirects ({answer.status}), which is not followed", final=True)
+        return _Failure(
+            f"it answers {answer.status}",
+            final=answer.status not in TRY_AGAIN,
+            pause=_seconds(answer.headers.get("Retry-After", "")),
+        )
 
-    def _send(self, address: str, headers: dict[str, str], body: bytes) -> tuple[int, str]:
-        """Return the status of the answer, and its ``Retry-After``."""
-        target = self._target
+    def _send(self, address: str, event_id: str, body: bytes) -> urllib3.BaseHTTPResponse:
+        """Return the answer, of which only status and headers are read."""
+        target, timestamp = self._target, int(time.time())
+        headers = {
+            "Host": target.authority,
+            "Content-Type": "application/json",
+            "User-Agent": "fl-app",
+            "webhook-id": event_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": sign(self._key, event_id, timestamp, body),
+        }
         pool: urllib3.HTTPConnectionPool
         if target.scheme == "https":
             pool = urllib3.HTTPSConnectionPool(
@@ -167,27 +184,15 @@ class Webhook:
                 preload_content=False,
             )
             answer.close()
-            return answer.status, answer.headers.get("Retry-After", "")
-
-    def _headers(self, event_id: str, body: bytes) -> dict[str, str]:
-        timestamp = int(time.time())
-        return {
-            "Host": self._target.authority,
-            "Content-Type": "application/json",
-            "User-Agent": "fl-app",
-            "webhook-id": event_id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(self._key, event_id, timestamp, body),
-        }
+            return answer
 
 
-class _FailedAttemptError(Exception):
-    """An attempt that failed; ``after`` is the pause in seconds that the receiver requests."""
+class _Failure(NamedTuple):
+    """Why an attempt failed, whether it was the last, and the pause that the receiver requests."""
 
-    def __init__(self, reason: str, *, final: bool = False, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.final = final
-        self.after = after
+    reason: str
+    final: bool = False
+    pause: float = 0.0
 
 
 def sign(key: bytes, event_id: str, timestamp: int, body: bytes) -> str:
@@ -249,12 +254,138 @@ def read_secret(path: str | None = None) -> str:
 def _seconds(retry_after: str) -> float:
     """Return the seconds that a ``Retry-After`` header requests; 0 if it cannot be read."""
     try:
-        if retry_after.isascii() and retry_after.isdigit():
-            wanted = float(retry_after)
-        else:
-            when = parsedate_to_datetime(retry_after)
-            when = when.replace(tzinfo=UTC) if when.tzinfo is None else when
-            wanted = (when - datetime.now(UTC)).total_seconds()
-    except ValueError:
+        return min(urllib3.Retry().parse_retry_after(retry_after), MAX_PAUSE)
+    except (InvalidHeader, ValueError, OverflowError):
         return 0.0
-    return min(max(wanted, 0.0), MAX_PAUSE)
+
+
+class ForbiddenAddressError(ValueError):
+    """A host resolves to an address that webhooks may not be sent to."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checked URL.
+
+    Attributes
+    ----------
+    scheme, host, port, path : str, str, int, str
+        Parts of the URL; the path includes the query.
+    named : bool
+        Whether the host was allowed by name.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    named: bool
+
+    @classmethod
+    def of(cls, url: str, hosts: Collection[str] = ()) -> Target:
+        """Check a URL.
+
+        Parameters
+        ----------
+        url : str
+            ``https://host/path``.
+        hosts : Collection[str]
+            Allowed hosts, which may be private and use plain http. Empty: every public host is
+            allowed, by https.
+
+        Raises
+        ------
+        ValueError
+            The URL or a host cannot be used.
+        """
+        allowed = {name.strip("[]").rstrip(".").lower() for name in hosts}
+        for name in allowed:
+            if not _is_host(name):
+                raise ValueError(
+                    f"{name!r} in webhook-hosts is not a host; expected names with commas, such as "
+                    "'hooks.example.org,localhost'."
+                )
+        # No message repeats the URL, since its path may be a secret.
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ValueError(
+                f"The webhook's URL has characters that are not allowed in URLs; {_EXAMPLE}."
+            )
+        try:
+            parts = urlsplit(url)
+            port = parts.port or _PORTS.get(parts.scheme, 0)
+        except ValueError:
+            raise ValueError(f"The webhook's URL cannot be read; {_EXAMPLE}.") from None
+        host = (parts.hostname or "").rstrip(".")
+        problems = {
+            f"'s URL starts with {parts.scheme!r}; {_EXAMPLE}": parts.scheme not in _PORTS,
+            f"'s URL names no host; {_EXAMPLE}": not _is_host(host),
+            "'s URL holds a user or password; leave them out": "@" in parts.netloc,
+            f"'s host {host!r} is not among the allowed ones, {sorted(allowed)}; add it to "
+            "webhook-hosts, or change webhook-url": allowed and host not in allowed,
+            f" would go to {host!r} by plain http, for all on the way to read; use https, or name "
+            "the host in webhook-hosts": parts.scheme == "http" and not allowed,
+        }
+        for problem, is_there in problems.items():
+            if is_there:
+                raise ValueError(f"The webhook{problem}.")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = cls(parts.scheme, host, port, path, bool(allowed))
+        if _is_number(host):
+            target.addresses()  # needs no name server
+        return target
+
+    @property
+    def authority(self) -> str:
+        """The value of the ``Host`` header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def addresses(self) -> list[str]:
+        """Resolve the host and return its addresses.
+
+        Raises
+        ------
+        ForbiddenAddressError
+            An address is not public, and the host is not allowed by name.
+        OSError
+            There is no such host.
+        """
+        try:
+            entries = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise OSError("it is not a host name") from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        # A private address needs its host in the list. This guards only against mistakes and name
+        # servers of others: whoever may change the settings may run code on the server as well.
+        private = [each for each in addresses if not is_public(each)]
+        if private and not self.named:
+            raise ForbiddenAddressError(
+                f"The webhook's host {self.host!r} is at {private[0]}, which is not a public "
+                "address; name the host in webhook-hosts if that is right."
+            )
+        return addresses
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address is public; an IPv4 address within an IPv6 one is checked too."""
+    parsed = ipaddress.ip_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
+        if parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return parsed.is_global and not parsed.is_multicast
+
+
+def _is_host(text: str) -> bool:
+    return bool(_HOST.fullmatch(text)) or _is_number(text)
+
+
+def _is_number(host: str) -> bool:
+    """Return whether a host is an address, in any of the forms that browsers accept."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return bool(host)

@@ -9,11 +9,9 @@ from fl_app.retraining.loop import train_and_retrain
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.memory.store import MonitorStore
 from fl_app.retraining.probation.probation import Probation
-from fl_app.retraining.probation.state import ProbationSettings, ProductionReport
-from fl_app.retraining.probation.status import ReportAnswer
-from fl_app.retraining.request_policy import RetrainPolicy, Situation, decide
-from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
-from fl_app.retraining.schedule import Cron, Every, Schedule
+from fl_app.retraining.probation.reports import ProbationSettings, ProductionReport, ReportAnswer
+from fl_app.retraining.requests import Outcome, RetrainPolicy, RetrainRequest, TriggerKind
+from fl_app.retraining.schedule import Cron, Every
 
 __all__ = [
     "BestMinusThreshold",
@@ -35,10 +33,7 @@ __all__ = [
     "RetrainPolicy",
     "RetrainRequest",
     "RetrainingManager",
-    "Schedule",
-    "Situation",
     "TriggerKind",
     "check_data_drift",
-    "decide",
     "train_and_retrain",
 ]

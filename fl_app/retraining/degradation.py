@@ -4,20 +4,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field
-
-from fl_app.retraining.noise import (
-    alarm_height,
-    level_and_spread,
-    robust_sigma,
-    second_differences,
-    step_in,
-)
 
 Mode = Literal["max", "min"]
 
@@ -37,6 +31,16 @@ SIZES = (3, 6, 12, 24, 48)
 """Numbers of last scores of the reference that may be the baseline."""
 MIN_LASTING = 48
 """Scores of a reference whose lower bound is never lowered again, at least."""
+ARL = 10_000.0
+"""Mean number of rounds to a false alarm that the height is designed for."""
+CLIP = 4.0
+"""Standard deviations from the median at which outliers are clipped."""
+MAX_AUTOCORRELATION = 0.9
+"""With a higher one the height would exceed every fall while there are few scores."""
+ERRORS = 2.0
+"""Standard errors that are added to the autocorrelation."""
+QUARTILE = 1.1503
+"""Upper quartile of the size of a standard normal variable."""
 
 
 def is_score(value: float) -> bool:
@@ -84,14 +88,9 @@ class DegradationRule(ABC):
     def update(self, score: float) -> tuple[Self, str]:
         """Return the next state after a score (`is_score`), and the reason to retrain, if any."""
 
-    @abstractmethod
-    def rebase(self, score: float | None) -> Self:
-        """Return the rule begun anew from the score of the served version; None if unknown."""
-
-    def has_settings_of(self, other: DegradationRule) -> bool:
-        """Return whether both are the same rule with the same settings, in whatever state."""
-        same_kind = type(self) is type(other)
-        return same_kind and (self.threshold, self.mode) == (other.threshold, other.mode)
+    def rebase(self, score: float) -> Self:
+        """Return the rule begun anew from the score of the served version."""
+        return type(self)(self.threshold, self.mode, best=score, current=score)
 
     def _fall(self, baseline: float, score: float) -> float:
         return baseline - score if self.mode == "max" else score - baseline
@@ -127,10 +126,6 @@ class BestMinusThreshold(DegradationRule):
             f"the score is {score:.4f}, worse than the best of {best:.4f} by {fell:.4f}, "
             f"more than {self.threshold:g}"
         )
-
-    def rebase(self, score: float | None) -> Self:
-        """Return the rule begun anew from ``score``."""
-        return replace(self, best=score, current=score)
 
 
 @dataclass(frozen=True)
@@ -192,14 +187,14 @@ class CappedCusum(DegradationRule):
         if not self.reference:
             return replace(after, reference=(score,)), ""
         sign = 1 if self.mode == "max" else -1  # from here on more is better
-        reference = [sign * value for value in self.reference]
-        suspects = [sign * value for value in (*self.suspects, score)][-WINDOW:]
+        reference = sign * np.array(self.reference)
+        suspects = sign * np.array((*self.suspects, score)[-WINDOW:])
         lasting = None if self.bound is None else sign * self.bound
         baseline = _baseline(reference, suspects, lasting, self.threshold)
         height = max(alarm_height(baseline.spread, self.threshold / 2), self.threshold)
         total = doubt = 0.0
         cleared = 0
-        for number, value in enumerate(suspects, 1):
+        for number, value in enumerate(suspects.tolist(), 1):
             # The cap keeps two outliers from reaching the height.
             fall = baseline.bound - value - self.threshold / 2
             total = max(0.0, total + min(fall, height / CAP))
@@ -207,27 +202,23 @@ class CappedCusum(DegradationRule):
             if doubt == 0:
                 cleared = number
         if total > height and len(reference) + len(suspects) >= MIN_SCORES:
-            return replace(after, suspects=()), self._reason(score, sign * baseline.level)
+            level = sign * baseline.level
+            return replace(after, suspects=()), (
+                f"the score stays below its baseline of {level:.4f}: it is {score:.4f} now, worse "
+                f"by {self._fall(level, score):.4f}, and noise does not explain it"
+            )
         if total == 0 and len(suspects) >= MIN_CLEARED:
             cleared = max(cleared, len(suspects) // 2)
         return replace(
             after,
-            reference=tuple(sign * value for value in reference + suspects[:cleared])[-WINDOW:],
-            suspects=tuple(sign * value for value in suspects[cleared:]),
+            reference=(*self.reference, *(sign * suspects[:cleared]).tolist())[-WINDOW:],
+            suspects=tuple((sign * suspects[cleared:]).tolist()),
             bound=sign * baseline.bound if cleared and baseline.lasting else self.bound,
         ), ""
 
-    def rebase(self, score: float | None) -> Self:
-        """Return the rule begun anew from the promoted version's score."""
-        reference = () if score is None else (score,)
-        return type(self)(self.threshold, self.mode, score, score, reference)
-
-    def _reason(self, score: float, baseline: float) -> str:
-        fall = self._fall(baseline, score)
-        return (
-            f"the score stays below its baseline of {baseline:.4f}: it is {score:.4f} now, "
-            f"worse by {fall:.4f}, and noise does not explain it"
-        )
+    def rebase(self, score: float) -> Self:
+        """Return the rule begun anew from the score of the served version."""
+        return replace(super().rebase(score), reference=(score,))
 
 
 @dataclass(frozen=True)
@@ -251,10 +242,11 @@ class _Baseline:
 
 
 def _baseline(
-    reference: list[float], suspects: list[float], lasting: float | None, threshold: float
+    reference: np.ndarray, suspects: np.ndarray, lasting: float | None, threshold: float
 ) -> _Baseline:
     """Return the highest of these bounds: whole reference, its last ``SIZES``, lasting one."""
-    jagged = second_differences(reference) + second_differences(suspects)
+    # In second differences level and slope vanish; 1 + 4 + 1 variances are in each.
+    jagged = np.concatenate([np.diff(reference, 2), np.diff(suspects, 2)]) / math.sqrt(6)
     least = max(robust_sigma(jagged), threshold / 50)
     step, whole = step_in(reference, suspects), len(reference)
     sizes = [size for size in SIZES if whole / 4 <= size < whole]
@@ -262,7 +254,7 @@ def _baseline(
     # fall. The last scores may be higher than the whole reference: a model improves in training.
     baselines = []
     for size in (whole, *sizes):
-        before = reference[-size:] + suspects[:step]
+        before = np.concatenate([reference[-size:], suspects[:step]])
         level, spread = level_and_spread(before, suspects[step:], size, least)
         bound = level - BOUND * spread / math.sqrt(size)
         baselines.append(_Baseline(bound, level, spread, size >= MIN_LASTING))
@@ -271,6 +263,71 @@ def _baseline(
     if lasting is not None and lasting >= best.bound:
         return _Baseline(lasting, max(highest, lasting), baselines[0].spread, lasting=False)
     return replace(best, level=max(highest, best.bound))
+
+
+def robust_sigma(deviations: np.ndarray) -> float:
+    """Standard deviation from the upper quartile of the sizes; tolerates 24 % of outliers."""
+    size = np.sort(np.abs(deviations))
+    return float(size[3 * len(size) // 4]) / QUARTILE if len(size) else 0.0
+
+
+def step_in(reference: np.ndarray, suspects: np.ndarray) -> int:
+    """Return how many suspects come before the greatest step.
+
+    At the step, the means of the two sides leave the smallest sum of squares.
+    """
+    sums = np.cumsum(np.concatenate([reference, suspects]))
+    before = np.arange(len(reference), len(sums))
+    after, sum_before = len(sums) - before, sums[before - 1]
+    step = sum_before / before - (sums[-1] - sum_before) / after
+    return int(np.argmax(before * after * step**2))
+
+
+def level_and_spread(
+    before: np.ndarray, after: np.ndarray, size: int, least: float
+) -> tuple[float, float]:
+    """Return the level of the first ``size`` scores, and the long-run deviation of a score.
+
+    The latter is sigma sqrt((1 + phi) / (1 - phi)), that of an AR(1) process with standard
+    deviation sigma and lag-1 autocorrelation phi.
+
+    Parameters
+    ----------
+    before, after : np.ndarray
+        Scores before and after a step, which is no noise; the latter may be empty.
+    size : int
+        How many scores of ``before``, from the first on, the level is of.
+    least : float
+        Lower limit of sigma, in the unit of the scores.
+    """
+    sides = [side for side in (before, after) if len(side)]
+    middles = [statistics.median(side.tolist()) for side in sides]
+    parts = [side - middle for side, middle in zip(sides, middles, strict=True)]
+    sigma = max(robust_sigma(np.concatenate(parts)), least)
+    parts = [np.maximum(np.minimum(part, CLIP * sigma), -CLIP * sigma) for part in parts]
+    level = middles[0] + float(parts[0][:size].sum()) / size
+    around = [part - part.sum() / len(part) for part in parts]
+    count, power = len(before) + len(after), sum(float((a * a).sum()) for a in around)
+    lagged = sum(float((a[:-1] * a[1:]).sum()) for a in around)
+    rho = min(max(lagged / power, 0.0), 1.0) if power > 0 else 0.0
+    # An autocorrelation of n scores is too low by (1 + 4 rho) / n (Marriott and Pope 1954).
+    error = (1 + 4 * rho) / count + ERRORS * math.sqrt((1 - rho * rho) / count)
+    phi = min(rho + error, MAX_AUTOCORRELATION)
+    sigma = max(sigma, math.sqrt(power / max(count - len(parts), 1)))
+    return level, sigma * math.sqrt((1 + phi) / (1 - phi))
+
+
+def alarm_height(spread: float, k: float) -> float:
+    """Height of a one-sided CUSUM with reference value ``k`` for a mean run length of ``ARL``.
+
+    Solves ARL = (exp(y) - 1 - y) / (2 d^2) with d = k / spread and y = 2 d height / spread
+    (Siegmund 1985, without the correction for overshoot, which makes it higher than needed).
+    """
+    drift = k / spread
+    y = 1.0
+    for _ in range(8):
+        y = math.log1p(2 * drift * drift * ARL + y)
+    return spread * min(y / (2 * drift), math.sqrt(ARL))
 
 
 Rule = Annotated[CappedCusum | BestMinusThreshold, Field(discriminator="policy")]

@@ -10,31 +10,76 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fl_app.events import Hook
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from fl_app.events import Hook, RetrainingRequested
 from fl_app.health import Health
 from fl_app.hooks.queue import Hooks
-from fl_app.retraining.callback import Callback, CallbackThread
 from fl_app.retraining.degradation import LIMIT, RULES, Mode, Rule, is_score
 from fl_app.retraining.drift.check import DriftSettings, observe
 from fl_app.retraining.drift.state import DriftCheck, DriftState
 from fl_app.retraining.memory.errors import MEMORY, memory_errors
 from fl_app.retraining.memory.store import MonitorStore, default_url
-from fl_app.retraining.request_policy import BUDGET_WINDOW, RetrainPolicy, Situation, decide
-from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind, requested_event
-from fl_app.retraining.schedule import Cron, Every, Schedule, due_requests
-from fl_app.retraining.state import MonitorState
+from fl_app.retraining.requests import Outcome, RetrainPolicy, RetrainRequest, TriggerKind
+from fl_app.retraining.schedule import Cron, Every
+from fl_app.wire.data_summary import HOLD_KEY, REFERENCE_KEY
 from fl_registry import app_home
+from fl_registry.redaction import trace
+
+if TYPE_CHECKING:
+    from fl_app.retraining.memory.database import Note
 
 logger = logging.getLogger("flwr.fl_app")
+
+Callback = Callable[[RetrainRequest], object]
 
 MAX_ERRORS_IN_A_ROW = 4
 """Rejected scores in a row after which the monitor warns that it cannot detect a fall."""
 POLL_SECONDS = 0.5
 """How often a waiting loop reads requests that another process has stored."""
+
+
+def _rule_or_none(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """Read a rule; None for the state of a rule that this version does not have."""
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+@dataclass(frozen=True)
+class MonitorState:
+    """The state of a `RetrainingManager`, as the monitor's memory stores it.
+
+    Attributes
+    ----------
+    rule : Rule | None
+        The degradation rule with its scores; None if it cannot be read.
+    served_version : str | None
+        Version whose score the rule was last rebased on.
+    recovered : bool
+        Whether the score was healthy at some time since the rule's last request.
+    rounds_since : int | None
+        Rounds since a request was last taken; None before the first.
+    taken : str
+        Id of that request.
+    errors_in_a_row : int
+        Rejected scores since the last one that was a number.
+    drift : DriftState
+        The state of the drift test.
+    """
+
+    rule: Annotated[Rule | None, WrapValidator(_rule_or_none)] = None
+    served_version: str | None = None
+    recovered: bool = True
+    rounds_since: int | None = None
+    taken: str = ""
+    errors_in_a_row: int = 0
+    drift: DriftState = field(default_factory=DriftState)
 
 
 class RetrainingManager:
@@ -70,10 +115,17 @@ class RetrainingManager:
         The monitor's memory; by default ``monitor.db`` in ``FL_APP_HOME``.
     hooks : Sequence[Hook] | Hooks
         Called with a `RetrainingRequested` for each request that this object stores.
-    health : Health | None
-        Where a failing memory is reported; training continues then.
     now : Callable[[], datetime]
         The wall clock, in UTC, for due times, cooldown and budget.
+
+    Attributes
+    ----------
+    store : MonitorStore
+        The monitor's memory.
+    health : Health
+        Where a failing memory is reported; training continues then.
+    retrain_callback : Callable[[RetrainRequest], object] | None
+        What ``set_retrain_callback`` set.
 
     Raises
     ------
@@ -97,7 +149,6 @@ class RetrainingManager:
         drift: DriftSettings | None = None,
         store: MonitorStore | None = None,
         hooks: Sequence[Hook] | Hooks = (),
-        health: Health | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not (math.isfinite(check_interval) and check_interval > 0):
@@ -117,16 +168,16 @@ class RetrainingManager:
                 "drift_policy 'per_check' requests retraining in 5 %% of all checks for each "
                 "feature without any drift: in 139, 370 and 997 of 1,000 with 3, 10 and 100"
             )
-        self._store = store or MonitorStore(default_url(app_home()))
-        self._note = self._store.note("monitor", MonitorState)
-        self.health = health or Health()
+        self.store = store or MonitorStore(default_url(app_home()))
+        self._note = self.store.note("monitor", MonitorState)
+        self.health = Health()
         self._hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
         self._now = now
         self._changed = threading.Condition(threading.RLock())
         self._monitor: threading.Thread | None = None
         self._stop = threading.Event()
-        self._callback_thread = CallbackThread(self.running)
-        self._schedules: dict[str, Schedule] = {}
+        self._called_back: tuple[RetrainRequest, float] | None = None
+        self._schedules: dict[Every | Cron, Note[datetime]] = {}
         self._leaving = False
         self._state = self._restored()
 
@@ -146,14 +197,9 @@ class RetrainingManager:
         return self._rule.current
 
     @property
-    def store(self) -> MonitorStore:
-        """The monitor's memory."""
-        return self._store
-
-    @property
     def trigger_history(self) -> list[dict[str, Any]]:
         """All requests, oldest first, with outcome and reason."""
-        return self._store.requests.history()
+        return self.store.requests.history()
 
     @property
     def drift(self) -> DriftState:
@@ -165,10 +211,7 @@ class RetrainingManager:
 
         While another process monitors, they are read from the memory.
         """
-        if self.monitoring:
-            return self._rule, self.drift.last
-        _, stored = self._note.read()
-        state = stored or MonitorState()
+        state = self._state if self.monitoring else self._note.read()[1] or MonitorState()
         return state.rule or self._new_rule, state.drift.last
 
     def start_from(self, version: str, score: float) -> None:
@@ -177,17 +220,11 @@ class RetrainingManager:
         From now on falls are measured from this score, if the version has changed.
         """
         with self._changed:
-            if version == self._state.served_version:
-                return
-            if not is_score(score):
-                logger.warning(
-                    "the score of version %s is %s, expected a finite number of at most %g in "
-                    "size; falls are measured from the earlier scores",
-                    *(version, score, LIMIT),
-                )
-                return
-            rule = self._rule.rebase(score)
-            self._save(rule=rule, served_version=version, recovered=True)
+            new = version != self._state.served_version
+            if new and self._is_score(
+                score, f"version {version}", "falls are measured from the earlier scores"
+            ):
+                self._save(rule=self._rule.rebase(score), served_version=version, recovered=True)
 
     def update_metrics(self, accuracy: float, round_num: int) -> None:
         """Add the score of a round; a fall becomes a request.
@@ -198,10 +235,25 @@ class RetrainingManager:
         with self._changed, self.health.going_on(MEMORY, *memory_errors()):
             rounds = self._state.rounds_since
             self._state = replace(self._state, rounds_since=None if rounds is None else rounds + 1)
-            if is_score(accuracy):
-                self._add_score(accuracy, round_num)
+            if self._is_score(accuracy, f"round {round_num}", "it is rejected"):
+                rule, fall = self._rule.update(accuracy)
+                self._state = replace(self._state, rule=rule, errors_in_a_row=0)
+                recovered = self._state.recovered or (rule.healthy and not fall)
+                if fall:
+                    why = f"in round {round_num} {fall}"
+                    row = self.store.requests.get(self.request(TriggerKind.DEGRADATION, why)) or {}
+                    # A fall that lasts longer than the cooldown is requested again after it.
+                    recovered = recovered and row.get("outcome") == Outcome.SUPPRESSED
+                self._state = replace(self._state, recovered=recovered)
             else:
-                self._reject_score(accuracy, round_num)
+                rejected = self._state.errors_in_a_row + 1
+                self._state = replace(self._state, errors_in_a_row=rejected)
+                if rejected == MAX_ERRORS_IN_A_ROW:
+                    logger.warning(
+                        "scores were rejected %d times in a row; no fall can be detected until one "
+                        "is a number: check what your evaluation returns",
+                        MAX_ERRORS_IN_A_ROW,
+                    )
             self._save()
 
     def update_data(self, summaries: Mapping[str, Mapping[str, object]], round_num: int) -> None:
@@ -216,7 +268,7 @@ class RetrainingManager:
 
     def data_orders(self) -> Mapping[str, str | bool]:
         """Return the config of the next train message about the nodes' reference data."""
-        return self.drift.orders
+        return {REFERENCE_KEY: self.drift.reference, HOLD_KEY: self.drift.hold}
 
     def manual_trigger(
         self, reason: str = "", *, force: bool = True, request_id: str | None = None
@@ -237,18 +289,42 @@ class RetrainingManager:
         str
             Id of the request, or of the one that is pending already.
         """
-        new_id, why = request_id or uuid.uuid4().hex, reason or "a person requested it"
-        with self._changed:
-            # The limits guard against a rule's false alarms, not against a person's knowledge.
-            return self._put(RetrainRequest(TriggerKind.MANUAL, why, force=force, id=new_id))
+        # The limits guard against a rule's false alarms, not against a person's knowledge.
+        why = reason or "a person requested it"
+        return self.request(TriggerKind.MANUAL, why, force=force, request_id=request_id)
 
-    def request(self, kind: TriggerKind, reason: str, *, request_id: str | None = None) -> str:
+    def request(
+        self, kind: TriggerKind, reason: str, *, force: bool = False, request_id: str | None = None
+    ) -> str:
         """Request retraining for a reason from elsewhere, within cooldown and budget.
 
         Parameters and return value are those of ``manual_trigger``.
         """
+        new = RetrainRequest(kind, reason, force=force, id=request_id or uuid.uuid4().hex)
         with self._changed:
-            return self._put(RetrainRequest(kind, reason, id=request_id or uuid.uuid4().hex))
+            requests, now = self.store.requests, self._now()
+            last = requests.last_taken()
+            outcome, why = self._policy.decide(
+                new,
+                rounds_since=self._state.rounds_since,
+                hours_since=None if last is None else (now - last).total_seconds() / 3600,
+                taken_in_window=requests.taken_since(now - self._policy.window),
+                recovered=self._state.recovered,
+            )
+            pending = requests.add(new, outcome, why)
+            stored = requests.get(new.id)
+            if stored is not None and (pending is None or pending.id != new.id):
+                facts = {name: stored[name] for name in ("kind", "reason", "outcome", "why")}
+                self._hooks(RetrainingRequested(new.id, **facts, time=new.created))
+            if pending is not None:
+                logger.debug("a retraining request is pending already (%s)", pending.id)
+                return pending.id
+            if outcome is Outcome.PENDING:
+                logger.info("retraining is requested: %s", new.reason)
+            else:
+                logger.info("retraining is %s: %s (%s)", outcome, why, new.reason)
+            self._changed.notify_all()
+            return new.id
 
     def schedule_periodic_retrain(
         self, interval_days: float | None = None, *, cron: str | None = None
@@ -260,10 +336,11 @@ class RetrainingManager:
         """
         if (interval_days is None) == (cron is None):
             raise ValueError("Expected either interval_days or cron, and not both.")
-        schedule: Schedule = Cron(cron) if cron is not None else Every(interval_days or 0.0)
+        schedule = Cron(cron) if cron is not None else Every(interval_days or 0.0)
         with self._changed:
-            self._store.schedules.add(schedule.name, schedule.after(self._now()))
-            self._schedules[schedule.name] = schedule
+            due = self._schedules[schedule] = self.store.note(schedule.name, datetime)
+            # False where an earlier process has set it; that time may have passed meanwhile.
+            due.swap(0, schedule.after(self._now()))
 
     def set_retrain_callback(self, callback: Callback) -> None:
         """Call ``callback`` with each request while monitoring, in a thread of its own.
@@ -293,9 +370,23 @@ class RetrainingManager:
     def check_schedules(self) -> None:
         """Request retraining for what is due; one due time makes one request on all servers."""
         with self._changed:
-            schedules = self._schedules.values()
-            for request in due_requests(schedules, self._store.schedules, self._now()):
-                self._put(request)
+            now = self._now()
+            for schedule, note in self._schedules.items():
+                revision, due = note.read()
+                # A due time may be later than possible: the clock was set back.
+                if due is None or now < due <= schedule.after(now):
+                    continue
+                if due <= now:
+                    # The id is a function of the due time. So there is one request even if a crash
+                    # comes before the next due time is stored, if the clock is set back, or if
+                    # several servers check.
+                    name = f"fl-app {self.store.model} {schedule.name} {due.timestamp()!r}"
+                    self.request(
+                        TriggerKind.SCHEDULE,
+                        f"{schedule.name}, due {due:%Y-%m-%d %H:%M} UTC",
+                        request_id=uuid.uuid5(uuid.NAMESPACE_OID, name).hex,
+                    )
+                note.swap(revision, schedule.after(now, due))
 
     def take(self, *, wait: float = 0.0) -> RetrainRequest | None:
         """Take the pending request, waiting ``wait`` seconds for one.
@@ -312,7 +403,7 @@ class RetrainingManager:
         with self._changed:
             request = None
             while not self._leaving:
-                request = self._store.requests.take(self._now())
+                request = self.store.requests.take(self._now())
                 left = until - time.monotonic()
                 if request is not None or left <= 0:
                     break
@@ -334,18 +425,16 @@ class RetrainingManager:
         An exception marks it as failed. If the process is about to end, by ``leave`` or by a
         `BaseException`, the request stays running and is served again by the next server.
         """
-        outcome: Outcome | None = Outcome.DONE
+        requests = self.store.requests
         try:
             yield
         except BaseException as error:
-            stopped = self._leaving or not isinstance(error, Exception)
-            outcome = None if stopped else Outcome.FAILED
-            raise
-        finally:
-            if outcome is None:
-                self._store.requests.abandon()
+            if self._leaving or not isinstance(error, Exception):
+                requests.abandon()
             else:
-                self._store.requests.finish(request.id, outcome, self._now())
+                requests.finish(request.id, Outcome.FAILED, self._now())
+            raise
+        requests.finish(request.id, Outcome.DONE, self._now())
 
     def leave(self) -> None:
         """End all waiting for requests, since the process is about to end."""
@@ -357,91 +446,63 @@ class RetrainingManager:
     def _rule(self) -> Rule:
         return self._state.rule or self._new_rule
 
-    def _add_score(self, score: float, round_num: int) -> None:
-        rule, fall = self._rule.update(score)
-        self._state = replace(self._state, rule=rule, errors_in_a_row=0)
-        recovered = self._state.recovered or (rule.healthy and not fall)
-        if fall:
-            request_id = self._put(
-                RetrainRequest(TriggerKind.DEGRADATION, f"in round {round_num} {fall}")
-            )
-            row = self._store.requests.get(request_id)
-            # A fall that lasts longer than the cooldown is requested again after it.
-            recovered = recovered and row is not None and row["outcome"] == Outcome.SUPPRESSED
-        self._state = replace(self._state, recovered=recovered)
-
-    def _reject_score(self, score: float, round_num: int) -> None:
-        rejected = self._state.errors_in_a_row + 1
-        self._state = replace(self._state, errors_in_a_row=rejected)
-        logger.warning(
-            "the score of round %d is %s, expected a finite number of at most %g in size; it is "
-            "rejected",
-            *(round_num, score, LIMIT),
-        )
-        if rejected == MAX_ERRORS_IN_A_ROW:
+    def _is_score(self, score: float, of: str, consequence: str) -> bool:
+        """Return whether the rules accept a score; log it if not."""
+        accepted = is_score(score)
+        if not accepted:
             logger.warning(
-                "scores were rejected %d times in a row; no fall can be detected until one is a "
-                "number: check what your evaluation returns",
-                MAX_ERRORS_IN_A_ROW,
+                "the score of %s is %s, expected a finite number of at most %g in size; %s",
+                *(of, score, LIMIT, consequence),
             )
-
-    def _put(self, request: RetrainRequest) -> str:
-        requests = self._store.requests
-        outcome, why = decide(self._policy, request, self._situation())
-        pending = requests.add(request, outcome, why)
-        row = requests.get(request.id)
-        if row is not None and (pending is None or pending.id != request.id):
-            self._hooks(requested_event(row))
-        if pending is not None:
-            logger.debug("a retraining request is pending already (%s)", pending.id)
-            return pending.id
-        if outcome is Outcome.PENDING:
-            logger.info("retraining is requested: %s", request.reason)
-        else:
-            logger.info("retraining is %s: %s (%s)", outcome, why, request.reason)
-        self._changed.notify_all()
-        return request.id
-
-    def _situation(self) -> Situation:
-        requests = self._store.requests
-        now, last = self._now(), requests.last_taken()
-        return Situation(
-            rounds_since=self._state.rounds_since,
-            hours_since=None if last is None else (now - last).total_seconds() / 3600,
-            taken_in_window=requests.taken_since(now - BUDGET_WINDOW),
-            recovered=self._state.recovered,
-        )
+        return accepted
 
     def _watch(self) -> None:
         """Check the schedules and call the callback, until ``stop_monitoring``."""
-        from sqlalchemy.exc import SQLAlchemyError
-
         next_check, pause = time.monotonic(), min(POLL_SECONDS, self.check_interval)
         while not self._stop.is_set():
             try:
                 if time.monotonic() >= next_check:
-                    self._callback_thread.log_duration()
+                    if (serving := self._called_back) is not None:
+                        request, began = serving
+                        logger.info(
+                            "the retrain callback has had request %s for %.1f s",
+                            *(request.id, time.monotonic() - began),
+                        )
                     self.check_schedules()
                     next_check = time.monotonic() + self.check_interval
-                self._call_back(pause)
-            except SQLAlchemyError as error:  # the database may be down for a while
+                callback = self.retrain_callback
+                if callback is None:
+                    self._stop.wait(pause)
+                elif (taken := self.take(wait=pause)) is not None:
+                    # In a thread of its own, so that schedules are checked meanwhile.
+                    serve = threading.Thread(
+                        target=self._serve, args=(callback, taken), daemon=True
+                    )
+                    serve.start()
+            except memory_errors() as error:  # the database may be down for a while
                 logger.warning("the monitor's memory does not answer: %s", type(error).__name__)
                 self._stop.wait(pause)
 
-    def _call_back(self, wait: float) -> None:
-        callback = self.retrain_callback
-        if callback is None:
-            self._stop.wait(wait)
-            return
-        request = self.take(wait=wait)
-        if request is not None:
-            self._callback_thread.start(callback, request)
+    def _serve(self, callback: Callback, request: RetrainRequest) -> None:
+        began = time.monotonic()
+        self._called_back = (request, began)
+        try:
+            with self.running(request):
+                try:
+                    callback(request)
+                finally:
+                    self._called_back = None
+        except Exception as error:  # noqa: BLE001 - the user's code; the monitor continues
+            failure = trace(error)
+            logger.warning("the retrain callback failed on request %s: %s", request.id, failure)
+        logger.info("request %s took %.1f s", request.id, time.monotonic() - began)
 
     def _restored(self) -> MonitorState:
         _, stored = self._note.read()
         if stored is None:
             return MonitorState(self._new_rule)
-        if stored.rule is not None and stored.rule.has_settings_of(self._new_rule):
+        # Begun anew from one score, rules differ in their kind and settings alone.
+        if stored.rule is not None and stored.rule.rebase(0.0) == self._new_rule.rebase(0.0):
             return stored
         logger.info("the stored scores are of another rule or threshold; degradation begins anew")
         return replace(stored, rule=self._new_rule, served_version=None, recovered=True)

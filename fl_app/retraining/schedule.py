@@ -1,32 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a periodic retraining is due, and the requests for due times."""
+"""When a periodic retraining is due."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
-
-from fl_app.retraining.requests import RetrainRequest, TriggerKind
-
-if TYPE_CHECKING:
-    from fl_app.retraining.memory.schedules import ScheduleTable
-
-
-class Schedule(Protocol):
-    """A rule for due times."""
-
-    @property
-    def name(self) -> str:
-        """Name of the schedule, the same in every process."""
-
-    def after(self, now: datetime, due: datetime | None = None) -> datetime:
-        """Return the first due time after ``now``, given the previous due time, if any."""
-
-    def too_far(self, now: datetime, due: datetime) -> bool:
-        """Return whether ``due`` is later than possible, since the clock was set back."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +40,6 @@ class Every:
         if due is None or due > now:
             return now + every
         return due + every * (1 + (now - due) // every)
-
-    def too_far(self, now: datetime, due: datetime) -> bool:
-        """Return whether ``due`` is more than one interval after ``now``."""
-        return due - now > timedelta(days=self.days)
 
 
 @dataclass(frozen=True)
@@ -103,26 +78,3 @@ class Cron:
         from croniter import croniter
 
         return croniter(self.expression, now).get_next(datetime)  # type: ignore[no-any-return]
-
-    def too_far(self, now: datetime, due: datetime) -> bool:
-        """Return whether ``due`` is later than the first time after ``now``."""
-        return due > self.after(now)
-
-
-def due_requests(
-    schedules: Iterable[Schedule], table: ScheduleTable, now: datetime
-) -> Iterator[RetrainRequest]:
-    """Yield a request for each schedule that is due, and store its next due time afterwards.
-
-    The id of a request is a function of its due time. So there is one request even if a crash comes
-    before the next due time is stored, if the clock is set back, or if several servers check.
-    """
-    for schedule in schedules:
-        due = table.due(schedule.name)
-        if due is None or (due > now and not schedule.too_far(now, due)):
-            continue
-        if due <= now:
-            reason = f"{schedule.name}, due {due:%Y-%m-%d %H:%M} UTC"
-            request_id = table.request_id(schedule.name, due)
-            yield RetrainRequest(TriggerKind.SCHEDULE, reason, id=request_id)
-        table.claim(schedule.name, due, schedule.after(now, due))

@@ -6,14 +6,18 @@ from fl_app.strategy.default_policy import default_policy
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError, ResumeError, RunFailedError, TooFewNodesError
 from fl_app.strategy.finish.evaluation import ScoredRecord
-from fl_app.strategy.finish.plots import plot_metrics
+from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
 from fl_app.strategy.round.averaging import ScheduledFedAvg, StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
-from fl_app.strategy.session.resume import Resume
-from fl_app.strategy.setup import ModelCard, RoundSettings, SessionSettings
-from fl_app.strategy.shadow.rounds import ShadowEvaluation
+from fl_app.strategy.setup import (
+    ModelCard,
+    Resume,
+    RoundSettings,
+    SessionSettings,
+    ShadowEvaluation,
+)
 from fl_registry import ModelManager
 from fl_registry.gates.gates import (
     AtLeast,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from fl_registry import (
@@ -11,7 +10,6 @@ from fl_registry import (
     AtMost,
     BeatsChampion,
     BestSoFar,
-    Evidence,
     Finite,
     Gate,
     NoRegression,
@@ -20,15 +18,9 @@ from fl_registry import (
     Verdict,
 )
 
-
-@dataclass(frozen=True)
-class _NoMetric:
-    """Passes nothing: there is no metric to compare versions by."""
-
-    def __call__(self, evidence: Evidence) -> Verdict:
-        return Verdict(
-            "NoMetric", False, "there is no metric to judge by: give LifecycleStrategy(metric=…)"
-        )
+NO_METRIC = Verdict(
+    "NoMetric", False, "there is no metric to judge by: give LifecycleStrategy(metric=…)"
+)
 
 
 def default_policy(
@@ -62,16 +54,14 @@ def default_policy(
         ``<metric>/<class>``); None does not look at classes.
     """
     if metric is None:
-        return {Stage.STAGING: [_NoMetric()]}
-    good_enough: list[Gate] = []
-    if threshold is not None:
-        good_enough = [(AtLeast if mode == "max" else AtMost)(metric, threshold)]
-    floors: list[Gate] = []
-    if class_margin is not None:
-        floors = [NoRegression(metric, margin=class_margin, mode=mode)]
-    champion = BeatsChampion(metric, margin=margin, mode=mode, confidence=confidence)
+        return {Stage.STAGING: [lambda evidence: NO_METRIC]}
     better = BeatsChampion(metric, margin=min(margin, 0.0), mode=mode, confidence=None)
-    return {
-        Stage.STAGING: [Finite(), *good_enough, BestSoFar(metric, mode=mode), better],
-        Stage.PRODUCTION: [*floors, champion],
-    }
+    staging: list[Gate] = [Finite(), BestSoFar(metric, mode=mode), better]
+    production: list[Gate] = [
+        BeatsChampion(metric, margin=margin, mode=mode, confidence=confidence)
+    ]
+    if threshold is not None:
+        staging.insert(1, (AtLeast if mode == "max" else AtMost)(metric, threshold))
+    if class_margin is not None:
+        production.insert(0, NoRegression(metric, margin=class_margin, mode=mode))
+    return {Stage.STAGING: staging, Stage.PRODUCTION: production}

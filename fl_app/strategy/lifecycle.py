@@ -23,35 +23,37 @@ from fl_app.hooks.queue import Hooks
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 from fl_app.strategy.default_policy import default_policy
 from fl_app.strategy.errors import RunFailedError
-from fl_app.strategy.finish.baselines import score_before_first_round
 from fl_app.strategy.finish.evaluation import EvaluateFn, shadow_metrics
 from fl_app.strategy.finish.finisher import FirstSteps, LastSteps
-from fl_app.strategy.finish.plots import plot_metrics
+from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.records import Artifacts, Monitor, ProductionWatch
-from fl_app.strategy.round.aggregate import aggregate, aggregate_evaluate
-from fl_app.strategy.round.closed_round import ClosedRound, contributions, node_scores
-from fl_app.strategy.round.deadlines import NodeDeadline
-from fl_app.strategy.round.first_model import adopted_schema, agreed_schema, require_whole_model
-from fl_app.strategy.round.grids import streaming_grid
-from fl_app.strategy.round.metrics import WatchedMetric
-from fl_app.strategy.round.random_states import random_states_restored
-from fl_app.strategy.round.screening import needs_of, screen_evaluate, screen_train, sound_models
-from fl_app.strategy.session.resume import Resume, ResumeMode
+from fl_app.strategy.round.aggregate import (
+    adopted_schema,
+    aggregate,
+    aggregate_evaluate,
+    require_whole_model,
+)
+from fl_app.strategy.round.grids import NodeDeadline, streaming_grid
+from fl_app.strategy.round.inner_state import random_states_restored
+from fl_app.strategy.round.screening import agreed_schema, needs_of, screen_evaluate, screen_train
+from fl_app.strategy.round.state import ClosedRound, contributions, node_scores
 from fl_app.strategy.session.run import LAST_SECONDS, SessionRun, open_session
 from fl_app.strategy.session.start import Start, end_run
 from fl_app.strategy.setup import (
     ModelCard,
+    Resume,
+    ResumeMode,
     RoundSettings,
     SessionSettings,
     Setup,
+    ShadowEvaluation,
     check_functions,
     check_start,
-    check_strategy,
     overridden_starts,
 )
 from fl_app.strategy.shadow.messages import NodeEvaluation
-from fl_app.strategy.shadow.rounds import ShadowEvaluation, shadow_rounds
-from fl_app.wire.schema import restore_dtypes
+from fl_app.strategy.shadow.rounds import shadow_rounds
+from fl_app.wire.arrays import restore_dtypes
 from fl_registry import (
     FederatedLearningTracker,
     ModelManager,
@@ -180,8 +182,6 @@ class LifecycleStrategy(Strategy):
             rounds=rounds or RoundSettings(),
             session=session or SessionSettings(),
         )
-        ignore_start = self.setup.rounds.ignore_start
-        check_strategy(self.strategy, LifecycleStrategy, ignore_start=ignore_start)
         self._memory = InnerMemory(self.strategy)
         self._open: SessionRun | None = None
         self._writer: Writer
@@ -217,7 +217,7 @@ class LifecycleStrategy(Strategy):
         setup, rounds = self.setup, self.setup.rounds
         train_config = ConfigRecord() if train_config is None else train_config
         evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-        check_start(setup, arrays=initial_arrays, evaluate_fn=evaluate_fn)
+        check_start(setup, initial_arrays, central=evaluate_fn is not None)
         grid, flower_run_id = streaming_grid(grid, packed=rounds.pack_arrays), str(grid.run.run_id)
         configs = {"train": train_config, "evaluate": evaluate_config}
         # One server at a time writes to the model: wait for others, or refuse.
@@ -236,31 +236,17 @@ class LifecycleStrategy(Strategy):
                 self._open, self._writer = run, writer
                 try:
                     # Score what the session starts with; the worker logs it meanwhile.
-                    nodes = NodeEvaluation(
-                        self.strategy,
-                        grid,
-                        -1,
-                        evaluate_config,
-                        timeout,
-                        rounds.screening,
-                        rounds.node_wait_timeout,
-                        setup.metric,
-                    )
+                    nodes = NodeEvaluation(setup, grid, evaluate_config, timeout)
                     if run.rounds.folder.record.first_metrics is None:
+                        scores = run.finisher.scores
                         try:
-                            run.finisher.best = score_before_first_round(
-                                setup, run.rounds, run.finisher.scores, nodes, run.staging
-                            )
+                            run.finisher.best = scores.before_first_round(nodes, run.staging)
                         finally:
                             run.outbox.put(FirstSteps())
                     # Flower's loop calls the methods below.
+                    arrays, left = run.rounds.newest_arrays, num_rounds - run.hand.offset
                     result = super().start(
-                        grid,
-                        run.rounds.newest_arrays,
-                        num_rounds - run.hand.offset,
-                        timeout,
-                        train_config,
-                        evaluate_config,
+                        grid, arrays, left, timeout, train_config, evaluate_config
                     )
                     run.hand.require_model()
                     # Have the nodes compare what waits for approval, and the worker conclude.
@@ -313,25 +299,21 @@ class LifecycleStrategy(Strategy):
             return None, None
         # Screen the replies as they arrive, and aggregate them.
         rules, needs, schema = setup.rounds.screening, needs_of(strategy), hand.schema
-        watched = WatchedMetric.of(setup.metric, "train")
         if not schema:  # the server has no model: the nodes' must agree, so wait for all of them
             replies = list(replies)
-            schema = agreed_schema(sound_models(replies, rules, needs))
-        screened_replies = screen_train(
+            schema = agreed_schema(replies, rules, needs)
+        screened = screen_train(
             replies,
             rules,
             needs=needs,
             model=hand.sent,
             schema=schema,
             requested=hand.requested,
-            watched=watched,
+            metric=setup.metric,
         )
-        made = aggregate(strategy, number, screened_replies, hand.schema)
-        screened = screened_replies.screened
-        hand.rejected.note("train", number, screened, made.rejected)
-        hand.current = ClosedRound(
-            number, made.problem, tags=hand.tags, rejected=hand.rejected.this_round
-        )
+        made = aggregate(strategy, number, screened, hand.schema)
+        hand.note_rejected("train", number, screened, made.rejected)
+        hand.current = ClosedRound(number, made.problem, tags=hand.tags, rejected=hand.rejected)
         if made.arrays is None:
             if not hand.made_model:
                 # End the run at its first replies if no later round could make a model either.
@@ -352,7 +334,7 @@ class LifecycleStrategy(Strategy):
             arrays=arrays,
             nodes=contributions(screened.without(made.rejected), needs.weighted_by),
             train=made.metrics,
-            unscored=watched.why_missing(len(screened.good)),
+            unscored=screened.unscored,
         )
         run.rounds.save(hand.current, "aggregated")
         return arrays, made.metrics
@@ -376,22 +358,21 @@ class LifecycleStrategy(Strategy):
         hand, number = run.hand, server_round + run.hand.offset
         if hand.stopped:
             return None
-        watched = WatchedMetric.of(setup.metric, "evaluate")
         screened = screen_evaluate(
             replies,
             setup.rounds.screening,
             needs=needs_of(strategy, evaluate=True),
             requested=hand.requested,
-            watched=watched,
+            metric=setup.metric,
         )
         clients = aggregate_evaluate(strategy, number, screened)
-        hand.rejected.note("evaluate", number, screened)
+        hand.note_rejected("evaluate", number, screened, {})
         closed = replace(
             hand.current,
             clients=clients,
             node_scores=node_scores(screened.replies, setup.metric),
-            unscored=hand.current.unscored or watched.why_missing(len(screened.good)),
-            rejected=hand.rejected.this_round,
+            unscored=hand.current.unscored or screened.unscored,
+            rejected=hand.rejected,
             seconds=time.monotonic() - hand.opened,
         )
         self._close_round(run, closed)
@@ -416,14 +397,7 @@ class LifecycleStrategy(Strategy):
         """Run the shadow rounds, and queue the last steps."""
         setup, shadow = self.setup, None
         try:
-            for shadow in shadow_rounds(
-                setup.shadow,
-                setup.store,
-                metric=setup.metric,
-                mode=setup.mode,
-                schema=run.hand.schema,
-                evaluation=nodes,
-            ):
+            for shadow in shadow_rounds(setup, nodes, run.hand.schema):
                 setup.tracker.log_metrics(shadow_metrics(shadow), step=shadow.server_round)
         except StoreUnavailable as error:
             logger.warning("%s", error)

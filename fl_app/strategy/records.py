@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from flwr.app import MetricRecord
+
 from fl_app.events import RoundReport
-from fl_registry import Evidence
-from fl_registry.gates.sequential import SequentialResult
+from fl_registry import Evidence, Results
+from fl_registry.gates.paired import SequentialResult
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,31 @@ class DataUsed:
     name: str
     digest: str
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How good a model is.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, float]
+        Its metrics on the holdout; empty without one.
+    results : Results | None
+        Its results on each example, if they are reported.
+    nodes : Mapping[str, float]
+        The metric on each node that evaluated it, by `NodeScore.key`.
+    record : MetricRecord | None
+        What ``evaluate_fn`` returned.
+    note : str
+        Where the metrics come from, or why there are none, if the model was not evaluated now.
+    """
+
+    metrics: Mapping[str, float]
+    results: Results | None = None
+    nodes: Mapping[str, float] = field(default_factory=dict)
+    record: MetricRecord | None = None
+    note: str = ""
 
 
 CLIENTS, TRAINING, HOLDOUT = "clients", "training", "holdout"

@@ -6,43 +6,34 @@ Whether the inner strategy and the arguments of ``start()`` fit it is checked he
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    Strategy,
-)
+from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy.dp_adaptive_clipping import DifferentialPrivacyAdaptiveBase
+from flwr.serverapp.strategy.dp_fixed_clipping import DifferentialPrivacyFixedClippingBase
+from pydantic import Field
 
 from fl_app.health import Health
 from fl_app.hooks.queue import Hooks
+from fl_app.settings import Key, check_settings
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError
-from fl_app.strategy.finish.evaluation import EvaluateFn
 from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.round.averaging import StreamingFedAvg
-from fl_app.strategy.round.deadlines import NODE_WAIT_SECONDS
+from fl_app.strategy.round.grids import NODE_WAIT_SECONDS
 from fl_app.strategy.round.inner_state import strategy_levels
 from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening
-from fl_app.strategy.session.resume import Resume
-from fl_app.strategy.shadow.rounds import ShadowEvaluation
 from fl_registry import ModelStore, Policy, Serving, Stage, Tracker, Writer
 from fl_registry.breaker import Breaker
 from fl_registry.home import DEFAULT_MODEL_NAME
 
-_WRAPPERS = (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-)
+ResumeMode = Literal["auto", "require", "fresh"]
+_WRAPPERS = (DifferentialPrivacyAdaptiveBase, DifferentialPrivacyFixedClippingBase)
+"""Flower's own strategies around another one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ class RoundSettings:
         _check_type("screening", self.screening, Screening)
         _check_type("early_stopping", self.early_stopping, EarlyStopping)
         seconds: object = self.node_wait_timeout
-        if not isinstance(seconds, int | float) or math.isnan(seconds) or seconds < 0:
+        if not isinstance(seconds, int | float) or not seconds >= 0:
             raise ValueError(f"node_wait_timeout is {seconds!r:.60}, expected 0 seconds or more.")
 
 
@@ -137,6 +128,74 @@ class SessionSettings:
     round_patience: float = 0.7
     drain_timeout: float = 60.0
     retry: Breaker = field(default_factory=Breaker)
+
+
+@dataclass(frozen=True)
+class ShadowEvaluation:
+    """Have the nodes score the version that waits for approval beside the one in Production.
+
+    After the last training round up to ``rounds`` rounds of evaluate messages follow. The inner
+    strategy samples the nodes; each of them gets its message twice, once with either model. A
+    test that may look after each round decides: better, worse, or undecided while it cannot.
+
+    Parameters
+    ----------
+    rounds : int
+        Most rounds in which nodes compare a version that waits for approval with Production.
+        Rounds of earlier sessions count.
+    confidence : float
+        One minus the probability of a decision between equally good models. A decision needs at
+        least 6 nodes at 0.95, 5 at 0.9 and 4 at 0.8.
+    ab_test : bool
+        Each node scores only one of the two models; needs many more nodes. For nodes that cannot
+        hold both. They are paired at random, and the data of the two differ as well.
+    fresh_data : bool
+        True if nodes evaluate on data that are new each time, such as those of the last day: then
+        a node counts anew as its data digest changes. By default it counts once, since data of
+        which a part has changed would tell the same again.
+
+    Raises
+    ------
+    SettingError
+        If ``rounds`` or ``confidence`` is out of range.
+    """
+
+    rounds: Annotated[int, Field(ge=1), Key("shadow-rounds", off=0)] = 3
+    confidence: Annotated[float, Field(gt=0, lt=1), Key("shadow-confidence")] = 0.95
+    ab_test: Annotated[bool, Key("shadow-ab-test")] = False
+    fresh_data: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """What to do with a session of the same model that was interrupted.
+
+    It is the same session if model, request, number of rounds, arrays, the classes of the inner
+    strategy, its numbers and texts, the params and the configs are the same.
+
+    Parameters
+    ----------
+    mode : "auto" | "require" | "fresh"
+        ``auto`` resumes it if it is the same, and else starts a new one. ``require`` resumes it or
+        raises. ``fresh`` always starts a new one.
+    ignoring : frozenset[str]
+        Params that may have changed, since they shape no model.
+
+    Raises
+    ------
+    ValueError
+        If ``mode`` is another word.
+    """
+
+    mode: ResumeMode = "auto"
+    ignoring: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(ResumeMode):
+            raise ValueError(f"resume is {self.mode!r}, expected 'auto', 'require' or 'fresh'.")
 
 
 @dataclass(frozen=True)
@@ -180,23 +239,21 @@ class Setup:
         _check_type("model", self.model, ModelCard)
         _check_type("rounds", self.rounds, RoundSettings)
         _check_type("session", self.session, SessionSettings)
-        needs_metric = {"shadow": self.shadow, "early_stopping": self.rounds.early_stopping}
-        for name, setting in needs_metric.items():
+        for name, setting in (
+            ("shadow", self.shadow),
+            ("early_stopping", self.rounds.early_stopping),
+        ):
             if setting is not None and self.metric is None:
                 raise ValueError(f"{name} needs a metric to look at; give metric=… as well.")
-        for name, value in (("store", self.store), ("tracker", self.tracker)):
+        for name, value in ("store", self.store), ("tracker", self.tracker):
             if isinstance(value, str | Path | type):
                 raise TypeError(f"{name} is {value!r:.60}, expected an object: {name}=….")
+        _check_strategy(self.strategy, ignore_start=self.rounds.ignore_start)
 
     @property
     def model_name(self) -> str:
         """Name of the registered model."""
         return getattr(self.store, "registered_model_name", DEFAULT_MODEL_NAME)
-
-    @property
-    def params(self) -> dict[str, object]:
-        """The params of the session's MLflow run."""
-        return {"strategy": type(self.strategy).__name__, **self.session.params}
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
@@ -229,21 +286,20 @@ def _check_policy(policy: object) -> None:
         check_functions(f"policy[{stage!s}]", gates)
 
 
-def check_strategy(strategy: object, outer: type[Strategy], *, ignore_start: bool) -> None:
-    """Check the inner strategy and all that it wraps; ``outer`` may not be among them.
-
-    Raises
-    ------
-    TypeError
-        If one of them is no strategy of Flower's message API, or is a `LifecycleStrategy`.
-    ValueError
-        If one of them overrides ``start()``, and that is not to be ignored.
-    """
-    if isinstance(strategy, Strategy):
-        for _, level in strategy_levels(strategy):
-            _check_level(level, outer)
-    else:
+def _check_strategy(strategy: object, *, ignore_start: bool) -> None:
+    """Require strategies of Flower's message API whose ``start()`` need not be run."""
+    if not isinstance(strategy, Strategy):
         raise TypeError(_no_strategy(strategy, "strategy"))
+    for _, level in strategy_levels(strategy):
+        if isinstance(getattr(level, "setup", None), Setup):
+            raise TypeError(
+                "LifecycleStrategy is inside another one, expected only the outermost to be one: "
+                "give the outer one the strategy of the inner one."
+            )
+        inside = getattr(level, "strategy", None)
+        wraps = isinstance(level, _WRAPPERS) or isinstance(inside, type) or _is_legacy(inside)
+        if wraps and not isinstance(inside, Strategy):
+            raise TypeError(_no_strategy(inside, f"the strategy inside {type(level).__name__}"))
     if (starts := overridden_starts(strategy)) and not ignore_start:
         raise ValueError(
             f"{' and '.join(starts)} would not be run, as LifecycleStrategy runs Flower's own "
@@ -265,41 +321,25 @@ def overridden_starts(strategy: Strategy) -> list[str]:
     ]
 
 
-def _check_level(level: Strategy, outer: type[Strategy]) -> None:
-    if isinstance(level, outer):
-        raise TypeError(
-            "LifecycleStrategy is inside another one, expected only the outermost to be one: give "
-            "the outer one the strategy of the inner one."
-        )
-    inside = getattr(level, "strategy", None)
-    if isinstance(inside, Strategy):
-        return
-    if isinstance(level, _WRAPPERS) or isinstance(inside, type) or _is_legacy(inside):
-        raise TypeError(_no_strategy(inside, f"the strategy inside {type(level).__name__}"))
-
-
 def _no_strategy(value: object, what: str) -> str:
+    """Return the error that something else is given where a strategy is expected."""
     if isinstance(value, type):
         return f"{what} is the class {value.__name__}, expected an object: {value.__name__}(…)."
+    modern, name = "flwr.serverapp.strategy", type(value).__name__
     if _is_legacy(value):
-        name = type(value).__name__
         return (
-            f"{what} is a {name} of the legacy flwr.server API, expected one of "
-            f"flwr.serverapp.strategy: move the app to Flower's message API, and import {name} "
-            "from there."
+            f"{what} is a {name} of the legacy flwr.server API, expected one of {modern}: move the "
+            f"app to Flower's message API, and import {name} from there."
         )
-    return (
-        f"{what} is {value!r:.60}, expected a strategy of flwr.serverapp.strategy, such as "
-        "FedAvg()."
-    )
+    return f"{what} is {value!r:.60}, expected a strategy of {modern}, such as FedAvg()."
 
 
 def _is_legacy(value: object) -> bool:
     return any(base.__module__.startswith("flwr.server.") for base in type(value).__mro__)
 
 
-def check_start(setup: Setup, *, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None) -> None:
-    """Check the arguments of ``start()`` against those of the strategy.
+def check_start(setup: Setup, arrays: ArrayRecord, *, central: bool) -> None:
+    """Check the arguments of ``start()``; with an ``evaluate_fn`` scores are ``central``.
 
     Raises
     ------
@@ -308,13 +348,12 @@ def check_start(setup: Setup, *, arrays: ArrayRecord, evaluate_fn: EvaluateFn | 
     ValueError
         If updates are to be bounded, and there is no model to measure them against.
     """
-    metric, screening = setup.metric, setup.rounds.screening
-    from_training = metric is None or metric.startswith("train/")
-    if evaluate_fn is None and not from_training and _never_evaluates(setup.strategy):
+    metric, screening = setup.metric or "train/", setup.rounds.screening
+    if not central and not metric.startswith("train/") and _never_evaluates(setup.strategy):
         raise MetricError(
             f"Nobody will report the metric {metric!r}: fraction_evaluate is 0, and start() has no "
             "evaluate_fn; give one of them, or set metric to one that training reports, such as "
-            f"'train/{str(metric).removeprefix('client/')}'."
+            f"'train/{metric.removeprefix('client/')}'."
         )
     if not arrays and screening is not None and screening.max_update_norm is not None:
         raise ValueError(
@@ -326,6 +365,5 @@ def check_start(setup: Setup, *, arrays: ArrayRecord, evaluate_fn: EvaluateFn | 
 def _never_evaluates(strategy: Strategy) -> bool:
     """Whether Flower's own code chooses the nodes that evaluate, and chooses none."""
     chain = [level for _, level in strategy_levels(strategy)]
-    chosen_by: Iterator[Callable[..., object]] = (type(level).configure_evaluate for level in chain)
-    flowers = all(method.__module__.startswith("flwr.") for method in chosen_by)
+    flowers = all(type(x).configure_evaluate.__module__.startswith("flwr.") for x in chain)
     return flowers and getattr(chain[-1], "fraction_evaluate", None) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views of the values of Flower's ``Array``, and checks that they may be averaged.
+"""Models as Flower sends them: views of their arrays, checks of the values, layout and schema.
 
 Nothing is copied or executed.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -29,6 +30,11 @@ _HEADER = re.compile(
 _WIDEST = 8
 _EXACT = 2**53
 """The largest integer up to which float64, in which integers are averaged, is exact."""
+_LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
+"""Largest float by size in bytes, of the floats that are precise enough to be squared."""
+MAX_NAME = 200  # characters of a name that a node chose
+SMALL = 16_384
+"""Bytes of an array up to which it is read together with others."""
 
 
 class ArrayError(ValueError):
@@ -37,9 +43,6 @@ class ArrayError(ValueError):
 
 class OtherArrayError(ArrayError):
     """An array has another shape or another kind of numbers than expected."""
-
-
-MAX_NAME = 200  # characters of a name that a node chose
 
 
 def quoted(name: str) -> str:
@@ -60,7 +63,7 @@ def view(array: Array) -> np.ndarray:
     """
     if array.stype != STYPE:
         raise ArrayError(f"is serialized as {array.stype!r}, expected {STYPE!r}")
-    header = header_of(array.data)
+    header = _header_of(array.data)
     dtype, name, fortran, shape = _read_header(header)
     if tuple(array.shape) != shape or array.dtype != name:
         raise ArrayError(
@@ -75,29 +78,7 @@ def view(array: Array) -> np.ndarray:
     return values.reshape(shape, order="F" if fortran else "C")
 
 
-class ViewedArray(Array):
-    """An array whose values are read by `view`, on any thread.
-
-    Flower's own reader parses NumPy's header as Python, which Python before 3.11.8 and 3.12.2
-    cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
-    """
-
-    def numpy(self) -> np.ndarray:
-        """Return a writable copy of the values."""
-        return view(self).copy(order="K")
-
-
-def viewed(arrays: ArrayRecord) -> ArrayRecord:
-    """Return the same arrays, for reading on another thread than Flower's."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        known = array.stype == STYPE
-        values = ViewedArray(array.dtype, array.shape, array.stype, array.data) if known else array
-        record[name] = values
-    return record
-
-
-def header_of(data: bytes) -> bytes:
+def _header_of(data: bytes) -> bytes:
     """Return NumPy's header before the values; raise ArrayError if there is none."""
     field = _HEADER_LENGTH.get(data[6:8])
     if data[:6] != b"\x93NUMPY" or field is None or len(data) < 8 + field:
@@ -106,19 +87,6 @@ def header_of(data: bytes) -> bytes:
     if start > _MAX_HEADER or start > len(data):
         raise ArrayError(f"has a header of {start} bytes")
     return data[:start]
-
-
-@lru_cache(maxsize=1024)
-def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
-    """Return the header that ``numpy.save`` writes before such values."""
-    written = BytesIO()
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": order == "F",
-        "shape": shape,
-    }
-    np.lib.format.write_array_header_1_0(written, header)
-    return written.getvalue()
 
 
 @lru_cache(maxsize=1024)
@@ -135,32 +103,62 @@ def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
     return dtype, str(dtype), match[2] == b"True", shape
 
 
-_LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
-"""Largest float by size in bytes, of the floats that are precise enough to be squared."""
+@lru_cache(maxsize=1024)
+def header_for(dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> bytes:
+    """Return the header that ``numpy.save`` writes before such values."""
+    written, descr = BytesIO(), np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": order == "F", "shape": shape}
+    np.lib.format.write_array_header_1_0(written, header)
+    return written.getvalue()
 
 
-def require_like(values: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Require values that may be averaged with a model's array of this dtype and shape.
+class ViewedArray(Array):
+    """An array whose values are read by `view`, on any thread.
 
-    They must be of the same kind (floats, integers, booleans) and shape, finite, and so small that
-    neither an average nor the sum of their squares overflows the dtype.
+    Flower's own reader parses NumPy's header as Python, which Python before 3.11.8 and 3.12.2
+    cannot do on two threads at once (its issue 106905): one of them may get a ``SystemError``.
+    """
+
+    def numpy(self) -> np.ndarray:
+        """Return a writable copy of the values."""
+        return view(self).copy(order="K")
+
+
+def viewed(arrays: ArrayRecord) -> ArrayRecord:
+    """Return the same arrays, for reading on another thread than Flower's."""
+    record = arrays.copy()
+    for name, array in arrays.items():
+        if array.stype == STYPE:
+            record[name] = ViewedArray(array.dtype, array.shape, array.stype, array.data)
+    return record
+
+
+# Whether values may be averaged.
+
+
+def require_like(values: np.ndarray, dtype: np.dtype) -> None:
+    """Require values that may be averaged with a model's array of this dtype.
+
+    They must be of the same kind (floats, integers, booleans), finite, and so small that neither
+    an average nor the sum of their squares overflows the dtype.
 
     Raises
     ------
     ArrayError
         They are not.
     """
-    if values.shape != shape:
-        raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
-    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > max(
-        _WIDEST, dtype.itemsize
-    ):
+    widest = max(_WIDEST, dtype.itemsize)
+    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > widest:
         raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
     if values.dtype.kind == "b":
         if values.size and values.view(np.uint8).max() > 1:
             raise ArrayError("holds bytes that are neither true nor false")
     elif values.dtype.kind in "iu":
-        _require_range(values, dtype)
+        if values.size and (values.dtype != dtype or dtype.itemsize == _WIDEST):
+            limits, least, greatest = np.iinfo(dtype), int(values.min()), int(values.max())
+            low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
+            if least < low or greatest > high:
+                raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
     elif not _squares_fit(values, dtype):
         require_finite(values, dtype)
         raise ArrayError(f"is too large: {dtype} cannot hold the square of its norm")
@@ -184,11 +182,6 @@ def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
             raise ArrayError(f"has values that {dtype} cannot hold")
 
 
-def is_bytes(values: np.ndarray) -> bool:
-    """Return whether values are a one-dimensional array of bytes."""
-    return values.dtype == np.uint8 and values.ndim == 1
-
-
 def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
     """Return whether the sum of all squares is finite, and so each value; reads them once."""
     # A finite value is not enough: one reply with 1e30 in float32 makes the second moment of
@@ -203,15 +196,218 @@ def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
         return bool(np.dot(flat, flat) <= _LARGEST[dtype.itemsize])
 
 
-def _require_range(values: np.ndarray, dtype: np.dtype) -> None:
-    if not values.size or (values.dtype == dtype and dtype.itemsize < 8):
-        return
-    limits = np.iinfo(dtype)
-    low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
-    least, greatest = int(values.min()), int(values.max())
-    if least < low or greatest > high:
-        raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
-
-
 def _family(dtype: np.dtype) -> str:
     return "i" if dtype.kind == "u" else dtype.kind
+
+
+# The layout of a model. A call costs more than a small array: all small arrays of one dtype are
+# checked, or added, together.
+
+
+class Stored(NamedTuple):
+    """The layout of one array: its place among the model's, how it is stored, and its header."""
+
+    place: int
+    name: str
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    header: bytes
+
+
+class Piece(NamedTuple):
+    """Arrays that are read together: a large one, or small ones of one dtype."""
+
+    arrays: Sequence[Stored]
+    dtype: np.dtype
+
+    def of_bytes(self, data: Sequence[bytes]) -> np.ndarray:
+        """Return the flat values of the arrays, from the bytes of a model with this layout."""
+        first = self.arrays[0]
+        if len(self.arrays) == 1:
+            return np.frombuffer(data[first.place], self.dtype, -1, len(first.header))
+        values = [data[each.place][len(each.header) :] for each in self.arrays]
+        return np.frombuffer(b"".join(values), self.dtype)
+
+    def read(self, model: ArrayRecord) -> np.ndarray:
+        """Return the same of a model with another layout, or raise ArrayError."""
+        flat = []
+        for each in self.arrays:
+            values = view(model[each.name])
+            if values.shape != each.shape:
+                raise ArrayError(f"has shape {values.shape}, expected {each.shape}")
+            flat.append(values.ravel(order=each.order))
+        return np.concatenate(flat) if flat[1:] else flat[0]
+
+
+def _rows(model: ArrayRecord) -> list[tuple[object, ...]]:
+    return [(name, a.dtype, a.shape, a.stype, len(a.data)) for name, a in model.items()]
+
+
+class ArrayLayout:
+    """The layout of a model's arrays, by which models are read in few pieces.
+
+    Parameters
+    ----------
+    model : ArrayRecord
+        Any model of the kind.
+
+    Raises
+    ------
+    ArrayError
+        If one of its arrays does not hold plain numbers.
+    """
+
+    def __init__(self, model: ArrayRecord) -> None:
+        pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
+        self.names, self._rows = list(model), _rows(model)
+        self._headers = [_header_of(array.data) for array in model.values()]
+        for place, (name, header) in enumerate(zip(self.names, self._headers, strict=True)):
+            values = view(model[name])
+            order: Literal["C", "F"] = "F" if _read_header(header)[2] else "C"
+            alone = name if values.nbytes > SMALL else None
+            stored = Stored(place, name, values.shape, order, header)
+            pieces.setdefault((values.dtype, alone), []).append(stored)
+        self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
+
+    def read_alike(self, model: ArrayRecord) -> list[np.ndarray] | None:
+        """Return the flat values of each piece; None if the model has another layout.
+
+        Large arrays are not copied.
+        """
+        data = [array.data for array in model.values()]
+        if _rows(model) != self._rows or not all(map(bytes.startswith, data, self._headers)):
+            return None
+        return [piece.of_bytes(data) for piece in self.pieces]
+
+    def read(self, model: ArrayRecord) -> list[np.ndarray]:
+        """Return the flat values of each piece, whatever the layout of the model.
+
+        Raises
+        ------
+        ArrayError
+            If arrays of these names and shapes are not what the model has.
+        """
+        values = self.read_alike(model)
+        if values is not None:
+            return values
+        if model.keys() != {*self.names}:
+            raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
+        return [piece.read(model) for piece in self.pieces]
+
+    def accepts(self, model: ArrayRecord) -> bool:
+        """Whether a model has this layout, and values that may be averaged (`require_like`)."""
+        pieces = self.read_alike(model)
+        try:
+            for values in pieces or []:
+                require_like(values, values.dtype)
+        except ArrayError:
+            return False
+        return pieces is not None
+
+
+# The schema of a model, and comparisons with it.
+
+Schema = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""Dtype and shape of each array by name, in order."""
+
+
+def schema_of(arrays: ArrayRecord) -> Schema:
+    """Return the schema of a model."""
+    return {name: (np.dtype(a.dtype), tuple(a.shape)) for name, a in arrays.items()}
+
+
+def fits(arrays: ArrayRecord, schema: Schema) -> bool:
+    """Return whether arrays belong to the model; a document may have any length."""
+    return not difference(schema_of(arrays), schema)
+
+
+def difference(actual: Schema, expected: Schema) -> str:
+    """Describe how the arrays of one model differ from those of another; empty if they do not."""
+    if names := other_names(actual, expected):
+        return names
+    other = [name for name in expected if actual[name] != expected[name]]
+    if other and not (is_document(actual) and is_document(expected)):
+        rows = (f"{d} {list(shape)}" for d, shape in (actual[other[0]], expected[other[0]]))
+        more = f", and {len(other) - 1} more differ" if len(other) > 1 else ""
+        return f"its {quoted(other[0])} is {' and not '.join(rows)}{more}"
+    return "" if list(actual) == list(expected) else "its arrays are in another order"
+
+
+def other_names(actual: Collection[str], expected: Collection[str]) -> str:
+    """Describe which names of arrays are missing and which are unknown; empty if none are."""
+    differ = {"lacks": {*expected} - {*actual}, "has": {*actual} - {*expected}}
+    parts = [f"{verb} {_some(names)}" for verb, names in differ.items() if names]
+    return f"it {' and '.join(parts)}" if parts else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *rest = sorted(names)
+    return f"{quoted(first)} and {len(rest)} more" if rest else quoted(first)
+
+
+def is_document(schema: Schema) -> bool:
+    """Return whether a model is one array of bytes of any length, such as XGBoost's trees."""
+    (dtype, shape), *others = schema.values() or [(np.dtype("f4"), ())]
+    return not others and dtype == np.uint8 and len(shape) == 1
+
+
+def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None], ...]:
+    """Return name, dtype and shape of a model's arrays, in order; no shape for a document."""
+    free = is_document(schema)
+    return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
+
+
+def model_values(
+    arrays: ArrayRecord, schema: Schema, require: Callable[[np.ndarray, np.dtype], None]
+) -> dict[str, np.ndarray]:
+    """Return the values of a model's arrays by name, each checked against its dtype.
+
+    A document may have any length, other arrays have the shapes of the schema. A server that starts
+    without a model has no schema; then there must be arrays, of any names and shapes.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        What is to be a model.
+    schema : Schema
+        The schema of the model.
+    require : Callable
+        Checks values and dtype: `require_like` or `require_finite`.
+
+    Raises
+    ------
+    OtherArrayError
+        There are other arrays than the model has, or of other shapes or kinds.
+    ArrayError
+        An array cannot be read, or ``require`` raised.
+    """
+    if not arrays and not schema:
+        raise OtherArrayError("it has no arrays, and the server has no model yet")
+    if schema and (why := other_names(arrays.keys(), schema.keys())):
+        raise OtherArrayError(f"its arrays are not the model's: {why}")
+    checked, document = {}, is_document(schema)
+    for name, array in arrays.items():
+        try:
+            values = checked[name] = view(array)
+            dtype, shape = schema.get(name, (values.dtype, values.shape))
+            is_bytes = values.dtype == np.uint8 and values.ndim == 1
+            if values.shape != shape and not (document and is_bytes):
+                raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
+            require(values, dtype)
+        except ArrayError as error:
+            raise type(error)(f"array {quoted(name)} {error}") from None
+    return checked
+
+
+def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+    """Return a model in the order of its schema, integers, which averages make float64, as such.
+
+    Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
+    """
+    restored = {name: arrays[name] for name in schema}
+    for name, (dtype, _) in schema.items():
+        if np.dtype(arrays[name].dtype) != dtype:
+            values = view(arrays[name])
+            rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
+            restored[name] = Array(np.asarray(rounded, dtype=dtype))
+    return ArrayRecord(restored)

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressed model updates: the arithmetic, and the record that describes them."""
+"""Compressed model updates: the arithmetic, the record that describes them, and their decoding."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeGuard, TypeVar
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fl_app.wire.arrays import STYPE, ArrayError, quoted, view
 
 UPDATE_RECORD = "update-encoding"
 """Key of the ConfigRecord in a train reply whose arrays are encoded."""
@@ -24,10 +28,8 @@ _CHANNEL = 16
 _HALF_EXPONENT = 15
 _SCALE = np.dtype("<f4")
 
-Kind = TypeVar("Kind")
 
-
-class UpdateError(ValueError):
+class UpdateError(ArrayError):
     """An update cannot be encoded or is badly encoded; the text says why."""
 
 
@@ -91,24 +93,29 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
     UpdateError
         It is of another version or malformed.
     """
-    version = record.get("version")
+    field: Callable[[str], Any] = record.get
+    version, encoding, base = map(field, ("version", "encoding", "base"))
+    names, counts, data = map(field, ("arrays", "scale-counts", "scales"))
     if version != VERSION:
         raise UpdateError(f"is encoded in version {version!r:.20}, this server supports {VERSION}")
-    try:
-        encoding = Encoding(str(record.get("encoding")))
-    except ValueError:
-        raise UpdateError(
-            f"is encoded as {record.get('encoding')!r:.40}, expected one of {[*map(str, Encoding)]}"
-        ) from None
-    base = record.get("base")
+    if encoding not in [*Encoding]:
+        known = [*map(str, Encoding)]
+        raise UpdateError(f"is encoded as {encoding!r:.40}, expected one of {known}")
     if not isinstance(base, int):
         raise UpdateError("does not name the model to which it is the difference")
-    names, counts = record.get("arrays"), record.get("scale-counts")
     if not _is_list(names, str) or not _is_list(counts, int) or len(names) != len(counts):
         raise UpdateError("does not list which arrays are encoded and how many scales each has")
     if len(set(names)) != len(names):
         raise UpdateError("names an array twice")
-    return UpdateHeader(encoding, base, _split(names, counts, record.get("scales")))
+    size = _SCALE.itemsize * sum(counts)
+    if min(counts, default=1) < 1 or not isinstance(data, bytes) or len(data) != size:
+        raise UpdateError("has other scales than it lists")
+    scales = np.split(np.frombuffer(data, _SCALE), np.cumsum(counts[:-1]))
+    return UpdateHeader(Encoding(encoding), base, dict(zip(names, scales, strict=False)))
+
+
+def _is_list(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def encode(
@@ -161,36 +168,6 @@ def encode(
     return _to_int8(difference, random)
 
 
-def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Return the sum of ``base`` and the encoded difference, in the shape and dtype of ``base``.
-
-    Raises
-    ------
-    UpdateError
-        There is neither one scale nor one for each channel, or a scale is negative or not finite.
-    """
-    if scale.shape not in ((1,), base.shape[:1]):
-        raise UpdateError(f"has {len(scale)} scales for shape {base.shape}")
-    if not (np.isfinite(scale) & (scale >= 0)).all():
-        raise UpdateError("has a scale that is negative or not finite")
-    working = _working(base.dtype)
-    with np.errstate(all="ignore"):  # screening rejects values that overflow here
-        made = values.astype(working)
-        made *= _along(scale, made.ndim).astype(working)
-        made += base
-        return made.astype(base.dtype, copy=False)
-
-
-def fingerprint(data: Mapping[str, bytes]) -> int:
-    """Return a CRC-32 of a model's serialized arrays and names; it does not detect attacks."""
-    # A difference to another model would decode to arrays of the right shape and wrong values, for
-    # example under a strategy that sends different models to nodes.
-    crc = 0
-    for name in sorted(data):
-        crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
-    return crc
-
-
 def _to_int8(
     difference: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -225,17 +202,90 @@ def _working(dtype: np.dtype) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
-def _along(scale: np.ndarray, axes: int) -> np.ndarray:
-    return scale.reshape(-1, *(1,) * (axes - 1))
+def fingerprint(data: Mapping[str, bytes]) -> int:
+    """Return a CRC-32 of a model's serialized arrays and names; it does not detect attacks."""
+    # A difference to another model would decode to arrays of the right shape and wrong values, for
+    # example under a strategy that sends different models to nodes.
+    crc = 0
+    for name in sorted(data):
+        crc = zlib.crc32(data[name], zlib.crc32(name.encode(), crc))
+    return crc
 
 
-def _is_list(values: object, kind: type[Kind]) -> TypeGuard[list[Kind]]:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
+@dataclass
+class SentModel:
+    """The arrays that the nodes of a round were sent."""
+
+    arrays: ArrayRecord
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """The id of this model in encoded replies; computed once, when the first one arrives."""
+        return fingerprint({name: array.data for name, array in self.arrays.items()})
 
 
-def _split(names: Sequence[str], counts: Sequence[int], data: object) -> dict[str, np.ndarray]:
-    size = _SCALE.itemsize * sum(counts)
-    if any(count < 1 for count in counts) or not isinstance(data, bytes) or len(data) != size:
-        raise UpdateError("has other scales than it lists")
-    scales = np.frombuffer(data, _SCALE)
-    return dict(zip(names, np.split(scales, np.cumsum(counts[:-1])), strict=True)) if names else {}
+def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
+    """Return the content with the arrays that the node has, in the model's dtypes and shapes.
+
+    Content that is not encoded is returned as it is. Decoding takes no more memory than the model
+    has, whatever a reply claims.
+
+    Raises
+    ------
+    UpdateError
+        If the encoding is malformed, or the difference is to another model.
+    """
+    record = content.get(UPDATE_RECORD)
+    if not isinstance(record, ConfigRecord):
+        return content
+    records = [(key, each) for key, each in content.items() if isinstance(each, ArrayRecord)]
+    if len(records) != 1:
+        raise UpdateError(f"it has {len(records)} ArrayRecords, expected exactly one")
+    ((key, arrays),) = records
+    try:
+        header = read_header(record)
+    except UpdateError as error:
+        raise UpdateError(f"its update {error}") from None
+    if header.base != sent.fingerprint:
+        raise UpdateError("its update is the difference to another model than it was sent")
+    if foreign := sorted(header.scales.keys() - (arrays.keys() & sent.arrays.keys())):
+        raise UpdateError(f"its update claims to hold {quoted(foreign[0])}, and does not")
+    made = dict(arrays.items())
+    for name, scale in header.scales.items():
+        try:
+            made[name] = _decoded(made[name], header.encoding, scale, view(sent.arrays[name]))
+        except ArrayError as error:
+            raise UpdateError(f"array {quoted(name)} {error}") from None
+    others = {k: v for k, v in content.items() if k != UPDATE_RECORD}
+    return RecordDict({**others, key: ArrayRecord(made)})
+
+
+def _decoded(array: Array, encoding: Encoding, scale: np.ndarray, base: np.ndarray) -> Array:
+    if array.stype != SERIALIZED_AS:
+        raise UpdateError(f"is serialized as {array.stype!r:.60}, expected {SERIALIZED_AS!r}")
+    values = view(Array(array.dtype, array.shape, STYPE, array.data))
+    if base.dtype.kind != "f" or values.shape != base.shape:
+        raise UpdateError(f"is encoded in shape {values.shape} for {base.dtype} of {base.shape}")
+    if values.dtype != encoding.dtype:
+        raise UpdateError(f"holds {values.dtype}, expected {encoding.dtype}")
+    return Array(decode(values, scale, base))
+
+
+def decode(values: np.ndarray, scale: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Return the sum of ``base`` and the encoded difference, in the shape and dtype of ``base``.
+
+    Raises
+    ------
+    UpdateError
+        There is neither one scale nor one for each channel, or a scale is negative or not finite.
+    """
+    if scale.shape not in ((1,), base.shape[:1]):
+        raise UpdateError(f"has {len(scale)} scales for shape {base.shape}")
+    if not (np.isfinite(scale) & (scale >= 0)).all():
+        raise UpdateError("has a scale that is negative or not finite")
+    working = _working(base.dtype)
+    with np.errstate(all="ignore"):  # screening rejects values that overflow here
+        made = values.astype(working)
+        made *= scale.reshape(-1, *(1,) * (made.ndim - 1)).astype(working)
+        made += base
+        return made.astype(base.dtype, copy=False)

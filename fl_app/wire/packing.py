@@ -8,7 +8,6 @@ settings for more requests at once are private, and larger chunks do not join ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -76,8 +75,11 @@ def pack(content: RecordDict, known: Known | None = None) -> RecordDict:
             if id(record) not in known:
                 data = b"".join(array.data for array in record.values())
                 one = Array("uint8", (len(data),), PACKED_AS, data)
-                packed = ArrayRecord({"packed": one})
-                known[id(record)] = record, packed, list(_rows(record))
+                rows = [
+                    _Row(name, a.dtype, list(a.shape), a.stype, len(a.data))
+                    for name, a in record.items()
+                ]
+                known[id(record)] = record, ArrayRecord({"packed": one}), rows
             _, made[key], index[key] = known[id(record)]
     if not index:
         return content
@@ -98,19 +100,21 @@ def unpack(content: RecordDict) -> RecordDict:
     """
     if not is_packed(content):
         return content
-    made = RecordDict()
-    index = _read_index(content[INDEX_RECORD])
+    made, record = RecordDict(), content[INDEX_RECORD]
+    text = record.get("index") if isinstance(record, ConfigRecord) else None
+    try:
+        index = _INDEX.validate_json(text if isinstance(text, str) else "", strict=True)
+    except ValueError:
+        raise PackingError("has no readable index") from None
+    if index.version != VERSION:
+        raise PackingError(f"is of another version than {VERSION}, the one supported here")
     for key, record in content.items():
         if key != INDEX_RECORD:
-            made[key] = _unpacked(record, index.pop(key)) if key in index else record
-    if index:
-        raise PackingError(f"has an index of {len(index)} records that are not there")
+            known = key in index.records
+            made[key] = _unpacked(record, index.records.pop(key)) if known else record
+    if index.records:
+        raise PackingError(f"has an index of {len(index.records)} records that are not there")
     return made
-
-
-def _rows(arrays: ArrayRecord) -> Iterator[_Row]:
-    for name, array in arrays.items():
-        yield _Row(name, array.dtype, list(array.shape), array.stype, len(array.data))
 
 
 def _unpacked(record: object, rows: list[_Row]) -> ArrayRecord:
@@ -127,14 +131,3 @@ def _unpacked(record: object, rows: list[_Row]) -> ArrayRecord:
     if len(made) != len(rows):
         raise PackingError("has an index that names an array twice")
     return ArrayRecord(made)
-
-
-def _read_index(record: object) -> dict[str, list[_Row]]:
-    text = record.get("index") if isinstance(record, ConfigRecord) else None
-    try:
-        index = _INDEX.validate_json(text if isinstance(text, str) else "", strict=True)
-    except ValueError:
-        raise PackingError("has no readable index") from None
-    if index.version != VERSION:
-        raise PackingError(f"is of another version than {VERSION}, the one supported here")
-    return index.records

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from ultralytics.cfg import get_cfg
+from ultralytics.data import YOLODataset, build_dataloader
+from ultralytics.data.augment import Format
 
 from fl_models.pictures import Picture
-from fl_models.ultralytics_names import Format, YOLODataset
 
 _CACHE_BYTES = 128 << 20  # of decoded, scaled pictures
 
@@ -40,7 +42,8 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
     names : Sequence[str]
         Class names by class number.
     settings : Any
-        Ultralytics' settings (the result of `get_cfg`): image size and augmentation.
+        Those of Ultralytics' settings that differ from its defaults, such as image size, batch size
+        and augmentation; all of them are in the attribute of this name.
     augment : bool
         True for training.
     """
@@ -48,22 +51,29 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
     def __init__(
         self, pictures: Sequence[Picture], names: Sequence[str], *, settings: Any, augment: bool
     ) -> None:
-        self._pictures, self.settings = pictures, settings
+        self._pictures, self.settings = pictures, get_cfg(overrides=settings)
         if not augment:
             self.format_class = _AsIs
         super().__init__(
             img_path="",
             data={"names": dict(enumerate(names)), "nc": len(names), "channels": 3},
-            task="detect",
-            imgsz=settings.imgsz,
-            batch_size=settings.batch,
+            imgsz=self.settings.imgsz,
+            batch_size=self.settings.batch,
             augment=augment,
-            hyp=settings,
+            hyp=self.settings,
+            # Ultralytics' validation pads each batch to its own shape, so that a score would depend
+            # on the batch size.
             rect=False,
             pad=0.0 if augment else 0.5,
         )
         # Ultralytics caches the latest few for mosaics; here later epochs and rounds use the cache.
-        self.max_buffer_length = 1 + _CACHE_BYTES // (3 * settings.imgsz**2)
+        self.max_buffer_length = 1 + _CACHE_BYTES // (3 * self.imgsz**2)
+
+    def loader(self, device: torch.device) -> Any:
+        """Return Ultralytics' loader of batches; it shuffles the pictures for training."""
+        return build_dataloader(
+            self, self.batch_size, workers=0, shuffle=self.augment, device=device
+        )
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the paths of the pictures; `img_path` is ignored."""

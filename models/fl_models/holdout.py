@@ -6,25 +6,29 @@ from __future__ import annotations
 import copy
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.data.augment import LetterBox
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils.nms import non_max_suppression
+from ultralytics.utils.ops import xywhn2xyxy
 
 from fl_models.dataset import PictureDataset
 from fl_models.map_results import Matches
-from fl_models.pictures import LabelledData, Picture, read_pictures
-from fl_models.ultralytics_names import DetectionValidator, build_dataloader, non_max_suppression
+from fl_models.pictures import DataSpec, Picture, PictureError, read_pictures
 from fl_models.yolo import YoloModel
 
 _CACHE_BYTES = 256 << 20
 _TRUE_COLOUR = (110, 230, 110)  # BGR
 _FOUND_COLOUR = (90, 90, 250)
-_TILE = 320
-_COLUMNS = 4
+_TILES, _COLUMNS = 8, 4  # pictures in all, and in a row
+_TILE = 320  # side of each in pixels
 
 
 class Holdout:
@@ -38,8 +42,8 @@ class Holdout:
 
     Parameters
     ----------
-    data : LabelledData
-        Anything with `val` (paths of pictures) and `names` (class names).
+    data : DataSpec
+        The data set; its `val` pictures are the holdout.
     image_size : int
         Side of the squares in pixels, a multiple of 32.
     batch_size : int
@@ -51,35 +55,30 @@ class Holdout:
 
     Raises
     ------
-    ValueError
+    PictureError
         If none of the pictures can be used.
     """
 
     def __init__(
         self,
-        data: LabelledData,
+        data: DataSpec,
         *,
         image_size: int,
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
-        pictures = read_pictures(data.val, len(data.names))
+        pictures = read_pictures(data.val, data.nc)
         if not pictures:
-            raise ValueError(f"none of the {len(data.val)} holdout pictures can be used")
-        self._pictures = pictures
-        self._scorer = _Scorer(
-            pictures,
-            data.names,
-            image_size=image_size,
-            batch_size=batch_size,
-            device=device,
-            cached=len(pictures) * 3 * image_size**2 <= cache_bytes,
-        )
+            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
+        dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
+        cached = len(pictures) * 3 * image_size**2 <= cache_bytes
+        self._scorer = _Scorer(dataset, torch.device(device), cached=cached)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
-        return len(self._pictures)
+        return len(self._scorer.dataloader.dataset)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
@@ -127,42 +126,28 @@ class Holdout:
 class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyped to mypy
     """The parts of Ultralytics' validator that compute a score."""
 
-    def __init__(
-        self,
-        pictures: Sequence[Picture],
-        names: Sequence[str],
-        *,
-        image_size: int,
-        batch_size: int,
-        device: str,
-        cached: bool,
-    ) -> None:
-        settings = {
-            "task": "detect",
-            "mode": "val",
-            "imgsz": image_size,
-            "batch": batch_size,
-            # Ultralytics' default pads each batch to its own shape, so that a score would depend on
-            # the batch size.
-            "rect": False,
-            "plots": False,
-            "verbose": False,
-            "workers": 0,
-        }
+    def __init__(self, dataset: PictureDataset, device: torch.device, *, cached: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="fl-app-") as folder:  # created, never used
-            super().__init__(save_dir=Path(folder), args=settings)
-        dataset = PictureDataset(pictures, names, settings=self.args, augment=False)
-        self.data = {**dataset.data, "val": ""}
-        self.training, self.device = False, torch.device(device)
-        self.dataloader = build_dataloader(
-            dataset, batch_size, workers=0, shuffle=False, device=self.device
+            super().__init__(dataset.loader(device), Path(folder), dataset.settings)
+        self.data, self.training, self.device = {**dataset.data, "val": ""}, False, device
+        # As in YOLO.val. Not in training: channels last is up to 14 % faster there, but gradients
+        # are 4e-4 instead of 3e-5 away from those in double precision, and two epochs of AdamW end
+        # 2 % away from the weights of Ultralytics' own trainer.
+        x86 = platform.machine() in {"AMD64", "x86_64"}
+        self._layout = (
+            torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
         )
-        self._layout = _layout_of(self.device)
-        self._loaded: list[dict[str, Any]] | None = [] if cached else None
+        self._cached = cached
+        self._loaded: list[dict[str, Any]] = []
         self._true: dict[str, dict[str, Any]] = {}
 
     def score(self, model: nn.Module) -> dict[str, Any]:
-        network = self._copy_of(model)
+        # A copy, because inference tensors that remain in the head break later training; fused and
+        # in the layout of `YOLO.val`, so that the scores are the same: 127 pictures of 320 pixels
+        # take 3.2 s instead of 4.2 (benchmarks/client_round.py).
+        network: Any = copy.deepcopy(model).to(self.device).float().eval()
+        network.names = self.data["names"]
+        network = network.fuse(verbose=False).to(memory_format=self._layout)
         with torch.inference_mode():
             self.init_metrics(network)
             for raw in self._batches():
@@ -173,22 +158,11 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
         return dict(self.get_stats())
 
-    def _copy_of(self, model: nn.Module) -> Any:
-        # A copy, because inference tensors that remain in the head break later training; fused and
-        # in the layout of `YOLO.val`, so that the scores are the same: 127 pictures of 320 pixels
-        # take 3.2 s instead of 4.2 (benchmarks/client_round.py).
-        network: Any = copy.deepcopy(model).to(self.device).float().eval()
-        network.names = self.data["names"]
-        return network.fuse(verbose=False).to(memory_format=self._layout)
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """Yield the pictures as uint8 tensors, decoded once if they are cached."""
-        if self._loaded is None:
-            yield from self.dataloader
-            return
-        if not self._loaded:
-            self._loaded = list(self.dataloader)
-        yield from self._loaded
+    def _batches(self) -> Iterable[dict[str, Any]]:
+        """Return the pictures as uint8 tensors, decoded once if they are cached."""
+        if self._cached:
+            self._loaded = self._loaded or list(self.dataloader)
+        return self._loaded or iter(self.dataloader)
 
     def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the true boxes of a picture, which are the same in each call."""
@@ -212,22 +186,8 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         ]
 
 
-def _layout_of(device: torch.device) -> torch.memory_format:
-    # As in YOLO.val. Not in training: channels last is up to 14 % faster there, but gradients are
-    # 4e-4 instead of 3e-5 away from those in double precision, and two epochs of AdamW end 2 % away
-    # from the weights of Ultralytics' own trainer.
-    x86 = platform.machine() in {"AMD64", "x86_64"}
-    return torch.channels_last if device.type == "cpu" and x86 else torch.contiguous_format
-
-
 def draw_predictions(
-    model: YoloModel,
-    data: LabelledData,
-    path: Path,
-    *,
-    count: int = 8,
-    image_size: int | None = None,
-    conf: float = 0.25,
+    model: YoloModel, data: DataSpec, path: Path, *, image_size: int | None = None
 ) -> None:
     """Write a grid of holdout pictures with true boxes (green) and detections (red).
 
@@ -235,20 +195,16 @@ def draw_predictions(
     ----------
     path : Path
         File to write; its ending (.png or .jpg) sets the format.
-    count : int
-        Number of pictures, taken evenly from the set.
     image_size : int | None
         As in `YoloModel.predict`.
     """
-    import cv2
-
-    step = max(1, len(data.val) // count)
+    step = max(1, len(data.val) // _TILES)
     tiles = []
-    for picture in read_pictures(data.val[::step][:count], len(data.names)):
-        result = model.predict(picture.path, conf=conf, image_size=image_size)[0]
+    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
+        result = model.predict(picture.path, image_size=image_size)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:
-        raise ValueError(f"none of the {len(data.val)} holdout pictures can be drawn")
+        raise PictureError(f"none of the {len(data.val)} holdout pictures can be drawn")
     columns = min(_COLUMNS, len(tiles))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
@@ -257,16 +213,11 @@ def draw_predictions(
 
 
 def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarray:
-    import cv2
-
     height, width = result.orig_shape
     scale = _TILE / max(height, width)
-    tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
-    small = cv2.resize(result.orig_img, (round(width * scale), round(height * scale)))
-    tile[: small.shape[0], : small.shape[1]] = small
-    centre, size = picture.boxes[:, 1:3], picture.boxes[:, 3:5]
-    sides = np.array([width, height, width, height]) * scale
-    true = np.hstack([centre - size / 2, centre + size / 2]) * sides
+    square = LetterBox((_TILE, _TILE), auto=False, center=False, padding_value=255)
+    tile = np.ascontiguousarray(square(image=result.orig_img))
+    true = xywhn2xyxy(picture.boxes[:, 1:], w=width * scale, h=height * scale)
     for number, box in zip(picture.boxes[:, 0], true, strict=True):
         _draw_box(tile, box, names[int(number)], _TRUE_COLOUR)
     detected = result.boxes.cpu().numpy()
@@ -276,8 +227,6 @@ def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarra
 
 
 def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
-    import cv2
-
     left, top, right, bottom = (round(float(value)) for value in box)
     cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
     # OpenCV's built-in letters: Ultralytics' own drawing may download a font.

@@ -7,7 +7,7 @@ the confidence of each box and whether it is right.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +17,6 @@ from scipy.sparse import csr_array
 _STEPS = 100  # COCO reads precision at recalls of 0, 0.01, … 1
 _ROUNDING = 1e-4  # in such steps; float32 distinguishes recalls of up to 10,000 true boxes
 _BLOCK = 8_000_000  # numbers in memory at a time
-_IOU50, _ALL = slice(0, 1), slice(None)
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,10 @@ class Matches:
             How often each picture is in each sample, shape (samples, pictures).
         """
         kind, _, name = metric.partition("/")
-        columns = {"mAP50": _IOU50, "mAP50-95": _ALL}.get(kind)
-        chosen = [c for c in self._categories if not name or self.names[c] == name]
-        if columns is None or not chosen:
+        thresholds = {"mAP50": range(1), "mAP50-95": range(self.right.shape[1])}.get(kind)
+        chosen = [c for c in np.unique(self.true_category) if not name or self.names[c] == name]
+        if thresholds is None or not chosen:
             return None
-        thresholds = range(*columns.indices(self.right.shape[1]))
         total, present = np.zeros(len(counts)), np.zeros(len(counts))
         # Samples come last: sums and maxima over boxes then run along memory.
         drawn = np.ascontiguousarray(counts.T, dtype=np.float32)
@@ -80,10 +78,6 @@ class Matches:
             present += true > 0
         with np.errstate(invalid="ignore"):
             return np.asarray(total / present)
-
-    @property
-    def _categories(self) -> list[int]:
-        return [int(c) for c in np.unique(self.true_category)]
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -103,7 +97,9 @@ class Matches:
         pictures = self.picture[detected]
         wrong = self._wrong_before(pictures, right)
         result = np.empty(len(true))
-        for part in _blocks(len(true), int(right.sum())):
+        step = max(1, _BLOCK // int(right.sum()))
+        for start in range(0, len(true), step):
+            part = slice(start, start + step)
             hits = np.cumsum(drawn[pictures[right], part], axis=0)
             boxes = hits + np.cumsum(wrong @ drawn[:, part], axis=0)
             precision = np.divide(hits, boxes, out=np.zeros_like(boxes), where=boxes > 0)
@@ -123,8 +119,3 @@ class Matches:
         ones = np.ones(int(between.sum()), np.float32)
         shape = (int(slots[-1]), self.num_pictures)
         return csr_array((ones, (slots[between], pictures[between])), shape=shape)
-
-
-def _blocks(samples: int, boxes: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // boxes)
-    return (slice(start, start + step) for start in range(0, samples, step))

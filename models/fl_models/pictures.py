@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed."""
+"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed.
+
+What is read from them can be cached while the files are unchanged.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,10 +22,15 @@ logger = logging.getLogger(__name__)
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _MIN_SIDE = 10
 _JPEG_END = b"\xff\xd9"
+_CACHED = 4  # results; one process of a simulation may run several nodes in turn
+_GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
+
+_Result = TypeVar("_Result")
+_FileStates = tuple[tuple[int, ...] | None, ...]
 
 
 class PictureError(ValueError):
-    """A picture or its label file can't be used; the text names the file and the reason."""
+    """Pictures or their label files can't be used; the text names the file and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +53,29 @@ class Picture:
     boxes: np.ndarray
 
 
-class LabelledData(Protocol):
-    """The parts of a data set that an evaluation needs."""
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set as its `data.yaml` describes it.
+
+    Parameters
+    ----------
+    root : Path
+        Folder to which the paths in the file are relative; absolute.
+    train, val : tuple[Path, ...]
+        Pictures of the two splits, sorted, absolute.
+    names : tuple[str, ...]
+        Class names by class number.
+    """
+
+    root: Path
+    train: tuple[Path, ...]
+    val: tuple[Path, ...]
+    names: tuple[str, ...]
 
     @property
-    def val(self) -> Sequence[Path]:
-        """Paths of the pictures to evaluate on."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Class names, by class number."""
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
 
 
 def label_file(picture: Path) -> Path:
@@ -119,6 +142,11 @@ def usable_boxes(picture: Path, num_classes: int) -> np.ndarray:
         return np.zeros((0, 5), np.float32)
 
 
+def main_class(boxes: np.ndarray) -> int:
+    """Return the most frequent class of boxes, shape (n, 5); -1 if there are none."""
+    return int(np.bincount(boxes[:, 0].astype(int)).argmax()) if len(boxes) else -1
+
+
 def _to_box(row: Sequence[str]) -> list[float]:
     values = [float(value) for value in row]
     if len(values) == 5:
@@ -134,9 +162,9 @@ def _fault(boxes: np.ndarray, num_classes: int) -> str:
     classes, places = boxes[:, 0], boxes[:, 1:]
     if not np.isfinite(boxes).all() or (classes % 1 != 0).any():
         return "a class or coordinate that is not a valid number"
-    if (classes < 0).any() or (classes >= num_classes).any():
-        worst = int(classes.max()) if (classes >= num_classes).any() else int(classes.min())
-        return f"class {worst}, expected 0 to {num_classes - 1}"
+    unknown = classes[(classes < 0) | (classes >= num_classes)]
+    if len(unknown):
+        return f"class {int(unknown[0])}, expected 0 to {num_classes - 1}"
     # One hundredth of tolerance for rounding in label tools, the same as Ultralytics has.
     if (places > 1.01).any() or (places[:, :2] < -0.01).any() or (places[:, 2:] < 0).any():
         return "coordinates outside the picture, expected fractions from 0 to 1"
@@ -166,3 +194,52 @@ def _ends_well(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-2, os.SEEK_END)
         return file.read() == _JPEG_END
+
+
+def file_states(
+    paths: Iterable[Path], *, clock: Callable[[], float] = time.time
+) -> _FileStates | None:
+    """Return number, size, modification and change time (ns) of each picture and its label file.
+
+    None if one of them changed within the last two seconds: another change right after it could
+    have the same time. The state of a missing file is None.
+    """
+    states = tuple(_state(file) for path in paths for file in (path, label_file(path)))
+    newest = max((max(state[2:]) for state in states if state), default=0)
+    return None if newest > (clock() - _GRAIN) * 1e9 else states
+
+
+def cached_while_unchanged(
+    read: Callable[..., _Result], *, clock: Callable[[], float] = time.time
+) -> Callable[..., _Result]:
+    """Wrap a reader of pictures so that it reads again only if a file or an argument differs.
+
+    Otherwise the result is the same object as before, which no caller may change. Errors are not
+    cached.
+
+    Parameters
+    ----------
+    read : Callable[..., object]
+        Takes a sequence of pictures, and any hashable arguments by position.
+    clock : Callable[[], float]
+        Returns the time in seconds since the epoch.
+    """
+
+    @lru_cache(maxsize=_CACHED)
+    def cached(states: _FileStates, paths: tuple[Path, ...], *more: Hashable) -> _Result:
+        return read(paths, *more)
+
+    @wraps(read)
+    def reader(paths: Sequence[Path], *more: Hashable) -> _Result:
+        states = file_states(paths, clock=clock)
+        return read(paths, *more) if states is None else cached(states, tuple(paths), *more)
+
+    return reader
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

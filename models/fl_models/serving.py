@@ -2,7 +2,7 @@
 """Serving code of the YOLO model, copied beside each version's weights for MLflow to run.
 
 Pictures in, boxes out, the same boxes as those of `YoloModel.predict`, which uses `find_boxes` too.
-The file is complete in itself: a server needs the packages in `REQUIREMENTS`, but neither this
+The file is complete in itself: a server needs the packages that it requires, but neither this
 project nor a network.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# As in `fl_models.ultralytics_names`, which a server does not have.
+# As in `fl_models`, which a server does not have.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_VERBOSE", "false")
@@ -31,20 +31,25 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import scale_boxes
 
-_BOX = {
+_FIELDS = {
     "xyxy": {"type": "array", "items": {"type": "double"}, "required": True},
     "confidence": {"type": "double", "required": True},
     "class": {"type": "long", "required": True},
     "name": {"type": "string", "required": True},
 }
-INPUTS = [{"type": "any", "name": "image", "required": True}]
-OUTPUTS = [{"type": "array", "items": {"type": "object", "properties": _BOX}, "required": True}]
-PARAMS = [
-    {"name": "conf", "type": "double", "default": 0.25, "shape": None},
-    {"name": "image_size", "type": "long", "default": 0, "shape": None},  # 0: as in training
-]
-REQUIREMENTS = ("ultralytics", "torch", "torchvision", "numpy", "safetensors")
-CONFIG = {"device": "cpu"}
+_BOX = {"type": "object", "properties": _FIELDS}
+SERVING: dict[str, Any] = {
+    "inputs": [{"type": "any", "name": "image", "required": True}],
+    "outputs": [{"type": "array", "items": _BOX, "required": True}],
+    "params": [
+        {"name": "conf", "type": "double", "default": 0.25, "shape": None},
+        # 0: as in training
+        {"name": "image_size", "type": "long", "default": 0, "shape": None},
+    ],
+    "requirements": ("ultralytics", "torch", "torchvision", "numpy", "safetensors"),
+    "config": {"device": "cpu"},
+}
+"""Arguments of `fl_registry.Serving`, beside this file."""
 
 _STRIDE, _LARGEST_DEFAULT = 32, 640
 _OVERLAP = 0.7  # above this, the less confident of two boxes is dropped; Ultralytics' default
@@ -77,39 +82,31 @@ def load(
     def predict(data: Any, params: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
         conf = params.get("conf", 0.25)
         side = params.get("image_size", 0) or model.get("image_size", 0)
-        pictures = [_pixels(entry) for cell in data["image"] for entry in _entries(cell)]
-        weight, classes = next(network.parameters()), len(names)
+        pictures = [as_pixels(entry) for cell in data["image"] for entry in _entries(cell)]
         with lock, torch.inference_mode():
-            detected = [
-                find_boxes(network, p, like=weight, num_classes=classes, conf=conf, side=side)
-                for p in pictures
+            detected = [find_boxes(network, each, conf=conf, side=side) for each in pictures]
+        return [
+            [
+                {"xyxy": xyxy, "confidence": confidence, "class": int(c), "name": names[int(c)]}
+                for *xyxy, confidence, c in boxes.tolist()
             ]
-        return [[_as_row(box, names) for box in boxes.tolist()] for boxes in detected]
+            for boxes in detected
+        ]
 
     return predict
 
 
 def find_boxes(
-    network: Callable[[torch.Tensor], Any],
-    pixels: np.ndarray,
-    *,
-    like: torch.Tensor,
-    num_classes: int,
-    conf: float,
-    side: int,
+    network: torch.nn.Module, pixels: np.ndarray, *, conf: float, side: int
 ) -> torch.Tensor:
     """Return the boxes of a picture, shape (n, 6): x1, y1, x2, y2 in pixels, confidence, class.
 
     Parameters
     ----------
-    network : Callable[[torch.Tensor], Any]
+    network : torch.nn.Module
         The detector, in evaluation mode.
     pixels : np.ndarray
         The picture, uint8, shape (height, width, 3) in BGR order.
-    like : torch.Tensor
-        A weight of the detector; the picture is moved to its device and dtype.
-    num_classes : int
-        Number of classes.
     conf : float
         Boxes with less confidence are left out.
     side : int
@@ -119,19 +116,14 @@ def find_boxes(
     side = math.ceil(side / _STRIDE) * _STRIDE
     square = LetterBox((side, side), auto=False, stride=_STRIDE)(image=pixels)
     rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
-    batch = torch.from_numpy(rgb).to(like.device, like.dtype)[None] / 255
+    weight = next(network.parameters())
+    batch = torch.from_numpy(rgb).to(weight.device, weight.dtype)[None] / 255
     # Ultralytics drops the boxes of pictures that take long; a slow machine must not change
     # results, so there is no time limit.
-    boxes: torch.Tensor = non_max_suppression(
-        network(batch), conf, _OVERLAP, nc=num_classes, max_time_img=math.inf
-    )[0]
+    found = non_max_suppression(network(batch), conf, _OVERLAP, max_time_img=math.inf)
+    boxes: torch.Tensor = found[0]
     boxes[:, :4] = scale_boxes((side, side), boxes[:, :4], pixels.shape)
     return boxes[:, :6]
-
-
-def _as_row(box: list[float], names: list[str]) -> dict[str, Any]:
-    number = int(box[5])
-    return {"xyxy": box[:4], "confidence": box[4], "class": number, "name": names[number]}
 
 
 def _entries(cell: Any) -> list[Any]:
@@ -140,7 +132,7 @@ def _entries(cell: Any) -> list[Any]:
     return list(cell) if texts else [cell]
 
 
-def _pixels(entry: Any) -> np.ndarray:
+def as_pixels(entry: Any) -> np.ndarray:
     """Return a picture as uint8 in BGR order, from base64 text, file bytes or pixels."""
     if isinstance(entry, str):
         try:

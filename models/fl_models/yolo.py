@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""YOLOv8 as a plain torch module: building, prediction, and conversion to and from arrays.
+"""YOLOv8 as a plain torch module: building, prediction, and loading of arrays.
 
 Training is in the client, evaluation in `fl_models.holdout`.
 """
@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.engine.results import Results
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import intersect_dicts
 
-from fl_models.serving import find_boxes
-from fl_models.ultralytics_names import DetectionModel, Results
+from fl_models.serving import as_pixels, find_boxes
 
 Image = np.ndarray | str | Path
 
@@ -91,14 +94,7 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
 
     def _detect(self, image: Image, conf: float, image_size: int | None) -> Results:
         pixels, path = _pixels(image)
-        boxes = find_boxes(
-            super().predict,
-            pixels,
-            like=next(self.parameters()),
-            num_classes=self.nc,
-            conf=conf,
-            side=image_size or 0,
-        )
+        boxes = find_boxes(self, pixels, conf=conf, side=image_size or 0)
         return Results(pixels, path=path, names=self.names, boxes=boxes)
 
 
@@ -141,18 +137,14 @@ def get_model(
             torch.manual_seed(seed)
         model = YoloModel(model_size, names)
     if weights is not None:
-        _copy_fitting(weights, model)
+        tensors = {name: torch.as_tensor(array) for name, array in weights.items()}
+        fitting = intersect_dicts(tensors, model.state_dict())
+        if not fitting:
+            raise ValueError(
+                "none of the pretrained weights fit, expected arrays of a YOLOv8 model"
+            )
+        model.load_state_dict(fitting, strict=False)
     return model
-
-
-def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return copies of all entries of the state dict, in its order, with their dtypes."""
-    # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
-    # the global model stays 0.
-    return {
-        name: tensor.detach().cpu().contiguous().numpy().copy()
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -183,30 +175,9 @@ def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
             tensor.copy_(torch.from_numpy(np.array(arrays[name])))
 
 
-def _copy_fitting(weights: Mapping[str, np.ndarray | torch.Tensor], model: nn.Module) -> None:
-    state = model.state_dict()
-    fitting = {
-        name: torch.as_tensor(value)
-        for name, value in weights.items()
-        if name in state and tuple(value.shape) == tuple(state[name].shape)
-    }
-    if not fitting:
-        raise ValueError("none of the pretrained weights fit: expected arrays of a YOLOv8 model")
-    with torch.no_grad():
-        for name, value in fitting.items():
-            state[name].copy_(value)
-
-
 def _pixels(image: Image) -> tuple[np.ndarray, str]:
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(
-                f"a picture has dtype {image.dtype} and shape {image.shape}, "
-                "expected uint8 and (height, width, 3) in BGR order"
-            )
-        return image, "image.jpg"
-    import cv2
-
+        return as_pixels(image), "image.jpg"
     pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)
     if pixels is None:
         raise ValueError(f"picture {image} is missing or can't be decoded")

@@ -18,40 +18,34 @@ from fl_registry.errors import (
     StoreUnavailable,
     UnknownVersion,
 )
-from fl_registry.files.half import HalfCopy
+from fl_registry.files.artifacts import HalfCopy
 from fl_registry.gates.gates import (
     AtLeast,
     AtMost,
     BeatsChampion,
     BestSoFar,
-    Finite,
-    NoRegression,
-    decide_stage,
-)
-from fl_registry.gates.paired import ExampleScores
-from fl_registry.home import app_home
-from fl_registry.journal.entries import JournalError
-from fl_registry.journal.lease import Lease
-from fl_registry.journal.lease_holder import Writer
-from fl_registry.memory import InMemoryModelStore
-from fl_registry.memory_tracking import InMemoryTracker
-from fl_registry.mlflow.model_manager import ModelManager
-from fl_registry.mlflow.tracking import FederatedLearningTracker
-from fl_registry.production_stays import Tenure, tenures
-from fl_registry.records import (
     Decision,
     Evidence,
+    Finite,
     Gate,
-    ModelVersion,
+    NoRegression,
     Policy,
-    Results,
-    Tracker,
     Verdict,
+    decide_stage,
 )
+from fl_registry.gates.paired import ExampleScores, Results
+from fl_registry.home import app_home
+from fl_registry.journal.entries import JournalError, Tenure, tenures
+from fl_registry.journal.lease import Lease, Writer
+from fl_registry.memory import InMemoryModelStore, InMemoryTracker
+from fl_registry.mlflow.backend import ModelManager
+from fl_registry.mlflow.tracking import FederatedLearningTracker
 from fl_registry.retention import PruneReport
 from fl_registry.serving.mlmodel import Serving, torch_serving
 from fl_registry.stages import Drift, Stage, StageMark
 from fl_registry.store import ModelStore
+from fl_registry.tracking import Tracker
+from fl_registry.versions import ModelVersion
 
 __all__ = [
     "ArtifactError",

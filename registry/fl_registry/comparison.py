@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
-from fl_registry.files.strict_json import read_json
 from fl_registry.gates.paired import DRAWS, FEWEST, SEED, ExampleScores, bootstrap_interval
 
 _CONFIDENCE = 0.95
@@ -41,14 +41,11 @@ def architecture_differences(one: bytes | None, two: bytes | None) -> dict[str, 
     first, second = _arrays(one), _arrays(two)
     if first is None or second is None:
         return None
+    changed = [name for name in first if name in second and first[name] != second[name]]
     return {
         "only_in_version1": [name for name in first if name not in second],
         "only_in_version2": [name for name in second if name not in first],
-        "changed": {
-            name: [first[name], second[name]]
-            for name in first
-            if name in second and first[name] != second[name]
-        },
+        "changed": {name: [first[name], second[name]] for name in changed},
     }
 
 
@@ -61,8 +58,7 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
     first, second = _nodes(one), _nodes(two)
     if first is None or second is None:
         return None
-    both = first.keys() & second.keys()
-    digests = {n: (first[n][1], second[n][1]) for n in both}
+    digests = {n: (first[n][1], second[n][1]) for n in first.keys() & second.keys()}
     return {
         "only_in_version1": sorted(first.keys() - second.keys()),
         "only_in_version2": sorted(second.keys() - first.keys()),
@@ -70,14 +66,6 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
         "num_nodes": [len(first), len(second)],
         "num_examples": [sum(count for count, _ in side.values()) for side in (first, second)],
     }
-
-
-def read_scores(content: bytes | None) -> dict[str, float] | None:
-    """Return results per example as stored, or None where they cannot be read."""
-    try:
-        return {str(k): float(v) for k, v in read_json(content or b"null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return None
 
 
 def paired_verdict(
@@ -94,17 +82,16 @@ def paired_verdict(
     if not one or not two:
         return None
     shared = sorted(one.keys() & two.keys())
-    differences = np.array([two[name] - one[name] for name in shared])
-    sides = [ExampleScores({"score": [side[name] for name in shared]}) for side in (one, two)]
-    interval = None
+    scores = [[side[name] for name in shared] for side in (one, two)]
+    first, second = (ExampleScores({"score": numbers}) for numbers in scores)
+    interval, verdict = None, "undecided"
     if shared:
-        interval = bootstrap_interval(sides[0], sides[1], "score", confidence=_CONFIDENCE)
-    verdict = "undecided"
+        interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
     if interval is not None and len(shared) >= FEWEST:
-        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "undecided"
+        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
     return {
         "verdict": verdict,
-        "mean_difference": float(differences.mean()) if shared else None,
+        "mean_difference": float(np.subtract(scores[1], scores[0]).mean()) if shared else None,
         "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),
@@ -117,7 +104,7 @@ def paired_verdict(
 
 def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:
     try:
-        rows = read_json(spec or b"null")["arrays"]
+        rows = from_json(spec or b"null")["arrays"]
         return {str(r["name"]): {"dtype": r["dtype"], "shape": r["shape"]} for r in rows}
     except (ValueError, TypeError, KeyError):
         return None
@@ -127,7 +114,7 @@ def _nodes(tag: str | None) -> dict[str, tuple[float, str]] | None:
     try:
         return {
             str(n["node_id"]): (float(n["num_examples"]), str(n.get("data_digest", "")))
-            for n in read_json(tag or "null")
+            for n in from_json(tag or "null")
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fl_registry.redaction import has_secret, printable, redact
+from fl_registry.redaction import one_line, printable, redact
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
@@ -56,15 +56,17 @@ class InvalidMetric(RegistryError):  # noqa: N818 - the name is the fault
 
 
 @contextmanager
-def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
-    """Turn errors of MLflow and of the transport into ours; let everything else through.
+def foreign_errors(doing: str, *, uri: str = "") -> Iterator[None]:
+    """Turn errors of MLflow, of the transport and of the disk in the block into ours.
+
+    Everything else passes through.
 
     Parameters
     ----------
     doing : str
         What was tried, to follow "could not", e.g. "save the version".
     uri : str
-        The tracking URI, named in the message without its password.
+        The tracking URI, named in the message without its password; empty where there is none.
     """
     try:
         yield
@@ -73,39 +75,21 @@ def foreign_errors(doing: str, *, uri: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turn errors of the disk in the block into ours; `doing` follows "could not"."""
-    with foreign_errors(doing, uri=""):
-        yield
-
-
 def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
     """Raise our error for a foreign one; called where `error` is handled."""
-    ours = translate(error, doing=doing, uri=uri)
+    matches = ((ours, sentence) for applies, ours, sentence in _TABLE if applies(error))
+    ours, sentence = next(matches, (None, ""))
     if ours is None:
         return
+    reason, package = _first_line(redact(str(error), uri)), getattr(error, "name", "")
+    text = sentence.format(uri=redact(uri, uri), doing=doing, reason=reason, package=package)
     secret = _has_secret(error, uri)
     try:
-        raise ours from (None if secret else error)
-    except RegistryError:
+        raise ours(text) from (None if secret else error)
+    except RegistryError as raised:
         if secret:  # the foreign text may hold the password, so nothing may lead to it
-            ours.__context__ = None
+            raised.__context__ = None
         raise
-
-
-def translate(error: Exception, *, doing: str, uri: str) -> RegistryError | None:
-    """Return our error for a foreign one, or None if it is not foreign."""
-    for applies, ours, sentence in _TABLE:
-        if applies(error):
-            fields = {
-                "uri": redact(uri, uri),
-                "doing": doing,
-                "reason": _first_line(redact(str(error), uri)),
-                "package": getattr(error, "name", ""),
-            }
-            return ours(sentence.format(**fields))
-    return None
 
 
 def error_code(error: Exception) -> str:
@@ -129,22 +113,6 @@ def is_down(error: Exception) -> bool:
     return code == "INTERNAL_ERROR" and "API request to" in str(error)
 
 
-def _lacks_package(error: Exception) -> bool:
-    return isinstance(error, ModuleNotFoundError)
-
-
-def _is_refused(error: Exception) -> bool:
-    return _family(error) in _FOREIGN and error_code(error) in _REFUSED
-
-
-def _is_foreign(error: Exception) -> bool:
-    return _family(error) in _FOREIGN
-
-
-def _is_of_disk(error: Exception) -> bool:
-    return isinstance(error, OSError)
-
-
 def _family(error: Exception) -> str:
     return type(error).__module__.partition(".")[0]
 
@@ -152,13 +120,13 @@ def _family(error: Exception) -> str:
 # The first row that applies: which errors, which of ours, and its sentence.
 _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...] = (
     (
-        _lacks_package,
+        lambda error: isinstance(error, ModuleNotFoundError),
         StoreUnavailable,
         "MLflow at {uri} could not {doing}: the Python package {package} is not installed here; "
         "install it, or use another address.",
     ),
     (
-        _is_refused,
+        lambda error: _family(error) in _FOREIGN and error_code(error) in _REFUSED,
         StoreUnavailable,
         "MLflow at {uri} refused to {doing}; check the user name, password or token.",
     ),
@@ -167,8 +135,16 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
         StoreUnavailable,
         "MLflow at {uri} could not {doing} ({reason}); check that it runs and can be reached.",
     ),
-    (_is_of_disk, StoreUnavailable, "Could not {doing} ({reason}); check the folder and the disk."),
-    (_is_foreign, RegistryError, "MLflow at {uri} could not {doing}: {reason}"),
+    (
+        lambda error: isinstance(error, OSError),
+        StoreUnavailable,
+        "Could not {doing} ({reason}); check the folder and the disk.",
+    ),
+    (
+        lambda error: _family(error) in _FOREIGN,
+        RegistryError,
+        "MLflow at {uri} could not {doing}: {reason}",
+    ),
 )
 
 
@@ -179,10 +155,9 @@ def _has_secret(error: BaseException | None, uri: str) -> bool:
         if redact(str(error), uri) != str(error):
             return True
         error = error.__cause__ or error.__context__
-    return has_secret(uri)
+    return redact(uri, uri) != uri
 
 
 def _first_line(text: str) -> str:
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
-    line = printable(line)
-    return line if len(line) <= 300 else line[:297] + "..."
+    lines = filter(None, map(str.strip, text.splitlines()))
+    return one_line(next(lines, "no reason given"), 300)

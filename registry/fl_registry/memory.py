@@ -1,32 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model store without MLflow, in this process; only files are on disk. For tests."""
+"""A model store and a tracker without MLflow, in this process; only files are on disk."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import threading
+import uuid
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
-from fl_registry.errors import StoreUnavailable, UnknownVersion, disk_errors
-from fl_registry.files.artifacts import WEIGHTS_FILE
+from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
+from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import copy_whole
 from fl_registry.files.digests import file_digest
-from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.memory_tracking import MemoryRun, MemoryRunInfo
-from fl_registry.records import ModelVersion
-from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
-from fl_registry.store import ALIAS_SECONDS, ModelStore
-from fl_registry.version_tags import read_version
+from fl_registry.store import ModelStore
+from fl_registry.tracking import Tracker
+from fl_registry.versions import ModelVersion, read_version
 
 
 class InMemoryJournal(JournalStorage):
@@ -93,7 +91,7 @@ class FolderFiles(VersionFiles):
         return read_small(file) if file.is_file() else None
 
     def add(self, record: ModelVersion, file: Path) -> None:
-        with disk_errors(f"store {file.name} of version {record.version}"):
+        with foreign_errors(f"store {file.name} of version {record.version}"):
             copy_whole(file, self._folder / record.version / file.name)
 
     def is_whole(self, record: ModelVersion) -> bool:
@@ -103,15 +101,36 @@ class FolderFiles(VersionFiles):
     def size(self, record: ModelVersion) -> int:
         return own_bytes(self._folder / record.version)
 
-    def note(self, record: ModelVersion) -> None:
-        """Record nothing: what is in this process is gone with it."""
+    def remove(self, record: ModelVersion) -> Removal:
+        done = remove_folder(self._folder / record.version)
+        if not done.left:
+            self._forget(record.version)
+        return done
 
-    def noted(self) -> Mapping[str, int]:
-        return {}
 
-    def remove(self, version: str) -> Removal:
-        self._forget(version)
-        return remove_folder(self._folder / version)
+@dataclass(frozen=True)
+class MemoryRunInfo:
+    """Identity of a run."""
+
+    run_id: str
+    run_name: str
+
+
+@dataclass
+class MemoryRun:
+    """What a run has logged: params, metrics as ``{name: [(step, value), ...]}``, and so on.
+
+    Data sets are ``{context: (name, digest)}``.
+    """
+
+    info: MemoryRunInfo
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
+    status: str = "RUNNING"
+    logged: set[tuple[str, int, float, datetime]] = field(default_factory=set, repr=False)
 
 
 class InMemoryBackend(Backend):
@@ -145,12 +164,8 @@ class InMemoryBackend(Backend):
         self._lock = threading.RLock()
 
     def ping(self) -> None:
-        try:
+        with foreign_errors(f"use the folder {self.scratch}"):
             self.scratch.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreUnavailable(
-                f"The folder {self.scratch} cannot be created; choose another."
-            ) from error
 
     def fingerprint(self) -> Hashable | None:
         return None
@@ -164,17 +179,13 @@ class InMemoryBackend(Backend):
                 if equal and record.version not in retired():
                     return record, False
             version = str(self.saved + 1)
-            with disk_errors(f"store the files of version {version}"):
+            with foreign_errors(f"store the files of version {version}"):
                 if new.serving is not None:
                     write_serving(new.serving, new.artifact.folder)
                 _copy(new.artifact.folder, self.scratch / version)
-            self.saved += 1
+            self.saved, now = self.saved + 1, datetime.now(UTC)
             self.stored[version] = read_version(
-                version,
-                new.tags,
-                run_id=new.run_id,
-                created=datetime.now(UTC),
-                description=new.description,
+                version, new.tags, run_id=new.run_id, created=now, description=new.description
             )
             return self.stored[version], True
 
@@ -204,9 +215,7 @@ class InMemoryBackend(Backend):
             for mark in marks:
                 record = self.stored.get(mark.version)
                 if record is not None:
-                    tags = {**record.tags, "stage": str(mark.stage)}
-                    if mark.approval:
-                        tags["approval"] = mark.approval
+                    tags = {**record.tags, **mark.tags}
                     self.stored[mark.version] = replace(record, stage=mark.stage, tags=tags)
 
     def log_to_run(
@@ -236,8 +245,6 @@ class InMemoryModelStore(ModelStore):
     ----------
     folder : str | Path | None
         Where to store copies of the weights. Default: a temporary folder that goes with the store.
-    alias_seconds : float
-        As for `ModelStore`.
 
     Attributes
     ----------
@@ -249,18 +256,65 @@ class InMemoryModelStore(ModelStore):
 
     backend: InMemoryBackend
 
-    def __init__(
-        self, folder: str | Path | None = None, *, alias_seconds: float = ALIAS_SECONDS
-    ) -> None:
+    def __init__(self, folder: str | Path | None = None) -> None:
         if folder is None:
             where = Path(tempfile.mkdtemp(prefix="fl-app-"))
             weakref.finalize(self, shutil.rmtree, where, ignore_errors=True)
         else:
             where = Path(folder).resolve()
-        backend = InMemoryBackend(where)
-        super().__init__(backend, alias_seconds=alias_seconds)
-        self.aliases = backend.alias_table
-        self.runs = backend.runs
+        super().__init__(InMemoryBackend(where))
+        self.aliases = self.backend.alias_table
+        self.runs = self.backend.runs
+
+
+class InMemoryTracker(Tracker):
+    """A tracker that keeps its runs in ``runs``, oldest first."""
+
+    run: MemoryRun | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[MemoryRun] = []
+
+    def _create(self, name: str | None, tags: Mapping[str, str]) -> MemoryRun:
+        self.runs.append(MemoryRun(MemoryRunInfo(uuid.uuid4().hex, name or ""), tags=dict(tags)))
+        return self.runs[-1]
+
+    def _resume(self, run_id: str, name: str | None) -> MemoryRun:
+        for run in self.runs:
+            if run.info.run_id == run_id:
+                run.status = "RUNNING"
+                return run
+        raise RegistryError(f"There is no run {run_id} to continue.")
+
+    def _unfinished(self) -> list[tuple[str, Mapping[str, str]]]:
+        return [(r.info.run_id, r.tags) for r in reversed(self.runs) if r.status == "RUNNING"]
+
+    def _log_params(self, run: MemoryRun, params: Mapping[str, str]) -> None:
+        run.params.update(params)
+
+    def _log_metrics(
+        self, run: MemoryRun, metrics: Mapping[str, float], step: int, time: datetime
+    ) -> None:
+        for name, value in metrics.items():
+            key = (name, step, value, time)
+            if key not in run.logged:
+                run.logged.add(key)
+                run.metrics.setdefault(name, []).append((step, value))
+
+    def _log_tags(self, run: MemoryRun, tags: Mapping[str, str]) -> None:
+        run.tags.update(tags)
+
+    def _log_artifact(self, run: MemoryRun, file: Path, folder: str | None) -> None:
+        run.artifacts.append("/".join(filter(None, (folder, file.name))))
+
+    def _log_dataset(
+        self, run: MemoryRun, name: str, digest: str, source: str, context: str
+    ) -> None:
+        run.datasets[context] = (name, digest)
+
+    def _end(self, run: MemoryRun, status: str) -> None:
+        run.status = status
 
 
 def _copy(source: Path, target: Path) -> None:

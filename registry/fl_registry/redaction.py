@@ -7,7 +7,6 @@ import base64
 import os
 import re
 import traceback
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
@@ -32,21 +31,15 @@ _CONTROL = re.compile(
 )
 
 
-def known_secrets(uri: str = "") -> list[str]:
-    """Return the secrets of `uri` and of the environment as it is now, the longest first."""
-    known = _environment_secrets(frozenset(os.environ.items()))
-    return sorted({*_passwords(uri), *known}, key=len, reverse=True)
-
-
-def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> str:
+def redact(text: str, uri: str = "") -> str:
     """Return `text` with ``***`` in the place of secrets.
 
     These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
     the like, ``Authorization`` headers, and the values of environment variables whose names say
-    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``. For
-    many texts at once `known_secrets` can be called once, and passed as `known`.
+    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``.
     """
-    for secret in known_secrets(uri) if known is None else known:
+    known = {*_passwords(uri), *_environment_secrets(frozenset(os.environ.items()))}
+    for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _USER_ONLY.sub(rf"\1{HIDDEN}@", text)
@@ -55,35 +48,19 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     return _FIELD.sub(rf"\1\2{HIDDEN}", text)
 
 
-def redact_values(fields: Mapping[str, object]) -> dict[str, str]:
-    """Return the values as texts without secrets."""
-    known = known_secrets()
-    return {name: redact(str(value), known=known) for name, value in fields.items()}
-
-
 @lru_cache(maxsize=1)
-def _environment_secrets(environment: frozenset[tuple[str, str]]) -> list[str]:
-    return secrets_of(dict(environment))
-
-
-def has_secret(uri: str) -> bool:
-    """Return whether an address holds a password or a token."""
-    return bool(_passwords(uri)) or redact(uri) != uri
-
-
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
+def _environment_secrets(environment: frozenset[tuple[str, str]]) -> set[str]:
     """Return the values of the variables whose names say that they are secret; no paths."""
     secrets = set()
-    for name, value in environment.items():
+    for name, value in environment:
         plain = value.strip()
         is_path = plain.startswith(("/", "~", "."))
-        if is_path or len(plain) < _LEAST or not _VARIABLE.fullmatch(name):
-            continue
-        secrets |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
-    user = environment.get("MLFLOW_TRACKING_USERNAME", "")
-    if password := environment.get("MLFLOW_TRACKING_PASSWORD", ""):
-        secrets.add(_basic(user, password))
-    return sorted(secrets)
+        if len(plain) >= _LEAST and not is_path and _VARIABLE.fullmatch(name):
+            secrets |= {value, plain, repr(plain)[1:-1], quote(plain, safe="")}
+    variables = dict(environment)
+    if password := variables.get("MLFLOW_TRACKING_PASSWORD"):
+        secrets.add(_basic(variables.get("MLFLOW_TRACKING_USERNAME", ""), password))
+    return secrets
 
 
 def is_secret_name(name: str) -> bool:
@@ -98,7 +75,7 @@ def printable(text: str) -> str:
 
 def one_line(text: object, limit: int = 200) -> str:
     """Return a text of others as one printable line of at most `limit` characters, no secrets."""
-    line = printable(redact(str(text)))
+    line = printable(redact(str(text)[:10_000]))  # a node may send megabytes
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 

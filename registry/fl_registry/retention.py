@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from fl_registry.errors import RegistryError
-from fl_registry.records import ModelVersion
 from fl_registry.stages import State
+from fl_registry.versions import ModelVersion
 
 _NO = ("", "0", "false", "no")
 
@@ -40,35 +40,11 @@ class PruneReport:
     left: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Removal:
-    """The result of removing one version's files: bytes freed, and why any were left."""
-
-    freed: int = 0
-    left: str = ""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a clean-up may remove."""
-
-    keep: int
-    older_than: timedelta | None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 0:
-            raise RegistryError(f"keep is {self.keep!r}; expected a number of versions, 0 or more.")
-        if self.older_than is not None and not isinstance(self.older_than, timedelta):
-            raise RegistryError(
-                f"older_than is {self.older_than!r}; expected a timedelta, such as "
-                "timedelta(days=30)."
-            )
-
-
 def reasons_to_stay(
     records: Iterable[ModelVersion],
     state: State,
-    rule: Rule,
+    keep: int,
+    older_than: timedelta | None,
     *,
     restorable: Callable[[ModelVersion], bool],
 ) -> dict[str, str]:
@@ -80,34 +56,40 @@ def reasons_to_stay(
         All versions, newest first.
     state : State
         The state by the journal.
-    rule : Rule
-        How many of the newest stay, and how old one must be to go.
+    keep : int
+        How many of the newest that can be restored stay.
+    older_than : timedelta | None
+        Only versions older than this go.
     restorable : Callable[[ModelVersion], bool]
         Whether a version's files are there and whole; called only until there are enough.
+
+    Raises
+    ------
+    RegistryError
+        `keep` or `older_than` is nothing of the kind.
     """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise RegistryError(f"keep is {keep!r}; expected a number of versions, 0 or more.")
+    if older_than is not None and not isinstance(older_than, timedelta):
+        raise RegistryError(
+            f"older_than is {older_than!r}; expected a timedelta, such as timedelta(days=30)."
+        )
     stay, newest = {}, 0
     now = datetime.now(UTC)
     for record in records:
-        counts = newest < rule.keep and restorable(record)
+        counts = newest < keep and restorable(record)
         newest += counts
-        why = _protected(record, state)
-        if not why and counts:
-            why = f"one of the newest {rule.keep} that can be restored"
-        if not why and rule.older_than is not None and now - record.created < rule.older_than:
-            why = f"younger than {rule.older_than}"
+        rules = {
+            "in production": record.version == state.production,
+            "in staging": record.version == state.staging,
+            "the previous production version": record.version == state.previous,
+            "has been in production": record.version in state.served,
+            "has the tag keep": record.tags.get("keep", "").strip().lower() not in _NO,
+            "was not saved by this app": not record.sha256,
+            f"one of the newest {keep} that can be restored": counts,
+            f"younger than {older_than}": older_than and now - record.created < older_than,
+        }
+        why = next((why for why, holds in rules.items() if holds), "")
         if why:
             stay[record.version] = why
     return stay
-
-
-def _protected(record: ModelVersion, state: State) -> str:
-    version = record.version
-    rules = {
-        "in production": version == state.production,
-        "in staging": version == state.staging,
-        "the previous production version": version == state.previous,
-        "has been in production": version in state.served,
-        "has the tag keep": record.tags.get("keep", "").strip().lower() not in _NO,
-        "was not saved by this app": not record.sha256,
-    }
-    return next((why for why, holds in rules.items() if holds), "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
+from itertools import groupby
 
 from fl_registry.errors import StageError
 from fl_registry.journal.lease import NOBODY, Lease
@@ -34,6 +34,50 @@ class Move(StrEnum):
     RETIRE = "retire"  # the version is being removed for good
     LEASE = "lease"  # moves nothing: another server writes from here on
     CARRY = "carry"  # moves nothing: the first entry of a further page
+
+
+_GOALS = {
+    Move.STAGE: Stage.STAGING,
+    Move.RESTORE: Stage.STAGING,
+    Move.PROMOTE: Stage.PRODUCTION,
+    Move.ROLLBACK: Stage.PRODUCTION,
+    Move.ADOPT: Stage.PRODUCTION,
+    Move.ARCHIVE: Stage.ARCHIVED,
+}
+_STAYS = "is in production and cannot go back to staging; promote another version or roll back."
+_REFUSALS = {
+    (Move.STAGE, Stage.PRODUCTION): _STAYS,
+    (Move.RESTORE, Stage.PRODUCTION): _STAYS,
+    (Move.STAGE, Stage.ARCHIVED): "is archived and cannot go to staging; "
+    "restore_version('{version}') is the way back.",
+    (Move.RESTORE, Stage.NONE): "is not archived, so there is nothing to restore; "
+    "promote_to_staging is the way into staging.",
+    (Move.ARCHIVE, Stage.PRODUCTION): "is in production, and there must always be one; "
+    "promote another version or roll back, and it is archived by itself.",
+    (Move.PROMOTE, Stage.ARCHIVED): "is archived and has never been in production, so it cannot "
+    "be promoted; restore_version('{version}') puts it back into staging first.",
+}
+_KEPT = (
+    "is in staging, or has been in production, so it is kept; only other versions can be removed."
+)
+_NEVER_SERVED = (
+    "has never been in production, so there is nothing to roll back to; promote it instead."
+)
+_SETS = ("archived", "rejected", "served", "retired")  # fields of a state that hold versions
+
+
+@dataclass(frozen=True)
+class Drift:
+    """An alias that differs from the journal; None stands for no version."""
+
+    alias: str
+    journal: str | None
+    mlflow: str | None
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        ours, theirs = self.journal or "none", self.mlflow or "none"
+        return f"{self.alias} names {theirs}, the journal says {ours}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +125,12 @@ class State:
             return Stage.STAGING
         return Stage.ARCHIVED if version in self.archived else Stage.NONE
 
+    def version_in(self, stage: Stage | None) -> str | None:
+        """Return the version in Staging or Production; None for any other stage."""
+        if stage is Stage.PRODUCTION:
+            return self.production
+        return self.staging if stage is Stage.STAGING else None
+
     def approval_of(self, version: str, saved: str) -> str:
         """Return the approval of `version`; `saved` is its tag, which the journal overrides."""
         if version in self.served:
@@ -98,51 +148,87 @@ class State:
             "staging": self.staging,
         }
 
+    def plan(self, op: Move, version: str) -> tuple[Move, str] | None:
+        """Return the move to journal and the version that it displaces; None if nothing changes.
+
+        Promoting what has once been in production is journalled as a rollback. Where no version is
+        displaced, the text is empty.
+
+        Raises
+        ------
+        StageError
+            The move is not allowed; the message names what is.
+        """
+        now, goal, gone = self.stage_of(version), _GOALS.get(op), version in self.retired
+        if (op is Move.RETIRE) if gone else (now is goal):
+            return None
+        served = version in self.served
+        if op is Move.PROMOTE and served and now is Stage.ARCHIVED:
+            op = Move.ROLLBACK
+        refusal = _REFUSALS.get((op, now), "")
+        if gone:
+            refusal = "was removed for good; use another version."
+        elif op is Move.RETIRE and (served or version == self.staging):
+            refusal = _KEPT
+        elif op is Move.ROLLBACK and not served:
+            refusal = _NEVER_SERVED
+        if refusal:
+            raise StageError(f"Version {version} {refusal.format(version=version)}")
+        return op, self.version_in(goal) or ""
+
+    def rollback_target(self) -> str:
+        """Return the version that a rollback without a target goes to."""
+        if self.previous is None:
+            raise StageError(
+                "There is no earlier production version to roll back to; "
+                "promote two versions to production first, or name one with to=."
+            )
+        return self.previous
+
+    def alias_changes(self, now: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Return the aliases to set, in an order in which production always has one; None: remove.
+
+        Before the first move there are none: aliases may be those of other tools.
+        """
+        if self.untouched:
+            return {}
+        return {
+            name: version
+            for name, version in self.aliases.items()
+            # A production alias is never removed: without a version, it is from before the journal.
+            if now.get(name) != version and (version is not None or name == "staging")
+        }
+
+    def drifts(self, aliases: Mapping[str, str]) -> tuple[Drift, ...]:
+        """Return the aliases that differ from the journal."""
+        pairs = ((name, version, aliases.get(name)) for name, version in self.aliases.items())
+        return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
+
+    def adoptions(self, drifts: Sequence[Drift]) -> list[tuple[Move, str]]:
+        """Return the moves that accept what MLflow displays."""
+        wanted: list[tuple[Move, str]] = []
+        for drift in drifts:
+            if drift.alias == "production" and drift.mlflow:
+                wanted.append((Move.ADOPT, drift.mlflow))
+            elif drift.alias == "staging" and drift.mlflow:
+                archived = self.stage_of(drift.mlflow) is Stage.ARCHIVED
+                wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
+            elif drift.alias == "staging" and drift.journal:
+                wanted.append((Move.ARCHIVE, drift.journal))
+        return wanted
+
     def encode(self) -> str:
         """Return the state as one line; runs of versions are written as ``first-last``."""
-        fields = {
-            "production": self.production,
-            "previous": self.previous,
-            "staging": self.staging,
-            "pending": self.pending,
-            "archived": _ranges(self.archived),
-            "rejected": _ranges(self.rejected),
-            "served": _ranges(self.served),
-            "retired": _ranges(self.retired),
-        }
-        if self.lease.epoch:
-            fields["lease"] = f"{self.lease.epoch} {self.lease.owner}"
+        fields = asdict(self)
+        fields |= {name: _ranges(fields[name]) for name in _SETS}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str) -> State:
-        """Return the state that `encode` wrote; `ValueError` or `KeyError` for any other text."""
+        """Return the state that `encode` wrote; `ValueError` and the like for any other text."""
         fields = json.loads(text)
-        return cls(
-            production=fields["production"],
-            previous=fields["previous"],
-            staging=fields["staging"],
-            pending=fields["pending"],
-            archived=_versions(fields["archived"]),
-            rejected=_versions(fields["rejected"]),
-            served=_versions(fields["served"]),
-            retired=_versions(fields["retired"]),
-            lease=_lease(fields.get("lease", "0 ")),
-        )
-
-
-@dataclass(frozen=True)
-class Drift:
-    """An alias that differs from the journal; None stands for no version."""
-
-    alias: str
-    journal: str | None
-    mlflow: str | None
-
-    def __str__(self) -> str:
-        """Return it in words."""
-        ours, theirs = self.journal or "none", self.mlflow or "none"
-        return f"{self.alias} names {theirs}, the journal says {ours}"
+        fields |= {name: _versions(fields[name]) for name in _SETS}
+        return cls(**{**fields, "lease": Lease(**fields["lease"])})
 
 
 @dataclass(frozen=True)
@@ -155,47 +241,37 @@ class StageMark:
         The version.
     stage, before : Stage
         Its stage, and the one that is displayed now.
-    approval : str
-        Its approval, if that changed; empty if not.
+    tags : Mapping[str, str]
+        The tags that display it: ``stage``, and ``approval`` if that changed.
     """
 
     version: str
     stage: Stage
     before: Stage
-    approval: str = ""
+    tags: Mapping[str, str]
 
 
-def alias_changes(state: State, now: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the aliases to set, in an order in which production always has one; None: remove.
-
-    Before the first move there are none: aliases may be those of other tools.
-    """
-    if state.untouched:
-        return {}
-    return {
-        name: version
-        for name, version in state.aliases.items()
-        # A production alias is never removed: without a version, it is from before the journal.
-        if now.get(name) != version and (version is not None or name == "staging")
-    }
+def mark_of(state: State, version: str, shown: Stage, tags: Mapping[str, str]) -> StageMark | None:
+    """Return what is to be displayed of a version, None if it is `shown` so by its `tags`."""
+    stage, saved = state.stage_of(version), tags.get("approval", "")
+    approval = state.approval_of(version, saved)
+    if (shown, tags.get("stage", Stage.NONE), saved) == (stage, stage, approval):
+        return None
+    return StageMark(
+        version, stage, shown, shown_tags(stage, "" if approval == saved else approval)
+    )
 
 
-def marks_of_move(before: State, after: State, versions: Iterable[str]) -> list[StageMark]:
-    """Return what a move from `before` to `after` changed of the versions that it moved."""
-    marks = []
-    for version in versions:
-        saved = "pending" if version == before.pending else ""
-        approval = after.approval_of(version, saved)
-        changed = "" if approval == before.approval_of(version, saved) else approval
-        stages = after.stage_of(version), before.stage_of(version)
-        marks.append(StageMark(version, *stages, changed))
-    return marks
+def displaced_mark(before: State, after: State, version: str) -> StageMark:
+    """Return what a move from `before` to `after` changed of the version that it displaced."""
+    approval = after.approval_of(version, "pending") if version == before.pending else ""
+    stage = after.stage_of(version)
+    return StageMark(version, stage, before.stage_of(version), shown_tags(stage, approval))
 
 
-def drifts(state: State, aliases: Mapping[str, str]) -> tuple[Drift, ...]:
-    """Return the aliases that differ from the journal."""
-    pairs = ((name, version, aliases.get(name)) for name, version in state.aliases.items())
-    return tuple(Drift(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs)
+def shown_tags(stage: Stage, approval: str) -> dict[str, str]:
+    """Return the tags that display a stage and an approval; an empty one is not displayed."""
+    return {"stage": str(stage), **({"approval": approval} if approval else {})}
 
 
 def step(state: State, op: Move, version: str, approval: str = "") -> State:
@@ -207,162 +283,31 @@ def step(state: State, op: Move, version: str, approval: str = "") -> State:
 
 
 def _step(state: State, op: Move, version: str) -> State:
-    if op in (Move.CARRY, Move.LEASE):
-        return state
     if op is Move.RETIRE:
         return replace(state, retired=state.retired | {version})
-    if op is Move.STAGE or op is Move.RESTORE:
-        moved = replace(state, staging=version, archived=state.archived - {version})
-        return _archive(moved, state.staging, unless=version)
-    if op is Move.ARCHIVE:
-        staging = None if state.staging == version else state.staging
-        return _archive(replace(state, staging=staging), version)
-    if version == state.production:
+    goal = _GOALS.get(op)
+    if goal in (None, state.stage_of(version)):
         return state
+    left = version if goal is Stage.ARCHIVED else state.version_in(goal)
+    staging = None if state.staging == version else state.staging
     moved = replace(
         state,
-        production=version,
-        previous=state.production or state.previous,
-        staging=None if state.staging == version else state.staging,
-        archived=state.archived - {version},
-        served=state.served | {version},
+        staging=version if goal is Stage.STAGING else staging,
+        archived=frozenset(filter(None, (*(state.archived - {version}), left))),
     )
-    return _archive(moved, state.production)
-
-
-def plan(state: State, op: Move, version: str) -> str | None:
-    """Return the version that `version` would displace ("" for none), or None if nothing changes.
-
-    Raises
-    ------
-    StageError
-        The move is not allowed; the message names what is.
-    """
-    now = state.stage_of(version)
-    if op is Move.RETIRE or version in state.retired:
-        return _plan_retire(state, op, version)
-    if op is Move.STAGE or op is Move.RESTORE:
-        return _plan_stage(state, op, version)
-    if op is Move.ARCHIVE:
-        if now is Stage.PRODUCTION:
-            raise StageError(
-                f"Version {version} is in production, and there must always be one; "
-                "promote another version or roll back, and it is archived by itself."
-            )
-        return None if now is Stage.ARCHIVED else ""
-    if now is Stage.PRODUCTION:
-        return None
-    if op is Move.PROMOTE and now is Stage.ARCHIVED:
-        raise StageError(
-            f"Version {version} is archived and has never been in production, so it cannot be "
-            f"promoted; restore_version({version!r}) puts it back into staging first."
-        )
-    if op is Move.ROLLBACK and version not in state.served:
-        raise StageError(
-            f"Version {version} has never been in production, so there is nothing to roll back "
-            "to; promote it instead."
-        )
-    return state.production or ""
-
-
-def under_its_name(state: State, op: Move, version: str) -> Move:
-    """Return the move to journal: promoting what has once been in production is a rollback."""
-    was_there = version in state.served and state.stage_of(version) is Stage.ARCHIVED
-    return Move.ROLLBACK if op is Move.PROMOTE and was_there else op
-
-
-def require_production(state: State, version: str) -> None:
-    """Raise `StageError` unless `version`, if it is given, is the one in production."""
-    if version and state.production != version:
-        raise StageError(
-            f"Version {version} is not in production any more, {state.production or 'none'} is; "
-            "nothing was moved."
-        )
-
-
-def rollback_target(state: State) -> str:
-    """Return the version that a rollback without a target goes to."""
-    if state.previous is None:
-        raise StageError(
-            "There is no earlier production version to roll back to; "
-            "promote two versions to production first, or name one with to=."
-        )
-    return state.previous
-
-
-def adoptions(drifts: Sequence[Drift], state: State) -> list[tuple[Move, str]]:
-    """Return the moves that accept what MLflow displays."""
-    wanted: list[tuple[Move, str]] = []
-    for drift in drifts:
-        if drift.alias == "production" and drift.mlflow:
-            wanted.append((Move.ADOPT, drift.mlflow))
-        if drift.alias == "staging" and drift.mlflow:
-            archived = state.stage_of(drift.mlflow) is Stage.ARCHIVED
-            wanted.append((Move.RESTORE if archived else Move.STAGE, drift.mlflow))
-        if drift.alias == "staging" and drift.journal and not drift.mlflow:
-            wanted.append((Move.ARCHIVE, drift.journal))
-    return wanted
-
-
-def _plan_stage(state: State, op: Move, version: str) -> str | None:
-    now = state.stage_of(version)
-    if now is Stage.STAGING:
-        return None
-    if now is Stage.PRODUCTION:
-        raise StageError(
-            f"Version {version} is in production and cannot go back to staging; "
-            "promote another version or roll back."
-        )
-    if op is Move.STAGE and now is Stage.ARCHIVED:
-        raise StageError(
-            f"Version {version} is archived and cannot go to staging; "
-            f"restore_version({version!r}) is the way back."
-        )
-    if op is Move.RESTORE and now is Stage.NONE:
-        raise StageError(
-            f"Version {version} is not archived, so there is nothing to restore; "
-            "promote_to_staging is the way into staging."
-        )
-    return state.staging or ""
-
-
-def _plan_retire(state: State, op: Move, version: str) -> str | None:
-    if version in state.retired:
-        if op is Move.RETIRE:
-            return None
-        raise StageError(f"Version {version} was removed for good; use another version.")
-    if version in state.served | {state.staging}:
-        raise StageError(
-            f"Version {version} is in staging, or has been in production, so it is kept; "
-            "only other versions can be removed."
-        )
-    return ""
-
-
-def _archive(state: State, version: str | None, *, unless: str | None = None) -> State:
-    if version is None or version == unless:
-        return state
-    return replace(state, archived=state.archived | {version})
+    if goal is not Stage.PRODUCTION:
+        return moved
+    previous, served = left or state.previous, state.served | {version}
+    return replace(moved, production=version, previous=previous, served=served)
 
 
 def _ranges(versions: Iterable[str]) -> str:
-    numbers = sorted(int(version) for version in versions)
-    if not numbers:
-        return ""
-    breaks = [(a, b) for a, b in pairwise(numbers) if b != a + 1]
-    firsts, lasts = [numbers[0], *(b for _, b in breaks)], [*(a for a, _ in breaks), numbers[-1]]
-    spans = zip(firsts, lasts, strict=True)
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
-def _lease(text: str) -> Lease:
-    epoch, _, owner = text.partition(" ")
-    return Lease(int(epoch), owner)
+    numbers = enumerate(sorted(map(int, versions)))
+    # Within a run of numbers the difference to their places stays the same.
+    runs = [[n for _, n in run] for _, run in groupby(numbers, lambda pair: pair[1] - pair[0])]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _versions(text: str) -> frozenset[str]:
-    versions: set[str] = set()
-    for span in filter(None, text.split(",")):
-        first, _, last = span.partition("-")
-        versions.update(str(n) for n in range(int(first), int(last or first) + 1))
-    return frozenset(versions)
+    spans = [span.split("-") for span in text.split(",") if span]
+    return frozenset(str(n) for span in spans for n in range(int(span[0]), int(span[-1]) + 1))

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -28,7 +28,6 @@ from fl_registry.comparison import (
     metric_differences,
     paired_verdict,
     param_differences,
-    read_scores,
 )
 from fl_registry.errors import (
     ArtifactError,
@@ -36,19 +35,19 @@ from fl_registry.errors import (
     RegistryError,
     StageError,
     UnknownVersion,
-    disk_errors,
+    foreign_errors,
 )
 from fl_registry.files.artifacts import (
     HALF_FILE,
     SCORES_FILE,
     SPEC_FILE,
     WEIGHTS_FILE,
-    checked_header,
-    describe,
+    HalfCopy,
     prepared,
+    read_half,
+    write_half,
 )
 from fl_registry.files.digests import digest_of, file_digest
-from fl_registry.files.half import HalfCopy, read_half, write_half
 from fl_registry.files.loading import ReadyModels, Weights, read_arrays
 from fl_registry.journal.entries import (
     Entry,
@@ -63,33 +62,27 @@ from fl_registry.journal.entries import (
     read_page,
     touched,
 )
-from fl_registry.journal.lease import Heartbeat, Lease, require_lease
-from fl_registry.journal.lease_holder import LEASE_SECONDS, WhenBusy, Writer
-from fl_registry.records import ModelVersion
-from fl_registry.retention import PruneReport, Rule, reasons_to_stay
-from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import (
-    Drift,
-    Move,
-    Stage,
-    StageMark,
-    State,
-    adoptions,
-    alias_changes,
-    drifts,
-    marks_of_move,
-    plan,
-    require_production,
-    rollback_target,
-    under_its_name,
+from fl_registry.journal.lease import (
+    LEASE_SECONDS,
+    NOBODY,
+    Heartbeat,
+    Lease,
+    WhenBusy,
+    Writer,
+    require_lease,
 )
-from fl_registry.tracking_checks import Names, finite_metrics
-from fl_registry.version_tags import (
+from fl_registry.retention import PruneReport, reasons_to_stay
+from fl_registry.serving.mlmodel import MODEL_FILE, Serving
+from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
+from fl_registry.tracking import Names, finite_metrics
+from fl_registry.versions import (
+    ModelVersion,
     checked_description,
     checked_metrics,
     checked_scores,
     checked_tags,
     not_taken_over,
+    read_numbers,
     version_tags,
 )
 
@@ -126,12 +119,24 @@ class By(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What was last read of the backend."""
+class _Snapshot:
+    """What was last read of the backend; a thread may put an older one in its place.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        The journal.
+    fingerprint : Hashable | None
+        The backend's, right before that was read.
+    synced : int
+        How many entries have aliases and marks that were seen right.
+    production : tuple[Hashable | None, float, ModelVersion | None] | None
+        The version in production, with the fingerprint and the time of that question.
+    """
 
     ledger: Ledger = field(default_factory=Ledger)
-    fingerprint: Hashable | None = None  # of the backend, right before the reading
-    # The version in production, with the fingerprint and the time of that question.
+    fingerprint: Hashable | None = None
+    synced: int = 0
     production: tuple[Hashable | None, float, ModelVersion | None] | None = None
 
 
@@ -162,9 +167,8 @@ class ModelStore:
         self.backend = backend
         self.alias_seconds = alias_seconds
         self._ready = ReadyModels(backend.files.whole)
-        self._last = _Reading()
+        self._last = _Snapshot()
         self._shared = _Shared()
-        self._synced_upto = 0  # entries whose aliases and marks were seen right
         self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
@@ -200,7 +204,7 @@ class ModelStore:
             Its metrics; finite numbers. The first is shown as its score, unless a tag ``metric``
             names another.
         tags : Mapping[str, str] | None
-            Further tags; those in `fl_registry.version_tags.RESERVED` are refused. One called
+            Further tags; those in `fl_registry.versions.RESERVED` are refused. One called
             ``keep`` keeps the version from being pruned; ``approval=pending`` makes a version that
             is put into staging wait for approval.
         description : str
@@ -239,7 +243,7 @@ class ModelStore:
         return record.version
 
     def set_version_tags(self, version: str | int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; those in `fl_registry.version_tags.RESERVED` are refused."""
+        """Set tags of a version; those in `fl_registry.versions.RESERVED` are refused."""
         self._set_tags(_checked_number(version), checked_tags(tags))
 
     def compress_version(
@@ -271,7 +275,7 @@ class ModelStore:
         record = self.get_version(version)
         full = self._verified(record)
         with ExitStack() as stack:
-            with disk_errors(f"halve the weights of version {record.version}"):
+            with foreign_errors(f"halve the weights of version {record.version}"):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fl-app-half-"))
                 target = Path(folder) / HALF_FILE
                 write_half(full, target)
@@ -373,9 +377,8 @@ class ModelStore:
         ArtifactError
             Its weights are missing or have changed since they were saved.
         """
-        if not (isinstance(to, date) or (isinstance(to, str) and is_date(to))):
-            goal = None if to is None else _checked_number(to)
-        elif (goal := self.production_at(to)) is None:
+        goal = None if to is None or is_date(to) else _checked_number(to)
+        if is_date(to) and (goal := self.production_at(to)) is None:
             raise StageError(
                 f"Nothing was in production at {to}, so there is nothing to roll back to; "
                 "name a version with to=."
@@ -395,12 +398,11 @@ class ModelStore:
         """
         why = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
         drift, entries = self.drift(), []
-        for op, version in adoptions(drift, self._state()):
+        for op, version in self._state().adoptions(drift):
             # Aliases are synced after the last one only: before, that would undo the others.
-            _, entry = self._move(op, version, sync=False, actor=actor, reason=why)
-            entries += [entry] if entry is not None else []
+            entries.append(self._move(op, version, sync=False, actor=actor, reason=why)[1])
         self._synced()
-        return tuple(entries)
+        return tuple(filter(None, entries))
 
     def prune(
         self,
@@ -433,27 +435,29 @@ class ModelStore:
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        rule, state, files = Rule(keep, older_than), self._state(), self.backend.files
-        records = list(self._records(state, at_once=_AT_ONCE))
-        stay = reasons_to_stay(records, state, rule, restorable=files.is_whole)
-        begun = {v: size for v, size in files.noted().items() if v in state.retired}
+        state, files = self._state(), self.backend.files
+        stored = list(self.backend.versions(at_once=_AT_ONCE))
+        begun = [record for record in stored if record.version in state.retired]
+        records = [
+            _staged(record, state) for record in stored if record.version not in state.retired
+        ]
+        stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
-            sizes = begun | {record.version: files.size(record) for record in going}
-            return PruneReport(True, _sorted(sizes), sum(sizes.values()), stay)
-        gone = {version: files.remove(version) for version in begun}
+            sizes = {record.version: files.size(record) for record in (*begun, *going)}
+            return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
+        gone = {record.version: files.remove(record) for record in begun}
         for record in going:
             try:
-                files.note(record)
                 self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
             else:
-                gone[record.version] = files.remove(record.version)
+                gone[record.version] = files.remove(record)
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
-        return PruneReport(False, _sorted(gone), freed, stay, left)
+        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
 
     def list_all_versions(self) -> list[dict[str, Any]]:
         """Return all versions as dictionaries, newest first (see `ModelVersion.as_row`)."""
@@ -464,15 +468,13 @@ class ModelStore:
         number, state = _checked_number(version), self._state()
         if number in state.retired:
             raise UnknownVersion(f"Version {number} was removed for good; use another version.")
-        return self._one(number, state)
+        return self._found(number, state)
 
     def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
         """Return the newest version of a stage (None: of any), or None if there is none."""
         wanted, state = None if stage is None else _checked_stage(stage), self._state()
-        if wanted is Stage.PRODUCTION:
-            return state.production
-        if wanted is Stage.STAGING:
-            return state.staging
+        if wanted in (Stage.PRODUCTION, Stage.STAGING):
+            return state.version_in(wanted)
         records = self._records(state, at_once=_FEW)
         return next((r.version for r in records if wanted in (None, r.stage)), None)
 
@@ -489,8 +491,8 @@ class ModelStore:
             `b` is better on the very same examples (see `fl_registry.comparison`). What is not
             known, since it was never saved or is gone, is None.
         """
-        state = self._state()
-        one, two = self._one(_checked_number(a), state), self._one(_checked_number(b), state)
+        with self.one_reading():
+            one, two = self.get_version(a), self.get_version(b)
         specs = [self.backend.files.read(record, SPEC_FILE) for record in (one, two)]
         params = [self.backend.run_params(r.run_id) if r.run_id else None for r in (one, two)]
         return {
@@ -609,8 +611,7 @@ class ModelStore:
         weights = self._weights(self._named(version_or_stage), half=False)
         whole = self.backend.files.whole
         content = whole.read(weights.path, weights.sha256, version=weights.version)
-        spec = describe(checked_header(weights.path, shown=weights.path), shown=weights.path)
-        return read_arrays(content, spec, version=weights.version)
+        return read_arrays(content, version=weights.version)
 
     def load_production_model(
         self,
@@ -722,9 +723,7 @@ class ModelStore:
             ledger = self._read()
             if ledger.state.lease != over:
                 return None
-            entry = new_entry(
-                ledger, Move.LEASE, version="", displaced="", actor=owner, reason=reason
-            )
+            entry = new_entry(ledger, Entry(Move.LEASE, actor=owner, reason=reason))
             self._shared.ledger = None
             if self.backend.journal.claim(entry.number, entry.encode()):
                 logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
@@ -768,34 +767,31 @@ class ModelStore:
             # An entry that wins the place after this ledger has seen every lease before it.
             if lease is not None:
                 require_lease(state.lease, lease)
-            require_production(state, displacing)
+            if displacing and state.production != displacing:
+                raise StageError(
+                    f"Version {displacing} is not in production any more, "
+                    f"{state.production or 'none'} is; nothing was moved."
+                )
             # Chosen once: of two rollbacks at the same time, the second must not undo the first.
-            target = target or rollback_target(state)
-            named = under_its_name(state, op, target)
+            target = target or state.rollback_target()
             # A server with the lease is the only one that changes what it saved just now, unless
             # its claim was lost: then somebody else acts, and the version is read again.
-            unread = named is Move.STAGE and lease is not None and not attempt
+            unread = op is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
             record = mine or self.backend.find(target)
             if record is None:
                 raise _unknown(target)
-            displaced = plan(state, named, target)
-            if displaced is None:
+            planned = state.plan(op, target)
+            if planned is None:
                 return target, None
+            named, displaced = planned
             if not checked:
                 self._check(named, record, stored=mine is not None)
                 checked = True
             waits = named is Move.STAGE and record.tags.get("approval") == "pending"
-            entry = new_entry(
-                ledger,
-                named,
-                version=target,
-                displaced=displaced,
-                actor=actor,
-                reason=reason,
-                epoch=lease.epoch if lease is not None else 0,
-                approval="pending" if waits else approval,
-            )
+            status, epoch = "pending" if waits else approval, (lease or NOBODY).epoch
+            draft = Entry(named, target, displaced, actor, reason, epoch=epoch, approval=status)
+            entry = new_entry(ledger, draft)
             self._shared.ledger = None  # won or lost, what was read is old from here on
             if self.backend.journal.claim(entry.number, entry.encode()):
                 break
@@ -805,15 +801,13 @@ class ModelStore:
             return target, entry
         logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
         after = appended(ledger, entry)
-        if state.untouched:
-            # Before the first move the aliases may be anything: other tools may have set them.
-            self._show(after.state, touched([entry]))
-        else:
-            moved = filter(None, (target, displaced))
-            marks = marks_of_move(state, after.state, moved)
-            self.backend.show(alias_changes(after.state, state.aliases), marks)
-        self._last = replace(self._last, ledger=after, fingerprint=None)
-        self._synced_upto = max(self._synced_upto, after.length)
+        marks = [mark_of(after.state, target, record.stage, record.tags)]
+        if displaced:
+            marks.append(displaced_mark(state, after.state, displaced))
+        # Before the first move the aliases may be anything: other tools may have set them.
+        aliases = self.backend.aliases() if state.untouched else state.aliases
+        self.backend.show(after.state.alias_changes(aliases), [*filter(None, marks)])
+        self._last = replace(self._last, ledger=after, fingerprint=None, synced=after.length)
         if self.backend.journal.page(fresh=False) != after.page:
             self._synced()  # others moved versions meanwhile
         elif self._shared.depth:
@@ -829,14 +823,13 @@ class ModelStore:
             return
         if not stored or self.backend.files.is_local(record):
             self._verified(record)
-        unreadable = not record.metrics and record.tags.get("metrics", "{}") != "{}"
-        finite = all(map(math.isfinite, record.metrics.values()))
-        if op in _NEEDS_METRICS and (unreadable or not finite):
-            wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
-            names = ", ".join(wrong) or "the tag 'metrics' cannot be read"
+        wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
+        if not record.metrics and record.tags.get("metrics", "{}") != "{}":
+            wrong = ["the tag 'metrics' cannot be read"]
+        if wrong and op in _NEEDS_METRICS:
             raise InvalidMetric(
                 f"Version {record.version} cannot be moved on: not a finite number: "
-                f"{names}; save its file again with the right metrics."
+                f"{', '.join(wrong)}; save its file again with the right metrics."
             )
 
     def _pending(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
@@ -852,29 +845,14 @@ class ModelStore:
 
     def _just_saved(self, version: str) -> ModelVersion | None:
         """Return a version that this object has stored a moment ago, as it was stored."""
-        if self._saved is None:
-            return None
-        when, record = self._saved
-        fresh = record.version == version and time.monotonic() - when <= _FRESH
-        return record if fresh else None
-
-    def _show(self, state: State, versions: Sequence[str] | None) -> None:
-        """Display the stages of `versions` (None: of all) and the aliases, where they differ."""
-        if state.untouched:
-            return
-        backend = self.backend
-        changes = alias_changes(state, backend.aliases())
-        if versions is None:
-            records = list(backend.versions(at_once=_AT_ONCE))
-        else:
-            records = [record for v in versions if (record := backend.find(v)) is not None]
-        backend.show(changes, [mark for r in records if (mark := _mark(r, state)) is not None])
+        when, record = self._saved or (-math.inf, None)
+        fresh = record is not None and record.version == version
+        return record if fresh and time.monotonic() - when <= _FRESH else None
 
     def _synced(self) -> Ledger:
         """Read the journal; first finish what an interrupted move left undone."""
         ledger = self._read()
-        behind = self._behind(ledger)
-        if not behind and not alias_changes(ledger.state, self.backend.aliases()):
+        if not self._behind(ledger) and not ledger.state.alias_changes(self.backend.aliases()):
             return ledger
         # Others may have moved versions, and aliases with them, since it was read.
         return self._sync(self._read_new())
@@ -883,9 +861,16 @@ class ModelStore:
         """Display what the journal says until it has not grown meanwhile."""
         while True:
             self._warn(ledger)
-            versions = None if everything else self._behind(ledger) or _recent(ledger)
-            self._show(ledger.state, versions)
-            self._synced_upto = max(self._synced_upto, ledger.length)
+            if not ledger.state.untouched:
+                changes = ledger.state.alias_changes(self.backend.aliases())
+                if everything:
+                    records = list(self.backend.versions(at_once=_AT_ONCE))
+                else:
+                    versions = self._behind(ledger) or _recent(ledger)
+                    records = [r for v in versions if (r := self.backend.find(v)) is not None]
+                marks = (mark_of(ledger.state, r.version, r.stage, r.tags) for r in records)
+                self.backend.show(changes, [*filter(None, marks)])
+            self._last = replace(self._last, synced=max(self._last.synced, ledger.length))
             newer = self._read_new()
             if newer.length == ledger.length:
                 return newer
@@ -893,17 +878,18 @@ class ModelStore:
 
     def _behind(self, ledger: Ledger) -> list[str]:
         """Return the versions whose marks this object has not seen right yet."""
-        if ledger.length <= self._synced_upto:
+        synced = self._last.synced
+        if ledger.length <= synced:
             return []
-        if ledger.entries[0].number <= self._synced_upto:
-            return touched(entry for entry in ledger.entries if entry.number > self._synced_upto)
+        if ledger.entries[0].number <= synced:
+            return touched(entry for entry in ledger.entries if entry.number > synced)
         named = {*_recent(ledger), *filter(None, ledger.state.aliases.values())}
         return sorted(named, key=int)
 
     def _by_hand(self, state: State) -> tuple[Drift, ...]:
         """Return the drift that no interrupted move explains: marks are written after aliases."""
         moved = []
-        for drift in drifts(state, self.backend.aliases()):
+        for drift in state.drifts(self.backend.aliases()):
             version = drift.journal or drift.mlflow or ""
             record = self.backend.find(version)
             mark = record.tags.get("stage") if record is not None else None
@@ -961,7 +947,7 @@ class ModelStore:
             if (mark is not None and mark == before) or now - when < max_age:
                 return record
         state = self._state()
-        record = None if state.production is None else self._one(state.production, state)
+        record = None if state.production is None else self._found(state.production, state)
         self._last = replace(self._last, production=(mark, now, record))
         return record
 
@@ -971,7 +957,7 @@ class ModelStore:
             if record.version not in state.retired:
                 yield _staged(record, state)
 
-    def _one(self, version: str, state: State) -> ModelVersion:
+    def _found(self, version: str, state: State) -> ModelVersion:
         record = self.backend.find(version)
         if record is None:
             raise _unknown(version)
@@ -1001,23 +987,27 @@ class ModelStore:
         self.backend.set_tags(version, tags)
 
     def _weights(self, record: ModelVersion, *, half: bool) -> Weights:
-        if not half:
-            path = self.backend.files.path(record, WEIGHTS_FILE, _digest(record))
-            return Weights(path, record.sha256, record.version)
-        copy = read_half(record.version, record.tags.get("half"))
-        path = self.backend.files.path(record, HALF_FILE, copy.sha256)
-        return Weights(path, copy.sha256, record.version)
+        name, digest = WEIGHTS_FILE, record.sha256
+        if half:
+            name, digest = HALF_FILE, read_half(record.version, record.tags.get("half")).sha256
+        elif not digest:
+            raise ArtifactError(
+                f"Version {record.version} was not saved by this app and has no digest to check; "
+                "save its file with save_model_version first."
+            )
+        return Weights(self.backend.files.path(record, name, digest), digest, record.version)
 
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
-        files = self.backend.files
-        path = files.path(record, WEIGHTS_FILE, _digest(record))
-        return files.whole.verify(path, record.sha256, version=record.version)
+        weights = self._weights(record, half=False)
+        return self.backend.files.whole.verify(
+            weights.path, weights.sha256, version=weights.version
+        )
 
     def _scores(self, record: ModelVersion) -> dict[str, float] | None:
         digest = record.tags.get("per_example")
         content = self.backend.files.read(record, SCORES_FILE) if digest else None
-        return read_scores(content) if content and digest_of(content) == digest else None
+        return read_numbers(content) if content and digest_of(content) == digest else None
 
 
 def _unknown(version: str) -> UnknownVersion:
@@ -1026,7 +1016,7 @@ def _unknown(version: str) -> UnknownVersion:
     )
 
 
-def _checked_number(version: str | int) -> str:
+def _checked_number(version: object) -> str:
     """Return a version's number as text without leading zeros, or raise `UnknownVersion`."""
     text = str(version).strip()
     if isinstance(version, bool) or not _VERSION.fullmatch(text) or not int(text):
@@ -1047,32 +1037,9 @@ def _staged(record: ModelVersion, state: State) -> ModelVersion:
     """Return a stored version with the stage and the approval that the journal gives it."""
     stage = state.stage_of(record.version)
     approval = state.approval_of(record.version, record.tags.get("approval", ""))
-    tags = {**record.tags, "stage": str(stage), **({"approval": approval} if approval else {})}
-    return replace(record, stage=stage, tags=tags)
-
-
-def _mark(record: ModelVersion, state: State) -> StageMark | None:
-    """Return what is to be displayed of a version, or None if that is displayed already."""
-    stage, saved = state.stage_of(record.version), record.tags.get("approval", "")
-    approval = state.approval_of(record.version, saved)
-    if (record.stage, record.tags.get("stage", Stage.NONE), saved) == (stage, stage, approval):
-        return None
-    return StageMark(record.version, stage, record.stage, "" if approval == saved else approval)
+    return replace(record, stage=stage, tags={**record.tags, **shown_tags(stage, approval)})
 
 
 def _recent(ledger: Ledger) -> list[str]:
     """Return the versions of the last moves."""
     return touched([entry for entry in ledger.entries if entry.version][-_RECENT:])
-
-
-def _digest(record: ModelVersion) -> str:
-    if not record.sha256:
-        raise ArtifactError(
-            f"Version {record.version} was not saved by this app and has no digest to check; "
-            "save its file with save_model_version first."
-        )
-    return record.sha256
-
-
-def _sorted(versions: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(sorted(versions, key=int))

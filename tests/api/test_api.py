@@ -15,7 +15,7 @@ from support.api_client import Client
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import RetrainingManager
-from fl_app.strategy.checkpoints.backlog import Backlog
+from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import InMemoryModelStore, StoreUnavailable
 
 

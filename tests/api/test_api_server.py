@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from support.api_client import TOKEN, Client, refused
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.api.guard import read_token
+from fl_app.hooks import PrometheusMetrics
 from fl_app.retraining import RetrainingManager
 
 ROOT = Path(__file__).parents[2]
@@ -122,15 +124,19 @@ def test_the_server_app_opens_it_for_a_server_that_waits(
         given = {"continuous": True, **changes}
         return ServerConfig.from_run_config({k.replace("_", "-"): v for k, v in given.items()})
 
-    assert start_api(settings(continuous=False), manager, store, None, home=tmp_path) is None
-    assert start_api(settings(api_port=0), manager, store, None, home=tmp_path) is None
+    def sessions(config: ServerConfig, token: str | None = None) -> Any:
+        parts = {"monitor": manager, "store": store, "home": tmp_path, "probation": None}
+        return SimpleNamespace(config=config, token=token, metrics=PrometheusMetrics(), **parts)
+
+    assert start_api(sessions(settings(continuous=False))) is None
+    assert start_api(sessions(settings(api_port=0))) is None
     with pytest.raises(ValueError, match="without a token"):
         api_token(settings(api_host="0.0.0.0"))  # noqa: S104 - that is the test
     monkeypatch.setenv("FL_APP_API_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = settings(api_port=port, api_allowed_hosts="fl-server, other")
-    server = start_api(config, manager, store, api_token(config), home=tmp_path)
+    server = start_api(sessions(config, api_token(config)))
     assert server is not None
     client = Client(port, TOKEN)
     answers = [client.get("/versions", Host=host).status for host in ("other", "fl-server", "no")]

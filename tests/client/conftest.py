@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.client.data import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
+from fl_models.pictures import DataSpec
 
 
 @pytest.fixture(scope="session")

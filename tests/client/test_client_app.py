@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from support.arrays import to_arrays
 
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec, load_node_data
 from fl_app.config import ClientConfig
-from fl_app.strategy.round.decoding import SentModel, decode_update
+from fl_app.wire.compressed_update import SentModel, decode_update
 from fl_models.pictures import label_file
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 
 SETTINGS: dict[str, bool | float | int | str] = {
     "image-size": 64,
@@ -131,9 +132,9 @@ def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> N
         )
         for i in range(3)
     ]
-    used = [path for node in nodes for path in (*node.train, *node.holdout)]
+    used = [path for node in nodes for path in (*node.spec.train, *node.spec.val)]
     assert len(set(used)) == len(used) == 24
-    assert all(node.holdout for node in nodes)
+    assert all(node.spec.val for node in nodes)
     assert len({node.digest for node in nodes}) == 3
 
 

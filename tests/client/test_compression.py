@@ -18,9 +18,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp.strategy import FedAvg
 
 from fl_app.client.mods.compression import compress_updates
-from fl_app.strategy.round.decoding import SentModel, decode_update
-from fl_app.wire.compressed_update import UPDATE_RECORD
-from fl_app.wire.schema import schema_of
+from fl_app.wire.arrays import schema_of
+from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 
 README = Path(__file__).parents[2] / "README.md"
 MODEL = ArrayRecord(

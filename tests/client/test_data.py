@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 from fl_app.client.data import (
     DataError,
-    DataSpec,
-    Partitioning,
     data_digest,
     load_data_spec,
     partition,
     split_holdout,
 )
-from fl_models.pictures import label_file, read_boxes
+from fl_app.config import Partitioning
+from fl_models.pictures import DataSpec, label_file, read_boxes
 
 NAMES = "names: [circle, square, triangle, star, cross, ring, diamond]\n"
 
@@ -168,8 +167,6 @@ def test_more_partitions_than_pictures_leave_some_empty(
     [
         ({"partition_id": 2}, "partition 2 does not exist, expected 0 to 1"),
         ({"partition_id": -1}, "partition -1 does not exist"),
-        ({"kind": "sorted"}, "partitioning 'sorted' is unknown"),
-        ({"kind": "dirichlet", "alpha": 0.0}, "alpha is 0.0, expected a number above 0"),
     ],
 )
 def test_bad_partition_arguments(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import DataSpec, load_data_spec, partition
+from fl_app.client.data import load_data_spec, partition
 from fl_app.client.training import train_locally
 from fl_models.holdout import Holdout
-from fl_models.pictures import label_file, read_pictures
+from fl_models.pictures import DataSpec, label_file, read_pictures
 from fl_models.yolo import YoloModel, get_model
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "aquarium" / "data.yaml"

@@ -13,9 +13,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_app.client.mods.data_summary import data_summary_mod
+from fl_app.client.mods.data_summary import KeyedRows, data_summary_mod
 from fl_app.client.summary.reference import load_reference
-from fl_app.client.summary.rows import KeyedRows
 from fl_app.wire.data_summary import (
     HOLD_KEY,
     REFERENCE_KEY,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from fl_app.client.data import DataSpec
-from fl_app.client.summary.picture_statistics import (
+from fl_app.client.summary.pictures import (
     PIXEL_STATISTICS,
     box_statistics,
     file_key,
     pixel_statistics,
 )
+from fl_models.pictures import DataSpec
 
 
 @pytest.fixture
@@ -53,14 +53,10 @@ def test_a_picture_that_cannot_be_read_is_missing(tmp_path: Path, shapes: DataSp
 
 def test_boxes_are_counted_named_and_measured() -> None:
     boxes = np.array([[1, 0.5, 0.5, 0.4, 0.1], [1, 0.5, 0.5, 0.2, 0.2], [0, 0.5, 0.5, 0.3, 0.3]])
-    columns = box_statistics(
-        [boxes, boxes[:0]], ["cat", "dog"], [np.array([0.9, 0.2, 0.4]), boxes[:0, 0]]
-    )
+    columns = box_statistics([boxes, boxes[:0]], ["cat", "dog"])
     assert columns["boxes"].tolist() == [3, 0]
     assert columns["main class"].tolist() == ["dog", None]
     assert columns["box size"] == pytest.approx([0.2, np.nan], nan_ok=True)
-    assert columns["top score"] == pytest.approx([0.9, np.nan], nan_ok=True)
-    assert columns["median score"] == pytest.approx([0.4, np.nan], nan_ok=True)
 
 
 def test_a_key_changes_with_the_file_and_not_otherwise(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
-from fl_app.deploy.data import check_data, data_file, generated_shares
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.folder import Layout
+from fl_app.deploy.folder import Layout, check_data, data_file, generated_shares
 
 
 def test_each_node_has_a_share_of_its_own(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import pytest
 from support.flower import free_port
 
 from fl_app.deploy.folder import Layout
-from fl_app.deploy.services import mlflow_server
-from fl_app.deploy.supervisor import Processes
+from fl_app.deploy.processes import Processes, mlflow_server
 from fl_registry import ModelManager, Stage
 from fl_registry.files.weights import save_weights
 

@@ -24,10 +24,9 @@ from typer.main import get_command
 
 from fl_app.cli import main
 from fl_app.config import ClientConfig, ServerConfig
-from fl_app.deploy.flower_cli import NAME
 from fl_app.deploy.folder import DEFAULTS, Layout
-from fl_app.deploy.local import Deployment
-from fl_app.deploy.services import Service, mlflow_server, superlink, supernode
+from fl_app.deploy.local import NAME, Deployment
+from fl_app.deploy.processes import Service, mlflow_server, superlink, supernode
 
 ROOT = Path(__file__).parents[2]
 PAGE = re.sub(
@@ -65,7 +64,7 @@ def options(command: list[str]) -> set[str]:
         (
             "fl-app supernode",
             _parse_args_run_supernode,
-            supernode(LAYOUT, 1, port=9094, superlink_port=8000, data="/data/data.yaml"),
+            supernode(LAYOUT, 1, superlink_port=8000, data="/data/data.yaml"),
         ),
     ],
 )

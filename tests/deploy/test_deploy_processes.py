@@ -17,8 +17,7 @@ import pytest
 
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout
-from fl_app.deploy.services import Service, environment
-from fl_app.deploy.supervisor import Processes, StoppedError, end, find
+from fl_app.deploy.processes import Processes, Service, StoppedError, end, environment, find
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; \
 time.sleep(60)'], start_new_session=True); time.sleep(60)"

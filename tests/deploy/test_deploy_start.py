@@ -17,7 +17,7 @@ from fl_app.deploy import local
 from fl_app.deploy.errors import DeploymentError, require_package
 from fl_app.deploy.folder import DEFAULTS, Layout, Settings
 from fl_app.deploy.local import Deployment
-from fl_app.deploy.services import mlflow_server, superlink, supernode
+from fl_app.deploy.processes import mlflow_server, superlink, supernode
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_no_secret_is_an_argument_of_a_process(tmp_path: Path) -> None:
     services = [
         mlflow_server(layout, 5000, database=address),
         superlink(layout, 8000, mlflow="http://127.0.0.1:5000"),
-        supernode(layout, 1, port=9094, superlink_port=8000, data="/data/data.yaml"),
+        supernode(layout, 1, superlink_port=8000, data="/data/data.yaml"),
     ]
     for service in services:
         assert "open-sesame" not in " ".join(service.command)

@@ -13,8 +13,8 @@ from support.flower import ROOT, Flower
 from support.shipped_app import shipped_app
 
 from fl_app.retraining import MonitorStore
+from fl_app.retraining.manager import MonitorState
 from fl_app.retraining.memory.store import default_url
-from fl_app.retraining.state import MonitorState
 from fl_registry import ModelManager
 
 AQUARIUM = ROOT.parent / "shared" / "data" / "aquarium"

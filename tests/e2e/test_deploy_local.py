@@ -22,13 +22,13 @@ from support.deployment import start, wait_until
 from support.flower import BIN, ROOT, Flower, free_port
 from support.small_apps import small_app
 
-from fl_app.client.data import DataSpec, data_digest, load_data_spec
+from fl_app.client.data import data_digest, load_data_spec
 from fl_app.deploy.folder import Layout
 from fl_app.deploy.keys import make_keys
-from fl_app.deploy.services import answers
-from fl_app.deploy.supervisor import find
+from fl_app.deploy.processes import answers, find
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
+from fl_models.pictures import DataSpec
 from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from support.environments import build_wheel
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower, free_port
 
-from fl_app.deploy.services import answers
+from fl_app.deploy.processes import answers
 from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.flower import ROOT, Flower, superlinks
 
-from fl_app.deploy.services import answers
+from fl_app.deploy.processes import answers
 
 pytestmark = pytest.mark.slow
 

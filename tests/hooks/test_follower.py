@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_app.events import Event, StageMoved
-from fl_app.hooks.journal_events import JournalFollower
-from fl_app.hooks.queue import Hooks
+from fl_app.hooks.queue import Hooks, JournalFollower
 from fl_registry import InMemoryModelStore, ModelManager, StageError, StoreUnavailable
 from fl_registry.files.weights import save_weights
 from fl_registry.journal.entries import fold

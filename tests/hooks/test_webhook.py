@@ -25,7 +25,7 @@ from fl_app.events import RoundReport, StageMoved
 from fl_app.hooks import Webhook
 from fl_app.hooks import webhook as module
 from fl_app.hooks.queue import Hooks
-from fl_app.hooks.webhook_hosts import Target, is_public
+from fl_app.hooks.webhook import Target, is_public
 
 SECRET = "canary-5d41402abc4b2a76b9719d911017c592"  # noqa: S105 - it guards nothing
 REPORT = RoundReport(3, 8, {"mAP50": 0.5, "client/loss": float("nan")}, "7", run_id="ab12")

@@ -13,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import DataSpec, load_data_spec
+from fl_app.client.data import load_data_spec
 from fl_models.holdout import Holdout, draw_predictions
-from fl_models.yolo import YoloModel, from_arrays, get_model, to_arrays
+from fl_models.pictures import DataSpec
+from fl_models.yolo import YoloModel, from_arrays, get_model
 
 SIDE = 64
 
@@ -197,8 +199,6 @@ def test_nothing_is_written_beside_the_labels(
 def test_predictions_are_drawn_into_one_picture(
     lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path, name: str
 ) -> None:
-    draw_predictions(
-        lively_model, labelled_by_model, tmp_path / name, count=6, image_size=SIDE, conf=0.05
-    )
+    draw_predictions(lively_model, labelled_by_model, tmp_path / name, image_size=SIDE)
     assert cv2.imread(str(tmp_path / name)).shape == (640, 1280, 3)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from ultralytics.utils.metrics import ap_per_class
 
-from fl_app.client.data import DataSpec
 from fl_models.holdout import Holdout
 from fl_models.map_results import Matches
+from fl_models.pictures import DataSpec
 from fl_models.yolo import YoloModel
 
 SIDE, PICTURES = 64, 25

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.arrays import to_arrays
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel
 
-from fl_app.client.data import DataSpec
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
+from fl_models.pictures import DataSpec
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 
 SIDE = 64
 
@@ -112,7 +113,7 @@ def test_pictures_of_any_shape_get_boxes_inside_of_them(lively_model: YoloModel)
 
 @pytest.mark.parametrize("bad", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32)])
 def test_other_arrays_than_pictures_are_refused(model: YoloModel, bad: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected uint8 and"):
+    with pytest.raises(ValueError, match="expected whole numbers and"):
         model.predict(bad)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_models.file_cache import cached_while_unchanged, file_states
+from fl_models.pictures import cached_while_unchanged, file_states
 
 HOUR = 3600
 PAST = time.time() - 10 * HOUR

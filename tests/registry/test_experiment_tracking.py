@@ -22,7 +22,7 @@ from fl_registry import (
     RegistryError,
     Tracker,
 )
-from fl_registry.tracking_checks import clean_key
+from fl_registry.tracking import clean_key
 
 
 @pytest.fixture

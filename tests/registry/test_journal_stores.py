@@ -23,7 +23,7 @@ from fl_registry import (
     UnknownVersion,
 )
 from fl_registry.store import ModelStore
-from fl_registry.version_tags import read_version
+from fl_registry.versions import read_version
 
 MakeWeights = Callable[[float], Path]
 

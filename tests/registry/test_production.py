@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
-from fl_registry.journal.entries import Ledger, Page, new_entry, read_page
-from fl_registry.stages import Move, State, plan, step, under_its_name
+from fl_registry.journal.entries import Entry, Ledger, Page, new_entry, read_page
+from fl_registry.stages import Move, State, step
 from fl_registry.store import ModelStore
 
 MakeWeights = Callable[[float], Path]
@@ -29,16 +29,16 @@ def journal(wanted: list[tuple[Move, str]]) -> Ledger:
         if op is Move.CARRY:
             continue
         if op is Move.LEASE:
-            entry = new_entry(ledger, op, version="", displaced="")
+            entry = new_entry(ledger, Entry(op))
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
             continue
-        named = under_its_name(ledger.state, op, version)
         try:
-            displaced = plan(ledger.state, named, version)
+            planned = ledger.state.plan(op, version)
         except StageError:
             continue
-        if displaced is not None:
-            entry = new_entry(ledger, named, version=version, displaced=displaced)
+        if planned is not None:
+            named, displaced = planned
+            entry = new_entry(ledger, Entry(named, version=version, displaced=displaced))
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
     return ledger
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_registry.gates.sequential import fewest_differences, sequential_test
+from fl_registry.gates.paired import fewest_differences, sequential_test
 
 sizes = st.floats(0.001, 1000)
 differences = st.one_of(st.just(0.0), sizes, sizes.map(lambda size: -size))

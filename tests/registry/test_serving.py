@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.arrays import to_arrays
 
 from fl_models import serving
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 from fl_registry import (
     ArtifactError,
     InMemoryModelStore,
@@ -40,14 +41,7 @@ from fl_registry.store import ModelStore
 MakeWeights = Callable[[float], Path]
 ROOT = Path(__file__).parents[2]
 NAMES = [f"shape {number}" for number in range(7)]
-YOLO = Serving(
-    Path(serving.__file__),
-    serving.INPUTS,
-    serving.OUTPUTS,
-    serving.PARAMS,
-    serving.REQUIREMENTS,
-    serving.CONFIG,
-)
+YOLO = Serving(Path(serving.__file__), **serving.SERVING)
 FACTORY = """
 import torch
 def make():
@@ -145,14 +139,14 @@ def test_yolo_serves_the_boxes_that_our_own_loader_finds(
 )
 def test_a_picture_that_is_none_is_told(yolo_weights: Path, bad: object, says: str) -> None:
     spec = {"model": {"family": "yolov8", "size": "n", "names": NAMES}}
-    predict = serving.load(yolo_weights, spec, serving.CONFIG)
+    predict = serving.load(yolo_weights, spec, serving.SERVING["config"])
     with pytest.raises(ValueError, match=says):
         predict({"image": [bad]}, {})
 
 
 def test_weights_of_another_model_are_not_served_as_yolo(yolo_weights: Path) -> None:
     with pytest.raises(ValueError, match="expected YOLOv8"):
-        serving.load(yolo_weights, {"model": {}}, serving.CONFIG)
+        serving.load(yolo_weights, {"model": {}}, serving.SERVING["config"])
 
 
 def test_a_torch_module_serves_the_values_that_our_own_loader_gives(

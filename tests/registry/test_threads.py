@@ -11,7 +11,7 @@ import pytest
 
 from fl_registry import InMemoryModelStore, ModelManager
 from fl_registry.mlflow.journal import MlflowJournal
-from fl_registry.store import ModelStore, _Reading
+from fl_registry.store import ModelStore, _Snapshot
 
 MakeWeights = Callable[[float], Path]
 
@@ -30,11 +30,11 @@ class Overtaken:
 
 
 class OvertakenMemory(InMemoryModelStore):
-    _last = Overtaken(_Reading())  # type: ignore[assignment]
+    _last = Overtaken(_Snapshot())  # type: ignore[assignment]
 
 
 class OvertakenManager(ModelManager):
-    _last = Overtaken(_Reading())  # type: ignore[assignment]
+    _last = Overtaken(_Snapshot())  # type: ignore[assignment]
 
 
 @pytest.fixture(params=["memory", "mlflow"])

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from fl_registry import LeaseLost, ModelBusy, ModelManager, StoreUnavailable
-from fl_registry.journal.lease import NOBODY, Heartbeat, Lease
-from fl_registry.journal.lease_holder import LONGEST_WAIT, Writer
+from fl_registry.journal.lease import LONGEST_WAIT, NOBODY, Heartbeat, Lease, Writer
 from fl_registry.stages import Move
 from fl_registry.store import ModelStore
 

@@ -24,8 +24,7 @@ from fl_app.retraining import (
     MonitorStore,
     RetrainingManager,
 )
-from fl_app.retraining.degradation import LIMIT, Rule
-from fl_app.retraining.noise import ARL, alarm_height, level_and_spread
+from fl_app.retraining.degradation import ARL, LIMIT, Rule, alarm_height, level_and_spread
 
 CLIMB = [0.5 + 0.04 * i for i in range(11)]
 any_scores = st.lists(
@@ -118,12 +117,10 @@ def test_correlated_noise_requests_nothing() -> None:
 
 def test_the_spread_counts_the_autocorrelation_and_not_the_step() -> None:
     noise = np.random.default_rng(5).normal(0, 0.02, 4000)
-    plain = [float(x) for x in noise]
-    correlated = [float(x) for x in lfilter([1], [1, -0.7], noise)]  # 0.02 / (1 - 0.7) = 0.067
-    fallen = [value - 1 for value in plain]
-    assert level_and_spread(plain, [], len(plain), 0)[1] == pytest.approx(0.02, rel=0.1)
-    assert level_and_spread(correlated, [], 4000, 0)[1] == pytest.approx(0.067, rel=0.15)
-    assert level_and_spread(plain, fallen, 4000, 0)[1] == pytest.approx(0.02, rel=0.1)
+    correlated, none = lfilter([1], [1, -0.7], noise), np.zeros(0)  # 0.02 / (1 - 0.7) = 0.067
+    assert level_and_spread(noise, none, 4000, 0)[1] == pytest.approx(0.02, rel=0.1)
+    assert level_and_spread(correlated, none, 4000, 0)[1] == pytest.approx(0.067, rel=0.15)
+    assert level_and_spread(noise, noise - 1, 4000, 0)[1] == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("spread", [0.005, 0.02, 0.1, 1.0])

@@ -13,9 +13,8 @@ from pydantic import TypeAdapter
 from scipy.stats import ks_2samp, uniform
 from support.drift_nodes import MINUTES, NO_SEASON, Nodes, last_alarm, run
 
-from fl_app.retraining.drift.check import DriftSettings, check
-from fl_app.retraining.drift.merge import difference, e_value, kolmogorov_p, merge
-from fl_app.retraining.drift.state import DriftState, Window
+from fl_app.retraining.drift.check import DriftSettings, check, e_value, kolmogorov_p, merge
+from fl_app.retraining.drift.state import DriftState, Window, difference
 from fl_app.wire.data_summary import DataSummary, Feature, FeatureKind
 
 
@@ -312,7 +311,7 @@ def test_windows_add_up() -> None:
     window = Window(3.0, square, square, flat, flat, flat, flat, flat)
     both = window + replace(window, time=1.0)
     assert both.time == 3.0
-    assert all((values == 2).all() for values in both.arrays.values())
+    assert all((values == 2).all() for values in both.arrays)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_no_hostile_summary_ends_a_round_or_leaves_a_state_that_is_not_finite(
     assert np.isfinite(numbers_in(json.loads(stored))).all()
     assert np.isfinite(state.evidence).all()
     for window in (*state.recent, *state.season):
-        assert all(np.isfinite(values).all() for values in window.arrays.values())
+        assert all(np.isfinite(values).all() for values in window.arrays)
     assert state.last is not None
     assert np.isfinite([f.p + f.effect + f.evidence for f in state.last.features]).all()
 
@@ -170,7 +170,7 @@ def test_a_lasting_alarm_requests_retraining_once_a_day() -> None:
     nodes, state, requested = Nodes(4, 2, means=0.0), DriftState(), []
     for number in range(80):
         moved = 1.0 if number >= 2 else 0.0
-        summaries = nodes.summaries(moved, hold=bool(state.orders["data-hold"]))
+        summaries = nodes.summaries(moved, hold=state.hold)
         records = {s.node_id: s.to_record() for s in summaries}
         state, reason = observe(state, records, number * 3600.0, NO_SEASON)
         if reason:

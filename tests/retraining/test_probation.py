@@ -24,17 +24,14 @@ from fl_app.retraining import (
     RetrainingManager,
     TriggerKind,
 )
-from fl_app.retraining.probation.rule import (
+from fl_app.retraining.probation.reports import Source
+from fl_app.retraining.probation.state import (
     FEWEST,
-    add_comparison,
-    add_report,
-    drift_since,
-    follow,
-    settle,
+    Phase,
+    ProbationState,
+    in_one_line,
     ways_back,
 )
-from fl_app.retraining.probation.state import Phase, ProbationState, Source
-from fl_app.retraining.probation.status import in_one_line
 from fl_registry import (
     Evidence,
     ExampleScores,
@@ -46,9 +43,7 @@ from fl_registry import (
 from fl_registry.files.weights import save_weights
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-AT = NOON.timestamp()
 PROBATION = TypeAdapter(ProbationState)
-HOUR = 3600.0
 
 
 def stay(number: int, version: str, *, returned: bool = False, displaced: str = "") -> Tenure:
@@ -63,16 +58,16 @@ ONE, TWO = stay(1, "1"), stay(2, "2", displaced="1")
 def fed(state: ProbationState, values: list[float], **settings: Any) -> ProbationState:
     for value in values:
         report = ProductionReport(value)
-        state = add_report(state, report, AT, ProbationSettings(**settings))
+        state = state.with_report(report, NOON, ProbationSettings(**settings))
     return state
 
 
 def promoted(under_the_one_before: list[float], **settings: Any) -> ProbationState:
     """Version 2 on probation, after reports about version 1."""
     chosen = ProbationSettings(**settings)
-    state = follow(ProbationState(), [ONE], chosen)
+    state = ProbationState().follow([ONE], chosen)
     state = fed(state, under_the_one_before, **settings)
-    return follow(state, [ONE, TWO], chosen)
+    return state.follow([ONE, TWO], chosen)
 
 
 # The rule.
@@ -135,12 +130,12 @@ def test_limits_of_latency_and_throughput_count_only_if_they_are_set() -> None:
     for settings in (ProbationSettings(), ProbationSettings(max_latency_ms=250)):
         for number in range(3):
             report = replace(slow, id=f"{settings.max_latency_ms}-{number}")
-            state = add_report(state, report, AT, settings)
+            state = state.with_report(report, NOON, settings)
         assert (state.failure is None) == (settings.max_latency_ms is None)
     assert state.failure is not None
     assert "latency 900 ms, above 250" in state.failure.reason
     busy = ProbationSettings(in_a_row=1, min_throughput_qps=5)
-    failure = add_report(promoted([]), slow, AT, busy).failure
+    failure = promoted([]).with_report(slow, NOON, busy).failure
     assert failure is not None
     assert failure.reason.endswith("throughput 1 /s, below 5")
 
@@ -149,20 +144,20 @@ def test_a_report_that_is_sent_again_counts_once() -> None:
     report = ProductionReport(0.1)
     state = promoted([0.8] * FEWEST)
     for _ in range(5):
-        state = add_report(state, report, AT, ProbationSettings())
+        state = state.with_report(report, NOON, ProbationSettings())
     assert state.trial is not None
     assert (state.trial.in_a_row, state.steps, state.step_of(report.id)) == (1, 11, 11)
 
 
 def test_it_passes_after_hours_and_reports_and_not_before() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.8] * 9)
-    late = (TWO.since + timedelta(hours=25)).timestamp()
-    assert settle(state, late).trial.phase is Phase.WATCHING  # type: ignore[union-attr]
+    late = TWO.since + timedelta(hours=25)
+    assert state.settle(late).trial.phase is Phase.WATCHING  # type: ignore[union-attr]
     enough = fed(state, [0.8])
-    early = (TWO.since + timedelta(hours=23)).timestamp()
-    assert settle(enough, early).results == {}
-    assert settle(fed(enough, [0.1]), late).results == {}  # not while it is falling
-    passed = settle(enough, late)
+    early = TWO.since + timedelta(hours=23)
+    assert enough.settle(early).results == {}
+    assert fed(enough, [0.1]).settle(late).results == {}  # not while it is falling
+    passed = enough.settle(late)
     assert (passed.results, passed.untagged) == ({"2": Phase.PASSED}, ("2",))
     assert fed(passed, [0.1] * 9).failure is None
 
@@ -171,12 +166,12 @@ def test_a_version_passes_though_nobody_looked_before_the_next_came() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.8] * 10)
     soon, late = (replace(stay(3, "3"), since=TWO.since + timedelta(hours=h)) for h in (23, 25))
     settings = ProbationSettings()
-    assert follow(state, [ONE, TWO, soon], settings).results == {}
-    assert follow(state, [ONE, TWO, late], settings).results == {"2": Phase.PASSED}
+    assert state.follow([ONE, TWO, soon], settings).results == {}
+    assert state.follow([ONE, TWO, late], settings).results == {"2": Phase.PASSED}
 
 
 def test_what_came_back_is_not_on_probation() -> None:
-    state = follow(promoted([0.8] * FEWEST), [ONE, TWO, stay(3, "1", returned=True)], SETTINGS)
+    state = promoted([0.8] * FEWEST).follow([ONE, TWO, stay(3, "1", returned=True)], SETTINGS)
     assert state.trial is not None
     assert state.trial.phase is Phase.EXEMPT
     assert fed(state, [0.0] * 20).failure is None
@@ -185,8 +180,8 @@ def test_what_came_back_is_not_on_probation() -> None:
 def test_reports_of_what_failed_are_no_baseline_unless_a_person_brought_it_back() -> None:
     failed = fed(promoted([0.8] * 20), [0.1] * 6)
     assert {accuracy for _, accuracy in failed.recent} == {0.8}
-    again = follow(failed, [ONE, TWO, stay(3, "1", returned=True)], SETTINGS)
-    again = follow(again, [ONE, TWO, stay(3, "1"), stay(4, "2", returned=True)], SETTINGS)
+    again = failed.follow([ONE, TWO, stay(3, "1", returned=True)], SETTINGS)
+    again = again.follow([ONE, TWO, stay(3, "1"), stay(4, "2", returned=True)], SETTINGS)
     assert fed(again, [0.6] * 20).recent[-20:] == (("2", 0.6),) * 20
 
 
@@ -197,10 +192,10 @@ def test_watching_nothing_switches_it_off() -> None:
 def test_another_registry_resets_the_state() -> None:
     state = fed(promoted([0.8] * FEWEST), [0.1] * 3)
     other = replace(ONE, id="another-journal")
-    begun = follow(state, [other], SETTINGS)
+    begun = state.follow([other], SETTINGS)
     assert (begun.results, begun.failure, begun.recent) == ({}, None, ())
     assert begun.trial is not None
-    assert (begun.trial.id, begun.steps) == ("another-journal", state.steps)
+    assert (begun.trial.stay.id, begun.steps) == ("another-journal", state.steps)
 
 
 SETTINGS = ProbationSettings(metric="m")
@@ -210,7 +205,9 @@ def compared(
     mine: float, theirs: float | None, registered: float | None = None, **scores: Any
 ) -> ProbationState:
     evidence = Evidence({"m": mine}, None if theirs is None else {"m": theirs}, **scores)
-    return add_comparison(promoted([]), evidence, SETTINGS, rival="1", registered=registered, at=AT)
+    return promoted([]).with_comparison(
+        evidence, SETTINGS, rival="1", registered=registered, at=NOON
+    )
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -233,7 +230,9 @@ def test_less_is_better_in_min_mode() -> None:
     settings = replace(SETTINGS, mode="min")
     for mine, fails in ((0.5, True), (0.3, False), (0.1, False)):
         evidence = Evidence({"m": mine}, {"m": 0.3})
-        state = add_comparison(promoted([]), evidence, settings, rival="1", registered=None, at=AT)
+        state = promoted([]).with_comparison(
+            evidence, settings, rival="1", registered=None, at=NOON
+        )
         assert (state.failure is not None) == fails
 
 
@@ -300,7 +299,8 @@ def drift_request(hour: int, *, started: int | None = None, kind: str = "drift")
 def test_only_an_alarm_that_began_after_the_promotion_counts(
     requests: list[dict[str, Any]], reason: str
 ) -> None:
-    assert drift_since(requests, NOON) == reason
+    failure = promoted([]).with_drift(requests, NOON).failure
+    assert ("" if failure is None else failure.reason) == reason
 
 
 @pytest.mark.parametrize(

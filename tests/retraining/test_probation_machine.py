@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         state, stays = self.servers[server].state(), tenures(self.models.history())
         assert state.untagged == ()
         if state.failure is not None:
-            assert state.failure.handled
+            assert state.failure.back is not None
             if stays[-1].id == state.failure.promotion:
                 ways = {stay.version for stay in stays[:-1]} - {stays[-1].version}
                 assert ways <= self.failed | self.damaged | {stays[-1].version}

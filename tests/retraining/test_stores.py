@@ -193,17 +193,6 @@ def test_a_damaged_note_is_reported_with_what_to_do(
 
 
 @all_kinds
-def test_a_due_time_is_claimed_once(store: MonitorStore) -> None:
-    later = DUE + timedelta(days=7)
-    store.schedules.add("weekly", DUE)
-    store.schedules.add("weekly", later)  # it has one already
-    assert store.schedules.due("weekly") == DUE
-    assert store.schedules.claim("weekly", DUE, later)
-    assert not store.schedules.claim("weekly", DUE, later)
-    assert store.schedules.due("weekly") == later
-
-
-@all_kinds
 def test_a_key_is_claimed_once_and_its_answer_kept_for_a_day(store: MonitorStore) -> None:
     first = store.keys.claim("k", "digest", owner="a", now=NOW)
     assert (first.mine, first.status) == (True, None)
@@ -234,13 +223,11 @@ def test_an_answer_that_never_came_is_left_to_another_owner(store: MonitorStore)
 def test_two_models_are_separate(store: MonitorStore, url: str, model: str) -> None:
     other = MonitorStore(url, f"{model}-2")
     store.requests.add(new_request(), Outcome.PENDING)
-    store.schedules.add("weekly", DUE)
     store.keys.claim("k", "digest", owner="a", now=NOW)
     store.note("n", int).write(1)
     assert other.requests.history() == []
     assert other.note("n", int).read() == (0, None)
     assert other.requests.take(NOW) is None
-    assert other.schedules.due("weekly") is None
     assert other.keys.claim("k", "digest", owner="a", now=NOW).mine
     other.close()
 
@@ -255,6 +242,8 @@ def test_a_note_is_written_only_over_the_revision_that_was_read(store: MonitorSt
     assert not note.swap(1, {"late": 2})
     assert not note.swap(3, {"early": 3})
     assert note.read() == (2, {"second": [1, None]})
+    assert store.note("due", datetime).swap(0, DUE)
+    assert store.note("due", datetime).read() == (1, DUE)
     assert store.note("other", int).read() == (0, None)
 
 
@@ -268,7 +257,7 @@ def test_of_several_processes_one_gets_what_there_is_one_of(url: str, model: str
     taken = at_once("take", url, model, 4)
     waiting = store.requests.history()[0]["id"]
     assert sorted(map(str, taken)) == sorted([waiting, "None", "None", "None"])
-    store.schedules.add("weekly", DUE)
+    store.note("weekly", datetime).write(DUE)
     assert sorted(at_once("claim", url, model, 4)) == [False, False, False, True]
     claims = at_once("key", url, model, 4)
     assert len({key for key, _ in claims}) == 1

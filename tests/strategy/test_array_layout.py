@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.strategy.round.array_layout import ArrayLayout
-from fl_app.wire.arrays import ArrayError
+from fl_app.wire.arrays import ArrayError, ArrayLayout
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -14,8 +14,7 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app.cli.main import main
 from fl_app.events import RoundReport
 from fl_app.strategy import LifecycleStrategy
-from fl_app.strategy.finish.console import round_line, session_table
-from fl_app.strategy.finish.next_steps import next_commands
+from fl_app.strategy.finish.reporting import next_commands, round_line, session_table
 from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
 DONE = RoundReport(3, 8, {"mAP50": 0.5906}, "3", Stage.STAGING, "pending", "the best so far")

@@ -39,7 +39,7 @@ from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy import RoundSettings, RunFailedError, ShadowEvaluation
 from fl_app.strategy.errors import TooFewNodesError
-from fl_app.strategy.round.deadlines import NodeDeadline, required_nodes
+from fl_app.strategy.round.grids import NodeDeadline, required_nodes
 from fl_app.strategy.round.screening import needs_of, screen_evaluate
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -215,15 +215,14 @@ def test_nodes_that_did_not_answer_are_rejected() -> None:
     replies = list(grid.send_and_receive(messages))
     asked = [str(message.metadata.dst_node_id) for message in messages]
     needs = needs_of(FedAvg())
-    screened = screen_evaluate(replies, None, needs=needs)
-    assert screened.with_silent(asked) == screened
+    assert screen_evaluate(replies, None, needs=needs, requested=asked).rejected == {}
     replies.pop(1)
     (missing,) = {"0", "1", "2"} - {str(r.metadata.src_node_id) for r in replies}
     some = screen_evaluate(replies, None, needs=needs, requested=asked)
     assert some.rejected == {missing: "it sent no answer in time"}
     assert len(some.replies) == len(some.good) == 2
     none = screen_evaluate([], None, needs=needs, requested=asked)
-    assert none.nodes == ("0", "1", "2")
+    assert list(none.nodes) == ["0", "1", "2"]
     assert not none.good
 
 

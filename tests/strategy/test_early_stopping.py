@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,34 +17,33 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import Event, SessionEnded
 from fl_app.strategy import RoundSettings
-from fl_app.strategy.early_stopping import EarlyStopping, Progress
+from fl_app.strategy.early_stopping import EarlyStopping
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 Mode = Literal["max", "min"]
 whole = st.integers(-20, 20).map(float)
-scores = st.lists(st.one_of(whole, st.sampled_from([math.nan, math.inf, -math.inf]), st.none()))
+scores = st.lists(st.one_of(whole, st.sampled_from([math.nan, math.inf, -math.inf])))
 rules = st.builds(EarlyStopping, st.integers(1, 6), st.integers(0, 5).map(float))
 
 
-def play(
-    rule: EarlyStopping, values: list[float | None], mode: Mode = "max"
-) -> tuple[int | None, Progress]:
-    """Return the round after which the rule stops, or None, and how far it came."""
-    progress = Progress()
-    for server_round, value in enumerate(values, start=1):
-        progress = rule.after(progress, server_round, value, mode=mode)
-        if rule.verdict(progress, "m"):
-            return server_round, progress
-    return None, progress
+def judged(rule: EarlyStopping, values: list[float], mode: Mode = "max") -> str:
+    """What the rule says after rounds with these scores."""
+    reports = [RoundReport(n, 99, {"m": value}) for n, value in enumerate(values, start=1)]
+    return rule.judge(reports, metric="m", mode=mode)
 
 
-def expected(rule: EarlyStopping, values: list[float | None]) -> int | None:
+def play(rule: EarlyStopping, values: list[float], mode: Mode = "max") -> int | None:
+    """Return the round after which the rule stops, or None."""
+    ends = range(1, len(values) + 1)
+    return next((end for end in ends if judged(rule, values[:end], mode)), None)
+
+
+def expected(rule: EarlyStopping, values: list[float]) -> int | None:
     """The same by its definition: `patience` rounds in a row, none of them a new record."""
     records: list[tuple[int, float]] = []
     for server_round, value in enumerate(values, start=1):
-        finite = value is not None and math.isfinite(value)
-        if finite and (not records or value > records[-1][1] + rule.min_delta):
-            records.append((server_round, float(value)))
+        if math.isfinite(value) and (not records or value > records[-1][1] + rule.min_delta):
+            records.append((server_round, value))
         if server_round - (records[-1][0] if records else 0) >= rule.patience:
             return server_round
     return None
@@ -54,69 +51,55 @@ def expected(rule: EarlyStopping, values: list[float | None]) -> int | None:
 
 @given(rules, scores)
 def test_it_stops_after_patience_rounds_without_a_record(
-    rule: EarlyStopping, values: list[float | None]
+    rule: EarlyStopping, values: list[float]
 ) -> None:
-    assert play(rule, values)[0] == expected(rule, values)
+    assert play(rule, values) == expected(rule, values)
 
 
 @given(rules, scores)
-def test_less_is_better_is_the_same_upside_down(
-    rule: EarlyStopping, values: list[float | None]
-) -> None:
-    upside_down = [None if value is None else -value for value in values]
-    assert play(rule, values, "max")[0] == play(rule, upside_down, "min")[0]
-
-
-@given(rules, scores, st.data())
-def test_saved_and_restored_in_between_it_decides_the_same(
-    rule: EarlyStopping, values: list[float | None], data: st.DataObject
-) -> None:
-    stops, whole_way = play(rule, values)
-    place = data.draw(st.integers(0, len(values) if stops is None else stops - 1))
-    _, before = play(rule, values[:place])
-    progress = Progress(**json.loads(json.dumps(asdict(before))))
-    for server_round, value in enumerate(values[place : stops or None], start=place + 1):
-        progress = rule.after(progress, server_round, value, mode="max")
-    assert progress == whole_way
+def test_once_it_stops_it_has_stopped(rule: EarlyStopping, values: list[float]) -> None:
+    assert bool(judged(rule, values)) == (play(rule, values) is not None)
 
 
 @given(rules, scores)
-def test_more_patience_never_stops_earlier(rule: EarlyStopping, values: list[float | None]) -> None:
-    soon = play(rule, values)[0] or math.inf
-    late = play(EarlyStopping(rule.patience + 1, rule.min_delta), values)[0] or math.inf
+def test_less_is_better_is_the_same_upside_down(rule: EarlyStopping, values: list[float]) -> None:
+    upside_down = [-value for value in values]
+    assert play(rule, values, "max") == play(rule, upside_down, "min")
+
+
+@given(rules, scores)
+def test_more_patience_never_stops_earlier(rule: EarlyStopping, values: list[float]) -> None:
+    soon = play(rule, values) or math.inf
+    late = play(EarlyStopping(rule.patience + 1, rule.min_delta), values) or math.inf
     assert soon < late or soon == late == math.inf
 
 
 @given(rules, st.integers(1, 50))
 def test_steady_progress_never_stops(rule: EarlyStopping, rounds: int) -> None:
     step = rule.min_delta + 1
-    assert play(rule, [step * n for n in range(rounds)])[0] is None
+    assert play(rule, [step * n for n in range(rounds)]) is None
 
 
 def test_the_sentence_names_metric_best_and_round() -> None:
     rule = EarlyStopping(2, min_delta=0.01)
-    _, progress = play(rule, [0.5, 0.6, 0.605, 0.59])
-    said = rule.verdict(progress, "mAP50")
-    assert said == (
-        "mAP50 has not improved by more than 0.01 for 2 rounds; the best was 0.6000 in round 2"
+    assert judged(rule, [0.5, 0.6, 0.605, 0.59]) == (
+        "m has not improved by more than 0.01 for 2 rounds; the best was 0.6000 in round 2"
     )
-    _, progress = play(rule, [math.nan, None])
-    assert rule.verdict(progress, "mAP50") == ("mAP50 was not a finite number in any of 2 rounds")
+    assert judged(rule, [math.nan] * 2) == "m was not a finite number in any of 2 rounds"
 
 
-@given(rules, scores, st.lists(st.booleans(), min_size=50, max_size=50))
+@given(rules, scores, st.lists(st.sampled_from(["", "failed", "not evaluated"]), min_size=50))
 def test_rounds_that_failed_or_were_not_evaluated_do_not_count(
-    rule: EarlyStopping, values: list[float | None], failed: list[bool]
+    rule: EarlyStopping, values: list[float], states: list[str]
 ) -> None:
-    numbered = list(enumerate(values, start=1))
+    rounds = list(enumerate(zip(values, states, strict=False), start=1))
     reports = [
-        RoundReport(n, 99, {} if v is None else {"m": v}, failed=f)
-        for (n, v), f in zip(numbered, failed, strict=False)
+        RoundReport(n, 99, {"m": v} if state != "not evaluated" else {}, failed=state == "failed")
+        for n, (v, state) in rounds
     ]
-    rows = zip(values, failed, strict=False)
-    kept = [v for v, f in rows if not f and v is not None]
+    kept = [value for _, (value, state) in rounds if not state]
     said = rule.judge(reports, metric="m", mode="max")
-    assert bool(said) == (play(rule, kept)[0] is not None)
+    assert bool(said) == (play(rule, kept) is not None)
 
 
 @pytest.mark.parametrize(("patience", "min_delta"), [(0, 0.0), (-1, 0.0), (1, -0.1), (1, math.nan)])

@@ -19,11 +19,15 @@ from support.local_grid import LocalGrid, reply
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import Screening, StreamingFedAvg
-from fl_app.strategy.round.decoding import SentModel, decode_update
-from fl_app.strategy.round.replies import ReplyError, ScreenedReplies
-from fl_app.strategy.round.screening import Needs, screen_train
-from fl_app.wire.compressed_update import SERIALIZED_AS, UPDATE_RECORD
-from fl_app.wire.schema import schema_of
+from fl_app.strategy.round.screening import Needs, ScreenedReplies, screen_train
+from fl_app.wire.arrays import schema_of
+from fl_app.wire.compressed_update import (
+    SERIALIZED_AS,
+    UPDATE_RECORD,
+    SentModel,
+    UpdateError,
+    decode_update,
+)
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 MODEL = ArrayRecord(
@@ -206,7 +210,7 @@ def test_hostile_encodings_raise_nothing_but_their_reason(
     content = changed(with_array(encoded(), "weight", np.ones(shape, dtype)), **fields)
     try:
         made = decode_update(content, SentModel(MODEL))
-    except ReplyError:
+    except UpdateError:
         return
     known = sum(np.prod(array.shape) for array in made["arrays"].values())
     assert known <= max(69, np.prod(shape) + 5)

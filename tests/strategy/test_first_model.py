@@ -25,11 +25,12 @@ from support.local_grid import LocalGrid, add_one, model, reply
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
-from fl_app.strategy.checkpoints.arrays_file import load_round, save_round
-from fl_app.strategy.round.first_model import adopted_schema, agreed_schema
+from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
+from fl_app.strategy.round.aggregate import adopted_schema
+from fl_app.strategy.round.screening import Needs, Screening, agreed_schema
+from fl_app.wire.arrays import Schema, schema_of
 from fl_app.wire.compressed_update import UPDATE_RECORD
 from fl_app.wire.packing import pack, unpack
-from fl_app.wire.schema import schema_of
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 NOTHING = ArrayRecord()
@@ -150,10 +151,15 @@ def test_nodes_that_do_not_agree_make_no_model(here: World) -> None:
 
 
 def test_trees_of_any_length_agree() -> None:
+    def agreed(*models: ArrayRecord) -> Schema:
+        grid = LocalGrid(lambda node, _: reply(models[node]), range(len(models)))
+        asked = [Message(RecordDict(), node, "train") for node in grid.node_ids]
+        return agreed_schema(grid.send_and_receive(asked), Screening(), Needs())
+
     documents = [arrays(**{"0": np.zeros(n, np.uint8)}) for n in (3, 4, 5)]
-    assert agreed_schema(documents) == schema_of(documents[0])
-    assert agreed_schema([first(), arrays(w=np.ones(2))]) == {}
-    assert agreed_schema([]) == {}
+    assert agreed(*documents) == schema_of(documents[0])
+    assert agreed(first(), arrays(w=np.ones(2))) == {}
+    assert agreed() == {}
 
 
 def test_the_adopted_dtypes_are_those_of_the_replies() -> None:
@@ -218,8 +224,8 @@ def test_a_session_without_a_model_that_does_not_go_on_is_handed_over_with_its_s
 def test_no_arrays_travel_and_are_kept(tmp_path: Path) -> None:
     content = RecordDict({"arrays": NOTHING, "config": ConfigRecord({"a": 1})})
     assert list(unpack(pack(content))["arrays"]) == []
-    path, _ = save_round(NOTHING, tmp_path, 0, {})
-    assert list(load_round(path)) == []
+    name, _ = RoundFiles(tmp_path).save_arrays(NOTHING, 0, {})
+    assert list(load_array_record(tmp_path / name)) == []
 
 
 def test_the_first_model_is_sent_whole_by_nodes_that_compress(here: World) -> None:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.local_grid import LocalGrid, add_one, model
 
-from fl_app.strategy.checkpoints.plain_json import NotPlainError, decode, encode
+from fl_app.strategy.checkpoints.record import NotPlainError, decode, encode
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 
 Make = Callable[[], Strategy]

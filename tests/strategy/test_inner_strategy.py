@@ -365,7 +365,8 @@ def test_a_hostile_answer_in_a_shadow_round_does_not_reach_the_strategy() -> Non
         wrong = {"num-examples": -7} if node == 2 else {"num-examples": 10, "accuracy": 0.5}
         return RecordDict({"metrics": MetricRecord(dict(wrong))})
 
-    evaluation = NodeEvaluation(Watched(), LocalGrid(answer, (1, 2, 3)), 3, None, 10.0)
+    setup, grid = LifecycleStrategy(Watched()).setup, LocalGrid(answer, (1, 2, 3))
+    evaluation = NodeEvaluation(setup, grid, ConfigRecord(), 10.0, 3)
     evaluation.aggregate(evaluation.send(evaluation.messages(first_model())))
     assert seen == [0.5]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import MetricError, NoRegression, StreamingFedAvg
-from fl_app.strategy.round.metrics import WatchedMetric, sound_metrics
+from fl_app.strategy.round.screening import WatchedMetric, sound_metrics
 from fl_app.strategy.shadow.messages import NodeEvaluation
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -105,7 +105,8 @@ def test_shadow_rounds_spare_it_too() -> None:
             return self.averaged
 
     grid = LocalGrid(lambda *_: reply(**MANY, accuracy=0.5))
-    evaluation = NodeEvaluation(inner := Remembers(), grid, 3, None, 60.0, metric="accuracy")
+    lifecycle = LifecycleStrategy(inner := Remembers(), metric="accuracy")
+    evaluation = NodeEvaluation(lifecycle.setup, grid, ConfigRecord(), 60.0, 3)
     evaluation.aggregate(evaluation.send(evaluation.messages(model())))
     assert inner.averaged is not None
     assert inner.averaged["accuracy"] == pytest.approx(0.5)

@@ -18,8 +18,8 @@ from fl_app import LifecycleStrategy
 from fl_app.events import Event, RoundReport, SessionEnded
 from fl_app.health import Health
 from fl_app.strategy import MetricError, RoundSettings, SessionSettings
-from fl_app.strategy.checkpoints import arrays_file, json_files, round_files
-from fl_app.strategy.checkpoints.backlog import backlog
+from fl_app.strategy.checkpoints import record, round_store
+from fl_app.strategy.checkpoints.folder import backlog
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
 from fl_registry.breaker import Breaker
 
@@ -314,9 +314,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A disk that takes nothing of a session while this is not empty."""
     taking: list[bool] = []
     writers = [
-        (json_files, "write_whole"),
-        (round_files, "save_weights"),
-        (arrays_file, "save_weights"),
+        (record, "write_whole"),
+        (round_store, "save_weights"),
     ]
     for module, name in writers:
         original = getattr(module, name)

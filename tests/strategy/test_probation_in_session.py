@@ -13,7 +13,7 @@ from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
 from fl_app.retraining import Probation, ProbationSettings, RetrainingManager, TriggerKind
-from fl_app.strategy.checkpoints.arrays_file import load_round
+from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 
@@ -47,7 +47,7 @@ def session(
         probation=probation,
     )
     latest = store.get_latest_version()
-    arrays = model() if latest is None else load_round(store.weights_path(latest))
+    arrays = model() if latest is None else load_array_record(store.weights_path(latest))
     strategy.start(LocalGrid(add_one), arrays, num_rounds=1, evaluate_fn=holdout)
     return scored
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 
-from fl_app.strategy.finish.score_cache import RememberedScores, arrays_digest
+from fl_app.strategy.finish.evaluation import RememberedScores
 
 
 def model(value: float, *, name: str = "w", dtype: type = np.float32) -> ArrayRecord:
@@ -73,4 +73,8 @@ def test_names_dtypes_shapes_and_order_make_another_model() -> None:
         ArrayRecord(both),
         ArrayRecord(turned),
     ]
-    assert len({arrays_digest(each) for each in different}) == len(different)
+    asked: list[ArrayRecord] = []
+    scores = RememberedScores(lambda _, arrays: asked.append(arrays))
+    for each in (*different, *different):
+        scores(0, each)
+    assert len(asked) == len(different)

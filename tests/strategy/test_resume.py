@@ -25,7 +25,7 @@ from fl_app.strategy import (
     ScheduledFedAvg,
     SessionSettings,
 )
-from fl_app.strategy.session.resume import is_cut_short
+from fl_app.strategy.session.start import is_cut_short
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
 
 Lines = Callable[[], str]

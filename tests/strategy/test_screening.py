@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_app.strategy import Screening
-from fl_app.strategy.finish.evaluation import evaluate
-from fl_app.strategy.round.metrics import in_step, sound_metrics
-from fl_app.strategy.round.replies import ScreenedReplies
-from fl_app.strategy.round.screening import Needs, needs_of, screen_evaluate, screen_train
-from fl_app.wire.arrays import ArrayError, view
-from fl_app.wire.schema import schema_of
+from fl_app.strategy.round.averaging import in_step
+from fl_app.strategy.round.screening import (
+    Needs,
+    ScreenedReplies,
+    needs_of,
+    screen_evaluate,
+    screen_train,
+    sound_metrics,
+)
+from fl_app.wire.arrays import ArrayError, schema_of, view, viewed
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 HALF = np.ones(4, np.float16)
@@ -251,9 +255,7 @@ def test_arrays_that_are_scored_are_read_without_python_s_parser(
 
     given = ArrayRecord({"weight": Array(np.asfortranarray(WEIGHT)), "step": Array(np.asarray(3))})
     monkeypatch.setattr("ast.literal_eval", parse)
-    seen = []
-    evaluate(lambda _, arrays: seen.append(arrays.to_numpy_ndarrays()), 1, given)
-    ((weight, step),) = seen
+    weight, step = viewed(given).to_numpy_ndarrays()  # as an evaluate_fn gets them
     np.testing.assert_array_equal(weight, WEIGHT)
     assert (int(step), weight.flags.writeable) == (3, True)
 
@@ -346,9 +348,17 @@ def test_a_reply_has_at_most_a_hundred_metrics_beside_those_that_are_needed() ->
     assert faults[0] == "it has 5000 metrics, expected at most 100"
 
 
+def same_metrics(told: list[Any], weights: list[float]) -> list[dict[str, Any]]:
+    """The metrics of replies after `in_step`, without their weights."""
+    both = zip(told, weights, strict=True)
+    contents = [RecordDict({"m": MetricRecord({**m, "weight": w})}) for m, w in both]
+    filled = [dict(content.metric_records["m"]) for content in in_step(contents, "weight")]
+    return [{k: v for k, v in metrics.items() if k != "weight"} for metrics in filled]
+
+
 def test_one_bad_value_costs_only_its_own() -> None:
     told = [{"n": 10, "loss": 1.0}, {"n": 30, "loss": 2.0}, {"n": 60}]
-    filled = in_step(told, [10, 30, 60])
+    filled = same_metrics(told, [10, 30, 60])
     assert [m["loss"] for m in filled] == [1.0, 2.0, 1.75]
     # So the average of all three is that of the two which told it.
     assert sum(m["loss"] * n for m, n in zip(filled, (10, 30, 60), strict=True)) / 100 == 1.75
@@ -356,13 +366,13 @@ def test_one_bad_value_costs_only_its_own() -> None:
 
 def test_what_few_tell_is_not_the_round_s() -> None:
     told = [{"a": 1.0, "evil": 9.0}, {"a": 1.0}, {"a": 1.0}]
-    assert in_step(told, [1, 1, 1]) == [{"a": 1.0}] * 3
-    assert in_step(told[:2], [1, 1]) == [{"a": 1.0, "evil": 9.0}] * 2  # of two, one is half
+    assert same_metrics(told, [1, 1, 1]) == [{"a": 1.0}] * 3
+    assert same_metrics(told[:2], [1, 1]) == [{"a": 1.0, "evil": 9.0}] * 2  # of two, one is half
 
 
 def test_lists_of_another_length_than_most_are_replaced() -> None:
     told: list[Any] = [{"l": [1.0, 3.0]}, {"l": [3.0, 5.0]}, {"l": [7.0]}, {"l": 8.0}]
-    assert in_step(told, [1, 1, 2, 1])[2:] == [{"l": [2.0, 4.0]}] * 2
+    assert same_metrics(told, [1, 1, 2, 1])[2:] == [{"l": [2.0, 4.0]}] * 2
 
 
 def test_what_each_of_flower_s_strategies_needs() -> None:

@@ -16,7 +16,7 @@ from support.local_grid import LocalGrid, model, reply
 from support.shadow_nodes import NODES, Nodes, World, counted, falls, grows, mixed, weight_of
 
 from fl_app.strategy import ShadowEvaluation
-from fl_app.strategy.shadow.scores import Paired, ShadowScores
+from fl_app.strategy.shadow.rounds import Paired, ShadowScores
 from fl_registry import Evidence, Stage, Verdict
 
 

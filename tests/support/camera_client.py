@@ -27,7 +27,7 @@ def change_pictures(message: Message, context: Context, call_next: ClientAppCall
     late = message.content.config_records["config"]["server-round"] == 3
     if late and config.partition_id in (0, 1) and not marker.exists():
         broken = (data.spec.root / "broken").exists()
-        for path in (*data.train, *data.holdout):
+        for path in (*data.spec.train, *data.spec.val):
             save_anew(path, broken=broken)
         marker.touch()
     return call_next(message, context)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
-from fl_registry.memory_tracking import MemoryRun, MemoryRunInfo
-from fl_registry.version_tags import read_version
+from fl_registry.memory import MemoryRun, MemoryRunInfo
+from fl_registry.versions import read_version
 from support.outage import STORE_CALLS, TRACKER_CALLS
 
 Point = Callable[[], None]

@@ -47,24 +47,23 @@ def weights(folder: Path) -> Case:
 def round_checkpoint(folder: Path) -> Case:
     from flwr.app import ArrayRecord
 
-    from fl_app.strategy.checkpoints.arrays_file import load_round, save_round
+    from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
     from fl_app.strategy.errors import CheckpointError
 
     arrays = ArrayRecord([np.ones((30, 30), np.float32)])
-    before, _ = save_round(arrays, folder, 1, {})
+    files = RoundFiles(folder)
+    before, _ = files.save_arrays(arrays, 1, {})
     return Case(
-        lambda: save_round(arrays, folder, 2, {}),
+        lambda: files.save_arrays(arrays, 2, {}),
         (CheckpointError,),
-        check=lambda: load_round(before),
+        check=lambda: load_array_record(folder / before),
     )
 
 
 def session_folder(folder: Path) -> Case:
     """A session's own folder is there whole, or not at all."""
-    from fl_app.strategy.checkpoints.backlog import SESSION_FILE
-    from fl_app.strategy.checkpoints.folder import SessionFolder
-    from fl_app.strategy.checkpoints.json_files import read
-    from fl_app.strategy.checkpoints.record import SessionRecord
+    from fl_app.strategy.checkpoints.folder import SESSION_FILE, SessionFolder
+    from fl_app.strategy.checkpoints.record import SessionRecord, read_file
     from fl_app.strategy.errors import CheckpointError
     from fl_app.strategy.records import Origin
 
@@ -75,9 +74,10 @@ def session_folder(folder: Path) -> Case:
         made = SessionFolder.create(folder / f"new-{next(COUNT)}", SessionRecord("m", Origin(), 2))
         made.release()
 
-    return Case(
-        write, (CheckpointError,), (".lock",), lambda: read(kept.path / SESSION_FILE, SessionRecord)
-    )
+    def check() -> None:
+        read_file(kept.path / SESSION_FILE, SessionRecord)
+
+    return Case(write, (CheckpointError,), (".lock",), check)
 
 
 def reference(folder: Path) -> Case:
@@ -199,7 +199,7 @@ def downloaded(folder: Path) -> Case:
 
 def pictures(folder: Path) -> Case:
     """A session ends well without its pictures."""
-    from fl_app.strategy.finish.plots import log_artifacts, plot_metrics
+    from fl_app.strategy.finish.reporting import log_artifacts, plot_metrics
     from fl_app.strategy.records import SessionReport
 
     tracker = InMemoryTracker()
@@ -216,7 +216,7 @@ def pictures(folder: Path) -> Case:
 def monitor(folder: Path) -> Case:
     """A round goes on where the monitor's memory cannot be written."""
     from fl_app.retraining import MonitorStore, RetrainingManager
-    from fl_app.retraining.state import MonitorState
+    from fl_app.retraining.manager import MonitorState
 
     url = f"sqlite:///{folder / 'monitor.db'}"
     manager = RetrainingManager(store=MonitorStore(url))

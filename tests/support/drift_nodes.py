@@ -39,7 +39,6 @@ class Nodes:
                 "",
                 self.draw(node, baseline, 0.0),
                 NOTHING,
-                bins=16 if variance else 64,
                 variance=variance,
                 noise=self.rng,
             )

@@ -22,10 +22,9 @@ from torch import nn
 
 from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.summary.reference import load_reference, new_reference, save_reference
-from fl_app.strategy.checkpoints.arrays_file import load_round
+from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_registry import ArtifactError, InMemoryModelStore, RegistryError
-from fl_registry.files.artifacts import checked_header, prepared
-from fl_registry.files.half import write_half
+from fl_registry.files.artifacts import checked_header, prepared, write_half
 from fl_registry.files.weights import WeightsError, load_weights, save_weights
 from support.watched import CODE, NETWORK, PROGRAMS, Watch
 
@@ -33,7 +32,7 @@ SPARE = 512 << 20  # bytes of memory, far below what the bombs become
 OURS = {"fl_app", "fl_registry", "fl_models", "torch", "numpy", "safetensors", "flwr", "yaml"}
 WAYS = {
     ".pt": ("prepared", "save_model_version"),
-    ".safetensors": ("save_model_version", "load_weights", "load_round", "write_half"),
+    ".safetensors": ("save_model_version", "load_weights", "load_array_record", "write_half"),
     ".npz": ("load_reference",),
     ".yaml": ("load_data_spec",),
 }
@@ -65,7 +64,7 @@ def readers(scratch: Path) -> dict[str, Callable[[Path], object]]:
         "prepared": prepare,
         "save_model_version": save_and_use,
         "load_weights": load_weights,
-        "load_round": load_round,
+        "load_array_record": load_array_record,
         "checked_header": lambda path: checked_header(path, shown=path),
         "write_half": lambda path: write_half(path, scratch / "half.safetensors"),
         "load_reference": reference,

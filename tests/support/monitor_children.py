@@ -59,7 +59,7 @@ def _take(store: MonitorStore) -> str | None:
 
 
 def _claim(store: MonitorStore) -> bool:
-    return store.schedules.claim("weekly", DUE, DUE + timedelta(days=7))
+    return store.note("weekly", datetime).swap(1, DUE + timedelta(days=7))
 
 
 def _key(store: MonitorStore) -> tuple[str, bool]:

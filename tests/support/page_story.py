@@ -15,14 +15,14 @@ from safetensors.numpy import save_file
 
 from fl_app.retraining import MonitorStore, RetrainingManager, TriggerKind
 from fl_app.retraining.drift.state import DriftCheck, FeatureDrift
-from fl_app.retraining.state import MonitorState
+from fl_app.retraining.manager import MonitorState
 from fl_app.wire.data_summary import Feature
 from fl_registry import InMemoryModelStore
 
 CLOCKS = [
     "fl_registry.journal.entries.datetime",
     "fl_registry.memory.datetime",
-    "fl_registry.version_tags.datetime",
+    "fl_registry.versions.datetime",
     "fl_app.retraining.requests.datetime",
 ]
 BEGIN = datetime(2026, 11, 19, 8, 30, tzinfo=UTC)
@@ -45,6 +45,10 @@ class Clock:
             @classmethod
             def now(cls, tz: Any = None) -> Any:
                 return clock.now
+
+            @classmethod
+            def __get_pydantic_core_schema__(cls, _: Any, handler: Any) -> Any:
+                return handler(datetime)  # for a record that is first stored while time stands
 
         for name in CLOCKS:
             patch.setattr(name, Stopped)

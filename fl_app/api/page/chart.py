@@ -10,19 +10,20 @@ import io
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fl_app.api.page.registry_view import PROMOTING, STAGING, Row, number_text, score_metric
+from fl_app.api.page.style import COLOURS
+from fl_app.api.version_texts import Row, number_text, score_metric
+from fl_registry.journal.entries import Entry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fl_registry.journal.entries import Entry
-
+PROMOTING = ("promote", "rollback", "adopt")
+STAGING = ("stage", "restore")
 # Bounds on what a visit costs, however many versions there are.
 MOST_POINTS = 200
 MOST_METRICS = 60
@@ -30,25 +31,7 @@ MOST_ROUNDS = 32
 """Rounds that are named at the axis."""
 
 
-class Theme(NamedTuple):
-    """Colours, the same as in the style sheet."""
-
-    text: str
-    grid: str
-    card: str
-    curve: str
-    production: str
-    rollback: str
-
-
-THEMES = {
-    "light": Theme("#59636f", "#d5dae1", "#ffffff", "#1f5fbf", "#17693a", "#b3261e"),
-    "dark": Theme("#a0abb8", "#333d49", "#181f27", "#7db4ff", "#73d296", "#ff9a92"),
-}
-
-
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A version in the chart.
 
     Attributes
@@ -70,8 +53,7 @@ class Point:
     staged: bool
 
 
-@dataclass(frozen=True)
-class Promotion:
+class Promotion(NamedTuple):
     """A move to Production.
 
     Attributes
@@ -96,40 +78,59 @@ class Promotion:
     time: str
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """What is drawn of a metric.
 
     Attributes
     ----------
-    metric, summary : str
-        The metric, and a sentence that says what the chart shows.
-    points : tuple[Point, ...]
+    metric : str
+        The metric.
+    metrics : Sequence[str]
+        All that could be drawn instead.
+    points : Sequence[Point]
         The versions that have it, oldest first.
     sessions : tuple[tuple[int, int], ...]
         Where each session begins and ends in the points.
-    promotions : tuple[Promotion, ...]
-        Those of versions that have the metric.
+    promotions : Sequence[Promotion]
+        Those of versions that have the metric; others leave a gap.
+    production : str
+        The version in Production; empty if there never was one.
     left_out : int
         Versions that are older than the points.
     """
 
     metric: str
-    summary: str
-    points: tuple[Point, ...]
+    metrics: Sequence[str]
+    points: Sequence[Point]
     sessions: tuple[tuple[int, int], ...]
-    promotions: tuple[Promotion, ...]
+    promotions: Sequence[Promotion]
+    production: str
     left_out: int
+
+    @property
+    def summary(self) -> str:
+        """What the chart shows, in words."""
+        first, last, sessions = self.points[0], self.points[-1], len(self.sessions)
+        summary = (
+            f"{self.metric} of {len(self.points)} versions in {sessions} "
+            f"session{'' if sessions == 1 else 's'}: "
+            f"{number_text(first.value)} for version {first.version}, "
+            f"{number_text(last.value)} for version {last.version}."
+        )
+        if not self.production:
+            return f"{summary} None has been in Production."
+        now = [move for move in self.promotions[-1:] if move.version == self.production]
+        score = f" with {number_text(now[0].value)}" if now else ""
+        return f"{summary} Version {self.production} is in Production{score}."
 
 
 def metrics_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The metrics that the newest versions have; the one that gates look at first."""
     recent = rows[:MOST_POINTS]
     names = {name for row in recent for name, value in row["metrics"].items() if _is_drawn(value)}
-    gated = [score_metric(row) for row in recent]
-    first = [name for name in dict.fromkeys(gated) if name in names]
+    gated = [name for name in map(score_metric, recent) if name in names]
     plain = sorted(names, key=lambda name: ("/" in name, name))
-    return tuple(dict.fromkeys((*first, *plain)))[:MOST_METRICS]
+    return tuple(dict.fromkeys((*gated, *plain)))[:MOST_METRICS]
 
 
 def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Chart | None:
@@ -148,34 +149,30 @@ def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Char
     if not known:
         return None
     metric = metric if metric in known else known[0]
-    have = [row for row in rows if _is_drawn(row["metrics"].get(metric))]
+    values = {row["version"]: row["metrics"].get(metric) for row in rows}
+    have = [row for row in rows if _is_drawn(values[row["version"]])]
     shown = have[:MOST_POINTS][::-1]
     staged = {e.version for e in entries if e.op in (*PROMOTING, *STAGING)}
-    begins: dict[str, str] = {}
-    for row in shown:
-        created = datetime.fromisoformat(row["created"])
-        begins.setdefault(_session(row), f"{created:%d %b %H:%M}")
-    points = tuple(
-        Point(
-            version=row["version"],
-            round=row["tags"].get("round", "")[:8],
-            session=begins[_session(row)],
-            value=row["metrics"][metric],
-            staged=row["version"] in staged,
-        )
-        for row in shown
-    )
-    groups = [list(group) for _, group in groupby(range(len(shown)), lambda n: _session(shown[n]))]
-    values = {row["version"]: row["metrics"][metric] for row in have}
+    points: list[Point] = []
+    sessions: list[tuple[int, int]] = []
+    for _, group in groupby(shown, _session):
+        rounds = list(group)
+        begun = f"{datetime.fromisoformat(rounds[0]['created']):%d %b %H:%M}"
+        sessions.append((len(points), len(points) + len(rounds)))
+        for row in rounds:
+            version, name = row["version"], row["tags"].get("round", "")[:8]
+            points.append(Point(version, name, begun, values[version], version in staged))
     moves = [entry for entry in entries if entry.op in PROMOTING]
-    return Chart(
-        metric=metric,
-        summary=_summary(metric, points, len(groups), moves, values),
-        points=points,
-        sessions=tuple((group[0], group[-1] + 1) for group in groups),
-        promotions=_promotions(moves, values, [row["created"] for row in shown]),
-        left_out=len(have) - len(shown),
-    )
+    created = [row["created"] for row in shown]
+    places = [bisect_right(created, move.time) for move in moves]
+    promotions = [
+        Promotion(place, end, e.version, values[e.version], e.op == "rollback", e.time)
+        for e, place, end in zip(moves, places, [*places[1:], len(created)], strict=False)
+        if _is_drawn(values.get(e.version))
+    ]
+    now = moves[-1].version if moves else ""
+    left_out = len(have) - len(shown)
+    return Chart(metric, known, points, tuple(sessions), promotions, now, left_out)
 
 
 def svg(chart: Chart, theme: str) -> bytes:
@@ -195,77 +192,65 @@ def figure_of(chart: Chart, theme: str) -> Figure:
     # pyplot would register the figure globally and is not safe in the threads of a server.
     from matplotlib.figure import Figure
 
-    colours = THEMES[theme]
+    colours = {name: dark if theme == "dark" else light for name, (light, dark) in COLOURS.items()}
     figure = Figure(figsize=(10.5, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.spines[:].set_visible(False)
-    axes.tick_params(colors=colours.text, length=0, labelsize=12)
-    axes.grid(axis="y", color=colours.grid)
+    axes.tick_params(colors=colours["muted"], length=0, labelsize=12)
+    axes.grid(axis="y", color=colours["line"])
     axes.set_xlim(-0.5, len(chart.points) - 0.5)
     _draw_sessions(axes, chart, colours)
     _draw_promotions(axes, chart, colours)
-    legend: dict[str, Any] = {"frameon": False, "fontsize": 12, "labelcolor": colours.text}
-    figure.legend(loc="outside lower center", ncols=5, **legend)
+    figure.legend(
+        loc="outside lower center", ncols=5, frameon=False, fontsize=12, labelcolor=colours["muted"]
+    )
     return figure
 
 
-def _draw_sessions(axes: Axes, chart: Chart, colours: Theme) -> None:
+def _draw_sessions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     """The curve of each session, its rounds and its name below, and where the next one begins."""
     points = chart.points
     values = [point.value for point in points]
-    style: dict[str, Any] = {"color": colours.curve, "linewidth": 2, "markeredgewidth": 2}
+    style: dict[str, Any] = {"color": colours["accent"], "linewidth": 2, "markeredgewidth": 2}
     style["markersize"] = 7 if len(points) <= 60 else 4
+    below: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
     for begin, end in chart.sessions:
-        label = "" if begin else "a version"
-        part = values[begin:end]
-        axes.plot(range(begin, end), part, "o-", markerfacecolor=colours.card, label=label, **style)
+        label, part = "" if begin else "a version", values[begin:end]
+        axes.plot(range(begin, end), part, "o-", mfc=colours["card"], label=label, **style)
         if begin:
-            axes.axvline(begin - 0.5, color=colours.grid, linestyle=":", zorder=0)
+            axes.axvline(begin - 0.5, color=colours["line"], linestyle=":", zorder=0)
         if end - begin > len(points) / 8:  # there is room for the name
             name = f"\n\nsession of {points[begin].session}"
-            place: dict[str, Any] = {
-                "transform": axes.get_xaxis_transform(),
-                "ha": "center",
-                "va": "top",
-            }
-            axes.text((begin + end - 1) / 2, 0, name, color=colours.text, fontsize=12, **place)
+            middle = (begin + end - 1) / 2
+            axes.text(middle, 0, name, color=colours["muted"], fontsize=12, **below)
     staged = [n for n, point in enumerate(points) if point.staged]
-    axes.plot(
-        staged, [values[n] for n in staged], "o", label="one that went to Staging or on", **style
-    )
+    label = "one that went to Staging or on"
+    axes.plot(staged, [values[n] for n in staged], "o", label=label, **style)
     rounds = {n: point.round for n, point in enumerate(points) if point.round.isdecimal()}
     step = 1 + len(points) // MOST_ROUNDS
     ticks = [n for n, name in rounds.items() if int(name) % step == 0]
     axes.set_xticks(ticks, [rounds[n] for n in ticks])
 
 
-def _draw_promotions(axes: Axes, chart: Chart, colours: Theme) -> None:
+def _draw_promotions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     """What was in Production, and the moves there; labels of versions where there is room."""
     moves = chart.promotions
     begins, ends = [move.place - 0.5 for move in moves], [move.end - 0.5 for move in moves]
-    line: dict[str, Any] = {"colors": colours.production, "linestyles": "dashed", "linewidth": 3}
+    line: dict[str, Any] = {"colors": colours["good"], "linestyles": "dashed", "linewidth": 3}
     axes.hlines([move.value for move in moves], begins, ends, label="in Production", **line)
     # What came and went before all points is not in the picture.
     drawn = [move for move in moves if move.end]
-    for back, label in ((False, "promoted"), (True, "rolled back")):
-        places = [(move.place - 0.5, move.value) for move in drawn if move.back is back]
-        style: dict[str, Any] = {
-            "color": colours.rollback if back else colours.production,
-            "markersize": 9,
-        }
-        x, y = [x for x, _ in places], [y for _, y in places]
-        axes.plot(x, y, "D", markeredgecolor=colours.card, clip_on=False, label=label, **style)
+    style: dict[str, Any] = {"markersize": 9, "mec": colours["card"], "clip_on": False}
+    for back, label, colour in ((False, "promoted", "good"), (True, "rolled back", "bad")):
+        those = [move for move in drawn if move.back is back]
+        x, y = [move.place - 0.5 for move in those], [move.value for move in those]
+        axes.plot(x, y, "D", color=colours[colour], label=label, **style)
+    above: dict[str, Any] = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
     labelled = -math.inf
     for move in drawn:
         if move.place - labelled > len(chart.points) / 20:
-            labelled = move.place
-            above: dict[str, Any] = {
-                "xytext": (0, 9),
-                "textcoords": "offset points",
-                "ha": "center",
-            }
-            at = (move.place - 0.5, move.value)
-            axes.annotate(f"v{move.version}", at, color=colours.text, weight="bold", **above)
+            labelled, at = move.place, (move.place - 0.5, move.value)
+            axes.annotate(f"v{move.version}", at, color=colours["muted"], weight="bold", **above)
 
 
 def _is_drawn(value: float | None) -> bool:
@@ -275,36 +260,3 @@ def _is_drawn(value: float | None) -> bool:
 def _session(row: Row) -> str:
     tags = row["tags"]
     return str(row["run_id"] or (tags.get("flower_run_id", ""), tags.get("session", "")))
-
-
-def _promotions(
-    moves: Sequence[Entry], values: Mapping[str, float], created: Sequence[str]
-) -> tuple[Promotion, ...]:
-    """The moves to Production of versions that have the metric; others leave a gap."""
-    places = [bisect_right(created, move.time) for move in moves]
-    return tuple(
-        Promotion(place, end, move.version, values[move.version], move.op == "rollback", move.time)
-        for move, place, end in zip(moves, places, [*places[1:], len(created)], strict=False)
-        if move.version in values
-    )
-
-
-def _summary(
-    metric: str,
-    points: Sequence[Point],
-    sessions: int,
-    moves: Sequence[Entry],
-    values: Mapping[str, float],
-) -> str:
-    first, last = points[0], points[-1]
-    plural = "session" if sessions == 1 else "sessions"
-    summary = (
-        f"{metric} of {len(points)} versions in {sessions} {plural}: "
-        f"{number_text(first.value)} for version {first.version}, "
-        f"{number_text(last.value)} for version {last.version}."
-    )
-    if not moves:
-        return f"{summary} None has been in Production."
-    now = moves[-1].version
-    score = f" with {number_text(values[now])}" if now in values else ""
-    return f"{summary} Version {now} is in Production{score}."

@@ -5,30 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from fl_app.api.endpoint import Context
-from fl_app.api.monitor import requests_now
-from fl_app.api.page.chart import chart_of, metrics_of
-from fl_app.api.page.registry_view import Row, registry_values
+from fl_app.api.monitor import probation_status, requests_now
+from fl_app.api.page.chart import PROMOTING, STAGING, chart_of
 from fl_app.api.parsing import ApiError
-from fl_app.api.production import probation_status
-from fl_app.api.registry_calls import RegistryCalls
-from fl_app.retraining.manager import RetrainingManager
-from fl_registry import JournalError
-
-if TYPE_CHECKING:
-    from fl_registry.journal.entries import Entry
+from fl_app.api.version_texts import Row
+from fl_registry.journal.entries import Entry, JournalError
 
 MOST_REQUESTS = 30
-MOST_FEATURES = 40
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RegistryView:
     """What the registry holds.
 
     Attributes
@@ -48,21 +40,39 @@ class Snapshot:
     fault: str = ""
     problem: str = ""
 
+    def staged(self, stage: str) -> Row | None:
+        """The version in a stage."""
+        return next((row for row in self.rows if row["stage"] == stage), None)
 
-def read_registry(registry: RegistryCalls) -> Snapshot:
+    def came(self, row: Row, stage: str) -> Entry | None:
+        """The entry of a version's last move to Staging or to Production, if there is one."""
+        moves = STAGING if stage == "Staging" else PROMOTING
+        mine = (e for e in reversed(self.entries) if e.version == row["version"] and e.op in moves)
+        return next(mine, None)
+
+    @property
+    def former(self) -> list[Row]:
+        """The versions that a rollback can bring back, the last one in Production first."""
+        now = self.staged("Production")
+        known = {row["version"]: row for row in self.rows if row is not now}
+        served = dict.fromkeys(e.version for e in reversed(self.entries) if e.op in PROMOTING)
+        return [known[version] for version in served if version in known] if now else []
+
+
+def read_registry(context: Context) -> RegistryView:
     """Read all versions and the journal."""
     try:
-        with registry.call() as store:
+        with context.registry() as store:
             try:  # one call for both, so that they fit each other
                 entries = store.history()
-                return Snapshot(store.list_all_versions(), entries)
+                return RegistryView(store.list_all_versions(), entries)
             except JournalError as error:
-                return Snapshot((), error.before, fault=str(error))
+                return RegistryView((), error.before, fault=str(error))
     except ApiError as error:
-        return Snapshot(problem=error.detail)
+        return RegistryView(problem=error.detail)
 
 
-def overview(context: Context, metric: str, now: datetime) -> dict[str, Any]:
+def overview(context: Context, metric: str) -> dict[str, Any]:
     """Read monitor and registry into the values of the page's templates.
 
     Parameters
@@ -71,44 +81,27 @@ def overview(context: Context, metric: str, now: datetime) -> dict[str, Any]:
         What the routes work with.
     metric : str
         What the chart shows; by default, and where no version has it, what gates look at.
-    now : datetime
-        The time, in UTC.
     """
-    manager, registry = context.manager, context.registry
-    snapshot = read_registry(registry) if registry.exists else Snapshot()
-    return {
-        "read_at": now.isoformat(timespec="seconds"),
-        "monitoring": manager.monitoring,
-        "failing": manager.health.failing,
-        **_monitor_values(manager),
-        "registry": registry.exists,
-        "problem": snapshot.problem,
-        "fault": snapshot.fault,
-        **registry_values(snapshot.rows, snapshot.entries),
-        "metrics": metrics_of(snapshot.rows),
-        "chart": chart_of(snapshot.rows, snapshot.entries, metric),
+    manager = context.manager
+    registry = read_registry(context) if context.store is not None else None
+    rows, entries = (registry.rows, registry.entries) if registry is not None else ((), ())
+    values = {
+        "read_at": context.now().isoformat(),
+        "monitor": manager,
+        "registry": registry,
+        "chart": chart_of(rows, entries, metric),
         "probation": probation_status(context),
     }
-
-
-def _monitor_values(manager: RetrainingManager) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "state": None,
-        "drift": None,
-        "requests": None,
-        "database_problem": "",
-    }
     try:
-        rule, check = manager.snapshot()
-        requests = {
+        rule, drift = manager.snapshot()
+        return {
+            **values,
+            "database_works": True,
+            "rule": rule,
+            "drift": drift if drift is not None and drift.features else None,
             **requests_now(manager),
-            "newest": manager.store.requests.history(MOST_REQUESTS)[::-1],
-            "total": sum(manager.store.requests.counts().values()),
+            "newest_requests": manager.store.requests.history(MOST_REQUESTS)[::-1],
+            "total_requests": sum(manager.store.requests.counts().values()),
         }
     except SQLAlchemyError:
-        return {**values, "database_problem": "The monitor's database does not answer; try again."}
-    values.update(state=rule, requests=requests)
-    if check is not None and check.features:
-        strongest = sorted(check.features, key=lambda feature: -feature.evidence)
-        values.update(drift=check, strongest=strongest[:MOST_FEATURES])
-    return values
+        return {**values, "database_works": False, "drift": None}

@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import functools
 import re
-import uuid
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from flask import Blueprint, Flask, Response, g, redirect, request, session
 from pydantic import AfterValidator, Field, StringConstraints
+from werkzeug.wrappers import Response as AnyResponse
 
-from fl_app.api.endpoint import Change, Context
-from fl_app.api.guard import FORM, SAFE_METHODS, read_body
+from fl_app.api.endpoint import Answer, Context
+from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body
 from fl_app.api.page.chart import chart_of, svg
 from fl_app.api.page.overview import overview, read_registry
-from fl_app.api.page.sign_in import SignIns, form_token, is_own_form
+from fl_app.api.page.sign_in import SignIns
 from fl_app.api.page.style import STYLE
 from fl_app.api.page.templates import ICON, render
-from fl_app.api.parsing import ApiError, parse
-from fl_app.api.schemas import Body, DecisionBody, Query, RollbackBody, Text, Version
-from fl_app.api.versions import approve, reject, roll_back
+from fl_app.api.parsing import ApiError, Body, Query, Text, Version, parse
 from fl_registry.redaction import printable
-
-if TYPE_CHECKING:
-    from werkzeug.wrappers import Response as AnyResponse
 
 CHART_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """For the chart, whose SVG has styles inside; it can load nothing."""
@@ -52,14 +45,8 @@ class PageQuery(Query):
     theme: Literal["light", "dark"] = "light"
 
 
-class SignInForm(Body):
-    """The token; the form to sign out has nothing."""
-
-    token: str = ""
-
-
 class SignedForm(Body):
-    """A form of somebody with a name."""
+    """A form of somebody with a name; ``send`` does what it requests and returns a sentence."""
 
     by: Annotated[Line, Field(max_length=100)]
 
@@ -68,6 +55,13 @@ class TriggerForm(SignedForm):
     """A request for retraining."""
 
     reason: Line
+
+    def send(self, context: Context, new_id: str) -> str:
+        """Request it."""
+        reason = f"{self.reason} (requested by {self.by})"
+        pending = context.manager.manual_trigger(reason, request_id=new_id)
+        joined = " It joins the pending request." if pending != new_id else ""
+        return f"Retraining is requested.{joined}"
 
 
 class DecisionForm(SignedForm):
@@ -79,6 +73,15 @@ class DecisionForm(SignedForm):
     decision: Literal["approve", "reject"]
     note: Text = ""
 
+    def send(self, context: Context, _: str) -> str:
+        """Move the version."""
+        with context.registry() as store:
+            if self.decision == "approve":
+                store.approve_version(self.version, actor=self.by, reason=self.note)
+                return f"Version {self.version} is approved and in Production now."
+            store.reject_version(self.version, actor=self.by, reason=self.note)
+            return f"Version {self.version} is rejected and archived."
+
 
 class RollbackForm(SignedForm):
     """Which version comes back."""
@@ -87,7 +90,20 @@ class RollbackForm(SignedForm):
     confirmed: Literal["yes"]
     note: Text = ""
 
+    def send(self, context: Context, _: str) -> str:
+        """Bring it back."""
+        with context.registry() as store:
+            store.rollback(self.version, actor=self.by, reason=self.note)
+        return f"Version {self.version} is back in Production."
 
+
+SignedForms = type[TriggerForm] | type[DecisionForm] | type[RollbackForm]
+FORMS: dict[str, SignedForms] = {
+    "/page/trigger": TriggerForm,
+    "/page/decide": DecisionForm,
+    "/page/rollback": RollbackForm,
+}
+"""The forms of those who are signed in, by path."""
 PAGE_QUERIES = {"page.show": PageQuery, "page.chart": PageQuery}
 """The queries of the page's routes by Flask's names."""
 HINTS = {
@@ -100,7 +116,7 @@ HINTS = {
 }
 
 
-def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Blueprint:
+def page_routes(app: Flask, context: Context) -> Blueprint:
     """Make the page's routes.
 
     Parameters
@@ -109,8 +125,6 @@ def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Bl
         The app, whose cookies sign people in.
     context : Context
         What the routes work with.
-    now : Callable[[], datetime]
-        The wall clock, in UTC.
     """
     page = Blueprint("page", __name__)
     signs = SignIns(app, needed=context.guard.token is not None)
@@ -118,45 +132,30 @@ def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Bl
 
     @page.get("/")
     def show() -> str:
-        shared = {
-            "form": form_token(),
-            "model": context.manager.store.model,
-            "message": session.pop("message", None),
-        }
+        values = {"model": context.manager.store.model, "message": session.pop("message", None)}
         if not signs.signed_in:
-            return render("sign_in", **shared)
+            return render("sign_in", **values)
         return render(
-            "page",
-            **shared,
-            **overview(context, g.query.metric, now()),
-            name=session.get("name", ""),
-            signs=signs.needed,
-            once=lambda: uuid.uuid4().hex,
+            "page", **values, **overview(context, g.query.metric), can_sign_out=signs.needed
         )
 
     @page.get("/page/chart.svg")
     def chart() -> Response:
         if not signs.signed_in:
             raise ApiError(403, "Sign in on the page first.")
-        snapshot = read_registry(context.registry)
-        data = chart_of(snapshot.rows, snapshot.entries, g.query.metric)
+        registry = read_registry(context)
+        data = chart_of(registry.rows, registry.entries, g.query.metric)
         if data is None:
-            raise ApiError(404, snapshot.problem or "There is nothing to draw yet.")
-        response = Response(svg(data, g.query.theme), mimetype="image/svg+xml")
-        response.headers["Content-Security-Policy"] = CHART_POLICY
-        return response
+            raise ApiError(404, registry.problem or "There is nothing to draw yet.")
+        headers = {"Content-Security-Policy": CHART_POLICY}
+        return Response(svg(data, g.query.theme), headers=headers, mimetype="image/svg+xml")
 
-    @page.get("/page/style.css")
-    def style() -> Response:
-        return Response(STYLE, mimetype="text/css")
-
-    @page.get("/page/icon.svg")
-    def icon() -> Response:
-        return Response(ICON, mimetype="image/svg+xml")
+    page.add_url_rule("/page/style.css", "style", lambda: Response(STYLE, mimetype="text/css"))
+    page.add_url_rule("/page/icon.svg", "icon", lambda: Response(ICON, mimetype="image/svg+xml"))
 
     @page.post("/page/sign-in")
     def sign_in() -> AnyResponse:
-        if not context.guard.is_token(g.form.get("token", "").strip()):
+        if not is_secret(g.form.get("token", "").strip(), context.guard.token):
             return _back("refused", "That is not this server's token.")
         signs.begin()
         return redirect("/", 303)
@@ -166,74 +165,30 @@ def page_routes(app: Flask, context: Context, now: Callable[[], datetime]) -> Bl
         signs.end()
         return _back("done", "You are signed out.")
 
-    for path, (kind, work) in FORMS.items():
-        if context.registry.exists or kind is TriggerForm:
-            view = functools.partial(_do, context, kind, work)
+    for path, kind in FORMS.items():
+        if context.store is not None or kind is TriggerForm:
+            view = functools.partial(_do, context, kind)
             page.add_url_rule(path, kind.__name__, view, methods=["POST"])
     return page
 
 
-def problem(status: int, detail: str, headers: Mapping[str, str]) -> Response:
-    """Return an error as a page of its own."""
-    response = Response(render("problem", status=status, detail=detail), status)
-    for name, value in headers.items():
-        response.headers[name.replace("_", "-")] = value
-    return response
-
-
-def _trigger(context: Context, form: TriggerForm, new_id: str) -> str:
-    reason = f"{form.reason} (requested by {form.by})"
-    pending = context.manager.manual_trigger(reason, request_id=new_id)
-    joined = " It joins the pending request." if pending != new_id else ""
-    return f"Retraining is requested.{joined}"
-
-
-def _decide(context: Context, form: DecisionForm, new_id: str) -> str:
-    body = DecisionBody(by=form.by, note=form.note)
-    change = Change(new_id, form.version)
-    if form.decision == "approve":
-        approve(context, body, change)
-        return f"Version {form.version} is approved and in Production now."
-    reject(context, body, change)
-    return f"Version {form.version} is rejected and archived."
-
-
-def _roll_back(context: Context, form: RollbackForm, new_id: str) -> str:
-    body = RollbackBody(by=form.by, note=form.note, to=form.version)
-    roll_back(context, body, Change(new_id, form.version))
-    return f"Version {form.version} is back in Production."
-
-
-Work = Callable[[Context, Any, str], str]
-FORMS: dict[str, tuple[type[Body], Work]] = {
-    "/page/trigger": (TriggerForm, _trigger),
-    "/page/decide": (DecisionForm, _decide),
-    "/page/rollback": (RollbackForm, _roll_back),
-}
-"""The forms of those who are signed in: their fields and what they do, by path."""
-
-
-def _do(context: Context, kind: type[Body], work: Work) -> AnyResponse:
+def _do(context: Context, kind: SignedForms) -> AnyResponse:
     """Do what a form requests, once also where it is sent twice, and go back to the page."""
+    key = g.form.pop("once", "")
+
+    def work(new_id: str) -> Answer:
+        return {"detail": form.send(context, new_id)}
+
     try:
-        key = g.form.pop("once", "")
-        form = parse(kind, {k: v for k, v in g.form.items() if k != "form"}, hints=HINTS)
+        form = parse(kind, g.form, hints=HINTS)
         session["name"] = form.by  # filled in for this visitor's next form
         if not re.fullmatch(r"[0-9a-f]{32}", key, re.ASCII):
             raise ApiError(400, STALE)
-        try:
-            status, answer, _ = context.once(
-                f"page-{key}",
-                request.path,
-                g.form,
-                lambda new_id: (200, {"detail": work(context, form, new_id)}),
-            )
-        except ApiError as error:
-            # The key is the form's own, so that a conflict is another content of the same form.
-            raise error if error.status >= 500 else ApiError(error.status, SENT) from None
-        return _back("done" if status < 400 else "refused", answer["detail"])
+        status, answer, _ = context.once(f"page-{key}", g.form, work)
     except ApiError as error:
-        return _back("refused", error.detail)
+        # The key is the form's own, so that a conflict is another content of the same form.
+        return _back("refused", SENT if error.status in (409, 422) else error.detail)
+    return _back("done" if status < 400 else "refused", answer["detail"])
 
 
 def _check_form(signs: SignIns) -> AnyResponse | None:
@@ -242,11 +197,10 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
         return None
     read_body(request, FORM)
     g.form = {name: values[0] for name, values in request.form.lists() if len(values) == 1}
-    kind, _ = FORMS.get(request.path, (SignInForm, None))
-    known = {"form", "once", *kind.model_fields}
-    if set(request.form) - known or len(g.form) < len(request.form):
+    fields = FORMS[request.path].model_fields if request.path in FORMS else ("token",)
+    if set(request.form) - {"form", "once", *fields} or len(g.form) < len(request.form):
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
-    if not is_own_form(g.form.get("form", "")):
+    if not is_secret(g.form.pop("form", ""), session.get("form")):
         return _back("refused", STALE)
     if request.endpoint != "page.sign_in" and not signs.signed_in:
         return _back("refused", SIGNED_OUT)

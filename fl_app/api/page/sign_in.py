@@ -4,24 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from flask import request, session
-from flask.sessions import SecureCookieSessionInterface
-
-if TYPE_CHECKING:
-    from flask import Flask, Response
-    from flask.sessions import SessionMixin
+from flask import Flask, Response, request, session
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
 SIGNED_IN_FOR = timedelta(hours=8)
-MOST_ENDED = 4096
-"""Signed-out sessions that are remembered until they would expire."""
 
 
 class PageSessions(SecureCookieSessionInterface):
@@ -60,8 +50,8 @@ class SignIns:
 
     def __init__(self, app: Flask, *, needed: bool) -> None:
         self.needed = needed
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._until: dict[str, float] = {}
+        """When each signed-in session ends, in seconds of the wall clock."""
         app.secret_key = secrets.token_bytes(32)
         app.session_interface = PageSessions()
         app.config["PERMANENT_SESSION_LIFETIME"] = SIGNED_IN_FOR
@@ -71,27 +61,23 @@ class SignIns:
     @property
     def signed_in(self) -> bool:
         """Whether this visitor may see and change anything."""
-        if not self.needed:
-            return True
-        with self._lock:
-            ended = session.get("id") in self._ended
-        return not ended and time.time() < session.get("until", 0)
+        return not self.needed or time.time() < self._until.get(session.get("id", ""), 0)
 
     def begin(self) -> None:
         """Sign the visitor in, under a new id."""
+        now = time.time()
+        for ended in [known for known, until in list(self._until.items()) if until < now]:
+            self._until.pop(ended, None)
         session.clear()
         session.permanent = True
         # The proxy in front of this server speaks HTTPS, which only the browser's Origin shows.
         session["https"] = request.headers.get("Origin", "").startswith("https://")
         session["id"] = secrets.token_hex(16)
-        session["until"] = time.time() + SIGNED_IN_FOR.total_seconds()
+        self._until[session["id"]] = now + SIGNED_IN_FOR.total_seconds()
 
     def end(self) -> None:
         """Sign the visitor out; a copy of the cookie is not accepted any more."""
-        with self._lock:
-            self._ended[session.get("id", "")] = None
-            while len(self._ended) > MOST_ENDED:
-                self._ended.popitem(last=False)
+        self._until.pop(session.get("id", ""), None)
         session.clear()
 
 
@@ -107,11 +93,3 @@ def form_token() -> str:
         session.permanent = True
         session["form"] = secrets.token_hex(16)
     return str(session["form"])
-
-
-def is_own_form(given: str) -> bool:
-    """Return whether a form has this visitor's token."""
-    expected = str(session.get("form", ""))
-    return bool(expected) and hmac.compare_digest(
-        given.encode("utf-8", "replace"), expected.encode()
-    )

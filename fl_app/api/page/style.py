@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's style sheet, light and dark, wide and narrow; `chart.py` repeats its colours.
+"""The page's colours and style sheet, light and dark, wide and narrow.
 
 A Python file, since Flower's bundle of an app includes no `.css` file.
 """
 
 from __future__ import annotations
 
-STYLE = r"""
-:root {
-  color-scheme: light dark;
-  --ground: #f5f6f8; --card: #ffffff; --text: #1b2129; --muted: #59636f; --line: #d5dae1;
-  --accent: #1f5fbf; --on-accent: #ffffff; --grid: #e6e9ee;
-  --good: #17693a; --good-ground: #e5f4ea; --warn: #7d4e00; --warn-ground: #fdf1d8;
-  --bad: #b3261e; --bad-ground: #fdeceb; --soft: #eef1f5;
+COLOURS = {
+    "ground": ("#f5f6f8", "#10151b"),
+    "card": ("#ffffff", "#181f27"),
+    "soft": ("#eef1f5", "#222b35"),
+    "text": ("#1b2129", "#e5e9ee"),
+    "muted": ("#59636f", "#a0abb8"),
+    "line": ("#d5dae1", "#333d49"),
+    "grid": ("#e6e9ee", "#262f39"),
+    "accent": ("#1f5fbf", "#7db4ff"),
+    "on-accent": ("#ffffff", "#0c1a2e"),
+    "good": ("#17693a", "#73d296"),
+    "good-ground": ("#e5f4ea", "#15301f"),
+    "warn": ("#7d4e00", "#f0c266"),
+    "warn-ground": ("#fdf1d8", "#33270d"),
+    "bad": ("#b3261e", "#ff9a92"),
+    "bad-ground": ("#fdeceb", "#3a1a19"),
 }
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #10151b; --card: #181f27; --text: #e5e9ee; --muted: #a0abb8; --line: #333d49;
-    --accent: #7db4ff; --on-accent: #0c1a2e; --grid: #262f39;
-    --good: #73d296; --good-ground: #15301f; --warn: #f0c266; --warn-ground: #33270d;
-    --bad: #ff9a92; --bad-ground: #3a1a19; --soft: #222b35;
-  }
-}
+"""Each colour in the light and in the dark look; the chart has them too."""
+
+_VARIABLES = "".join(f" --{name}: light-dark({', '.join(two)});" for name, two in COLOURS.items())
+STYLE = (
+    f":root {{ color-scheme: light dark;{_VARIABLES} }}"
+    + r"""
 *, ::before, ::after { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; }
 body {
@@ -127,3 +134,4 @@ summary { cursor: pointer; }
 @media print { .scroll.card { max-height: none; } nav, form, .tools { display: none; } }
 @media (forced-colors: active) { .chip, .message, .verified { border: 1px solid; } }
 """
+)

@@ -9,32 +9,41 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from uuid import uuid4
 
+from flask import session
 from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from fl_app.api.page.monitor_templates import MONITOR
-from fl_app.api.page.registry_templates import REGISTRY
-from fl_app.api.page.registry_view import (
-    MOVES,
-    PHASES,
-    is_pending,
-    nodes_text,
-    number_text,
-    score_text,
-)
-from fl_app.retraining.drift.state import DriftCheck
+from fl_app.api.page.sections import SECTIONS
+from fl_app.api.page.sign_in import form_token
+from fl_app.api.version_texts import is_pending, nodes_text, number_text, score_text, why_text
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600
 """Characters of a text from outside that are shown."""
+MOVES = {
+    "stage": "to Staging",
+    "promote": "to Production",
+    "archive": "archived",
+    "rollback": "rolled back to",
+    "restore": "back to Staging",
+    "adopt": "adopted from MLflow",
+    "retire": "removed for good",
+    "lease": "server that writes",
+    "carry": "journal continued",
+}
+"""The journal's moves in words."""
+PHASES = {"watching": "watched", "exempt": "not watched"}
+"""The phases of a probation in words, where they are other ones."""
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">\
 <rect width="32" height="32" rx="7" fill="#1f5fbf"/>\
 <path d="M7 21l6-6 5 4 7-9" fill="none" stroke="#fff" stroke-width="3" stroke-linecap="round" \
 stroke-linejoin="round"/></svg>"""
 
-LAYOUT = """\
+TEMPLATES = {
+    "layout": """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -49,34 +58,26 @@ LAYOUT = """\
 {% block body %}{% endblock %}
 </body>
 </html>
-"""
-
-SIGN_IN = """\
+""",
+    "sign_in": """\
 {% extends "layout" %}
-{% from "parts" import result %}
+{% from "parts" import form, result, text_input %}
 {% block title %}Sign in - {{ model }}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ model }}</h1>
 {{ result(message) }}
 <p>The versions of this model, who decided what, and why.</p>
-<form method="post" action="/page/sign-in" class="fields">
-<input type="hidden" name="form" value="{{ form }}">
+{% call form("sign-in", "Sign in") %}
 <input value="{{ model }}" autocomplete="username" hidden>
-<div class="field">
-<label for="token">Token</label>
-<input id="token" name="token" type="password" required maxlength="512"
- autocomplete="current-password" aria-describedby="token-hint">
-<p class="hint" id="token-hint">The content of <code>FL_APP_API_TOKEN</code> or of the server's
- token file.</p>
-</div>
-<button>Sign in</button>
-</form>
+{% call text_input("token", "token", "Token", 512, complete="current-password", type="password") %}
+The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
+{% endcall %}
+{% endcall %}
 </main>
 {% endblock %}
-"""
-
-PROBLEM = """\
+""",
+    "problem": """\
 {% extends "layout" %}
 {% block title %}{{ status }}{% endblock %}
 {% block body %}
@@ -86,9 +87,8 @@ PROBLEM = """\
 <p><a href="/">To the page</a></p>
 </main>
 {% endblock %}
-"""
-
-PARTS = """\
+""",
+    "parts": """\
 {% macro result(message) %}
 {% if message %}
 <p class="message {{ message[0] }}" role="{{ 'alert' if message[0] == 'refused' else 'status' }}"
@@ -97,54 +97,73 @@ PARTS = """\
 {% endif %}
 {% endmacro %}
 
-{% macro hidden(form, once, version=None) %}
-<input type="hidden" name="form" value="{{ form }}">
-<input type="hidden" name="once" value="{{ once }}">
+{% macro form(action, button, kind="", version="") %}
+<form method="post" action="/page/{{ action }}" class="fields">
+<input type="hidden" name="form" value="{{ form_token() }}">
+<input type="hidden" name="once" value="{{ nonce() }}">
 {% if version %}<input type="hidden" name="version" value="{{ version }}">{% endif %}
+{{ caller() }}
+<button{% if kind %} class="{{ kind }}"{% endif %}>{{ button }}</button>
+</form>
 {% endmacro %}
 
-{% macro text_input(id, name, label, value="", limit=500, required=True, hint="", complete="off") %}
+{% macro text_input(id, name, label, limit=500, value="", required=True, complete="off",
+ type="text") %}
 <div class="field">
 <label for="{{ id }}">{{ label }}
  {%- if not required %} <span class="muted">(optional)</span>{% endif %}</label>
 <input id="{{ id }}" name="{{ name }}" value="{{ value }}" maxlength="{{ limit }}"
- autocomplete="{{ complete }}"{% if required %} required{% endif %}
- {%- if hint %} aria-describedby="{{ id }}-hint"{% endif %}>
-{% if hint %}<p class="hint" id="{{ id }}-hint">{{ hint }}</p>{% endif %}
+ type="{{ type }}" autocomplete="{{ complete }}"{% if required %} required{% endif %}
+ {%- if caller is defined %} aria-describedby="{{ id }}-hint"{% endif %}>
+{% if caller is defined %}<p class="hint" id="{{ id }}-hint">{{ caller() }}</p>{% endif %}
 </div>
 {% endmacro %}
 
-{% macro your_name(id, name) %}
-{{ text_input(id, "by", "Your name", name, 100, complete="name") }}
+{% macro your_name(id) %}
+{{ text_input(id, "by", "Your name", 100, session.get("name", ""), complete="name") }}
 {% endmacro %}
 
 {% macro chip(text, kind) %}<span class="chip {{ kind }}">{{ text }}</span>{% endmacro %}
 
-{% macro table(id, caption, heads) %}
-<div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}">
+{% macro section(id, title, kind="") %}
+<section id="{{ id }}"{% if kind %} class="{{ kind }}"{% endif %} aria-labelledby="{{ id }}-title">
+<h2 id="{{ id }}-title">{{ title }}</h2>
+{{ caller() }}
+</section>
+{% endmacro %}
+
+{% macro table(id, caption, rows, heads, total=0, most=200, command="", empty="") %}
+{% set shown, total = rows[:most], total or rows|length %}
+{% if rows %}
+<div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}-table">
 <table>
-<caption id="{{ id }}">{{ caption }}</caption>
+<caption id="{{ id }}-table">{{ caption }}
+ {%- if shown|length < total %}; {{ shown|length }} of {{ total }}
+ {%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}</caption>
 <thead><tr>{% for head in heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
 <tbody>
-{{ caller() }}
+{% for row in shown %}
+<tr>{{ caller(row) }}</tr>
+{% endfor %}
 </tbody>
 </table>
 </div>
-{% endmacro %}
-
-{% macro part(shown, total, command="") %}
-{% if shown < total %}; {{ shown }} of {{ total }}
-{%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}
+{% elif empty %}
+<p class="muted">{{ empty }}</p>
+{% endif %}
 {% endmacro %}
 
 {% macro alert(sentence) %}
 {% if sentence %}<p class="message refused" role="alert">{{ sentence }}</p>{% endif %}
 {% endmacro %}
-"""
 
-PAGE = """\
+{% macro verdict(kind, title) %}
+<p class="verified {{ kind }}"><strong>{{ title }}</strong> {{ caller() }}</p>
+{% endmacro %}
+""",
+    "page": """\
 {% extends "layout" %}
-{% from "parts" import alert, result %}
+{% from "parts" import alert, form, result %}
 {% block title %}{{ model }} - fl-app{% endblock %}
 {% block body %}
 <a class="skip" href="#main">Skip to the content</a>
@@ -156,12 +175,7 @@ PAGE = """\
 <div class="tools">
 <p class="muted">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
-{% if signs %}
-<form method="post" action="/page/sign-out">
-<input type="hidden" name="form" value="{{ form }}">
-<button class="quiet">Sign out</button>
-</form>
-{% endif %}
+{% if can_sign_out %}{% call form("sign-out", "Sign out", "quiet") %}{% endcall %}{% endif %}
 </div>
 </header>
 <nav class="sections" aria-label="Sections">
@@ -176,7 +190,7 @@ PAGE = """\
 </nav>
 <main id="main" tabindex="-1">
 {{ result(message) }}
-{% for part, why in failing|dictsort %}
+{% for part, why in monitor.health.failing|dictsort %}
 {{ alert(part ~ " fails, and the run goes on: " ~ why) }}
 {% endfor %}
 {% if registry %}{% include "registry" %}{% endif %}
@@ -189,15 +203,13 @@ PAGE = """\
 All times are in UTC.</p>
 </footer>
 {% endblock %}
-"""
+""",
+    **SECTIONS,
+}
+"""By name."""
 
 
-def render(template: str, /, **values: object) -> str:
-    """Fill one of the templates ``page``, ``sign_in`` and ``problem``."""
-    return _TEMPLATES.get_template(template).render(values)
-
-
-def _shown(value: object) -> object:
+def shown(value: object) -> object:
     """A text from outside as one printable line that is not too long."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
@@ -205,61 +217,42 @@ def _shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def _when(iso: str) -> Markup | str:
+def when(iso: str) -> Markup | str:
     """A moment for people and programs; what is no moment as it is."""
     try:
         moment = datetime.fromisoformat(iso).astimezone(UTC)
     except ValueError:
         return iso
-    return Markup('<time datetime="{}">{}</time>').format(
-        moment.isoformat(timespec="seconds"), escape(f"{moment:%Y-%m-%d %H:%M}")
-    )
+    element = Markup('<time datetime="{}">{}</time>')
+    return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
 
-def _evidence(value: float) -> str:
+def evidence_text(value: float) -> str:
     """A sum of e-values, which may be very large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def _share(evidence: float, height: float) -> float:
+def share(evidence: float, height: float) -> float:
     """How near evidence is to the alarm, 0 to 1, by logarithm."""
     return min(1.0, math.log1p(max(evidence, 0.0)) / math.log1p(height))
 
 
-def _mean_evidence(check: DriftCheck) -> float:
-    return sum(one.evidence for one in check.features) / len(check.features)
+_ENVIRONMENT = Environment(
+    loader=DictLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=shown,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_FILTERS = (when, score_text, number_text, nodes_text, why_text, evidence_text, share)
+_ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
+_ENVIRONMENT.tests["pending"] = is_pending
+_ENVIRONMENT.globals.update(
+    moves=MOVES, phases=PHASES, session=session, form_token=form_token, nonce=lambda: uuid4().hex
+)
 
 
-def _environment() -> Environment:
-    templates = {
-        "layout": LAYOUT,
-        "page": PAGE,
-        "sign_in": SIGN_IN,
-        "problem": PROBLEM,
-        "parts": PARTS,
-        **REGISTRY,
-        **MONITOR,
-    }
-    environment = Environment(
-        loader=DictLoader(templates),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        when=_when,
-        score=score_text,
-        number=number_text,
-        pending=is_pending,
-        nodes=nodes_text,
-        evidence=_evidence,
-        share=_share,
-        mean_evidence=_mean_evidence,
-    )
-    environment.globals.update(moves=MOVES, phases=PHASES)
-    return environment
-
-
-_TEMPLATES = _environment()
+def render(template: str, /, **values: object) -> str:
+    """Fill one of the templates ``page``, ``sign_in`` and ``problem``."""
+    return _ENVIRONMENT.get_template(template).render(values)

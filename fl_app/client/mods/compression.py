@@ -68,7 +68,9 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
         if not message.metadata.message_type.startswith("train") or reply.has_error():
             return reply
         try:
-            _compress(reply, sent, form, seed=f"{seed} {_node(context)}")
+            # A simulated node's id is another one in each run.
+            node = context.node_config.get("partition-id", context.node_id)
+            _compress(reply, sent, form, seed=f"{seed} {node}")
         except UpdateError as error:
             reason = f"this node's update {error}; it does not take part in this round"
             logger.warning("%s", reason)
@@ -79,11 +81,7 @@ def compress_updates(encoding: str, *, seed: int = 0) -> Mod:
 
 
 def _compress(
-    reply: Message,
-    sent: Mapping[str, Mapping[str, Array]],
-    form: Encoding,
-    *,
-    seed: str,
+    reply: Message, sent: Mapping[str, Mapping[str, Array]], form: Encoding, *, seed: str
 ) -> None:
     """Replace the reply's arrays by compressed ones."""
     records = list(reply.content.array_records.items())
@@ -94,7 +92,8 @@ def _compress(
     (key, arrays), scales, made = records[0], dict[str, np.ndarray](), ArrayRecord()
     model = fingerprint({name: array.data for name, array in base.items()})
     # Equal rounds are rounded equally; two nodes, or two rounds, never are.
-    random = _random(f"{seed} {model}")
+    digest = hashlib.sha256(f"{seed} {model}".encode()).digest()
+    random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     for name, array in arrays.items():
         try:
             encoded = encode(array.numpy(), base[name].numpy(), form, random)
@@ -106,32 +105,18 @@ def _compress(
             made[name].stype = SERIALIZED_AS
     if not scales:
         return
-    logger.info("sends %.3f MB instead of %.3f MB", _megabytes(made), _megabytes(arrays))
-    header = UpdateHeader(form, model, scales)
+    sizes = [sum(len(array.data) for array in record.values()) / 1e6 for record in (made, arrays)]
+    logger.info("sends %.3f MB instead of %.3f MB", *sizes)
     reply.content[key] = made
-    reply.content[UPDATE_RECORD] = ConfigRecord(header.to_record())
+    reply.content[UPDATE_RECORD] = ConfigRecord(UpdateHeader(form, model, scales).to_record())
 
 
 def _base(
     arrays: ArrayRecord, sent: Mapping[str, Mapping[str, Array]]
 ) -> Mapping[str, Array] | None:
     """Return the received arrays with the same names and shapes; None if there are none."""
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    for model in sent.values():
-        if {name: tuple(array.shape) for name, array in model.items()} == shapes:
-            return model
-    return None
 
+    def shapes(record: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in record.items()}
 
-def _megabytes(arrays: ArrayRecord) -> float:
-    return sum(len(array.data) for array in arrays.values()) / 1e6
-
-
-def _node(context: Context) -> object:
-    """Return a node's name that is the same in each run, which a simulated node's id is not."""
-    return context.node_config.get("partition-id", context.node_id)
-
-
-def _random(key: str) -> np.random.Generator:
-    digest = hashlib.sha256(key.encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    return next((model for model in sent.values() if shapes(model) == shapes(arrays)), None)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """data_summary_mod: a Flower mod that adds counts of a node's new rows to its train replies.
 
-The node's reference is in `fl_app/client/summary/reference.py`; the server tests for drift.
+Rows are read as columns by name, and new ones are detected by their digests. The node's reference
+is in `fl_app/client/summary/reference.py`; the server tests for drift.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,21 +21,14 @@ from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_app.client.summary.reference import (
     Column,
+    Columns,
     Reference,
     count_rows,
     load_reference,
     new_reference,
     save_reference,
 )
-from fl_app.client.summary.rows import count_of, new_rows, read_rows, row_digests
-from fl_app.wire.data_summary import (
-    BINS,
-    HOLD_KEY,
-    NOISY_BINS,
-    REFERENCE_KEY,
-    SUMMARY_RECORD,
-    DataSummary,
-)
+from fl_app.wire.data_summary import HOLD_KEY, REFERENCE_KEY, SUMMARY_RECORD, DataSummary
 from fl_registry import app_home
 from fl_registry.redaction import trace
 
@@ -46,6 +41,23 @@ NODE_KEY = "data-summaries"
 
 Features = Callable[[Message, Context], Any]
 """Returns a node's rows: columns by name, an array of shape (rows, columns), or KeyedRows."""
+
+
+@dataclass(frozen=True)
+class KeyedRows:
+    """Rows that are slow to read, of which only the new ones are read.
+
+    Attributes
+    ----------
+    keys : Sequence[str]
+        A text for each row that changes with the row, such as path, size and time of a file.
+    read : Callable[[Sequence[int]], Any]
+        Returns the columns of the rows with these indices, by name or as an array of shape
+        (rows, columns).
+    """
+
+    keys: Sequence[str]
+    read: Callable[[Sequence[int]], Any]
 
 
 def data_summary_mod(
@@ -99,7 +111,8 @@ def data_summary_mod(
         raise ValueError("A node without a disk cannot detect new rows: set fresh=True.")
     if edges is not None and epsilon is not None:
         raise ValueError("Noise needs a reference on disk: set either edges or epsilon.")
-    summariser = _Summariser(fresh, epsilon, delta)
+    noise = 0.0 if epsilon is None else 2 * math.log(1.25 / delta) / epsilon**2
+    summariser = _Summariser(fresh, noise)
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         reply = call_next(message, context)
@@ -134,25 +147,28 @@ def node_folder(context: Context) -> Path:
 
 @dataclass(frozen=True)
 class _Summariser:
-    """Makes the summaries of a node with a disk."""
+    """Makes the summaries of a node with a disk; ``noise`` is the variance for each column."""
 
     fresh: bool
-    epsilon: float | None
-    delta: float
+    noise: float
 
     def summary(
         self, rows: Any, path: Path, node_id: str, *, name: str, hold: bool
     ) -> DataSummary | None:
         """Count the node's current rows and update its reference; return the summary, if any."""
-        digests = np.array([], np.uint64) if self.fresh else row_digests(rows)
+        digests = np.array([], np.uint64) if self.fresh else _row_digests(rows)
         reference = load_reference(path)
-        if reference is None or reference.name != name or not self._is_its_noise(reference):
+        if (
+            reference is None
+            or reference.name != name
+            or reference.noise[0] != self.noise * len(reference.columns)
+        ):
             self._begin(rows, digests, path, name, reference)
             return None
         reference = reference.settled(hold=hold)
-        new = None if self.fresh else new_rows(digests, reference.seen)
+        new = None if self.fresh else _new_rows(digests, reference.seen)
         if new is None or len(new):
-            columns = read_rows(rows, new)
+            columns = _read_rows(rows, new)
             if not reference.fits(columns):
                 self._begin(rows, digests, path, name, None)
                 return None
@@ -169,24 +185,16 @@ class _Summariser:
         """Make a new reference of the rows that the old one did not accept, or of all rows."""
         which = None
         if old is not None and not self.fresh:
-            late = new_rows(digests, old.accepted)
+            late = _new_rows(digests, old.accepted)
             which = late if len(late) >= _least(old.noise[0]) else None
-        columns = read_rows(rows, which)
-        count, variance = count_of(columns), self._variance(len(columns))
+        columns = _read_rows(rows, which)
+        count, variance = _count_of(columns), self.noise * len(columns)
         if count < _least(variance):
             logger.info("%d rows are too few for a data reference of %d", count, _least(variance))
             return
-        bins, noise = NOISY_BINS if variance else BINS, np.random.default_rng()
-        reference = new_reference(name, columns, digests, bins=bins, variance=variance, noise=noise)
+        noise = np.random.default_rng()
+        reference = new_reference(name, columns, digests, variance=variance, noise=noise)
         save_reference(reference, path)
-
-    def _is_its_noise(self, reference: Reference) -> bool:
-        return reference.noise[0] == self._variance(len(reference.columns))
-
-    def _variance(self, columns: int) -> float:
-        if self.epsilon is None:
-            return 0.0
-        return columns * 2 * math.log(1.25 / self.delta) / self.epsilon**2
 
 
 def _least(variance: float) -> int:
@@ -197,8 +205,8 @@ def _least(variance: float) -> int:
 def _on_global_edges(
     rows: Any, edges: Mapping[str, Sequence[float] | Sequence[str]], node_id: str, name: str
 ) -> DataSummary | None:
-    columns = read_rows(rows)
-    if count_of(columns) < MIN_ROWS:
+    columns = _read_rows(rows)
+    if _count_of(columns) < MIN_ROWS:
         return None
     given = [_column(column, edges[column]) for column in columns]
     bins = 1 + max(len(marks) for marks in edges.values())
@@ -219,3 +227,74 @@ def _order(message: Message) -> tuple[str, bool]:
         if REFERENCE_KEY in config:
             return str(config[REFERENCE_KEY]), bool(config.get(HOLD_KEY))
     return "", False
+
+
+def _read_rows(rows: Any, which: np.ndarray | None = None) -> Columns:
+    """Return the columns of the rows with the indices ``which``, or of all rows.
+
+    Parameters
+    ----------
+    rows : Any
+        KeyedRows, arrays by column name (a mapping or a data frame), or an array of shape
+        (rows, columns).
+
+    Raises
+    ------
+    ValueError
+        The columns are not one-dimensional or differ in length.
+    """
+    if isinstance(rows, KeyedRows):
+        indices = range(len(rows.keys)) if which is None else which.tolist()
+        return _read_rows(rows.read(indices))
+    if hasattr(rows, "keys"):
+        columns = {str(name): np.asarray(rows[name]) for name in rows.keys()}  # noqa: SIM118
+    else:
+        table = np.asarray(rows)
+        if table.ndim != 2:
+            raise ValueError(f"rows have shape {table.shape}, expected (rows, columns)")
+        turned = np.ascontiguousarray(table.T)
+        columns = {f"column {number}": column for number, column in enumerate(turned)}
+    shapes = {column.shape for column in columns.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(f"columns have shapes {shapes}, expected (rows,) with equally many rows")
+    if which is None:
+        return columns
+    return {name: column[which] for name, column in columns.items()}
+
+
+def _count_of(columns: Columns) -> int:
+    """Return the number of rows."""
+    return len(next(iter(columns.values())))
+
+
+def _row_digests(rows: Any) -> np.ndarray:
+    """Return a uint64 digest for each row; equal rows have equal digests, in every process."""
+    if isinstance(rows, KeyedRows):
+        return np.array([_digest(key) for key in rows.keys], np.uint64)
+    columns = _read_rows(rows)
+    digests = np.zeros(_count_of(columns), np.uint64)
+    for column in columns.values():  # FxHash, a column at a time
+        turned = (digests << np.uint64(5)) | (digests >> np.uint64(59))
+        digests = (turned ^ _bits(column)) * np.uint64(0x9E3779B97F4A7C15)
+    return digests ^ (digests >> np.uint64(32))
+
+
+def _new_rows(digests: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return the indices of the rows that occur more often than in ``seen`` (uint64, sorted)."""
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    # The n-th of equal rows is new if fewer than n were seen before.
+    repetition = np.arange(len(ordered)) - np.searchsorted(ordered, ordered, "left")
+    before = np.searchsorted(seen, ordered, "right") - np.searchsorted(seen, ordered, "left")
+    return np.sort(order[repetition >= before])
+
+
+def _bits(column: np.ndarray) -> np.ndarray:
+    if column.dtype.kind in "biuf":
+        return column.astype(np.float64).view(np.uint64)
+    levels, place = np.unique(np.array([str(v) for v in column.tolist()]), return_inverse=True)
+    return np.array([_digest(level) for level in levels.tolist()], np.uint64)[place]
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -13,29 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Literal
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from fl_app.client.summary.rows import Columns
-from fl_app.wire.data_summary import BINS, DataSummary, Feature, FeatureKind
+from fl_app.wire.data_summary import BINS, NOISY_BINS, DataSummary, Feature, FeatureKind
 from fl_registry.files.atomic import replacing
 from fl_registry.redaction import printable
 
 logger = logging.getLogger("flwr.fl_app")
 
-UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    BadZipFile,
-)
-"""Raised by numpy, pydantic and zipfile on a file that is damaged or foreign."""
+Columns = Mapping[str, np.ndarray]
+"""Rows by column: each an array of shape (rows,), of numbers or of other values (levels)."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +177,6 @@ def new_reference(
     columns: Columns,
     digests: np.ndarray,
     *,
-    bins: int = BINS,
     variance: float = 0.0,
     noise: np.random.Generator | None = None,
 ) -> Reference:
@@ -195,6 +184,7 @@ def new_reference(
 
     ``digests`` are those of the rows, see ``row_digests``; empty if rows are never repeated.
     """
+    bins = NOISY_BINS if variance else BINS
     learnt = tuple(learn_column(column, rows, bins) for column, rows in columns.items())
     counts = count_rows(learnt, columns, bins)
     if noise is not None:
@@ -228,7 +218,7 @@ def load_reference(path: Path) -> Reference | None:
             about = _ABOUT.validate_json(str(file["about"]))
             arrays = {name: file[name] for name in _ARRAYS}
         return _checked(about, arrays)
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file raises eight types at least
         reason = printable(str(error))[:200]
         logger.warning("the data reference %s is unreadable (%s); it is made anew", path, reason)
         return None
@@ -259,14 +249,12 @@ def _require_plain_zip(path: Path) -> None:
 
 
 def _checked(about: _About, arrays: Mapping[str, np.ndarray]) -> Reference:
-    bins = arrays["baseline"].shape[-1]
+    table = (2 * len(about.columns), max(2, arrays["baseline"].shape[-1]))
     for name, array in arrays.items():
         rows = name in ("seen", "accepted")
-        expected = np.dtype("u8") if rows else np.dtype("f8")
-        if array.dtype != expected or (rows and array.ndim != 1):
-            raise ValueError(f"{name} is of {array.dtype} with {array.ndim} dimensions")
-        if not rows and (array.shape != (2 * len(about.columns), bins) or bins < 2):
-            raise ValueError(f"{name} has shape {array.shape} for {len(about.columns)} columns")
+        expected, shape = ("u8", (array.size,)) if rows else ("f8", table)
+        if array.dtype != np.dtype(expected) or array.shape != shape:
+            raise ValueError(f"{name} is of {array.dtype} in the shape {array.shape}")
     return Reference(about.name, about.columns, **arrays, noise=about.noise)
 
 

@@ -6,15 +6,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fl_app.retraining.drift.state import DriftCheck, DriftState, FeatureDrift
 from fl_app.retraining.manager import RetrainingManager
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SHOWN = 3
 """Features whose distributions are plotted."""
@@ -37,13 +34,21 @@ def drift_artifacts(manager: RetrainingManager) -> Callable[[object, Path], Iter
 
 def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
     """Plot the evidence over time, and for some features the last check against the baselines."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, SHOWN, height_ratios=[1.2, 1])
-    _evidence(figure.add_subplot(grid[0, :]), state, last)
+    axes = figure.add_subplot(grid[0, :])
+    checks = range(state.checks - len(state.history) + 1, state.checks + 1)
+    for number, drift in enumerate(_strongest(last)):
+        label = str(drift.feature)
+        values: list[Any] = [evidence.get(label, np.nan) for _, evidence in state.history]
+        named = {"label": label} if number < NAMED else {"color": "0.8", "zorder": 0}
+        axes.plot(checks, np.maximum(values, 1e-2), marker="o", markersize=3, **named)
+    axes.axhline(last.height, color="red", linestyle="--", label="alarm, for the mean of all")
+    axes.set(yscale="log", ylabel="evidence of drift", xlabel="check")
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(fontsize=8, ncols=3)
     place = {feature: number for number, feature in enumerate(state.features)}
     window = state.recent[-1]
     for column, drift in enumerate(_strongest(last)[:SHOWN]):
@@ -61,41 +66,17 @@ def _draw(state: DriftState, last: DriftCheck, path: Path) -> Path:
     return path
 
 
-def _evidence(axes: Axes, state: DriftState, last: DriftCheck) -> None:
-    checks = range(state.checks - len(state.history) + 1, state.checks + 1)
-    for number, drift in enumerate(_strongest(last)):
-        label = str(drift.feature)
-        values: list[Any] = [evidence.get(label, np.nan) for _, evidence in state.history]
-        named = {"label": label} if number < NAMED else {"color": "0.8", "zorder": 0}
-        axes.plot(checks, np.maximum(values, 1e-2), marker="o", markersize=3, **named)
-    axes.axhline(last.height, color="red", linestyle="--", label="alarm, for the mean of all")
-    axes.set_yscale("log")
-    axes.set_ylabel("evidence of drift")
-    axes.set_xlabel("check")
-    axes.locator_params(axis="x", integer=True)
-    axes.legend(fontsize=8, ncols=3)
-
-
 def _strongest(last: DriftCheck) -> list[FeatureDrift]:
     """Return all features, the strongest evidence first."""
     return sorted(last.features, key=lambda drift: -drift.evidence)
 
 
 def _table(last: DriftCheck, path: Path) -> Path:
-    drifted = {drift.feature for drift in last.drifted}
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["feature", "direction", "effect", "evidence", "p", "nodes_moved", "drifted"])
-        for drift in _strongest(last):
-            rows.writerow(
-                [
-                    str(drift.feature),
-                    drift.direction,
-                    f"{drift.effect:.4f}",
-                    f"{drift.evidence:.4g}",
-                    f"{drift.p:.4g}",
-                    drift.nodes_moved,
-                    "yes" if drift.feature in drifted else "no",
-                ]
-            )
+        for each in _strongest(last):
+            numbers = [f"{number:.4g}" for number in (each.effect, each.evidence, each.p)]
+            drifted = "yes" if each in last.drifted else "no"
+            rows.writerow([each.feature, each.direction, *numbers, each.nodes_moved, drifted])
     return path

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
-from fl_app.wire.data_summary import HOLD_KEY, REFERENCE_KEY, Feature
+from fl_app.wire.data_summary import PARTS, DataSummary, Feature, FeatureKind
 
 RECENT = 12
 """Checks that are stored one by one."""
@@ -20,37 +21,27 @@ SLOTS = 24
 """Parts of a season that are stored as sums."""
 HISTORY = 200
 """Checks whose evidence is stored for the plot."""
+MAX_NODES = 1_000
+"""Nodes whose references are stored; the oldest references are dropped first."""
+CRITICAL, NORMAL = 1.6276, 2.3263
+"""The 99 % quantiles of Kolmogorov's distribution and of the normal one."""
+
+_PACKED = TypeAdapter(tuple[tuple[int, ...], str])
 
 
 def _pack(values: np.ndarray) -> tuple[tuple[int, ...], str]:
     return values.shape, base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
-def _unpack(packed: tuple[tuple[int, ...], str]) -> np.ndarray:
-    shape, text = packed
+def _unpack(stored: object) -> np.ndarray:
+    shape, text = _PACKED.validate_python(stored)
     values = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
     return values.astype(np.float64).reshape(shape)
 
 
-@dataclass(frozen=True)
-class _AsJson:
-    """How pydantic writes and reads an array of float64, through another type."""
-
-    kind: Any
-    read: Callable[[Any], np.ndarray]
-    write: Callable[[np.ndarray], Any]
-
-    def __get_pydantic_core_schema__(self, _: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            self.read,
-            handler.generate_schema(self.kind),
-            serialization=core_schema.plain_serializer_function_ser_schema(self.write),
-        )
-
-
-# float32 in base64 takes a tenth of the characters, and is precise enough for counts of rows.
-Counts = Annotated[np.ndarray, _AsJson(tuple[tuple[int, ...], str], _unpack, _pack)]
-Exact = Annotated[np.ndarray, _AsJson(list[float], np.array, np.ndarray.tolist)]
+# float32 in base64 takes a tenth of the characters of a list, and is precise enough for counts of
+# rows and for evidence.
+Array = Annotated[np.ndarray, PlainValidator(_unpack), PlainSerializer(_pack)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +111,11 @@ class DriftCheck:
         return f"the data moved: {names}{more}; {moved} of {self.nodes} nodes show it by themselves"
 
 
+def difference(now: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the greatest difference of the distribution functions, shape (features,)."""
+    return np.asarray(np.abs(np.cumsum(now - expected, axis=-1)).max(axis=-1) / rows)
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """Counts of all nodes in one check, or their sum over several checks.
@@ -139,24 +135,47 @@ class Window:
     """
 
     time: float
-    now: Counts
-    expected: Counts
-    rows: Counts
-    noise: Counts
-    base_error: Counts
-    spread: Counts
-    spread_variance: Counts
+    now: Array
+    expected: Array
+    rows: Array
+    noise: Array
+    base_error: Array
+    spread: Array
+    spread_variance: Array
 
     def __add__(self, other: Window) -> Window:
         """Return the sum of both. The baselines' errors are the same ones, so they add up."""
-        mine, theirs = self.arrays, other.arrays
-        sums = {name: values + theirs[name] for name, values in mine.items()}
-        return Window(max(self.time, other.time), **sums)
+        sums = map(operator.add, self.arrays, other.arrays)
+        return Window(max(self.time, other.time), *sums)
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "time"}
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All arrays, in their order."""
+        return tuple(getattr(self, each.name) for each in fields(self)[1:])
+
+    @property
+    def effect(self) -> np.ndarray:
+        """The size of the shift, shape (features,): all nodes together, or each by itself.
+
+        Shifts of some nodes, or in opposite directions, hardly show in the sum. They do in the root
+        mean square of the nodes' own shifts, less its expectation without drift.
+        """
+        rows = np.maximum(self.rows, 1)
+        spread = np.sqrt(np.maximum(self.spread / rows, 0))
+        return np.asarray(np.maximum(difference(self.now, self.expected, rows), spread))
+
+    def least_effect(self, *, nodes: bool = True) -> np.ndarray:
+        """Return the lower 99 % limit of ``effect``, or of the nodes together if not ``nodes``.
+
+        The first by the inequality of Dvoretzky, Kiefer, Wolfowitz and Massart, the second by the
+        normal approximation.
+        """
+        rows = np.maximum(self.rows, 1)
+        error = np.sqrt(self.rows + self.noise + self.base_error**2) / rows
+        limit = difference(self.now, self.expected, rows) - CRITICAL * error
+        square = (self.spread - NORMAL * np.sqrt(self.spread_variance)) / rows
+        own = np.sqrt(np.maximum(square, 0)) if nodes else limit
+        return np.asarray(np.maximum(limit, own))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,11 +191,16 @@ class NodeReference:
     """
 
     features: tuple[Feature, ...]
-    counts: Counts
+    counts: Array
 
-    def rows_of(self, features: Sequence[Feature]) -> list[int]:
-        """Return the place of each of these features in ``counts``."""
-        return [self.features.index(feature) for feature in features]
+    def fits(self, summary: DataSummary) -> bool:
+        """Return whether it has the features and bins of a summary."""
+        known = set(summary.features) <= set(self.features)
+        return known and self.counts.shape[2] == summary.counts.shape[2]
+
+    def rows_of(self, summary: DataSummary) -> list[int]:
+        """Return the place of each of its features in ``counts``."""
+        return [self.features.index(feature) for feature in summary.features]
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +237,7 @@ class DriftState:
 
     reference: str = ""
     features: tuple[Feature, ...] = ()
-    evidence: Exact = field(default_factory=lambda: np.zeros(0))
+    evidence: Array = field(default_factory=lambda: np.zeros(0))
     recent: tuple[Window, ...] = ()
     season: tuple[Window, ...] = ()
     first: float | None = None
@@ -223,11 +247,6 @@ class DriftState:
     history: tuple[tuple[float, dict[str, float]], ...] = ()
     nodes: Mapping[str, NodeReference] = field(default_factory=dict)
     last: DriftCheck | None = None
-
-    @property
-    def orders(self) -> dict[str, str | bool]:
-        """The config of the next train message: which reference to use, and whether to hold it."""
-        return {REFERENCE_KEY: self.reference, HOLD_KEY: self.hold}
 
     def with_features(self, features: Sequence[Feature], bins: int) -> DriftState:
         """Return this state with rows for ``features`` too, and without those in no window."""
@@ -245,13 +264,53 @@ class DriftState:
         def moved(values: np.ndarray) -> np.ndarray:
             return np.concatenate([values, np.zeros((1, *values.shape[1:]))])[source]
 
-        def window(old: Window) -> Window:
-            return Window(old.time, **{name: moved(v) for name, v in old.arrays.items()})
-
-        return replace(
-            self,
-            features=after,
-            evidence=moved(self.evidence),
-            recent=tuple(map(window, self.recent)),
-            season=tuple(map(window, self.season)),
+        recent, season = (
+            tuple(Window(each.time, *map(moved, each.arrays)) for each in some)
+            for some in (self.recent, self.season)
         )
+        evidence = moved(self.evidence)
+        return replace(self, features=after, evidence=evidence, recent=recent, season=season)
+
+    def with_references(
+        self, summaries: Sequence[DataSummary]
+    ) -> tuple[DriftState, list[DataSummary]]:
+        """Add the stored references to summaries of bare counts; a node's first one becomes one.
+
+        Returns
+        -------
+        tuple[DriftState, list[DataSummary]]
+            The next state, and the summaries that have a reference to be compared with.
+        """
+        references, complete = dict(self.nodes), list[DataSummary]()
+        for summary in summaries:
+            known = references.get(summary.node_id)
+            if summary.counts.shape[1] == PARTS:
+                complete.append(summary)
+            elif known is not None and known.fits(summary):
+                past = known.counts[known.rows_of(summary)]
+                complete.append(_complete(summary, np.concatenate([summary.counts, past], axis=1)))
+            else:
+                references.pop(summary.node_id, None)  # so that it becomes the newest one
+                twice = np.repeat(summary.counts, 2, axis=1)
+                references[summary.node_id] = NodeReference(summary.features, twice)
+        newest = dict(list(references.items())[-MAX_NODES:])
+        return replace(self, nodes=newest), complete
+
+    def with_grown_references(self, summaries: Sequence[DataSummary]) -> DriftState:
+        """Add bare counts to the stored references, unless the evidence says to hold them."""
+        references = dict(self.nodes)
+        for summary in summaries:
+            known = references.get(summary.node_id)
+            if known is not None and summary.counts.shape[1] != PARTS and not self.hold:
+                counts = known.counts.copy()
+                counts[known.rows_of(summary), 0] += summary.counts[:, 0]
+                references[summary.node_id] = replace(known, counts=counts)
+        return replace(self, nodes=references)
+
+
+def _complete(summary: DataSummary, counts: np.ndarray) -> DataSummary:
+    """Return the summary with these counts, and without the missing rows of complete columns."""
+    always = np.array([feature.kind is not FeatureKind.MISSING for feature in summary.features])
+    kept = always | counts[:, :, 1].any(axis=1)
+    features = tuple(itertools.compress(summary.features, kept))
+    return replace(summary, features=features, counts=counts[kept], noise=summary.noise * PARTS)

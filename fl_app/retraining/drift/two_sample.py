@@ -6,7 +6,7 @@ For data that stay on their nodes, and for repeated tests, see ``check.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,7 +125,7 @@ def check_data_drift(
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}, expected a level between 0 and 1, such as 0.05.")
     tests = [_compare(*each) for each in zip(labels, current, reference, strict=True)]
-    return DataComparison(tuple(_holm(tests)), alpha)
+    return DataComparison(_holm(tests), alpha)
 
 
 def _columns(data: ArrayLike) -> np.ndarray:
@@ -164,12 +164,11 @@ def _problem(rows: np.ndarray) -> str:
     return "are constant" if (rows == rows[0]).all() else ""
 
 
-def _holm(tests: Sequence[FeatureComparison]) -> Iterator[FeatureComparison]:
+def _holm(tests: Sequence[FeatureComparison]) -> tuple[FeatureComparison, ...]:
     """Correct the p-values by Holm (1979): the smallest by their number n, the next by n - 1, …."""
-    answered = sorted((f.pvalue, i) for i, f in enumerate(tests) if f.pvalue is not None)
-    corrected, least = {}, 0.0
-    for rank, (p, i) in enumerate(answered):
-        least = max(least, min(1.0, p * (len(answered) - rank)))
-        corrected[i] = least
-    for i, feature in enumerate(tests):
-        yield replace(feature, pvalue=corrected[i]) if i in corrected else feature
+    p = np.array([np.nan if f.pvalue is None else f.pvalue for f in tests])
+    order = np.argsort(p)  # NaN, no answer, comes last
+    factors = np.isfinite(p).sum() - np.arange(len(p))
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    each = zip(tests, p.tolist(), strict=True)
+    return tuple(f if f.pvalue is None else replace(f, pvalue=after) for f, after in each)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in the monitor's memory: its own error, and those of the database below it."""
+"""What is known of the monitor's memory before SQLAlchemy is loaded: its name and its errors."""
 
 from __future__ import annotations
 
 MEMORY = "the monitor's memory"
 """Name of this part in ``Health``."""
+IN_MEMORY = "sqlite://"
+"""URL of a database that lasts as long as the object that opened it."""
 
 
 class MonitorStoreError(ValueError):

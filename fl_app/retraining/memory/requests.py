@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from filelock import FileLock, Timeout
+from sqlalchemy import ColumnElement, Row, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
-from fl_app.retraining.memory.database import Database
-from fl_app.retraining.memory.request_lock import RequestLock
-from fl_app.retraining.memory.tables import REQUESTS
+from fl_app.retraining.memory.database import REQUESTS, Database
 from fl_app.retraining.requests import Outcome, RetrainRequest, TriggerKind
 
 
@@ -61,8 +65,10 @@ class RequestTable:
 
     def find(self, outcome: Outcome) -> RetrainRequest | None:
         """Return the newest request with this outcome, if any."""
-        rows = self._newest(1, REQUESTS.c.outcome == str(outcome))
-        return _request(rows[0]) if rows else None
+        for row in self._newest(1, REQUESTS.c.outcome == str(outcome)):
+            created = datetime.fromisoformat(row.created)
+            return RetrainRequest(TriggerKind(row.kind), row.reason, id=row.id, created=created)
+        return None
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """Return the row of the request with this id, if any, as ``history`` does."""
@@ -126,27 +132,24 @@ class RequestTable:
     def counts(self) -> dict[Outcome, int]:
         """Return how many requests have each outcome."""
         outcome = REQUESTS.c.outcome
-        rows = self._rows(select(outcome, func.count()).group_by(outcome))
-        counted = {Outcome(name): count for name, count in rows}
-        return {outcome: counted.get(outcome, 0) for outcome in Outcome}
+        rows = self._database.rows(select(outcome, func.count()).group_by(outcome))
+        return {**dict.fromkeys(Outcome, 0), **{Outcome(name): count for name, count in rows}}
 
     def taken_since(self, when: datetime) -> int:
         """Return how many automatic requests were taken at or after ``when``."""
         automatic = REQUESTS.c.kind != str(TriggerKind.MANUAL)
         since = REQUESTS.c.started >= when.isoformat()
-        return int(self._rows(select(func.count()).where(since, automatic))[0][0])
+        count = select(func.count()).where(since, automatic)
+        return int(self._database.rows(count)[0][0])
 
     def last_taken(self) -> datetime | None:
         """Return when a request was last taken; None before the first."""
-        text = self._rows(select(func.max(REQUESTS.c.started)))[0][0]
+        text = self._database.rows(select(func.max(REQUESTS.c.started)))[0][0]
         return None if text is None else datetime.fromisoformat(text)
 
     def _newest(self, limit: int | None, *conditions: ColumnElement[bool]) -> Sequence[Row[Any]]:
         newest_first = select(REQUESTS).order_by(REQUESTS.c.number.desc())
-        return self._rows(newest_first.where(*conditions).limit(limit))
-
-    def _rows(self, query: Select[Any]) -> Sequence[Any]:
-        return self._database.rows(query.where(REQUESTS.c.model == self._database.model))
+        return self._database.rows(newest_first.where(*conditions).limit(limit))
 
     def _change(
         self, request_id: str, before: Outcome, after: Outcome, **values: str | None
@@ -155,10 +158,70 @@ class RequestTable:
         return self._database.update(REQUESTS, *unchanged, outcome=str(after), **values)
 
 
-def _request(row: Row[Any]) -> RetrainRequest:
-    created = datetime.fromisoformat(row.created)
-    return RetrainRequest(TriggerKind(row.kind), row.reason, id=row.id, created=created)
-
-
 def _entry(row: Row[Any]) -> dict[str, Any]:
     return {k: v for k, v in row._mapping.items() if k not in ("number", "model")}
+
+
+class RequestLock:
+    """The lock of the server that serves the running request, one for a database and a model.
+
+    The database still has the request as running after its server crashed. This lock shows whether
+    the server is alive, since the operating system, or the database, releases it.
+
+    Parameters
+    ----------
+    database : Database
+        The database and the model. For a SQLite file a file beside it is locked, for PostgreSQL it
+        is an advisory lock; a database in memory belongs to this process alone.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine
+        self._digest = hashlib.sha256(database.model.encode()).digest()
+        self._mutex = threading.Lock()
+        self._unlock: Callable[[], None] | None = None
+
+    def acquire(self) -> bool:
+        """Acquire the lock without waiting; False if any object, this one included, holds it."""
+        with self._mutex:
+            if self._unlock is not None:
+                return False
+            if self._engine.dialect.name == "postgresql":
+                self._unlock = self._lock_postgresql()
+            elif self._engine.url.database:
+                self._unlock = self._lock_file(Path(self._engine.url.database))
+            else:
+                self._unlock = lambda: None
+            return self._unlock is not None
+
+    def release(self) -> None:
+        """Release the lock, if this object holds it."""
+        with self._mutex:
+            if self._unlock is not None:
+                self._unlock()
+                self._unlock = None
+
+    def _lock_file(self, database: Path) -> Callable[[], None] | None:
+        path = database.with_name(f"{database.name}.{self._digest.hex()[:8]}.lock")
+        lock = FileLock(path, thread_local=False)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            return lock.release
+        return None
+
+    def _lock_postgresql(self) -> Callable[[], None] | None:
+        key = int.from_bytes(self._digest[:8], "big", signed=True)
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        # A detached connection is closed at the end, not returned to the pool with its lock.
+        connection.detach()
+        if not connection.execute(select(func.pg_try_advisory_lock(key))).scalar_one():
+            connection.close()
+            return None
+
+        def unlock() -> None:
+            # PostgreSQL notices a closed connection late; an explicit unlock takes effect at once.
+            # A lost connection has released the lock already.
+            with connection, suppress(SQLAlchemyError):
+                connection.execute(select(func.pg_advisory_unlock(key)))
+
+        return unlock

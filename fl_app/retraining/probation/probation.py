@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probation: watches the version in production, and rolls back a failed one, once.
 
-The rule is in `rule.py`. Here it meets the registry and the monitor's memory.
+The rules are in `state.py`. Here they meet the registry and the monitor's memory.
 """
 
 from __future__ import annotations
@@ -16,24 +16,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fl_app.retraining.manager import RetrainingManager
-from fl_app.retraining.probation.rule import (
-    add_comparison,
-    add_report,
-    drift_since,
-    fail,
-    follow,
-    settle,
-    ways_back,
-)
-from fl_app.retraining.probation.state import (
-    Failure,
-    Phase,
+from fl_app.retraining.probation.reports import (
     ProbationSettings,
-    ProbationState,
     ProductionReport,
+    ReportAnswer,
     Source,
 )
-from fl_app.retraining.probation.status import ReportAnswer, answer_of, status_of
+from fl_app.retraining.probation.state import Failure, Phase, ProbationState, ways_back
 from fl_app.retraining.requests import TriggerKind
 from fl_registry import (
     ArtifactError,
@@ -101,15 +90,21 @@ class Probation:
         """
         stored = self.state()
         if report.id in stored.seen:
-            return answer_of(report, stored, self._carry_out(stored), logged=True)
+            return stored.answer(report, self._carry_out(stored), logged=True)
         # The journal, not the caller of a promotion, begins a probation: people, the page, the API
         # and other processes promote as well, and a crash would leave a version unwatched.
         stays = tenures(self._models.history())
-        version = _reported_version(report, stays)
-        counted = self._step(stays, lambda s: add_report(s, report, self._at, self.settings))
+        if not stays:
+            raise StageError("Nothing is in production yet; promote a version first.")
+        version = stays[-1].version
+        if report.version not in (None, version):
+            raise StageError(
+                f"Version {report.version} is not in production, {version} is; nothing was counted."
+            )
+        counted = self._step(stays, lambda s: s.with_report(report, self._now(), self.settings))
         after = self._carry_out(counted)
         logged = self._log(report, version, step=counted.step_of(report.id))
-        return answer_of(report, counted, after, logged=logged)
+        return counted.answer(report, after, logged=logged)
 
     def review(self) -> None:
         """Read the journal and the drift requests, and do what is due; may be called at any time.
@@ -118,7 +113,8 @@ class Probation:
         """
         with self._registry_errors_logged():
             stays = tenures(self._models.history())
-            self._carry_out(self._step(stays, self._with_drift))
+            requests = self._monitor.trigger_history if Source.DRIFT in self.settings.watch else []
+            self._carry_out(self._step(stays, lambda s: s.with_drift(requests, self._now())))
 
     def to_compare(self) -> tuple[str, str | None] | None:
         """Return the version on probation, and the one that a rollback would bring back, if any.
@@ -130,8 +126,8 @@ class Probation:
         with self._registry_errors_logged():
             stays = tenures(self._models.history())
             state = self._step(stays, lambda state: state)
-            if state.trial is not None and state.trial.phase is Phase.WATCHING:
-                return state.trial.version, next(iter(self._ways_back(stays, state)), None)
+            if state.watched is not None:
+                return state.watched.stay.version, next(self._ways_back(stays, state), None)
         return None
 
     def update_production(
@@ -153,18 +149,14 @@ class Probation:
             if not stays or stays[-1].version != version:
                 return
             registered = self._models.get_version(version).metrics.get(self.settings.metric or "")
-
-            def compared(state: ProbationState) -> ProbationState:
-                return add_comparison(
-                    state,
-                    evidence,
-                    self.settings,
-                    rival=rival,
-                    registered=registered,
-                    at=self._at,
-                )
-
-            self._carry_out(self._step(stays, compared))
+            now = self._now()
+            decided = self._step(
+                stays,
+                lambda state: state.with_comparison(
+                    evidence, self.settings, rival=rival, registered=registered, at=now
+                ),
+            )
+            self._carry_out(decided)
 
     def status(self) -> dict[str, Any] | None:
         """Return the status of the version in production, as JSON types, and change nothing.
@@ -177,15 +169,11 @@ class Probation:
             If the registry does not answer.
         """
         stays = tenures(self._models.history())
-        return status_of(follow(self.state(), stays, self.settings))
+        return self.state().follow(stays, self.settings).status()
 
     def state(self) -> ProbationState:
         """Return the stored state."""
         return self._note.read()[1] or ProbationState()
-
-    @property
-    def _at(self) -> float:
-        return self._now().timestamp()
 
     def _step(
         self, stays: Sequence[Tenure], observe: Callable[[ProbationState], ProbationState]
@@ -193,60 +181,43 @@ class Probation:
         """Follow the journal, observe, settle, and store all of it at once."""
 
         def step(state: ProbationState) -> ProbationState:
-            state = follow(state, stays, self.settings)
-            if stays and state.trial is not None and state.trial.number > stays[-1].number:
+            state = state.follow(stays, self.settings)
+            if stays and state.trial is not None and state.trial.stay.number > stays[-1].number:
                 raise StageError(
                     f"Version {stays[-1].version} left production just now; check what is in "
                     "production, and try again."
                 )
-            return settle(observe(state), self._at)
+            return observe(state).settle(self._now())
 
-        return self._change(step)
+        return self._change(step)[1]
 
-    def _change(self, change: Callable[[ProbationState], ProbationState]) -> ProbationState:
-        """Change the stored state, and repeat it if another process was faster."""
+    def _change(
+        self, change: Callable[[ProbationState], ProbationState]
+    ) -> tuple[ProbationState, ProbationState]:
+        """Change the stored state, again if another process was faster; return old and new."""
         while True:
             revision, stored = self._note.read()
             before = stored or ProbationState()
             after = change(before)
             if after == before or self._note.swap(revision, after):
-                return after
-
-    def _with_drift(self, state: ProbationState) -> ProbationState:
-        trial = state.trial
-        if trial is None or trial.phase is not Phase.WATCHING:
-            return state
-        if Source.DRIFT not in self.settings.watch:
-            return state
-        since = datetime.fromtimestamp(trial.since, UTC)
-        reason = drift_since(self._monitor.trigger_history, since)
-        return fail(state, Source.DRIFT, reason, at=self._at) if reason else state
+                return before, after
 
     def _carry_out(self, state: ProbationState) -> ProbationState:
         """Do what is decided and not done yet; each step may be repeated after a crash."""
-        if state.failure is not None and not state.failure.handled:
-            state = self._handle(state.failure, state)
+        failure = state.failure
+        if failure is not None and failure.back is None:
+            back, by_us = self._replace_failed(failure, state)
+            handled = replace(failure, back=back)
+            if by_us:
+                request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"fl-app {failure.promotion}").hex
+                self._monitor.request(TriggerKind.PROBATION, str(handled), request_id=request_id)
+            before, state = self._change(
+                lambda now: replace(now, failure=handled) if now.failure == failure else now
+            )
+            if before.failure == failure:  # of all processes that handled it, one logs it
+                logger.log(logging.WARNING if back else logging.ERROR, "%s", handled)
         for version in state.untagged:
             state = self._tag(version, state)
-        return state
-
-    def _handle(self, failure: Failure, state: ProbationState) -> ProbationState:
-        """Roll back, request retraining, and store that both are done."""
-        back, by_us = self._replace_failed(failure, state)
-        handled = replace(failure, back=back, handled=True)
-        if by_us:
-            request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"fl-app {failure.promotion}").hex
-            self._monitor.request(TriggerKind.PROBATION, str(handled), request_id=request_id)
-        first = False
-
-        def with_failure(now: ProbationState) -> ProbationState:
-            nonlocal first
-            first = now.failure == failure
-            return replace(now, failure=handled) if first else now
-
-        state = self._change(with_failure)
-        if first:  # of all processes that handled this failure
-            logger.log(logging.WARNING if back else logging.ERROR, "%s", handled)
         return state
 
     def _replace_failed(self, failure: Failure, state: ProbationState) -> tuple[str, bool]:
@@ -261,23 +232,20 @@ class Probation:
         Raises
         ------
         RegistryError
-            If the registry does not answer, or other processes keep moving versions.
+            If the registry does not answer.
         """
-        for _ in range(2):
-            stays = tenures(self._models.history())
-            places = [n for n, stay in enumerate(stays) if stay.id == failure.promotion]
-            if not places:  # the registry was created anew meanwhile
+        stays = tenures(self._models.history())
+        targets = self._ways_back(stays, state)
+        while True:
+            promotions = [stay.id for stay in stays]
+            if failure.promotion not in promotions:  # the registry was created anew meanwhile
                 return "", False
-            after = stays[places[0] + 1 :]
+            after = stays[promotions.index(failure.promotion) + 1 :]
             if after:
                 return after[0].version, after[0].actor == ACTOR
-            if not self._roll_back(failure, self._ways_back(stays, state)):
+            target = next(targets, None)
+            if target is None:
                 return "", True
-        raise RegistryError(f"Version {failure.version} could not be rolled back; try again.")
-
-    def _roll_back(self, failure: Failure, targets: Sequence[str]) -> bool:
-        """Roll back to the first target that is intact; False if there is none."""
-        for target in targets:
             try:
                 self._models.rollback(
                     target,
@@ -286,16 +254,12 @@ class Probation:
                     displacing=failure.version,
                 )
             except (ArtifactError, InvalidMetric, UnknownVersion, StageError) as error:
-                moved = isinstance(error, StageError)
-                if moved and tenures(self._models.history())[-1].id != failure.promotion:
-                    return True  # another process was faster
-                logger.warning("version %s cannot come back: %s", target, error)
-            else:
-                return True
-        return False
+                # A person or another process may have been faster.
+                logger.warning("version %s was not brought back: %s", target, error)
+            stays = tenures(self._models.history())
 
-    def _ways_back(self, stays: Sequence[Tenure], state: ProbationState) -> tuple[str, ...]:
-        """Return the versions to go back to, the best first, by the state and the tags."""
+    def _ways_back(self, stays: Sequence[Tenure], state: ProbationState) -> Iterator[str]:
+        """Yield the versions to go back to, the best first, by the state and the tags."""
         results = dict(state.results)
         newest_first = dict.fromkeys(stay.version for stay in reversed(stays))
         for version in list(newest_first)[:MAX_TAGS_READ]:
@@ -304,7 +268,7 @@ class Probation:
                 tag = self._models.get_version(version).tags.get(TAG)
                 if tag in (Phase.PASSED, Phase.FAILED):
                     results[version] = Phase(tag)
-        return ways_back(stays, results)
+        yield from ways_back(stays, results)
 
     def _tag(self, version: str, state: ProbationState) -> ProbationState:
         result, failure = state.results.get(version), state.failure
@@ -323,7 +287,7 @@ class Probation:
             logger.info("version %s passed its probation", version)
         return self._change(
             lambda s: replace(s, untagged=tuple(v for v in s.untagged if v != version))
-        )
+        )[1]
 
     def _log(self, report: ProductionReport, version: str, *, step: int) -> bool:
         """Log a report to its version's run; return whether that succeeded."""
@@ -346,15 +310,3 @@ class Probation:
             yield
         except RegistryError as error:
             logger.warning("the probation could not be checked: %s", error)
-
-
-def _reported_version(report: ProductionReport, stays: Sequence[Tenure]) -> str:
-    """Return the version in production, which a report has to be about."""
-    if not stays:
-        raise StageError("Nothing is in production yet; promote a version first.")
-    version = stays[-1].version
-    if report.version not in (None, version):
-        raise StageError(
-            f"Version {report.version} is not in production, {version} is; nothing was counted."
-        )
-    return version

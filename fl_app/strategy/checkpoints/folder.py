@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a session: its lock and its record."""
+"""The folder of a session: its lock and its record; and what waits in all of them for MLflow."""
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fl_app.strategy.checkpoints.backlog import SESSION_FILE, TROUBLE_FILE
-from fl_app.strategy.checkpoints.json_files import disk_errors, read, write
-from fl_app.strategy.checkpoints.plain_json import encode
-from fl_app.strategy.checkpoints.record import SessionRecord
+from fl_app.strategy.checkpoints.record import SessionRecord, disk_errors, write_file
 from fl_app.strategy.errors import CheckpointError, SessionOverError
 from fl_registry.files.atomic import sync_folder
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 logger = logging.getLogger("flwr.fl_app")
 
-LOCK_FILE = "lock"
+CHECKPOINTS = "checkpoints"
+SESSION_FILE, TROUBLE_FILE = "session.json", "trouble.json"
 
 
 class SessionFolder:
@@ -31,16 +33,16 @@ class SessionFolder:
         The folder.
     record : SessionRecord
         The session's record.
-    lock : ExitStack
-        Releases the lock when it is closed.
+    lock : FileLock
+        Its lock, which this process has.
 
     Raises
     ------
     CheckpointError
-        From all methods that read or write: the disk is full, or a file is damaged.
+        From `create`: the disk is full.
     """
 
-    def __init__(self, path: Path, record: SessionRecord, lock: ExitStack) -> None:
+    def __init__(self, path: Path, record: SessionRecord, lock: FileLock) -> None:
         self.path = path
         self.record = record
         self.over = False
@@ -51,39 +53,24 @@ class SessionFolder:
     @classmethod
     def create(cls, path: Path, record: SessionRecord) -> SessionFolder:
         """Create and lock the folder of a new session, whole or not at all."""
-        draft, lock = _unfinished(path), ExitStack()
+        draft = _unfinished(path)
+        lock = folder_lock(draft)
         try:
             with disk_errors(f"the session's folder {path} could not be created"):
                 draft.mkdir(parents=True)
-                _acquire(draft, lock)
-                write(draft / SESSION_FILE, encode(record))
+                lock.acquire()
+                write_file(draft / SESSION_FILE, record)
                 draft.rename(path)
                 sync_folder(path.parent)
         except BaseException:
-            lock.close()
+            lock.release()
             shutil.rmtree(draft, ignore_errors=True)
             raise
         return cls(path, record, lock)
 
-    @classmethod
-    def open(cls, path: Path) -> SessionFolder | None:
-        """Lock a session's folder and read its record; None if another process runs it.
-
-        A folder whose record cannot be read is set apart with a warning, and None is returned.
-        """
-        lock = ExitStack()
-        if not _acquire(path, lock):
-            return None
-        try:
-            return cls(path, read(path / SESSION_FILE, SessionRecord), lock)
-        except CheckpointError as error:
-            logger.warning("%s cannot be read and is set apart: %s", set_apart(path), error)
-            lock.close()
-            return None
-
     def release(self) -> None:
         """Release the lock."""
-        self._lock.close()
+        self._lock.release()
 
     def note(self, **changes: object) -> None:
         """Change the session's record, in memory and, if the disk accepts it, on disk."""
@@ -92,19 +79,15 @@ class SessionFolder:
         with self._noting:
             self.record = replace(self.record, **changes)  # type: ignore[arg-type]
             try:
-                write(self.path / SESSION_FILE, encode(self.record))
+                write_file(self.path / SESSION_FILE, self.record)
             except CheckpointError as error:
                 logger.warning("%s", error)
 
     def note_trouble(self, why: str) -> None:
         """Write down why rounds wait, for other processes to show; an empty text for none."""
-        path = self.path / TROUBLE_FILE
         try:
-            if why:
-                write(path, why)
-            else:
-                path.unlink(missing_ok=True)
-        except (OSError, CheckpointError) as error:
+            write_file(self.path / TROUBLE_FILE, why)
+        except CheckpointError as error:
             logger.info("%s", error)
 
     def require_open(self) -> None:
@@ -128,6 +111,13 @@ class SessionFolder:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def folder_lock(path: Path) -> FileLock:
+    """Return the lock of a session's folder; ``acquire`` raises TimeoutError if another has it."""
+    from filelock import FileLock
+
+    return FileLock(path / "lock", timeout=0, thread_local=False)
+
+
 def set_apart(path: Path) -> Path:
     """Rename a session's folder so that no session resumes it; its files stay."""
     apart = path.with_name(f"{path.name}.failed")
@@ -138,16 +128,60 @@ def set_apart(path: Path) -> Path:
     return apart
 
 
-def _acquire(path: Path, lock: ExitStack) -> bool:
-    from filelock import FileLock, Timeout
-
-    try:
-        lock.enter_context(FileLock(path / LOCK_FILE, timeout=0, thread_local=False))
-    except Timeout:
-        return False
-    return True
-
-
 def _unfinished(path: Path) -> Path:
     """Return a name that `session_folders` ignores and a clean-up finds."""
     return path.with_name(f".{path.name}.tmp")
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Closed rounds that are on disk and not yet in the registry.
+
+    Attributes
+    ----------
+    rounds : int
+        How many; one is usual while a session runs, as a round is finished during the next one.
+    trouble : str
+        Why they wait; empty while MLflow answers.
+    """
+
+    rounds: int = 0
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        """Return one line of text."""
+        rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
+        return f"{rounds}: {self.trouble}" if self.trouble else rounds
+
+
+def backlog(home: Path, model: str) -> Backlog:
+    """Return what waits under an app's home for a registered model.
+
+    Only names of files are read, and which model a session belongs to.
+    """
+    rounds, trouble = 0, ""
+    for folder in session_folders(home, model):
+        rounds += len(list(folder.glob("closed-*.json")))
+        trouble = trouble or str(_read_json(folder / TROUBLE_FILE) or "")
+    return Backlog(rounds, trouble if rounds else "")
+
+
+def session_folders(home: Path, model: str) -> list[Path]:
+    """Return the folders of a model's sessions; neither drafts nor those that were set apart."""
+    paths = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
+    return [p.parent for p in paths if p.parent.suffix != ".failed" and _model_of(p) == model]
+
+
+def _model_of(path: Path) -> object:
+    match _read_json(path):
+        case {"SessionRecord": {"model": model}}:
+            return model
+    return None
+
+
+def _read_json(path: Path) -> object:
+    """Return the value in a file; None if there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,26 +1,182 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rounds of a session: on disk, and in memory while the disk is full."""
+"""The rounds of a session: on disk, and in memory while the disk is full.
+
+The name of a record says how far its round is, so that waiting rounds are counted without reading:
+
+``aggregated-0007.json``
+    It has a new model. After a crash its nodes evaluate, and do not train again.
+``closed-0007.json``
+    It is over for the nodes, and waits to be finished: logged, registered, staged.
+``done-0007.json``
+    It is finished; its report is in the record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.events import RoundReport
-from fl_app.health import Health
 from fl_app.strategy.checkpoints.folder import SessionFolder
-from fl_app.strategy.checkpoints.record import Checkpoint, Phase
-from fl_app.strategy.checkpoints.round_files import RoundFiles
+from fl_app.strategy.checkpoints.record import (
+    PHASES,
+    Checkpoint,
+    InnerState,
+    Phase,
+    disk_errors,
+    read_file,
+    write_file,
+)
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory, same_state
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.round.closed_round import ClosedRound
+from fl_app.strategy.round.state import ClosedRound
+from fl_app.strategy.setup import Setup
+from fl_app.wire.arrays import view
+from fl_registry.files.digests import file_digest
+from fl_registry.files.weights import load_weights, save_weights
+
+logger = logging.getLogger("flwr.fl_app")
 
 MAX_UNSAVED = 3
 """Rounds that are kept in memory while the disk is full."""
 DISK = "round checkpoints"
 """The name in ``Health`` of what fails then."""
+_NUMBERED = re.compile(r"(round|inner|aggregated|closed|done)-(\d{4,})(?:-[a-z]+)?\.[a-z]+")
+
+
+def load_array_record(path: Path) -> ArrayRecord:
+    """Arrays of a weights file as Flower sends them, in the model's own order."""
+    return ArrayRecord({name: Array(values) for name, values in load_weights(path).items()})
+
+
+class RoundFiles:
+    """Reads and writes the rounds of a session.
+
+    Parameters
+    ----------
+    folder : Path
+        The session's folder.
+
+    Raises
+    ------
+    CheckpointError
+        From all methods: the disk is full, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save_arrays(
+        self, arrays: ArrayRecord, number: int, model: Mapping[str, object]
+    ) -> tuple[str, str]:
+        """Write the arrays of a round; return the name of their file and its SHA-256.
+
+        They are written whole or not at all, and the files of other rounds are not touched.
+        """
+        path = self._folder / f"round-{number:04d}.safetensors"
+        with disk_errors(f"{path} could not be written; make room on that disk"):
+            values = {name: view(array) for name, array in arrays.items()}
+            return path.name, save_weights(values, path, model=model)
+
+    def save(self, checkpoint: Checkpoint, model: Mapping[str, object]) -> Checkpoint:
+        """Write a round with its arrays.
+
+        Files that ``checkpoint`` names already are not written again: those of a round without a
+        new model, and of an inner state that did not change.
+        """
+        closed, files = checkpoint.closed, dict(checkpoint.files)
+        if closed.arrays is not None and "arrays" not in files:
+            files["arrays"] = self.save_arrays(closed.arrays, closed.round, model)
+        if checkpoint.inner.arrays and "inner" not in files:
+            name = f"inner-{closed.round:04d}-{checkpoint.phase}.safetensors"
+            with disk_errors(f"the inner state of round {closed.round} could not be written"):
+                files["inner"] = name, save_weights(checkpoint.inner.arrays, self._folder / name)
+        saved = replace(checkpoint, files=files)
+        write_file(self._path(saved.phase, closed.round), saved.without_arrays())
+        return saved
+
+    def finish(self, done: Checkpoint, newest: Checkpoint, keeping: Collection[int]) -> None:
+        """Write a round that is done, which waits no longer, and delete old files.
+
+        Old are those that neither a session resumed after ``newest`` nor a waiting round needs;
+        ``keeping`` are further rounds whose arrays stay.
+        """
+        number = done.closed.round
+        old = [self._path(kind, number) for kind in ("closed", "aggregated", "scored")]
+        files = [*self._numbered()]
+        needed = {name for name, _ in newest.files.values()}
+        waiting = {n for kind, n, _ in files if kind == "closed"} - {number} | {*keeping}
+        old += [
+            path
+            for kind, n, path in files
+            if n < newest.closed.round
+            and path.name not in needed
+            and (kind == "inner" or (kind == "round" and n not in waiting))
+        ]
+        write_file(self._path("done", number), done.without_arrays())
+        for path in old:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("%s could not be deleted: %s", path, error.strerror)
+
+    def load(self) -> tuple[Checkpoint, ...]:
+        """Return all rounds, each as far as it is, oldest first; without their arrays."""
+        names = {(kind, number) for kind, number, _ in self._numbered()}
+        phases: dict[int, Phase] = {}
+        for phase in PHASES:  # a later phase replaces an earlier one
+            phases |= {number: phase for kind, number in names if kind == phase}
+        rounds = sorted(phases.items())
+        return tuple(read_file(self._path(phase, n), Checkpoint) for n, phase in rounds)
+
+    def arrays(self, checkpoint: Checkpoint) -> ArrayRecord:
+        """Return the global arrays after a round."""
+        with disk_errors(f"the arrays of round {checkpoint.closed.round} cannot be read"):
+            return load_array_record(self._unchanged(checkpoint, "arrays"))
+
+    def weights(self, checkpoint: Checkpoint) -> Path:
+        """Return the file with the arrays of a round."""
+        return self._folder / checkpoint.files["arrays"][0]
+
+    def inner(self, checkpoint: Checkpoint) -> InnerState:
+        """Return the state of the inner strategy after a round, with its arrays."""
+        if "inner" not in checkpoint.files:
+            return checkpoint.inner
+        with disk_errors(f"the inner state of round {checkpoint.closed.round} cannot be read"):
+            arrays = load_weights(self._unchanged(checkpoint, "inner"))
+        return replace(checkpoint.inner, arrays=arrays)
+
+    def save_score(self, number: int, record: MetricRecord, *, whole: bool) -> None:
+        """Write what ``evaluate_fn`` returned for a closed round.
+
+        ``whole`` says that the record is complete, so that it need not be evaluated again.
+        """
+        write_file(self._path("scored", number), (MetricRecord(dict(record)), whole))
+
+    def score(self, number: int) -> tuple[MetricRecord | None, bool]:
+        """Return what `save_score` has written; None if there is nothing."""
+        path = self._path("scored", number)
+        return read_file(path, tuple) if path.exists() else (None, False)
+
+    def _path(self, kind: str, number: int) -> Path:
+        return self._folder / f"{kind}-{number:04d}.json"
+
+    def _numbered(self) -> Iterator[tuple[str, int, Path]]:
+        for path in sorted(self._folder.iterdir()):
+            if match := _NUMBERED.fullmatch(path.name):
+                yield match[1], int(match[2]), path
+
+    def _unchanged(self, checkpoint: Checkpoint, what: str) -> Path:
+        name, digest = checkpoint.files[what]
+        path = self._folder / name
+        if file_digest(path) != digest:
+            raise CheckpointError(f"{path} has changed since it was written")
+        return path
 
 
 @dataclass
@@ -31,18 +187,14 @@ class RoundStore:
     ----------
     folder : SessionFolder
         The session's folder.
-    files : RoundFiles
-        The files of its rounds.
+    setup : Setup
+        What the model is, saved beside its weights, and where a full disk is reported.
     memory : InnerMemory
         The state of the inner strategy, written with each round.
     configs : Mapping[str, ConfigRecord]
         The configs for ``train`` and ``evaluate`` messages, likewise.
     newest : Checkpoint
         The last round, with its arrays; round 0 is what the session starts with.
-    health : Health
-        Where a full disk is reported.
-    model : Mapping[str, object]
-        What the model is, saved beside its weights.
     unsaved : dict[int, Checkpoint]
         Rounds that could not be written.
     lost : set[int]
@@ -50,14 +202,16 @@ class RoundStore:
     """
 
     folder: SessionFolder
-    files: RoundFiles
+    setup: Setup
     memory: InnerMemory
     configs: Mapping[str, ConfigRecord]
     newest: Checkpoint
-    health: Health
-    model: Mapping[str, object]
     unsaved: dict[int, Checkpoint] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.files = RoundFiles(self.folder.path)
+        self._health, self._model = self.setup.session.health, self.setup.model.description
 
     def save(self, closed: ClosedRound, phase: Phase) -> Checkpoint:
         """Write a round and the state of the inner strategy; return it without arrays.
@@ -81,11 +235,16 @@ class RoundStore:
         configs = {name: ConfigRecord(dict(config)) for name, config in self.configs.items()}
         whole = Checkpoint(closed, phase, inner, configs, files=files)
         try:
-            self.newest = self.files.save(whole, self.model)
-            self.unsaved.pop(closed.round, None)
-            self.health.works(DISK)
+            self.newest = self.files.save(whole, self._model)
         except CheckpointError as error:
-            self._keep_in_memory(whole, error)
+            self._health.fails(DISK, f"{error}; a crash would lose rounds that are in memory only")
+            self.newest = self.unsaved[closed.round] = whole
+            for number in sorted(self.unsaved)[:-MAX_UNSAVED]:
+                del self.unsaved[number]
+                self.lost.add(number)
+        else:
+            self.unsaved.pop(closed.round, None)
+            self._health.works(DISK)
         return self.newest.without_arrays()
 
     def on_disk(self, waiting: Checkpoint) -> Checkpoint:
@@ -103,13 +262,15 @@ class RoundStore:
         whole = self.unsaved.get(number)
         if whole is None:
             return waiting
-        saved = self.files.save(whole, self.model)
+        saved = self.files.save(whole, self._model)
         self.unsaved.pop(number, None)
         return saved.without_arrays()
 
     def finish(self, waiting: Checkpoint, report: RoundReport) -> None:
         """Write the report of a closed round, and delete files that are not needed any more."""
-        self.files.finish(waiting, report, self.newest, keeping=tuple(self.unsaved))
+        closed = replace(waiting.closed, nodes=())
+        done = replace(waiting, closed=closed, phase="done", report=report)
+        self.files.finish(done, self.newest, keeping=tuple(self.unsaved))
 
     def arrays_of(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Return the global arrays after a round."""
@@ -123,11 +284,3 @@ class RoundStore:
     def newest_arrays(self) -> ArrayRecord:
         """The global arrays now."""
         return self.arrays_of(self.newest)
-
-    def _keep_in_memory(self, whole: Checkpoint, error: CheckpointError) -> None:
-        self.health.fails(DISK, f"{error}; a crash would lose rounds that are in memory only")
-        self.newest = whole
-        self.unsaved[whole.closed.round] = whole
-        for number in sorted(self.unsaved)[:-MAX_UNSAVED]:
-            del self.unsaved[number]
-            self.lost.add(number)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
-from fl_app.strategy.checkpoints.plain_json import Arrays, NotPlainError, decode, encode_each
-from fl_app.strategy.checkpoints.record import InnerState
-from fl_app.strategy.round.inner_state import attributes, keeps_state, strategy_levels
+from fl_app.strategy.checkpoints.record import (
+    Arrays,
+    Encoded,
+    InnerState,
+    NotPlainError,
+    decode,
+    encode_each,
+)
+from fl_app.strategy.round.inner_state import StateKeeper, attributes, strategy_levels
 
 logger = logging.getLogger("flwr.fl_app")
-
-Encoded = tuple[Any, Mapping[str, np.ndarray]]
-"""A value as JSON, with its arrays."""
 
 
 class InnerMemory:
@@ -39,7 +41,7 @@ class InnerMemory:
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
-        self._objects, self._before = self._now()
+        self._before = self._now()
         self._logged: set[str] = set()
 
     @property
@@ -50,19 +52,18 @@ class InnerMemory:
     @property
     def settings(self) -> dict[str, Any]:
         """The attributes that were numbers, texts or None at the start."""
-        plain = {place: seen[0] for place, seen in self._before.items() if seen is not None}
+        plain = {place: seen[0] for place, (_, seen) in self._before.items() if seen is not None}
         return {place: text for place, text in plain.items() if not isinstance(text, list | dict)}
 
     def take(self) -> InnerState:
         """Return what has changed since the start."""
         values, arrays, missing = {}, Arrays(), []
-        objects, encoded = self._now()
-        for place, now in encoded.items():
-            before = self._before.get(place)
+        for place, (value, now) in self._now().items():
+            value_before, before = self._before.get(place, (None, None))
             if now is None:
-                if objects[place] is not self._objects.get(place):
+                if value is not value_before:
                     missing.append(place)
-                    self._log_missing(place, objects[place])
+                    self._log_missing(place, value)
             elif before is None or not _same(now, before):
                 values[place] = now[0]
                 arrays.update(now[1])
@@ -82,16 +83,16 @@ class InnerMemory:
             if path not in levels:
                 raise NotPlainError(f"there is no strategy at {path!r}")
             value, now = decode(text, state.arrays), getattr(levels[path], name, None)
-            if keeps_state(now):
+            if isinstance(now, StateKeeper):
                 now.load_state_dict(value)
             else:
                 setattr(levels[path], name, value)
 
-    def _now(self) -> tuple[dict[str, object], Mapping[str, Encoded | None]]:
-        """Return the attributes as objects, and encoded, by their places."""
+    def _now(self) -> dict[str, tuple[object, Encoded | None]]:
+        """Return the attributes by their places, each with its state encoded."""
         states = attributes(self._strategy)
-        objects = {place: value for place, (value, _) in states.items()}
-        return objects, encode_each({place: state for place, (_, state) in states.items()})
+        encoded = encode_each({place: state for place, (_, state) in states.items()})
+        return {place: (value, encoded[place]) for place, (value, _) in states.items()}
 
     def _log_missing(self, place: str, value: object) -> None:
         if place not in self._logged:
@@ -110,7 +111,6 @@ def same_state(one: InnerState, other: InnerState) -> bool:
 
 
 def _same(one: Encoded, other: Encoded) -> bool:
-    """Whether two values are equal bit for bit."""
     return (
         json.dumps(one[0]) == json.dumps(other[0])
         and one[1].keys() == other[1].keys()
@@ -119,5 +119,6 @@ def _same(one: Encoded, other: Encoded) -> bool:
 
 
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are equal bit for bit; NaN is equal to itself."""
     same = one.dtype == other.dtype and one.shape == other.shape
     return same and one.tobytes() == other.tobytes()

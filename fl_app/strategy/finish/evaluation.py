@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From global arrays to plain metrics, through Flower's ``evaluate_fn``."""
+"""From what ``evaluate_fn`` returns to plain metrics, and where a score comes from."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.strategy.errors import MetricError
-from fl_app.strategy.records import CLIENTS, TRAINING, ShadowReport
-from fl_app.strategy.round.closed_round import ClosedRound, NodeScore
-from fl_app.wire.arrays import viewed
-from fl_registry import Evidence, ExampleScores, Results
-
-logger = logging.getLogger("flwr.fl_app")
+from fl_app.strategy.records import CLIENTS, HOLDOUT, TRAINING, DataUsed, Scored, ShadowReport
+from fl_app.strategy.round.state import ClosedRound
+from fl_registry import ExampleScores, ModelVersion, Results
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 """Flower's. Gates can pair the results per example if the record has a list
@@ -24,6 +21,8 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 metric), or is a `ScoredRecord`."""
 
 PER_EXAMPLE = "per-example/"
+SCORE_SOURCE = "score_source"
+"""Tag of a version: the source of its score."""
 MAX_NAMES = 20
 """Metrics that an error names."""
 
@@ -44,42 +43,10 @@ class ScoredRecord(MetricRecord):
         self.results = results
 
 
-@dataclass(frozen=True)
-class Scored:
-    """How good a model is.
-
-    Attributes
-    ----------
-    metrics : Mapping[str, float]
-        Its metrics on the holdout; empty without one.
-    results : Results | None
-        Its results on each example, if they are reported.
-    nodes : Mapping[str, float]
-        The metric on each node that evaluated it, by `NodeScore.key`.
-    record : MetricRecord | None
-        What ``evaluate_fn`` returned.
-    note : str
-        Where the metrics come from, or why there are none, if the model was not evaluated now.
-    """
-
-    metrics: Mapping[str, float]
-    results: Results | None = None
-    nodes: Mapping[str, float] = field(default_factory=dict)
-    record: MetricRecord | None = None
-    note: str = ""
-
-
 def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str, float]:
     """Return the scalars of a MetricRecord as floats; lists are left out."""
-    if record is None:
-        return {}
-    scalars = {k: v for k, v in record.items() if isinstance(v, int | float)}
-    return {f"{prefix}{key}": float(value) for key, value in scalars.items()}
-
-
-def evaluate(fn: EvaluateFn | None, server_round: int, arrays: ArrayRecord) -> Scored:
-    """Score ``arrays`` on the server's holdout."""
-    return scored_by(fn(server_round, viewed(arrays)) if fn is not None else None)
+    items = (record or {}).items()
+    return {f"{prefix}{k}": float(v) for k, v in items if isinstance(v, int | float)}
 
 
 def scored_by(record: MetricRecord | None) -> Scored:
@@ -94,65 +61,65 @@ def scored_by(record: MetricRecord | None) -> Scored:
     return Scored(plain_metrics(record), ExampleScores(lists) if lists else None, record=record)
 
 
-def gather_evidence(
-    metrics: Mapping[str, float],
-    holdout: Scored,
-    nodes: Sequence[NodeScore],
-    metric: str | None,
-    *,
-    champion: Scored | None,
-    best: Scored | None,
-    looks: int,
-) -> Evidence:
-    """Return the evidence for gates; nodes are paired if both had the same data."""
-    name, old = metric or "", champion or Scored({})
-    return Evidence(
-        metrics=metrics,
-        champion=champion.metrics if champion is not None else None,
-        champion_note=old.note,
-        best=best.metrics if best is not None else None,
-        best_note=best.note if best is not None else "",
-        results=holdout.results,
-        champion_results=old.results,
-        nodes={n.node_id: {name: n.score} for n in nodes},
-        champion_nodes={n.node_id: {name: old.nodes[n.key]} for n in nodes if n.key in old.nodes},
-        looks=looks,
-    )
+def score_source(evaluate_fn: EvaluateFn | None, holdout: DataUsed | None) -> str:
+    """Return the source of the metrics with plain names: ``clients``, or the holdout's digest."""
+    if evaluate_fn is None:
+        return CLIENTS
+    return f"{HOLDOUT} {holdout.digest}" if holdout is not None else HOLDOUT
 
 
-def round_metrics(
-    holdout: Mapping[str, float],
-    train: MetricRecord | None,
-    clients: MetricRecord | None,
-    *,
-    central: bool,
-) -> dict[str, float]:
-    """Return all metrics of a round; each name has the same source in every round.
+def metric_source(metric: str | None, plain: str) -> str:
+    """Return the source of one metric, in a session whose plain names have the source ``plain``."""
+    prefix, slash, _ = (metric or "").partition("/")
+    return {"train/": TRAINING, "client/": CLIENTS}.get(prefix + slash, plain)
 
-    Those of local training are named ``train/…``. In a session with an ``evaluate_fn``
-    (``central``) its metrics have plain names and the clients' are ``client/…``, also in rounds in
-    which it returns nothing. In one without, the clients' weighted metrics have the plain names.
+
+def registered_score(version: ModelVersion, metric: str, source: str, why: str) -> Scored:
+    """Return the registered score of a version, if it is of the same source.
+
+    Parameters
+    ----------
+    version : ModelVersion
+        The version.
+    metric : str
+        The metric that is compared.
+    source : str
+        The source of the session's own scores.
+    why : str
+        Why the version is not evaluated now.
+
+    Returns
+    -------
+    Scored
+        Its metrics and a note; no metrics if they cannot be compared, and the note says why.
     """
-    return {
-        **plain_metrics(train, prefix="train/"),
-        **plain_metrics(clients, prefix="client/" if central else ""),
-        **holdout,
-    }
+    theirs = version.tags.get(SCORE_SOURCE, "")
+    if metric not in version.metrics:
+        problem = f"it has no registered {metric}"
+    elif source == theirs == HOLDOUT:
+        problem = (
+            "its registered score is of a holdout without a digest (name it with "
+            "ModelCard(holdout=…))"
+        )
+    elif source != theirs:
+        problem = f"its registered score is of {theirs or 'an unknown source'}, not of {source}"
+    else:
+        return Scored(
+            version.metrics, note=f"the registered score of version {version.version}, since {why}"
+        )
+    return Scored({}, note=f"version {version.version} cannot be compared: {why}, and {problem}")
 
 
 def shadow_metrics(report: ShadowReport) -> dict[str, float]:
     """Return the metrics of a shadow round: its means, and the evidence of all rounds so far."""
     means = {f"shadow/{arm}/{report.metric}": mean for arm, mean in report.scores.items()}
-    test = report.test
-    return finite(
-        {
-            **means,
-            "shadow/difference": test.mean_difference,
-            "shadow/evidence-better": test.evidence_better,
-            "shadow/evidence-worse": test.evidence_worse,
-            "shadow/extra-bytes": float(report.extra_bytes),
-        }
-    )
+    numbers = {
+        "shadow/difference": report.test.mean_difference,
+        "shadow/evidence-better": report.test.evidence_better,
+        "shadow/evidence-worse": report.test.evidence_worse,
+        "shadow/extra-bytes": float(report.extra_bytes),
+    }
+    return finite(means | numbers)
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -160,71 +127,65 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def require_metric(
-    metric: str, metrics: dict[str, float], closed: ClosedRound, source: str, *, known: bool
-) -> bool:
-    """Require the metric that gates look at among the metrics of a round, or set it to NaN.
-
-    It may be missing if it was reported before (``known``), if all values of it were rejected, and
-    until the first evaluate reply is accepted. NaN stages nothing.
-
-    Returns
-    -------
-    bool
-        Whether it was reported in this round.
-
-    Raises
-    ------
-    MetricError
-        If it is missing otherwise; the error names the metrics that there are.
-    """
-    if metric in metrics:
-        return True
-    by_nodes = source in (CLIENTS, TRAINING)
-    rejected = by_nodes and bool(closed.unscored)
-    if rejected:
-        logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
-    if not (known or rejected or (source == CLIENTS and closed.clients is None)):
-        raise missing_metric(
-            metric,
-            metrics,
-            on_nodes=by_nodes and bool(closed.node_scores),
-            rejected=[bad.reason for bad in closed.rejected if bad.phase == "evaluate"],
-        )
-    metrics[metric] = math.nan
-    return rejected
-
-
 def missing_metric(
-    metric: str,
-    metrics: Mapping[str, float],
-    *,
-    on_nodes: bool = False,
-    rejected: Sequence[str] = (),
+    metric: str, metrics: Mapping[str, float], closed: ClosedRound | None = None
 ) -> MetricError:
-    """Return the error that the metric is missing among the metrics that there are.
+    """Return the error that a metric is missing among those that there are.
 
-    Parameters
-    ----------
-    metric : str
-        The metric that gates look at.
-    metrics : Mapping[str, float]
-        The metrics that there are.
-    on_nodes : bool
-        Whether nodes reported it, and the strategy's average lacks it.
-    rejected : Sequence[str]
-        Why evaluate replies were rejected.
+    ``closed`` is the round, if the nodes were to report it.
     """
     names, more = sorted(metrics)[:MAX_NAMES], len(metrics) - MAX_NAMES
     there = f"{names}{f' and {more} more' if more > 0 else ''}"
-    if on_nodes:
+    if closed is not None and closed.node_scores:
         return MetricError(
             f"Nodes reported the metric {metric!r}, and the strategy's average does not have it, "
             f"but {there}: let its evaluate_metrics_aggr_fn return it, or set `metric` to one of "
             "these."
         )
-    others = f" ({len(rejected)} replies were rejected: {rejected[0]})" if rejected else ""
+    why = [bad.reason for bad in closed.rejected if bad.phase == "evaluate"] if closed else []
+    others = f" ({len(why)} replies were rejected: {why[0]})" if why else ""
     return MetricError(
         f"Nobody reported the metric {metric!r}; reported were {there}{others}: set `metric` to "
         "one of them."
     )
+
+
+KEPT = 64
+"""Models whose scores are cached; the least recently used go first."""
+
+
+class RememberedScores:
+    """An ``evaluate_fn`` that evaluates each model once.
+
+    A session evaluates the version that it starts with, which an earlier session of this process
+    has mostly evaluated as a candidate. Only for functions that always score the same arrays the
+    same.
+
+    Parameters
+    ----------
+    evaluate_fn : EvaluateFn
+        Scores a model that is not in the cache.
+    size : int
+        How many models' scores are cached.
+    """
+
+    def __init__(self, evaluate_fn: EvaluateFn, *, size: int = KEPT) -> None:
+        self._evaluate = evaluate_fn
+        self._size = size
+        self._known: OrderedDict[object, MetricRecord | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Return the scores of the arrays; the record is shared and must not be changed."""
+        # The hash of bytes is kept in the object, so that the same ones are not read again.
+        model = tuple((n, a.dtype, tuple(a.shape), hash(a.data)) for n, a in arrays.items())
+        with self._lock:
+            if model in self._known:
+                self._known.move_to_end(model)
+                return self._known[model]
+        record = self._evaluate(server_round, arrays)
+        with self._lock:
+            self._known[model] = record
+            while len(self._known) > self._size:
+                self._known.popitem(last=False)
+        return record

@@ -15,31 +15,18 @@ from flwr.app import MetricRecord
 from fl_app.events import RoundReport
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
-from fl_app.strategy.finish.console import round_line, session_table
-from fl_app.strategy.finish.evaluation import (
-    Scored,
-    finite,
-    gather_evidence,
-    require_metric,
-    round_metrics,
-)
-from fl_app.strategy.finish.next_steps import next_commands
-from fl_app.strategy.finish.plots import log_artifacts
-from fl_app.strategy.finish.provenance import failed_tags, version_tags
+from fl_app.strategy.finish.evaluation import EvaluateFn, finite
+from fl_app.strategy.finish.reporting import log_artifacts, next_commands, round_line, session_table
 from fl_app.strategy.finish.scores import Scores
-from fl_app.strategy.finish.staging import (
-    apply_shadow,
-    decision_tags,
-    promote_pending,
-    stage,
-    superseded,
-)
-from fl_app.strategy.records import SessionReport, ShadowReport
+from fl_app.strategy.finish.staging import Staging, failed_tags, superseded, version_tags
+from fl_app.strategy.records import Scored, SessionReport, ShadowReport
 from fl_app.strategy.setup import Setup
 from fl_registry import Decision, Lease, Stage, decide_stage
 
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
+REGISTRY = "registry"
+"""The name in ``Health`` of what fails while rounds wait."""
 NOT_SCORED = Decision(
     Stage.NONE, (), "evaluate_fn returned no metrics in this round, so this version has no score"
 )
@@ -86,8 +73,8 @@ class Finisher:
         What the user gave.
     rounds : RoundStore
         The session's rounds on disk.
-    scores : Scores
-        The scores of its rounds and of registered versions.
+    evaluate_fn : EvaluateFn | None
+        Scores the holdout.
     lease : Lease | None
         The right to move versions by rule.
 
@@ -97,19 +84,21 @@ class Finisher:
         The score of the best version so far.
     reports : list[RoundReport]
         The finished rounds, in order.
+    scores : Scores
+        The scores of its rounds and of registered versions.
     """
 
     def __init__(
-        self, setup: Setup, rounds: RoundStore, scores: Scores, lease: Lease | None
+        self, setup: Setup, rounds: RoundStore, evaluate_fn: EvaluateFn | None, lease: Lease | None
     ) -> None:
         self.best: Scored | None = None
         self.reports: list[RoundReport] = []
-        self.scores = scores
+        self.scores = Scores(setup, rounds, evaluate_fn)
         self.started = time.monotonic()
         self._setup, self._rounds, self._lease = setup, rounds, lease
+        self._staging = Staging(setup.store, self.reports, lease)
         self._offset = 0  # rounds of earlier processes
         self._tried: set[int] = set()  # rounds that may have been finished in part
-        self._reported = False  # whether a round has reported the metric
 
     def resume(self, rounds: Iterable[Checkpoint], offset: int) -> None:
         """Take into account what earlier processes have written of the session's rounds."""
@@ -117,21 +106,20 @@ class Finisher:
         first, self._offset = record.first_metrics or {}, offset
         if first and self.scores.is_central:
             self.scores.central[0] = MetricRecord(dict(first))
-        for version, known in record.baselines.items():
-            scored = Scored(known.metrics, nodes=known.nodes, note=known.note)
+        for version, scored in record.baselines.items():
             if version == record.staging:
                 self.best = scored
             if self.scores.by_nodes:  # a score on the holdout lacks its results per example
                 self.scores.add(version, scored)
         for checkpoint in rounds:
             closed, report = checkpoint.closed, checkpoint.report
-            self._reported |= bool(closed.unscored)
+            self.scores.reported |= bool(closed.unscored)
             self._tried.add(closed.round)
             if report is None or not closed.round:
                 continue
             if closed.central is not None:
                 self.scores.central[closed.round] = closed.central
-            self._reported |= not math.isnan(report.metrics.get(metric or "", math.nan))
+            self.scores.reported |= not math.isnan(report.metrics.get(metric or "", math.nan))
             if report.stage is not Stage.NONE:
                 self.best = Scored(report.metrics)
                 self.reports[:] = [
@@ -139,6 +127,11 @@ class Finisher:
                     for earlier in self.reports
                 ]
             self.reports.append(report)
+
+    def compare_staging(self) -> None:
+        """Raise the bar to the version in Staging if it is of another session, and better."""
+        staged = self._setup.store.get_latest_version(Stage.STAGING)
+        self.best = self.scores.better(self.best, staged)
 
     def prepare(self, item: Item, *, save: bool) -> None:
         """Evaluate a round while MLflow is down; write the score to disk if it is to be saved."""
@@ -158,6 +151,16 @@ class Finisher:
         elif all(report.round != item.closed.round for report in self.reports):
             with self._setup.store.one_reading():  # of the journal, for all these steps
                 self.finish(self._rounds.on_disk(item))
+
+    def report_trouble(self, why: str) -> None:
+        """Report why rounds start to wait for MLflow; an empty text if they flow again."""
+        health = self._setup.session.health
+        self._rounds.folder.note_trouble(why)
+        if why:
+            health.fails(REGISTRY, f"{why} (rounds wait on disk until MLflow is back)")
+            self.scores.save()
+        else:
+            health.works(REGISTRY)
 
     def begin(self) -> None:
         """Log the params of the session, its holdout, and the metrics that it starts with."""
@@ -195,45 +198,24 @@ class Finisher:
             # Evaluate, and score the version in Production on the same data.
             holdout = scores.of_round(waiting)
             if not record.arrays and self.best is None:
-                # A server without a model can compare with Staging once it has one.
-                self.best = scores.better(None, store.get_latest_version(Stage.STAGING))
-            production = store.get_latest_version(Stage.PRODUCTION) if setup.policy else None
-            champion = scores.of_version(production)
-            metrics = round_metrics(
-                holdout.metrics, closed.train, closed.clients, central=scores.is_central
-            )
+                self.compare_staging()  # which a server without a model can do once it has one
+            evidence = scores.evidence(closed, holdout, self.best)
+            metrics, registered = dict(evidence.metrics), finite(evidence.metrics)
             scored = metric is None or scores.by_nodes or bool(holdout.metrics)
-            if scored and metric is not None:
-                known = self._reported or metric in (record.first_metrics or {})
-                reported = require_metric(metric, metrics, closed, scores.source, known=known)
-                self._reported |= reported
-            evidence = gather_evidence(
-                metrics,
-                holdout,
-                closed.node_scores,
-                metric,
-                champion=champion,
-                best=self.best,
-                looks=record.num_rounds,
-            )
-            registered = finite(metrics)
             # Log.
             rounds.folder.require_open()
             setup.tracker.log_metrics(metrics, step=closed.round, time=closed.time)
             # Gate.
             decision = decide_stage(setup.policy, evidence) if scored else NOT_SCORED
             # Register.
-            tags = version_tags(closed, scores.source, self._lease) | decision_tags(decision)
+            tags = version_tags(closed, scores.source, self._lease, decision)
+            weights, serving = rounds.files.weights(waiting), setup.model.serving
             version = store.save_model_version(
-                rounds.files.weights(waiting),
-                record.run_id,
-                registered,
-                tags,
-                serving=setup.model.serving,
+                weights, record.run_id, registered, tags, serving=serving
             )
             # Stage.
             report = replace(report, metrics=metrics, version=version, time=datetime.now(UTC))
-            report = stage(store, report, decision, self.reports, again=again, lease=self._lease)
+            report = self._staging.stage(report, decision, again=again)
             staged = decision.stage is not Stage.NONE
             if holdout.record is not None:
                 closed = replace(closed, central=MetricRecord(dict(holdout.record)))
@@ -263,9 +245,9 @@ class Finisher:
         setup, folder = self._setup, self._rounds.folder
         auto = setup.approval == "auto"
         if last.shadow is not None:
-            apply_shadow(setup.store, last.shadow, self.reports, promote=auto, lease=self._lease)
+            self._staging.apply_shadow(last.shadow, promote=auto)
         elif auto and last.promote:
-            promote_pending(setup.store, self.reports, self._lease)
+            self._staging.promote_pending()
         if last.stopped:
             setup.tracker.set_tags({"early_stopping": last.stopped})
         setup.hooks.look()

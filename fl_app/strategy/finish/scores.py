@@ -3,23 +3,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from fl_app.strategy.checkpoints.arrays_file import load_round
 from fl_app.strategy.checkpoints.record import Checkpoint
-from fl_app.strategy.checkpoints.round_store import RoundStore
+from fl_app.strategy.checkpoints.round_store import RoundStore, load_array_record
 from fl_app.strategy.errors import CheckpointError
-from fl_app.strategy.finish.evaluation import EvaluateFn, Scored, ScoredRecord, evaluate, scored_by
-from fl_app.strategy.finish.provenance import read_node_scores
-from fl_app.strategy.finish.score_sources import metric_source, registered_score
-from fl_app.strategy.records import CLIENTS, TRAINING
-from fl_app.wire.schema import Schema, difference, schema_of
-from fl_registry import ModelStore
+from fl_app.strategy.finish.evaluation import (
+    EvaluateFn,
+    ScoredRecord,
+    metric_source,
+    missing_metric,
+    plain_metrics,
+    registered_score,
+    scored_by,
+)
+from fl_app.strategy.finish.staging import read_node_scores
+from fl_app.strategy.records import CLIENTS, TRAINING, Scored
+from fl_app.strategy.round.inner_state import random_states_restored, snapshot
+from fl_app.strategy.round.state import ClosedRound, node_scores
+from fl_app.strategy.setup import Setup
+from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
+from fl_app.wire.arrays import difference, fits, schema_of, viewed
+from fl_registry import Evidence, RegistryError, Stage
+
+logger = logging.getLogger("flwr.fl_app")
 
 
 class Scores:
@@ -27,60 +39,160 @@ class Scores:
 
     Parameters
     ----------
-    store : ModelStore
-        Registry of the versions.
+    setup : Setup
+        What the user gave: the registry, and the metric that is compared.
     rounds : RoundStore
         The session's rounds.
     evaluate_fn : EvaluateFn | None
         Scores the holdout.
-    schema : Schema
-        The arrays of the session's model; empty until a server without a model has one.
-    metric, mode : str | None, "max" | "min"
-        The metric that is compared, and whether more or less of it is better.
 
     Attributes
     ----------
+    schema : Schema
+        The arrays of the session's model; empty until a server without a model has one.
     central : dict[int, MetricRecord]
         What ``evaluate_fn`` returned, by round.
+    reported : bool
+        Whether a round has reported the metric.
+    computing : bool
+        Whether ``evaluate_fn`` runs at the moment.
     """
 
-    def __init__(  # noqa: PLR0917
-        self,
-        store: ModelStore,
-        rounds: RoundStore,
-        evaluate_fn: EvaluateFn | None,
-        schema: Schema,
-        metric: str | None,
-        mode: Literal["max", "min"],
-    ) -> None:
+    def __init__(self, setup: Setup, rounds: RoundStore, evaluate_fn: EvaluateFn | None) -> None:
         record = rounds.folder.record
         self.evaluate_fn = evaluate_fn
-        self.schema = schema
-        self.source = metric_source(metric, record.source)
+        self.schema = schema_of(rounds.newest_arrays)
+        self.source = metric_source(setup.metric, record.source)
         self.is_central = record.source != CLIENTS
         self.by_nodes = self.source in (CLIENTS, TRAINING)
         self.central: dict[int, MetricRecord] = {}
-        self._store = store
-        self._rounds = rounds
-        self._metric, self._mode = metric, mode
+        self.reported = self.computing = False
+        self._setup, self._store, self._rounds = setup, setup.store, rounds
         self._of_rounds: dict[int, Scored] = {}
         self._of_versions: dict[str, Scored] = {}
-        self._differs: dict[str, str] = {}
         self._saved: set[int] = set()
+
+    def before_first_round(self, nodes: NodeEvaluation, staging: str | None) -> Scored | None:
+        """Score what the session starts with, and what it must beat: Production and ``staging``.
+
+        Returns
+        -------
+        Scored | None
+            The score of the version in Staging, which is the best so far; None if there is none.
+        """
+        metric, monitor, folder = self._setup.metric, self._setup.monitor, self._rounds.folder
+        parent = folder.record.origin.parent_version
+        first = self.evaluate(0, self._rounds.newest_arrays)
+        if self.is_central:
+            logger.info("Initial global evaluation results: %s", first.record)
+        if first.record is not None:
+            self.central[0] = first.record
+        if first.metrics:
+            if metric is not None and not self.by_nodes and metric not in first.metrics:
+                raise missing_metric(metric, first.metrics)
+            if parent is not None:
+                self.add(parent, first)
+        start = best = None
+        with random_states_restored():
+            baselines = self._by_nodes(nodes, parent, staging)
+            for version, scored in baselines.items():
+                self.add(version, scored)
+            if self.schema:  # without a model yet, versions are compared after the first round
+                start, best = self.of_version(parent), self.of_version(staging)
+                self._compare_production()
+        if best is not None and staging is not None:
+            baselines[staging] = best
+        metrics = first.metrics or (start.metrics if start is not None and not start.note else {})
+        score = metrics.get(metric or "") if self.schema else None
+        if monitor is not None and parent is not None and score is not None:
+            monitor.start_from(parent, score)
+        plain = {
+            version: Scored(dict(scored.metrics), nodes=dict(scored.nodes), note=scored.note)
+            for version, scored in baselines.items()
+        }
+        folder.note(first_metrics=dict(metrics), staging=staging, baselines=plain)
+        return best
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> Scored:
+        """Score arrays on the server's holdout."""
+        if self.evaluate_fn is None:
+            return Scored({})
+        self.computing = True
+        try:
+            return scored_by(self.evaluate_fn(server_round, viewed(arrays)))
+        finally:
+            self.computing = False
 
     def of_round(self, waiting: Checkpoint) -> Scored:
         """Return the score of a closed round on the holdout, evaluated now if it is not on disk."""
         number = waiting.closed.round
         if number not in self._of_rounds:
             record, whole = self._rounds.files.score(number)
-            if whole or self.evaluate_fn is None:
-                scored = scored_by(record)
+            if not whole and self.evaluate_fn is not None:
+                scored = self.evaluate(number, self._rounds.arrays_of(waiting))
             else:
-                scored = evaluate(self.evaluate_fn, number, self._rounds.arrays_of(waiting))
+                scored = scored_by(record)
             self._of_rounds[number] = scored
             if scored.record is not None:
                 self.central[number] = scored.record
         return self._of_rounds[number]
+
+    def evidence(self, closed: ClosedRound, holdout: Scored, best: Scored | None) -> Evidence:
+        """Return the evidence for gates on a round, with all its metrics.
+
+        The version in Production is scored on the same data. Nodes are paired if both models had
+        the same data there.
+
+        Raises
+        ------
+        MetricError
+            If the metric that gates look at is missing; the error names those that there are.
+        """
+        metric, nodes, champion = self._setup.metric or "", closed.node_scores, None
+        if self._setup.policy:
+            champion = self.of_version(self._store.get_latest_version(Stage.PRODUCTION))
+        old = champion or Scored({})
+        return Evidence(
+            metrics=self._metrics_of(closed, holdout),
+            champion=champion.metrics if champion is not None else None,
+            champion_note=old.note,
+            best=best.metrics if best is not None else None,
+            best_note=best.note if best is not None else "",
+            results=holdout.results,
+            champion_results=old.results,
+            nodes={n.node_id: {metric: n.score} for n in nodes},
+            champion_nodes={
+                n.node_id: {metric: old.nodes[n.key]} for n in nodes if n.key in old.nodes
+            },
+            looks=self._rounds.folder.record.num_rounds,
+        )
+
+    def _metrics_of(self, closed: ClosedRound, holdout: Scored) -> dict[str, float]:
+        """Return all metrics of a round; each name has the same source in every round.
+
+        Those of local training are named ``train/…``. In a session with an ``evaluate_fn`` its
+        metrics have plain names and the clients' are ``client/…``, also in rounds in which it
+        returns nothing. In one without, the clients' weighted metrics have the plain names.
+
+        The metric that gates look at is NaN, which stages nothing, if it was reported before, if
+        all values of it were rejected, and until the first evaluate reply is accepted. If it is
+        missing otherwise, this raises MetricError.
+        """
+        metric, first = self._setup.metric, self._rounds.folder.record.first_metrics
+        clients = plain_metrics(closed.clients, prefix="client/" if self.is_central else "")
+        metrics = plain_metrics(closed.train, prefix="train/") | clients | dict(holdout.metrics)
+        if metric is None or not (self.by_nodes or holdout.metrics):
+            return metrics
+        known = self.reported or metric in (first or {})
+        rejected = self.by_nodes and bool(closed.unscored)
+        self.reported |= metric in metrics or rejected
+        if metric not in metrics:
+            if rejected:
+                logger.warning("round %d has no %s: %s", closed.round, metric, closed.unscored)
+            elif not known and (self.source != CLIENTS or closed.clients is not None):
+                raise missing_metric(metric, metrics, closed if self.by_nodes else None)
+            metrics[metric] = math.nan
+        return metrics
 
     def forget_round(self, number: int) -> None:
         """Drop the score of a round that is finished, with its results per example."""
@@ -103,13 +215,6 @@ class Scores:
             scored = replace(scored, nodes=nodes)
         self._of_versions[version] = scored
 
-    def arrays_of(self, version: str) -> ArrayRecord:
-        """Return the arrays of a registered version."""
-        arrays = load_round(self._store.weights_path(version))
-        if self.schema:
-            self._differs[version] = difference(schema_of(arrays), self.schema)
-        return arrays
-
     def of_version(self, version: str | None) -> Scored | None:
         """Return the score of a registered version that is compared with the session's rounds.
 
@@ -120,40 +225,112 @@ class Scores:
         if version is None:
             return None
         if version not in self._of_versions:
-            self.add(version, self._score(version))
+            self._of_versions[version] = self._score(version)
         return self._of_versions[version]
 
     def better(self, best: Scored | None, version: str | None) -> Scored | None:
         """Return the better score: the session's best so far, or that of another's version."""
-        if self._metric is None or version is None or not self.schema:
+        metric = self._setup.metric
+        if metric is None or version is None or not self.schema:
             return best
         if self._store.get_version(version).run_id == self._rounds.folder.record.run_id:
             return best
-        scored = self.of_version(version)
-        theirs = math.nan if scored is None else scored.metrics.get(self._metric, math.nan)
-        ours = math.nan if best is None else best.metrics.get(self._metric, math.nan)
-        beats = theirs > ours if self._mode == "max" else theirs < ours
+        scored = self.of_version(version) or Scored({})
+        theirs = scored.metrics.get(metric, math.nan)
+        ours = math.nan if best is None else best.metrics.get(metric, math.nan)
+        beats = theirs > ours if self._setup.mode == "max" else theirs < ours
         return scored if math.isfinite(theirs) and (beats or not math.isfinite(ours)) else best
 
     def _score(self, version: str) -> Scored:
-        # The arrays were read already if the nodes were to evaluate the version.
-        evaluates = self.evaluate_fn is not None and not self.by_nodes
-        arrays = None
-        if evaluates or version not in self._differs:
-            arrays = self.arrays_of(version)
-        differs, scored, record = self._differs.get(version, ""), Scored({}), None
+        metric, scored, record = self._setup.metric, Scored({}), self._store.get_version(version)
+        arrays = load_array_record(self._store.weights_path(version))
+        differs = difference(schema_of(arrays), self.schema) if self.schema else ""
         if self.source == CLIENTS:
-            record = self._store.get_version(version)
             if record.run_id == self._rounds.folder.record.run_id:
                 scored = Scored(record.metrics)  # the nodes evaluated it in its round
             why = "no node evaluated it in this session"
-        elif arrays is None or not evaluates or differs:
+        elif self.evaluate_fn is None or self.by_nodes or differs:
             why = "it is not evaluated in this session"
         else:
-            scored = evaluate(self.evaluate_fn, 0, arrays)
-            why = f"evaluate_fn returned no {self._metric} for it"
-        if self._metric is not None and self._metric not in scored.metrics:
+            scored = self.evaluate(0, arrays)
+            why = f"evaluate_fn returned no {metric} for it"
+        if metric is not None and metric not in scored.metrics:
             why = f"its arrays are not this session's: {differs}" if differs else why
-            record = record or self._store.get_version(version)
-            scored = registered_score(record, self._metric, self.source, why)
-        return scored
+            scored = registered_score(record, metric, self.source, why)
+        return replace(scored, nodes=read_node_scores(record.tags))
+
+    def _by_nodes(
+        self, nodes: NodeEvaluation, parent: str | None, staging: str | None
+    ) -> dict[str, Scored]:
+        """Have the nodes evaluate these versions and Production, if scores are theirs.
+
+        The inner strategy samples the nodes, once for all versions, and averages the metrics, as in
+        any round. Its state and the session's config are restored afterwards. Versions for which no
+        node reports the metric are left out.
+        """
+        metric, prefix = self._setup.metric, "client/" if self.is_central else ""
+        if metric is None or self.source != CLIENTS:
+            return {}
+        models: dict[str, ArrayRecord] = {}
+        compared = (parent, self._store.get_latest_version(Stage.PRODUCTION), staging)
+        for version in filter(None, dict.fromkeys(compared)):
+            arrays = load_array_record(self._store.weights_path(version))
+            if not self.schema or fits(arrays, self.schema):
+                models[version] = arrays
+        if not models:
+            return {}
+        first, scores = next(iter(models.values())), dict[str, Scored]()
+        # Strategies write into the config.
+        nodes = replace(nodes, config=ConfigRecord(dict(nodes.config)))
+        restore = snapshot(self._setup.strategy)
+        try:
+            messages = nodes.messages(first)
+            if not all(carries(message, first) for message in messages):
+                return {}  # other arrays than the model, which no other model can replace
+            sent = {
+                version: [with_arrays(message, first, arrays) for message in messages]
+                for version, arrays in models.items()
+            }
+            replies = nodes.send([m for several in sent.values() for m in several])
+            for version, several in sent.items():
+                ids = {message.metadata.message_id for message in several}
+                answers = [r for r in replies if r.metadata.reply_to_message_id in ids]
+                record, screened = nodes.aggregate(answers, what=f"version {version}")
+                metrics = plain_metrics(record, prefix=prefix)
+                by_node = node_scores(screened.replies, metric.removeprefix(prefix))
+                if metric in metrics:
+                    scores[version] = Scored(metrics, nodes={n.key: n.score for n in by_node})
+                    logger.info(
+                        "before round 1: version %s has %s %.4f", version, metric, metrics[metric]
+                    )
+        finally:
+            restore()
+        return scores
+
+    def _compare_production(self) -> None:
+        """Report the scores of the version on probation and of the one before it to the watch.
+
+        Nothing if there is no such version, or no holdout. A rival that cannot be scored is left
+        out.
+        """
+        watch = self._setup.probation
+        pair = None if watch is None else watch.to_compare()
+        if watch is None or pair is None or self.evaluate_fn is None:
+            return
+        mine, theirs = map(self._fresh, pair)
+        evidence = Evidence(
+            metrics=mine.metrics,
+            champion=theirs.metrics or None,
+            results=mine.results,
+            champion_results=theirs.results,
+        )
+        watch.update_production(pair[0], evidence, rival=pair[1])
+
+    def _fresh(self, version: str | None) -> Scored:
+        """Return a score that was taken now; a registered score says nothing about today."""
+        try:
+            scored = self.of_version(version)
+        except RegistryError as error:
+            logger.warning("version %s cannot be scored: %s", version, error)
+            return Scored({})
+        return Scored({}) if scored is None or scored.note else scored

@@ -7,19 +7,25 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from itertools import chain
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
-from fl_app.strategy.round.averaging import StreamingFedAvg
+from fl_app.strategy.errors import RunFailedError
+from fl_app.strategy.round.averaging import StreamingFedAvg, in_step
 from fl_app.strategy.round.inner_state import snapshot
-from fl_app.strategy.round.metrics import Value, brief, in_step
-from fl_app.strategy.round.replies import ArrivingReplies, ScreenedReplies
-from fl_app.strategy.round.screening import needs_of
-from fl_app.wire.arrays import ArrayError, OtherArrayError
-from fl_app.wire.schema import Schema, check_arrays
+from fl_app.strategy.round.screening import SILENT, ScreenedReplies, needs_of, with_content
+from fl_app.wire.arrays import (
+    ArrayError,
+    OtherArrayError,
+    Schema,
+    model_values,
+    require_finite,
+    schema_of,
+)
+from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -53,7 +59,7 @@ class Aggregate:
 
 
 def aggregate(
-    strategy: Strategy, server_round: int, arriving: ArrivingReplies, schema: Schema
+    strategy: Strategy, server_round: int, screened: ScreenedReplies, schema: Schema
 ) -> Aggregate:
     """Let the inner strategy aggregate, and check the result.
 
@@ -63,34 +69,33 @@ def aggregate(
     """
     restore = snapshot(strategy)
     streams = isinstance(strategy, StreamingFedAvg)
-    replies = arriving if streams else arriving.all().replies
+    replies = screened if streams else screened.all().replies
     first = _attempt(strategy, server_round, replies, schema, loud=True)
-    if arriving.lost is not None:
-        raise arriving.lost
-    screened = arriving.screened
-    if not screened.good:
+    if screened.lost is not None:
+        raise screened.lost
+    good = screened.good
+    if not good:
         reasons = "; ".join(f"node {n}: {why}" for n, why in screened.rejected.items())
-        why = f" ({brief(reasons)})" if reasons else ""
+        why = f" ({one_line(reasons)})" if reasons else ""
         return Aggregate(metrics=first.metrics, problem=f"no client sent a valid reply{why}")
     if first.arrays is not None:
         return first
     if not first.problem:
-        name, count = type(strategy).__name__, len(screened.good)
-        return replace(first, problem=f"{name} made no model of {count} replies")
+        name = type(strategy).__name__
+        return replace(first, problem=f"{name} made no model of {len(good)} replies")
     restore()
     if streams:  # the replies are gone
         return first
-    logger.warning("round %d: %s; trying with fewer replies", server_round, first.problem)
-    nodes = {str(message.metadata.src_node_id): message for message in screened.good}
+    logger.warning("round %d: trying with fewer replies", server_round)
     harmful: dict[str, str] = {}
-    for node, message in nodes.items():
+    for message in good:
         alone = _attempt(strategy, server_round, [message], schema)
         restore()
         if alone.problem:
-            harmful[node] = alone.problem
+            harmful[str(message.metadata.src_node_id)] = alone.problem
     suspects = [harmful] if harmful else []
-    if 2 < len(nodes) <= MAX_LEFT_OUT:
-        suspects += [{node: first.problem} for node in nodes]
+    if 2 < len(good) <= MAX_LEFT_OUT:
+        suspects += [{str(message.metadata.src_node_id): first.problem} for message in good]
     for left_out in suspects:
         again = _attempt(strategy, server_round, screened.without(left_out), schema)
         if again.arrays is not None:
@@ -106,50 +111,45 @@ def aggregate_evaluate(
     restore = snapshot(strategy)
     try:
         return strategy.aggregate_evaluate(server_round, aligned(strategy, screened.replies))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (as in `_attempt`)
         restore()
-        logger.warning(
-            "round %d: %s", server_round, _problem(strategy, error), exc_info=_trace(error)
-        )
+        _problem(strategy, server_round, error)
         return None
 
 
 def _attempt(
     strategy: Strategy,
     server_round: int,
-    replies: Sequence[Message] | ArrivingReplies,
+    replies: Sequence[Message] | ScreenedReplies,
     schema: Schema,
     *,
     loud: bool = False,
 ) -> Aggregate:
     try:
-        given = replies if isinstance(replies, ArrivingReplies) else aligned(strategy, replies)
+        given = replies if isinstance(replies, ScreenedReplies) else aligned(strategy, replies)
         arrays, metrics = strategy.aggregate_train(server_round, given)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # The user's code on data of nodes: an error costs one round, not the run.
-        problem = _problem(strategy, error)
-        if loud and (trace := _trace(error)):
-            logger.warning("round %d: %s", server_round, problem, exc_info=trace)
-        return Aggregate(problem=problem)
+        return Aggregate(problem=_problem(strategy, server_round, error, loud=loud))
     if arrays is None:
         return Aggregate(metrics=metrics)
     try:
-        check_arrays(arrays, schema)
+        model_values(arrays, schema, require_finite)
     except ArrayError as error:
         other = isinstance(error, OtherArrayError)
-        return Aggregate(None, metrics, str(error), other_arrays=other)
+        return Aggregate(None, metrics, f"the aggregate is no model: {error}", other_arrays=other)
     return Aggregate(arrays, metrics)
 
 
-def _problem(strategy: Strategy, error: Exception) -> str:
-    if isinstance(error, AppExitException):
-        return brief(f"the replies do not fit together: {error}")
-    return brief(f"{type(strategy).__name__} raised {type(error).__name__}: {error}")
-
-
-def _trace(error: Exception) -> Exception | None:
-    """Return the error if its traceback is worth logging; Flower's own errors are complete."""
-    return None if isinstance(error, AppExitException) else error
+def _problem(strategy: Strategy, server_round: int, error: Exception, *, loud: bool = True) -> str:
+    """Return what to say of an error of the strategy; log it if ``loud``."""
+    flowers = isinstance(error, AppExitException)  # whose text needs no traceback
+    raised = f"{type(strategy).__name__} raised {type(error).__name__}: {error}"
+    problem = one_line(f"the replies do not fit together: {error}" if flowers else raised)
+    if loud:
+        trace = None if flowers else error
+        logger.warning("round %d: %s", server_round, problem, exc_info=trace)
+    return problem
 
 
 def aligned(strategy: Strategy, replies: Sequence[Message]) -> list[Message]:
@@ -163,44 +163,66 @@ def aligned(strategy: Strategy, replies: Sequence[Message]) -> list[Message]:
         ArrayRecord: _usual_key(contents, ArrayRecord, "arrays"),
         MetricRecord: _usual_key(contents, MetricRecord, "metrics"),
     }
-    reported = [_metrics(content) for content in contents]
-    if usual[MetricRecord] is not None and all(reported):
-        weighted_by = needs_of(strategy).weighted_by or ""
-        weights = [cast("float", metrics.get(weighted_by, 1.0)) for metrics in reported]
-        reported = in_step(reported, weights)
-    metrics = iter(reported)
-    return [
-        _copy(message, usual, next(metrics)) if message.has_content() else message
-        for message in replies
-    ]
+    copies = [_copy(content, usual) for content in contents]
+    if usual[MetricRecord] is not None:
+        copies = in_step(copies, needs_of(strategy).weighted_by)
+    rest = iter(copies)
+    return [with_content(m, next(rest)) if m.has_content() else m for m in replies]
 
 
-def _copy(
-    message: Message, usual: Mapping[type, str | None], metrics: Mapping[str, Value]
-) -> Message:
-    content = RecordDict()
-    for key, record in message.content.items():
-        known = usual.get(type(record)) or key
-        if isinstance(record, ArrayRecord):
-            content[known] = record.copy()
-        elif isinstance(record, MetricRecord) and usual[MetricRecord] is not None:
-            content[known] = MetricRecord(dict(metrics))
-        elif key not in usual.values():
-            content[key] = record
-    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+def _copy(content: RecordDict, usual: Mapping[type, str | None]) -> RecordDict:
+    """Return a copy in which records have their usual key, and no other record has it."""
+    copied = RecordDict()
+    for key, record in content.items():
+        if type(record) in usual or key not in usual.values():
+            own = record.copy() if isinstance(record, ArrayRecord) else record
+            copied[usual.get(type(record)) or key] = own
+    return copied
 
 
 def _usual_key(contents: Sequence[RecordDict], kind: type, preferred: str) -> str | None:
     """Return the key of most records of a kind; None if a reply has several."""
-    keys = Counter[str]()
-    for content in contents:
-        own = [key for key, record in content.items() if isinstance(record, kind)]
-        if len(own) > 1:
-            return None
-        keys.update(own)
+    own = [[key for key, r in content.items() if isinstance(r, kind)] for content in contents]
+    if any(len(keys) > 1 for keys in own):
+        return None
+    keys = Counter(chain.from_iterable(own))
     return max(keys, key=lambda key: (keys[key], key == preferred), default=preferred)
 
 
-def _metrics(content: RecordDict) -> dict[str, Value]:
-    records = (record for record in content.values() if isinstance(record, MetricRecord))
-    return dict(next(records, {}))
+def adopted_schema(made: ArrayRecord, agreed: Schema) -> Schema:
+    """Return the schema of a first aggregate, with the dtypes of the replies that it was made of.
+
+    An average of integers is made of floats, and they are integers all the same.
+    """
+    return {
+        name: agreed[name] if name in agreed and agreed[name][1] == shape else (dtype, shape)
+        for name, (dtype, shape) in schema_of(made).items()
+    }
+
+
+def require_whole_model(
+    strategy: Strategy, server_round: int, screened: ScreenedReplies, made: Aggregate
+) -> None:
+    """Require that nodes and strategy make models of the arrays that the session starts with.
+
+    Raises
+    ------
+    RunFailedError
+        If all replies, or what was made of them, have the same other arrays.
+    """
+    errors = {str(m.metadata.src_node_id) for m in screened.replies if m.has_error()}
+    rejected = {n: why for n, why in screened.rejected.items() if why != SILENT and n not in errors}
+    reasons = {*rejected.values()}
+    if not screened.good and len(reasons) == 1 and rejected.keys() <= screened.other_arrays:
+        raise RunFailedError(
+            f"All replies of round {server_round} were rejected for the same reason: "
+            f"{reasons.pop()}; have the ClientApp return each array of the global model and no "
+            "other, or give start() the initial_arrays that it returns (an empty ArrayRecord takes "
+            "its arrays)."
+        )
+    if made.other_arrays:
+        raise RunFailedError(
+            f"{type(strategy).__name__} made another model in round {server_round} than it began "
+            f"with: {made.problem}; give start() initial_arrays with all arrays that a model has "
+            "(an empty ArrayRecord takes those of the first one)."
+        )

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from itertools import chain, compress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,16 +16,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fl_app.strategy.round.array_layout import ArrayLayout, Piece, Stored
 from fl_app.strategy.round.grids import streaming_grid
-from fl_app.strategy.round.metrics import Value, in_step
-from fl_app.strategy.round.replies import without_arrays
-from fl_app.wire.arrays import STYPE, ArrayError, header_for
+from fl_app.strategy.round.screening import only, with_records, without_arrays
+from fl_app.wire.arrays import STYPE, ArrayError, ArrayLayout, Piece, header_for
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
-
-Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 BLOCK = 2**16
 """Numbers that are added at once: a block of the sum stays in the core's cache."""
@@ -67,17 +64,17 @@ class StreamingFedAvg(FedAvg):
         valid, _ = self._check_and_log_replies(rest, is_train=True, validate=False)
         if not valid:
             return None, None
-        contents = _same_metrics([reply.content for reply in valid], self.weighted_by_key)
+        contents = in_step([reply.content for reply in valid], self.weighted_by_key)
         return average.result(), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
     def _added(self, average: WeightedAverage, reply: Message) -> Message:
         """Add a reply to the average; return it without its arrays."""
         if reply.has_content():
-            average.add(_only(reply.content, ArrayRecord), self._weight(reply.content))
+            average.add(only(reply.content, ArrayRecord), self._weight(reply.content))
         return without_arrays(reply)
 
     def _weight(self, content: RecordDict) -> float:
-        weight = _only(content, MetricRecord).get(self.weighted_by_key)
+        weight = only(content, MetricRecord).get(self.weighted_by_key)
         if isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0:
             return float(weight)
         raise InconsistentMessageReplies(
@@ -112,71 +109,6 @@ class ScheduledFedAvg(StreamingFedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
-class _Sum:
-    """The weighted sum of one piece of a model, as flat values.
-
-    The values of a large array are stored behind its header, as Flower's Array needs them, so that
-    the result is not copied.
-    """
-
-    def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
-        from scipy.linalg import blas
-
-        in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
-        native = piece.dtype.newbyteorder("=")
-        kinds = {"f": np.result_type(native, np.float32), "c": native}
-        self.arrays, self.stored = piece
-        self.dtype = kinds.get(native.kind, np.dtype("f8"))
-        self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
-        self.data: BytesIO | None = None
-        header = self.arrays[0].header
-        aligned = len(header) % self.dtype.itemsize == 0  # otherwise BLAS would add to a copy
-        if self.dtype == self.stored and not self.arrays[1:] and aligned:
-            self.data = BytesIO(b"".join((header, read.data)))
-            self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
-            if share != 1:
-                self.values *= self.dtype.type(share)
-        else:
-            self.values = np.multiply(read, share, dtype=self.dtype)
-
-    def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
-        """Add flat values by their shares, in one pass if they have the precision of the sum."""
-        values, add_scaled = self.values, self.add_scaled
-        if add_scaled is None or any(read.dtype != self.dtype for read, _ in added):
-            for read, share in added:
-                values += np.multiply(read, share, dtype=self.dtype)
-            return
-        # BLAS's axpy is one pass over a reply's bytes, where numpy needs two and a copy. With all
-        # around it, a reply of 355 arrays (12 MB) takes 1.6 to 2.2 ms among 50 or 200 replies, and
-        # 13 to 23 ms in Flower's FedAvg (benchmarks/aggregation.py).
-        for start in range(0, values.size, BLOCK):
-            count = min(BLOCK, values.size - start)
-            for read, share in added:
-                add_scaled(read, values, count, share, start, 1, start, 1)
-
-    def averages(self, total: float) -> Iterator[tuple[str, Array]]:
-        """Return the averages by name, as Flower sends arrays; nothing can be added after."""
-        self.values *= self.dtype.type(1 / total)
-        if self.data is not None:
-            del self.values  # BytesIO shares its memory only while no view exists
-            (only,) = self.arrays
-            yield only.name, only.array(self.data.getvalue())
-            return
-        end = 0
-        for each in self.arrays:
-            start, end = end, end + each.size
-            yield each.name, self._array(each, self.values[start:end])
-
-    def _array(self, each: Stored, values: np.ndarray) -> Array:
-        if self.dtype == self.stored:
-            return each.array(b"".join((each.header, values.data)))
-        native = self.stored.newbyteorder("=")
-        dtype = native if native.kind in "fc" else self.dtype
-        header = header_for(dtype, each.shape, each.order)
-        data = b"".join((header, values.astype(dtype, copy=False).data))
-        return Array(dtype.name, each.shape, STYPE, data)
-
-
 class WeightedAverage:
     """The weighted average of models that are added one after the other.
 
@@ -199,8 +131,7 @@ class WeightedAverage:
             If it is another model than the first one.
         """
         try:
-            if self._layout is None:
-                self._layout = ArrayLayout(arrays)
+            self._layout = self._layout or ArrayLayout(arrays)
             values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
@@ -211,8 +142,9 @@ class WeightedAverage:
         share = weight / self._unit if self._unit else 0.0
         self._total += share
         if not self._sums:
-            begun = zip(self._layout.pieces, values, strict=True)
-            self._sums = [_Sum(piece, read, share) for piece, read in begun]
+            self._sums = [
+                _Sum(*begun, share) for begun in zip(self._layout.pieces, values, strict=True)
+            ]
             return
         self._waiting.append((values, share))
         if len(self._waiting) == TOGETHER:
@@ -246,6 +178,46 @@ class WeightedAverage:
         return record
 
 
+class _Sum:
+    """The weighted sum of one piece of a model, as flat values."""
+
+    def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
+        from scipy.linalg import blas
+
+        in_one_pass = {np.dtype("f4"): blas.saxpy, np.dtype("f8"): blas.daxpy}
+        self.arrays, self.native = piece.arrays, piece.dtype.newbyteorder("=")
+        kinds = {"f": np.result_type(self.native, np.float32), "c": self.native}
+        self.dtype = kinds.get(self.native.kind, np.dtype("f8"))
+        self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
+        self.values = np.multiply(read, share, dtype=self.dtype)
+
+    def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
+        """Add flat values by their shares, in one pass if they have the precision of the sum."""
+        values, add_scaled = self.values, self.add_scaled
+        if add_scaled is None or any(read.dtype != self.dtype for read, _ in added):
+            for read, share in added:
+                values += np.multiply(read, share, dtype=self.dtype)
+            return
+        # BLAS's axpy is one pass over a reply's bytes, where numpy needs two and a copy. With all
+        # around it, a reply of 355 arrays (12 MB) takes 1.6 to 2.2 ms among 50 or 200 replies, and
+        # 13 to 23 ms in Flower's FedAvg (benchmarks/aggregation.py).
+        for start in range(0, values.size, BLOCK):
+            count = min(BLOCK, values.size - start)
+            for read, share in added:
+                add_scaled(read, values, count, share, start, 1, start, 1)
+
+    def averages(self, total: float) -> Iterator[tuple[str, Array]]:
+        """Return the averages by name, as Flower sends arrays; nothing can be added after."""
+        self.values *= self.dtype.type(1 / total)
+        dtype = self.native if self.native.kind in "fc" else self.dtype
+        values, end = self.values.astype(dtype, copy=False), 0
+        for each in self.arrays:
+            start, end = end, end + math.prod(each.shape)
+            header = header_for(dtype, each.shape, each.order)
+            data = b"".join((header, values[start:end].data))
+            yield each.name, Array(dtype.name, each.shape, STYPE, data)
+
+
 @cache
 def _blas() -> ThreadpoolController:
     """Return the controller of BLAS's threads, which wait for each other in a busy loop.
@@ -259,25 +231,34 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def _only(content: RecordDict, kind: type[Record]) -> Record:
-    """Return the one record of a kind."""
-    records = [record for record in content.values() if isinstance(record, kind)]
-    if len(records) != 1:
-        raise InconsistentMessageReplies(
-            f"A reply has {len(records)} {kind.__name__}s, expected one."
-        )
-    return records[0]
+def in_step(contents: Sequence[RecordDict], weighted_by: str | None) -> list[RecordDict]:
+    """Return contents of replies with the same metrics, as Flower's aggregation requires.
 
-
-def _same_metrics(contents: Sequence[RecordDict], weighted_by: str) -> list[RecordDict]:
-    """Return the contents with the same metrics in each, as Flower averages them."""
-    reported: list[dict[str, Value]] = [dict(_only(content, MetricRecord)) for content in contents]
-    weights = [cast("float", metrics[weighted_by]) for metrics in reported]
-    same = []
-    for content, own, metrics in zip(contents, reported, in_step(reported, weights), strict=True):
-        if metrics == own:
-            same.append(content)
+    A metric is kept if at least half of the replies report it. If a reply lacks it, or has a list
+    of another length than most, it gets the mean of the others, weighted by a metric, so that the
+    weighted average of all is theirs.
+    """
+    replies: list[dict[str, Any]] = [
+        dict(next((r for r in content.values() if isinstance(r, MetricRecord)), {}))
+        for content in contents
+    ]
+    weights = [metrics.get(weighted_by or "", 1.0) for metrics in replies]
+    filled: list[dict[str, Any]] = [{} for _ in replies]
+    for name, count in Counter(chain.from_iterable(replies)).items():
+        if 2 * count < len(replies):
             continue
-        key = next(iter(content.metric_records))
-        same.append(RecordDict({**content, key: MetricRecord(metrics)}))
-    return same
+        values = [metrics.get(name) for metrics in replies]
+        lengths = [None if v is None else len(v) if isinstance(v, list) else -1 for v in values]
+        ((usual, _),) = Counter(n for n in lengths if n is not None).most_common(1)
+        fits = [length == usual for length in lengths]
+        if not all(fits):
+            total = sum(compress(weights, fits))
+            shares = [weight / total for weight in compress(weights, fits)]
+            mean = np.dot(shares, np.asarray([*compress(values, fits)], float)).tolist()
+            values = [value if fit else mean for value, fit in zip(values, fits, strict=True)]
+        for metrics, value in zip(filled, values, strict=True):
+            metrics[name] = value
+    return [
+        with_records(content, MetricRecord(metrics))
+        for content, metrics in zip(contents, filled, strict=True)
+    ]

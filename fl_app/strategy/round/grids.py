@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids around Flower's own: one that streams replies, and one that packs models."""
+"""Grids around Flower's own: streamed replies, packed models, and a deadline for nodes."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
-from fl_app.strategy.round.metrics import brief
-from fl_app.strategy.round.replies import with_content, with_error
-from fl_app.wire.packing import Known, PackingError, pack, unpack
-
-logger = logging.getLogger("flwr.fl_app")
+from fl_app.strategy.errors import TooFewNodesError
+from fl_app.strategy.round.screening import Phase, with_content
+from fl_app.wire.packing import Known, pack, unpack
+from fl_registry.redaction import one_line
 
 FIRST_PAUSE, USUAL_PAUSE, LAST_PAUSE, GROWTH = 0.1, 0.5, 3.0, 1.5
 """Seconds between polls for replies: at first, in the long run, and at most; and their growth."""
@@ -25,6 +26,12 @@ APART = 1 / 30
 """Seconds between polls for each pending node, so that many nodes do not overload a SuperLink."""
 CONNECTION = ("httpx", "httpcore")
 """Packages whose errors are those of the connection; all others are those of a reply."""
+NODE_WAIT_SECONDS = 600.0
+"""Seconds for which a round waits for as many nodes as its strategy needs."""
+MIN_POLLS = 2
+"""Polls for nodes after which another one means that there were too few."""
+
+Node = TypeVar("Node", int, NodeInfo)
 
 
 class GridAround(Grid):
@@ -56,16 +63,9 @@ class GridAround(Grid):
         """Set the run of the Grid inside."""
         self._grid.set_run(run)
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """Create a message as the Grid inside does."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+        return self._grid.create_message(*args, **kwargs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push messages to the Grid inside."""
@@ -94,6 +94,9 @@ class OneByOne(GridAround):
     ----------
     grid : Grid
         The Grid inside.
+    packed : bool
+        Send each model as one array, for nodes with the mod
+        `fl_app.client.mods.packing.pack_arrays`; their packed replies are unpacked.
     usual, apart : float
         Seconds between polls for replies, and the minimum for each pending node.
     clock, sleep : Callable
@@ -104,20 +107,23 @@ class OneByOne(GridAround):
         self,
         grid: Grid,
         *,
+        packed: bool = False,
         usual: float = USUAL_PAUSE,
         apart: float = APART,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(grid)
-        self._usual, self._apart = usual, apart
+        self._packed, self._usual, self._apart = packed, usual, apart
         self._clock, self._sleep = clock, sleep
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Send messages; return those replies, once each, that come within ``timeout`` seconds."""
-        sent = list(messages)
+        sent, known = list(messages), Known()
+        if self._packed:
+            sent = [with_content(message, pack(message.content, known)) for message in sent]
         ids = list(self._grid.push_messages(sent))
         waiting = {str(i): message for i, message in zip(ids, sent, strict=False) if i}
         return self._arriving(waiting, self._clock(), timeout)
@@ -138,46 +144,22 @@ class OneByOne(GridAround):
 
     def _pull(self, message_id: str, request: Message) -> list[Message]:
         try:
-            return [_by_its_node(m, request) for m in self._grid.pull_messages([message_id])]
+            return [_received(m, request) for m in self._grid.pull_messages([message_id])]
         except OSError:
             raise
         except Exception as error:
             if type(error).__module__.partition(".")[0] in CONNECTION:
                 raise
-            reason = brief(f"its reply cannot be unpacked: {type(error).__name__}: {error}")
+            reason = one_line(f"its reply cannot be unpacked: {type(error).__name__}: {error}")
             return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=request)]
 
 
-def _by_its_node(reply: Message, request: Message) -> Message:
-    # For a lost node the SuperLink replies with its own id, which would not say which node it was.
-    if reply.has_error() and reply.metadata.src_node_id != request.metadata.dst_node_id:
-        return Message(reply.error, reply_to=request)
-    return reply
-
-
-class Packed(GridAround):
-    """Packs a model into one array, and unpacks each reply as it arrives.
-
-    The nodes need the mod `fl_app.client.mods.packing.pack_arrays`. A reply that was not packed is
-    not changed, and a malformed one becomes an error.
-    """
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Send messages over the Grid inside; stream the replies."""
-        known = Known()
-        sent = [with_content(message, pack(message.content, known)) for message in messages]
-        return map(_unpacked, self._grid.send_and_receive(sent, timeout=timeout))
-
-
-def _unpacked(reply: Message) -> Message:
-    if reply.has_error():
-        return reply
-    try:
+def _received(reply: Message, request: Message) -> Message:
+    if reply.has_content():
         return with_content(reply, unpack(reply.content))
-    except PackingError as error:
-        return with_error(reply, ErrorCode.MESSAGE_UNAVAILABLE, f"its reply {error}")
+    # For a lost node the SuperLink replies with its own id, which would not say which node it was.
+    lost = reply.metadata.src_node_id != request.metadata.dst_node_id
+    return Message(reply.error, reply_to=request) if lost else reply
 
 
 def streaming_grid(grid: Grid, *, packed: bool = False) -> Grid:
@@ -187,7 +169,101 @@ def streaming_grid(grid: Grid, *, packed: bool = False) -> Grid:
     """
     module = type(grid).__module__
     if module == "flwr.superlink.grid.http_grid":
-        return Packed(OneByOne(grid)) if packed else OneByOne(grid)
+        return OneByOne(grid, packed=packed)
     if module == "flwr.superlink.grid.inmemory_grid":  # polls are no requests there
         return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
     return grid
+
+
+class NodeDeadline(GridAround):
+    """A Grid for one ``configure_train`` or ``configure_evaluate``, with a deadline for nodes.
+
+    Flower's strategies poll for nodes each second until there are enough, without an end. Here a
+    poll after the deadline that returns no more nodes than earlier ones raises an error. Nodes that
+    connect and disconnect do not move the deadline. How long a round waits for replies is the
+    ``timeout`` of Flower's own loop.
+
+    Parameters
+    ----------
+    grid : Grid
+        The Grid inside.
+    strategy : Strategy
+        The strategy that polls; the error says how many nodes it needs.
+    phase : "train" | "evaluate"
+        What the nodes are needed for.
+    seconds : float
+        How long the strategy may poll, from its first poll on.
+    clock : Callable[[], float]
+        Seconds that never go back.
+
+    Raises
+    ------
+    TooFewNodesError
+        From ``get_node_ids`` and ``get_nodes``.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: Strategy,
+        *,
+        phase: Phase,
+        seconds: float = NODE_WAIT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(grid)
+        self._strategy, self._phase, self._seconds = strategy, phase, seconds
+        self._clock = clock
+        self._counts: list[int] = []
+        self._began = 0.0
+        self._since = ""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
+        return self._in_time(super().get_node_ids())
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return the connected nodes."""
+        return self._in_time(super().get_nodes())
+
+    def _in_time(self, connected: Iterable[Node]) -> list[Node]:
+        """Count a poll; raise if it is too late and returned no more nodes than earlier ones."""
+        nodes = list(connected)
+        if not self._counts:
+            self._began = self._clock()
+            self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        # Flower computes the size of its sample from the first poll, and waits only after it.
+        earlier = self._counts[1:]
+        self._counts.append(len(nodes))
+        waited = self._clock() - self._began
+        if waited < self._seconds or len(self._counts) <= MIN_POLLS or len(nodes) > max(earlier):
+            return nodes
+        needed = required_nodes(self._strategy, self._phase, self._counts[0])
+        raise TooFewNodesError(
+            f"Too few nodes to {self._phase} since {self._since}: after {waited:.0f} s "
+            f"{len(nodes)} connected, {'more' if needed is None else needed} needed, never more "
+            f"than {max(self._counts)} at once; start SuperNodes, let the strategy need fewer "
+            "(min-nodes), or wait longer (node-wait-timeout)."
+        )
+
+
+def required_nodes(strategy: Strategy, phase: Phase, connected: int) -> int | None:
+    """Return how many nodes a strategy of Flower's waits for; None if it is not known.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy, or one that wraps it and calls it ``strategy``.
+    phase : "train" | "evaluate"
+        What for.
+    connected : int
+        Nodes that were connected when it started, of which it may need a share.
+    """
+    inner: object = strategy
+    while not hasattr(inner, "min_available_nodes") and hasattr(inner, "strategy"):
+        inner = inner.strategy
+    least = getattr(inner, "min_available_nodes", None)
+    if least is None:
+        return None
+    share = int(connected * getattr(inner, f"fraction_{phase}", 0.0))
+    return max(int(least), share, int(getattr(inner, f"min_{phase}_nodes", 0)))

@@ -1,40 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which replies are accepted in a round, whatever the inner strategy; pure."""
+"""Which replies are accepted in a round, whatever the inner strategy: screened as they arrive."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 from pydantic import Field
 
 from fl_app.settings import Key, check_settings
-from fl_app.strategy.round.array_layout import ArrayLayout
-from fl_app.strategy.round.decoding import SentModel, decode_update
-from fl_app.strategy.round.metrics import Value, WatchedMetric, is_finite, sound_metrics
-from fl_app.strategy.round.replies import (
-    ArrivingReplies,
-    OtherArraysError,
-    ReplyError,
-    ScreenedReplies,
+from fl_app.wire.arrays import (
+    MAX_NAME,
+    ArrayError,
+    ArrayLayout,
+    OtherArrayError,
+    Schema,
+    array_rows,
+    fits,
+    model_values,
+    quoted,
+    require_like,
+    schema_of,
+    view,
 )
-from fl_app.wire.arrays import ArrayError, OtherArrayError, is_bytes, quoted, require_like, view
-from fl_app.wire.schema import Schema, fits, is_document, other_names
+from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
+from fl_registry.redaction import one_line
 
+MAX_METRICS, MAX_LIST = 100, 10_000
+MAX_CLASSES = 200
+"""Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds all."""
+SILENT = "it sent no answer in time"
+"""Why a node is rejected that sent neither a result nor an error."""
+
+Phase = Literal["train", "evaluate"]
+Value = int | float | list[int] | list[float]
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
+Check = Callable[[RecordDict], tuple[RecordDict, list[str]]]
+"""Returns the accepted content of a reply and the faults of the rest, or raises `ReplyError`."""
+
+
+class ReplyError(InconsistentMessageReplies):
+    """A reply is rejected; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +84,8 @@ class Screening:
     max_examples: Annotated[
         float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
     ] = 1e8
-    max_update_norm: Annotated[
-        float | None, Field(gt=0), Key("max-update-norm", off=0.0, shaping=True)
-    ] = None
-    norm_action: Annotated[Literal["clip", "refuse"], Key("norm-action", shaping=True)] = "clip"
+    max_update_norm: Annotated[float | None, Field(gt=0), Key(off=0.0, shaping=True)] = None
+    norm_action: Annotated[Literal["clip", "refuse"], Key(shaping=True)] = "clip"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -95,11 +109,6 @@ class Needs:
     weighted_by: str | None = "num-examples"
     metrics: frozenset[str] = frozenset()
 
-    @property
-    def all(self) -> frozenset[str]:
-        """All of these metrics."""
-        return self.metrics | ({self.weighted_by} if self.weighted_by is not None else set())
-
 
 def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
     """Return what a strategy of Flower's needs; a wrapper needs what it wraps, and more."""
@@ -114,6 +123,139 @@ def needs_of(strategy: object, *, evaluate: bool = False) -> Needs:
     return Needs(weighted_by, frozenset() if evaluate else names)
 
 
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Return a message with the same metadata and another content."""
+    return Message(content, metadata=message.metadata)  # type: ignore[call-overload, no-any-return]
+
+
+def without_arrays(message: Message) -> Message:
+    """Return a message of the same node without its arrays."""
+    if not message.has_content():
+        return message
+    content = RecordDict()
+    for key, record in message.content.items():
+        if not isinstance(record, ArrayRecord):
+            content[key] = record
+    return with_content(message, content)
+
+
+def with_records(content: RecordDict, *records: ArrayRecord | MetricRecord) -> RecordDict:
+    """Return the same content with these records in the place of those of their kind."""
+    new: dict[type, ArrayRecord | MetricRecord | ConfigRecord] = {type(r): r for r in records}
+    return RecordDict({key: new.get(type(record), record) for key, record in content.items()})
+
+
+def only(content: RecordDict, kind: type[Record]) -> Record:
+    """Return the one record of a kind."""
+    # Not by `content.array_records`: it refers to itself, and would keep the arrays in memory.
+    records = [record for record in content.values() if isinstance(record, kind)]
+    if len(records) != 1:
+        raise ReplyError(f"it has {len(records)} {kind.__name__}s, expected exactly one")
+    return records[0]
+
+
+@dataclass(eq=False)
+class ScreenedReplies(Iterable[Message]):
+    """The replies of a round, screened as they arrive; they are streamed, or returned together.
+
+    Iteration streams the replies for the inner strategy and stores them without their arrays, so
+    that no two models of nodes need to be in memory at once.
+
+    Attributes
+    ----------
+    arriving : Iterator[Message]
+        The replies, which may not have arrived yet.
+    check : Callable
+        Checks the content of a reply; no error that it raises ends the round.
+    requested : set[str]
+        The ids of the nodes from which replies are expected.
+    watched : WatchedMetric
+        The metric that gates look at, which ``check`` counts.
+    replies : list[Message]
+        Replies for the inner strategy, in the order of arrival: accepted replies and errors. Those
+        that were streamed have no arrays any more.
+    nodes : dict[str, None]
+        The ids of all nodes that answered, or should have.
+    rejected : dict[str, str]
+        By node id why its reply is rejected; errors are included.
+    notes : dict[str, str]
+        By node id what was left out of an accepted reply, or was clipped.
+    other_arrays : set[str]
+        Nodes whose replies are rejected since their arrays are not the model's.
+    lost : Exception | None
+        The error of the connection, not of a reply, that ended the iteration.
+    """
+
+    arriving: Iterator[Message]
+    check: Check
+    requested: set[str]
+    watched: WatchedMetric
+    replies: list[Message] = field(default_factory=list)
+    nodes: dict[str, None] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    other_arrays: set[str] = field(default_factory=set)
+    lost: Exception | None = None
+
+    def __iter__(self) -> Iterator[Message]:
+        """Stream the replies for the inner strategy, once."""
+        try:
+            for message in self._screened():
+                self.replies.append(without_arrays(message))
+                yield message
+                del message  # free its memory before the next reply is waited for
+        except Exception as error:
+            self.lost = error
+            raise
+
+    def all(self) -> ScreenedReplies:
+        """Wait for the remaining replies, and hold all with their arrays."""
+        self.replies.extend(self._screened())
+        return self
+
+    def _screened(self) -> Iterator[Message]:
+        for message in self.arriving:
+            node = str(message.metadata.src_node_id)
+            self.nodes[node] = None
+            if message.has_error():
+                # In one line, for Flower's log.
+                error = Error(message.error.code, one_line(message.error.reason))
+                self.rejected[node] = one_line(f"it answered with an error: {error.reason}")
+                yield Message(error=error, metadata=message.metadata)  # type: ignore[call-overload]
+                continue
+            try:
+                content, faults = self.check(message.content)
+            except (ReplyError, ArrayError) as error:
+                self.rejected[node] = one_line(error)
+                if isinstance(error, OtherArrayError):
+                    self.other_arrays.add(node)
+            except Exception as error:  # noqa: BLE001  (no reply ends the round)
+                why = f"it cannot be read: {type(error).__name__}: {error}"
+                self.rejected[node] = one_line(why)
+            else:
+                if faults:
+                    self.notes[node] = one_line("; ".join(faults))
+                yield with_content(message, content)
+                del content
+            del message
+        for node in sorted(self.requested - self.nodes.keys()):
+            self.nodes[node], self.rejected[node] = None, SILENT
+
+    @property
+    def good(self) -> list[Message]:
+        """The accepted replies."""
+        return [message for message in self.replies if message.has_content()]
+
+    @property
+    def unscored(self) -> str:
+        """Why the average lacks the watched metric although nodes reported it; else empty."""
+        return self.watched.why_missing(len(self.good))
+
+    def without(self, nodes: Collection[str]) -> list[Message]:
+        """Return all replies but those of some nodes."""
+        return [m for m in self.replies if str(m.metadata.src_node_id) not in nodes]
+
+
 def screen_train(
     replies: Iterable[Message],
     rules: Screening | None,
@@ -122,63 +264,37 @@ def screen_train(
     model: ArrayRecord,
     schema: Schema,
     requested: Iterable[str] = (),
-    watched: WatchedMetric | None = None,
-) -> ArrivingReplies:
+    metric: str | None = None,
+) -> ScreenedReplies:
     """Screen the replies of a round of training; ``model`` is what the nodes were sent.
 
     Encoded arrays are decoded first. Without rules all replies but errors are accepted. Without a
     schema none is: the server has no model, and the replies do not agree on one.
     """
-
-    sent, layout = SentModel(model), None if rules is None else _layout(model, schema)
+    sent, watched, layout = SentModel(model), WatchedMetric.of(metric, "train"), None
+    if rules is not None and schema and fits(model, schema):
+        with suppress(ArrayError):
+            layout = ArrayLayout(model)
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
-        content = decode_update(content, sent)
+        if UPDATE_RECORD in content:
+            content = decode_update(content, sent)
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs, watched)
-        arrays = _only(content, ArrayRecord)
+        arrays = only(content, ArrayRecord)
+        # In few pieces if it has the layout of the model, which saves most of the time.
+        if layout is None or not layout.accepts(arrays):
+            arrays = _fitting(arrays, schema)
         if not schema:
-            _require_sound(arrays)
             raise ReplyError(
                 "the server has no model yet, and no more than half of the replies have the same "
                 "arrays"
             )
-        if layout is None or not _is_sound(arrays, layout):
-            arrays = _screen_arrays(arrays, schema)
         arrays, clipped = _bound_update(arrays, model, rules)
-        return _with_records(content, arrays, metrics), [*clipped, *faults]
+        return with_records(content, arrays, metrics), [*clipped, *faults]
 
-    return ArrivingReplies(replies, check, requested)
-
-
-def sound_models(
-    replies: Iterable[Message], rules: Screening | None, needs: Needs
-) -> Iterator[ArrayRecord]:
-    """Return the arrays of acceptable replies, whatever model they are of."""
-    for message in replies:
-        if message.has_error():
-            continue
-        try:
-            arrays = _only(message.content, ArrayRecord)
-            _require_sound(arrays)
-            if rules is not None:
-                _screen_metrics(message.content, rules, needs)
-        except Exception:  # noqa: BLE001, S112  (screening gives the reason)
-            continue
-        yield arrays
-
-
-def _require_sound(arrays: ArrayRecord) -> None:
-    """Require arrays that may be a model."""
-    if not arrays:
-        raise OtherArraysError("it has no arrays, and the server has no model yet")
-    for name, array in arrays.items():
-        try:
-            values = view(array)
-            require_like(values, values.dtype, values.shape)
-        except ArrayError as error:
-            raise ReplyError(f"array {quoted(name)} {error}") from None
+    return ScreenedReplies(iter(replies), check, {*requested}, watched)
 
 
 def screen_evaluate(
@@ -187,94 +303,41 @@ def screen_evaluate(
     *,
     needs: Needs,
     requested: Iterable[str] = (),
-    watched: WatchedMetric | None = None,
+    metric: str | None = None,
 ) -> ScreenedReplies:
     """Screen the replies of a round of evaluation, of which only the metrics are checked."""
+    watched = WatchedMetric.of(metric, "evaluate")
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs, watched)
-        return _with_records(content, None, metrics), faults
+        return with_records(content, metrics), faults
 
-    return ArrivingReplies(replies, check, requested).all()
-
-
-def _only(content: RecordDict, kind: type[Record]) -> Record:
-    """Return the one record of a kind."""
-    records = [record for record in content.values() if isinstance(record, kind)]
-    if len(records) != 1:
-        raise ReplyError(f"it has {len(records)} {kind.__name__}s, expected exactly one")
-    return records[0]
+    return ScreenedReplies(iter(replies), check, {*requested}, watched).all()
 
 
-def _screen_metrics(
-    content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric | None = None
-) -> tuple[MetricRecord, list[str]]:
-    """Return the valid metrics of a reply, and what is wrong with the others."""
-    record, watched = _only(content, MetricRecord), watched or WatchedMetric("")
-    sound, faults = sound_metrics(record, needs.all, watched.name)
-    try:
-        if needs.weighted_by is not None:
-            _require_count(record.get(needs.weighted_by), needs.weighted_by, rules.max_examples)
-        for name in sorted(needs.metrics):
-            if not isinstance(sound.get(name), int | float):
-                raise ReplyError(f"metric {quoted(name)} is missing or no finite number")
-    except ReplyError as error:
-        watched.refuse(record, str(error))
-        raise
-    watched.note(record, sound)
-    return (MetricRecord(dict(sound)) if faults else record), faults
+def agreed_schema(replies: Iterable[Message], rules: Screening | None, needs: Needs) -> Schema:
+    """Return the schema of more than half of the acceptable replies; empty if there is none."""
+    votes: dict[object, list[Schema]] = defaultdict(list)
+    for message in replies:
+        with suppress(Exception):  # screening gives the reason
+            arrays = only(message.content, ArrayRecord)
+            model_values(arrays, {}, require_like)
+            if rules is not None:
+                _screen_metrics(message.content, rules, needs, WatchedMetric(""))
+            votes[frozenset(array_rows(schema_of(arrays)))].append(schema_of(arrays))
+    most = max(votes.values(), key=len, default=[])
+    return most[0] if 2 * len(most) > sum(map(len, votes.values())) else {}
 
 
-def _require_count(count: Value | None, name: str, most: float) -> None:
-    if isinstance(count, list) or count is None:
-        what = "missing" if count is None else "a list"
-        raise ReplyError(f"metric {quoted(name)} is {what}, expected the number of examples")
-    if not is_finite(count) or not 0 < count <= most:
-        raise ReplyError(
-            f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
-        )
-
-
-def _layout(model: ArrayRecord, schema: Schema) -> ArrayLayout | None:
-    """Return the layout of the model that nodes were sent, if it fits the schema."""
-    try:
-        return ArrayLayout(model) if fits(model, schema) else None
-    except ArrayError:
-        return None
-
-
-def _is_sound(arrays: ArrayRecord, layout: ArrayLayout) -> bool:
-    """Return whether arrays have the model's layout and valid values, checked in few pieces."""
-    pieces = layout.read_alike(arrays)
-    try:
-        for values in pieces or []:
-            require_like(values, values.dtype, values.shape)
-    except ArrayError:
-        return False
-    return pieces is not None
-
-
-def _screen_arrays(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
+def _fitting(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
     """Return arrays that fit the schema, in its order and at least as precise."""
-    if why := other_names(arrays.keys(), schema.keys()):
-        raise OtherArraysError(f"its arrays are not the model's: {why}")
-    wider, document = {}, is_document(schema)
-    for name, (dtype, shape) in schema.items():
-        try:
-            values = view(arrays[name])
-            anything = document and is_bytes(values)
-            require_like(values, dtype, values.shape if anything else shape)
-        except OtherArrayError as error:
-            raise OtherArraysError(f"array {quoted(name)} {error}") from None
-        except ArrayError as error:
-            raise ReplyError(f"array {quoted(name)} {error}") from None
-        if values.dtype.itemsize < dtype.itemsize:
-            wider[name] = Array(values.astype(dtype))
-    if not wider and list(arrays) == list(schema):
-        return arrays
-    return ArrayRecord({name: wider.get(name, arrays[name]) for name in schema})
+    values, fitting = model_values(arrays, schema, require_like), {}
+    for name, (dtype, _) in schema.items():
+        narrow = values[name].itemsize < dtype.itemsize
+        fitting[name] = Array(values[name].astype(dtype)) if narrow else arrays[name]
+    return arrays if [*fitting.items()] == [*arrays.items()] else ArrayRecord(fitting)
 
 
 def _bound_update(
@@ -294,24 +357,132 @@ def _bound_update(
     excess = f"its update has norm {norm:.4g}"
     if rules.norm_action == "refuse" or not math.isfinite(norm):
         raise ReplyError(f"{excess}, expected at most {rules.max_update_norm:g}")
-    bounded = dict(arrays.items())
+    bounded, scale = dict(arrays.items()), rules.max_update_norm / norm
     for name, update in updates.items():
-        old, dtype = view(model[name]), np.dtype(arrays[name].dtype)
-        new = old + update * (rules.max_update_norm / norm)
-        bounded[name] = Array(np.asarray(new, dtype=dtype))
+        bounded[name] = Array(np.asarray(view(model[name]) + update * scale, arrays[name].dtype))
     return ArrayRecord(bounded), [f"{excess}, clipped to {rules.max_update_norm:g}"]
 
 
-def _with_records(
-    content: RecordDict, arrays: ArrayRecord | None, metrics: MetricRecord
-) -> RecordDict:
-    """Return the same content with these records in the place of those of their kind."""
-    changed: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {}
-    for key, record in content.items():
-        if isinstance(record, MetricRecord):
-            changed[key] = metrics
-        elif isinstance(record, ArrayRecord) and arrays is not None:
-            changed[key] = arrays
+def _screen_metrics(
+    content: RecordDict, rules: Screening, needs: Needs, watched: WatchedMetric
+) -> tuple[MetricRecord, list[str]]:
+    """Return the valid metrics of a reply, and what is wrong with the others."""
+    record = only(content, MetricRecord)
+    sound, faults = sound_metrics(record, {*needs.metrics, needs.weighted_by}, watched.name)
+    why = _unmet(record, sound, needs, rules.max_examples)
+    watched.note(record, sound, why)
+    if why:
+        raise ReplyError(why)
+    return (MetricRecord(sound) if faults else record), faults
+
+
+def _unmet(
+    reported: Mapping[str, Value], sound: Mapping[str, Value], needs: Needs, most: float
+) -> str:
+    """Return which metric that the strategy needs is not as it should be; empty if all are."""
+    if (name := needs.weighted_by) is not None:
+        count = reported.get(name)
+        if isinstance(count, list) or count is None:
+            what = "missing" if count is None else "a list"
+            return f"metric {quoted(name)} is {what}, expected the number of examples"
+        if not is_finite(count) or not 0 < count <= most:
+            return f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
+    for name in sorted(needs.metrics):
+        if not isinstance(sound.get(name), int | float):
+            return f"metric {quoted(name)} is missing or no finite number"
+    return ""
+
+
+@dataclass
+class WatchedMetric:
+    """The metric that gates look at, as the replies of a phase report it.
+
+    Attributes
+    ----------
+    name : str
+        Its name in a reply; empty without a metric.
+    sound : int
+        Accepted replies with a valid value of it.
+    rejected : list[str]
+        What was wrong with each other value.
+    """
+
+    name: str
+    sound: int = 0
+    rejected: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, metric: str | None, phase: Phase) -> WatchedMetric:
+        """Watch a metric by the name that a round has for it, such as ``train/loss``."""
+        name, trained = metric or "", (metric or "").startswith("train/")
+        if trained != (phase == "train"):
+            return cls("")
+        return cls(name.removeprefix("train/" if trained else "client/"))
+
+    def note(self, reported: Mapping[str, Value], sound: Mapping[str, Value], why: str) -> None:
+        """Count the value in a reply, which is rejected if ``why`` says so."""
+        if not self.name or self.name not in reported:
+            return
+        if why:
+            self.rejected.append(f"is in a reply that was rejected: {why}")
+        elif isinstance(sound.get(self.name), int | float):
+            self.sound += 1
         else:
-            changed[key] = record
-    return RecordDict(changed)
+            fault = _fault(self.name, reported[self.name])
+            self.rejected.append(fault or "is a list, expected a number")
+
+    def why_missing(self, replies: int) -> str:
+        """Return why the average of that many replies lacks the metric although nodes reported it.
+
+        Empty if no node did, or so many that the strategy must have left it out.
+        """
+        if 0 < replies <= 2 * self.sound:
+            return ""
+        parts = [f"{self.sound} of {replies} replies have it"] if self.sound else []
+        most = Counter(self.rejected).most_common(3)
+        parts += [f"of {count} {'node' if count == 1 else 'nodes'} it {why}" for why, count in most]
+        return "; ".join(parts)
+
+
+def sound_metrics(
+    metrics: Mapping[str, Value], needed: Collection[str | None], watched: str = ""
+) -> tuple[dict[str, Value], list[str]]:
+    """Return the metrics that may be averaged, and what is wrong with the others.
+
+    A name has 1 to 200 printable characters, a value is finite, a list has at most 10,000 values,
+    and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
+    (``<watched>/…``) a reply has at most 100.
+    """
+    # Arrays are rejected and metrics are left out: Flower averages none if the names differ between
+    # replies, and one node must not take them from all others.
+    sound: dict[str, Value] = {}
+    faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
+    for name, value in metrics.items():
+        fault = _fault(name, value)
+        if not fault and classes and name.startswith(f"{watched}/"):
+            classes -= 1
+        elif not fault and name != watched and name not in needed:
+            room -= 1
+            fault = "is one too many" if room < 0 else ""
+        if fault:
+            faults.append(f"metric {quoted(name)} {fault}")
+        else:
+            sound[name] = value
+    if room < 0:
+        faults.insert(0, f"it has {MAX_METRICS - room} metrics, expected at most {MAX_METRICS}")
+    return sound, faults
+
+
+def _fault(name: str, value: Value) -> str:
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        return f"has a bad name, expected 1 to {MAX_NAME} printable characters"
+    if not isinstance(value, list):
+        return "" if is_finite(value) else f"is {value}, expected a finite number"
+    if len(value) > MAX_LIST:
+        return f"has {len(value)} values, expected at most {MAX_LIST}"
+    return "" if all(map(is_finite, value)) else "has values that are not finite"
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is finite, as a float too: some integers are beyond all floats."""
+    return abs(value) <= sys.float_info.max

@@ -8,13 +8,12 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+from collections.abc import Callable
 
 from fl_app.strategy.errors import CheckpointError
+from fl_app.strategy.finish.finisher import Finisher, Item
+from fl_app.strategy.setup import Setup
 from fl_registry import StoreUnavailable
-from fl_registry.breaker import Breaker
 from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
@@ -23,61 +22,44 @@ AWAY = (StoreUnavailable, CheckpointError)
 """Errors after which an item is tried again: MLflow, or the disk, may come back."""
 STALL_SECONDS = 600.0
 """Seconds for which `drain` waits for one item that is neither finished nor refused."""
-_LOOK = 1.0
-
-T = TypeVar("T")
+_LOOK = 0.1  # seconds between looks at whether the worker computes
 
 
-class Outbox(Generic[T]):
-    """Calls ``finish`` with each item, one after the other, in a thread of its own.
+class Outbox:
+    """Has the finisher finish each item, one after the other, in a thread of its own.
 
-    An item leaves the queue once ``finish`` has returned. If it raises an error of `AWAY`, it is
-    called again with the same item, after waits that grow to 10 seconds. Meanwhile ``prepare`` is
-    called with the items behind it. Any other error is raised by the next `put`, `make_room` or
-    `drain`.
+    An item leaves the queue once it is finished. If that raises an error of `AWAY`, it is tried
+    again, after waits that grow to 10 seconds. Meanwhile the items behind it are prepared. Any
+    other error is raised by the next `put`, `make_room` or `drain`.
 
     Parameters
     ----------
-    finish : Callable[[T], None]
-        Finishes an item; it may be called with the same item again.
-    prepare : Callable[[T], None]
-        Does the part of it that needs no registry; calling it again must cost nothing.
-    report : Callable[[str], None]
-        Called with the reason when items start to wait, with an empty text when they flow again.
-    pipeline : bool
-        False works in the caller's thread instead, as long as nothing has to wait.
-    patience : float
-        Seconds for which `make_room` waits for the registry.
-    retry : Breaker
-        How long to wait between attempts.
+    setup : Setup
+        How long to wait for the registry. Without a pipeline items are finished in the caller's
+        thread, as long as nothing has to wait.
+    finisher : Finisher
+        Finishes an item, prepares what needs no registry, and hears when items start to wait.
+
+    Attributes
+    ----------
+    trouble : str
+        Why items wait; empty while they are finished.
     """
 
-    def __init__(
-        self,
-        finish: Callable[[T], None],
-        prepare: Callable[[T], None],
-        report: Callable[[str], None],
-        *,
-        pipeline: bool = True,
-        patience: float = 0.7,
-        retry: Breaker | None = None,
-    ) -> None:
-        self._finish = finish
-        self._prepare = prepare
-        self._report = report
-        self._items: deque[T] = deque()
+    def __init__(self, setup: Setup, finisher: Finisher) -> None:
+        self.trouble = ""
+        self._finisher = finisher
+        self._patience, self._breaker = setup.session.round_patience, setup.session.retry
+        self._items: deque[Item] = deque()
         self._prepared = 0  # how many items are prepared, from the first one on
         self._held_up = False  # an item could not be prepared
         self._changed = threading.Condition()
-        self._breaker, self._patience = retry or Breaker(), patience
         self._chance = random.Random()  # noqa: S311 - no secret
-        self._trouble = ""
         self._error: BaseException | None = None
-        self._computing = 0
         self._closing = self._ended = False
         self._then: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
-        if pipeline:
+        if setup.rounds.pipeline:
             # A daemon thread does not keep a process alive that has to end.
             self._thread = threading.Thread(target=self._work, name="fl-app-round", daemon=True)
             self._thread.start()
@@ -87,25 +69,7 @@ class Outbox(Generic[T]):
         """The number of items that are not finished."""
         return len(self._items)
 
-    @property
-    def trouble(self) -> str:
-        """Why items wait; empty while they are finished."""
-        return self._trouble
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Mark the block as computing, so that its time is not counted as the registry's."""
-        with self._changed:
-            self._computing += 1
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._computing -= 1
-                self._changed.notify_all()
-
-    def put(self, item: T) -> None:
+    def put(self, item: Item) -> None:
         """Queue an item; raise the error of an earlier one."""
         with self._changed:
             self._raise()
@@ -117,18 +81,19 @@ class Outbox(Generic[T]):
     def make_room(self) -> None:
         """Wait until all items are finished; raise the error of an earlier one.
 
-        There is no limit while an item is computed. For the registry this waits ``patience``
-        seconds, and not at all while it is down.
+        There is no limit while an item is computed. For the registry this waits as long as a round
+        has patience, and not at all while it is down.
         """
         left = self._patience
         with self._changed:
-            while self._items and not self._error and not self._trouble and left > 0:
-                began, computing = time.monotonic(), self._computing > 0
-                self._changed.wait(_LOOK if computing else left)
-                left -= 0.0 if computing else time.monotonic() - began
+            while self._items and not self._error and not self.trouble and left > 0:
+                began = time.monotonic()
+                self._changed.wait(min(_LOOK, left))
+                if not self._finisher.scores.computing:
+                    left -= time.monotonic() - began
             self._raise()
 
-    def drain(self, seconds: float) -> list[T]:
+    def drain(self, seconds: float) -> list[Item]:
         """Wait until all items are finished; return those that are left.
 
         It gives up when the registry has been down for ``seconds`` without a break, or no item was
@@ -141,15 +106,14 @@ class Outbox(Generic[T]):
                 self._work_here()
             with self._changed:
                 now = time.monotonic()
-                if len(self._items) < waiting or self._computing:
+                if len(self._items) < waiting or self._finisher.scores.computing:
                     since = began = now
-                if not self._trouble:
+                if not self.trouble:
                     began = now
                 waiting = len(self._items)
                 self._raise()
-                if self._closing:
-                    return list(self._items)
-                if not waiting or now - began >= seconds or now - since >= STALL_SECONDS:
+                given_up = now - began >= seconds or now - since >= STALL_SECONDS
+                if self._closing or not waiting or given_up:
                     return list(self._items)
                 self._changed.wait(min(_LOOK, self._breaker.wait(now) or _LOOK))
 
@@ -171,14 +135,14 @@ class Outbox(Generic[T]):
 
     def _work(self) -> None:
         while self._wait_for_work():
-            self._step()
+            self._step(finishes=self._breaker.allows(time.monotonic()))
         with self._changed:
             self._ended = True
         self._then()
 
     def _work_here(self) -> None:
         while self._items and not self._error and self._breaker.allows(time.monotonic()):
-            self._step()
+            self._step(finishes=True)
         with self._changed:
             self._raise()
 
@@ -193,48 +157,40 @@ class Outbox(Generic[T]):
                 self._changed.wait(self._breaker.wait(now) or None if self._items else None)
             return False
 
-    def _step(self) -> None:
+    def _step(self, *, finishes: bool) -> None:
         """Finish the first item, or prepare one while that must wait."""
-        finishes = self._breaker.allows(time.monotonic())
         item = self._items[0 if finishes else self._prepared]
         try:
             if not finishes or self._prepared == 0:
                 self._held_up = True
-                self._prepare(item)
+                self._finisher.prepare(item, save=bool(self.trouble))
                 self._held_up = False
                 self._prepared += 1
             if finishes:
-                self._finish(item)
+                self._finisher.work(item)
+                self._note("")
         except AWAY as error:
-            self._note_away(error)
+            self._note(one_line(error) or type(error).__name__)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
             if self._closing:
                 logger.info("an item was not finished at the end: %s", one_line(error))
-        else:
-            if finishes:
-                self._note_done()
 
-    def _note_away(self, error: Exception) -> None:
-        why = one_line(error)
+    def _note(self, trouble: str) -> None:
+        """Note that the first item is finished, or why it has to wait."""
         with self._changed:
-            before, self._trouble = self._trouble, why
-            self._breaker = self._breaker.failed(time.monotonic(), self._chance.random())
+            before, self.trouble = self.trouble, trouble
+            if trouble:
+                self._breaker = self._breaker.failed(time.monotonic(), self._chance.random())
+            else:
+                self._breaker = self._breaker.succeeded()
+                self._items.popleft()
+                self._prepared -= 1
             self._changed.notify_all()
-        if not before:
-            self._report(why)
-
-    def _note_done(self) -> None:
-        with self._changed:
-            before, self._trouble = self._trouble, ""
-            self._breaker = self._breaker.succeeded()
-            self._items.popleft()
-            self._prepared -= 1
-            self._changed.notify_all()
-        if before:
-            self._report("")
+        if bool(before) != bool(trouble):
+            self._finisher.report_trouble(trouble)
 
     def _raise(self) -> None:
         if self._error is not None:

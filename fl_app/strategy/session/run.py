@@ -7,28 +7,23 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from flwr.app import ArrayRecord, MetricRecord
-
 from fl_app.events import SessionEnded, SessionStarted
-from fl_app.strategy.checkpoints.record import Checkpoint, SessionRecord
+from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
 from fl_app.strategy.errors import TooFewNodesError
-from fl_app.strategy.finish.finisher import Finisher, FirstSteps, Item
-from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.finish.finisher import REGISTRY, Finisher, FirstSteps
+from fl_app.strategy.round.state import RoundInHand
 from fl_app.strategy.session.outbox import AWAY, Outbox
-from fl_app.strategy.session.resume import choose, lock_interrupted
-from fl_app.strategy.session.start import Start, end_run
+from fl_app.strategy.session.start import Start, choose, end_run, lock_interrupted
 from fl_app.strategy.setup import Setup
 from fl_registry import Stage
 from fl_registry.redaction import redact
 
 logger = logging.getLogger("flwr.fl_app")
 
-REGISTRY = "registry"
-"""The name in ``Health`` of what fails while rounds wait."""
 FAILED_DRAIN_SECONDS = 10.0
 """Seconds for which a session that failed waits for MLflow while it is down."""
 RESUMED_AFTER = (*AWAY, TooFewNodesError)
@@ -63,7 +58,7 @@ class SessionRun:
     rounds: RoundStore
     finisher: Finisher
     hand: RoundInHand
-    outbox: Outbox[Item]
+    outbox: Outbox
     staging: str | None = None
 
     def drained(self, *, last: bool = False) -> bool:
@@ -94,106 +89,80 @@ class SessionRun:
         folder, hooks = self.rounds.folder, self.setup.hooks
         if folder.over:  # by `leave`
             return
-        failed, last = isinstance(error, Exception), None
-        if failed:
+        status: Literal["finished", "failed", "killed"] = "finished"
+        reason = self.hand.stopped
+        if error is not None:
+            status = "failed" if isinstance(error, Exception) else "killed"
+            reason = redact(f"{type(error).__name__}: {error}".rstrip(": "))
+        if status == "failed":
             try:
                 self.outbox.drain(FAILED_DRAIN_SECONDS)
             except Exception as second:  # noqa: BLE001  (the first one is raised already)
                 logger.info("a round is left: %s", second)
             if not isinstance(error, RESUMED_AFTER):
                 folder.note(state="ending", status="FAILED")
-        ended = self._ended(error)
-        folder.over = True
-        self.outbox.close(LAST_SECONDS[0])
-        if error is not None and not failed:
-            last = LAST_SECONDS[1]  # the process must end; the next one resumes the session
-        run_ended = False
-        if folder.record.state == "left":
-            self.setup.tracker.leave_run()
-        else:
-            run_ended = end_run(self.setup, ended.status.upper(), last)
-        if run_ended and folder.record.state == "ending" and not self.outbox.waiting:
-            folder.remove()
-        self.outbox.afterwards(folder.release)
-        hooks(ended)
-        hooks.flush(last)
-
-    def _ended(self, error: BaseException | None) -> SessionEnded:
-        failed: Literal["failed", "killed"] = "failed" if isinstance(error, Exception) else "killed"
-        reason = self.hand.stopped
-        if error is not None:
-            reason = redact(f"{type(error).__name__}: {error}".rstrip(": "))
         reports = self.finisher.reports
         pending = [r.version for r in reports if r.approval == "pending"]
-        return SessionEnded(
-            run_id=self.rounds.folder.record.run_id,
-            session=self.rounds.folder.record.origin.session,
-            status="finished" if error is None else failed,
+        ended = SessionEnded(
+            run_id=folder.record.run_id,
+            session=folder.record.origin.session,
+            status=status,
             reason=reason[:MAX_REASON],
             versions=tuple(r.version for r in reports if r.version is not None),
             pending=pending[-1] if pending else None,
             failed_rounds=sum(r.failed for r in reports),
             seconds=time.monotonic() - self.finisher.started,
         )
+        folder.over = True
+        self.outbox.close(LAST_SECONDS[0])
+        # A process that is killed must end; the next one resumes the session.
+        last = LAST_SECONDS[1] if status == "killed" else None
+        state = folder.record.state
+        if state == "left":
+            self.setup.tracker.leave_run()
+        ended_run = state != "left" and end_run(self.setup, status.upper(), last)
+        if ended_run and state == "ending" and not self.outbox.waiting:
+            folder.remove()
+        self.outbox.afterwards(folder.release)
+        hooks(ended)
+        hooks.flush(last)
 
 
 @contextmanager
 def open_session(start: Start) -> Iterator[SessionRun]:
     """Start or resume a session, finish what earlier ones have left, and end it after the block."""
-    setup, evaluate_fn = start.setup, start.evaluate_fn
+    setup = start.setup
     sessions = lock_interrupted(setup.home, setup.model_name)
-
-    def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        with outbox.computing():  # time that is not MLflow's
-            return evaluate_fn(server_round, arrays) if evaluate_fn is not None else None
-
     try:
         record = start.record()
         resumed = choose(sessions, record, setup.resume)
         for each in sessions:
             if each is not resumed:
                 start.finish_left(each)
-        begun = replace(start, evaluate_fn=watched if evaluate_fn is not None else None)
-        rounds, finisher, hand = begun.new(record) if resumed is None else begun.resumed(resumed)
+        rounds, finisher, hand = start.new(record) if resumed is None else start.resumed(resumed)
     except BaseException:
         for each in sessions:
             each.folder.release()
         raise
-    folder, health = rounds.folder, setup.session.health
-
-    def prepare(item: Item) -> None:
-        finisher.prepare(item, save=bool(outbox.trouble))
-
-    def report_trouble(why: str) -> None:
-        folder.note_trouble(why)
-        if why:
-            health.fails(REGISTRY, f"{why} (rounds wait on disk until MLflow is back)")
-            finisher.scores.save()
-        else:
-            health.works(REGISTRY)
-
-    health.works(REGISTRY)  # which has just let the session start
-    outbox = Outbox[Item](
-        finisher.work,
-        prepare,
-        report_trouble,
-        pipeline=setup.rounds.pipeline,
-        patience=setup.session.round_patience,
-        retry=setup.session.retry,
-    )
+    setup.session.health.works(REGISTRY)  # which has just let the session start
+    record, store, outbox = rounds.folder.record, setup.store, Outbox(setup, finisher)
     run = SessionRun(setup, rounds, finisher, hand, outbox)
     error: BaseException | None = None
     try:
-        with setup.store.one_reading():
+        with store.one_reading():
             setup.hooks.look()
-            event = _started(setup, folder.record)
+            event = SessionStarted(
+                run_id=record.run_id,
+                num_rounds=record.num_rounds,
+                production=store.get_latest_version(Stage.PRODUCTION),
+                staging=store.get_latest_version(Stage.STAGING),
+                **vars(record.origin),  # which request and version it comes from
+            )
         run.staging = event.staging
         setup.hooks(event)
         if resumed is not None:
-            # Others may have staged a better version meanwhile.
-            staging = setup.store.get_latest_version(Stage.STAGING)
-            finisher.best = finisher.scores.better(finisher.best, staging)
-            if folder.record.first_metrics is not None and not folder.record.described:
+            finisher.compare_staging()  # others may have staged a better version meanwhile
+            if record.first_metrics is not None and not record.described:
                 outbox.put(FirstSteps())
             for waiting in resumed.waiting:
                 outbox.put(waiting)
@@ -203,16 +172,3 @@ def open_session(start: Start) -> Iterator[SessionRun]:
         raise
     finally:
         run.close(error)
-
-
-def _started(setup: Setup, record: SessionRecord) -> SessionStarted:
-    return SessionStarted(
-        run_id=record.run_id,
-        session=record.origin.session,
-        num_rounds=record.num_rounds,
-        parent_version=record.origin.parent_version,
-        trigger=record.origin.trigger,
-        request_id=record.origin.request_id,
-        production=setup.store.get_latest_version(Stage.PRODUCTION),
-        staging=setup.store.get_latest_version(Stage.STAGING),
-    )

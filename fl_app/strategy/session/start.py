@@ -1,44 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a session is started, resumed, or finished if only its queue is left."""
+"""How a session is started or resumed, and how what earlier ones have left is finished."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app.strategy.checkpoints.backlog import CHECKPOINTS
-from fl_app.strategy.checkpoints.folder import SessionFolder, set_apart
-from fl_app.strategy.checkpoints.plain_json import NotPlainError, encode
-from fl_app.strategy.checkpoints.record import Checkpoint, SessionRecord
-from fl_app.strategy.checkpoints.round_files import RoundFiles
-from fl_app.strategy.checkpoints.round_store import RoundStore
+from fl_app.strategy.checkpoints.folder import (
+    CHECKPOINTS,
+    SESSION_FILE,
+    SessionFolder,
+    folder_lock,
+    session_folders,
+    set_apart,
+)
+from fl_app.strategy.checkpoints.record import (
+    Checkpoint,
+    NotPlainError,
+    SessionRecord,
+    encode,
+    read_file,
+)
+from fl_app.strategy.checkpoints.round_store import RoundFiles, RoundStore
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 from fl_app.strategy.errors import CheckpointError, ResumeError
-from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_app.strategy.finish.evaluation import EvaluateFn, score_source
 from fl_app.strategy.finish.finisher import Finisher, LastSteps
-from fl_app.strategy.finish.provenance import run_tags
-from fl_app.strategy.finish.score_sources import score_source
-from fl_app.strategy.finish.scores import Scores
-from fl_app.strategy.round.closed_round import ClosedRound
-from fl_app.strategy.round.round_in_hand import RoundInHand
+from fl_app.strategy.finish.staging import run_tags
+from fl_app.strategy.round.state import ClosedRound, RoundInHand
 from fl_app.strategy.session.outbox import AWAY
-from fl_app.strategy.session.resume import Interrupted
-from fl_app.strategy.setup import Setup
-from fl_app.wire.schema import array_rows, fits, schema_of
-from fl_registry import Lease, LeaseLost, RegistryError, Stage
-from fl_registry.tracking_checks import logged_texts
+from fl_app.strategy.setup import Resume, Setup
+from fl_app.wire.arrays import array_rows, fits, schema_of
+from fl_registry import Lease, LeaseLost, RegistryError
+from fl_registry.tracking import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 
 FOLDER_TAG = "checkpoint"
 """Tag of a session's MLflow run: the name of its folder."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A session on disk that no process runs; its folder is locked by this one.
+
+    Attributes
+    ----------
+    folder : SessionFolder
+        Its folder.
+    rounds : tuple[Checkpoint, ...]
+        Its rounds, from round 0, which is what it started with.
+    """
+
+    folder: SessionFolder
+    rounds: tuple[Checkpoint, ...]
+
+    def is_resumable(self, request_id: str) -> bool:
+        """Whether it served this request, and its process ended in the middle."""
+        record = self.folder.record
+        begun = bool(record.run_id and self.rounds)
+        return begun and record.state == "training" and record.origin.request_id == request_id
+
+    @property
+    def waiting(self) -> list[Checkpoint]:
+        """The rounds that are closed and not finished, oldest first."""
+        return [checkpoint for checkpoint in self.rounds if checkpoint.phase == "closed"]
+
+
+def lock_interrupted(home: Path, model: str) -> list[Interrupted]:
+    """Return the sessions of a model that no process runs, the newest first, and lock them.
+
+    One whose files are damaged is set apart with a warning.
+    """
+    sessions = []
+    for path in session_folders(home, model):
+        lock = folder_lock(path)
+        try:
+            lock.acquire()
+            folder = SessionFolder(path, read_file(path / SESSION_FILE, SessionRecord), lock)
+            sessions.append(Interrupted(folder, RoundFiles(path).load()))
+        except TimeoutError:
+            continue  # another process runs it
+        except CheckpointError as error:
+            logger.warning("%s cannot be read and is set apart: %s", set_apart(path), error)
+            lock.release()
+    return sorted(sessions, key=lambda each: each.folder.record.started, reverse=True)
+
+
+def is_cut_short(home: Path, model: str, request_id: str = "") -> bool:
+    """Return whether a session that served this request, or none, can be resumed."""
+    sessions = lock_interrupted(home, model)
+    for each in sessions:
+        each.folder.release()
+    return any(each.is_resumable(request_id) for each in sessions)
+
+
+def choose(
+    sessions: Sequence[Interrupted], now: SessionRecord, resume: Resume
+) -> Interrupted | None:
+    """Return the session to resume; None to start a new one.
+
+    Raises
+    ------
+    ResumeError
+        There is none, though one is required.
+    """
+    why = []
+    for each in sessions:
+        if not each.is_resumable(now.origin.request_id):
+            continue
+        differences, newest = each.folder.record.differences(now), each.rounds[-1]
+        if resume.mode == "require":
+            missing = newest.inner.missing
+            differences += [f"{at.strip('/')} of its strategy is not on disk" for at in missing]
+        if resume.mode != "fresh" and not differences:
+            return each
+        # With other settings it is not resumed: a run that is half of one and half of another
+        # learning rate is neither. Settings that shape no model are not compared (`ignoring`).
+        why.append("; ".join(differences) or "a fresh one is requested")
+        last = newest.closed.round
+        logger.warning("the session interrupted in round %d is not resumed: %s", last, why[-1])
+    if resume.mode == "require":
+        raise ResumeError(
+            f"No session of {now.model!r} can be resumed here"
+            + (f": {why[0]}" if why else ", since none was interrupted")
+            + "; use resume='auto' to start a new one then."
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -77,7 +173,9 @@ class Start:
     def record(self) -> SessionRecord:
         """Return the record of the session, if it is a new one."""
         setup, origin = self.setup, self.setup.session.origin
-        texts = logged_texts(setup.params)  # the file stays for as long as the session waits
+        inner = {"strategy": type(setup.strategy).__name__}
+        # Logged texts have no secrets: the file stays for as long as the session waits.
+        texts = logged_texts({**inner, **setup.session.params})
         settings = {
             **{f"strategy{place}": value for place, value in self.memory.settings.items()},
             **{f"{name}-config": encode(config) for name, config in self.configs.items()},
@@ -89,7 +187,7 @@ class Start:
             num_rounds=self.num_rounds,
             chain=self.memory.chain,
             arrays=array_rows(schema_of(self.arrays)),
-            settings=setup.resume.compared(settings),
+            settings={k: v for k, v in settings.items() if k not in setup.resume.ignoring},
             tags=run_tags(origin, self.flower_run_id, setup.metric),
             params={**texts, "num-server-rounds": str(self.num_rounds)},
             holdout=setup.model.holdout,
@@ -126,10 +224,10 @@ class Start:
         # crash would mean a new session. Params, data and the first scores are logged while nodes
         # train, from the session's record, so that a process that resumes it logs the same.
         first = Checkpoint(closed, "done", self.memory.take(), files=saved)
-        rounds = self._rounds(folder, first)
+        rounds, finisher = self._parts(folder, first, self.evaluate_fn)
         folder.note(run_id=str(run.info.run_id))  # before there is a round to resume from
         rounds.save(closed, "done")
-        return rounds, self._finisher(rounds, self.evaluate_fn), self._hand(rounds, record.tags)
+        return rounds, finisher, self._hand(rounds, record.tags)
 
     def resumed(self, cut: Interrupted) -> tuple[RoundStore, Finisher, RoundInHand]:
         """Resume a session: its MLflow run, its arrays, and the state of its strategy.
@@ -142,8 +240,8 @@ class Start:
             The state is of another strategy.
         """
         newest, folder, record = cut.rounds[-1], cut.folder, cut.folder.record
-        files = RoundFiles(folder.path)
-        inner, arrays = files.inner(newest), files.arrays(newest)
+        inner = RoundFiles(folder.path).inner(newest)
+        whole = replace(_with_arrays(folder, newest), inner=inner)
         try:
             self.memory.put_back(inner)
         except NotPlainError as error:
@@ -153,8 +251,7 @@ class Start:
         for name, config in newest.configs.items():
             self.configs[name].clear()
             self.configs[name].update(config)
-        whole = replace(newest, inner=inner, closed=replace(newest.closed, arrays=arrays))
-        rounds = self._rounds(folder, whole)
+        rounds, finisher = self._parts(folder, whole, self.evaluate_fn)
         hand = self._hand(rounds, {**record.tags, "flower_run_id": self.flower_run_id})
         for checkpoint in cut.rounds[1:]:  # round 0 is what the session started with
             hand.resume(checkpoint.closed, aggregated_only=checkpoint.phase == "aggregated")
@@ -163,7 +260,6 @@ class Start:
         hand.offset = newest.closed.round - (newest.phase == "aggregated")
         tag = {f"resumed_after_round.{hand.offset}": self.flower_run_id}
         self.setup.tracker.start_run(run_id=record.run_id, tags=tag)
-        finisher = self._finisher(rounds, self.evaluate_fn)
         finisher.resume(cut.rounds, hand.offset)
         logger.info(
             "resuming the session of MLflow run %s, which was interrupted in round %d of %d",
@@ -200,47 +296,40 @@ class Start:
 
     def _finish_rounds(self, left: Interrupted) -> None:
         """Finish the waiting rounds of an earlier session, and its last steps."""
-        newest, folder, setup = left.rounds[-1], left.folder, self.setup
-        arrays = RoundFiles(folder.path).arrays(newest)
-        rounds = self._rounds(folder, replace(newest, closed=replace(newest.closed, arrays=arrays)))
+        folder, record, setup = left.folder, left.folder.record, self.setup
+        newest = _with_arrays(folder, left.rounds[-1])
         # Its model is scored only if it has the arrays of the present one, and on the same data.
-        same_model = not (self.arrays or folder.record.arrays) or fits(
-            arrays, schema_of(self.arrays)
-        )
-        same_data = folder.record.source == score_source(self.evaluate_fn, setup.model.holdout)
-        finisher = self._finisher(rounds, self.evaluate_fn if same_model and same_data else None)
+        arrays = newest.closed.arrays or ArrayRecord()
+        same_model = not (self.arrays or record.arrays) or fits(arrays, schema_of(self.arrays))
+        same_data = record.source == score_source(self.evaluate_fn, setup.model.holdout)
+        evaluate_fn = self.evaluate_fn if same_model and same_data else None
+        _, finisher = self._parts(folder, newest, evaluate_fn)
         finisher.resume(left.rounds, 0)
-        staging = setup.store.get_latest_version(Stage.STAGING)
-        finisher.best = finisher.scores.better(finisher.best, staging)
-        if not folder.record.described:
+        finisher.compare_staging()
+        if not record.described:
             finisher.begin()
         if left.waiting:
             logger.info("%d rounds of an earlier session are finished now", len(left.waiting))
         for checkpoint in left.waiting:
             finisher.work(checkpoint)
-        if folder.record.state == "left":
+        if record.state == "left":
             finisher.end(LastSteps(promote=setup.shadow is None))
 
-    def _rounds(self, folder: SessionFolder, newest: Checkpoint) -> RoundStore:
-        setup = self.setup
-        return RoundStore(
-            folder,
-            RoundFiles(folder.path),
-            self.memory,
-            self.configs,
-            newest,
-            health=setup.session.health,
-            model=setup.model.description,
-        )
-
-    def _finisher(self, rounds: RoundStore, evaluate_fn: EvaluateFn | None) -> Finisher:
-        setup, schema = self.setup, schema_of(rounds.newest_arrays)
-        scores = Scores(setup.store, rounds, evaluate_fn, schema, setup.metric, setup.mode)
-        return Finisher(setup, rounds, scores, self.lease)
+    def _parts(
+        self, folder: SessionFolder, newest: Checkpoint, evaluate_fn: EvaluateFn | None
+    ) -> tuple[RoundStore, Finisher]:
+        rounds = RoundStore(folder, self.setup, self.memory, self.configs, newest)
+        return rounds, Finisher(self.setup, rounds, evaluate_fn, self.lease)
 
     def _hand(self, rounds: RoundStore, tags: Mapping[str, str]) -> RoundInHand:
         arrays = rounds.newest_arrays
         return RoundInHand(self.num_rounds, tags, schema_of(arrays), arrays)
+
+
+def _with_arrays(folder: SessionFolder, checkpoint: Checkpoint) -> Checkpoint:
+    """Return a round of a session with its arrays, read from their file."""
+    arrays = RoundFiles(folder.path).arrays(checkpoint)
+    return replace(checkpoint, closed=replace(checkpoint.closed, arrays=arrays))
 
 
 def end_run(setup: Setup, status: str, seconds: float | None = None) -> bool:

@@ -6,133 +6,65 @@ Nobody trains in them. What follows from the result is done by the session.
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from flwr.app import ArrayRecord, Message
-from pydantic import Field
+from flwr.app import ArrayRecord, Message, MetricRecord
+from pydantic_core import to_json
 
-from fl_app.settings import Key, check_settings
-from fl_app.strategy.checkpoints.arrays_file import load_round
+from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.errors import TooFewNodesError
-from fl_app.strategy.finish.console import shadow_line
+from fl_app.strategy.finish.reporting import shadow_line
 from fl_app.strategy.records import DECIDED, ShadowReport
-from fl_app.strategy.round.closed_round import node_scores
-from fl_app.strategy.shadow.messages import (
-    ARMS,
-    Arm,
-    NodeEvaluation,
-    Replies,
-    carries,
-    request_both,
-    request_one_each,
-    size,
-)
-from fl_app.strategy.shadow.scores import SHADOW_SCORES, Paired, ShadowScores
-from fl_app.wire.schema import Schema, fits
+from fl_app.strategy.round.state import NodeScore, node_scores
+from fl_app.strategy.setup import Setup, ShadowEvaluation
+from fl_app.strategy.shadow.messages import Couple, NodeEvaluation, carries, couples, node_of, size
+from fl_app.wire.arrays import Schema, fits
 from fl_registry import ModelStore, RegistryError, Stage
-from fl_registry.gates.sequential import fewest_differences
+from fl_registry.gates.paired import SequentialResult, fewest_differences, sequential_test
+from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
-
-@dataclass(frozen=True)
-class ShadowEvaluation:
-    """Have the nodes score the version that waits for approval beside the one in Production.
-
-    After the last training round up to ``rounds`` rounds of evaluate messages follow. The inner
-    strategy samples the nodes; each of them gets its message twice, once with either model. A
-    test that may look after each round decides: better, worse, or undecided while it cannot.
-
-    Parameters
-    ----------
-    rounds : int
-        Most rounds in which nodes compare a version that waits for approval with Production.
-        Rounds of earlier sessions count.
-    confidence : float
-        One minus the probability of a decision between equally good models. A decision needs at
-        least 6 nodes at 0.95, 5 at 0.9 and 4 at 0.8.
-    ab_test : bool
-        Each node scores only one of the two models; needs many more nodes. For nodes that cannot
-        hold both. They are paired at random, and the data of the two differ as well.
-    fresh_data : bool
-        True if nodes evaluate on data that are new each time, such as those of the last day: then
-        a node counts anew as its data digest changes. By default it counts once, since data of
-        which a part has changed would tell the same again.
-
-    Raises
-    ------
-    SettingError
-        If ``rounds`` or ``confidence`` is out of range.
-    """
-
-    rounds: Annotated[int, Field(ge=1), Key("shadow-rounds", off=0)] = 3
-    confidence: Annotated[float, Field(gt=0, lt=1), Key("shadow-confidence")] = 0.95
-    ab_test: Annotated[bool, Key("shadow-ab-test")] = False
-    fresh_data: bool = False
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-def find_pair(store: ModelStore) -> tuple[str, str] | str:
-    """Return the version that waits for approval and the one in Production, or what is missing."""
-    champion = store.get_latest_version(Stage.PRODUCTION)
-    if champion is None:
-        return "there is no version in Production to compare with"
-    candidate = store.get_latest_version(Stage.STAGING)
-    if candidate is None or store.get_version(candidate).tags.get("approval") != "pending":
-        return "no version waits for approval"
-    return candidate, champion
+SHADOW_SCORES = "shadow_scores"
+"""Tag of a version: its scores on the nodes beside Production's, round by round."""
+ARMS = ("candidate", "champion")
+_LARGEST = 90_000  # characters; MLflow takes 100,000
 
 
 def shadow_rounds(
-    settings: ShadowEvaluation | None,
-    store: ModelStore,
-    *,
-    metric: str | None,
-    mode: str,
-    schema: Schema,
-    evaluation: NodeEvaluation,
-) -> Iterable[ShadowReport]:
-    """Return the rounds that a session ends with; iterating over their reports runs them.
+    setup: Setup, evaluation: NodeEvaluation, schema: Schema
+) -> Iterator[ShadowReport]:
+    """Run the rounds that a session ends with, and return a report after each.
 
     Scores of earlier sessions are read from the candidate's tag if it is the same comparison. There
     are no rounds, and a line in the log, if there are no two versions to compare.
     """
+    settings, metric, store = setup.shadow, setup.metric, setup.store
     if settings is None or metric is None:
-        return ()
-    pair = find_pair(store)
-    if isinstance(pair, str):
-        logger.info("no shadow evaluation: %s", pair)
-        return ()
-    scores = ShadowScores(*pair, metric, mode, settings.ab_test)
-    scores = scores.resumed(store.get_version(scores.candidate).tags.get(SHADOW_SCORES, ""))
-    return ShadowRounds(settings, store, scores, load_models(store, scores, schema), evaluation)
-
-
-def load_models(
-    store: ModelStore, scores: ShadowScores, schema: Schema
-) -> dict[Arm, ArrayRecord] | str:
-    """Return the arrays of both versions, or why they cannot be compared."""
-    models = {}
-    for arm, version in zip(ARMS, (scores.candidate, scores.champion), strict=True):
-        try:
-            models[arm] = load_round(store.weights_path(version))
-        except RegistryError as error:
-            return f"version {version} cannot be loaded: {error}"
-        if not fits(models[arm], schema):
-            return f"version {version} has other arrays than this session's model"
-    return models
+        return
+    champion = store.get_latest_version(Stage.PRODUCTION)
+    if champion is None:
+        logger.info("no shadow evaluation: there is no version in Production to compare with")
+        return
+    candidate = store.get_latest_version(Stage.STAGING)
+    tags = {} if candidate is None else store.get_version(candidate).tags
+    if candidate is None or tags.get("approval") != "pending":
+        logger.info("no shadow evaluation: no version waits for approval")
+        return
+    scores = ShadowScores(candidate, champion, metric, setup.mode, settings.ab_test)
+    scores = scores.resumed(tags.get(SHADOW_SCORES, ""))
+    yield from ShadowRounds(settings, store, evaluation, scores).run(schema)
 
 
 @dataclass
 class ShadowRounds:
-    """The rounds of one comparison; iterating runs them and returns a report after each.
+    """The rounds of one comparison.
 
     Attributes
     ----------
@@ -140,66 +72,76 @@ class ShadowRounds:
         How it is done.
     store : ModelStore
         Where the scores are saved, in a tag of the candidate.
-    scores : ShadowScores
-        The scores so far; each round adds to them.
-    models : Mapping[str, ArrayRecord] | str
-        The arrays of ``candidate`` and ``champion``, or why there are none.
     evaluation : NodeEvaluation
         How nodes evaluate.
+    scores : ShadowScores
+        The scores so far; each round adds to them.
     total_bytes : int
         Bytes of all records that were sent and received.
     """
 
     settings: ShadowEvaluation
     store: ModelStore
-    scores: ShadowScores
-    models: Mapping[Arm, ArrayRecord] | str
     evaluation: NodeEvaluation
+    scores: ShadowScores
     total_bytes: int = 0
     _repeating: set[str] = field(default_factory=set)  # nodes whose data were counted
     _chance: random.Random = field(default_factory=random.Random)
 
-    def __iter__(self) -> Iterator[ShadowReport]:
+    def run(self, schema: Schema) -> Iterator[ShadowReport]:
         """Run rounds until the test decides or no node can add a score."""
-        if isinstance(self.models, str):
-            yield self._report(why=self.models)
-            return
+        models: list[ArrayRecord] = []
+        for version in (self.scores.candidate, self.scores.champion):
+            try:
+                models.append(load_array_record(self.store.weights_path(version)))
+            except RegistryError as error:
+                yield self._report(why=f"version {version} cannot be loaded: {error}")
+                return
+            if not fits(models[-1], schema):
+                why = f"version {version} has other arrays than this session's model"
+                yield self._report(why=why)
+                return
         report = self._report(why=self._why_to_stop())
         if report.why:
             yield report
         while not report.why:
-            report = self._round(self.models)
+            report = self._round(*models)
             yield report
 
-    def _round(self, models: Mapping[Arm, ArrayRecord]) -> ShadowReport:
+    def _round(self, candidate: ArrayRecord, champion: ArrayRecord) -> ShadowReport:
         """Send both models, wait for the replies, count them and test."""
+        metric = self.scores.metric
         try:
-            messages = self.evaluation.messages(models["candidate"])
+            messages = self.evaluation.messages(candidate)
         except TooFewNodesError as error:
             return self._report(why=str(error))
         if not messages:
             return self._report(why="the inner strategy samples no node to evaluate")
-        if not all(carries(message, models["candidate"]) for message in messages):
+        if not all(carries(message, candidate) for message in messages):
             return self._report(why="the inner strategy's messages hold other arrays")
-        if self.settings.ab_test:
-            requests = request_one_each(messages, models, self._done(), self._chance)
-        else:
-            requests = request_both(messages, models, self._done())
-        sent = [request.message for request in requests]
+        chance = self._chance if self.settings.ab_test else None
+        requests = couples(messages, candidate, champion, self._done(), chance)
+        sent = list(itertools.chain(*requests))
         got = self.evaluation.send(sent)
-        replies = Replies(requests, got, self.scores.metric)
-        self.evaluation.aggregate(replies.of("candidate"))
-        pairs = self._new_pairs(replies)
+        about = {request.metadata.message_id for request, _ in requests}
+        self.evaluation.aggregate([m for m in got if m.metadata.reply_to_message_id in about])
+        pairs = self._new_pairs(requests, got)
         self.scores = self.scores.with_round(pairs)
         self.store.set_version_tags(self.scores.candidate, {SHADOW_SCORES: self.scores.as_tag()})
-        why = self._why_to_stop() or self._why_useless(got)
+        why = self._why_to_stop()
+        if not (why or node_scores(got, metric) or all(message.has_error() for message in got)):
+            why = f"no node reports {metric!r}"
         self.total_bytes += (extra_bytes := size(sent) + size(got))
         return self._report(pairs, extra_bytes, why=why)
 
-    def _new_pairs(self, replies: Replies) -> list[Paired]:
+    def _new_pairs(self, requests: Sequence[Couple], got: Sequence[Message]) -> list[Paired]:
         """Return the pairs on data that were not counted yet, and log why others are left out."""
+        # A reply is matched by the id of the message that it answers, which errors have too. The
+        # message itself does not say which of the two models it brings.
+        replies = {message.metadata.reply_to_message_id: message for message in got}
         pairs: list[Paired] = []
-        for pair in replies.pairs():
+        for couple in requests:
+            pair = _pair(couple, replies, self.scores.metric)
             if isinstance(pair, str):
                 logger.warning("shadow evaluation: %s; not counted", pair)
                 continue
@@ -226,19 +168,12 @@ class ShadowRounds:
             return DECIDED
         if len(self.scores.rounds) >= self.settings.rounds:
             return f"the budget of {self.settings.rounds} rounds is spent"
-        done, fewest = self._done(), fewest_differences(self.settings.confidence)
-        left = self.evaluation.nodes() - done
-        if done and len(left) < (2 if self.settings.ab_test else 1):
-            what = "pairs" if self.settings.ab_test else "nodes"
-            return (
-                f"all connected nodes were counted, and {fewest} {what} are the fewest that decide"
-            )
+        done, connected = self._done(), set(map(str, self.evaluation.grid.get_node_ids()))
+        needed, what = (2, "pairs") if self.settings.ab_test else (1, "nodes")
+        if done and len(connected - done) < needed:
+            fewest = f"{fewest_differences(self.settings.confidence)} {what}"
+            return f"all connected nodes were counted, and {fewest} are the fewest that decide"
         return ""
-
-    def _why_useless(self, got: Sequence[Message]) -> str:
-        answers = [message for message in got if not message.has_error()]
-        useless = bool(answers) and not node_scores(answers, self.scores.metric)
-        return f"no node reports {self.scores.metric!r}" if useless else ""
 
     def _report(
         self, pairs: Sequence[Paired] = (), extra_bytes: int = 0, *, why: str
@@ -261,3 +196,127 @@ class ShadowRounds:
         if why or extra_bytes:
             logger.info("%s", shadow_line(report))
         return report
+
+
+def _pair(couple: Couple, replies: Mapping[str, Message], metric: str) -> Paired | str:
+    """Return the scores in the replies to two messages, or why there are none."""
+    scores: list[NodeScore] = []
+    for arm, request in zip(ARMS, couple, strict=True):
+        score = _score(replies.get(request.metadata.message_id), metric)
+        if isinstance(score, str):
+            return f"node {node_of(request)}, on the {arm}: {score}"
+        scores.append(score)
+    nodes = tuple(dict.fromkeys(map(node_of, couple)))
+    keys = tuple(score.key for score in scores)
+    if len(nodes) == 1 and keys[0] != keys[1]:
+        return f"node {nodes[0]}: its data changed between its two answers"
+    return Paired(scores[0].score, scores[1].score, nodes, keys[: len(nodes)])
+
+
+def _score(reply: Message | None, metric: str) -> NodeScore | str:
+    """Return the score in a reply, or what is wrong with it."""
+    if reply is None:
+        return "no answer in time"
+    if reply.has_error():
+        return one_line(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
+    if scores := node_scores([reply], metric):
+        return scores[0]
+    seen = next(iter(reply.content.metric_records.values()), MetricRecord())
+    return one_line(f"no {metric!r} in the answer, but {sorted(seen)}")
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Scores of candidate and champion that may be compared.
+
+    Attributes
+    ----------
+    candidate, champion : float
+        The metric; not finite where the model has none on these data.
+    nodes : tuple[str, ...]
+        The node that scored both, or the two that scored one each, the candidate's first.
+    keys : tuple[str, ...]
+        `NodeScore.key` of each of them.
+    """
+
+    candidate: float
+    champion: float
+    nodes: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    def difference(self, mode: str) -> float:
+        """Return by how much the candidate is better; a missing score is worse than any score."""
+        # Without this, a candidate that fails on some nodes would be judged by the others only.
+        fine = math.isfinite(self.candidate), math.isfinite(self.champion)
+        if not all(fine):
+            return 0.0 if fine[0] == fine[1] else math.inf if fine[0] else -math.inf
+        gain = self.candidate - self.champion
+        return gain if mode == "max" else -gain
+
+
+@dataclass(frozen=True)
+class ShadowScores:
+    """All scores of a candidate beside a champion's so far.
+
+    Attributes
+    ----------
+    candidate, champion : str
+        The two versions.
+    metric, mode : str
+        What is compared, and whether more (``max``) or less (``min``) of it is better.
+    ab_test : bool
+        Whether each node scores one of the two only.
+    rounds : tuple[tuple[Paired, ...], ...]
+        The new pairs of each round.
+    """
+
+    candidate: str
+    champion: str
+    metric: str
+    mode: str
+    ab_test: bool = False
+    rounds: tuple[tuple[Paired, ...], ...] = ()
+
+    def with_round(self, pairs: Sequence[Paired]) -> ShadowScores:
+        """Return these scores with those of one more round."""
+        return replace(self, rounds=(*self.rounds, tuple(pairs)))
+
+    def test(self, confidence: float) -> SequentialResult:
+        """Return the result of the sequential test."""
+        differences = [[pair.difference(self.mode) for pair in pairs] for pairs in self.rounds]
+        return sequential_test(differences, confidence=confidence)
+
+    def nodes(self) -> set[str]:
+        """Return the nodes that were counted."""
+        return {node for pair in itertools.chain(*self.rounds) for node in pair.nodes}
+
+    def keys(self) -> set[str]:
+        """Return the keys of the data that were counted, by `NodeScore.key`."""
+        return {key for pair in itertools.chain(*self.rounds) for key in pair.keys}
+
+    def as_tag(self) -> str:
+        """Return the scores as JSON; without the rounds if a tag could not hold them."""
+        rows = [[list(vars(pair).values()) for pair in pairs] for pairs in self.rounds]
+        text = to_json({**self._comparison(), "rounds": rows}, inf_nan_mode="null").decode()
+        return text if len(text) <= _LARGEST else json.dumps(self._comparison())
+
+    def resumed(self, tag: str) -> ShadowScores:
+        """Return these scores with the rounds in a tag, if it is of the same comparison."""
+        try:
+            theirs, mine = json.loads(tag), self._comparison()
+            if {key: theirs.get(key) for key in mine} != mine:
+                return self
+            rounds = tuple(tuple(_paired(*row) for row in rows) for rows in theirs["rounds"])
+        except (ValueError, TypeError, KeyError, AttributeError):  # any MLflow user may write tags
+            return self
+        return replace(self, rounds=rounds)
+
+    def _comparison(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "rounds"}
+
+
+def _paired(
+    candidate: float | None, champion: float | None, nodes: list[str], keys: list[str]
+) -> Paired:
+    new, old = (math.nan if score is None else float(score) for score in (candidate, champion))
+    return Paired(new, old, tuple(map(str, nodes)), tuple(map(str, keys)))

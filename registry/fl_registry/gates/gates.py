@@ -5,19 +5,111 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fl_registry.gates.paired import FEWEST, ExampleScores, bootstrap_interval, mcnemar
-from fl_registry.records import Decision, Evidence, Policy, Results, Verdict
+from fl_registry.gates.paired import FEWEST, ExampleScores, Results, bootstrap_interval, mcnemar
 from fl_registry.stages import Stage
-from fl_registry.version_tags import as_number
 
 _STAGES = (Stage.STAGING, Stage.PRODUCTION)
 _NAMED = 3  # classes or nodes listed in one reason
 _ROUNDING = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of one gate for a candidate.
+
+    Attributes
+    ----------
+    gate : str
+        The gate.
+    passed : bool
+        Whether the candidate passes.
+    reason : str
+        Why.
+    note : str
+        What the score that it was compared with is, where that is not a fresh one on the same data.
+    needs_person : bool
+        Whether it passes only since nothing could be compared, so that a person must confirm it.
+    """
+
+    gate: str
+    passed: bool
+    reason: str
+    note: str = ""
+    needs_person: bool = False
+
+    def __str__(self) -> str:
+        """Return the reason, with the note in brackets."""
+        return f"{self.reason} ({self.note})" if self.note else self.reason
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers that gates look at.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, float]
+        The candidate's metrics.
+    champion : Mapping[str, float] | None
+        The production version scored on the same data; None where there is no production yet.
+    best : Mapping[str, float] | None
+        The best candidate so far on the same data; None for the first one.
+    champion_note, best_note : str
+        What these scores are where they are not fresh ones on the same data. Where the metric is
+        missing as well, this is why nothing can be compared, and a person must decide.
+    results, champion_results : Results | None
+        Results of both on each example of that data; None where they are not known.
+    nodes, champion_nodes : Mapping[str, Mapping[str, float]]
+        Metrics of both on each node's own data, by the digest of that data.
+    looks : int
+        How many candidates are compared with the champion on that data; a session has one a round.
+    """
+
+    metrics: Mapping[str, float]
+    champion: Mapping[str, float] | None = None
+    best: Mapping[str, float] | None = None
+    results: Results | None = None
+    champion_results: Results | None = None
+    nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    champion_nodes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    looks: int = 1
+    champion_note: str = ""
+    best_note: str = ""
+
+
+Gate = Callable[[Evidence], Verdict]
+Policy = Mapping[Stage, Sequence[Gate]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The stage a candidate has earned, with every verdict that led there."""
+
+    stage: Stage
+    verdicts: tuple[Verdict, ...]
+    reason: str
+
+    @property
+    def why(self) -> str:
+        """The verdict that decided (the first refusal, else the last one), and all notes."""
+        if not self.verdicts:
+            return self.reason
+        refused = [verdict for verdict in self.verdicts if not verdict.passed]
+        decisive = refused[0] if refused else self.verdicts[-1]
+        notes = [verdict.note for verdict in self.verdicts if verdict.note]
+        return "; ".join(dict.fromkeys([decisive.reason, *notes]))
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a person must confirm it, whatever the rule for approval is."""
+        return any(verdict.needs_person for verdict in self.verdicts)
 
 
 @dataclass(frozen=True)
@@ -37,36 +129,32 @@ class Finite:
 class _Threshold:
     metric: str
     threshold: float
+    _passes: ClassVar[Callable[[float, float], bool]]
+    _verbs: ClassVar[tuple[str, str]]  # where it does not pass, and where it does
 
     def __post_init__(self) -> None:
-        _check_number(self.threshold, "threshold")
+        _check(threshold=self.threshold)
 
-    def _verdict(
-        self, evidence: Evidence, passes: Callable[[float, float], bool], yes: str, no: str
-    ) -> Verdict:
+    def __call__(self, evidence: Evidence) -> Verdict:
         name = f"{type(self).__name__}({self.metric})"
         value = _finite(evidence.metrics, self.metric)
         if value is None:
             return _absent(name, evidence.metrics, self.metric)
-        passed = passes(value, self.threshold)
+        passed = type(self)._passes(value, self.threshold)
         got, bound = _words(value, self.threshold)
-        return Verdict(name, passed, f"{self.metric} {got} {yes if passed else no} {bound}")
+        return Verdict(name, passed, f"{self.metric} {got} {self._verbs[passed]} {bound}")
 
 
-@dataclass(frozen=True)
 class AtLeast(_Threshold):
     """Passes when `metric` is `threshold` or more."""
 
-    def __call__(self, evidence: Evidence) -> Verdict:
-        return self._verdict(evidence, operator.ge, "is at least", "is below")
+    _passes, _verbs = operator.ge, ("is below", "is at least")
 
 
-@dataclass(frozen=True)
 class AtMost(_Threshold):
     """Passes when `metric` is `threshold` or less."""
 
-    def __call__(self, evidence: Evidence) -> Verdict:
-        return self._verdict(evidence, operator.le, "is at most", "is above")
+    _passes, _verbs = operator.le, ("is above", "is at most")
 
 
 @dataclass(frozen=True)
@@ -85,7 +173,7 @@ class BestSoFar:
     mode: str = "max"
 
     def __post_init__(self) -> None:
-        _check_mode(self.mode)
+        _check(self.mode)
 
     def __call__(self, evidence: Evidence) -> Verdict:
         name, value = f"BestSoFar({self.metric})", _finite(evidence.metrics, self.metric)
@@ -133,8 +221,7 @@ class BeatsChampion:
     confidence: float | None = 0.95
 
     def __post_init__(self) -> None:
-        _check_number(self.margin, "margin")
-        _check_mode(self.mode)
+        _check(self.mode, margin=self.margin)
         if self.confidence is not None and not 0 < self.confidence < 1:
             raise ValueError(
                 f"The confidence of a gate must lie between 0 and 1, not be {self.confidence}."
@@ -224,8 +311,7 @@ class NoRegression:
     mode: str = "max"
 
     def __post_init__(self) -> None:
-        _check_number(self.margin, "margin")
-        _check_mode(self.mode)
+        _check(self.mode, margin=self.margin)
         if self.margin < 0 or self.by not in ("class", "node"):
             raise ValueError(
                 'NoRegression expects a margin of 0 or more and by="class" or by="node", not '
@@ -236,7 +322,7 @@ class NoRegression:
         name = f"NoRegression({self.metric} by {self.by})"
         if evidence.champion is None:
             return Verdict(name, True, "there is no production version to fall below")
-        pairs = self._of_classes(evidence) if self.by == "class" else self._of_nodes(evidence)
+        pairs = self._pairs(evidence, evidence.champion)
         if not pairs and evidence.champion_note:
             return _left_to_a_person(name, f"no {self.by} is compared", evidence.champion_note)
         if not pairs:
@@ -257,15 +343,17 @@ class NoRegression:
         reason = f"more than {_number(self.margin)} of {self.metric} is lost: "
         return Verdict(name, False, f"{reason}{', '.join(parts)}{more}")
 
-    def _of_classes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
-        prefix, champion = f"{self.metric}/", evidence.champion or {}
-        names = [key for key in champion if str(key).startswith(prefix)]
-        return {
-            key.removeprefix(prefix): (_finite(evidence.metrics, key), _finite(champion, key))
-            for key in names
-        }
-
-    def _of_nodes(self, evidence: Evidence) -> dict[str, tuple[float | None, float | None]]:
+    def _pairs(
+        self, evidence: Evidence, champion: Mapping[str, float]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        """Return both scores by class or node; None for what is not a finite number."""
+        if self.by == "class":
+            prefix, new = f"{self.metric}/", evidence.metrics
+            return {
+                key.removeprefix(prefix): (_finite(new, key), _finite(champion, key))
+                for key in champion
+                if str(key).startswith(prefix)
+            }
         return {
             node: (_finite(evidence.nodes[node], self.metric), _finite(old, self.metric))
             for node, old in evidence.champion_nodes.items()
@@ -308,8 +396,10 @@ def decide_stage(policy: Policy, evidence: Evidence) -> Decision:
 
 
 def _finite(metrics: Mapping[str, float], name: str) -> float | None:
-    number = as_number(metrics.get(name))
-    return number if number is not None and math.isfinite(number) else None
+    """Return a metric as a float; None where it is missing or not a finite number."""
+    value: Any = metrics.get(name)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def _absent(
@@ -345,11 +435,9 @@ def _number(value: float) -> str:
     return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
-def _check_number(value: float, what: str) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"The {what} of a gate must be a finite number, not {value}.")
-
-
-def _check_mode(mode: str) -> None:
+def _check(mode: str = "max", **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"The {name} of a gate must be a finite number, not {value}.")
     if mode not in ("max", "min"):
         raise ValueError(f'The mode of a gate must be "max" or "min", not {mode!r}.')

@@ -13,15 +13,17 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, time
+from functools import reduce
+from typing import TypeGuard
 
 from fl_registry.errors import InvalidName, RegistryError
 from fl_registry.journal.lease import Lease
-from fl_registry.redaction import redact
+from fl_registry.redaction import one_line
 from fl_registry.stages import Move, State, step
 
-_LIMITS = {"actor": 200, "reason": 2000}  # keeps an entry below MLflow's 6,000 characters
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+_LONGEST_ACTOR, _LONGEST_REASON = 200, 2000  # keeps an entry below MLflow's 6,000 characters
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_INTO_PRODUCTION = (Move.PROMOTE, Move.ROLLBACK, Move.ADOPT)
 
 
 class JournalError(RegistryError):
@@ -38,47 +40,47 @@ class JournalError(RegistryError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed move.
+    """One move, committed once it has a place in the journal (see `new_entry`).
 
     Attributes
     ----------
-    number : int
-        Its place in the journal, from 1.
     op : Move
         What was done.
     version : str
         The version that moved.
     displaced : str
-        The version that left the stage for it ("from" in the stored text); empty for none.
+        The version that left the stage for it; empty for none.
     actor, reason : str
         Who did it, and why.
+    epoch : int
+        The lease under which a server moved it by rule; 0 for every other move.
+    approval : str
+        "pending" if the version is put into staging to be approved, "rejected" if a person or a
+        shadow evaluation refused it; empty for every other move.
+    carried : str
+        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
+    number : int
+        Its place in the journal, from 1.
     time : str
         When, in UTC, ISO-8601; never before that of the entry before.
     previous_hash : str
         SHA-256 of the stored text of the entry before; empty for the first.
     id : str
         Unique, also for two equal moves.
-    carried : str
-        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
-    epoch : int
-        The lease under which a server moved it by rule; 0 for every other move.
-    approval : str
-        "pending" if the version is put into staging to be approved, "rejected" if a person or a
-        shadow evaluation refused it; empty for every other move.
     """
 
-    number: int
     op: Move
-    version: str
-    displaced: str
-    actor: str
-    reason: str
-    time: str
-    previous_hash: str
-    id: str
-    carried: str = ""
+    version: str = ""
+    displaced: str = ""
+    actor: str = ""
+    reason: str = ""
     epoch: int = 0
     approval: str = ""
+    carried: str = ""
+    number: int = 0
+    time: str = ""
+    previous_hash: str = ""
+    id: str = ""
 
     def encode(self) -> str:
         """Return the text that is stored, always the same, with a digest of itself.
@@ -86,10 +88,7 @@ class Entry:
         The chain of hashes shows an altered entry by the one after it; the newest has none, so it
         also has a digest of itself.
         """
-        fields = {("from" if k == "displaced" else k): v for k, v in asdict(self).items()}
-        for name in ("epoch", "approval"):
-            if not fields[name]:
-                del fields[name]
+        fields = asdict(self)
         return _line({**fields, "sha256": _digest(_line(fields))})
 
 
@@ -132,6 +131,38 @@ class Ledger:
     state: State = field(default_factory=State)
     page: Page = field(default_factory=Page)
     length: int = 0
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """One stay of a version in production; the next one ends it.
+
+    Attributes
+    ----------
+    id : str
+        That of the journal's entry which began it.
+    number : int
+        The place of that entry in the journal.
+    version : str
+        The version.
+    since : datetime
+        When it began, in UTC.
+    returned : bool
+        Whether the version was brought back: by a rollback, or by an alias that was moved to it.
+    displaced : str
+        The version that left production for it; empty for the first.
+    actor, reason : str
+        Who put it there, and why.
+    """
+
+    id: str
+    number: int
+    version: str
+    since: datetime
+    returned: bool
+    displaced: str = ""
+    actor: str = ""
+    reason: str = ""
 
 
 def read_page(page: Page, known: Ledger | None = None) -> Ledger:
@@ -191,10 +222,7 @@ def read_chain(pages: Sequence[Page]) -> tuple[Entry, ...]:
 
 def fold(entries: Iterable[Entry]) -> State:
     """Return the state that a journal leads to, read from its first entry."""
-    state = State()
-    for entry in entries:
-        state = _after(state, entry)
-    return state
+    return reduce(_after, entries, State())
 
 
 def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
@@ -203,13 +231,37 @@ def production_at(entries: Iterable[Entry], moment: datetime) -> str | None:
     return fold(earlier).production
 
 
+def tenures(entries: Iterable[Entry]) -> tuple[Tenure, ...]:
+    """Return all stays in production, oldest first; the last one has not ended."""
+    stays: list[Tenure] = []
+    been: set[str] = set()
+    for entry in entries:
+        if entry.op not in _INTO_PRODUCTION or (stays and stays[-1].version == entry.version):
+            continue
+        again = entry.op is Move.ROLLBACK or (entry.op is Move.ADOPT and entry.version in been)
+        stays.append(
+            Tenure(
+                id=entry.id,
+                number=entry.number,
+                version=entry.version,
+                since=datetime.fromisoformat(entry.time),
+                returned=again,
+                displaced=entry.displaced,
+                actor=entry.actor,
+                reason=entry.reason,
+            )
+        )
+        been.add(entry.version)
+    return tuple(stays)
+
+
 def touched(entries: Iterable[Entry]) -> list[str]:
     """Return the versions that entries moved, in the order of their numbers."""
     named = {version for entry in entries for version in (entry.version, entry.displaced)}
     return sorted(filter(None, named), key=int)
 
 
-def is_date(value: object) -> bool:
+def is_date(value: object) -> TypeGuard[date | str]:
     """Return whether a value means a day or a moment, and not a version."""
     return isinstance(value, date) or (isinstance(value, str) and bool(_DATE.match(value.strip())))
 
@@ -223,51 +275,35 @@ def as_moment(when: date | str) -> datetime:
         It is not a date.
     """
     try:
-        moment = when if isinstance(when, date) else datetime.fromisoformat(when.strip())
-        if isinstance(when, str) and _DATE.fullmatch(when.strip()):
-            moment = moment.date() if isinstance(moment, datetime) else moment
-    except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(when, str):
+            text = when.strip()
+            parse = date.fromisoformat if _DATE.fullmatch(text) else datetime.fromisoformat
+            when = parse(text)
+        moment = when if isinstance(when, datetime) else datetime.combine(when, time.max)
+    except (ValueError, TypeError) as error:
         raise InvalidName(
             f"{when!r:.60} is not a date; expected one such as '2026-11-23' or "
             "'2026-11-23T14:00:00+00:00'."
         ) from error
-    if not isinstance(moment, datetime):
-        moment = datetime.combine(moment, time.max)
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError:  # at either end of the calendar zones make no difference
         return moment.replace(tzinfo=UTC)
 
 
-def new_entry(
-    ledger: Ledger,
-    op: Move,
-    *,
-    version: str,
-    displaced: str,
-    actor: str = "",
-    reason: str = "",
-    carried: str = "",
-    epoch: int = 0,
-    approval: str = "",
-) -> Entry:
-    """Return the entry that would follow `ledger`; too long a reason is cut."""
+def new_entry(ledger: Ledger, draft: Entry) -> Entry:
+    """Return the entry that a draft would be right after `ledger`; too long a reason is cut."""
     last = ledger.entries[-1] if ledger.entries else None
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Entry(
+    return replace(
+        draft,
+        actor=_clean(draft.actor, _LONGEST_ACTOR),
+        reason=_clean(draft.reason, _LONGEST_REASON),
         number=ledger.length + 1,
-        op=op,
-        version=version,
-        displaced=displaced,
-        actor=_clean(actor, _LIMITS["actor"]),
-        reason=_clean(reason, _LIMITS["reason"]),
         # Clocks of several machines differ; the journal's own order is the one that counts.
         time=max(now, last.time) if last else now,
         previous_hash=_digest(ledger.page.texts[-1]) if last else "",
         id=uuid.uuid4().hex,
-        carried=carried,
-        epoch=epoch,
-        approval=approval,
     )
 
 
@@ -280,7 +316,7 @@ def appended(ledger: Ledger, entry: Entry) -> Ledger:
 def carried_over(ledger: Ledger) -> Page:
     """Return the page that continues a full one: the state so far, and an entry with its digest."""
     state = ledger.state.encode()
-    entry = new_entry(ledger, Move.CARRY, version="", displaced="", carried=_digest(state))
+    entry = new_entry(ledger, Entry(Move.CARRY, carried=_digest(state)))
     return Page((entry.encode(),), state, entry.number)
 
 
@@ -289,9 +325,7 @@ def decode(text: str, *, number: int) -> Entry:
     try:
         fields = json.loads(text)
         del fields["sha256"]
-        fields["displaced"] = fields.pop("from")
-        fields["op"] = Move(fields["op"])
-        entry = Entry(**fields)
+        entry = Entry(**{**fields, "op": Move(fields["op"])})
         datetime.fromisoformat(entry.time)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JournalError(
@@ -300,9 +334,9 @@ def decode(text: str, *, number: int) -> Entry:
             "backup, or update the app."
         ) from error
     if entry.encode() != text:
-        raise JournalError(
+        raise _damage(
             f"Entry {number} of the journal was changed from outside: the digest in it is that of "
-            "another text; restore the registry's database from a backup."
+            "another text"
         )
     return entry
 
@@ -314,10 +348,9 @@ def _check_page(before: Ledger, ledger: Ledger) -> None:
     first = ledger.entries[0]
     _check_link(first, before.length + 1, _digest(before.page.texts[-1]))
     if ledger.page.carried != before.state.encode():
-        raise JournalError(
-            f"Entry {first.number} of the journal carries another state than the entries "
-            "before it lead to: it was changed from outside; restore the registry's "
-            "database from a backup."
+        raise _damage(
+            f"Entry {first.number} of the journal carries another state than the entries before "
+            "it lead to: it was changed from outside"
         )
 
 
@@ -338,18 +371,20 @@ def _start(entry: Entry, page: Page) -> State:
             return State.decode(page.carried)
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise JournalError(
-        f"The state that entry {entry.number} of the journal carries was changed from outside; "
-        "restore the registry's database from a backup."
-    )
+    number = entry.number
+    raise _damage(f"The state that entry {number} of the journal carries was changed from outside")
 
 
 def _check_link(entry: Entry, number: int, previous: str) -> None:
     if entry.number != number or entry.previous_hash != previous:
-        raise JournalError(
-            f"Entry {number} of the journal does not follow from entry {number - 1}: "
-            "it was changed from outside; restore the registry's database from a backup."
+        raise _damage(
+            f"Entry {number} of the journal does not follow from entry {number - 1}: it was "
+            "changed from outside"
         )
+
+
+def _damage(what: str) -> JournalError:
+    return JournalError(f"{what}; restore the registry's database from a backup.")
 
 
 def _line(fields: Mapping[str, object]) -> str:
@@ -361,7 +396,4 @@ def _digest(text: str) -> str:
 
 
 def _clean(text: str, limit: int) -> str:
-    if not text:
-        return ""
-    line = _CONTROL.sub(" ", redact(str(text))).encode("utf-8", "replace").decode().strip()
-    return line if len(line) <= limit else line[: limit - 3] + "..."
+    return one_line(" ".join(text.split()), limit) if text else ""

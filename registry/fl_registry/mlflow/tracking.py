@@ -5,42 +5,28 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-from fl_registry.errors import RegistryError
 from fl_registry.mlflow.connection import Connection
 from fl_registry.redaction import redact
-from fl_registry.tracking_checks import (
-    MAX_PARAM,
-    MAX_TAG,
-    Names,
-    checked_artifact,
-    checked_dataset,
-    checked_folder,
-    checked_status,
-    finite_metrics,
-    logged_texts,
-    searched_tags,
-)
+from fl_registry.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-_MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
+_BATCHES = {"params": ("Param", 100), "metrics": ("Metric", 1000), "tags": ("RunTag", 100)}
 _MAX_DIGEST = 36  # characters
-_MARK = "created_by_call"  # identifies a run that was created although the reply was lost
 
 
-class FederatedLearningTracker:
-    """Logs params, metrics and files of a run. Trackers never disturb one another.
+class FederatedLearningTracker(Tracker):
+    """A tracker in MLflow. Trackers never disturb one another.
 
-    As a context manager it starts a run if none is active, and ends it: ``FAILED`` after an
-    exception, else ``FINISHED``.
+    A run without a name is called ``run-`` and eight characters. MLflow's own random names change
+    the state of Python's global generator.
 
     Parameters
     ----------
@@ -61,6 +47,8 @@ class FederatedLearningTracker:
         The run started last; it stays readable after its end.
     """
 
+    run: Run | None
+
     def __init__(
         self,
         tracking_uri: str | None = None,
@@ -69,228 +57,104 @@ class FederatedLearningTracker:
         home: str | Path | None = None,
         system_metrics: bool = False,
     ) -> None:
+        super().__init__()
         self.connection = Connection(tracking_uri, home)
         self.experiment_name = experiment_name
-        self.run: Run | None = None
         self._system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
-        self._running = False
-        self._metric_names, self._param_names = Names(), Names()
 
     @property
     def tracking_uri(self) -> str:
         """MLflow's address, absolute, with its password if it has one."""
         return self.connection.uri
 
-    def start_run(
-        self,
-        run_name: str | None = None,
-        *,
-        tags: Mapping[str, str] | None = None,
-        run_id: str | None = None,
-    ) -> Run:
-        """Start a run, or continue the one with `run_id`, and return it.
+    def leave_run(self) -> None:
+        self._end_monitor()
+        super().leave_run()
 
-        A run without a name is called ``run-`` and eight characters. MLflow's own random names
-        change the state of Python's global generator.
-
-        Raises
-        ------
-        RegistryError
-            A run is active, or there is no run `run_id`.
-        StoreUnavailable
-            MLflow does not answer.
-        """
-        if self._running:
-            raise RegistryError("A run is already active; end it with end_run() first.")
-        texts = logged_texts(tags or {}, MAX_TAG)
-        client = self.connection.client
-        if run_id is None:
-            experiment = self.connection.experiment_id(self.experiment_name)
-            with self.connection.errors("start a run"):
-                run = self._create(experiment, run_name, texts)
-        else:
-            with self.connection.errors(f"continue run {run_id}"):
-                self.connection.again(client.update_run, run_id, status="RUNNING", name=run_name)
-                run = self.connection.again(client.get_run, run_id)
-        self.run, self._running = run, True
-        self._metric_names, self._param_names = Names(), Names()
-        if run_id is not None:
-            self.set_tags(texts)
-        if self._system_metrics:
-            self._start_monitor(str(run.info.run_id))
+    def _create(self, name: str | None, tags: Mapping[str, str]) -> Run:
+        experiment = self.connection.experiment_id(self.experiment_name)
+        # Without a name MLflow draws one from Python's global generator.
+        name = name or tags.get("mlflow.runName") or f"run-{uuid.uuid4().hex[:8]}"
+        with self.connection.errors("start a run"):
+            run = self.connection.create_run(experiment, name, tags)
+        self._start_monitor(run)
         return run
 
-    def adopt_run(self, tags: Mapping[str, str]) -> Run | None:
-        """Continue the newest run with all these tags that was started and never ended.
+    def _resume(self, run_id: str, name: str | None) -> Run:
+        connection = self.connection
+        with connection.errors(f"continue run {run_id}"):
+            client = connection.client
+            connection.again(client.update_run, run_id, status="RUNNING", name=name)
+            run = connection.again(client.get_run, run_id)
+        self._start_monitor(run)
+        return run
 
-        None if there is none. The caller must know that the process that started it is gone: a run
-        that another process still writes to is taken as well.
-        """
-        wanted = searched_tags(tags)
-        if self._running:
-            raise RegistryError("A run is already active; end it with end_run() first.")
-        client = self.connection.client
+    def _unfinished(self) -> Iterator[tuple[str, Mapping[str, str]]]:
         experiment = self.connection.experiment_id(self.experiment_name)
-        token: str | None = None
-        while True:
-            with self.connection.errors("look for an unfinished run"):
-                runs = client.search_runs(
-                    [experiment],
-                    "attributes.status = 'RUNNING'",
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token,
-                )
+        with self.connection.errors("look for an unfinished run"):
+            runs = self.connection.rows(
+                self.connection.client.search_runs,
+                [experiment],
+                "attributes.status = 'RUNNING'",
+                order_by=["attributes.start_time DESC"],
+            )
             for run in runs:
-                if wanted.items() <= run.data.tags.items():
-                    return self.start_run(run_id=run.info.run_id)
-            token = runs.token
-            if not token:
-                return None
+                yield run.info.run_id, run.data.tags
 
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
-        from mlflow.entities import Param
+    def _log_params(self, run: Run, params: Mapping[str, str]) -> None:
+        self._log(run, "params", params.items())
 
-        texts = logged_texts(self._param_names(params), MAX_PARAM)
-        fields = [Param(name, text) for name, text in texts.items()]
-        for start in range(0, len(fields), _MAX_FIELDS):
-            self._log("log params", params=fields[start : start + _MAX_FIELDS])
-
-    def log_metrics(
-        self,
-        metrics: Mapping[str, float],
-        step: int | None = None,
-        *,
-        time: datetime | None = None,
+    def _log_metrics(
+        self, run: Run, metrics: Mapping[str, float], step: int, time: datetime
     ) -> None:
-        """Log metrics in one synchronous batch.
+        moment = int(time.timestamp() * 1000)
+        self._log(run, "metrics", [(name, n, moment, step) for name, n in metrics.items()])
 
-        Names that MLflow refuses are changed (``mAP50(B)`` becomes ``mAP50_B``), which is reported
-        once a run; what is not a finite number is left out with a warning. Logging the same
-        numbers again for the same ``time``, which is now by default, changes nothing.
-        """
-        from mlflow.entities import Metric
+    def _log_tags(self, run: Run, tags: Mapping[str, str]) -> None:
+        self._log(run, "tags", tags.items())
 
-        moment = int((time or datetime.now(UTC)).timestamp() * 1000)
-        numbers = self._metric_names(finite_metrics(metrics))
-        fields = [Metric(k, v, moment, step or 0) for k, v in numbers.items()]
-        for start in range(0, len(fields), _MAX_METRICS):
-            self._log("log metrics", metrics=fields[start : start + _MAX_METRICS])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        from mlflow.entities import RunTag
-
-        fields = [RunTag(name, text) for name, text in logged_texts(tags, MAX_TAG).items()]
-        for start in range(0, len(fields), _MAX_FIELDS):
-            self._log("set tags", tags=fields[start : start + _MAX_FIELDS])
-
-    def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
-        """Store a file or a folder with the run, below `artifact_path`."""
-        file, run_id = checked_artifact(path), self._run_id()
-        checked_folder(artifact_path)
-        client = self.connection.client
+    def _log_artifact(self, run: Run, file: Path, folder: str | None) -> None:
         with self.connection.errors(f"store {file.name}"):
-            client.log_artifact(run_id, str(file), artifact_path)
+            self.connection.client.log_artifact(run.info.run_id, str(file), folder)
 
-    def log_dataset(
-        self, name: str, digest: str, source: str | Path = "", *, context: str = "holdout"
-    ) -> None:
-        """Record which data the run was scored on; the data stay where they are.
-
-        Parameters
-        ----------
-        name : str
-            Its name.
-        digest : str
-            Digest of its content. MLflow stores the first 36 characters, the tag
-            ``dataset.<context>`` all of them.
-        source : str | Path
-            Where it is.
-        context : str
-            What it was used for.
-        """
+    def _log_dataset(self, run: Run, name: str, digest: str, source: str, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        checked_dataset(name, digest, context)
-        where = json.dumps({"uri": redact(str(source))})
+        where = json.dumps({"uri": redact(source)})
         dataset = Dataset(name, digest[:_MAX_DIGEST], "local", where)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        run_id = self._run_id()
-        client = self.connection.client
         with self.connection.errors("note the data set"):
-            client.log_inputs(run_id, [used])
-        self.set_tags({f"dataset.{context}": digest})
+            self.connection.client.log_inputs(run.info.run_id, [used])
 
-    def end_run(self, status: str = "FINISHED") -> None:
-        """End the run with status FINISHED, FAILED or KILLED; without a run, do nothing."""
-        checked_status(status)
-        if not self._running:
-            return
-        run_id = self._run_id()
+    def _end(self, run: Run, status: str) -> None:
         self._end_monitor()
-        client = self.connection.client
         with self.connection.errors("end the run"):
-            self.connection.again(client.set_terminated, run_id, status)
-        self._running = False
+            self.connection.again(self.connection.client.set_terminated, run.info.run_id, status)
 
-    def leave_run(self) -> None:
-        """Leave the run active, for another process to continue; makes no call."""
-        self._end_monitor()
-        self._running = False
+    def _log(self, run: Run, kind: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Log params, metrics or tags, at most as many in one call as MLflow takes."""
+        from mlflow import entities
 
-    def __enter__(self) -> Self:
-        if not self._running:
-            self.start_run()
-        return self
+        entity, most = _BATCHES[kind]
+        fields = [getattr(entities, entity)(*row) for row in rows]
+        with self.connection.errors(f"log {kind}"):
+            for start in range(0, len(fields), most):
+                part = {kind: fields[start : start + most]}
+                self.connection.again(self.connection.client.log_batch, run.info.run_id, **part)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end_run("FINISHED" if kind is None else "FAILED")
-
-    def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> Run:
-        """Create a run, one even where the reply to the call is lost."""
-        client, mark = self.connection.client, uuid.uuid4().hex
-        # Without a name MLflow draws one from Python's global generator.
-        name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
-
-        def find() -> list[Run]:
-            return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))
-
-        return self.connection.create_once(
-            lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
-            find,
-            drop=lambda echo: self.connection.again(client.delete_run, echo.info.run_id),
-            alone=lambda _: self.connection.sends_once,
-        )
-
-    def _start_monitor(self, run_id: str) -> None:
+    def _start_monitor(self, run: Run) -> None:
+        if not self._system_metrics:
+            return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         # With the run and the address given, it uses none of MLflow's globals for them.
+        options = {"resume_logging": True, "tracking_uri": self.tracking_uri}
         with self.connection.errors("log system metrics"):
-            self._monitor = SystemMetricsMonitor(
-                run_id, resume_logging=True, tracking_uri=self.tracking_uri
-            )
+            self._monitor = SystemMetricsMonitor(run.info.run_id, **options)
             self._monitor.start()
 
     def _end_monitor(self) -> None:
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.finish()
-
-    def _run_id(self) -> str:
-        if self.run is None or not self._running:
-            raise RegistryError("No run is active; call start_run() first.")
-        return str(self.run.info.run_id)
-
-    def _log(self, doing: str, **batch: Any) -> None:
-        run_id = self._run_id()
-        client = self.connection.client
-        with self.connection.errors(doing):
-            self.connection.again(client.log_batch, run_id, **batch)

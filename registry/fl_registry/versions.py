@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A version's tags: made from the caller's input when it is saved, read back later. Pure."""
+"""`ModelVersion`, and the tags that hold it: made when it is saved, read back later. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import math
 import posixpath
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import from_json
 
 from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
-from fl_registry.files.strict_json import read_json
-from fl_registry.records import ModelVersion
-from fl_registry.redaction import redact_values
+from fl_registry.redaction import redact
 from fl_registry.stages import Stage
 
 RESERVED = frozenset(
@@ -26,9 +29,56 @@ RESERVED = frozenset(
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
-_TAG_NAME = re.compile(r"[\w.\- :/]+")  # what MLflow takes
+_TAG_NAME = re.compile(r"(?! *$)[\w.\- :/]{1,250}")  # what MLflow takes
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version.
+
+    Attributes
+    ----------
+    version : str
+        Its number, as text.
+    stage : Stage
+        Its stage, by the journal.
+    created : datetime
+        When it was saved, in UTC.
+    metrics : Mapping[str, float]
+        The metrics it was saved with.
+    tags : Mapping[str, str]
+        All its tags, the registry's own included.
+    sha256 : str
+        Digest of the whole weights file; empty for a version that other tools registered.
+    run_id : str
+        The MLflow run that made it; empty where there was none.
+    size : int
+        Bytes of the weights file.
+    description : str
+        Free text for people.
+    """
+
+    version: str
+    stage: Stage
+    created: datetime
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    sha256: str
+    run_id: str
+    size: int
+    description: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the version as a plain dictionary, its time in ISO-8601."""
+        return {
+            **vars(self),
+            "stage": str(self.stage),
+            "created": self.created.isoformat(),
+            "metrics": dict(self.metrics),
+            "tags": dict(self.tags),
+        }
 
 
 def version_tags(
@@ -75,7 +125,7 @@ def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description:
     had = saved.metrics
     differences = [
         f"metric {name} {value} (it has {had.get(name, 'none')})"
-        for name, value in _read_metrics(tags["metrics"]).items()
+        for name, value in json.loads(tags["metrics"]).items()
         if had.get(name) != value
     ]
     differences += [
@@ -92,52 +142,52 @@ def not_taken_over(saved: ModelVersion, tags: Mapping[str, str], *, description:
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics as plain floats, or raise `InvalidMetric`."""
-    checked = {}
-    for name, value in metrics.items():
-        number = as_number(value)
-        if not isinstance(name, str) or not name:
-            raise InvalidMetric(f"A metric's name must be a text that is not empty, not {name!r}.")
-        if _CONTROL.search(name) or len(name) > _MAX_KEY:
+    for name in metrics:
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_KEY or _CONTROL.search(name):
             raise InvalidMetric(
-                f"{name!r:.60} cannot be a metric's name; use at most {_MAX_KEY} characters, none "
-                "of them a line break or another control character."
+                f"{name!r:.60} cannot be a metric's name; use a text of at most {_MAX_KEY} "
+                "characters, not empty and without a control character such as a line break."
             )
-        if number is None or not math.isfinite(number):
-            raise InvalidMetric(f"Metric {name} is {value!r}; expected a finite number.")
-        checked[name] = number
-    return checked
+    return _finite(metrics, "Metric {name} is {value!r:.60}; expected a finite number.")
 
 
-def as_number(value: object) -> float | None:
-    """Return a number of any kind as a float; None for anything else, truth values included."""
+def finite_number(value: object) -> float | None:
+    """Return a number of any kind as a float; None for all else: truth values, NaN, infinity."""
     if isinstance(value, bool | str | bytes):
         return None
     try:
-        return float(value)  # type: ignore[arg-type]  # numbers of numpy and torch as well
+        number = float(value)  # type: ignore[arg-type]  # numbers of numpy and torch as well
     except (TypeError, ValueError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
+
+
+def _finite(fields: Mapping[Any, float], refusal: str) -> dict[str, float]:
+    """Return the values as plain floats, or raise `InvalidMetric` with this text."""
+    numbers = {}
+    for name, value in fields.items():
+        number = finite_number(value)
+        if number is None:
+            raise InvalidMetric(refusal.format(name=name, value=value))
+        numbers[str(name)] = number
+    return numbers
 
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
-    checked = redact_values(tags)
+    checked = {name: redact(str(value)) for name, value in tags.items()}
     for name, text in checked.items():
-        if not isinstance(name, str) or not name.strip() or len(name) > _MAX_KEY:
+        if not isinstance(name, str) or not _TAG_NAME.fullmatch(name) or _is_path(name):
             raise InvalidName(
-                f"A tag's name must be a text of 1 to {_MAX_KEY} characters, not {name!r:.60}."
-            )
-        if not _TAG_NAME.fullmatch(name) or _is_path(name):
-            raise InvalidName(
-                f"{name!r:.60} cannot be a tag's name; use letters, digits, spaces and _-.:/ only, "
-                "and no path such as a//b."
+                f"{name!r:.60} cannot be a tag's name; use 1 to {_MAX_KEY} letters, digits, spaces "
+                "and _-.:/ only, not spaces alone, and no path such as a//b."
             )
         if name in RESERVED:
             raise InvalidName(f"The tag {name!r} belongs to the registry; use another name.")
-        if "\0" in text:
-            raise InvalidName(f"The tag {name!r} holds a NUL character, which cannot be stored.")
-        if len(text) > _MAX_VALUE:
+        if len(text) > _MAX_VALUE or "\0" in text:
             raise InvalidName(
-                f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit."
+                f"The tag {name!r} has {len(text)} characters; at most {_MAX_VALUE} fit, without "
+                "NUL."
             )
     return checked
 
@@ -148,18 +198,14 @@ def _is_path(name: str) -> bool:
 
 def checked_scores(per_example: Mapping[str, float] | None) -> dict[str, float]:
     """Return results per example as plain floats, or raise `InvalidMetric`."""
-    scores = {}
-    for name, value in (per_example or {}).items():
-        number = as_number(value)
-        if number is None or not math.isfinite(number):
-            raise InvalidMetric(
-                f"The result of example {name!r:.60} is {value!r:.60}; expected a finite number."
-            )
-        scores[str(name)] = number
-    if len(scores) > _MAX_EXAMPLES or len(scores) < len(per_example or {}):
+    given = per_example or {}
+    scores = _finite(
+        given, "The result of example {name!r:.60} is {value!r:.60}; expected a finite number."
+    )
+    if len(scores) > _MAX_EXAMPLES or len(scores) < len(given):
         raise InvalidMetric(
-            f"There are results of {len(per_example or {})} examples under {len(scores)} names; "
-            f"expected at most {_MAX_EXAMPLES}, each under a name of its own."
+            f"There are results of {len(given)} examples under {len(scores)} names; expected at "
+            f"most {_MAX_EXAMPLES}, each under a name of its own."
         )
     return scores
 
@@ -188,33 +234,25 @@ def read_version(
 
     Versions that other tools registered have none of the registry's tags and are read as well.
     """
+    digest, size = tags.get("sha256", ""), tags.get("size", "")
+    with suppress(ValueError):  # other tools give it no such tag
+        created = datetime.fromisoformat(tags.get("created", "")).astimezone(UTC)
     return ModelVersion(
         version=version,
         stage=stage,
-        created=_read_time(tags.get("created", ""), created),
-        metrics=_read_metrics(tags.get("metrics", "{}")),
+        created=created,
+        metrics=read_numbers(tags.get("metrics", "")) or {},
         tags=dict(tags),
-        sha256=_read_digest(tags.get("sha256", "")),
+        sha256=digest if DIGEST.fullmatch(digest) else "",  # any other text might be a path
         run_id=run_id,
-        size=int(tags["size"]) if _SIZE.fullmatch(tags.get("size", "")) else 0,
+        size=int(size) if _SIZE.fullmatch(size) else 0,
         description=description,
     )
 
 
-def _read_digest(text: str) -> str:
-    """Return a digest; empty for any other text, which might be a path as well."""
-    return text if DIGEST.fullmatch(text) else ""
-
-
-def _read_time(text: str, otherwise: datetime) -> datetime:
+def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
+    """Return numbers by name, as they are stored in JSON; None where they cannot be read."""
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        return otherwise
-
-
-def _read_metrics(text: str) -> dict[str, float]:
-    try:
-        return {str(k): float(v) for k, v in read_json(text).items()}
+        return {str(k): float(v) for k, v in from_json(text or "null").items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
-        return {}
+        return None
