@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fl_registry.home import sqlite_address
+
 
 def open_state(database: Path) -> None:
     """Bring a SuperLink's state database to this Flower's revision, as its SuperLink does.
@@ -17,7 +19,7 @@ def open_state(database: Path) -> None:
     from flwr.supercore.state.alembic.utils import run_migrations
     from sqlalchemy import create_engine
 
-    engine = create_engine(f"sqlite:///{database}")
+    engine = create_engine(sqlite_address(database))
     try:
         run_migrations(engine)
     finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fl_app.api.guard import LOOPBACK, Guard, RateLimit
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
+from fl_registry.errors import require
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -78,9 +79,12 @@ def create_trigger_api(
 
     Raises
     ------
+    MissingExtra
+        If the extra ``server`` is not installed.
     ValueError
         If the token is short, or any host is allowed without one.
     """
+    require("The API", "flask", "prometheus_client")
     from fl_app.api.endpoint import Context
     from fl_app.api.flask_app import flask_app
     from fl_app.api.monitor import all_metrics

@@ -17,7 +17,7 @@ from typing import Any
 
 from flwr.supercore.utils import get_flwr_home
 
-from fl_app.deploy.errors import DeploymentError, explained, require_package
+from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.folder import Layout, Settings, check_data, generated_shares
 from fl_app.deploy.keys import make_keys
 from fl_app.deploy.processes import (
@@ -31,7 +31,9 @@ from fl_app.deploy.processes import (
     superlink,
     supernode,
 )
+from fl_registry.errors import require
 from fl_registry.files.atomic import write_whole
+from fl_registry.home import sqlite_address
 from fl_registry.mlflow.address import check_address, kind_of
 from fl_registry.redaction import one_line
 
@@ -75,7 +77,6 @@ class Deployment:
         StoreUnavailable
             The database does not answer, or MLflow cannot use it.
         """
-        require_package("psutil", "which finds and ends processes")
         classes = check_data(self.settings.data) if self.settings.data else ()
         self.layout.prepare()
         with self.layout.lock():
@@ -104,7 +105,7 @@ class Deployment:
         data = settings.data or generated_shares(layout, settings.nodes)
         layout.save(settings)
         self.say("Starting MLflow and the SuperLink.")
-        database = settings.database_url or f"sqlite:///{layout.database}"
+        database = settings.database_url or sqlite_address(layout.database)
         processes.start(mlflow_server(layout, settings.mlflow_port, database=database))
         processes.start(superlink(layout, settings.port, mlflow=self._mlflow))
         processes.wait_for(["superlink"], START_SECONDS)  # MLflow creates its tables meanwhile
@@ -181,7 +182,7 @@ def _check_database(address: str) -> None:
             "server shall use, such as postgresql+psycopg://user:password@host/database."
         )
     if kind_of(address) == "postgresql":
-        require_package("psycopg", "Python's driver of PostgreSQL")
+        require("A PostgreSQL database", "psycopg")
     check_address(address)
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Any, cast
 
 from fl_app.events import (
     Event,
@@ -19,12 +15,18 @@ from fl_app.events import (
     SessionStarted,
     StageMoved,
 )
+from fl_registry.errors import require
+
+if TYPE_CHECKING:
+    from prometheus_client import Gauge
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
 
 MAX_METRICS = 100
 """Most metrics of a round that are exported; clients name them, so their number has no bound."""
 
 
-class PrometheusMetrics(Collector):
+class PrometheusMetrics:
     """Metrics of this process's events, as Prometheus collects them.
 
     ``create_trigger_api(collectors=[…])`` serves it at ``GET /metrics``. Elsewhere
@@ -38,6 +40,9 @@ class PrometheusMetrics(Collector):
     """
 
     def __init__(self) -> None:
+        require("PrometheusMetrics", "prometheus_client")
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
+
         self._lock = threading.Lock()
         self._parts = CollectorRegistry()
         ours: dict[str, Any] = {"namespace": "fl_app", "registry": self._parts}
@@ -52,7 +57,7 @@ class PrometheusMetrics(Collector):
         for result in ("ok", "failed"):
             self._rounds.labels(result)
         self.registry = CollectorRegistry()
-        self.registry.register(self)
+        self.registry.register(cast("Collector", self))
 
     def __call__(self, event: Event) -> None:
         """Count an event."""

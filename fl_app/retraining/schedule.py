@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fl_registry.errors import require
+
 
 @dataclass(frozen=True)
 class Every:
@@ -60,6 +62,7 @@ class Cron:
     expression: str
 
     def __post_init__(self) -> None:
+        require("A cron schedule", "croniter")
         from croniter import croniter
 
         if len(self.expression.split()) != 5 or not croniter.is_valid(self.expression):

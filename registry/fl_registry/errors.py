@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from fl_registry.redaction import one_line, printable, redact
 
@@ -14,6 +15,16 @@ _FOREIGN = (
     *("mlflow", "requests", "urllib3", "http", "sqlalchemy", "alembic", "sqlite3"),
     *("psycopg", "pymysql", "botocore", "boto3", "google", "azure"),
 )
+
+
+EXTRA_OF = {
+    "ray": "simulation",
+    **dict.fromkeys(("croniter", "flask", "prometheus_client", "waitress"), "server"),
+    **dict.fromkeys(("torch", "torchvision", "ultralytics"), "yolo"),
+    "psycopg": "postgres",
+    "boto3": "s3",
+}
+"""The extra of fl-app that brings each module."""
 
 
 class RegistryError(Exception):
@@ -47,12 +58,41 @@ class StoreUnavailable(RegistryError):  # noqa: N818 - the name is the fault
     """MLflow does not answer, refuses us, or its address cannot be used."""
 
 
+class MissingExtra(RegistryError):  # noqa: N818 - the name is the fault
+    """A module of an extra that is not installed; the text names the extra."""
+
+
 class InvalidName(RegistryError):  # noqa: N818 - the name is the fault
     """A name (of a model, tag, version or stage) that cannot be used."""
 
 
 class InvalidMetric(RegistryError):  # noqa: N818 - the name is the fault
     """A metric that is not a finite number."""
+
+
+def require(use: str, *modules: str) -> None:
+    """Check that modules of extras are installed.
+
+    Parameters
+    ----------
+    use : str
+        What they are needed for: the subject of the error.
+    modules : str
+        Keys of `EXTRA_OF`.
+
+    Raises
+    ------
+    MissingExtra
+        One is not installed.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingExtra(f"{use} needs {module}, which is not installed; {_remedy(module)}.")
+
+
+def _remedy(module: str) -> str:
+    extra = EXTRA_OF.get(module)
+    return f"install fl-app[{extra}], which brings it" if extra else "install it"
 
 
 @contextmanager
@@ -82,7 +122,9 @@ def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
     if ours is None:
         return
     reason, package = _first_line(redact(str(error), uri)), getattr(error, "name", "")
-    text = sentence.format(uri=redact(uri, uri), doing=doing, reason=reason, package=package)
+    text = sentence.format(
+        uri=redact(uri, uri), doing=doing, reason=reason, package=package, remedy=_remedy(package)
+    )
     secret = _has_secret(error, uri)
     try:
         raise ours(text) from (None if secret else error)
@@ -123,7 +165,7 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
         lambda error: isinstance(error, ModuleNotFoundError),
         StoreUnavailable,
         "MLflow at {uri} could not {doing}: the Python package {package} is not installed here; "
-        "install it, or use another address.",
+        "{remedy}, or use another address.",
     ),
     (
         lambda error: _family(error) in _FOREIGN and error_code(error) in _REFUSED,

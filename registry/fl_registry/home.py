@@ -12,6 +12,11 @@ DEFAULT_MODEL_NAME = "fl-global-model"
 """The registered model's name where the user gives none."""
 
 
+def sqlite_address(file: Path) -> str:
+    """Return the SQLAlchemy URL of a SQLite file; ``?`` and ``%`` have a meaning in a URL."""
+    return f"sqlite:///{str(file).replace('%', '%25').replace('?', '%3F')}"
+
+
 def app_home(home: str | Path | None = None) -> Path:
     """Return the app's folder as an absolute path, and create it.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fl_app.retraining.memory.errors import IN_MEMORY
-from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.home import DEFAULT_MODEL_NAME, sqlite_address
 
 if TYPE_CHECKING:
     from fl_app.retraining.memory.database import Note
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def default_url(home: Path) -> str:
     """Return the URL of the SQLite file in the app's home."""
-    return f"sqlite:///{home / 'monitor.db'}"
+    return sqlite_address(home / "monitor.db")
 
 
 class MonitorStore:

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fl_registry.errors import StoreUnavailable
+from fl_registry.home import sqlite_address
 from fl_registry.redaction import redact
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ _KNOWN = "sqlite:///<file>, http(s)://<server>, postgresql://, mysql:// or mssql
 def absolute_address(tracking_uri: str | None, home: Path) -> str:
     """Return the address with any SQLite path made absolute; the default lies in `home`."""
     if tracking_uri is None:
-        return f"sqlite:///{home / 'mlflow.db'}"
+        return sqlite_address(home / "mlflow.db")
     file = sqlite_file(tracking_uri)
     if file is None:
         return tracking_uri
     start, _, options = tracking_uri.partition("?")
-    scheme = start.partition(":")[0]
-    return f"{scheme}:///{file}" + (f"?{options}" if options else "")
+    address = start.partition(":")[0] + sqlite_address(file).removeprefix("sqlite")
+    return address + (f"?{options}" if options else "")
 
 
 def kind_of(uri: str) -> str:
@@ -86,7 +87,7 @@ def sqlite_file(uri: str) -> Path | None:
     path = rest.partition("?")[0].removeprefix("/")
     if path in ("", ":memory:"):
         return None
-    return Path(path).absolute()
+    return Path(unquote(path)).absolute()
 
 
 def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:

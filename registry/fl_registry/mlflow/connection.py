@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -316,7 +316,13 @@ class Connection:
             self._repeats = not limit_waits(self.uri)
         if self.file is None:
             return MlflowClient(self.uri, self.uri)
+        # MLflow makes the folder of the address as it is written, which holds % as %25, ? as %3F.
+        written = Path(self.uri.removeprefix("sqlite:///")).parent
+        is_stray = written != self.file.parent and not written.exists()
         with FileLock(self.file.with_name(f"{self.file.name}.lock")):
             client = MlflowClient(self.uri, self.uri)
             client.search_registered_models(max_results=1)  # opens the registry's tables too
+        if is_stray:
+            with suppress(OSError):
+                os.removedirs(written)
         return client
