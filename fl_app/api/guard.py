@@ -194,19 +194,20 @@ def require_token(host: str, token: str | None) -> None:
         )
 
 
-def read_token(path: str | None = None) -> str | None:
+def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | None:
     """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises
     ------
     ValueError
-        If the file cannot be read or is empty.
+        If the file cannot be read or is empty, or ``host`` is one that needs a token.
     """
-    if not path:
-        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    token = ""
-    with suppress(OSError, ValueError):
-        token = Path(path).read_text("ascii").strip()
-    if not token:  # the text does not repeat the path: it may be the token by mistake
-        raise ValueError("The API's token file cannot be read or is empty; check api-token-file.")
+    token: str | None = os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    if path:
+        token = None
+        with suppress(OSError, ValueError):
+            token = Path(path).read_text("ascii").strip()
+        if not token:  # the text does not repeat the path: it may be the token by mistake
+            raise ValueError("The API's token file cannot be read or is empty; check its path.")
+    require_token(host, token)
     return token
