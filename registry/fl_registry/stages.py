@@ -241,26 +241,37 @@ class StageMark:
         The version.
     stage, before : Stage
         Its stage, and the one that is displayed now.
-    approval : str
-        Its approval, if that changed; empty if not.
+    tags : Mapping[str, str]
+        The tags that display it: ``stage``, and ``approval`` if that changed.
     """
 
     version: str
     stage: Stage
     before: Stage
-    approval: str = ""
+    tags: Mapping[str, str]
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags that display it."""
-        approval = {"approval": self.approval} if self.approval else {}
-        return {"stage": str(self.stage), **approval}
+
+def mark_of(state: State, version: str, shown: Stage, tags: Mapping[str, str]) -> StageMark | None:
+    """Return what is to be displayed of a version, None if it is `shown` so by its `tags`."""
+    stage, saved = state.stage_of(version), tags.get("approval", "")
+    approval = state.approval_of(version, saved)
+    if (shown, tags.get("stage", Stage.NONE), saved) == (stage, stage, approval):
+        return None
+    return StageMark(
+        version, stage, shown, shown_tags(stage, "" if approval == saved else approval)
+    )
 
 
 def displaced_mark(before: State, after: State, version: str) -> StageMark:
     """Return what a move from `before` to `after` changed of the version that it displaced."""
     approval = after.approval_of(version, "pending") if version == before.pending else ""
-    return StageMark(version, after.stage_of(version), before.stage_of(version), approval)
+    stage = after.stage_of(version)
+    return StageMark(version, stage, before.stage_of(version), shown_tags(stage, approval))
+
+
+def shown_tags(stage: Stage, approval: str) -> dict[str, str]:
+    """Return the tags that display a stage and an approval; an empty one is not displayed."""
+    return {"stage": str(stage), **({"approval": approval} if approval else {})}
 
 
 def step(state: State, op: Move, version: str, approval: str = "") -> State:

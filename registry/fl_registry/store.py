@@ -29,7 +29,14 @@ from fl_registry.comparison import (
     paired_verdict,
     param_differences,
 )
-from fl_registry.errors import RegistryError, StageError, UnknownVersion, foreign_errors
+from fl_registry.errors import (
+    ArtifactError,
+    InvalidMetric,
+    RegistryError,
+    StageError,
+    UnknownVersion,
+    foreign_errors,
+)
 from fl_registry.files.artifacts import (
     HALF_FILE,
     SCORES_FILE,
@@ -66,18 +73,16 @@ from fl_registry.journal.lease import (
 )
 from fl_registry.retention import PruneReport, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import Drift, Move, Stage, StageMark, State, displaced_mark
+from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
     checked_description,
-    checked_digest,
     checked_metrics,
     checked_scores,
     checked_tags,
     not_taken_over,
     read_numbers,
-    require_metrics,
     version_tags,
 )
 
@@ -461,7 +466,7 @@ class ModelStore:
         number, state = _checked_number(version), self._state()
         if number in state.retired:
             raise UnknownVersion(f"Version {number} was removed for good; use another version.")
-        return _staged(self._found(number), state)
+        return self._found(number, state)
 
     def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
         """Return the newest version of a stage (None: of any), or None if there is none."""
@@ -717,16 +722,12 @@ class ModelStore:
             ledger = self._read()
             if ledger.state.lease != over:
                 return None
-            entry = new_entry(ledger, Move.LEASE, actor=owner, reason=reason)
-            if self._claim(entry):
+            entry = new_entry(ledger, Entry(Move.LEASE, actor=owner, reason=reason))
+            self._shared.ledger = None
+            if self.backend.journal.claim(entry.number, entry.encode()):
                 logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
                 return Lease(entry.number, entry.actor)
         raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
-
-    def _claim(self, entry: Entry) -> bool:
-        """Commit an entry if its place is free; won or lost, what was read is old from here on."""
-        self._shared.ledger = None
-        return self.backend.journal.claim(entry.number, entry.encode())
 
     def last_heartbeat(self) -> Heartbeat:
         """Return the last heartbeat of the server that writes, or of one that wrote."""
@@ -763,7 +764,8 @@ class ModelStore:
             ledger = self._synced() if sync else self._read()
             state = ledger.state
             # An entry that wins the place after this ledger has seen every lease before it.
-            require_lease(state.lease, lease)
+            if lease is not None:
+                require_lease(state.lease, lease)
             if displacing and state.production != displacing:
                 raise StageError(
                     f"Version {displacing} is not in production any more, "
@@ -775,7 +777,9 @@ class ModelStore:
             # its claim was lost: then somebody else acts, and the version is read again.
             unread = op is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
-            record = mine or self._found(target)
+            record = mine or self.backend.find(target)
+            if record is None:
+                raise _unknown(target)
             planned = state.plan(op, target)
             if planned is None:
                 return target, None
@@ -784,17 +788,11 @@ class ModelStore:
                 self._check(named, record, stored=mine is not None)
                 checked = True
             waits = named is Move.STAGE and record.tags.get("approval") == "pending"
-            entry = new_entry(
-                ledger,
-                named,
-                version=target,
-                displaced=displaced,
-                actor=actor,
-                reason=reason,
-                epoch=(lease or NOBODY).epoch,
-                approval="pending" if waits else approval,
-            )
-            if self._claim(entry):
+            status, epoch = "pending" if waits else approval, (lease or NOBODY).epoch
+            draft = Entry(named, target, displaced, actor, reason, epoch=epoch, approval=status)
+            entry = new_entry(ledger, draft)
+            self._shared.ledger = None  # won or lost, what was read is old from here on
+            if self.backend.journal.claim(entry.number, entry.encode()):
                 break
         else:
             raise JournalError(f"Version {target} could not be moved: {_CONTENDED}")
@@ -802,12 +800,12 @@ class ModelStore:
             return target, entry
         logger.info("%s: version %s (%s)", entry.op, target, entry.reason or "no reason given")
         after = appended(ledger, entry)
-        marks = [mark] if (mark := _mark(record, after.state)) is not None else []
+        marks = [mark_of(after.state, target, record.stage, record.tags)]
         if displaced:
             marks.append(displaced_mark(state, after.state, displaced))
         # Before the first move the aliases may be anything: other tools may have set them.
         aliases = self.backend.aliases() if state.untouched else state.aliases
-        self.backend.show(after.state.alias_changes(aliases), marks)
+        self.backend.show(after.state.alias_changes(aliases), [*filter(None, marks)])
         self._last = replace(self._last, ledger=after, fingerprint=None, synced=after.length)
         if self.backend.journal.page(fresh=False) != after.page:
             self._synced()  # others moved versions meanwhile
@@ -824,8 +822,14 @@ class ModelStore:
             return
         if not stored or self.backend.files.is_local(record):
             self._verified(record)
-        if op in _NEEDS_METRICS:
-            require_metrics(record)
+        wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
+        if not record.metrics and record.tags.get("metrics", "{}") != "{}":
+            wrong = ["the tag 'metrics' cannot be read"]
+        if wrong and op in _NEEDS_METRICS:
+            raise InvalidMetric(
+                f"Version {record.version} cannot be moved on: not a finite number: "
+                f"{', '.join(wrong)}; save its file again with the right metrics."
+            )
 
     def _pending(self, version: str | int, done: tuple[str, Stage]) -> ModelVersion:
         """Return a version that waits for approval, or for which the same is `done` already."""
@@ -863,8 +867,8 @@ class ModelStore:
                 else:
                     versions = self._behind(ledger) or _recent(ledger)
                     records = [r for v in versions if (r := self.backend.find(v)) is not None]
-                marks = [mark for r in records if (mark := _mark(r, ledger.state)) is not None]
-                self.backend.show(changes, marks)
+                marks = (mark_of(ledger.state, r.version, r.stage, r.tags) for r in records)
+                self.backend.show(changes, [*filter(None, marks)])
             self._last = replace(self._last, synced=max(self._last.synced, ledger.length))
             newer = self._read_new()
             if newer.length == ledger.length:
@@ -942,9 +946,7 @@ class ModelStore:
             if (mark is not None and mark == before) or now - when < max_age:
                 return record
         state = self._state()
-        record = None
-        if state.production is not None:
-            record = _staged(self._found(state.production), state)
+        record = None if state.production is None else self._found(state.production, state)
         self._last = replace(self._last, production=(mark, now, record))
         return record
 
@@ -954,14 +956,11 @@ class ModelStore:
             if record.version not in state.retired:
                 yield _staged(record, state)
 
-    def _found(self, version: str) -> ModelVersion:
-        """Return a version as it is stored."""
+    def _found(self, version: str, state: State) -> ModelVersion:
         record = self.backend.find(version)
         if record is None:
-            raise UnknownVersion(
-                f"There is no version {version}; list_all_versions() returns those that exist."
-            )
-        return record
+            raise _unknown(version)
+        return _staged(record, state)
 
     def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
         """Return a version by its number, or the newest one of a stage."""
@@ -987,10 +986,14 @@ class ModelStore:
         self.backend.set_tags(version, tags)
 
     def _weights(self, record: ModelVersion, *, half: bool) -> Weights:
+        name, digest = WEIGHTS_FILE, record.sha256
         if half:
             name, digest = HALF_FILE, read_half(record.version, record.tags.get("half")).sha256
-        else:
-            name, digest = WEIGHTS_FILE, checked_digest(record)
+        elif not digest:
+            raise ArtifactError(
+                f"Version {record.version} was not saved by this app and has no digest to check; "
+                "save its file with save_model_version first."
+            )
         return Weights(self.backend.files.path(record, name, digest), digest, record.version)
 
     def _verified(self, record: ModelVersion) -> Path:
@@ -1004,6 +1007,12 @@ class ModelStore:
         digest = record.tags.get("per_example")
         content = self.backend.files.read(record, SCORES_FILE) if digest else None
         return read_numbers(content) if content and digest_of(content) == digest else None
+
+
+def _unknown(version: str) -> UnknownVersion:
+    return UnknownVersion(
+        f"There is no version {version}; list_all_versions() returns those that exist."
+    )
 
 
 def _checked_number(version: object) -> str:
@@ -1027,17 +1036,7 @@ def _staged(record: ModelVersion, state: State) -> ModelVersion:
     """Return a stored version with the stage and the approval that the journal gives it."""
     stage = state.stage_of(record.version)
     approval = state.approval_of(record.version, record.tags.get("approval", ""))
-    shown = StageMark(record.version, stage, record.stage, approval)
-    return replace(record, stage=stage, tags={**record.tags, **shown.tags})
-
-
-def _mark(record: ModelVersion, state: State) -> StageMark | None:
-    """Return what is to be displayed of a version, or None if that is displayed already."""
-    stage, saved = state.stage_of(record.version), record.tags.get("approval", "")
-    approval = state.approval_of(record.version, saved)
-    if (record.stage, record.tags.get("stage", Stage.NONE), saved) == (stage, stage, approval):
-        return None
-    return StageMark(record.version, stage, record.stage, "" if approval == saved else approval)
+    return replace(record, stage=stage, tags={**record.tags, **shown_tags(stage, approval)})
 
 
 def _recent(ledger: Ledger) -> list[str]:

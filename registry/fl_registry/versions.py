@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fl_registry.errors import ArtifactError, InvalidMetric, InvalidName
+from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.files.strict_json import read_json
 from fl_registry.redaction import redact
@@ -247,28 +247,6 @@ def read_version(
         size=int(size) if _SIZE.fullmatch(size) else 0,
         description=description,
     )
-
-
-def checked_digest(record: ModelVersion) -> str:
-    """Return the digest of a version's weights, or raise `ArtifactError`."""
-    if not record.sha256:
-        raise ArtifactError(
-            f"Version {record.version} was not saved by this app and has no digest to check; "
-            "save its file with save_model_version first."
-        )
-    return record.sha256
-
-
-def require_metrics(record: ModelVersion) -> None:
-    """Raise `InvalidMetric` unless all metrics of a stored version are finite numbers."""
-    wrong = sorted(n for n, value in record.metrics.items() if not math.isfinite(value))
-    if not record.metrics and record.tags.get("metrics", "{}") != "{}":
-        wrong = ["the tag 'metrics' cannot be read"]
-    if wrong:
-        raise InvalidMetric(
-            f"Version {record.version} cannot be moved on: not a finite number: "
-            f"{', '.join(wrong)}; save its file again with the right metrics."
-        )
 
 
 def read_numbers(text: str | bytes | None) -> dict[str, float] | None:

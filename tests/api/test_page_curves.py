@@ -32,7 +32,7 @@ def row(number: int, score: float, *, run: str = "r", at: int | None = None) -> 
 
 def entry(number: int, op: Move, version: str, minute: float) -> Entry:
     time = f"2026-11-01T00:{int(minute):02d}:30.000+00:00"
-    return Entry(number, op, version, "", "Ada", "", time, "", "")
+    return Entry(op, version, actor="Ada", number=number, time=time)
 
 
 def newest_first(*rows: dict[str, Any]) -> list[dict[str, Any]]:

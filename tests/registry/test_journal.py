@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fl_registry.errors import InvalidName, StageError
 from fl_registry.journal.entries import (
+    Entry,
     JournalError,
     Ledger,
     Page,
@@ -49,7 +50,7 @@ def play(
             if len(ledger.page.texts) >= page_length:
                 pages.append(carried_over(ledger))
                 ledger = read_page(pages[-1])
-            text = new_entry(ledger, named, version=target, displaced=displaced).encode()
+            text = new_entry(ledger, Entry(named, version=target, displaced=displaced)).encode()
             page = pages[-1]
             pages[-1] = Page((*page.texts, text), page.carried, page.first)
             ledger = read_page(pages[-1], ledger)
@@ -200,7 +201,7 @@ def test_a_state_is_read_back(
 def test_what_was_in_production_on_a_date() -> None:
     ledger, days = Ledger(), ["2026-11-20", "2026-11-21", "2026-11-23"]
     for number, day in enumerate(days, start=1):
-        entry = new_entry(ledger, Move.PROMOTE, version=str(number), displaced="")
+        entry = new_entry(ledger, Entry(Move.PROMOTE, str(number)))
         text = replace(entry, time=f"{day}T12:00:00.000+00:00").encode()
         ledger = read_page(Page((*ledger.page.texts, text)), ledger)
 
@@ -234,10 +235,10 @@ def test_digits_are_a_version_and_not_a_date() -> None:
 
 
 def test_time_never_goes_back_where_a_clock_does() -> None:
-    first = new_entry(Ledger(), Move.STAGE, version="1", displaced="")
+    first = new_entry(Ledger(), Entry(Move.STAGE, version="1"))
     ahead = replace(first, time="2999-01-01T00:00:00.000+00:00")
     ledger = read_page(Page((ahead.encode(),)))
-    assert new_entry(ledger, Move.STAGE, version="2", displaced="1").time == ahead.time
+    assert new_entry(ledger, Entry(Move.STAGE, version="2", displaced="1")).time == ahead.time
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"op": "dance", "from": ""}', "null"])
@@ -248,7 +249,7 @@ def test_an_entry_that_cannot_be_read_is_named(text: str) -> None:
 
 @given(st.text(max_size=5000), st.text(max_size=500))
 def test_an_entry_is_read_back_and_fits_into_a_param(reason: str, actor: str) -> None:
-    entry = new_entry(Ledger(), Move.STAGE, version="1", displaced="", actor=actor, reason=reason)
+    entry = new_entry(Ledger(), Entry(Move.STAGE, version="1", actor=actor, reason=reason))
     assert read_chain([Page((entry.encode(),))]) == (entry,)
     assert len(entry.encode()) < 6000
     assert "\n" not in entry.reason
@@ -263,5 +264,5 @@ def test_an_empty_page_breaks_no_chain_and_mends_none() -> None:
 
 
 def test_a_long_reason_of_quotes_fits_too() -> None:
-    entry = new_entry(Ledger(), Move.STAGE, version="1", displaced="", reason='"\\' * 5000)
+    entry = new_entry(Ledger(), Entry(Move.STAGE, version="1", reason='"\\' * 5000))
     assert len(entry.encode()) < 6000

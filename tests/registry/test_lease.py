@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fl_registry import InMemoryModelStore, LeaseLost, RegistryError
 from fl_registry.journal.entries import (
+    Entry,
     JournalError,
     Ledger,
     Page,
@@ -103,7 +104,7 @@ def test_who_lost_the_lease_is_told_who_has_it() -> None:
 
 
 def append(ledger: Ledger, op: Move, **fields: object) -> Ledger:
-    entry = new_entry(ledger, op, **{"version": "", "displaced": "", **fields})  # type: ignore[arg-type]
+    entry = new_entry(ledger, Entry(op, **fields))  # type: ignore[arg-type]
     page = ledger.page
     return read_page(Page((*page.texts, entry.encode()), page.carried, page.first), ledger)
 

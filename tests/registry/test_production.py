@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_registry import InMemoryModelStore, ModelManager, RegistryError, StageError, tenures
-from fl_registry.journal.entries import Ledger, Page, new_entry, read_page
+from fl_registry.journal.entries import Entry, Ledger, Page, new_entry, read_page
 from fl_registry.stages import Move, State, step
 from fl_registry.store import ModelStore
 
@@ -29,7 +29,7 @@ def journal(wanted: list[tuple[Move, str]]) -> Ledger:
         if op is Move.CARRY:
             continue
         if op is Move.LEASE:
-            entry = new_entry(ledger, op, version="", displaced="")
+            entry = new_entry(ledger, Entry(op))
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
             continue
         try:
@@ -38,7 +38,7 @@ def journal(wanted: list[tuple[Move, str]]) -> Ledger:
             continue
         if planned is not None:
             named, displaced = planned
-            entry = new_entry(ledger, named, version=version, displaced=displaced)
+            entry = new_entry(ledger, Entry(named, version=version, displaced=displaced))
             ledger = read_page(Page((*ledger.page.texts, entry.encode())), ledger)
     return ledger
 

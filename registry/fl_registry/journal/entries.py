@@ -40,12 +40,10 @@ class JournalError(RegistryError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed move.
+    """One move, committed once it has a place in the journal (see `new_entry`).
 
     Attributes
     ----------
-    number : int
-        Its place in the journal, from 1.
     op : Move
         What was done.
     version : str
@@ -54,33 +52,35 @@ class Entry:
         The version that left the stage for it; empty for none.
     actor, reason : str
         Who did it, and why.
+    epoch : int
+        The lease under which a server moved it by rule; 0 for every other move.
+    approval : str
+        "pending" if the version is put into staging to be approved, "rejected" if a person or a
+        shadow evaluation refused it; empty for every other move.
+    carried : str
+        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
+    number : int
+        Its place in the journal, from 1.
     time : str
         When, in UTC, ISO-8601; never before that of the entry before.
     previous_hash : str
         SHA-256 of the stored text of the entry before; empty for the first.
     id : str
         Unique, also for two equal moves.
-    carried : str
-        SHA-256 of the state that is stored beside it; empty but for `Move.CARRY`.
-    epoch : int
-        The lease under which a server moved it by rule; 0 for every other move.
-    approval : str
-        "pending" if the version is put into staging to be approved, "rejected" if a person or a
-        shadow evaluation refused it; empty for every other move.
     """
 
-    number: int
     op: Move
-    version: str
-    displaced: str
-    actor: str
-    reason: str
-    time: str
-    previous_hash: str
-    id: str
-    carried: str = ""
+    version: str = ""
+    displaced: str = ""
+    actor: str = ""
+    reason: str = ""
     epoch: int = 0
     approval: str = ""
+    carried: str = ""
+    number: int = 0
+    time: str = ""
+    previous_hash: str = ""
+    id: str = ""
 
     def encode(self) -> str:
         """Return the text that is stored, always the same, with a digest of itself.
@@ -291,35 +291,19 @@ def as_moment(when: date | str) -> datetime:
         return moment.replace(tzinfo=UTC)
 
 
-def new_entry(
-    ledger: Ledger,
-    op: Move,
-    *,
-    version: str = "",
-    displaced: str = "",
-    actor: str = "",
-    reason: str = "",
-    carried: str = "",
-    epoch: int = 0,
-    approval: str = "",
-) -> Entry:
-    """Return the entry that would follow `ledger`; too long a reason is cut."""
+def new_entry(ledger: Ledger, draft: Entry) -> Entry:
+    """Return the entry that a draft would be right after `ledger`; too long a reason is cut."""
     last = ledger.entries[-1] if ledger.entries else None
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Entry(
+    return replace(
+        draft,
+        actor=_clean(draft.actor, _LONGEST_ACTOR),
+        reason=_clean(draft.reason, _LONGEST_REASON),
         number=ledger.length + 1,
-        op=op,
-        version=version,
-        displaced=displaced,
-        actor=one_line(" ".join(actor.split()), _LONGEST_ACTOR),
-        reason=one_line(" ".join(reason.split()), _LONGEST_REASON),
         # Clocks of several machines differ; the journal's own order is the one that counts.
         time=max(now, last.time) if last else now,
         previous_hash=_digest(ledger.page.texts[-1]) if last else "",
         id=uuid.uuid4().hex,
-        carried=carried,
-        epoch=epoch,
-        approval=approval,
     )
 
 
@@ -332,7 +316,7 @@ def appended(ledger: Ledger, entry: Entry) -> Ledger:
 def carried_over(ledger: Ledger) -> Page:
     """Return the page that continues a full one: the state so far, and an entry with its digest."""
     state = ledger.state.encode()
-    entry = new_entry(ledger, Move.CARRY, carried=_digest(state))
+    entry = new_entry(ledger, Entry(Move.CARRY, carried=_digest(state)))
     return Page((entry.encode(),), state, entry.number)
 
 
@@ -409,3 +393,7 @@ def _line(fields: Mapping[str, object]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _clean(text: str, limit: int) -> str:
+    return one_line(" ".join(text.split()), limit) if text else ""
