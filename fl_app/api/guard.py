@@ -129,9 +129,7 @@ class Guard:
         match = _HOST.match(host)
         name = (match[1] or match[2]).rstrip(".").lower() if match else ""
         if not match or not self._hosts & {"*", name}:
-            raise ApiError(
-                403, "The Host header names a host that is not in allowed_hosts; add it."
-            )
+            raise ApiError(403, "The Host header must name one of the API's allowed_hosts.")
         # A browser sends the Origin with each form and script of another site; programs send none.
         origin = request.headers.get("Origin", f"http://{host}").lower()
         if origin not in (f"http://{host}".lower(), f"https://{host}".lower()):
@@ -167,9 +165,7 @@ def read_body(request: Request, kind: str = JSON) -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     coded = request.headers.get("Content-Encoding", "identity").lower() != "identity"
     if request.mimetype != kind or charset not in ("utf-8", "utf8") or coded:
-        raise ApiError(
-            415, f"The body must be plain UTF-8; send the header 'Content-Type: {kind}'."
-        )
+        raise ApiError(415, f"The body must be plain UTF-8; send 'Content-Type: {kind}'.")
     body = request.get_data()  # Flask rejects what is longer than MAX_CONTENT_LENGTH
     if len(body) > MAX_BODY:
         raise ApiError(413)

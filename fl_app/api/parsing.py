@@ -19,7 +19,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     TypeAdapter,
@@ -73,18 +72,12 @@ Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
 Moment = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-class Body(BaseModel):
+class Body(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True):
     """The base of all bodies: no unknown fields, no conversions."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
 
-
-class Query(BaseModel):
+class Query(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
     """The base of all queries; this one has no parameters."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Error(TypedDict):

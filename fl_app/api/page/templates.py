@@ -214,12 +214,9 @@ def shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def when(iso: str) -> Markup | str:
-    """A moment for people and programs; what is no moment as it is."""
-    try:
-        moment = datetime.fromisoformat(iso).astimezone(UTC)
-    except ValueError:
-        return iso
+def when(iso: str) -> Markup:
+    """A moment for people and programs."""
+    moment = datetime.fromisoformat(iso).astimezone(UTC)
     element = Markup('<time datetime="{}">{}</time>')
     return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
