@@ -14,7 +14,7 @@ from hypothesis import settings
 from support.hostile_inputs import payloads
 
 from fl_registry import ArtifactError
-from fl_registry.mlflow.artifact_locations import checked_location, is_model_id
+from fl_registry.mlflow.files import checked_location, is_model_id
 
 HERE = Path(__file__).parent
 NIGHTLY = settings.get_current_profile_name() == "nightly"

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from fl_registry.files.strict_json import read_json
+from fl_registry.files.strict_json import read_strict_json
 from fl_registry.redaction import printable
 
 MAX_BODY = 64 * 1024
@@ -167,7 +167,7 @@ def json_object(data: bytes) -> dict[str, Any]:
         brackets = re.findall(r"[\[\]{}]", _STRINGS.sub("", text))
         if max(accumulate(1 if b in "[{" else -1 for b in brackets), default=0) > MAX_DEPTH:
             raise ApiError(400, f"The body is nested more than {MAX_DEPTH} deep; send a flat one.")
-        value = read_json(text, strict=True)
+        value = read_strict_json(text)
         # Written again, a lone surrogate fails, and 1e999, which Python has read as infinity.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError:

@@ -24,8 +24,8 @@ from fl_app.cli.output import console, escape, print_json, table
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
+from fl_registry.files.artifacts import own_bytes
 from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
-from fl_registry.files.version_files import own_bytes
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time

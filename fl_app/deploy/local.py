@@ -108,9 +108,8 @@ class Deployment:
         processes.start(mlflow_server(layout, settings.mlflow_port, database=database))
         processes.start(superlink(layout, settings.port, mlflow=self._mlflow))
         processes.wait_for(["superlink"], START_SECONDS)  # MLflow creates its tables meanwhile
-        connection = Connection(f"{HOST}:{settings.port}", layout.keys.authority)
-        connection.write()
-        ids = self._register(connection)
+        write_connection(f"{HOST}:{settings.port}", layout.keys.authority)
+        ids = self._register()
         self.say("Starting the SuperNodes.")
         for number, file in enumerate(data, start=1):
             processes.start(supernode(layout, number, superlink_port=settings.port, data=file))
@@ -118,20 +117,23 @@ class Deployment:
         processes.wait_for(["mlflow", *names], START_SECONDS)
 
         def online() -> bool:
-            status = connection.nodes()
-            return all(status.get(one) == "online" for one in ids)
+            states = _node_states()
+            return all(states.get(one) == "online" for one in ids)
 
         processes.wait(online, ONLINE_SECONDS, "The connection of the SuperNodes")
         return data
 
-    def _register(self, connection: Connection) -> Sequence[str]:
+    def _register(self) -> Sequence[str]:
         """Register the SuperNodes that the SuperLink does not have; return the ids of all."""
-        status, ids = connection.nodes(), list(self.settings.node_ids)
+        states, ids = _node_states(), list(self.settings.node_ids)
         for index in range(self.settings.nodes):
             known = ids[index] if index < len(ids) else ""
-            if status.get(known, "unregistered") == "unregistered":
-                public_key = self.layout.keys.node(index + 1).public
-                ids[index : index + 1] = [connection.register(public_key, f"node-{index + 1}")]
+            if states.get(known, "unregistered") == "unregistered":
+                public_key = str(self.layout.keys.node(index + 1).public)
+                reply = _flwr(
+                    "supernode", "register", public_key, NAME, "--name", f"node-{index + 1}"
+                )
+                ids[index : index + 1] = [str(reply["node-id"])]
                 self.layout.save(replace(self.settings, node_ids=tuple(ids)))
         return ids[: self.settings.nodes]
 
@@ -183,63 +185,44 @@ def _check_database(address: str) -> None:
     check_address(address)
 
 
-@dataclass(frozen=True)
-class Connection:
-    """A SuperLink in Flower's configuration, where it is called `NAME`.
+def write_connection(address: str, authority: Path) -> None:
+    """Write the SuperLink into Flower's configuration as `NAME`; all else there stays as it is.
+
+    Flower's own function would remove the user's comments.
 
     Parameters
     ----------
     address : str
-        Its host and port.
+        The SuperLink's host and port.
     authority : Path
         Certificate of the authority that issued the SuperLink's; absolute.
+
+    Raises
+    ------
+    DeploymentError
+        The file is not TOML, or cannot be written.
     """
+    file = Path(get_flwr_home()) / "config.toml"
+    if not file.exists():
+        _flwr("config", "list")  # writes Flower's defaults
+    entries = {"address": address, "root-certificates": str(authority)}
+    what = f"Flower's configuration {file}"
+    with (
+        explained(f"{what} cannot be written", "set FLWR_HOME to a folder that you may write to"),
+        explained(f"{what} is not TOML", "correct it", tomllib.TOMLDecodeError),
+    ):
+        text = file.read_text("utf-8")
+        if tomllib.loads(text).get("superlink", {}).get(NAME) != entries:
+            lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+            others = _TABLES.sub("", text).rstrip()
+            text = "\n".join([others, "", f"[superlink.{NAME}]", *lines, ""])
+            write_whole(file, text.encode(), mode=file.stat().st_mode & 0o777)
 
-    address: str
-    authority: Path
 
-    def write(self) -> None:
-        """Write the connection into Flower's configuration, of which all else stays as it is.
-
-        Flower's own function would remove the user's comments.
-
-        Raises
-        ------
-        DeploymentError
-            The file is not TOML, or cannot be written.
-        """
-        file = Path(get_flwr_home()) / "config.toml"
-        if not file.exists():
-            _flwr("config", "list")  # writes Flower's defaults
-        entries = {"address": self.address, "root-certificates": str(self.authority)}
-        what = f"Flower's configuration {file}"
-        advice = "set FLWR_HOME to a folder that you may write to"
-        with (
-            explained(f"{what} cannot be written", advice),
-            explained(f"{what} is not TOML", "correct it", tomllib.TOMLDecodeError),
-        ):
-            text = file.read_text("utf-8")
-            if tomllib.loads(text).get("superlink", {}).get(NAME) != entries:
-                lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-                others = _TABLES.sub("", text).rstrip()
-                text = "\n".join([others, "", f"[superlink.{NAME}]", *lines, ""])
-                write_whole(file, text.encode(), mode=file.stat().st_mode & 0o777)
-
-    def register(self, public_key: Path, name: str) -> str:
-        """Register the SuperNode with this key; return the id that Flower gives it.
-
-        Raises
-        ------
-        DeploymentError
-            The SuperLink refuses.
-        """
-        reply = _flwr("supernode", "register", str(public_key), NAME, "--name", name)
-        return str(reply["node-id"])
-
-    def nodes(self) -> dict[str, str]:
-        """Return the status of each registered SuperNode by its id: ``online``, ``offline``, …"""
-        reply = _flwr("supernode", "list", NAME)
-        return {str(node["node-id"]): str(node["status"]) for node in reply["nodes"]}
+def _node_states() -> dict[str, str]:
+    """Return the state of each registered SuperNode by its id: ``online``, ``offline``, …"""
+    nodes = _flwr("supernode", "list", NAME)["nodes"]
+    return {str(node["node-id"]): str(node["status"]) for node in nodes}
 
 
 def _flwr(*words: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fl_registry.errors import (
     StoreUnavailable,
     UnknownVersion,
 )
-from fl_registry.files.half import HalfCopy
+from fl_registry.files.artifacts import HalfCopy
 from fl_registry.gates.gates import (
     AtLeast,
     AtMost,
@@ -38,7 +38,7 @@ from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError, Tenure, tenures
 from fl_registry.journal.lease import Lease, Writer
 from fl_registry.memory import InMemoryModelStore, InMemoryTracker
-from fl_registry.mlflow.model_manager import ModelManager
+from fl_registry.mlflow.backend import ModelManager
 from fl_registry.mlflow.tracking import FederatedLearningTracker
 from fl_registry.retention import PruneReport
 from fl_registry.serving.mlmodel import Serving, torch_serving

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fl_registry.files.artifacts import Artifact
+from fl_registry.files.artifacts import Artifact, Removal
 from fl_registry.files.digests import WholeFiles
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import Serving
 from fl_registry.stages import StageMark
 from fl_registry.versions import ModelVersion
@@ -123,16 +122,11 @@ class VersionFiles(ABC):
         """Return the bytes that would be freed if the version were removed."""
 
     @abstractmethod
-    def note(self, record: ModelVersion) -> None:
-        """Record what will have to be removed, so that any process can finish the removal."""
+    def remove(self, record: ModelVersion) -> Removal:
+        """Remove a retired version and its files; a repeated call finishes an interrupted one.
 
-    @abstractmethod
-    def noted(self) -> Mapping[str, int]:
-        """Return the versions whose removal was begun, and the bytes that are still to be freed."""
-
-    @abstractmethod
-    def remove(self, version: str) -> Removal:
-        """Remove a retired version and its files; a repeated call finishes an interrupted one."""
+        The version goes last: as long as it is there, any process can finish the removal.
+        """
 
 
 class Backend(ABC):

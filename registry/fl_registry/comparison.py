@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
-from fl_registry.files.strict_json import read_json
 from fl_registry.gates.paired import DRAWS, FEWEST, SEED, ExampleScores, bootstrap_interval
 
 _CONFIDENCE = 0.95
@@ -104,7 +104,7 @@ def paired_verdict(
 
 def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:
     try:
-        rows = read_json(spec or b"null")["arrays"]
+        rows = from_json(spec or b"null")["arrays"]
         return {str(r["name"]): {"dtype": r["dtype"], "shape": r["shape"]} for r in rows}
     except (ValueError, TypeError, KeyError):
         return None
@@ -114,7 +114,7 @@ def _nodes(tag: str | None) -> dict[str, tuple[float, str]] | None:
     try:
         return {
             str(n["node_id"]): (float(n["num_examples"]), str(n.get("data_digest", "")))
-            for n in read_json(tag or "null")
+            for n in from_json(tag or "null")
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

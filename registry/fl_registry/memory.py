@@ -15,13 +15,11 @@ from pathlib import Path
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
-from fl_registry.files.artifacts import WEIGHTS_FILE
+from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import copy_whole
 from fl_registry.files.digests import file_digest
-from fl_registry.files.version_files import own_bytes, read_small, remove_folder
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
-from fl_registry.retention import Removal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
 from fl_registry.store import ModelStore
@@ -103,15 +101,11 @@ class FolderFiles(VersionFiles):
     def size(self, record: ModelVersion) -> int:
         return own_bytes(self._folder / record.version)
 
-    def note(self, record: ModelVersion) -> None:
-        """Record nothing: what is in this process is gone with it."""
-
-    def noted(self) -> Mapping[str, int]:
-        return {}
-
-    def remove(self, version: str) -> Removal:
-        self._forget(version)
-        return remove_folder(self._folder / version)
+    def remove(self, record: ModelVersion) -> Removal:
+        done = remove_folder(self._folder / record.version)
+        if not done.left:
+            self._forget(record.version)
+        return done
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,6 @@ class PruneReport:
     left: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Removal:
-    """The result of removing one version's files: bytes freed, and why any were left."""
-
-    freed: int = 0
-    left: str = ""
-
-
 def reasons_to_stay(
     records: Iterable[ModelVersion],
     state: State,

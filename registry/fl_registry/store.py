@@ -42,12 +42,12 @@ from fl_registry.files.artifacts import (
     SCORES_FILE,
     SPEC_FILE,
     WEIGHTS_FILE,
-    checked_header,
-    describe,
+    HalfCopy,
     prepared,
+    read_half,
+    write_half,
 )
 from fl_registry.files.digests import digest_of, file_digest
-from fl_registry.files.half import HalfCopy, read_half, write_half
 from fl_registry.files.loading import ReadyModels, Weights, read_arrays
 from fl_registry.journal.entries import (
     Entry,
@@ -436,22 +436,24 @@ class ModelStore:
             A setting cannot be used, or MLflow failed on the way.
         """
         state, files = self._state(), self.backend.files
-        records = list(self._records(state, at_once=_AT_ONCE))
+        stored = list(self.backend.versions(at_once=_AT_ONCE))
+        begun = [record for record in stored if record.version in state.retired]
+        records = [
+            _staged(record, state) for record in stored if record.version not in state.retired
+        ]
         stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
-        begun = {v: size for v, size in files.noted().items() if v in state.retired}
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
-            sizes = begun | {record.version: files.size(record) for record in going}
+            sizes = {record.version: files.size(record) for record in (*begun, *going)}
             return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
-        gone = {version: files.remove(version) for version in begun}
+        gone = {record.version: files.remove(record) for record in begun}
         for record in going:
             try:
-                files.note(record)
                 self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
             else:
-                gone[record.version] = files.remove(record.version)
+                gone[record.version] = files.remove(record)
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
@@ -609,8 +611,7 @@ class ModelStore:
         weights = self._weights(self._named(version_or_stage), half=False)
         whole = self.backend.files.whole
         content = whole.read(weights.path, weights.sha256, version=weights.version)
-        spec = describe(checked_header(weights.path, shown=weights.path), shown=weights.path)
-        return read_arrays(content, spec, version=weights.version)
+        return read_arrays(content, version=weights.version)
 
     def load_production_model(
         self,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import from_json
+
 from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
-from fl_registry.files.strict_json import read_json
 from fl_registry.redaction import redact
 from fl_registry.stages import Stage
 
@@ -252,6 +253,6 @@ def read_version(
 def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
     """Return numbers by name, as they are stored in JSON; None where they cannot be read."""
     try:
-        return {str(k): float(v) for k, v in read_json(text or "null").items()}
+        return {str(k): float(v) for k, v in from_json(text or "null").items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         return None

@@ -10,7 +10,7 @@ import pytest
 from flwr.cli.flower_config import read_superlink_connection
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.local import NAME, Connection
+from fl_app.deploy.local import NAME, write_connection
 
 MINE = """# my own notes
 [superlink]
@@ -42,42 +42,41 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "flwr" / "config.toml"
 
 
-@pytest.fixture
-def connection(tmp_path: Path) -> Connection:
-    return Connection("127.0.0.1:8000", tmp_path / "a folder" / "ca.crt")
+def authority(folder: Path) -> Path:
+    return folder / "a folder" / "ca.crt"
 
 
 @pytest.mark.parametrize("text", [MINE, MINE + OLD, OLD + MINE, OLD])
 def test_the_connection_is_written_and_the_rest_stays(
-    file: Path, connection: Connection, text: str
+    file: Path, tmp_path: Path, text: str
 ) -> None:
     file.write_text(text)
     before = tomllib.loads(text)
-    connection.write()
+    write_connection("127.0.0.1:8000", authority(tmp_path))
     written = file.read_text()
     after = tomllib.loads(written)
     assert after["superlink"].pop(NAME) == {
         "address": "127.0.0.1:8000",
-        "root-certificates": str(connection.authority),
+        "root-certificates": str(authority(tmp_path)),
     }
     before.get("superlink", {}).pop(NAME, None)
     assert after == {"superlink": {}, **before}
     assert ("# my own notes" in written) == ("# my own notes" in text)
-    connection.write()
+    write_connection("127.0.0.1:8000", authority(tmp_path))
     assert file.read_text() == written
 
 
-def test_flower_reads_it(file: Path, connection: Connection) -> None:
+def test_flower_reads_it(file: Path, tmp_path: Path) -> None:
     file.write_text(MINE)
-    connection.write()
+    write_connection("127.0.0.1:8000", authority(tmp_path))
     found = read_superlink_connection(NAME)
     assert found.address == "127.0.0.1:8000"
-    assert found.root_certificates == str(connection.authority)
+    assert found.root_certificates == str(authority(tmp_path))
     assert not found.insecure
 
 
-def test_a_file_that_is_not_toml_is_not_changed(file: Path, connection: Connection) -> None:
+def test_a_file_that_is_not_toml_is_not_changed(file: Path, tmp_path: Path) -> None:
     file.write_text("[superlink")
     with pytest.raises(DeploymentError, match="is not TOML"):
-        connection.write()
+        write_connection("127.0.0.1:8000", authority(tmp_path))
     assert file.read_text() == "[superlink"

@@ -19,8 +19,13 @@ from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file, save_file
 
 from fl_registry.files.digests import file_digest
-from fl_registry.files.safetensors_header import Manifest, read_header
-from fl_registry.files.weights import WeightsError, load_weights, save_weights
+from fl_registry.files.weights import (
+    Manifest,
+    WeightsError,
+    load_weights,
+    read_header,
+    save_weights,
+)
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i8"]
 arrays_of = st.dictionaries(
@@ -36,7 +41,7 @@ arrays_of = st.dictionaries(
 
 def manifest_of(path: Path) -> Manifest:
     with path.open("rb") as file:
-        found = read_header(file).manifest()
+        found = read_header(file).manifest
     assert found is not None
     return found
 
@@ -70,7 +75,7 @@ def test_order_and_description_are_kept(saved: Path) -> None:
     assert list(load_weights(saved)) == ["z", "a"]
     with saved.open("rb") as file:
         header = read_header(file)
-    assert header.manifest() == Manifest(["z", "a"], {"family": "yolov8"})
+    assert header.manifest == Manifest(["z", "a"], {"family": "yolov8"})
     rows = {name: (row.dtype_name, row.shape) for name, row in header.rows.items()}
     assert rows == {"z": ("float32", [2, 3]), "a": ("int64", [])}
 

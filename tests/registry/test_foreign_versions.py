@@ -28,7 +28,17 @@ def ours(manager: ModelManager, weights: MakeWeights) -> ModelManager:
     return manager
 
 
-@pytest.mark.parametrize("digest", ["../../../../escaped", "/tmp/escaped", "0" * 63, "A" * 64])  # noqa: S108
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "../../../../escaped",
+        "/tmp/escaped",  # noqa: S108
+        "0" * 63,
+        "A" * 64,
+        "0" * 64 + "/../../../escaped",
+        "0" * 64 + "\n",
+    ],
+)
 def test_a_digest_that_is_a_path_leads_nowhere(
     ours: ModelManager, monkeypatch: pytest.MonkeyPatch, digest: str
 ) -> None:

@@ -13,8 +13,7 @@ import pytest
 from support.registry_faults import told
 
 from fl_registry import JournalError, ModelManager
-from fl_registry.mlflow.journal import MlflowJournal
-from fl_registry.mlflow.journal_run import JOURNAL_EXPERIMENT, JOURNAL_TAG, JournalHome
+from fl_registry.mlflow.journal import JOURNAL_EXPERIMENT, JOURNAL_TAG, JournalHome, MlflowJournal
 from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]

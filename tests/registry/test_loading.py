@@ -19,7 +19,7 @@ from safetensors.torch import save_file as save_torch
 from torch import nn
 
 from fl_registry import ArtifactError, InMemoryModelStore, InvalidMetric, ModelManager
-from fl_registry.files.half import write_half
+from fl_registry.files.artifacts import write_half
 from fl_registry.store import ModelStore
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from fl_registry import InvalidName, JournalError, ModelManager, RegistryError, StoreUnavailable
-from fl_registry.files.safetensors_header import Manifest
-from fl_registry.mlflow.connection import Connection
+from fl_registry.files.weights import Manifest
+from fl_registry.mlflow.address import check_address
 from fl_registry.redaction import redact
 
 MakeWeights = Callable[[float], Path]
@@ -295,7 +295,7 @@ def test_a_server_that_keeps_silent_is_given_up_on() -> None:
         began = time.monotonic()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(StoreUnavailable, match="does not answer"):
-            Connection(address, None, read_seconds=0.3).check()
+            check_address(address, read_seconds=0.3)
         assert time.monotonic() - began < 10
 
 

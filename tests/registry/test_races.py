@@ -16,7 +16,7 @@ from support.fork_context import fork_context
 from support.registry_children import begin, promote
 
 from fl_registry import ModelManager, Stage
-from fl_registry.mlflow.journal_run import JOURNAL_TAG
+from fl_registry.mlflow.journal import JOURNAL_TAG
 
 MakeWeights = Callable[[float], Path]
 NIGHTLY = settings.get_current_profile_name() == "nightly"

@@ -98,7 +98,7 @@ def test_a_version_is_the_round_s_arrays_with_their_own_dtypes(
     for mine, flowers in zip(saved, result.arrays.to_numpy_ndarrays(), strict=True):
         np.testing.assert_array_equal(mine, flowers)
     assert [a.dtype for a in saved] == [np.float32, np.int64]
-    manifest = checked_header(path, shown=path).manifest()
+    manifest = checked_header(path, shown=path).manifest
     assert manifest is not None
     assert manifest.model == {"family": "toy"}
 

@@ -24,8 +24,7 @@ from fl_app.client.data import DataError, load_data_spec
 from fl_app.client.summary.reference import load_reference, new_reference, save_reference
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_registry import ArtifactError, InMemoryModelStore, RegistryError
-from fl_registry.files.artifacts import checked_header, prepared
-from fl_registry.files.half import write_half
+from fl_registry.files.artifacts import checked_header, prepared, write_half
 from fl_registry.files.weights import WeightsError, load_weights, save_weights
 from support.watched import CODE, NETWORK, PROGRAMS, Watch
 

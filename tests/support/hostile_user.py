@@ -179,24 +179,8 @@ def of_others(folder: Path) -> Iterator[tuple[str, Use]]:
                 mine.backend.files.size(mine.get_version(version))
         client.delete_model_version(name, version)
 
-    def note(text: str) -> None:
-        for fields in (
-            {"model_id": text, "location": text},
-            {"model_id": model_id, "location": text},
-        ):
-            told = json.dumps({**fields, "sha256": text})
-            client.set_registered_model_tag(name, "retiring.1", told)
-            files = manager().backend.files
-            with contextlib.suppress(*KNOWN):
-                files.noted()
-            files.remove("9")  # nothing of that number; the note of 1 stays
-            client.set_registered_model_tag(name, "retiring.9", told)
-            files.remove("9")
-        client.delete_registered_model_tag(name, "retiring.1")
-
     yield "tags of other tools", tags
     yield "location of other tools", location
-    yield "note of a clean-up", note
 
 
 def api(folder: Path) -> Iterator[tuple[str, Use]]:

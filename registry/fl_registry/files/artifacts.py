@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files before they are registered: checks, digest and description. Does not use MLflow."""
+"""The files of a version: checked and described when they are saved, read, halved and removed.
+
+Where they are stored is the concern of a `fl_registry.backend.VersionFiles`.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter
+from pydantic_core import from_json, to_json
+from safetensors import SafetensorError, safe_open
 
 from fl_registry.errors import ArtifactError, foreign_errors
-from fl_registry.files.atomic import scratch_folder
+from fl_registry.files.atomic import scratch_folder, write_whole
 from fl_registry.files.digests import file_digest
-from fl_registry.files.safetensors_header import Header, Manifest, read_header
+from fl_registry.files.weights import ArrayRow, Header, read_header
 
 WEIGHTS_FILE = "weights.safetensors"
 SPEC_FILE = "spec.json"
 HALF_FILE = "weights_fp16.safetensors"
 SCORES_FILE = "per_example.json"
-DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"\A[0-9a-f]{64}\Z")
 _CHECKPOINTS = (".pt", ".pth")
 # For each dtype the unsigned integer as which its numbers are read, and the bits that are all set
 # only in NaN and infinity (IEEE 754; OCP 8-bit floating point). Complex numbers are two floats.
@@ -38,6 +44,8 @@ _NOT_FINITE = {
     "F8_E4M3": ("<u1", 0x7F),
 }
 _PART = 1 << 16  # numbers that are checked together: they stay in the processor's cache
+_WIDE = {"F32": "<f4", "F64": "<f8"}  # what becomes 16 bit floats in a half-precision copy
+_LARGEST = 64 << 20  # bytes; descriptions and results per example are far smaller
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,14 @@ class Artifact:
     scores_sha256: str = ""
 
 
+@dataclass(frozen=True)
+class Removal:
+    """The result of removing one version's files: bytes freed, and why any were left."""
+
+    freed: int = 0
+    left: str = ""
+
+
 @contextmanager
 def prepared(
     model_path: str | Path, scratch: Path, *, per_example: Mapping[str, float] | None = None
@@ -84,66 +100,48 @@ def prepared(
 
 
 def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | None) -> Artifact:
-    weights, scores = folder / WEIGHTS_FILE, folder / SCORES_FILE
+    weights = folder / WEIGHTS_FILE
     if source.suffix.lower() in _CHECKPOINTS:
         from fl_registry.files.pt_import import import_checkpoint
 
         import_checkpoint(source, weights)
     else:
-        _link_or_copy(source, weights)
+        try:
+            os.link(source, weights)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, weights)
     header = checked_header(weights, shown=source)
-    _require_readable(weights, source)
     _require_finite(weights, header, source)
     digest = file_digest(weights)
-    spec = {"format": "fl-app-spec/1", "sha256": digest, **describe(header, shown=source)}
+    arrays = [
+        {"name": name, "dtype": header.rows[name].dtype_name, "shape": header.rows[name].shape}
+        for name in header.order
+    ]
+    model = header.manifest.model if header.manifest is not None else {}
+    spec = {"format": "fl-app-spec/1", "sha256": digest, "arrays": arrays, "model": model}
     (folder / SPEC_FILE).write_text(json.dumps(spec), encoding="utf-8")
+    of_scores = ""
     if per_example:
         text = json.dumps(per_example, sort_keys=True, separators=(",", ":"))
-        scores.write_text(text, encoding="utf-8")
-    of_scores = file_digest(scores) if per_example else ""
+        (folder / SCORES_FILE).write_text(text, encoding="utf-8")
+        of_scores = file_digest(folder / SCORES_FILE)
     return Artifact(folder, digest, weights.stat().st_size, of_scores)
-
-
-def describe(header: Header, *, shown: Path) -> dict[str, Any]:
-    """Return the arrays (name, dtype, shape, in the model's order) and the model.
-
-    Raises
-    ------
-    ArtifactError
-        The manifest in the header is damaged.
-    """
-    try:
-        manifest = header.manifest() or Manifest(list(header.rows), {})
-    except ValueError as error:
-        raise _damaged(shown, str(error)) from error
-    rows = ((name, header.rows[name]) for name in manifest.order)
-    arrays = [{"name": name, "dtype": r.dtype_name, "shape": r.shape} for name, r in rows]
-    return {"arrays": arrays, "model": manifest.model}
 
 
 def _checked_path(model_path: str | Path) -> Path:
     try:
-        source = Path(model_path).expanduser()
-    except RuntimeError:  # ~name of a user that does not exist
-        source = Path(model_path)
-    try:
-        is_folder, is_file = source.is_dir(), source.is_file()
-    except OSError:  # the name is too long, or a folder may not be read
-        is_folder = is_file = False
-    if is_folder:
-        raise ArtifactError(f"{source} is a folder; give the path of a .safetensors or .pt file.")
-    if not is_file:
-        raise ArtifactError(f"There is no model file at {str(source)[:300]}; check the path.")
-    if source.stat().st_size == 0:
+        source = Path(model_path).expanduser().resolve(strict=True)
+        size = source.stat().st_size
+    except (OSError, RuntimeError, ValueError) as error:  # the last two: it cannot be a path
+        raise ArtifactError(
+            f"There is no model file at {str(model_path)[:300]}; check the path."
+        ) from error
+    if not source.is_file():
+        what = "a folder" if source.is_dir() else "not a file"
+        raise ArtifactError(f"{source} is {what}; give the path of a .safetensors or .pt file.")
+    if size == 0:
         raise ArtifactError(f"The model file {source} is empty; save the model again.")
-    return source.resolve()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+    return source
 
 
 def checked_header(path: Path, *, shown: Path) -> Header:
@@ -157,22 +155,16 @@ def checked_header(path: Path, *, shown: Path) -> Header:
     try:
         with path.open("rb") as file:
             header = read_header(file)
-    except ValueError as error:
-        raise _damaged(shown, str(error)) from error
+        with safe_open(path, framework="numpy") as loadable:  # as it will be by safetensors
+            loadable.keys()
+    except (ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{shown} is not a usable model file: {error}; expected .safetensors, or a .pt file "
+            "that holds a plain state dict."
+        ) from error
     if not header.rows:
         raise ArtifactError(f"The model file {shown} holds no arrays; save the model again.")
     return header
-
-
-def _require_readable(path: Path, shown: Path) -> None:
-    """Refuse a file that safetensors would refuse later, when the version is loaded."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            file.keys()
-    except SafetensorError as error:
-        raise _damaged(shown, "safetensors cannot read it") from error
 
 
 def _require_finite(path: Path, header: Header, shown: Path) -> None:
@@ -191,8 +183,106 @@ def _require_finite(path: Path, header: Header, shown: Path) -> None:
                 )
 
 
-def _damaged(path: Path, reason: str) -> ArtifactError:
-    return ArtifactError(
-        f"{path} is not a usable model file: {reason}; expected .safetensors, or a .pt file that "
-        "holds a plain state dict."
-    )
+def read_small(path: Path) -> bytes | None:
+    """Return the content of a file; None for one that is larger than any of ours."""
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    return content if len(content) <= _LARGEST else None
+
+
+def remove_folder(folder: Path) -> Removal:
+    """Remove a folder and return the bytes that are really free."""
+    before = own_bytes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    after = own_bytes(folder)
+    return Removal(before - after, f"{folder} could not be removed" if folder.exists() else "")
+
+
+def own_bytes(folder: Path) -> int:
+    """Return the bytes that go with the folder: a file with another name elsewhere stays."""
+    found = [path.lstat() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return sum(file.st_size for file in found if file.st_nlink == 1)
+
+
+@dataclass(frozen=True)
+class HalfCopy:
+    """The half-precision copy of a version's weights.
+
+    Attributes
+    ----------
+    version : str
+        The version.
+    sha256 : str
+        Digest of the copy's file.
+    size : int
+        Bytes of the copy's file.
+    changes : Mapping[str, float]
+        By how much each metric of the copy exceeds that of the full weights; empty if it was not
+        measured.
+    """
+
+    version: str
+    sha256: Annotated[str, Field(pattern=DIGEST)]
+    size: int
+    changes: Mapping[str, float]
+
+    def encode(self) -> str:
+        """Return the text of the tag ``half``."""
+        return _COPIES.dump_json(self, exclude={"version"}).decode()
+
+
+_COPIES = TypeAdapter(HalfCopy)
+
+
+def read_half(version: str, tag: str | None) -> HalfCopy:
+    """Return the copy that the tag ``half`` describes.
+
+    Raises
+    ------
+    ArtifactError
+        The version has no half-precision copy.
+    """
+    try:
+        return _COPIES.validate_python({**from_json(tag or "{}"), "version": version})
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"Version {version} has no half-precision copy; make one with compress_version."
+        ) from error
+
+
+def write_half(source: Path, target: Path) -> None:
+    """Write a weights file with its 32 and 64 bit floats as 16 bit ones; the rest is unchanged.
+
+    Raises
+    ------
+    ArtifactError
+        A number is too large for 16 bits; nothing is left at `target`.
+    """
+    # Not by safetensors' own reader and writer: with NumPy they handle neither bfloat16 nor
+    # 8-bit floats, which are copied here byte for byte.
+    header = checked_header(source, shown=source)
+    content = source.read_bytes()[header.data_start :]
+    fields: dict[str, Any] = {"__metadata__": header.metadata} if header.metadata else {}
+    parts, end = [], 0
+    for name, row in header.rows.items():
+        code, data = _halved(name, row.dtype, content[slice(*row.data_offsets)])
+        parts.append(data)
+        fields[name] = ArrayRow(code, row.shape, (end, end + len(data)))
+        end += len(data)
+    text = to_json(fields)
+    text += b" " * (-len(text) % 8)
+    write_whole(target, b"".join((len(text).to_bytes(8, "little"), text, *parts)))
+
+
+def _halved(name: str, code: str, data: bytes) -> tuple[str, bytes]:
+    if code not in _WIDE:
+        return code, data
+    wide = np.frombuffer(data, _WIDE[code])
+    with np.errstate(over="ignore"):
+        half = wide.astype("<f2")
+    if np.isinf(half).sum() != np.isinf(wide).sum():
+        raise ArtifactError(
+            f"The array {name} holds numbers above 65,504, which half precision cannot hold; "
+            "keep the full weights only."
+        )
+    return "F16", half.tobytes()

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +78,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         draft = scratch / path.name
         draft.mkdir()
         yield draft
-        _sync_all()
+        if hasattr(os, "sync"):
+            os.sync()  # for many small files far quicker than one by one
         try:
             draft.rename(path)
         except OSError:
@@ -115,7 +116,10 @@ def unfinished(folder: Path, *, before: datetime) -> list[Path]:
     for place, folders, files in os.walk(folder):
         names = [name for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
         folders[:] = [name for name in folders if name not in names]
-        paths += [path for name in names if _is_older(path := Path(place, name), before)]
+        for path in (Path(place, name) for name in names):
+            with suppress(OSError):  # it was renamed or removed meanwhile
+                if path.lstat().st_mtime < before.timestamp():
+                    paths.append(path)
     return sorted(paths)
 
 
@@ -128,16 +132,3 @@ def remove_unfinished(folder: Path, *, older_than: timedelta, now: datetime) -> 
         else:
             path.unlink(missing_ok=True)
     return [path for path in paths if not path.exists()]
-
-
-def _is_older(path: Path, moment: datetime) -> bool:
-    try:
-        return path.lstat().st_mtime < moment.timestamp()
-    except OSError:  # it was renamed or removed meanwhile
-        return False
-
-
-def _sync_all() -> None:
-    """Write everything to disk: for many small files this is far quicker than one by one."""
-    if hasattr(os, "sync"):
-        os.sync()

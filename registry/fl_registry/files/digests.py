@@ -15,29 +15,18 @@ _TICK = 50_000_000  # ns; two changes within a tick of the system's clock may lo
 
 @dataclass(frozen=True)
 class Stamp:
-    """Identity, size and times of a file; times in nanoseconds."""
+    """A file's marks, taken without reading it.
 
-    device: int
-    inode: int
-    size: int
-    modified: int
-    changed: int
-    taken: int
+    Attributes
+    ----------
+    marks : tuple[int, ...]
+        Identity, size and times (in nanoseconds) of the file.
+    settled : bool
+        Whether a later change must give the file another time.
+    """
 
-    def still(self, path: Path) -> bool:
-        """Return whether the file at `path` is unchanged since this stamp was taken."""
-        now = stamp(path)
-        return now is not None and self.settled and now.marks == self.marks
-
-    @property
-    def marks(self) -> tuple[int, ...]:
-        """Identity, size and times of the file, for comparison."""
-        return self.device, self.inode, self.size, self.modified, self.changed
-
-    @property
-    def settled(self) -> bool:
-        """Whether a later change must have given the file another time."""
-        return self.taken - max(self.modified, self.changed) > _TICK
+    marks: tuple[int, ...]
+    settled: bool
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -48,15 +37,15 @@ def stamp(path: Path) -> Stamp | None:
         stat = path.stat()
     except OSError:
         return None
-    return Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, taken)
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    return Stamp((stat.st_dev, stat.st_ino, stat.st_size, *times), taken - max(times) > _TICK)
 
 
 def stamps(*paths: Path) -> tuple[tuple[int, ...], ...] | None:
     """Return marks that change with any of the files; None while one of them may be changing."""
     taken = [stamp(path) for path in paths]
-    if any(one is not None and not one.settled for one in taken):
-        return None
-    return tuple(() if one is None else one.marks for one in taken)
+    settled = all(one is None or one.settled for one in taken)
+    return tuple(() if one is None else one.marks for one in taken) if settled else None
 
 
 def file_digest(path: Path) -> str:
@@ -78,13 +67,14 @@ class WholeFiles:
 
     def has(self, path: Path, sha256: str) -> bool:
         """Return whether the file exists and has this digest."""
-        digest, seen = self._seen.get(path, ("", None))
-        if digest == sha256 and seen is not None and seen.still(path):
-            return True
-        seen = stamp(path)
-        if seen is None or file_digest(path) != sha256:
+        now = stamp(path)
+        if now is None:
             return False
-        self._seen[path] = (sha256, seen)
+        if now.settled and self._seen.get(path) == (sha256, now):
+            return True
+        if file_digest(path) != sha256:
+            return False
+        self._seen[path] = (sha256, now)
         return True
 
     def verify(self, path: Path, sha256: str, *, version: str) -> Path:
@@ -95,33 +85,23 @@ class WholeFiles:
         ArtifactError
             The file is missing or has changed since it was saved.
         """
-        if not path.is_file():
-            raise _missing(path, version)
-        if not self.has(path, sha256):
-            raise _changed(path, version)
+        if not (path.is_file() and self.has(path, sha256)):
+            raise _unusable(path, version)
         return path
 
     def read(self, path: Path, sha256: str, *, version: str) -> bytes:
         """Return the content of `path`, read once; raises as `verify` does."""
-        seen = stamp(path)
-        if seen is None:
-            raise _missing(path, version)
-        content = path.read_bytes()
-        if digest_of(content) != sha256:
-            raise _changed(path, version)
-        self._seen[path] = (sha256, seen)
+        now = stamp(path)
+        content = b"" if now is None else path.read_bytes()
+        if now is None or digest_of(content) != sha256:
+            raise _unusable(path, version)
+        self._seen[path] = (sha256, now)
         return content
 
 
-def _missing(path: Path, version: str) -> ArtifactError:
+def _unusable(path: Path, version: str) -> ArtifactError:
+    changed = "have changed since they were saved" if path.is_file() else "are missing"
     return ArtifactError(
-        f"The weights of version {version} are missing ({path}); restore the file from a "
-        "backup, or use another version."
-    )
-
-
-def _changed(path: Path, version: str) -> ArtifactError:
-    return ArtifactError(
-        f"The weights of version {version} have changed since they were saved ({path}); "
-        "restore the file from a backup, or use another version."
+        f"The weights of version {version} {changed} ({path}); restore the file from a backup, or "
+        "use another version."
     )

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from fl_registry.errors import ArtifactError
 from fl_registry.files.digests import WholeFiles
+from fl_registry.files.weights import read_header
 
 _CACHED = 2  # models: production and the one before it
 
@@ -78,6 +81,7 @@ class ReadyModels:
         """
         try:
             import torch
+            from safetensors.torch import load
         except ImportError as error:
             raise ArtifactError(
                 "load_production_model makes a torch module, and torch is not installed; "
@@ -91,7 +95,16 @@ class ReadyModels:
             )
         content = self._whole.read(weights.path, weights.sha256, version=weights.version)
         with torch.inference_mode(False):  # inference tensors have no version counter
-            module = _fill(model_class(), content, version=weights.version)
+            module = model_class()
+            if not isinstance(module, torch.nn.Module):
+                raise ArtifactError(
+                    f"model_class made a {type(module).__name__}, which is not a torch module; "
+                    "load_arrays() returns the weights of any model as NumPy arrays, see "
+                    "docs/use-the-model.md."
+                )
+            arrays = load(content)
+            _require_fit(module.state_dict(), arrays, version=weights.version)
+            module.load_state_dict(arrays, strict=True)
             return module.to(device).eval()
 
 
@@ -111,18 +124,15 @@ def _maker(model_class: Callable[[], Any]) -> Hashable:
 
     A lambda is a new object each time its line runs, so its code and its variables are compared.
     """
-    code = getattr(model_class, "__code__", None)
-    if code is None:
+    if not isinstance(model_class, FunctionType):
         return model_class
-    cells = getattr(model_class, "__closure__", None) or ()
     try:
         key = (
-            code,
-            id(getattr(model_class, "__globals__", None)),
-            getattr(model_class, "__self__", None),
-            getattr(model_class, "__defaults__", None),
-            repr(getattr(model_class, "__kwdefaults__", None)),
-            tuple(cell.cell_contents for cell in cells),
+            model_class.__code__,
+            id(model_class.__globals__),
+            model_class.__defaults__,
+            repr(model_class.__kwdefaults__),
+            tuple(cell.cell_contents for cell in model_class.__closure__ or ()),
         )
         hash(key)
     except (TypeError, ValueError):  # its variables cannot be compared: equal to itself only
@@ -130,8 +140,8 @@ def _maker(model_class: Callable[[], Any]) -> Hashable:
     return key
 
 
-def read_arrays(content: bytes, spec: Mapping[str, Any], *, version: str) -> dict[str, Any]:
-    """Return the arrays of a weights file in the order of `spec`, the description beside it.
+def read_arrays(content: bytes, *, version: str) -> dict[str, Any]:
+    """Return the arrays of a weights file in the model's own order.
 
     Raises
     ------
@@ -147,20 +157,10 @@ def read_arrays(content: bytes, spec: Mapping[str, Any], *, version: str) -> dic
             f"Version {version} holds arrays of dtype {error.args[0]}, which NumPy lacks; read "
             f"them as tensors with safetensors.torch.load_file(manager.weights_path('{version}'))."
         ) from error
-    return {row["name"]: arrays[row["name"]] for row in spec["arrays"]}
+    return {name: arrays[name] for name in read_header(io.BytesIO(content)).order}
 
 
-def _fill(module: Any, content: bytes, *, version: str) -> Any:
-    from safetensors.torch import load
-    from torch import nn
-
-    if not isinstance(module, nn.Module):
-        raise ArtifactError(
-            f"model_class made a {type(module).__name__}, which is not a torch module; "
-            "load_arrays() returns the weights of any model as NumPy arrays, see "
-            "docs/use-the-model.md."
-        )
-    arrays, own = load(content), module.state_dict()
+def _require_fit(own: Mapping[str, Any], arrays: Mapping[str, Any], *, version: str) -> None:
     missing, extra = sorted(own.keys() - arrays.keys()), sorted(arrays.keys() - own.keys())
     wrong = sorted(n for n in own.keys() & arrays.keys() if own[n].shape != arrays[n].shape)
     problems = [
@@ -173,5 +173,3 @@ def _fill(module: Any, content: bytes, *, version: str) -> Any:
             f"Version {version} does not fit the model that was built: arrays "
             f"{', '.join(problems)}; build the model it was trained with."
         )
-    module.load_state_dict(arrays, strict=True)
-    return module

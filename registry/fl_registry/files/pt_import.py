@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import pickletools
 import re
-import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from fl_registry.errors import ArtifactError
 from fl_registry.files.atomic import write_whole
-from fl_registry.files.safetensors_header import Manifest
+from fl_registry.files.weights import Manifest
 
 # The imports of a state dict, and no others. ``weights_only=True`` alone is not enough: it had two
 # holes (CVE-2025-32434, CVE-2026-24747), and it allows ``bytearray(2**31)``.
@@ -30,23 +28,6 @@ _NAMES = re.compile(
 _CALLS = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
 _ARCHIVE = b"PK\x03\x04"
 _GROWTH, _FLOOR = 16, 1 << 20  # tied tensors are stored once in the file
-# Raised for files that are damaged, foreign, or hold more than tensors.
-_LOAD_ERRORS = (
-    UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    MemoryError,
-    OverflowError,
-    OSError,
-)
 
 
 def import_checkpoint(source: Path, target: Path) -> None:
@@ -61,7 +42,6 @@ def import_checkpoint(source: Path, target: Path) -> None:
     """
     try:
         import torch
-        from safetensors.torch import save
     except ImportError as error:
         raise ArtifactError(
             f"Reading {source} needs torch, which is not installed; install it, or save the "
@@ -70,21 +50,26 @@ def import_checkpoint(source: Path, target: Path) -> None:
     try:
         _inspect(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except _LOAD_ERRORS as error:
+    except Exception as error:  # for a damaged or foreign file torch raises anything
         raise ArtifactError(
             f"{source} cannot be read safely: it is damaged, of a PyTorch before 1.6, or holds "
             "more than tensors (such as a pickled model or TorchScript); save model.state_dict() "
             "instead."
         ) from error
-    if not _is_state_dict(state, torch.Tensor):
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not (plain and state):
         raise ArtifactError(
             f"{source} does not hold a plain state dict (names to tensors); save "
             "model.state_dict() instead."
         )
-    write_whole(target, _as_safetensors(source, state, save))
+    write_whole(target, _as_safetensors(source, state))
 
 
-def _as_safetensors(source: Path, state: Mapping[str, Any], save: Any) -> bytes:
+def _as_safetensors(source: Path, state: Mapping[str, Any]) -> bytes:
+    from safetensors.torch import save
+
     metadata = Manifest(list(state), {}).as_metadata()
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > _FLOOR + _GROWTH * source.stat().st_size:
@@ -126,11 +111,3 @@ def _inspect(source: Path) -> None:
         foreign = code.name == "GLOBAL" and not _NAMES.fullmatch(str(argument))
         if foreign or code.name in _CALLS:
             raise ValueError(f"it imports {argument}")
-
-
-def _is_state_dict(state: object, tensor: type[Any]) -> bool:
-    return (
-        isinstance(state, dict)
-        and bool(state)
-        and all(isinstance(k, str) and isinstance(v, tensor) for k, v in state.items())
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads JSON of unknown origin: every fault is a `ValueError`."""
+"""Reads JSON that must mean the same to every reader."""
 
 from __future__ import annotations
 
@@ -7,25 +7,16 @@ import json
 from typing import Any, NoReturn
 
 
-def read_json(text: str | bytes, *, strict: bool = False) -> Any:
-    """Parse a JSON text.
-
-    Parameters
-    ----------
-    text : str | bytes
-        The text.
-    strict : bool
-        Refuse what two readers may read differently: a repeated name, NaN, infinities.
+def read_strict_json(text: str | bytes) -> Any:
+    """Parse a JSON text; refuse what two readers may read differently.
 
     Raises
     ------
     ValueError
-        It is not JSON, is nested too deeply, or is not strict.
+        It is not JSON, repeats a name, holds NaN or infinity, or is nested too deeply.
     """
     try:
-        if strict:
-            return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_constant)
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

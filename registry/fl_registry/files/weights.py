@@ -1,27 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's arrays as one safetensors file with a manifest in its header.
+"""A model's arrays as one safetensors file: its header, fully checked, and fl-app's manifest in it.
 
-Needs NumPy and safetensors only: no torch, no model class.
+Needs no torch and no model class.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fl_registry.files.atomic import write_whole
 from fl_registry.files.digests import digest_of
-from fl_registry.files.safetensors_header import Manifest, read_header
+from fl_registry.files.strict_json import read_strict_json
+
+_MANIFEST = "fl-app"  # the key of the metadata
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header
+_MAX_HEADER = 16 << 20  # bytes; enough for 100,000 arrays, and parsed it takes ten times as much
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
+    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
+}
+_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
+
+_Size = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 
 
 class WeightsError(ValueError):
     """A weights file cannot be written or read; the text says which file and why."""
+
+
+@dataclass(frozen=True)
+class ArrayRow:
+    """One array of a safetensors file.
+
+    Attributes
+    ----------
+    dtype : str
+        The format's own code, such as ``F32``.
+    shape : list[int]
+        Length of each axis.
+    data_offsets : tuple[int, int]
+        First byte and the byte after the last one, counted from the end of the header.
+    """
+
+    dtype: str
+    shape: Annotated[list[_Size], Field(max_length=64)]  # as many axes as NumPy allows
+    data_offsets: tuple[_Size, _Size]
+
+    def __post_init__(self) -> None:
+        first, last = self.data_offsets
+        bits = _BITS.get(self.dtype)
+        if last < first or (bits and math.prod(self.shape) * bits != (last - first) * 8):
+            raise ValueError("the size does not match the shape")
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as NumPy and torch call it."""
+        kind = self.dtype.rstrip("0123456789")
+        bits = self.dtype.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        known = kind in _KINDS and bits.isdigit()
+        return f"{_KINDS[kind]}{bits}" if known else self.dtype.lower()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What fl-app writes about the arrays of a weights file.
+
+    Attributes
+    ----------
+    order : list[str]
+        Names of the arrays in the model's own order.
+    model : dict[str, Any]
+        How to build the model that takes these arrays; empty if unknown.
+    format : str
+        Name and version of this format.
+    """
+
+    order: list[str]
+    model: dict[str, Any]
+    format: Literal["fl-app-weights/2"] = "fl-app-weights/2"
+
+    def as_metadata(self) -> dict[str, str]:
+        """Return the metadata of the safetensors file.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The description of the model is not JSON.
+        """
+        # One key: safetensors writes several in an order that differs from process to process,
+        # and equal weights would have different digests.
+        return {_MANIFEST: json.dumps(asdict(self), sort_keys=True, allow_nan=False)}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A checked header.
+
+    Attributes
+    ----------
+    rows : Mapping[str, ArrayRow]
+        The arrays by name, as they are listed in the header.
+    metadata : Mapping[str, str]
+        The texts that the writer added.
+    data_start : int
+        Position in the file at which the arrays begin.
+    manifest : Manifest | None
+        What fl-app wrote about the arrays; None if another program wrote the file.
+    """
+
+    rows: Mapping[str, ArrayRow]
+    metadata: Mapping[str, str]
+    data_start: int
+    manifest: Manifest | None
+
+    @property
+    def order(self) -> list[str]:
+        """Names of the arrays in the model's own order, or as they are listed."""
+        return list(self.rows) if self.manifest is None else self.manifest.order
+
+
+_ROWS = TypeAdapter(dict[str, ArrayRow])
+_TEXTS = TypeAdapter(dict[str, str])
+_MANIFESTS = TypeAdapter(Manifest)
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read a header and require that it and the arrays fill the file exactly.
+
+    Raises
+    ------
+    ValueError
+        The header is damaged, or could mean different things to different readers.
+    """
+    available = file.seek(0, os.SEEK_END) - _LENGTH_BYTES
+    file.seek(0)
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if not 2 <= length <= min(available, _MAX_HEADER):
+        raise ValueError("it has no safetensors header, or one that is far too long")
+    try:
+        fields = read_strict_json(file.read(length))
+        metadata = _TEXTS.validate_python(fields.pop("__metadata__", {}))
+        rows = _ROWS.validate_python(fields)
+        "".join(rows).encode()  # JSON may hold half of a surrogate pair, which is not a name
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError("its safetensors header cannot be read") from error
+    spans = sorted(row.data_offsets for row in rows.values())
+    ends = [0, *(end for _, end in spans)]
+    gapless = all(start == end for (start, _), end in zip(spans, ends, strict=False))
+    if not (gapless and ends[-1] == available - length):
+        raise ValueError("it is cut off, or its arrays do not fill it")
+    manifest = None
+    if _MANIFEST in metadata:
+        try:
+            manifest = _MANIFESTS.validate_python(read_strict_json(metadata[_MANIFEST]))
+        except ValueError as error:
+            raise ValueError(f"its manifest is damaged, or not of {Manifest.format}") from error
+        if sorted(manifest.order) != sorted(rows):
+            raise ValueError("its manifest lists other arrays than it holds")
+    return Header(rows, metadata, _LENGTH_BYTES + length, manifest)
 
 
 def save_weights(
@@ -73,7 +221,7 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
     try:
-        manifest = read_header(io.BytesIO(content)).manifest()
+        manifest = read_header(io.BytesIO(content)).manifest
         arrays = load(content)
     except (SafetensorError, ValueError, LookupError, TypeError, MemoryError) as error:
         raise WeightsError(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sqlite3
@@ -51,20 +52,17 @@ def kind_of(uri: str) -> str:
     scheme = start.lower().partition("+")[0] if colon else ""
     kind = {"https": "http", "postgres": "postgresql"}.get(scheme, scheme)
     if kind in ("http", "sqlite", *_PORTS):
-        if not _is_readable(
-            uri, kind
-        ):  # not shown: there is no telling which part of it is the password
+        if not _is_readable(uri, kind):
+            # Not shown: there is no telling which part of it is the password.
             raise StoreUnavailable(
                 f"The tracking URI, of kind {kind}, cannot be used: expected "
                 f"{scheme}://<user>:<password>@<host>:<port>/<path>, with / : @ # ? of a password "
                 "as %2F %3A %40 %23 %3F, and no query for a server."
             )
         return kind
-    what = (
-        "MLflow no longer keeps runs in plain folders"
-        if kind in ("", "file")
-        else f"its kind {kind!r} is not known here"
-    )
+    what = f"its kind {kind!r} is not known here"
+    if kind in ("", "file"):
+        what = "MLflow no longer keeps runs in plain folders"
     raise StoreUnavailable(
         f"The tracking URI {redact(uri, uri)!r} cannot be used: {what}; use {_KNOWN}."
     )
@@ -97,22 +95,19 @@ def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:
     if kind == "http":
         _check_server(uri, read_seconds)
     elif kind == "sqlite":
-        _check_file(uri)
-    else:
-        _check_port(uri, _PORTS[kind])
+        _check_file(sqlite_file(uri))
+    elif not _has_listener(uri, _PORTS[kind]):
+        raise StoreUnavailable(
+            f"The database at {redact(uri, uri)} does not answer; start it, or correct the "
+            "tracking URI."
+        )
 
 
 def _check_server(uri: str, read_seconds: float) -> None:
-    import requests
-
-    shown, problem = redact(uri, uri), ""
-    try:
-        reply = _health(uri, read_seconds)
-    except (requests.RequestException, ValueError, OSError) as error:
-        problem = type(error).__name__
-    if problem:  # raised out here: the foreign text may hold the password
+    shown, reply = redact(uri, uri), _health(uri, read_seconds)
+    if isinstance(reply, str):
         raise StoreUnavailable(
-            f"MLflow at {shown} does not answer ({problem}); start it with "
+            f"MLflow at {shown} does not answer ({reply}); start it with "
             "`mlflow server`, or correct the tracking URI."
         )
     if reply.status_code != 200:
@@ -124,28 +119,30 @@ def _check_server(uri: str, read_seconds: float) -> None:
 
 def server_time(uri: str) -> datetime | None:
     """Return the time of an MLflow server's clock, to the second; None if it sends none."""
-    if kind_of(uri) != "http":
-        return None
-    import requests
-
+    reply = _health(uri, READ_SECONDS) if kind_of(uri) == "http" else ""
     try:
-        reply = _health(uri, READ_SECONDS)
-        sent = parsedate_to_datetime(reply.headers["Date"])
-    except (requests.RequestException, LookupError, ValueError, TypeError, OSError):
+        sent = parsedate_to_datetime("" if isinstance(reply, str) else reply.headers["Date"])
+    except (LookupError, ValueError, TypeError):
         return None
     return sent.replace(tzinfo=UTC) if sent.tzinfo is None else sent.astimezone(UTC)
 
 
-def _health(uri: str, read_seconds: float) -> requests.Response:
-    """Return a server's reply to a health check; its content is not read."""
+def _health(uri: str, read_seconds: float) -> requests.Response | str:
+    """Return a server's reply to a health check, its content not read; or the error's name.
+
+    Its name only: the text of the error may hold the password.
+    """
     import requests
 
-    reply = requests.get(
-        f"{uri.rstrip('/')}/health",
-        timeout=(_CONNECT, read_seconds),
-        stream=True,
-        verify=_certificates(),
-    )
+    try:
+        reply = requests.get(
+            f"{uri.rstrip('/')}/health",
+            timeout=(_CONNECT, read_seconds),
+            stream=True,
+            verify=_certificates(),
+        )
+    except (requests.RequestException, ValueError, OSError) as error:
+        return type(error).__name__
     reply.close()
     return reply
 
@@ -157,8 +154,7 @@ def _certificates() -> str | bool:
     return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
-def _check_file(uri: str) -> None:
-    file = sqlite_file(uri)
+def _check_file(file: Path | None) -> None:
     if file is None:
         raise StoreUnavailable(
             "A SQLite database in memory is lost with the process; give the path of a file, as in "
@@ -168,40 +164,30 @@ def _check_file(uri: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):
             pass
-        writable = not file.exists() or os.access(file, os.R_OK | os.W_OK)
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise StoreUnavailable(
             f"The SQLite file {file} cannot be written ({error.strerror}); choose a folder that "
-            "you may write to."
+            "you may write to, or ask for the right to."
         ) from error
-    if not writable:
-        raise StoreUnavailable(
-            f"The SQLite file {file} cannot be written; ask for the right to, or choose another."
-        )
-    if file.exists():
-        _check_database(file)
-
-
-def _check_database(file: Path) -> None:
-    """Let SQLite itself look: opening and closing its file would drop the locks of this process."""
+    if not file.exists():
+        return
+    # SQLite itself looks: opening and closing its file would drop the locks of this process.
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
             database.execute("PRAGMA schema_version")
     except sqlite3.OperationalError:
-        return  # locked by a writer, so it is a database
+        pass  # locked by a writer, so it is a database
     except sqlite3.DatabaseError as error:
         raise StoreUnavailable(f"{file} is not a SQLite database; choose another file.") from error
 
 
-def _check_port(uri: str, default: int) -> None:
+def _has_listener(uri: str, default: int) -> bool:
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname or "localhost", parts.port or default
         socket.create_connection((host, port), timeout=_CONNECT).close()
-        return
     except (OSError, ValueError):
-        pass  # raised out here: the foreign text may hold the password
-    raise StoreUnavailable(
-        f"The database at {redact(uri, uri)} does not answer; start it, or correct the tracking "
-        "URI."
-    )
+        return False
+    return True

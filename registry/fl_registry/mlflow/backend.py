@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`MlflowBackend`: one registered model in MLflow, and how its stages are displayed there."""
+"""`ModelManager`, the model store in MLflow, and the backend that stores and displays its versions.
+
+What a store does is in `fl_registry.store`.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,34 @@ import re
 import uuid
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_registry.backend import Backend, NewVersion
-from fl_registry.errors import UnknownVersion, error_code, is_missing
+from fl_registry.errors import InvalidName, UnknownVersion, error_code, is_missing
 from fl_registry.files.digests import stamps
-from fl_registry.mlflow.connection import Connection
+from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.mlflow.connection import MARK, Connection
 from fl_registry.mlflow.files import MlflowFiles
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
+from fl_registry.store import ModelStore
 from fl_registry.versions import ModelVersion, read_version
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
 logger = logging.getLogger(__name__)
 
-_MARK = "created_by_call"  # on a logged model: tells a repeated create from the first one
 _ORDER = (Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE)
 _ALONE = (Stage.PRODUCTION, Stage.STAGING)  # one version at most
 _STAGES = {stage.value: stage for stage in Stage}
+_NAME = re.compile(r"""(?!\.\.|\.$)[^/:'"`\\]{1,250}""")
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class MlflowBackend(Backend):
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
         aliases = model.aliases if model is not None else {}
-        return dict(zip(aliases, map(str, aliases.values()), strict=True))  # numbers on SQLite
+        return {alias: str(version) for alias, version in aliases.items()}  # numbers on SQLite
 
     def show(self, aliases: Mapping[str, str | None], marks: Sequence[StageMark]) -> None:
         if not aliases and not marks:
@@ -204,12 +211,10 @@ class MlflowBackend(Backend):
                 client.log_text(run_id, text, path)
 
     def run_params(self, run_id: str) -> Mapping[str, str] | None:
-        from mlflow.exceptions import MlflowException
-
         with self.connection.errors(f"read the params of run {run_id}"):
             try:
                 return dict(self.connection.client.get_run(run_id).data.params)
-            except MlflowException as error:
+            except Exception as error:
                 if is_missing(error) or error_code(error) == "INVALID_PARAMETER_VALUE":
                     return None  # deleted, or never one of MLflow's
                 raise
@@ -217,13 +222,11 @@ class MlflowBackend(Backend):
     def _after(self, row: Any, new: NewVersion, before: _Saves) -> _Saves:
         """Return what is known after a version was saved; ask only where others may have saved."""
         number, key = int(row.version), new.tags["save_key"]
-        if before.is_next(number) and new.run_id in ("", before.run_id):
-            keys = before.keys | {key} if new.run_id else before.keys
-            return replace(before, newest=number, keys=keys)
+        known = before.is_next(number) and new.run_id in ("", before.run_id)
+        if known or number == 1:
+            return _Saves(number, new.run_id or before.run_id, before.keys | {key})
         if not new.run_id:
             return _Saves(number)
-        if number == 1:
-            return _Saves(number, new.run_id, frozenset({key}))
         rows = list(self._search(f"run_id = '{new.run_id}'"))
         newest = max([number, *(int(row.version) for row in rows)])
         return _Saves(newest, new.run_id, frozenset(row.tags.get("save_key", "") for row in rows))
@@ -238,12 +241,11 @@ class MlflowBackend(Backend):
                 # that are replaced are those that it refuses in such a name only.
                 experiment,
                 name=re.sub("[.%]", "-", self._name),
-                tags={_MARK: mark},
+                tags={MARK: mark},
                 source_run_id=new.run_id or None,
             ),
-            lambda: client.search_logged_models([experiment], f"tags.{_MARK} = '{mark}'"),
+            lambda: client.search_logged_models([experiment], f"tags.{MARK} = '{mark}'"),
             drop=lambda echo: connection.again(client.delete_logged_model, echo.model_id),
-            alone=lambda _: connection.sends_once,
         )
         try:
             if new.serving is not None:
@@ -271,19 +273,13 @@ class MlflowBackend(Backend):
         )
 
     def _search(self, condition: str = "", *, at_once: int = 10_000) -> Iterator[Any]:
-        """Yield MLflow's rows of versions, newest first."""
-        token: str | None = None
-        while True:
-            rows = self.connection.client.search_model_versions(
-                f"name = '{self._name}'" + (f" and {condition}" if condition else ""),
-                max_results=at_once,
-                order_by=["version_number DESC"],
-                page_token=token,
-            )
-            yield from rows
-            token = rows.token
-            if not token:
-                return
+        """Return MLflow's rows of versions, newest first."""
+        return self.connection.rows(
+            self.connection.client.search_model_versions,
+            f"name = '{self._name}'" + (f" and {condition}" if condition else ""),
+            max_results=at_once,
+            order_by=["version_number DESC"],
+        )
 
     def _show_stage_fields(
         self, move: Callable[[int, str, bool], object], marks: Sequence[StageMark]
@@ -293,8 +289,7 @@ class MlflowBackend(Backend):
             archived = mark.stage is Stage.ARCHIVED and mark.before in emptied
             if mark.before == mark.stage or archived:
                 continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
                 # A number: MLflow compares it with a column of numbers, and PostgreSQL refuses
                 # to compare that with a text.
                 if self._moved(move, int(mark.version), mark.stage):
@@ -303,19 +298,71 @@ class MlflowBackend(Backend):
     @staticmethod
     def _moved(move: Callable[[int, str, bool], object], version: int, stage: Stage) -> bool:
         """Set a version's stage field; return whether MLflow archived what was in the stage."""
-        from mlflow.exceptions import MlflowException
-
         # Archiving the old version in the same call leaves never two in a stage, nor none.
         alone = stage in _ALONE
         try:
             move(version, str(stage), alone)
-        except MlflowException as error:
+        except Exception as error:
             # Over HTTP the number is a text again, and the server's own PostgreSQL refuses it.
             if not alone or "operator does not exist" not in str(error):
                 raise
             move(version, str(stage), False)
             return False
         return alone
+
+
+class ModelManager(ModelStore):
+    """Versions of one registered model in MLflow.
+
+    Making one is instant; MLflow is imported and opened when it is first needed.
+
+    Parameters
+    ----------
+    tracking_uri : str | None
+        MLflow's address: ``http(s)://…``, ``sqlite:///…`` or another database.
+        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's home.
+    registered_model_name : str
+        The registered model; created on the first save.
+    home : str | Path | None
+        The app's home (see `app_home`).
+    experiment_name : str
+        The experiment that holds the model files.
+
+    Raises
+    ------
+    InvalidName
+        The model's name cannot be used.
+    """
+
+    backend: MlflowBackend
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        registered_model_name: str = DEFAULT_MODEL_NAME,
+        *,
+        home: str | Path | None = None,
+        experiment_name: str = "fl-app",
+    ) -> None:
+        name = registered_model_name
+        if not (_NAME.fullmatch(name) and name.strip() and name.isprintable()):
+            raise InvalidName(
+                f"{name!r:.60} cannot be a registered model's name; use 1 to 250 characters "
+                "without slashes, colons, quotes and line breaks."
+            )
+        self.registered_model_name = name
+        connection = Connection(tracking_uri, home)
+        super().__init__(MlflowBackend(connection, name, experiment_name=experiment_name))
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address, absolute, with its password if it has one."""
+        return self.backend.connection.uri
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client for this address."""
+        return self.backend.connection.client
 
 
 def _warn_of_missing(error: Exception) -> None:

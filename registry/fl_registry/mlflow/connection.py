@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_registry.breaker import Breaker
 from fl_registry.errors import (
@@ -26,29 +28,22 @@ from fl_registry.errors import (
     raise_if_foreign,
 )
 from fl_registry.home import app_home
-from fl_registry.mlflow.address import (
-    READ_SECONDS,
-    absolute_address,
-    check_address,
-    kind_of,
-    sqlite_file,
-)
+from fl_registry.mlflow.address import absolute_address, check_address, kind_of, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.tracking._model_registry.client import ModelRegistryClient
 
 ADDRESS_VARIABLE = "FL_APP_MLFLOW_TRACKING_URI"
 """The environment variable with MLflow's address, used if none is given."""
+MARK = "created_by_call"
+"""The tag that tells what a repeated create made from what others made."""
 _ATTEMPTS = 5
 # Two first writes of one key, two writers of one row, one writer of a SQLite file:
-_CONTENDED = (
-    "UNIQUE constraint",
-    "duplicate key value",
-    "database is locked",
-    "deadlock detected",
-    "could not serialize",
-    "StaleDataError",
+_CONTENDED = re.compile(
+    "UNIQUE constraint|duplicate key value|database is locked|deadlock detected|"
+    "could not serialize|StaleDataError"
 )
 T = TypeVar("T")
 
@@ -65,14 +60,22 @@ class Connection:
         The app's home (see `app_home`).
     client : MlflowClient | None
         The client to use; None makes one when it is first needed.
-    read_seconds : float
-        How long `check` waits for a server's reply.
     check_every : float
         Seconds for which a server that answered is taken to be there.
     first_wait : float
         Seconds before a call is repeated; doubled each time.
+
+    Attributes
+    ----------
+    uri : str
+        MLflow's address, absolute, with its password if it has one.
+    file : Path | None
+        The SQLite file behind the address, or None.
     patience : float
         A call that took more seconds is not repeated: MLflow's own client did that already.
+    resolved : dict[str, str]
+        What MLflow was asked once and never changes: ids of experiments by their name, locations
+        of files by the id of their logged model.
     """
 
     def __init__(
@@ -81,24 +84,21 @@ class Connection:
         home: str | Path | None,
         *,
         client: MlflowClient | None = None,
-        read_seconds: float = READ_SECONDS,
         check_every: float = 10.0,
         first_wait: float = 0.02,
-        patience: float = 5.0,
     ) -> None:
         self.home = app_home(home)
         if tracking_uri is None:
             tracking_uri = os.environ.get(ADDRESS_VARIABLE) or None
         self.uri = absolute_address(tracking_uri, self.home)
+        self.file = sqlite_file(self.uri)
+        self.patience = 5.0
+        self.resolved: dict[str, str] = {}
         self._client = client
-        self._read_seconds = read_seconds
         self._check_every = check_every
         self._first_wait = first_wait
-        self.patience = patience
-        self._marker: ModelRegistryClient | None = None
-        self._experiments: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._repeats = False
+        self._repeats = False  # whether MLflow's own client may send a create more than once
         self._checked = float("-inf")
         self._breaker = Breaker(first=0.25, longest=2.0)
         self._trouble = ""
@@ -127,51 +127,35 @@ class Connection:
         `MlflowClient` itself reads the whole registered model before each such write, to see if it
         is a prompt, which takes longer than the write.
         """
-        client = self.client
-        with self._lock:
-            if self._marker is None:
-                self._marker = client._get_registry_client()
-            return self._marker
+        return self.client._get_registry_client()
 
     @cached_property
     def is_server(self) -> bool:
         """Whether the address is that of an MLflow server, and not of a database."""
         return kind_of(self.uri) == "http"
 
-    @property
-    def sends_once(self) -> bool:
-        """Whether a create that was answered was certainly sent once.
-
-        MLflow's own client repeats calls over HTTP, unless `timeouts.py` keeps it from that.
-        """
-        return not self._repeats
-
-    @cached_property
-    def file(self) -> Path | None:
-        """The SQLite file behind the address, or None."""
-        return sqlite_file(self.uri)
-
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turn foreign errors in the block into ours; `doing` follows "could not"."""
         try:
-            yield
-        except Exception as error:
-            self._raise_ours(error, doing)
+            try:
+                yield
+            except Exception as error:
+                raise_if_foreign(error, doing=doing, uri=self.uri)
+                raise
+        except StoreUnavailable as error:
+            self._failed(error)
             raise
-        else:
-            if self._breaker.failures:
-                self._breaker = self._breaker.succeeded()
+        if self._breaker.failures:
+            self._breaker = self._breaker.succeeded()
 
     def again(self, call: Callable[..., T], *arguments: object, **named: object) -> T:
         """Return what an idempotent call returns, repeating it a few times if others interfere."""
-        from mlflow.exceptions import MlflowException
-
         for attempt in range(_ATTEMPTS):
             began = time.monotonic()
             try:
                 return call(*arguments, **named)
-            except MlflowException as error:
+            except Exception as error:
                 if attempt + 1 == _ATTEMPTS or not self._is_worth_repeating(error, began):
                     raise
             time.sleep(self._first_wait * 2**attempt)
@@ -187,11 +171,9 @@ class Connection:
 
         Then `missing` is called with MLflow's error first; it may raise another one.
         """
-        from mlflow.exceptions import MlflowException
-
         try:
             return self.again(call, *arguments)
-        except MlflowException as error:
+        except Exception as error:
             if not is_missing(error):
                 raise
             if missing is not None:
@@ -204,7 +186,7 @@ class Connection:
         find: Callable[[], Sequence[T]],
         *,
         drop: Callable[[T], object],
-        alone: Callable[[T], bool],
+        alone: Callable[[T], bool] | None = None,
     ) -> T:
         """Create something that has no unique name in MLflow, and leave exactly one of it.
 
@@ -216,19 +198,18 @@ class Connection:
             Returns what bears the mark, the one to keep first.
         drop : Callable[[T], object]
             Removes an echo: what a create made that was repeated since its reply was lost.
-        alone : Callable[[T], bool]
+        alone : Callable[[T], bool] | None
             Whether what `create` returned is certainly the only one; then `find` is not called.
+            None: it is where the call was certainly sent once.
         """
-        from mlflow.exceptions import MlflowException
-
         for attempt in range(_ATTEMPTS):
             began = time.monotonic()
             try:
                 created = create()
-                if alone(created):
+                if alone(created) if alone is not None else not self._repeats:
                     return created
                 break
-            except MlflowException as error:
+            except Exception as error:
                 if self.again(find):
                     break
                 if attempt + 1 == _ATTEMPTS or not self._is_worth_repeating(error, began):
@@ -241,28 +222,59 @@ class Connection:
 
     def check(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the address cannot be used."""
-        check_address(self.uri, read_seconds=self._read_seconds)
+        check_address(self.uri)
+
+    def rows(
+        self, search: Callable[..., Any], *arguments: object, **named: object
+    ) -> Iterator[Any]:
+        """Yield all that a search of MLflow's client returns, page by page."""
+        token: str | None = None
+        while token != "":
+            page = search(*arguments, page_token=token, **named)
+            yield from page
+            token = page.token or ""
+
+    def create_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
+        """Create a run, exactly one even where the reply to the call is lost."""
+        client, mark = self.client, uuid.uuid4().hex
+
+        def find() -> list[Run]:
+            runs = client.search_runs([experiment], f"tags.{MARK} = '{mark}'")
+            return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+
+        return self.create_once(
+            lambda: client.create_run(experiment, run_name=name, tags={**tags, MARK: mark}),
+            find,
+            drop=lambda echo: self.again(client.delete_run, echo.info.run_id),
+        )
 
     def experiment_id(self, name: str) -> str:
-        """Return the id of the experiment of that name, and create it if needed; read once."""
-        if name in self._experiments:
-            return self._experiments[name]
-        client = self.client
+        """Return the id of the experiment of that name, and create it if needed."""
+        key = f"experiment {name}"
+        if key in self.resolved:
+            return self.resolved[key]
         with self.errors(f"open the experiment {name!r}"):
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                self._create_experiment(name)
-                experiment = client.get_experiment_by_name(name)
-        if experiment is None or experiment.lifecycle_stage != "active":
+            found = self.client.get_experiment_by_name(name)
+            experiment = found or self.create_experiment(name)
+        if experiment.lifecycle_stage != "active":
             raise RegistryError(
                 f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
             )
-        return self._experiments.setdefault(name, str(experiment.experiment_id))
+        return self.resolved.setdefault(key, str(experiment.experiment_id))
 
-    def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> None:
-        """Create an experiment; of several processes that create the same one, one wins."""
-        where = self._artifact_location()
-        self.again(self.client.create_experiment, name, artifact_location=where, tags=tags)
+    def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> Any:
+        """Create an experiment and return it; of several processes that create it, one wins."""
+        # Files go beside a SQLite file; a server decides itself. With any other database they go
+        # to the app's home: MLflow would take the working folder.
+        folder = self.home if self.file is None else self.file.parent
+        where = None if self.is_server else (folder / "artifacts").as_uri()
+        try:
+            self.again(self.client.create_experiment, name, artifact_location=where, tags=tags)
+        except Exception:
+            if (experiment := self.client.get_experiment_by_name(name)) is None:
+                raise
+            return experiment  # another process was first, or our own call before its reply
+        return self.client.get_experiment_by_name(name)
 
     def _require_server(self) -> None:
         """Raise `StoreUnavailable` if the server failed a moment ago, or is not there now."""
@@ -277,16 +289,6 @@ class Connection:
                 raise
             self._checked = time.monotonic()
 
-    def _raise_ours(self, error: Exception, doing: str) -> None:
-        """Raise our error for a foreign one, and note if the server failed."""
-        try:
-            raise_if_foreign(error, doing=doing, uri=self.uri)
-        except StoreUnavailable as ours:
-            self._failed(ours)
-            raise
-        if isinstance(error, StoreUnavailable):
-            self._failed(error)
-
     def _failed(self, error: StoreUnavailable) -> None:
         """Send nothing to a server for a while, unless that is why the call failed."""
         now = time.monotonic()
@@ -295,32 +297,11 @@ class Connection:
             self._breaker = self._breaker.failed(now, self._chance.random())
 
     def _is_worth_repeating(self, error: Exception, began: float) -> bool:
-        if time.monotonic() - began > self.patience:
-            return False
-        text = str(error)
-        return is_down(error) or any(sign in text for sign in _CONTENDED)
-
-    def _create_experiment(self, name: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.create_experiment(name)
-        except MlflowException:
-            if self.client.get_experiment_by_name(name) is None:
-                raise  # otherwise another process was first, or our own call before its reply
-
-    def _artifact_location(self) -> str | None:
-        """Return where files go: beside a SQLite file; a server decides itself.
-
-        With any other database it is the app's home: MLflow would take the working folder.
-        """
-        file = sqlite_file(self.uri)
-        folder = self.home if file is None else file.parent
-        return None if self.is_server else (folder / "artifacts").as_uri()
+        brief = time.monotonic() - began <= self.patience
+        return brief and (is_down(error) or _CONTENDED.search(str(error)) is not None)
 
     def _connect(self) -> MlflowClient:
         """Make the client; of several processes at a new database, one creates it."""
-        file = sqlite_file(self.uri)
         if not self.is_server:
             self.check()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -333,9 +314,9 @@ class Connection:
             from fl_registry.mlflow.timeouts import limit_waits
 
             self._repeats = not limit_waits(self.uri)
-        if file is None:
+        if self.file is None:
             return MlflowClient(self.uri, self.uri)
-        with FileLock(file.with_name(f"{file.name}.lock")):
+        with FileLock(self.file.with_name(f"{self.file.name}.lock")):
             client = MlflowClient(self.uri, self.uri)
             client.search_registered_models(max_results=1)  # opens the registry's tables too
         return client

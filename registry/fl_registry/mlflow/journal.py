@@ -3,16 +3,16 @@
 
 Winning the write of param ``op.<n>`` is the commit. A full run ends with a pointer to the next
 one in the place of an entry, so that a new page is won like any move. What entries mean is in
-`fl_registry.journal.entries`; how a model gets its first run, in `journal_run.py`.
+`fl_registry.journal.entries`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from fl_registry.backend import JournalStorage
 from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.mlflow.connection import Connection
-from fl_registry.mlflow.journal_run import JournalHome
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -28,11 +27,119 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAGE_LENGTH = 1_000  # entries in one run; reading a run takes time in proportion to them
+JOURNAL_EXPERIMENT = "fl-app-journal"
+JOURNAL_TAG = "journal"  # on the registered model: the id of its journal run
+_FOR_TAG = "journal_for"  # on the journal run: the name of the registered model
 _ENTRY = re.compile(r"op\.(\d{6,})")
-_NEXT, _BEFORE = '{"next":', "before"  # how a pointer starts; the param that names the run before
+_BEFORE = "before"  # the param that names the run before
+_NEXT = re.compile(r'\{"next":"([^"]+)"\}')  # the pointer to the next run
 _HEARTBEAT = "lease"  # on the registered model: the last heartbeat of the server that writes
 _CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
 _SHORT = 200  # entries that a server sends faster than it answers a search
+_SINCE = 60_000  # milliseconds by which a journal run may be older than its model
+
+
+class JournalHome:
+    """Finds the journal of one registered model, or creates it so that there is only ever one.
+
+    A new model is created with its journal's id in one call, which one process wins. For a model
+    that other tools registered, the id is the tag of an experiment whose name follows from the
+    model: names of experiments are unique, so again one process wins, and the others use its
+    journal.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where MLflow is.
+    name : str
+        The registered model's name.
+    """
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    def model(self) -> Any | None:
+        """Return the registered model, or None if it does not exist yet."""
+        connection = self._connection
+        return connection.or_none(connection.client.get_registered_model, self._name)
+
+    def find(self) -> str:
+        """Return the id of the journal run, or an empty text if there is none yet."""
+        if (model := self.model()) is None:
+            return ""
+        run_id = self._noted(model)
+        if not run_id and (lost := self._lost(model)):
+            run_id = self._noted(self.model())  # another process may have begun it meanwhile
+            if not run_id:
+                raise JournalError(
+                    f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
+                    "its journal; set the tag to that id in MLflow, or delete that run if the "
+                    "model was registered anew."
+                )
+        return run_id
+
+    def ensure(self) -> str:
+        """Return the id of the journal run; create it, and the registered model, if needed.
+
+        Both are created together: of several processes the model's creator wins.
+        """
+        if run_id := self.find():
+            return run_id
+        connection, client = self._connection, self._connection.client
+        mine = self.new_run(connection.experiment_id(JOURNAL_EXPERIMENT))
+        try:
+            connection.again(client.create_registered_model, self._name, tags={JOURNAL_TAG: mine})
+            return mine
+        except Exception:
+            run_id, model = self.find(), self.model()
+            if model is None:
+                raise
+        if not run_id:  # other tools registered the model
+            claim = connection.create_experiment(self._claim(model), tags={JOURNAL_TAG: mine})
+            run_id = self.point_to(claim.tags[JOURNAL_TAG])
+        if run_id != mine:
+            connection.again(client.delete_run, mine)
+        return run_id
+
+    def point_to(self, run_id: str) -> str:
+        """Tag the model with the id of its journal, and return it."""
+        client = self._connection.client
+        self._connection.again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
+        return run_id
+
+    def new_run(self, experiment: str) -> str:
+        """Create a journal run and return its id."""
+        tags = {_FOR_TAG: self._name}
+        run = self._connection.create_run(experiment, f"journal of {self._name}", tags)
+        return str(run.info.run_id)
+
+    def _noted(self, model: Any) -> str:
+        """Return the id on the model, or on the experiment that claims it; empty for none."""
+        if JOURNAL_TAG in model.tags:
+            return str(model.tags[JOURNAL_TAG])
+        claim = self._connection.client.get_experiment_by_name(self._claim(model))
+        return "" if claim is None else self.point_to(claim.tags[JOURNAL_TAG])
+
+    def _claim(self, model: Any) -> str:
+        return f"{JOURNAL_EXPERIMENT} of {self._name:.150} since {model.creation_timestamp}"
+
+    def _lost(self, model: Any) -> str:
+        """Return the journal run of a model without the tag; empty for none.
+
+        Then only the tag was removed, and a second journal must not begin.
+        """
+        client = self._connection.client
+        experiment = client.get_experiment_by_name(JOURNAL_EXPERIMENT)
+        if experiment is None:
+            return ""
+        runs = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.{_FOR_TAG} = '{self._name}' and params.`{_param(1)}` LIKE '%'",
+        )
+        since = model.creation_timestamp - _SINCE
+        started = [(r.info.start_time, r.info.run_id) for r in runs if r.info.start_time >= since]
+        return str(min(started)[1]) if started else ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +151,11 @@ class _Here:
     page: Page
     before: str
     after: str
+
+    @property
+    def following(self) -> int:
+        """The number of the entry that comes next."""
+        return self.page.first + len(self.page.texts)
 
 
 class MlflowJournal(JournalStorage):
@@ -86,13 +198,13 @@ class MlflowJournal(JournalStorage):
         return pages[::-1]
 
     def claim(self, number: int, text: str) -> bool:
-        here, name = self.ensure(), _param(number)
+        here = self.ensure()
         with self._connection.errors("write the journal"):
             if len(here.page.texts) >= self._page_length:
                 self._turn_over(here)
                 return False
-            won = self._won(here.run_id, name, text)
-            if won and number == here.page.first + len(here.page.texts):
+            won = self._won(here.run_id, number, text)
+            if won and number == here.following:
                 page = replace(here.page, texts=(*here.page.texts, text))
                 self._here = replace(here, page=page)
             return won
@@ -123,42 +235,15 @@ class MlflowJournal(JournalStorage):
     def _look(self, *, fresh: bool) -> _Here | None:
         """Read the run that is written to; another thread may store an older reading meanwhile."""
         here = self._here
-        run = None if here is None or fresh else self._grown(here)
-        if here is None or fresh or run is not None:
-            with self._connection.errors("read the journal"):
-                if run is None and (run_id := here.run_id if here else self._home.find()):
-                    run = self._get(run_id)
-                here = self._follow(run) if run is not None else None
-            self._here = here
+        with self._connection.errors("read the journal"):
+            if here is not None and not fresh:
+                run = self._grown(here)
+            else:
+                run_id = here.run_id if here is not None else self._home.find()
+                run = self._get(run_id) if run_id else None
+            if run is not None:
+                self._here = here = self._follow(run)
         return here
-
-    def _won(self, run_id: str, name: str, text: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        client = self._connection.client
-        try:
-            client.log_param(run_id, name, text, synchronous=True)
-        except MlflowException:
-            # A lost race shows in many errors; only what is stored tells who won.
-            run = self._get(run_id)
-            stored = run.data.params.get(name)
-            if stored is None and run.info.lifecycle_stage == "active":
-                return self._won_late(run_id, name, text)
-            return bool(stored == text)
-        return True
-
-    def _won_late(self, run_id: str, name: str, text: str) -> bool:
-        """Write again what did not arrive; MLflow accepts the same param and text twice."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._connection.again(self._connection.client.log_param, run_id, name, text)
-        except MlflowException:
-            stored = self._get(run_id).data.params.get(name)
-            if stored is None:
-                raise
-            return bool(stored == text)
-        return True
 
     def _grown(self, here: _Here) -> Run | None:
         """Return the run if it has more entries than were read.
@@ -166,35 +251,34 @@ class MlflowJournal(JournalStorage):
         The search costs the same, however long the run is. A server takes some 40 ms for any search
         of runs, so a short run itself is read instead.
         """
-        following = _param(here.page.first + len(here.page.texts))
+        following = _param(here.following)
         if self._connection.is_server and len(here.page.texts) < _SHORT:
-            with self._connection.errors("read the journal"):
-                run = self._get(here.run_id)
+            run = self._get(here.run_id)
             return run if following in run.data.params else None
         condition = f"attributes.run_id = '{here.run_id}' and params.`{following}` LIKE '%'"
-        with self._connection.errors("read the journal"):
-            search = self._connection.client.search_runs
-            runs = self._connection.again(search, [here.experiment], condition, max_results=1)
+        search = self._connection.client.search_runs
+        runs = self._connection.again(search, [here.experiment], condition, max_results=1)
         return runs[0] if runs else None
 
     def _follow(self, run: Run) -> _Here:
         """Return the run that is written to, on from a run that may have been turned over."""
-        here = self._read(run)
-        if not here.after:
-            return here
+        here = first = self._read(run)
         while here.after:
             here = self._read(self._get(here.after))
-        self._home.point_to(here.run_id)
+        if here is not first:
+            self._home.point_to(here.run_id)
         return here
 
     def _get(self, run_id: str) -> Run:
         """Return a journal run; a deleted one is restored, since all stages follow from it."""
-
-        def missing(error: Exception) -> None:
-            raise self._home.gone(run_id) from error
-
         connection, client = self._connection, self._connection.client
-        run: Run = connection.or_none(client.get_run, run_id, missing=missing)
+        run: Run | None = connection.or_none(client.get_run, run_id)
+        if run is None:
+            raise JournalError(
+                f"The journal of model {self._name!r} is gone from MLflow (run {run_id}); restore "
+                f"MLflow's database from a backup, or remove the model's tag {JOURNAL_TAG!r} to "
+                "begin a new journal, into which adopt() takes the aliases."
+            )
         if run.info.lifecycle_stage == "active":
             return run
         logger.warning("the journal run %s of %s was deleted and is restored", run_id, self._name)
@@ -204,7 +288,8 @@ class MlflowJournal(JournalStorage):
         connection.again(client.restore_run, run_id)
         return client.get_run(run_id)
 
-    def _read(self, run: Run) -> _Here:
+    @staticmethod
+    def _read(run: Run) -> _Here:
         params: dict[str, str] = run.data.params
         numbers = sorted(int(m.group(1)) for key in params if (m := _ENTRY.fullmatch(key)))
         first = numbers[0] if _BEFORE in params and numbers else 1
@@ -215,13 +300,14 @@ class MlflowJournal(JournalStorage):
                     "it was changed from outside; restore the registry's database from a backup."
                 )
         texts = [params[_param(number)] for number in numbers]
-        after = _pointer(texts.pop()) if texts and texts[-1].startswith(_NEXT) else ""
+        pointer = _NEXT.fullmatch(texts[-1]) if texts else None
+        carried = "".join(params[key] for key in sorted(params) if key.startswith("state."))
         return _Here(
             run_id=str(run.info.run_id),
             experiment=str(run.info.experiment_id),
-            page=Page(tuple(texts), _carried(params), first),
+            page=Page(tuple(texts[:-1] if pointer else texts), carried, first),
             before=params.get(_BEFORE, ""),
-            after=after,
+            after=pointer.group(1) if pointer else "",
         )
 
     def _turn_over(self, here: _Here) -> None:
@@ -231,29 +317,31 @@ class MlflowJournal(JournalStorage):
         page = carried_over(read_page(here.page))
         run_id = self._home.new_run(here.experiment)
         pieces = range(0, len(page.carried), _CHUNK)
-        params = [Param(_BEFORE, here.run_id)]
+        params = [Param(_BEFORE, here.run_id), Param(_param(page.first), page.texts[0])]
         params += [Param(f"state.{n // _CHUNK:03d}", page.carried[n : n + _CHUNK]) for n in pieces]
-        params += [Param(_param(page.first), page.texts[0])]
         self._connection.again(self._connection.client.log_batch, run_id, params=params)
-        pointer = json.dumps({"next": run_id}, separators=(",", ":"))
-        if not self._won(here.run_id, _param(page.first), pointer):
+        if not self._won(here.run_id, page.first, f'{{"next":"{run_id}"}}'):
             self._connection.client.delete_run(run_id)
+
+    def _won(self, run_id: str, number: int, text: str) -> bool:
+        """Write an entry, and return whether it is the one that is stored in this place now."""
+        from mlflow.exceptions import MlflowException
+
+        log_param = self._connection.client.log_param
+        write = partial(log_param, run_id, _param(number), text, synchronous=True)
+        # MLflow accepts the same param and text twice, so what did not arrive is written again.
+        for attempt in (write, partial(self._connection.again, write)):
+            try:
+                attempt()
+            except MlflowException as error:
+                # A lost race shows in many errors; only what is stored tells who won.
+                failure, stored = error, self._get(run_id).data.params.get(_param(number))
+                if stored is not None:
+                    return bool(stored == text)
+            else:
+                return True
+        raise failure
 
 
 def _param(number: int) -> str:
     return f"op.{number:06d}"
-
-
-def _carried(params: dict[str, str]) -> str:
-    return "".join(params[key] for key in sorted(params) if key.startswith("state."))
-
-
-def _pointer(text: str) -> str:
-    try:
-        fields: dict[str, Any] = json.loads(text)
-        return str(fields["next"])
-    except (ValueError, KeyError) as error:
-        raise JournalError(
-            "The journal's pointer to its next run cannot be read: it was changed from outside; "
-            "restore the registry's database from a backup."
-        ) from error

@@ -14,13 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from mlflow.environment_variables import (
-    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
-    MLFLOW_HTTP_REQUEST_BACKOFF_JITTER,
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-    MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER,
-)
+from mlflow import environment_variables as settings
 from mlflow.utils.request_utils import (
     _TRANSIENT_FAILURE_RESPONSE_CODES,
     TCPKeepAliveHTTPAdapter,
@@ -61,22 +55,21 @@ def limit_waits(uri: str) -> bool:
 
     Environment variables for time-outs or retries win; returns whether there are none.
     """
-    chosen = (MLFLOW_HTTP_REQUEST_TIMEOUT.name, MLFLOW_HTTP_REQUEST_MAX_RETRIES.name)
-    limited = not any(name in os.environ for name in chosen)
+    chosen = {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"} & os.environ.keys()
     session: requests.Session = _get_request_session(
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
-        MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
-        MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
+        settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
+        settings.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
+        settings.MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
         _TRANSIENT_FAILURE_RESPONSE_CODES,
         True,
-        MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
+        settings.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
     )
     parts = urlsplit(uri)
     for place in {parts.netloc, parts.netloc.rpartition("@")[2]}:
         prefix = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/"
         if prefix not in session.adapters:
-            session.mount(prefix, BriefAdapter() if limited else _without_jitter(session))
-    return limited
+            session.mount(prefix, _without_jitter(session) if chosen else BriefAdapter())
+    return not chosen
 
 
 def _without_jitter(session: requests.Session) -> TCPKeepAliveHTTPAdapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-_MAX_METRICS, _MAX_FIELDS = 1000, 100  # per batch
+_BATCHES = {"params": ("Param", 100), "metrics": ("Metric", 1000), "tags": ("RunTag", 100)}
 _MAX_DIGEST = 36  # characters
-_MARK = "created_by_call"  # identifies a run that was created although the reply was lost
 
 
 class FederatedLearningTracker(Tracker):
@@ -74,72 +73,50 @@ class FederatedLearningTracker(Tracker):
         super().leave_run()
 
     def _create(self, name: str | None, tags: Mapping[str, str]) -> Run:
-        """Create a run, one even where the reply to the call is lost."""
         experiment = self.connection.experiment_id(self.experiment_name)
-        client, mark = self.connection.client, uuid.uuid4().hex
         # Without a name MLflow draws one from Python's global generator.
-        name = name or tags.get("mlflow.runName") or f"run-{mark[:8]}"
-
-        def find() -> list[Run]:
-            return list(client.search_runs([experiment], f"tags.{_MARK} = '{mark}'"))
-
+        name = name or tags.get("mlflow.runName") or f"run-{uuid.uuid4().hex[:8]}"
         with self.connection.errors("start a run"):
-            run = self.connection.create_once(
-                lambda: client.create_run(experiment, run_name=name, tags={**tags, _MARK: mark}),
-                find,
-                drop=lambda echo: self.connection.again(client.delete_run, echo.info.run_id),
-                alone=lambda _: self.connection.sends_once,
-            )
+            run = self.connection.create_run(experiment, name, tags)
         self._start_monitor(run)
         return run
 
     def _resume(self, run_id: str, name: str | None) -> Run:
-        client = self.connection.client
-        with self.connection.errors(f"continue run {run_id}"):
-            self.connection.again(client.update_run, run_id, status="RUNNING", name=name)
-            run = self.connection.again(client.get_run, run_id)
+        connection = self.connection
+        with connection.errors(f"continue run {run_id}"):
+            client = connection.client
+            connection.again(client.update_run, run_id, status="RUNNING", name=name)
+            run = connection.again(client.get_run, run_id)
         self._start_monitor(run)
         return run
 
     def _unfinished(self) -> Iterator[tuple[str, Mapping[str, str]]]:
-        client, token = self.connection.client, ""
         experiment = self.connection.experiment_id(self.experiment_name)
-        while True:
-            with self.connection.errors("look for an unfinished run"):
-                runs = client.search_runs(
-                    [experiment],
-                    "attributes.status = 'RUNNING'",
-                    order_by=["attributes.start_time DESC"],
-                    page_token=token or None,
-                )
-            yield from ((run.info.run_id, run.data.tags) for run in runs)
-            token = runs.token
-            if not token:
-                return
+        with self.connection.errors("look for an unfinished run"):
+            runs = self.connection.rows(
+                self.connection.client.search_runs,
+                [experiment],
+                "attributes.status = 'RUNNING'",
+                order_by=["attributes.start_time DESC"],
+            )
+            for run in runs:
+                yield run.info.run_id, run.data.tags
 
     def _log_params(self, run: Run, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        self._log(run, "params", [Param(name, text) for name, text in params.items()])
+        self._log(run, "params", params.items())
 
     def _log_metrics(
         self, run: Run, metrics: Mapping[str, float], step: int, time: datetime
     ) -> None:
-        from mlflow.entities import Metric
-
         moment = int(time.timestamp() * 1000)
-        fields = [Metric(name, value, moment, step) for name, value in metrics.items()]
-        self._log(run, "metrics", fields, most=_MAX_METRICS)
+        self._log(run, "metrics", [(name, n, moment, step) for name, n in metrics.items()])
 
     def _log_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._log(run, "tags", [RunTag(name, text) for name, text in tags.items()])
+        self._log(run, "tags", tags.items())
 
     def _log_artifact(self, run: Run, file: Path, folder: str | None) -> None:
-        client = self.connection.client
         with self.connection.errors(f"store {file.name}"):
-            client.log_artifact(run.info.run_id, str(file), folder)
+            self.connection.client.log_artifact(run.info.run_id, str(file), folder)
 
     def _log_dataset(self, run: Run, name: str, digest: str, source: str, context: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -147,24 +124,24 @@ class FederatedLearningTracker(Tracker):
         where = json.dumps({"uri": redact(source)})
         dataset = Dataset(name, digest[:_MAX_DIGEST], "local", where)
         used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-        client = self.connection.client
         with self.connection.errors("note the data set"):
-            client.log_inputs(run.info.run_id, [used])
+            self.connection.client.log_inputs(run.info.run_id, [used])
 
     def _end(self, run: Run, status: str) -> None:
         self._end_monitor()
-        client = self.connection.client
         with self.connection.errors("end the run"):
-            self.connection.again(client.set_terminated, run.info.run_id, status)
+            self.connection.again(self.connection.client.set_terminated, run.info.run_id, status)
 
-    def _log(
-        self, run: Run, what: str, fields: Sequence[object], *, most: int = _MAX_FIELDS
-    ) -> None:
-        client = self.connection.client
-        for start in range(0, len(fields), most):
-            batch = {what: fields[start : start + most]}
-            with self.connection.errors(f"log {what}"):
-                self.connection.again(client.log_batch, run.info.run_id, **batch)
+    def _log(self, run: Run, kind: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Log params, metrics or tags, at most as many in one call as MLflow takes."""
+        from mlflow import entities
+
+        entity, most = _BATCHES[kind]
+        fields = [getattr(entities, entity)(*row) for row in rows]
+        with self.connection.errors(f"log {kind}"):
+            for start in range(0, len(fields), most):
+                part = {kind: fields[start : start + most]}
+                self.connection.again(self.connection.client.log_batch, run.info.run_id, **part)
 
     def _start_monitor(self, run: Run) -> None:
         if not self._system_metrics:
@@ -172,10 +149,9 @@ class FederatedLearningTracker(Tracker):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         # With the run and the address given, it uses none of MLflow's globals for them.
+        options = {"resume_logging": True, "tracking_uri": self.tracking_uri}
         with self.connection.errors("log system metrics"):
-            self._monitor = SystemMetricsMonitor(
-                run.info.run_id, resume_logging=True, tracking_uri=self.tracking_uri
-            )
+            self._monitor = SystemMetricsMonitor(run.info.run_id, **options)
             self._monitor.start()
 
     def _end_monitor(self) -> None:

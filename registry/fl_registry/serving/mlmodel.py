@@ -6,7 +6,6 @@ No code of the model is imported or run here: it is stored as text, for MLflow t
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from symtable import symtable
 
 from fl_registry.errors import ArtifactError, InvalidName
 from fl_registry.files.artifacts import SPEC_FILE, WEIGHTS_FILE
@@ -69,30 +69,16 @@ class Serving:
 
     def __post_init__(self) -> None:
         try:
-            tree = ast.parse(self.code.read_text("utf-8"), str(self.code))
+            module = symtable(self.code.read_text("utf-8"), str(self.code), "exec")  # run by nobody
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ArtifactError(
                 f"The serving code {self.code} cannot be used ({error}); give the path of a "
                 "Python file."
             ) from error
-        if "load" not in _defined(tree):
+        if "load" not in {name.get_name() for name in module.get_symbols() if name.is_local()}:
             raise ArtifactError(
                 f"The serving code {self.code} defines no load(weights, spec, config); add it."
             )
-
-
-def _defined(tree: ast.Module) -> set[str]:
-    """Return the names that a module defines; the module is parsed, not run."""
-    names: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names
 
 
 def torch_serving(
@@ -188,12 +174,10 @@ def _description(serving: Serving, model_id: str) -> dict[str, object]:
         "utc_time_created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f"),
     }
     if serving.inputs:
-        fields = {
-            "inputs": serving.inputs, "outputs": serving.outputs, "params": serving.params
-        }  # fmt: skip
+        kinds = ("inputs", "outputs", "params")
+        given = {kind: [dict(field) for field in getattr(serving, kind)] for kind in kinds}
         described["signature"] = {
-            name: json.dumps([dict(field) for field in given]) if given else None
-            for name, given in fields.items()
+            k: json.dumps(rows) if rows else None for k, rows in given.items()
         }
     if model_id:
         described |= {"model_id": model_id, "model_uuid": model_id}
