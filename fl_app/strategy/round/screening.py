@@ -84,10 +84,8 @@ class Screening:
     max_examples: Annotated[
         float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
     ] = 1e8
-    max_update_norm: Annotated[
-        float | None, Field(gt=0), Key("max-update-norm", off=0.0, shaping=True)
-    ] = None
-    norm_action: Annotated[Literal["clip", "refuse"], Key("norm-action", shaping=True)] = "clip"
+    max_update_norm: Annotated[float | None, Field(gt=0), Key(off=0.0, shaping=True)] = None
+    norm_action: Annotated[Literal["clip", "refuse"], Key(shaping=True)] = "clip"
 
     def __post_init__(self) -> None:
         check_settings(self)
