@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic_core import from_json
-
 from fl_registry.errors import InvalidMetric, InvalidName
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.redaction import redact
@@ -253,6 +251,6 @@ def read_version(
 def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
     """Return numbers by name, as they are stored in JSON; None where they cannot be read."""
     try:
-        return {str(k): float(v) for k, v in from_json(text or "null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {str(k): float(v) for k, v in json.loads(text or "null").items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
