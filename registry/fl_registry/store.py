@@ -71,18 +71,19 @@ from fl_registry.journal.lease import (
     Writer,
     require_lease,
 )
-from fl_registry.retention import PruneReport, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
 from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
+    PruneReport,
     checked_description,
     checked_metrics,
     checked_scores,
     checked_tags,
     not_taken_over,
     read_numbers,
+    reasons_to_stay,
     version_tags,
 )
 

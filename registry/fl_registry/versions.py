@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ModelVersion`, and the tags that hold it: made when it is saved, read back later. Pure."""
+"""`ModelVersion`, the tags that hold it, and which versions a clean-up may remove. Pure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic_core import from_json
 
-from fl_registry.errors import InvalidMetric, InvalidName
+from fl_registry.errors import InvalidMetric, InvalidName, RegistryError
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.redaction import redact
-from fl_registry.stages import Stage
+from fl_registry.stages import Stage, State
 
 RESERVED = frozenset(
     {
@@ -32,6 +32,7 @@ _MAX_EXAMPLES = 100_000
 _TAG_NAME = re.compile(r"(?! *$)[\w.\- :/]{1,250}")  # what MLflow takes
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO = ("", "0", "false", "no")  # values of the tag keep
 
 
 @dataclass(frozen=True)
@@ -256,3 +257,84 @@ def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
         return {str(k): float(v) for k, v in from_json(text or "null").items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         return None
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a clean-up removed, or would remove.
+
+    Attributes
+    ----------
+    dry_run : bool
+        Whether nothing was touched.
+    versions : tuple[str, ...]
+        The versions that went, or would go, oldest first. Some may be left from a clean-up that
+        was interrupted.
+    freed : int
+        Bytes of the files that are really gone; in a dry run, of those that would go.
+    kept : Mapping[str, str]
+        Why each of the other versions stays.
+    left : Mapping[str, str]
+        Versions whose files could not be removed, or are still needed, and why.
+    """
+
+    dry_run: bool
+    versions: tuple[str, ...] = ()
+    freed: int = 0
+    kept: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def reasons_to_stay(
+    records: Iterable[ModelVersion],
+    state: State,
+    keep: int,
+    older_than: timedelta | None,
+    *,
+    restorable: Callable[[ModelVersion], bool],
+) -> dict[str, str]:
+    """Return why each version stays; the ones not in it may go.
+
+    Parameters
+    ----------
+    records : Iterable[ModelVersion]
+        All versions, newest first.
+    state : State
+        The state by the journal.
+    keep : int
+        How many of the newest that can be restored stay.
+    older_than : timedelta | None
+        Only versions older than this go.
+    restorable : Callable[[ModelVersion], bool]
+        Whether a version's files are there and whole; called only until there are enough.
+
+    Raises
+    ------
+    RegistryError
+        `keep` or `older_than` is nothing of the kind.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise RegistryError(f"keep is {keep!r}; expected a number of versions, 0 or more.")
+    if older_than is not None and not isinstance(older_than, timedelta):
+        raise RegistryError(
+            f"older_than is {older_than!r}; expected a timedelta, such as timedelta(days=30)."
+        )
+    stay, newest = {}, 0
+    now = datetime.now(UTC)
+    for record in records:
+        counts = newest < keep and restorable(record)
+        newest += counts
+        rules = {
+            "in production": record.version == state.production,
+            "in staging": record.version == state.staging,
+            "the previous production version": record.version == state.previous,
+            "has been in production": record.version in state.served,
+            "has the tag keep": record.tags.get("keep", "").strip().lower() not in _NO,
+            "was not saved by this app": not record.sha256,
+            f"one of the newest {keep} that can be restored": counts,
+            f"younger than {older_than}": older_than and now - record.created < older_than,
+        }
+        why = next((why for why, holds in rules.items() if holds), "")
+        if why:
+            stay[record.version] = why
+    return stay
