@@ -29,7 +29,7 @@ RESERVED = frozenset(
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
-_TAG_NAME = re.compile(r"(?! *$)[\w.\- :/]{1,250}")  # what MLflow takes
+_TAG_NAME = re.compile(rf"(?! *$)[\w.\- :/]{{1,{_MAX_KEY}}}")  # what MLflow takes
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO = ("", "0", "false", "no")  # values of the tag keep
