@@ -6,12 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from pydantic_core import from_json
-
-from fl_registry.gates.paired import DRAWS, FEWEST, SEED, ExampleScores, bootstrap_interval
-
-_CONFIDENCE = 0.95
 
 
 def metric_differences(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
@@ -65,40 +60,6 @@ def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
         "changed": sorted(n for n, (a, b) in digests.items() if a and b and a != b),
         "num_nodes": [len(first), len(second)],
         "num_examples": [sum(count for count, _ in side.values()) for side in (first, second)],
-    }
-
-
-def paired_verdict(
-    one: Mapping[str, float] | None, two: Mapping[str, float] | None
-) -> dict[str, Any] | None:
-    """Return whether the second version is better on the examples that both were scored on.
-
-    The interval is that of `fl_registry.gates.paired.bootstrap_interval` for the mean difference.
-    "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
-    20 shared examples it is always "undecided". Higher scores are better.
-
-    None where a side has no results per example.
-    """
-    if not one or not two:
-        return None
-    shared = sorted(one.keys() & two.keys())
-    scores = [[side[name] for name in shared] for side in (one, two)]
-    first, second = (ExampleScores({"score": numbers}) for numbers in scores)
-    interval, verdict = None, "undecided"
-    if shared:
-        interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
-    if interval is not None and len(shared) >= FEWEST:
-        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
-    return {
-        "verdict": verdict,
-        "mean_difference": float(np.subtract(scores[1], scores[0]).mean()) if shared else None,
-        "interval": None if interval is None else [*interval],
-        "confidence": _CONFIDENCE,
-        "examples": len(shared),
-        "only_in_version1": len(one) - len(shared),
-        "only_in_version2": len(two) - len(shared),
-        "draws": DRAWS,
-        "seed": SEED,
     }
 
 

@@ -26,9 +26,9 @@ from fl_registry.comparison import (
     architecture_differences,
     data_differences,
     metric_differences,
-    paired_verdict,
     param_differences,
 )
+from fl_registry.gates.paired import paired_verdict
 from fl_registry.errors import (
     ArtifactError,
     InvalidMetric,
