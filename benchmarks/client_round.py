@@ -29,6 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from support.arrays import to_arrays
 
 from benchmarks.table import Row, parser, report
 from fl_app.client import training
@@ -38,7 +39,7 @@ from fl_app.client.data import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, read_pictures
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
 REPEATS, PICTURES, BATCH = 5, 64, 16

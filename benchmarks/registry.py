@@ -25,10 +25,11 @@ from pathlib import Path
 
 import mlflow
 import torch
+from support.arrays import to_arrays
 
 from benchmarks.table import Row, parser, report
 from fl_models import serving
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 from fl_registry import ModelManager, Serving
 from fl_registry.files.weights import save_weights
 

@@ -79,7 +79,9 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def measure_wire() -> Iterator[Row]:
     """Rows of one update of YOLOv8n."""
-    from fl_models.yolo import get_model, to_arrays
+    from support.arrays import to_arrays
+
+    from fl_models.yolo import get_model
 
     rng = np.random.default_rng(0)
     model = ArrayRecord({k: Array(v) for k, v in to_arrays(get_model("n", 7, seed=1)).items()})
@@ -210,11 +212,13 @@ def measure_digits() -> Iterator[Row]:
 
 def yolo_score(encoding: str, seed: int) -> float:
     """mAP50 of the shipped recipe after its eight rounds, on the pictures it holds out."""
+    from support.arrays import to_arrays
+
     from fl_app.client.client_app import app
     from fl_app.client.data import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
     from fl_models.holdout import Holdout
-    from fl_models.yolo import from_arrays, get_model, to_arrays
+    from fl_models.yolo import from_arrays, get_model
 
     data = shapes_data(OWN)
     spec, config = load_data_spec(data, None), ServerConfig.from_run_config({})

@@ -115,8 +115,6 @@ class RetrainingManager:
         The monitor's memory; by default ``monitor.db`` in ``FL_APP_HOME``.
     hooks : Sequence[Hook] | Hooks
         Called with a `RetrainingRequested` for each request that this object stores.
-    health : Health | None
-        Where a failing memory is reported; training continues then.
     now : Callable[[], datetime]
         The wall clock, in UTC, for due times, cooldown and budget.
 
@@ -124,6 +122,8 @@ class RetrainingManager:
     ----------
     store : MonitorStore
         The monitor's memory.
+    health : Health
+        Where a failing memory is reported; training continues then.
     retrain_callback : Callable[[RetrainRequest], object] | None
         What ``set_retrain_callback`` set.
 
@@ -149,7 +149,6 @@ class RetrainingManager:
         drift: DriftSettings | None = None,
         store: MonitorStore | None = None,
         hooks: Sequence[Hook] | Hooks = (),
-        health: Health | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         if not (math.isfinite(check_interval) and check_interval > 0):
@@ -171,7 +170,7 @@ class RetrainingManager:
             )
         self.store = store or MonitorStore(default_url(app_home()))
         self._note = self.store.note("monitor", MonitorState)
-        self.health = health or Health()
+        self.health = Health()
         self._hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
         self._now = now
         self._changed = threading.Condition(threading.RLock())

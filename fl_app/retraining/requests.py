@@ -96,10 +96,8 @@ class RetrainPolicy:
         If a limit is negative or not finite, or ``mode`` is another word.
     """
 
-    min_rounds_between_retrain: Annotated[int, Field(ge=0), Key("min-rounds-between-retrain")] = 10
-    min_hours_between_retrain: Annotated[float, Field(ge=0), Key("min-hours-between-retrain")] = (
-        24.0
-    )
+    min_rounds_between_retrain: Annotated[int, Field(ge=0), Key()] = 10
+    min_hours_between_retrain: Annotated[float, Field(ge=0), Key()] = 24.0
     budget: Annotated[int, Field(ge=0), Key("retrain-budget")] = 4
     mode: Annotated[Literal["auto", "suggest"], Key("on-request")] = "auto"
     window: ClassVar[timedelta] = timedelta(days=30)

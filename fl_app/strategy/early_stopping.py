@@ -35,8 +35,8 @@ class EarlyStopping:
         If ``patience`` is not positive or ``min_delta`` is negative.
     """
 
-    patience: Annotated[int, Field(ge=1), Key("patience", off=0)]
-    min_delta: Annotated[float, Field(ge=0), Key("min-delta")] = 0.0
+    patience: Annotated[int, Field(ge=1), Key(off=0)]
+    min_delta: Annotated[float, Field(ge=0), Key()] = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -312,10 +312,8 @@ class LifecycleStrategy(Strategy):
             metric=setup.metric,
         )
         made = aggregate(strategy, number, screened, hand.schema)
-        hand.rejected.note("train", number, screened, made.rejected)
-        hand.current = ClosedRound(
-            number, made.problem, tags=hand.tags, rejected=hand.rejected.this_round
-        )
+        hand.note_rejected("train", number, screened, made.rejected)
+        hand.current = ClosedRound(number, made.problem, tags=hand.tags, rejected=hand.rejected)
         if made.arrays is None:
             if not hand.made_model:
                 # End the run at its first replies if no later round could make a model either.
@@ -368,13 +366,13 @@ class LifecycleStrategy(Strategy):
             metric=setup.metric,
         )
         clients = aggregate_evaluate(strategy, number, screened)
-        hand.rejected.note("evaluate", number, screened)
+        hand.note_rejected("evaluate", number, screened, {})
         closed = replace(
             hand.current,
             clients=clients,
             node_scores=node_scores(screened.replies, setup.metric),
             unscored=hand.current.unscored or screened.unscored,
-            rejected=hand.rejected.this_round,
+            rejected=hand.rejected,
             seconds=time.monotonic() - hand.opened,
         )
         self._close_round(run, closed)

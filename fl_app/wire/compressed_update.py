@@ -29,7 +29,7 @@ _HALF_EXPONENT = 15
 _SCALE = np.dtype("<f4")
 
 
-class UpdateError(ValueError):
+class UpdateError(ArrayError):
     """An update cannot be encoded or is badly encoded; the text says why."""
 
 
@@ -254,7 +254,7 @@ def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
     for name, scale in header.scales.items():
         try:
             made[name] = _decoded(made[name], header.encoding, scale, view(sent.arrays[name]))
-        except (ArrayError, UpdateError) as error:
+        except ArrayError as error:
             raise UpdateError(f"array {quoted(name)} {error}") from None
     others = {k: v for k, v in content.items() if k != UPDATE_RECORD}
     return RecordDict({**others, key: ArrayRecord(made)})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""YOLOv8 as a plain torch module: building, prediction, and conversion to and from arrays.
+"""YOLOv8 as a plain torch module: building, prediction, and loading of arrays.
 
 Training is in the client, evaluation in `fl_models.holdout`.
 """
@@ -145,14 +145,6 @@ def get_model(
             )
         model.load_state_dict(fitting, strict=False)
     return model
-
-
-def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return copies of all entries of the state dict, in its order, with their dtypes."""
-    return {
-        name: tensor.detach().cpu().contiguous().numpy().copy()
-        for name, tensor in model.state_dict().items()
-    }
 
 
 def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from support.arrays import to_arrays
 
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec, load_node_data
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
 from fl_models.pictures import label_file
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 
 SETTINGS: dict[str, bool | float | int | str] = {
     "image-size": 64,

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from fl_app.client.adamw import AdamW
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_models.dataset import PictureDataset
 from fl_models.pictures import DataSpec, Picture, read_pictures
-from fl_models.yolo import YoloModel, from_arrays, get_model, to_arrays
+from fl_models.yolo import YoloModel, from_arrays, get_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -92,7 +92,9 @@ def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str])
 def test_promoted_weights_are_the_round_s_and_find_shapes(
     trained: tuple[Flower, str], tmp_path: Path
 ) -> None:
-    from fl_models.yolo import get_model, to_arrays
+    from support.arrays import to_arrays
+
+    from fl_models.yolo import get_model
 
     flower, _ = trained
     said = flower.command("fl-app", "promote", "8", "--note", "it sees well", cwd=tmp_path)

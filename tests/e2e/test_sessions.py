@@ -85,10 +85,12 @@ def few_to_score(folder: Path) -> Path:
 
 def learnt_by_heart(data: Path) -> Path:
     """Weights that know the dozen, so that their score is far from zero."""
+    from support.arrays import to_arrays
+
     from fl_app.client.data import load_data_spec
     from fl_app.client.training import train_locally
     from fl_models.pictures import read_pictures
-    from fl_models.yolo import get_model, to_arrays
+    from fl_models.yolo import get_model
 
     spec = load_data_spec(data, 7)
     model = get_model("n", 7, names=spec.names, seed=0)

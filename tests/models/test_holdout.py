@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import load_data_spec
 from fl_models.holdout import Holdout, draw_predictions
 from fl_models.pictures import DataSpec
-from fl_models.yolo import YoloModel, from_arrays, get_model, to_arrays
+from fl_models.yolo import YoloModel, from_arrays, get_model
 
 SIDE = 64
 

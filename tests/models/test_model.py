@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.arrays import to_arrays
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel
 
 from fl_models.pictures import DataSpec
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, to_arrays
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 
 SIDE = 64
 

@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.arrays import to_arrays
 
 from fl_models import serving
-from fl_models.yolo import get_model, to_arrays
+from fl_models.yolo import get_model
 from fl_registry import (
     ArtifactError,
     InMemoryModelStore,

@@ -251,13 +251,13 @@ def _gate(state: DriftState, settings: DriftSettings) -> tuple[np.ndarray, np.nd
 def _result(
     state: DriftState, merged: Merged, size: np.ndarray, drifted: np.ndarray, height: float
 ) -> DriftCheck:
-    gaps = merged.window.now - merged.window.expected
+    running = np.cumsum(merged.window.now - merged.window.expected, axis=1)
     columns = zip(
         state.features,
         merged.p.tolist(),
         state.evidence.tolist(),
         size.tolist(),
-        map(direction, state.features, gaps),
+        map(direction, state.features, running),
         merged.moved.astype(int).tolist(),
         strict=True,
     )
@@ -386,13 +386,13 @@ def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: f
     return Merged(window, np.where(rows > 0, p, 1.0), nodes_p, moved, len(summaries))
 
 
-def direction(feature: Feature, gaps: np.ndarray) -> str:
-    """Describe how a feature changed; ``gaps`` is now less expected, shape (bins,)."""
-    running = np.cumsum(gaps)
+def direction(feature: Feature, running: np.ndarray) -> str:
+    """Describe how a feature changed; ``running`` sums now less expected, shape (bins,)."""
     if feature.kind is FeatureKind.LEVELS:
         return "in another mix"
     if feature.kind is FeatureKind.MISSING:
         return "more often" if running[0] < 0 else "less often"
-    if abs(running.mean()) < np.abs(running).max() / 4:
+    mean = running.sum() / len(running)
+    if abs(mean) < max(running.max(), -running.min()) / 4:
         return "with another spread"
-    return "higher" if running.mean() < 0 else "lower"
+    return "higher" if mean < 0 else "lower"

@@ -15,10 +15,10 @@ from flwr.app import MetricRecord
 from fl_app.events import RoundReport
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
-from fl_app.strategy.finish import staging
 from fl_app.strategy.finish.evaluation import EvaluateFn, finite
 from fl_app.strategy.finish.reporting import log_artifacts, next_commands, round_line, session_table
 from fl_app.strategy.finish.scores import Scores
+from fl_app.strategy.finish.staging import Staging, failed_tags, superseded, version_tags
 from fl_app.strategy.records import Scored, SessionReport, ShadowReport
 from fl_app.strategy.setup import Setup
 from fl_registry import Decision, Lease, Stage, decide_stage
@@ -96,6 +96,7 @@ class Finisher:
         self.scores = Scores(setup, rounds, evaluate_fn)
         self.started = time.monotonic()
         self._setup, self._rounds, self._lease = setup, rounds, lease
+        self._staging = Staging(setup.store, self.reports, lease)
         self._offset = 0  # rounds of earlier processes
         self._tried: set[int] = set()  # rounds that may have been finished in part
 
@@ -122,7 +123,7 @@ class Finisher:
             if report.stage is not Stage.NONE:
                 self.best = Scored(report.metrics)
                 self.reports[:] = [
-                    staging.superseded(earlier) if earlier.stage is Stage.STAGING else earlier
+                    superseded(earlier) if earlier.stage is Stage.STAGING else earlier
                     for earlier in self.reports
                 ]
             self.reports.append(report)
@@ -192,7 +193,7 @@ class Finisher:
         metrics, staged = dict[str, float](), False
         if closed.problem:
             rounds.folder.require_open()
-            setup.tracker.set_tags(staging.failed_tags(closed))
+            setup.tracker.set_tags(failed_tags(closed))
         else:
             # Evaluate, and score the version in Production on the same data.
             holdout = scores.of_round(waiting)
@@ -207,16 +208,14 @@ class Finisher:
             # Gate.
             decision = decide_stage(setup.policy, evidence) if scored else NOT_SCORED
             # Register.
-            tags = staging.version_tags(closed, scores.source, self._lease, decision)
+            tags = version_tags(closed, scores.source, self._lease, decision)
             weights, serving = rounds.files.weights(waiting), setup.model.serving
             version = store.save_model_version(
                 weights, record.run_id, registered, tags, serving=serving
             )
             # Stage.
             report = replace(report, metrics=metrics, version=version, time=datetime.now(UTC))
-            report = staging.stage(
-                store, report, decision, self.reports, again=again, lease=self._lease
-            )
+            report = self._staging.stage(report, decision, again=again)
             staged = decision.stage is not Stage.NONE
             if holdout.record is not None:
                 closed = replace(closed, central=MetricRecord(dict(holdout.record)))
@@ -246,11 +245,9 @@ class Finisher:
         setup, folder = self._setup, self._rounds.folder
         auto = setup.approval == "auto"
         if last.shadow is not None:
-            staging.apply_shadow(
-                setup.store, last.shadow, self.reports, promote=auto, lease=self._lease
-            )
+            self._staging.apply_shadow(last.shadow, promote=auto)
         elif auto and last.promote:
-            staging.promote_pending(setup.store, self.reports, self._lease)
+            self._staging.promote_pending()
         if last.stopped:
             setup.tracker.set_tags({"early_stopping": last.stopped})
         setup.hooks.look()

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages and tags of versions after a round, and at the end of a session.
-
-Every function that moves or tags a version is idempotent.
-"""
+"""Stages and tags of versions after a round, and at the end of a session."""
 
 from __future__ import annotations
 
@@ -11,8 +8,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
-from typing import cast
+from typing import Any, cast
+
+from pydantic_core import to_json
 
 from fl_app.events import Approval, RoundReport
 from fl_app.strategy.finish.evaluation import SCORE_SOURCE
@@ -30,55 +28,95 @@ SHADOW = "shadow evaluation: "
 NEEDS_PERSON = "needs_person"
 """Tag of a version that only a person may promote, since it could not be compared."""
 
-Reports = list[RoundReport]
 
-
-def stage(
-    store: ModelStore,
-    report: RoundReport,
-    decision: Decision,
-    reports: Reports,
-    *,
-    again: bool,
-    lease: Lease | None = None,
-) -> RoundReport:
-    """Move the version as decided; Production is only tagged as pending.
+class Staging:
+    """Moves and tags the versions of a session; every method is idempotent.
 
     Parameters
     ----------
     store : ModelStore
         The registry.
-    report : RoundReport
-        The round's, with its version.
-    decision : Decision
-        The stage that it has earned.
     reports : list[RoundReport]
-        Those of earlier rounds; that of the version that leaves Staging is updated.
-    again : bool
-        Whether this may have been done before: then what people did since is not undone.
+        Those of the session's rounds; that of a version that changes its stage is updated.
     lease : Lease | None
         The right to move versions by rule.
     """
-    version, tags, reached = str(report.version), decision_tags(decision), Stage.NONE
-    if again:
-        known = store.get_version(version)
-        reached = known.stage
-        if reached is not Stage.NONE and "approval" in known.tags:
-            approval = cast("Approval", known.tags["approval"])
-            reason = known.tags.get("reason", "")
-            return replace(report, stage=reached, approval=approval, reason=reason)
-        if any(known.tags.get(name) != text for name, text in tags.items()):
-            store.set_version_tags(version, tags)
-    staged = decision.stage is not Stage.NONE
-    if staged and reached is Stage.NONE:
-        old = store.get_latest_version(Stage.STAGING)
-        for index, earlier in enumerate(reports):
-            if old not in (None, version) and earlier.version == old:
-                reports[index] = superseded(earlier)
-        store.promote_to_staging(version, actor="policy", reason=decision.reason, lease=lease)
-    reached = Stage.STAGING if staged else Stage.NONE
-    waits = cast("Approval", tags["approval"])
-    return replace(report, stage=reached, approval=waits, reason=decision.why)
+
+    def __init__(self, store: ModelStore, reports: list[RoundReport], lease: Lease | None) -> None:
+        self._store, self._reports = store, reports
+        self._by_rule: dict[str, Any] = {"actor": "policy", "lease": lease}
+
+    def stage(self, report: RoundReport, decision: Decision, *, again: bool) -> RoundReport:
+        """Move the version of a round as decided; Production is only tagged as pending.
+
+        ``again`` says that this may have been done before: then what people did since is not
+        undone.
+        """
+        version, tags, reached = str(report.version), decision_tags(decision), Stage.NONE
+        if again:
+            known = self._store.get_version(version)
+            reached = known.stage
+            if reached is not Stage.NONE and "approval" in known.tags:
+                approval = cast("Approval", known.tags["approval"])
+                reason = known.tags.get("reason", "")
+                return replace(report, stage=reached, approval=approval, reason=reason)
+            if any(known.tags.get(name) != text for name, text in tags.items()):
+                self._store.set_version_tags(version, tags)
+        staged = decision.stage is not Stage.NONE
+        if staged and reached is Stage.NONE:
+            old = self._store.get_latest_version(Stage.STAGING)
+            for index, earlier in enumerate(self._reports):
+                if old not in (None, version) and earlier.version == old:
+                    self._reports[index] = superseded(earlier)
+            self._store.promote_to_staging(version, reason=decision.reason, **self._by_rule)
+        reached = Stage.STAGING if staged else Stage.NONE
+        waits = cast("Approval", tags["approval"])
+        return replace(report, stage=reached, approval=waits, reason=decision.why)
+
+    def promote_pending(self) -> None:
+        """Promote the version of this session that passed the gates of Production, if any.
+
+        A version that passed because nothing could be compared still waits for a person.
+        """
+        for index, report in enumerate(self._reports):
+            version, why = report.version, report.reason
+            if report.approval != "pending" or version is None:
+                continue
+            if NEEDS_PERSON in self._store.get_version(version).tags:
+                logger.warning("version %s waits for a person to approve it: %s", version, why)
+                continue
+            self._store.promote_to_production(version, reason=why, **self._by_rule)
+            self._reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
+
+    def apply_shadow(self, shadow: ShadowReport, *, promote: bool) -> None:
+        """Archive a candidate that is worse in the shadow rounds; ``promote`` one that is better.
+
+        A candidate that is neither, or that a person has moved meanwhile, is left to people.
+        """
+        store, version, result = self._store, shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
+        gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
+        reason = f"{gates}; {result}".removeprefix("; ")
+        store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
+        logger.info("version %s: %s", version, result)
+        champion, found = store.get_latest_version(Stage.PRODUCTION), shadow.test.outcome
+        try:
+            if champion != shadow.champion:
+                logger.warning(
+                    "version %s was promoted meanwhile: a person decides on the candidate", champion
+                )
+            elif found == "worse":
+                store.reject_version(version, reason=result, **self._by_rule)
+            elif found == "better" and promote:
+                store.approve_version(version, reason=reason, **self._by_rule)
+        except StageError as error:
+            logger.warning("the shadow evaluation changes nothing: %s", error)
+        record = store.get_version(version)
+        for index, report in enumerate(self._reports):
+            if report.version == version:
+                approval = cast("Approval", record.tags.get("approval", report.approval))
+                self._reports[index] = replace(
+                    report, stage=record.stage, approval=approval, reason=reason
+                )
 
 
 def decision_tags(decision: Decision) -> dict[str, str]:
@@ -92,60 +130,6 @@ def superseded(report: RoundReport) -> RoundReport:
     """Return the report of a round whose version has left Staging for a later one."""
     approval: Approval = "superseded" if report.approval == "pending" else report.approval
     return replace(report, stage=Stage.ARCHIVED, approval=approval)
-
-
-def promote_pending(store: ModelStore, reports: Reports, lease: Lease | None = None) -> None:
-    """Promote the version of this session that passed the gates of Production, if any.
-
-    A version that passed because nothing could be compared still waits for a person.
-    """
-    for index, report in enumerate(reports):
-        if report.approval == "pending" and report.version is not None:
-            if NEEDS_PERSON in store.get_version(report.version).tags:
-                logger.warning(
-                    "version %s waits for a person to approve it: %s", report.version, report.reason
-                )
-                continue
-            store.promote_to_production(
-                report.version, actor="policy", reason=report.reason, lease=lease
-            )
-            reports[index] = replace(report, stage=Stage.PRODUCTION, approval="approved")
-
-
-def apply_shadow(
-    store: ModelStore,
-    shadow: ShadowReport,
-    reports: Reports,
-    *,
-    promote: bool,
-    lease: Lease | None = None,
-) -> None:
-    """Archive a candidate that is worse in the shadow rounds; ``promote`` one that is better.
-
-    A candidate that is neither, or that a person has moved meanwhile, is left to people.
-    """
-    version, result = shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
-    gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
-    reason = f"{gates}; {result}".removeprefix("; ")
-    store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
-    logger.info("version %s: %s", version, result)
-    champion = store.get_latest_version(Stage.PRODUCTION)
-    try:
-        if champion != shadow.champion:
-            logger.warning(
-                "version %s was promoted meanwhile: a person decides on the candidate", champion
-            )
-        elif shadow.test.outcome == "worse":
-            store.reject_version(version, actor="policy", reason=result, lease=lease)
-        elif shadow.test.outcome == "better" and promote:
-            store.approve_version(version, actor="policy", reason=reason, lease=lease)
-    except StageError as error:
-        logger.warning("the shadow evaluation changes nothing: %s", error)
-    record = store.get_version(version)
-    for index, report in enumerate(reports):
-        if report.version == version:
-            approval = cast("Approval", record.tags.get("approval", report.approval))
-            reports[index] = replace(report, stage=record.stage, approval=approval, reason=reason)
 
 
 def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str, str]:
@@ -192,11 +176,9 @@ def read_node_scores(tags: Mapping[str, str]) -> dict[str, float]:
 
 def shadow_tag(report: ShadowReport) -> str:
     """Return the value of a version's tag ``shadow``: the result and its numbers as JSON."""
-    numbers = {**asdict(report.test), "extra_bytes": report.total_bytes}
-    plain = {k: v if not isinstance(v, float) or isfinite(v) else None for k, v in numbers.items()}
-    return json.dumps(
-        {"champion": report.champion, "metric": report.metric, **plain, "why": report.why}
-    )
+    numbers = {**asdict(report.test), "extra_bytes": report.total_bytes, "why": report.why}
+    names = {"champion": report.champion, "metric": report.metric}
+    return to_json({**names, **numbers}, inf_nan_mode="null").decode()
 
 
 def app_version() -> str:

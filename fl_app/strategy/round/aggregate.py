@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
@@ -181,12 +182,10 @@ def _copy(content: RecordDict, usual: Mapping[type, str | None]) -> RecordDict:
 
 def _usual_key(contents: Sequence[RecordDict], kind: type, preferred: str) -> str | None:
     """Return the key of most records of a kind; None if a reply has several."""
-    keys = Counter[str]()
-    for content in contents:
-        own = [key for key, record in content.items() if isinstance(record, kind)]
-        if len(own) > 1:
-            return None
-        keys.update(own)
+    own = [[key for key, r in content.items() if isinstance(r, kind)] for content in contents]
+    if any(len(keys) > 1 for keys in own):
+        return None
+    keys = Counter(chain.from_iterable(own))
     return max(keys, key=lambda key: (keys[key], key == preferred), default=preferred)
 
 

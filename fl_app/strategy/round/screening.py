@@ -33,7 +33,7 @@ from fl_app.wire.arrays import (
     schema_of,
     view,
 )
-from fl_app.wire.compressed_update import SentModel, UpdateError, decode_update
+from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 from fl_registry.redaction import one_line
 
 MAX_METRICS, MAX_LIST = 100, 10_000
@@ -84,10 +84,8 @@ class Screening:
     max_examples: Annotated[
         float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
     ] = 1e8
-    max_update_norm: Annotated[
-        float | None, Field(gt=0), Key("max-update-norm", off=0.0, shaping=True)
-    ] = None
-    norm_action: Annotated[Literal["clip", "refuse"], Key("norm-action", shaping=True)] = "clip"
+    max_update_norm: Annotated[float | None, Field(gt=0), Key(off=0.0, shaping=True)] = None
+    norm_action: Annotated[Literal["clip", "refuse"], Key(shaping=True)] = "clip"
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -227,7 +225,7 @@ class ScreenedReplies(Iterable[Message]):
                 continue
             try:
                 content, faults = self.check(message.content)
-            except (ReplyError, ArrayError, UpdateError) as error:
+            except (ReplyError, ArrayError) as error:
                 self.rejected[node] = one_line(error)
                 if isinstance(error, OtherArrayError):
                     self.other_arrays.add(node)
@@ -279,7 +277,8 @@ def screen_train(
             layout = ArrayLayout(model)
 
     def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
-        content = decode_update(content, sent)
+        if UPDATE_RECORD in content:
+            content = decode_update(content, sent)
         if rules is None:
             return content, []
         metrics, faults = _screen_metrics(content, rules, needs, watched)
@@ -381,13 +380,13 @@ def _unmet(
     reported: Mapping[str, Value], sound: Mapping[str, Value], needs: Needs, most: float
 ) -> str:
     """Return which metric that the strategy needs is not as it should be; empty if all are."""
-    if needs.weighted_by is not None:
-        count, name = reported.get(needs.weighted_by), quoted(needs.weighted_by)
+    if (name := needs.weighted_by) is not None:
+        count = reported.get(name)
         if isinstance(count, list) or count is None:
             what = "missing" if count is None else "a list"
-            return f"metric {name} is {what}, expected the number of examples"
+            return f"metric {quoted(name)} is {what}, expected the number of examples"
         if not is_finite(count) or not 0 < count <= most:
-            return f"metric {name} is {count}, expected more than 0, at most {most:g}"
+            return f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
     for name in sorted(needs.metrics):
         if not isinstance(sound.get(name), int | float):
             return f"metric {quoted(name)} is missing or no finite number"

@@ -143,46 +143,6 @@ def _reported(
             )
 
 
-@dataclass
-class RejectedNodes:
-    """The nodes of a session whose replies were rejected.
-
-    Attributes
-    ----------
-    in_a_row : dict[tuple[str, str], int]
-        How often in a row, by phase and node id; without nodes whose last reply was accepted.
-    this_round : tuple[RejectedReply, ...]
-        The replies rejected since the round began.
-    """
-
-    in_a_row: dict[tuple[Phase, str], int] = field(default_factory=dict)
-    this_round: tuple[RejectedReply, ...] = ()
-
-    def note(
-        self,
-        phase: Phase,
-        server_round: int,
-        screened: ScreenedReplies,
-        harmful: Mapping[str, str] | None = None,
-    ) -> None:
-        """Count and log the rejected replies of a phase; training begins a round."""
-        if phase == "train":
-            self.this_round = ()
-        for node, note in screened.notes.items():
-            logger.info("round %d: of node %s: %s", server_round, node, note)
-        bad = {**screened.rejected, **(harmful or {})}
-        for node in screened.nodes:
-            if node not in bad:
-                self.in_a_row.pop((phase, node), None)
-                continue
-            count = self.in_a_row[phase, node] = self.in_a_row.get((phase, node), 0) + 1
-            reply = RejectedReply(node, phase, bad[node], count)
-            self.this_round += (reply,)
-            logger.warning("round %d: node %s is rejected: %s", server_round, node, reply.as_line())
-            if count == TOO_OFTEN:
-                logger.warning("node %s keeps failing: look at it, or leave it out", node)
-
-
 def rejected_tag(nodes: Iterable[RejectedReply]) -> dict[str, str]:
     """Return the version tag that names the nodes, those with most in a row first."""
     worst = sorted(nodes, key=lambda node: -node.in_a_row)[:MAX_NODES]
@@ -223,8 +183,10 @@ class RoundInHand:
         Ids of the nodes that the last messages were sent to.
     stopped : str
         Why the remaining rounds are left out; empty if they are not.
-    rejected : RejectedNodes
-        Nodes whose replies were rejected.
+    rejected : tuple[RejectedReply, ...]
+        The replies rejected since the round began.
+    rejected_in_a_row : dict[tuple[str, str], int]
+        How often in a row, by phase and node id; without nodes whose last reply was accepted.
     opened : float
         When the round began, by the monotonic clock.
     failed_in_a_row : int
@@ -242,7 +204,8 @@ class RoundInHand:
     current: ClosedRound = field(default_factory=lambda: ClosedRound(0, "no round"))
     requested: tuple[str, ...] = ()
     stopped: str = ""
-    rejected: RejectedNodes = field(default_factory=RejectedNodes)
+    rejected: tuple[RejectedReply, ...] = ()
+    rejected_in_a_row: dict[tuple[Phase, str], int] = field(default_factory=dict)
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
     made_model: bool = False
@@ -258,8 +221,28 @@ class RoundInHand:
         restored, self.restored = self.restored, None
         if restored is not None:
             self.current = replace(restored, tags=self.tags)
-            self.rejected.this_round = self.current.rejected
+            self.rejected = self.current.rejected
         return self.current.arrays, self.current.train
+
+    def note_rejected(
+        self, phase: Phase, number: int, screened: ScreenedReplies, harmful: Mapping[str, str]
+    ) -> None:
+        """Count and log the rejected replies of a phase; training begins a round."""
+        if phase == "train":
+            self.rejected = ()
+        for node, note in screened.notes.items():
+            logger.info("round %d: of node %s: %s", number, node, note)
+        bad, counts = {**screened.rejected, **harmful}, self.rejected_in_a_row
+        for node in screened.nodes:
+            if node not in bad:
+                counts.pop((phase, node), None)
+                continue
+            count = counts[phase, node] = counts.get((phase, node), 0) + 1
+            reply = RejectedReply(node, phase, bad[node], count)
+            self.rejected += (reply,)
+            logger.warning("round %d: node %s is rejected: %s", number, node, reply.as_line())
+            if count == TOO_OFTEN:
+                logger.warning("node %s keeps failing: look at it, or leave it out", node)
 
     def resume(self, closed: ClosedRound, *, aggregated_only: bool) -> None:
         """Take a round into account that an earlier process has run."""

@@ -135,14 +135,14 @@ class Outbox:
 
     def _work(self) -> None:
         while self._wait_for_work():
-            self._step()
+            self._step(finishes=self._breaker.allows(time.monotonic()))
         with self._changed:
             self._ended = True
         self._then()
 
     def _work_here(self) -> None:
         while self._items and not self._error and self._breaker.allows(time.monotonic()):
-            self._step()
+            self._step(finishes=True)
         with self._changed:
             self._raise()
 
@@ -157,9 +157,8 @@ class Outbox:
                 self._changed.wait(self._breaker.wait(now) or None if self._items else None)
             return False
 
-    def _step(self) -> None:
+    def _step(self, *, finishes: bool) -> None:
         """Finish the first item, or prepare one while that must wait."""
-        finishes = self._breaker.allows(time.monotonic())
         item = self._items[0 if finishes else self._prepared]
         try:
             if not finishes or self._prepared == 0:

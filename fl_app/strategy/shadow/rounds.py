@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import ArrayRecord, Message, MetricRecord
+from pydantic_core import to_json
 
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.errors import TooFewNodesError
@@ -295,8 +296,8 @@ class ShadowScores:
 
     def as_tag(self) -> str:
         """Return the scores as JSON; without the rounds if a tag could not hold them."""
-        rows = [[_row(pair) for pair in pairs] for pairs in self.rounds]
-        text = json.dumps({**self._comparison(), "rounds": rows}, separators=(",", ":"))
+        rows = [[list(vars(pair).values()) for pair in pairs] for pairs in self.rounds]
+        text = to_json({**self._comparison(), "rounds": rows}, inf_nan_mode="null").decode()
         return text if len(text) <= _LARGEST else json.dumps(self._comparison())
 
     def resumed(self, tag: str) -> ShadowScores:
@@ -312,11 +313,6 @@ class ShadowScores:
 
     def _comparison(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "rounds"}
-
-
-def _row(pair: Paired) -> list[object]:
-    scores = (s if math.isfinite(s) else None for s in (pair.candidate, pair.champion))
-    return [*scores, pair.nodes, pair.keys]
 
 
 def _paired(
