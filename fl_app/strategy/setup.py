@@ -239,10 +239,8 @@ class Setup:
         _check_type("model", self.model, ModelCard)
         _check_type("rounds", self.rounds, RoundSettings)
         _check_type("session", self.session, SessionSettings)
-        for name, setting in (
-            ("shadow", self.shadow),
-            ("early_stopping", self.rounds.early_stopping),
-        ):
+        needs_metric = {"shadow": self.shadow, "early_stopping": self.rounds.early_stopping}
+        for name, setting in needs_metric.items():
             if setting is not None and self.metric is None:
                 raise ValueError(f"{name} needs a metric to look at; give metric=… as well.")
         for name, value in ("store", self.store), ("tracker", self.tracker):

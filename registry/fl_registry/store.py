@@ -40,8 +40,8 @@ from fl_registry.files.artifacts import (
     read_half,
     write_half,
 )
-from fl_registry.files.digests import digest_of, file_digest
-from fl_registry.files.loading import ReadyModels, Weights, read_arrays
+from fl_registry.files.digests import Weights, digest_of, file_digest
+from fl_registry.files.loading import ReadyModels, read_arrays
 from fl_registry.gates.paired import paired_verdict
 from fl_registry.journal.entries import (
     Entry,
@@ -608,8 +608,7 @@ class ModelStore:
             The file is missing or has changed since it was saved, or NumPy lacks a dtype.
         """
         weights = self._weights(self._named(version_or_stage), half=False)
-        whole = self.backend.files.whole
-        content = whole.read(weights.path, weights.sha256, version=weights.version)
+        content = self.backend.files.whole.read(weights)
         return read_arrays(content, version=weights.version)
 
     def load_production_model(
@@ -998,10 +997,7 @@ class ModelStore:
 
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
-        weights = self._weights(record, half=False)
-        return self.backend.files.whole.verify(
-            weights.path, weights.sha256, version=weights.version
-        )
+        return self.backend.files.whole.verify(self._weights(record, half=False))
 
     def _scores(self, record: ModelVersion) -> dict[str, float] | None:
         digest = record.tags.get("per_example")

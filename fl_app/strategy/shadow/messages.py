@@ -55,7 +55,7 @@ class NodeEvaluation:
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
         """Send messages and return the replies."""
-        return list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        return list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
 
     def aggregate(
         self, replies: Sequence[Message], *, what: str = "shadow evaluation"
