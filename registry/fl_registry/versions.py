@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ModelVersion`: the tags that hold it, what differs between two, and which may be removed. Pure."""
+"""`ModelVersion`: its tags, what differs between two, and which may be removed. Pure."""
 
 from __future__ import annotations
 
