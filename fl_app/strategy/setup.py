@@ -25,7 +25,7 @@ from fl_app.strategy.errors import MetricError
 from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.grids import NODE_WAIT_SECONDS
-from fl_app.strategy.round.inner_state import strategy_levels
+from fl_app.strategy.round.inner_strategy import strategy_levels
 from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening
 from fl_registry import ModelStore, Policy, Serving, Stage, Tracker, Writer
 from fl_registry.breaker import Breaker

@@ -21,7 +21,7 @@ from fl_app.strategy.finish.evaluation import (
 )
 from fl_app.strategy.finish.staging import read_node_scores
 from fl_app.strategy.records import CLIENTS, TRAINING, Scored
-from fl_app.strategy.round.inner_state import random_states_restored, snapshot
+from fl_app.strategy.round.inner_strategy import random_states_restored, snapshot
 from fl_app.strategy.round.state import ClosedRound, node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
