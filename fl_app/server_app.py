@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
-from fl_app.api.guard import LOOPBACK, read_token, require_token
+from fl_app.api.guard import LOOPBACK, read_token
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
@@ -272,11 +272,7 @@ def api_token(config: ServerConfig) -> str | None:
     ValueError
         If other machines could reach the API without a token.
     """
-    if not has_api(config):
-        return None
-    token = read_token(config.api.token_file)
-    require_token(config.api.host, token)
-    return token
+    return read_token(config.api.token_file, host=config.api.host) if has_api(config) else None
 
 
 def has_api(config: ServerConfig) -> bool:

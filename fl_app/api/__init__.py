@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The REST API of the monitor and the registry, and the status page."""
 
-from fl_app.api.app import create_trigger_api
-from fl_app.api.server import ApiServer, serve_api
+from fl_app.api.app import ApiServer, create_trigger_api, serve_api
 
 __all__ = ["ApiServer", "create_trigger_api", "serve_api"]

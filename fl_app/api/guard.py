@@ -129,9 +129,7 @@ class Guard:
         match = _HOST.match(host)
         name = (match[1] or match[2]).rstrip(".").lower() if match else ""
         if not match or not self._hosts & {"*", name}:
-            raise ApiError(
-                403, "The Host header names a host that is not in allowed_hosts; add it."
-            )
+            raise ApiError(403, "The Host header must name one of the API's allowed_hosts.")
         # A browser sends the Origin with each form and script of another site; programs send none.
         origin = request.headers.get("Origin", f"http://{host}").lower()
         if origin not in (f"http://{host}".lower(), f"https://{host}".lower()):
@@ -167,9 +165,7 @@ def read_body(request: Request, kind: str = JSON) -> bytes:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     coded = request.headers.get("Content-Encoding", "identity").lower() != "identity"
     if request.mimetype != kind or charset not in ("utf-8", "utf8") or coded:
-        raise ApiError(
-            415, f"The body must be plain UTF-8; send the header 'Content-Type: {kind}'."
-        )
+        raise ApiError(415, f"The body must be plain UTF-8; send 'Content-Type: {kind}'.")
     body = request.get_data()  # Flask rejects what is longer than MAX_CONTENT_LENGTH
     if len(body) > MAX_BODY:
         raise ApiError(413)
@@ -194,19 +190,20 @@ def require_token(host: str, token: str | None) -> None:
         )
 
 
-def read_token(path: str | None = None) -> str | None:
+def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | None:
     """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises
     ------
     ValueError
-        If the file cannot be read or is empty.
+        If the file cannot be read or is empty, or ``host`` is one that needs a token.
     """
-    if not path:
-        return os.environ.get(TOKEN_VARIABLE, "").strip() or None
-    token = ""
-    with suppress(OSError, ValueError):
-        token = Path(path).read_text("ascii").strip()
-    if not token:  # the text does not repeat the path: it may be the token by mistake
-        raise ValueError("The API's token file cannot be read or is empty; check api-token-file.")
+    token: str | None = os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    if path:
+        token = None
+        with suppress(OSError, ValueError):
+            token = Path(path).read_text("ascii").strip()
+        if not token:  # the text does not repeat the path: it may be the token by mistake
+            raise ValueError("The API's token file cannot be read or is empty; check its path.")
+    require_token(host, token)
     return token

@@ -73,18 +73,19 @@ Text = Annotated[str, Field(max_length=500), AfterValidator(printable)]
 Moment = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-class Body(BaseModel):
-    """The base of all bodies: no unknown fields, no conversions."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
+_NOTHING_UNKNOWN = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Query(BaseModel):
     """The base of all queries; this one has no parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = _NOTHING_UNKNOWN
+
+
+class Body(BaseModel):
+    """The base of all bodies: no conversions."""
+
+    model_config = ConfigDict(**_NOTHING_UNKNOWN, strict=True)
 
 
 class Error(TypedDict):

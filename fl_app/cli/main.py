@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from fl_app.api import create_trigger_api, serve_api
-from fl_app.api.guard import LOOPBACK, read_token, require_token
+from fl_app.api.guard import LOOPBACK, read_token
 from fl_app.api.version_texts import is_pending, score_text
 from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
@@ -207,8 +207,7 @@ def serve(
 ) -> None:
     """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
     try:
-        token = read_token(token_file)
-        require_token(host, token)
+        token = read_token(token_file, host=host)
         store = open_registry(uri, name)
         named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
         app = create_trigger_api(

@@ -18,13 +18,13 @@ from fl_app.strategy.setup import (
     SessionSettings,
     ShadowEvaluation,
 )
-from fl_registry import ModelManager
-from fl_registry.gates.gates import (
+from fl_registry import (
     AtLeast,
     AtMost,
     BeatsChampion,
     BestSoFar,
     Finite,
+    ModelManager,
     NoRegression,
     decide_stage,
 )

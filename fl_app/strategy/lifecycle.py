@@ -27,14 +27,14 @@ from fl_app.strategy.finish.evaluation import EvaluateFn, shadow_metrics
 from fl_app.strategy.finish.finisher import FirstSteps, LastSteps
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.records import Artifacts, Monitor, ProductionWatch
-from fl_app.strategy.round.aggregate import (
+from fl_app.strategy.round.grids import NodeDeadline, streaming_grid
+from fl_app.strategy.round.inner_strategy import (
     adopted_schema,
     aggregate,
     aggregate_evaluate,
+    random_states_restored,
     require_whole_model,
 )
-from fl_app.strategy.round.grids import NodeDeadline, streaming_grid
-from fl_app.strategy.round.inner_state import random_states_restored
 from fl_app.strategy.round.screening import agreed_schema, needs_of, screen_evaluate, screen_train
 from fl_app.strategy.round.state import ClosedRound, contributions, node_scores
 from fl_app.strategy.session.run import LAST_SECONDS, SessionRun, open_session

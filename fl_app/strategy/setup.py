@@ -25,7 +25,7 @@ from fl_app.strategy.errors import MetricError
 from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
 from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.grids import NODE_WAIT_SECONDS
-from fl_app.strategy.round.inner_state import strategy_levels
+from fl_app.strategy.round.inner_strategy import strategy_levels
 from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening
 from fl_registry import ModelStore, Policy, Serving, Stage, Tracker, Writer
 from fl_registry.breaker import Breaker
@@ -239,10 +239,8 @@ class Setup:
         _check_type("model", self.model, ModelCard)
         _check_type("rounds", self.rounds, RoundSettings)
         _check_type("session", self.session, SessionSettings)
-        for name, setting in (
-            ("shadow", self.shadow),
-            ("early_stopping", self.rounds.early_stopping),
-        ):
+        needs_metric = {"shadow": self.shadow, "early_stopping": self.rounds.early_stopping}
+        for name, setting in needs_metric.items():
             if setting is not None and self.metric is None:
                 raise ValueError(f"{name} needs a metric to look at; give metric=… as well.")
         for name, value in ("store", self.store), ("tracker", self.tracker):

@@ -40,12 +40,11 @@ from fl_registry.journal.lease import Lease, Writer
 from fl_registry.memory import InMemoryModelStore, InMemoryTracker
 from fl_registry.mlflow.backend import ModelManager
 from fl_registry.mlflow.tracking import FederatedLearningTracker
-from fl_registry.retention import PruneReport
 from fl_registry.serving.mlmodel import Serving, torch_serving
 from fl_registry.stages import Drift, Stage, StageMark
 from fl_registry.store import ModelStore
 from fl_registry.tracking import Tracker
-from fl_registry.versions import ModelVersion
+from fl_registry.versions import ModelVersion, PruneReport
 
 __all__ = [
     "ArtifactError",

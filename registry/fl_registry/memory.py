@@ -8,10 +8,11 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
@@ -23,7 +24,7 @@ from fl_registry.journal.lease import Heartbeat
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
 from fl_registry.store import ModelStore
-from fl_registry.tracking import Tracker
+from fl_registry.tracking import Kind, Tracker
 from fl_registry.versions import ModelVersion, read_version
 
 
@@ -130,7 +131,7 @@ class MemoryRun:
     artifacts: list[str] = field(default_factory=list)
     datasets: dict[str, tuple[str, str]] = field(default_factory=dict)
     status: str = "RUNNING"
-    logged: set[tuple[str, int, float, datetime]] = field(default_factory=set, repr=False)
+    logged: set[tuple[str, float, int, int]] = field(default_factory=set, repr=False)
 
 
 class InMemoryBackend(Backend):
@@ -290,20 +291,14 @@ class InMemoryTracker(Tracker):
     def _unfinished(self) -> list[tuple[str, Mapping[str, str]]]:
         return [(r.info.run_id, r.tags) for r in reversed(self.runs) if r.status == "RUNNING"]
 
-    def _log_params(self, run: MemoryRun, params: Mapping[str, str]) -> None:
-        run.params.update(params)
-
-    def _log_metrics(
-        self, run: MemoryRun, metrics: Mapping[str, float], step: int, time: datetime
-    ) -> None:
-        for name, value in metrics.items():
-            key = (name, step, value, time)
-            if key not in run.logged:
-                run.logged.add(key)
+    def _log(self, run: MemoryRun, kind: Kind, rows: Iterable[tuple[Any, ...]]) -> None:
+        if kind != "metrics":
+            getattr(run, kind).update(rows)
+            return
+        for name, value, moment, step in rows:
+            if (name, value, moment, step) not in run.logged:
+                run.logged.add((name, value, moment, step))
                 run.metrics.setdefault(name, []).append((step, value))
-
-    def _log_tags(self, run: MemoryRun, tags: Mapping[str, str]) -> None:
-        run.tags.update(tags)
 
     def _log_artifact(self, run: MemoryRun, file: Path, folder: str | None) -> None:
         run.artifacts.append("/".join(filter(None, (folder, file.name))))

@@ -22,13 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fl_registry.backend import Backend, NewVersion
-from fl_registry.comparison import (
-    architecture_differences,
-    data_differences,
-    metric_differences,
-    paired_verdict,
-    param_differences,
-)
 from fl_registry.errors import (
     ArtifactError,
     InvalidMetric,
@@ -47,8 +40,9 @@ from fl_registry.files.artifacts import (
     read_half,
     write_half,
 )
-from fl_registry.files.digests import digest_of, file_digest
-from fl_registry.files.loading import ReadyModels, Weights, read_arrays
+from fl_registry.files.digests import Weights, digest_of, file_digest
+from fl_registry.files.loading import ReadyModels, read_arrays
+from fl_registry.gates.paired import paired_verdict
 from fl_registry.journal.entries import (
     Entry,
     JournalError,
@@ -71,18 +65,23 @@ from fl_registry.journal.lease import (
     Writer,
     require_lease,
 )
-from fl_registry.retention import PruneReport, reasons_to_stay
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
 from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
+    PruneReport,
+    architecture_differences,
     checked_description,
     checked_metrics,
     checked_scores,
     checked_tags,
+    data_differences,
+    metric_differences,
     not_taken_over,
+    param_differences,
     read_numbers,
+    reasons_to_stay,
     version_tags,
 )
 
@@ -488,7 +487,7 @@ class ModelStore:
             for each metric that both have, by how much `b` exceeds `a`. ``params``: params of
             the runs that made them; ``architecture``: arrays of other names, shapes or dtypes;
             ``data``: nodes that took part, and whether their data changed; ``paired``: whether
-            `b` is better on the very same examples (see `fl_registry.comparison`). What is not
+            `b` is better on the very same examples (see `paired_verdict`). What is not
             known, since it was never saved or is gone, is None.
         """
         with self.one_reading():
@@ -609,8 +608,7 @@ class ModelStore:
             The file is missing or has changed since it was saved, or NumPy lacks a dtype.
         """
         weights = self._weights(self._named(version_or_stage), half=False)
-        whole = self.backend.files.whole
-        content = whole.read(weights.path, weights.sha256, version=weights.version)
+        content = self.backend.files.whole.read(weights)
         return read_arrays(content, version=weights.version)
 
     def load_production_model(
@@ -999,10 +997,7 @@ class ModelStore:
 
     def _verified(self, record: ModelVersion) -> Path:
         """Return the path of a version's weights, or raise `ArtifactError`."""
-        weights = self._weights(record, half=False)
-        return self.backend.files.whole.verify(
-            weights.path, weights.sha256, version=weights.version
-        )
+        return self.backend.files.whole.verify(self._weights(record, half=False))
 
     def _scores(self, record: ModelVersion) -> dict[str, float] | None:
         digest = record.tags.get("per_example")

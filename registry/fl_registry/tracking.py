@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from fl_registry.errors import ArtifactError, InvalidName, RegistryError
 from fl_registry.redaction import HIDDEN, is_secret_name, redact
@@ -22,6 +22,7 @@ _REFUSED = re.compile(r"[^\w.\- :/]+")
 MAX_PARAM, MAX_TAG = 6000, 8000  # characters that MLflow takes
 _MAX_KEY, _MAX_DATASET = 250, 500
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
+Kind = Literal["params", "metrics", "tags"]
 T = TypeVar("T")
 
 
@@ -124,7 +125,7 @@ class Tracker(ABC):
         self.run, self._running = run, True
         self._metric_names, self._param_names = Names(), Names()
         if run_id is not None:
-            self._log_tags(run, texts)
+            self._log(run, "tags", texts.items())
         return run
 
     def adopt_run(self, tags: Mapping[str, str]) -> Any | None:
@@ -144,7 +145,8 @@ class Tracker(ABC):
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log params as text, cut to MLflow's limit; a param cannot be changed later."""
-        self._log_params(self._active(), logged_texts(self._param_names(params), MAX_PARAM))
+        texts = logged_texts(self._param_names(params), MAX_PARAM)
+        self._log(self._active(), "params", texts.items())
 
     def log_metrics(
         self,
@@ -159,12 +161,14 @@ class Tracker(ABC):
         once a run; what is not a finite number is left out with a warning. Logging the same
         numbers again for the same ``time``, which is now by default, changes nothing.
         """
-        run, numbers = self._active(), self._metric_names(finite_metrics(metrics))
-        self._log_metrics(run, numbers, step or 0, time or datetime.now(UTC))
+        moment = int((time or datetime.now(UTC)).timestamp() * 1000)
+        numbers = self._metric_names(finite_metrics(metrics))
+        rows = [(name, number, moment, step or 0) for name, number in numbers.items()]
+        self._log(self._active(), "metrics", rows)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._log_tags(self._active(), logged_texts(tags, MAX_TAG))
+        self._log(self._active(), "tags", logged_texts(tags, MAX_TAG).items())
 
     def log_artifact(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file or a folder with the run, below `artifact_path`.
@@ -218,7 +222,7 @@ class Tracker(ABC):
             raise InvalidName(f"A data set cannot be used as {context!r}; expected e.g. 'holdout'.")
         run = self._active()
         self._log_dataset(run, name, digest, str(source), context)
-        self._log_tags(run, {f"dataset.{context}": digest})
+        self._log(run, "tags", [(f"dataset.{context}", digest)])
 
     def end_run(self, status: str = "FINISHED") -> None:
         """End the run with status FINISHED, FAILED or KILLED; without a run, do nothing."""
@@ -266,15 +270,11 @@ class Tracker(ABC):
         """Return id and tags of the runs that never ended, newest first."""
 
     @abstractmethod
-    def _log_params(self, run: Any, params: Mapping[str, str]) -> None: ...
+    def _log(self, run: Any, kind: Kind, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Log params or tags, rows of name and text, or metrics.
 
-    @abstractmethod
-    def _log_metrics(
-        self, run: Any, metrics: Mapping[str, float], step: int, time: datetime
-    ) -> None: ...
-
-    @abstractmethod
-    def _log_tags(self, run: Any, tags: Mapping[str, str]) -> None: ...
+        A row of a metric is its name, value, time in milliseconds since 1970, and step.
+        """
 
     @abstractmethod
     def _log_artifact(self, run: Any, file: Path, folder: str | None) -> None: ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ModelVersion`, and the tags that hold it: made when it is saved, read back later. Pure."""
+"""`ModelVersion`: its tags, what differs between two, and which may be removed. Pure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic_core import from_json
 
-from fl_registry.errors import InvalidMetric, InvalidName
+from fl_registry.errors import InvalidMetric, InvalidName, RegistryError
 from fl_registry.files.artifacts import DIGEST, Artifact
 from fl_registry.redaction import redact
-from fl_registry.stages import Stage
+from fl_registry.stages import Stage, State
 
 RESERVED = frozenset(
     {
@@ -29,9 +29,10 @@ RESERVED = frozenset(
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
-_TAG_NAME = re.compile(r"(?! *$)[\w.\- :/]{1,250}")  # what MLflow takes
+_TAG_NAME = re.compile(rf"(?! *$)[\w.\- :/]{{1,{_MAX_KEY}}}")  # what MLflow takes
 _SIZE = re.compile(r"[0-9]{1,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO = ("", "0", "false", "no")  # values of the tag keep
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,159 @@ def read_version(
 def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
     """Return numbers by name, as they are stored in JSON; None where they cannot be read."""
     try:
-        return {str(k): float(v) for k, v in from_json(text or "null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {str(k): float(v) for k, v in json.loads(text or "null").items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a clean-up removed, or would remove.
+
+    Attributes
+    ----------
+    dry_run : bool
+        Whether nothing was touched.
+    versions : tuple[str, ...]
+        The versions that went, or would go, oldest first. Some may be left from a clean-up that
+        was interrupted.
+    freed : int
+        Bytes of the files that are really gone; in a dry run, of those that would go.
+    kept : Mapping[str, str]
+        Why each of the other versions stays.
+    left : Mapping[str, str]
+        Versions whose files could not be removed, or are still needed, and why.
+    """
+
+    dry_run: bool
+    versions: tuple[str, ...] = ()
+    freed: int = 0
+    kept: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+def reasons_to_stay(
+    records: Iterable[ModelVersion],
+    state: State,
+    keep: int,
+    older_than: timedelta | None,
+    *,
+    restorable: Callable[[ModelVersion], bool],
+) -> dict[str, str]:
+    """Return why each version stays; the ones not in it may go.
+
+    Parameters
+    ----------
+    records : Iterable[ModelVersion]
+        All versions, newest first.
+    state : State
+        The state by the journal.
+    keep : int
+        How many of the newest that can be restored stay.
+    older_than : timedelta | None
+        Only versions older than this go.
+    restorable : Callable[[ModelVersion], bool]
+        Whether a version's files are there and whole; called only until there are enough.
+
+    Raises
+    ------
+    RegistryError
+        `keep` or `older_than` is nothing of the kind.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+        raise RegistryError(f"keep is {keep!r}; expected a number of versions, 0 or more.")
+    if older_than is not None and not isinstance(older_than, timedelta):
+        raise RegistryError(
+            f"older_than is {older_than!r}; expected a timedelta, such as timedelta(days=30)."
+        )
+    stay, newest = {}, 0
+    now = datetime.now(UTC)
+    for record in records:
+        counts = newest < keep and restorable(record)
+        newest += counts
+        rules = {
+            "in production": record.version == state.production,
+            "in staging": record.version == state.staging,
+            "the previous production version": record.version == state.previous,
+            "has been in production": record.version in state.served,
+            "has the tag keep": record.tags.get("keep", "").strip().lower() not in _NO,
+            "was not saved by this app": not record.sha256,
+            f"one of the newest {keep} that can be restored": counts,
+            f"younger than {older_than}": older_than and now - record.created < older_than,
+        }
+        why = next((why for why, holds in rules.items() if holds), "")
+        if why:
+            stay[record.version] = why
+    return stay
+
+
+def metric_differences(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
+    """Return by how much `two` exceeds `one` in each metric that both have."""
+    return {name: two[name] - one[name] for name in one if name in two}
+
+
+def param_differences(
+    one: Mapping[str, str] | None, two: Mapping[str, str] | None
+) -> dict[str, list[str | None]] | None:
+    """Return the params that differ as ``{name: [in one, in two]}``; None where a side is unknown.
+
+    A param that only one of them has is None on the other side.
+    """
+    if one is None or two is None:
+        return None
+    names = sorted(one.keys() | two.keys())
+    return {n: [one.get(n), two.get(n)] for n in names if one.get(n) != two.get(n)}
+
+
+def architecture_differences(one: bytes | None, two: bytes | None) -> dict[str, Any] | None:
+    """Return which arrays differ, by the ``spec.json`` of both; None where one is missing.
+
+    ``only_in_version1`` and ``only_in_version2`` hold names; ``changed`` holds
+    ``{name: [{"dtype", "shape"} in one, the same in two]}``.
+    """
+    first, second = _arrays(one), _arrays(two)
+    if first is None or second is None:
+        return None
+    changed = [name for name in first if name in second and first[name] != second[name]]
+    return {
+        "only_in_version1": [name for name in first if name not in second],
+        "only_in_version2": [name for name in second if name not in first],
+        "changed": {name: [first[name], second[name]] for name in changed},
+    }
+
+
+def data_differences(one: str | None, two: str | None) -> dict[str, Any] | None:
+    """Return how the training data differ, by the tag ``nodes`` of both; None where one is missing.
+
+    ``changed`` names the nodes whose data are known to be others; ``num_nodes`` and
+    ``num_examples`` are the totals of both sides.
+    """
+    first, second = _nodes(one), _nodes(two)
+    if first is None or second is None:
+        return None
+    digests = {n: (first[n][1], second[n][1]) for n in first.keys() & second.keys()}
+    return {
+        "only_in_version1": sorted(first.keys() - second.keys()),
+        "only_in_version2": sorted(second.keys() - first.keys()),
+        "changed": sorted(n for n, (a, b) in digests.items() if a and b and a != b),
+        "num_nodes": [len(first), len(second)],
+        "num_examples": [sum(count for count, _ in side.values()) for side in (first, second)],
+    }
+
+
+def _arrays(spec: bytes | None) -> dict[str, dict[str, Any]] | None:
+    try:
+        rows = from_json(spec or b"null")["arrays"]
+        return {str(r["name"]): {"dtype": r["dtype"], "shape": r["shape"]} for r in rows}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _nodes(tag: str | None) -> dict[str, tuple[float, str]] | None:
+    try:
+        return {
+            str(n["node_id"]): (float(n["num_examples"]), str(n.get("data_digest", "")))
+            for n in from_json(tag or "null")
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

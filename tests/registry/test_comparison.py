@@ -14,13 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from fl_registry import FederatedLearningTracker, InMemoryModelStore, InvalidMetric, ModelManager
-from fl_registry.comparison import (
-    architecture_differences,
-    data_differences,
-    paired_verdict,
-    param_differences,
-)
+from fl_registry.gates.paired import paired_verdict
 from fl_registry.store import ModelStore
+from fl_registry.versions import architecture_differences, data_differences, param_differences
 
 MakeWeights = Callable[[float], Path]
 

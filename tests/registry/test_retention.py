@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_registry import ModelManager, RegistryError, Stage, StageError, UnknownVersion
-from fl_registry.retention import reasons_to_stay
 from fl_registry.stages import Move, State
 from fl_registry.store import ModelStore
-from fl_registry.versions import ModelVersion
+from fl_registry.versions import ModelVersion, reasons_to_stay
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"

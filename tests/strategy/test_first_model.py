@@ -26,7 +26,7 @@ from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
 from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
 from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
-from fl_app.strategy.round.aggregate import adopted_schema
+from fl_app.strategy.round.inner_strategy import adopted_schema
 from fl_app.strategy.round.screening import Needs, Screening, agreed_schema
 from fl_app.wire.arrays import Schema, schema_of
 from fl_app.wire.compressed_update import UPDATE_RECORD

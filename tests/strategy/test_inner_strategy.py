@@ -21,7 +21,7 @@ from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.strategy import RoundSettings, RunFailedError, Screening
-from fl_app.strategy.round.inner_state import snapshot
+from fl_app.strategy.round.inner_strategy import snapshot
 from fl_app.strategy.round.screening import DEFAULT_SCREENING
 from fl_app.strategy.shadow.messages import NodeEvaluation
 from fl_registry import InMemoryModelStore, InMemoryTracker

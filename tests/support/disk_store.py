@@ -85,16 +85,14 @@ class DiskTracker(InMemoryTracker):
     def _load(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             row["info"] = MemoryRunInfo(**row["info"])
-            row["logged"] = {(n, s, v, datetime.fromisoformat(t)) for n, s, v, t in row["logged"]}
+            row["logged"] = {tuple(logged) for logged in row["logged"]}
             row["metrics"] = {n: [tuple(p) for p in points] for n, points in row["metrics"].items()}
             self.runs.append(MemoryRun(**row))
 
     def _dump(self) -> None:
         rows = []
         for run in self.runs:
-            row = asdict(run)
-            row["logged"] = [(n, s, v, t.isoformat()) for n, s, v, t in run.logged]
-            rows.append(row)
+            rows.append({**asdict(run), "logged": [*run.logged]})
         write(self._file, rows)
 
 

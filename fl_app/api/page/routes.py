@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import secrets
 from typing import Annotated, Literal
 
 from flask import Blueprint, Flask, Response, g, redirect, request, session
@@ -132,6 +133,10 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
 
     @page.get("/")
     def show() -> str:
+        # SameSite alone is not enough: pages on other ports of this host are of the same site.
+        if "form" not in session:
+            session.permanent = True
+            session["form"] = secrets.token_hex(16)
         values = {"model": context.manager.store.model, "message": session.pop("message", None)}
         if not signs.signed_in:
             return render("sign_in", **values)

@@ -45,7 +45,8 @@ SECTIONS = {
 <div><dt>Gates</dt><dd>{{ gates }}</dd></div>
 {% endif %}
 {% if key == "production" and probation and probation.version == row.version %}
-<div><dt>Probation</dt><dd>{{ phases.get(probation.phase, probation.phase) }}
+{% set words = {"watching": "watched", "exempt": "not watched"} %}
+<div><dt>Probation</dt><dd>{{ words.get(probation.phase, probation.phase) }}
  {%- if probation.phase == "watching" %} until {{ probation.until|when }} at least;
  {{ probation.reports }} of {{ probation.reports_needed }} reports were all right
  {%- if probation.critical_in_a_row %}, and the last {{ probation.critical_in_a_row }} critical

@@ -84,12 +84,3 @@ class SignIns:
 def on_page() -> bool:
     """Return whether a request is for the page rather than for the API."""
     return request.path == "/" or request.path.startswith("/page/")
-
-
-def form_token() -> str:
-    """Return the token in each form of this visitor; made with the first form."""
-    # SameSite alone is not enough: pages on other ports of this host are of the same site.
-    if "form" not in session:
-        session.permanent = True
-        session["form"] = secrets.token_hex(16)
-    return str(session["form"])

@@ -58,7 +58,7 @@ header.top, .tools, nav.sections ul, dl.facts, dl.facts div, form.inline, .choic
   display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center;
 }
 header.top { justify-content: space-between; padding-top: 1.25rem; }
-.tools p, h1 { margin: 0; }
+.tools p, h1, dl, dd, figure { margin: 0; }
 nav.sections ul { list-style: none; padding: 0 0 .5rem; border-bottom: 1px solid var(--line); }
 nav.sections a { display: inline-block; padding: .25rem 0; }
 main:not(.narrow) > * { margin-block: 1.5rem; }
@@ -74,7 +74,6 @@ footer { padding-block: 1rem 2rem; }
 .attention { border-left: 5px solid var(--warn); }
 main.narrow { max-width: 26rem; margin: 10vh auto 0; }
 .big { font-size: 1.125rem; font-weight: 600; }
-dl, dd { margin: 0; }
 dl div { display: grid; grid-template-columns: 5rem 1fr; gap: .5rem; }
 dl.facts { margin-bottom: 1rem; }
 
@@ -126,7 +125,6 @@ button, .button {
 form.inline { margin-bottom: .75rem; }
 form.inline select { width: auto; max-width: 100%; }
 
-figure { margin: 0; }
 .chart { display: block; width: 100%; min-width: 36rem; height: auto; }
 summary { cursor: pointer; }
 

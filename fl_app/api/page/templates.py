@@ -16,7 +16,6 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from fl_app.api.page.sections import SECTIONS
-from fl_app.api.page.sign_in import form_token
 from fl_app.api.version_texts import is_pending, nodes_text, number_text, score_text, why_text
 from fl_registry.redaction import printable
 
@@ -34,8 +33,6 @@ MOVES = {
     "carry": "journal continued",
 }
 """The journal's moves in words."""
-PHASES = {"watching": "watched", "exempt": "not watched"}
-"""The phases of a probation in words, where they are other ones."""
 
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">\
 <rect width="32" height="32" rx="7" fill="#1f5fbf"/>\
@@ -99,7 +96,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 
 {% macro form(action, button, kind="", version="") %}
 <form method="post" action="/page/{{ action }}" class="fields">
-<input type="hidden" name="form" value="{{ form_token() }}">
+<input type="hidden" name="form" value="{{ session["form"] }}">
 <input type="hidden" name="once" value="{{ nonce() }}">
 {% if version %}<input type="hidden" name="version" value="{{ version }}">{% endif %}
 {{ caller() }}
@@ -217,12 +214,9 @@ def shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def when(iso: str) -> Markup | str:
-    """A moment for people and programs; what is no moment as it is."""
-    try:
-        moment = datetime.fromisoformat(iso).astimezone(UTC)
-    except ValueError:
-        return iso
+def when(iso: str) -> Markup:
+    """A moment for people and programs."""
+    moment = datetime.fromisoformat(iso).astimezone(UTC)
     element = Markup('<time datetime="{}">{}</time>')
     return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
 
@@ -248,9 +242,7 @@ _ENVIRONMENT = Environment(
 _FILTERS = (when, score_text, number_text, nodes_text, why_text, evidence_text, share)
 _ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
 _ENVIRONMENT.tests["pending"] = is_pending
-_ENVIRONMENT.globals.update(
-    moves=MOVES, phases=PHASES, session=session, form_token=form_token, nonce=lambda: uuid4().hex
-)
+_ENVIRONMENT.globals.update(moves=MOVES, session=session, nonce=lambda: uuid4().hex)
 
 
 def render(template: str, /, **values: object) -> str:

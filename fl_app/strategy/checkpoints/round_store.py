@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class RoundFiles:
         ``keeping`` are further rounds whose arrays stay.
         """
         number = done.closed.round
-        old = [self._path(kind, number) for kind in ("closed", "aggregated", "scored")]
+        old = [self._path(kind, number) for kind in ("closed", "aggregated")]
         files = [*self._numbered()]
         needed = {name for name, _ in newest.files.values()}
         waiting = {n for kind, n, _ in files if kind == "closed"} - {number} | {*keeping}
@@ -150,18 +151,6 @@ class RoundFiles:
         with disk_errors(f"the inner state of round {checkpoint.closed.round} cannot be read"):
             arrays = load_weights(self._unchanged(checkpoint, "inner"))
         return replace(checkpoint.inner, arrays=arrays)
-
-    def save_score(self, number: int, record: MetricRecord, *, whole: bool) -> None:
-        """Write what ``evaluate_fn`` returned for a closed round.
-
-        ``whole`` says that the record is complete, so that it need not be evaluated again.
-        """
-        write_file(self._path("scored", number), (MetricRecord(dict(record)), whole))
-
-    def score(self, number: int) -> tuple[MetricRecord | None, bool]:
-        """Return what `save_score` has written; None if there is nothing."""
-        path = self._path("scored", number)
-        return read_file(path, tuple) if path.exists() else (None, False)
 
     def _path(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}-{number:04d}.json"
@@ -265,6 +254,13 @@ class RoundStore:
         saved = self.files.save(whole, self._model)
         self.unsaved.pop(number, None)
         return saved.without_arrays()
+
+    def save_score(self, waiting: Checkpoint, record: MetricRecord) -> None:
+        """Write what ``evaluate_fn`` returned for a round that waits into its record, if it can."""
+        if waiting.closed.round not in self.unsaved:
+            closed = replace(waiting.closed, central=MetricRecord(dict(record)))
+            with suppress(CheckpointError):
+                self.files.save(replace(waiting, closed=closed), self._model)
 
     def finish(self, waiting: Checkpoint, report: RoundReport) -> None:
         """Write the report of a closed round, and delete files that are not needed any more."""

@@ -21,7 +21,7 @@ from fl_app.strategy.checkpoints.record import (
     decode,
     encode_each,
 )
-from fl_app.strategy.round.inner_state import StateKeeper, attributes, strategy_levels
+from fl_app.strategy.round.inner_strategy import StateKeeper, attributes, strategy_levels
 
 logger = logging.getLogger("flwr.fl_app")
 

@@ -138,9 +138,9 @@ class Finisher:
         if not isinstance(item, Checkpoint) or item.closed.problem:
             return
         if item.closed.round not in self._rounds.lost:
-            self.scores.of_round(item)
-            if save:
-                self.scores.save()
+            record = self.scores.of_round(item).record
+            if save and record is not None:
+                self._rounds.save_score(item, record)
 
     def work(self, item: Item) -> None:
         """Finish an item of the queue."""
@@ -158,7 +158,6 @@ class Finisher:
         self._rounds.folder.note_trouble(why)
         if why:
             health.fails(REGISTRY, f"{why} (rounds wait on disk until MLflow is back)")
-            self.scores.save()
         else:
             health.works(REGISTRY)
 

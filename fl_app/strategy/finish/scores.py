@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import suppress
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore, load_array_record
-from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.finish.evaluation import (
     EvaluateFn,
-    ScoredRecord,
     metric_source,
     missing_metric,
     plain_metrics,
@@ -24,7 +21,7 @@ from fl_app.strategy.finish.evaluation import (
 )
 from fl_app.strategy.finish.staging import read_node_scores
 from fl_app.strategy.records import CLIENTS, TRAINING, Scored
-from fl_app.strategy.round.inner_state import random_states_restored, snapshot
+from fl_app.strategy.round.inner_strategy import random_states_restored, snapshot
 from fl_app.strategy.round.state import ClosedRound, node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
@@ -70,7 +67,6 @@ class Scores:
         self._setup, self._store, self._rounds = setup, setup.store, rounds
         self._of_rounds: dict[int, Scored] = {}
         self._of_versions: dict[str, Scored] = {}
-        self._saved: set[int] = set()
 
     def before_first_round(self, nodes: NodeEvaluation, staging: str | None) -> Scored | None:
         """Score what the session starts with, and what it must beat: Production and ``staging``.
@@ -124,14 +120,12 @@ class Scores:
             self.computing = False
 
     def of_round(self, waiting: Checkpoint) -> Scored:
-        """Return the score of a closed round on the holdout, evaluated now if it is not on disk."""
+        """Return the score of a closed round on the holdout, or the one that is on disk."""
         number = waiting.closed.round
         if number not in self._of_rounds:
-            record, whole = self._rounds.files.score(number)
-            if not whole and self.evaluate_fn is not None:
+            scored = scored_by(waiting.closed.central)
+            if self.evaluate_fn is not None:  # the record on disk has no results per example
                 scored = self.evaluate(number, self._rounds.arrays_of(waiting))
-            else:
-                scored = scored_by(record)
             self._of_rounds[number] = scored
             if scored.record is not None:
                 self.central[number] = scored.record
@@ -197,16 +191,6 @@ class Scores:
     def forget_round(self, number: int) -> None:
         """Drop the score of a round that is finished, with its results per example."""
         self._of_rounds.pop(number, None)
-
-    def save(self) -> None:
-        """Write the scores of waiting rounds to disk, as far as there is room."""
-        with suppress(CheckpointError):
-            for number in self._of_rounds.keys() - self._saved:
-                record = self._of_rounds[number].record
-                if record is not None:
-                    whole = not isinstance(record, ScoredRecord)
-                    self._rounds.files.save_score(number, record, whole=whole)
-                self._saved.add(number)
 
     def add(self, version: str, scored: Scored) -> None:
         """Use this score of a registered version, which is not evaluated again."""

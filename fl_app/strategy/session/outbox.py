@@ -184,6 +184,7 @@ class Outbox:
             before, self.trouble = self.trouble, trouble
             if trouble:
                 self._breaker = self._breaker.failed(time.monotonic(), self._chance.random())
+                self._prepared = self._prepared if before else 0  # again, to save their scores
             else:
                 self._breaker = self._breaker.succeeded()
                 self._items.popleft()

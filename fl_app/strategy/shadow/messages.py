@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fl_app.strategy.round.aggregate import aggregate_evaluate
 from fl_app.strategy.round.grids import NodeDeadline
+from fl_app.strategy.round.inner_strategy import aggregate_evaluate
 from fl_app.strategy.round.screening import ScreenedReplies, needs_of, screen_evaluate
 from fl_app.strategy.setup import Setup
 
@@ -55,7 +55,7 @@ class NodeEvaluation:
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
         """Send messages and return the replies."""
-        return list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        return list(self.grid.send_and_receive(messages, timeout=self.timeout)) if messages else []
 
     def aggregate(
         self, replies: Sequence[Message], *, what: str = "shadow evaluation"

@@ -59,6 +59,15 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A version's weights file and its recorded digest."""
+
+    path: Path
+    sha256: str
+    version: str
+
+
 class WholeFiles:
     """Checks digests of files; a file that is unchanged since its last check is not read again."""
 
@@ -77,31 +86,31 @@ class WholeFiles:
         self._seen[path] = (sha256, now)
         return True
 
-    def verify(self, path: Path, sha256: str, *, version: str) -> Path:
-        """Return `path` if its content has the digest that was recorded for `version`.
+    def verify(self, weights: Weights) -> Path:
+        """Return the path of weights whose content has the digest that was recorded for them.
 
         Raises
         ------
         ArtifactError
             The file is missing or has changed since it was saved.
         """
-        if not (path.is_file() and self.has(path, sha256)):
-            raise _unusable(path, version)
-        return path
+        if not (weights.path.is_file() and self.has(weights.path, weights.sha256)):
+            raise _unusable(weights)
+        return weights.path
 
-    def read(self, path: Path, sha256: str, *, version: str) -> bytes:
-        """Return the content of `path`, read once; raises as `verify` does."""
-        now = stamp(path)
-        content = b"" if now is None else path.read_bytes()
-        if now is None or digest_of(content) != sha256:
-            raise _unusable(path, version)
-        self._seen[path] = (sha256, now)
+    def read(self, weights: Weights) -> bytes:
+        """Return the content of weights, read once; raises as `verify` does."""
+        now = stamp(weights.path)
+        content = b"" if now is None else weights.path.read_bytes()
+        if now is None or digest_of(content) != weights.sha256:
+            raise _unusable(weights)
+        self._seen[weights.path] = (weights.sha256, now)
         return content
 
 
-def _unusable(path: Path, version: str) -> ArtifactError:
-    changed = "have changed since they were saved" if path.is_file() else "are missing"
+def _unusable(weights: Weights) -> ArtifactError:
+    changed = "have changed since they were saved" if weights.path.is_file() else "are missing"
     return ArtifactError(
-        f"The weights of version {version} {changed} ({path}); restore the file from a backup, or "
-        "use another version."
+        f"The weights of version {weights.version} {changed} ({weights.path}); restore the file "
+        "from a backup, or use another version."
     )

@@ -8,24 +8,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from fl_registry.errors import ArtifactError
-from fl_registry.files.digests import WholeFiles
+from fl_registry.files.digests import Weights, WholeFiles
 from fl_registry.files.weights import read_header
 
 _CACHED = 2  # models: production and the one before it
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A version's weights file and its recorded digest."""
-
-    path: Path
-    sha256: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ class ReadyModels:
         with self._lock:
             ready = self._ready.pop(key, None)
             if ready is not None and ready.untouched():
-                self._whole.verify(weights.path, weights.sha256, version=weights.version)
+                self._whole.verify(weights)
             else:
                 ready = _ready(self.load(weights, model_class, device=device))
             self._ready[key] = ready
@@ -93,7 +83,7 @@ class ReadyModels:
                 f"model_class is {model_class!r:.60}; expected a function that makes the model, "
                 "such as lambda: get_model(model_size='n', num_classes=7)."
             )
-        content = self._whole.read(weights.path, weights.sha256, version=weights.version)
+        content = self._whole.read(weights)
         with torch.inference_mode(False):  # inference tensors have no version counter
             module = model_class()
             if not isinstance(module, torch.nn.Module):

@@ -218,11 +218,10 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
-    try:
         manifest = read_header(io.BytesIO(content)).manifest
         arrays = load(content)
+    except OSError as error:
+        raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
     except (SafetensorError, ValueError, LookupError, TypeError, MemoryError) as error:
         raise WeightsError(
             f"weights file {path} is damaged or not a safetensors file: {error}; "

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ FEWEST = 20
 BETS = (0.5, 1.0, 2.0, 4.0, 16.0)
 """Bets on the sign of a difference, in units of the root mean square of all differences."""
 
+_CONFIDENCE = 0.95  # of the interval of a comparison
 _FEWEST_IN_TAIL = 5  # draws beyond a percentile; with fewer it is nearly the extreme draw
 _BLOCK = 2_000_000  # counts in memory at a time
 _LARGEST = 700.0  # largest logarithm of evidence that is reported; its exponential is a float
@@ -111,6 +112,40 @@ def bootstrap_interval(
         return float(mean - reach), float(mean + reach)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def paired_verdict(
+    one: Mapping[str, float] | None, two: Mapping[str, float] | None
+) -> dict[str, Any] | None:
+    """Return whether the second version is better on the examples that both were scored on.
+
+    The interval is that of `bootstrap_interval` for the mean difference.
+    "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
+    20 shared examples it is always "undecided". Higher scores are better.
+
+    None where a side has no results per example.
+    """
+    if not one or not two:
+        return None
+    shared = sorted(one.keys() & two.keys())
+    scores = [[side[name] for name in shared] for side in (one, two)]
+    first, second = (ExampleScores({"score": numbers}) for numbers in scores)
+    interval, verdict = None, "undecided"
+    if shared:
+        interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
+    if interval is not None and len(shared) >= FEWEST:
+        verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
+    return {
+        "verdict": verdict,
+        "mean_difference": float(np.subtract(scores[1], scores[0]).mean()) if shared else None,
+        "interval": None if interval is None else [*interval],
+        "confidence": _CONFIDENCE,
+        "examples": len(shared),
+        "only_in_version1": len(one) - len(shared),
+        "only_in_version2": len(two) - len(shared),
+        "draws": DRAWS,
+        "seed": SEED,
+    }
 
 
 def mcnemar(one: np.ndarray, two: np.ndarray) -> tuple[int, int, float]:

@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fl_registry.mlflow.connection import Connection
 from fl_registry.redaction import redact
-from fl_registry.tracking import Tracker
+from fl_registry.tracking import Kind, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -102,18 +101,6 @@ class FederatedLearningTracker(Tracker):
             for run in runs:
                 yield run.info.run_id, run.data.tags
 
-    def _log_params(self, run: Run, params: Mapping[str, str]) -> None:
-        self._log(run, "params", params.items())
-
-    def _log_metrics(
-        self, run: Run, metrics: Mapping[str, float], step: int, time: datetime
-    ) -> None:
-        moment = int(time.timestamp() * 1000)
-        self._log(run, "metrics", [(name, n, moment, step) for name, n in metrics.items()])
-
-    def _log_tags(self, run: Run, tags: Mapping[str, str]) -> None:
-        self._log(run, "tags", tags.items())
-
     def _log_artifact(self, run: Run, file: Path, folder: str | None) -> None:
         with self.connection.errors(f"store {file.name}"):
             self.connection.client.log_artifact(run.info.run_id, str(file), folder)
@@ -132,7 +119,7 @@ class FederatedLearningTracker(Tracker):
         with self.connection.errors("end the run"):
             self.connection.again(self.connection.client.set_terminated, run.info.run_id, status)
 
-    def _log(self, run: Run, kind: str, rows: Iterable[tuple[object, ...]]) -> None:
+    def _log(self, run: Run, kind: Kind, rows: Iterable[tuple[Any, ...]]) -> None:
         """Log params, metrics or tags, at most as many in one call as MLflow takes."""
         from mlflow import entities
 
