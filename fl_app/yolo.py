@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The shipped model on the server: first weights, holdout scores, the picture of predictions."""
+# ruff: noqa: E402  (what is not installed is named before it is imported)
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+
+from fl_registry.errors import require
+
+require("The shipped model", "torch", "ultralytics")
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord

@@ -196,9 +196,12 @@ def serve_api(app: Flask, *, host: str = "127.0.0.1", port: int = 5001) -> ApiSe
 
     Raises
     ------
+    MissingExtra
+        If the extra ``server`` is not installed.
     ValueError
         If others can reach the address and the app has no token, or the port is no port.
     """
+    require("The API's server", "waitress")
     require_token(host, app.extensions["fl_app"].token)
     if not 0 <= port <= 65535:
         raise ValueError(f"The port of the API is {port}, expected 0 to 65535.")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The ClientApp: trains and evaluates the global YOLO model on this node's pictures."""
+# ruff: noqa: E402  (what is not installed is named before it is imported)
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from pathlib import Path
+
+from fl_registry.errors import require
+
+require("The shipped model", "torch", "ultralytics")
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict

@@ -87,10 +87,11 @@ def require(use: str, *modules: str) -> None:
     """
     for module in modules:
         if find_spec(module) is None:
-            raise MissingExtra(f"{use} needs {module}, which is not installed; {_remedy(module)}.")
+            raise MissingExtra(f"{use} needs {module}, which is not installed; {remedy(module)}.")
 
 
-def _remedy(module: str) -> str:
+def remedy(module: str) -> str:
+    """Return what to do about a module that is not installed."""
     extra = EXTRA_OF.get(module)
     return f"install fl-app[{extra}], which brings it" if extra else "install it"
 
@@ -123,7 +124,7 @@ def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
         return
     reason, package = _first_line(redact(str(error), uri)), getattr(error, "name", "")
     text = sentence.format(
-        uri=redact(uri, uri), doing=doing, reason=reason, package=package, remedy=_remedy(package)
+        uri=redact(uri, uri), doing=doing, reason=reason, package=package, remedy=remedy(package)
     )
     secret = _has_secret(error, uri)
     try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import socket
 import sys
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from fl_app.cli import main
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.deploy import local
-from fl_app.deploy.errors import DeploymentError, require_package
 from fl_app.deploy.folder import DEFAULTS, Layout, Settings
 from fl_app.deploy.local import Deployment
 from fl_app.deploy.processes import mlflow_server, superlink, supernode
@@ -79,18 +77,6 @@ def test_a_database_that_cannot_be_used(
     assert why in said
     assert "open-sesame" not in said
     assert Layout(tmp_path).settings() == DEFAULTS
-
-
-def test_a_package_that_is_not_installed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def version(name: str) -> None:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("fl_app.deploy.errors.version", version)
-    assert "with the extra `deploy`" in refused(capsys, "--folder", str(tmp_path))
-    with pytest.raises(DeploymentError, match=r"psycopg is not installed, .* the extra `deploy`"):
-        require_package("psycopg", "Python's driver of PostgreSQL")
 
 
 def test_a_later_start_has_the_options_of_the_last(

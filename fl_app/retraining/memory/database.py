@@ -20,6 +20,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from fl_app.retraining.memory.errors import IN_MEMORY, MonitorStoreError
 from fl_app.retraining.requests import Outcome
+from fl_registry.errors import remedy
 from fl_registry.redaction import redact
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ def open_database(url: str, model: str) -> Database:
     except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
         problem = type(error).__name__
         if isinstance(error, ModuleNotFoundError):
-            problem = f"the package {error.name} is not installed"
+            problem = f"{error.name} is not installed; {remedy(error.name or '')}"
     where = f" at {redact(url, url)}" if "://" in url else ""  # other texts may be a password
     # Raised outside of the handler, whose exception may have the password in its text.
     raise MonitorStoreError(
