@@ -65,9 +65,8 @@ def size_of(content: RecordDict) -> int:
     """Bytes of the arrays and of the record that describes them."""
     arrays = sum(len(array.data) for array in content.array_records["arrays"].values())
     header = content.config_records.get(UPDATE_RECORD, {})
-    return arrays + sum(
-        len(str(v)) if not isinstance(v, bytes) else len(v) for v in header.values()
-    )
+    parts = [part for v in header.values() for part in (v if isinstance(v, list) else [v])]
+    return arrays + sum(len(v if isinstance(v, bytes) else str(v)) for v in parts)
 
 
 def milliseconds(work: Callable[[], object]) -> float:

@@ -131,6 +131,7 @@ ODD = st.one_of(
     st.binary(max_size=20),
     st.lists(st.integers(), max_size=4),
     st.lists(st.text(max_size=3), max_size=4),
+    st.lists(st.binary(max_size=9), max_size=4),
 )
 
 
@@ -144,11 +145,11 @@ ODD = st.one_of(
         ({"arrays": ["a", "a"]}, "names an array twice"),
         ({"arrays": ["a"]}, "which arrays are encoded"),
         ({"arrays": [1, 2]}, "which arrays are encoded"),
-        ({"scale-counts": [1, -1]}, "has other scales than it lists"),
-        ({"scale-counts": [0, 3]}, "has other scales than it lists"),
-        ({"scale-counts": [1, 2**62]}, "has other scales than it lists"),
-        ({"scales": b"123"}, "has other scales than it lists"),
-        ({"scales": [1.0, 1.0, 1.0]}, "has other scales than it lists"),
+        ({"scales": [b"1234", b"123"]}, "has scales that are no float32 numbers"),
+        ({"scales": [b"1234", b""]}, "has scales that are no float32 numbers"),
+        ({"scales": [b"1234"]}, "the scales of each"),
+        ({"scales": b"12345678"}, "the scales of each"),
+        ({"scales": [1.0, 1.0]}, "the scales of each"),
     ],
 )
 def test_bad_headers(change: dict[str, Any], why: str) -> None:

@@ -148,7 +148,8 @@ def require_like(values: np.ndarray, dtype: np.dtype) -> None:
         They are not.
     """
     widest = max(_WIDEST, dtype.itemsize)
-    if _family(values.dtype) != _family(dtype) or values.dtype.itemsize > widest:
+    kinds = {each.kind.replace("u", "i") for each in (values.dtype, dtype)}
+    if len(kinds) > 1 or values.dtype.itemsize > widest:
         raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
     if values.dtype.kind == "b":
         if values.size and values.view(np.uint8).max() > 1:
@@ -194,10 +195,6 @@ def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
     flat = values.ravel(order="K")
     with np.errstate(all="ignore"):
         return bool(np.dot(flat, flat) <= _LARGEST[dtype.itemsize])
-
-
-def _family(dtype: np.dtype) -> str:
-    return "i" if dtype.kind == "u" else dtype.kind
 
 
 # The layout of a model. A call costs more than a small array: all small arrays of one dtype are

@@ -74,14 +74,12 @@ class UpdateHeader:
 
     def to_record(self) -> dict[str, Any]:
         """Return the fields of the ConfigRecord; scales are little-endian float32."""
-        scales = [np.asarray(scale, _SCALE) for scale in self.scales.values()]
         return {
             "version": VERSION,
             "encoding": str(self.encoding),
             "base": self.base,
             "arrays": list(self.scales),
-            "scale-counts": [len(scale) for scale in scales],
-            "scales": b"".join(scale.tobytes() for scale in scales),
+            "scales": [np.asarray(scale, _SCALE).tobytes() for scale in self.scales.values()],
         }
 
 
@@ -95,7 +93,7 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
     """
     field: Callable[[str], Any] = record.get
     version, encoding, base = map(field, ("version", "encoding", "base"))
-    names, counts, data = map(field, ("arrays", "scale-counts", "scales"))
+    names, scales = map(field, ("arrays", "scales"))
     if version != VERSION:
         raise UpdateError(f"is encoded in version {version!r:.20}, this server supports {VERSION}")
     if encoding not in [*Encoding]:
@@ -103,15 +101,14 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
         raise UpdateError(f"is encoded as {encoding!r:.40}, expected one of {known}")
     if not isinstance(base, int):
         raise UpdateError("does not name the model to which it is the difference")
-    if not _is_list(names, str) or not _is_list(counts, int) or len(names) != len(counts):
-        raise UpdateError("does not list which arrays are encoded and how many scales each has")
+    if not _is_list(names, str) or not _is_list(scales, bytes) or len(names) != len(scales):
+        raise UpdateError("does not list which arrays are encoded, and the scales of each")
     if len(set(names)) != len(names):
         raise UpdateError("names an array twice")
-    size = _SCALE.itemsize * sum(counts)
-    if min(counts, default=1) < 1 or not isinstance(data, bytes) or len(data) != size:
-        raise UpdateError("has other scales than it lists")
-    scales = np.split(np.frombuffer(data, _SCALE), np.cumsum(counts[:-1]))
-    return UpdateHeader(Encoding(encoding), base, dict(zip(names, scales, strict=False)))
+    if any(not scale or len(scale) % _SCALE.itemsize for scale in scales):
+        raise UpdateError("has scales that are no float32 numbers")
+    read = (np.frombuffer(scale, _SCALE) for scale in scales)
+    return UpdateHeader(Encoding(encoding), base, dict(zip(names, read, strict=True)))
 
 
 def _is_list(values: Any, kind: type) -> bool:

@@ -251,8 +251,8 @@ def read_version(
 def read_numbers(text: str | bytes | None) -> dict[str, float] | None:
     """Return numbers by name, as they are stored in JSON; None where they cannot be read."""
     try:
-        return {str(k): float(v) for k, v in from_json(text or "null").items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
+        return {str(k): float(v) for k, v in json.loads(text or "null").items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -14,6 +14,7 @@ import sqlalchemy
 
 from fl_registry import InvalidName, ModelManager
 from fl_registry.store import ModelStore
+from fl_registry.versions import read_numbers
 
 MakeWeights = Callable[[float], Path]
 NAME = "fl-global-model"
@@ -67,6 +68,12 @@ def test_results_per_example_are_a_file_with_a_digest(
     assert json.loads(content) == {"a": 0.25, "b": 1.0}
     assert store.get_version("1").tags["per_example"] == digest_of(content)
     assert "per_example" not in store.get_version("2").tags
+
+
+def test_names_of_files_that_are_no_unicode_come_back() -> None:
+    scores = {"picture \udcff.png": 0.5}
+    assert read_numbers(json.dumps(scores)) == scores
+    assert read_numbers("[" * 100_000) is None
 
 
 def questions(ask: Callable[[], object]) -> int:

@@ -145,10 +145,9 @@ class OneByOne(GridAround):
     def _pull(self, message_id: str, request: Message) -> list[Message]:
         try:
             return [_received(m, request) for m in self._grid.pull_messages([message_id])]
-        except OSError:
-            raise
         except Exception as error:
-            if type(error).__module__.partition(".")[0] in CONNECTION:
+            package = type(error).__module__.partition(".")[0]
+            if isinstance(error, OSError) or package in CONNECTION:
                 raise
             reason = one_line(f"its reply cannot be unpacked: {type(error).__name__}: {error}")
             return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, reason), reply_to=request)]

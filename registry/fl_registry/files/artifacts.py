@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, TypeAdapter
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from safetensors import SafetensorError, safe_open
 
 from fl_registry.errors import ArtifactError, foreign_errors
@@ -228,7 +228,7 @@ class HalfCopy:
 
     def encode(self) -> str:
         """Return the text of the tag ``half``."""
-        return _COPIES.dump_json(self, exclude={"version"}).decode()
+        return json.dumps(_COPIES.dump_python(self, exclude={"version"}))
 
 
 _COPIES = TypeAdapter(HalfCopy)
@@ -243,8 +243,8 @@ def read_half(version: str, tag: str | None) -> HalfCopy:
         The version has no half-precision copy.
     """
     try:
-        return _COPIES.validate_python({**from_json(tag or "{}"), "version": version})
-    except (ValueError, TypeError) as error:
+        return _COPIES.validate_python({**json.loads(tag or "{}"), "version": version})
+    except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"Version {version} has no half-precision copy; make one with compress_version."
         ) from error
