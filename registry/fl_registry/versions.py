@@ -22,10 +22,7 @@ from fl_registry.redaction import redact
 from fl_registry.stages import Stage, State
 
 RESERVED = frozenset(
-    {
-        *("sha256", "size", "stage", "metrics", "created", "save_key", "model_id"),
-        *("per_example", "half"),
-    }
+    ("sha256", "size", "stage", "metrics", "created", "save_key", "model_id", "per_example", "half")
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
