@@ -1,11 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package uses of Flower that Flower does not document."""
+"""What this package uses of Flower that Flower does not document, in this file alone.
+
+Without the names that are imported here nothing works, so their absence is an error at start.
+Without `GRIDS` rounds work, but lose what `lost` says.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
+
+from flwr.serverapp import Grid
 
 from fl_registry.home import sqlite_address
+
+try:
+    from flwr.clientapp.typing import ClientAppCallable, Mod
+    from flwr.common.constant import ErrorCode
+    from flwr.proto.node_pb2 import NodeInfo
+    from flwr.supercore.differential_privacy import KEY_NORM_BIT
+    from flwr.supercore.run import Run
+    from flwr.supercore.utils import get_flwr_home
+except ImportError as error:
+    raise ImportError(
+        f"fl-app does not know Flower {version('flwr')}, in which something has moved ({error}); "
+        "install a version that fl-app's metadata allow: flwr>=1.40,<1.43."
+    ) from error
+
+__all__ = [
+    "CLIENT_APP",
+    "KEY_NORM_BIT",
+    "ClientAppCallable",
+    "ErrorCode",
+    "Mod",
+    "NodeInfo",
+    "Run",
+    "get_flwr_home",
+    "grid_kind",
+    "lost",
+    "open_state",
+]
+
+GridKind = Literal["superlink", "simulation"]
+GRIDS: Mapping[GridKind, tuple[str, str]] = {
+    "superlink": ("flwr.superlink.grid.http_grid", "HttpGrid"),
+    "simulation": ("flwr.superlink.grid.inmemory_grid", "InMemoryGrid"),
+}
+"""Module and class of Flower's Grids."""
+CLIENT_APP = "flwr.supernode.cli.flwr_clientapp:flwr_clientapp"
+"""The function of the program `flwr-clientapp`."""
+
+
+def grid_kind(grid: Grid) -> GridKind | None:
+    """Return which of Flower's Grids this is; None for any other.
+
+    Their modules take long to import and are loaded where there is a Grid of theirs.
+    """
+    for kind, (module, name) in GRIDS.items():
+        known = getattr(sys.modules.get(module), name, None)
+        if known is not None and isinstance(grid, known):
+            return kind
+    return None
+
+
+def lost(grids: Mapping[GridKind, tuple[str, str]] = GRIDS) -> tuple[str, ...]:
+    """Return, in sentences, what does not work with this version of Flower, though rounds do."""
+    try:
+        for module, name in grids.values():
+            getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        return (
+            f"Flower {version('flwr')} has moved its Grids ({error}): replies are neither packed "
+            "nor received one by one, and one that cannot be unpacked ends the round; install "
+            "flwr>=1.40,<1.43",
+        )
+    return ()
 
 
 def open_state(database: Path) -> None:

@@ -17,8 +17,6 @@ require("The shipped model", "torch", "ultralytics")
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable, Mod
-from flwr.common.constant import ErrorCode
 
 from fl_app.client.data import DataError, NodeData, load_node_data
 from fl_app.client.mods.compression import compress_updates
@@ -26,6 +24,7 @@ from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
+from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged, read_pictures
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model

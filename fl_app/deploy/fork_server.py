@@ -27,12 +27,13 @@ from typing import Any
 
 from fl_app.deploy import fork_client
 from fl_app.deploy.errors import explained
+from fl_app.flower_internals import CLIENT_APP
 
 logger = logging.getLogger("flwr.fl_app")
 
 PRELOAD = (
     "flwr.clientapp",
-    "flwr.supernode.cli.flwr_clientapp",
+    CLIENT_APP.partition(":")[0],
     "yaml",
     "PIL.Image",
     "cv2",
@@ -43,7 +44,6 @@ PRELOAD = (
     "ultralytics.models.yolo.detect",
 )
 """Modules that a message of the shipped app needs and that are not part of an app."""
-ENTRY = "flwr.supernode.cli.flwr_clientapp:flwr_clientapp"
 _PROGRAM = "flwr-clientapp"
 _APP_PACKAGES = ("fl_app", "fl_models", "fl_registry")
 _POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
@@ -52,7 +52,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def run_supernode(
-    command: Sequence[str], *, preload: Sequence[str] = PRELOAD, entry: str = ENTRY
+    command: Sequence[str], *, preload: Sequence[str] = PRELOAD, entry: str = CLIENT_APP
 ) -> int:
     """Run a SuperNode until it ends, with a fork of this process for each message.
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from flwr.supercore.utils import get_flwr_home
-
 from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.folder import Layout, Settings, check_data, generated_shares
 from fl_app.deploy.keys import make_keys
@@ -31,6 +29,7 @@ from fl_app.deploy.processes import (
     superlink,
     supernode,
 )
+from fl_app.flower_internals import get_flwr_home
 from fl_registry.errors import require
 from fl_registry.files.atomic import write_whole
 from fl_registry.home import sqlite_address

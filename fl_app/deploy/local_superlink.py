@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alembic.util import CommandError
-from flwr.supercore.utils import get_flwr_home
 from sqlalchemy.exc import SQLAlchemyError
 
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.processes import HOST, answers, environment
-from fl_app.flower_internals import open_state
+from fl_app.flower_internals import get_flwr_home, open_state
 from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:

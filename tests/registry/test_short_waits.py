@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+from mlflow.utils import request_utils
 
 from fl_registry import FederatedLearningTracker, ModelManager, StoreUnavailable
-from fl_registry.mlflow import timeouts
+from fl_registry.mlflow import internals, timeouts
+from fl_registry.mlflow.internals import TRANSIENT_CODES
 
 pytestmark = pytest.mark.chaos
 
@@ -142,7 +144,7 @@ def test_large_files_get_more_time_to_be_stored(
         seen.append(timeout)
         return reply
 
-    monkeypatch.setattr(timeouts.TCPKeepAliveHTTPAdapter, "send", send)
+    monkeypatch.setattr(timeouts.KeepAliveAdapter, "send", send)
     sent = requests.Request("PUT", stub.address, data=b"0" * 3_000_000).prepare()
     timeouts.BriefAdapter().send(sent)
     assert seen == [(timeouts.CONNECT_SECONDS, 3.5)]
@@ -151,12 +153,13 @@ def test_large_files_get_more_time_to_be_stored(
 def test_only_our_address_is_limited_and_the_environment_stays(stub: Stub) -> None:
     before = dict(os.environ)
     assert ModelManager(stub.address).client is not None
-    session = timeouts._get_request_session(
-        7, 2, 1.0, timeouts._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
-    )
-    assert isinstance(session.get_adapter(f"{stub.address}/api/2.0/mlflow"), timeouts.BriefAdapter)
-    elsewhere = session.get_adapter("http://127.0.0.2:5000/api/2.0/mlflow")
-    assert not isinstance(elsewhere, timeouts.BriefAdapter)
+    # The settings of MLflow 3.17 are the first, those of 3.18 the others.
+    for codes, raises in ((TRANSIENT_CODES, True), (TRANSIENT_CODES, False), ({408, 429}, False)):
+        session = request_utils._get_request_session(7, 2, 1.0, frozenset(codes), raises, True)
+        ours = session.get_adapter(f"{stub.address}/api/2.0/mlflow")
+        assert isinstance(ours, timeouts.BriefAdapter)
+        elsewhere = session.get_adapter("http://127.0.0.2:5000/api/2.0/mlflow")
+        assert not isinstance(elsewhere, timeouts.BriefAdapter)
     changed = {key for key, value in os.environ.items() if before.get(key) != value}
     assert [key for key in changed if key.startswith("MLFLOW_HTTP")] == []
 
@@ -167,7 +170,17 @@ def test_what_the_environment_says_of_requests_holds(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
     address = stub.address.replace("127.0.0.1", "localhost")
     assert ModelManager(address).client is not None
-    session = timeouts._get_request_session(
-        7, 2, 1.0, timeouts._TRANSIENT_FAILURE_RESPONSE_CODES, True, True
-    )
+    session = request_utils._get_request_session(7, 2, 1.0, TRANSIENT_CODES, True, True)
     assert not isinstance(session.get_adapter(f"{address}/api"), timeouts.BriefAdapter)
+
+
+def test_an_mlflow_that_makes_its_sessions_otherwise_is_reported(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert internals.lost() == ()
+    monkeypatch.setattr(request_utils, "_get_request_session", lambda *_: requests.Session())
+    assert "a server that does not answer delays a round by minutes" in internals.lost()[0]
+    connection = FederatedLearningTracker(stub.address.replace("127.0.0.1", "localhost")).connection
+    assert connection.client is not None
+    assert "makes its HTTP sessions in another way" in caplog.text
+    assert connection._repeats

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message
-from flwr.clientapp.typing import ClientAppCallable, Mod
-from flwr.common.constant import ErrorCode
 
+from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_app.wire.compressed_update import (
     SERIALIZED_AS,
     UPDATE_RECORD,

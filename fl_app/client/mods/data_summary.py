@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
-from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from fl_app.client.summary.reference import (
     Column,
@@ -28,6 +27,7 @@ from fl_app.client.summary.reference import (
     new_reference,
     save_reference,
 )
+from fl_app.flower_internals import ClientAppCallable, Mod
 from fl_app.wire.data_summary import HOLD_KEY, REFERENCE_KEY, SUMMARY_RECORD, DataSummary
 from fl_registry import app_home
 from fl_registry.redaction import trace

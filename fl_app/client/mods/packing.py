@@ -7,9 +7,8 @@ The format is in `fl_app/wire/packing.py`; on the server use `LifecycleStrategy(
 from __future__ import annotations
 
 from flwr.app import Context, Error, Message
-from flwr.clientapp.typing import ClientAppCallable
-from flwr.common.constant import ErrorCode
 
+from fl_app.flower_internals import ClientAppCallable, ErrorCode
 from fl_app.wire.packing import PackingError, is_packed, pack, unpack
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
-from flwr.clientapp.typing import Mod
 
 from fl_app.client.mods.data_summary import NODE_KEY, KeyedRows, data_summary_mod, node_folder
 from fl_app.config import ClientConfig
+from fl_app.flower_internals import Mod
 from fl_models.pictures import DataSpec, label_file, main_class, usable_boxes
 from fl_registry import app_home
 

@@ -9,12 +9,10 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.run import Run
 
+from fl_app.flower_internals import ErrorCode, NodeInfo, Run, grid_kind
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.round.screening import Phase, with_content
 from fl_app.wire.packing import Known, pack, unpack
@@ -166,11 +164,11 @@ def streaming_grid(grid: Grid, *, packed: bool = False) -> Grid:
 
     With ``packed``, models are packed for a SuperLink's network.
     """
-    module = type(grid).__module__
-    if module == "flwr.superlink.grid.http_grid":
-        return OneByOne(grid, packed=packed)
-    if module == "flwr.superlink.grid.inmemory_grid":  # polls are no requests there
-        return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
+    match grid_kind(grid):
+        case "superlink":
+            return OneByOne(grid, packed=packed)
+        case "simulation":  # polls are no requests there
+            return OneByOne(grid, usual=FIRST_PAUSE, apart=0.0)
     return grid
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
-from flwr.supercore.differential_privacy import KEY_NORM_BIT
 from pydantic import Field
 
+from fl_app.flower_internals import KEY_NORM_BIT
 from fl_app.settings import Key, check_settings
 from fl_app.wire.arrays import (
     MAX_NAME,

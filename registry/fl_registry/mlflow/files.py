@@ -208,7 +208,7 @@ class MlflowFiles(VersionFiles):
         return Path(self._store(location).download_artifacts(name, str(folder)))
 
     def _store(self, location: str) -> Any:
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+        from fl_registry.mlflow.internals import get_artifact_repository
 
         return get_artifact_repository(location, tracking_uri=self._connection.uri)
 

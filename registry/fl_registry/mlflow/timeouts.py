@@ -9,25 +9,25 @@ would hold for the whole process, and so for other servers that it uses.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from mlflow import environment_variables as settings
-from mlflow.utils.request_utils import (
-    _TRANSIENT_FAILURE_RESPONSE_CODES,
-    TCPKeepAliveHTTPAdapter,
-    _get_request_session,
-)
+from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
+
+from fl_registry.mlflow.internals import TRANSIENT_CODES, KeepAliveAdapter, lost, mount
+
+logger = logging.getLogger("flwr.fl_app")
 
 CONNECT_SECONDS, REPLY_SECONDS = 4.0, 10.0
 BYTES_PER_SECOND = 1e6
 """A reply may take a second more for each so many bytes that were sent: files are stored first."""
 
 
-class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has no types
+class BriefAdapter(KeepAliveAdapter):  # type: ignore[misc]  # MLflow has no types
     """Sends a request once; a GET once more, and any if no connection came about.
 
     A reply with a status such as 503 is an error, as after MLflow's last attempt.
@@ -43,7 +43,7 @@ class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has
         size = int(request.headers.get("Content-Length") or 0)
         options["timeout"] = (CONNECT_SECONDS, REPLY_SECONDS + size / BYTES_PER_SECOND)
         reply: requests.Response = super().send(request, stream=stream, **options)
-        if reply.status_code in _TRANSIENT_FAILURE_RESPONSE_CODES:
+        if reply.status_code in TRANSIENT_CODES:
             raise requests.exceptions.RetryError(
                 f"the server answers {reply.status_code}: {reply.text[:200]}"
             )
@@ -53,26 +53,19 @@ class BriefAdapter(TCPKeepAliveHTTPAdapter):  # type: ignore[misc]  # MLflow has
 def limit_waits(uri: str) -> bool:
     """Have MLflow's requests to the server at `uri` end within seconds, and each POST sent once.
 
-    Environment variables for time-outs or retries win; returns whether there are none.
+    Environment variables for time-outs or retries win; returns whether the waits are limited.
     """
     chosen = {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"} & os.environ.keys()
-    session: requests.Session = _get_request_session(
-        settings.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(),
-        settings.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get(),
-        settings.MLFLOW_HTTP_REQUEST_BACKOFF_JITTER.get(),
-        _TRANSIENT_FAILURE_RESPONSE_CODES,
-        True,
-        settings.MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER.get(),
-    )
-    parts = urlsplit(uri)
+    parts, adapter = urlsplit(uri), _without_jitter if chosen else lambda _: BriefAdapter()
     for place in {parts.netloc, parts.netloc.rpartition("@")[2]}:
-        prefix = f"{parts.scheme}://{place}{parts.path.rstrip('/')}/"
-        if prefix not in session.adapters:
-            session.mount(prefix, _without_jitter(session) if chosen else BriefAdapter())
+        if not mount(f"{parts.scheme}://{place}{parts.path.rstrip('/')}/", adapter):
+            logger.warning("%s", *lost())
+            return False
     return not chosen
 
 
-def _without_jitter(session: requests.Session) -> TCPKeepAliveHTTPAdapter:
+def _without_jitter(session: requests.Session) -> HTTPAdapter:
     """MLflow's own adapter, but for the jitter: that is drawn from Python's global generator."""
     retries: Retry = session.get_adapter("https://").max_retries  # type: ignore[attr-defined]
-    return TCPKeepAliveHTTPAdapter(max_retries=retries.new(backoff_jitter=0.0))
+    made: HTTPAdapter = KeepAliveAdapter(max_retries=retries.new(backoff_jitter=0.0))
+    return made

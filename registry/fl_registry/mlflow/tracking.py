@@ -15,7 +15,8 @@ from fl_registry.tracking import Kind, Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    from fl_registry.mlflow.internals import SystemMetricsMonitor
 
 _BATCHES = {"params": ("Param", 100), "metrics": ("Metric", 1000), "tags": ("RunTag", 100)}
 _MAX_DIGEST = 36  # characters
@@ -133,7 +134,7 @@ class FederatedLearningTracker(Tracker):
     def _start_monitor(self, run: Run) -> None:
         if not self._system_metrics:
             return
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from fl_registry.mlflow.internals import SystemMetricsMonitor
 
         # With the run and the address given, it uses none of MLflow's globals for them.
         options = {"resume_logging": True, "tracking_uri": self.tracking_uri}

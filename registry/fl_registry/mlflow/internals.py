@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package uses of MLflow that MLflow does not document, in this file alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import requests
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils import request_utils
+from requests.adapters import HTTPAdapter
+
+__all__ = [
+    "TRANSIENT_CODES",
+    "KeepAliveAdapter",
+    "SystemMetricsMonitor",
+    "get_artifact_repository",
+    "lost",
+    "mount",
+]
+
+TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODES
+"""HTTP statuses after which MLflow's client repeats a request."""
+KeepAliveAdapter = request_utils.TCPKeepAliveHTTPAdapter
+_USUAL = (7, 2, 1.0, TRANSIENT_CODES, True, True)  # retry settings, any of which would do
+_CACHE = "_cached_get_request_session"
+
+
+class _Sessions:
+    """Takes the place of MLflow's function that returns its HTTP sessions.
+
+    There is a session for each combination of retry settings, which differ by call and by version
+    of MLflow (3.18 has other ones than 3.17), so that each gets the adapters when it is first used.
+    """
+
+    def __init__(self, cached: Callable[..., requests.Session]) -> None:
+        self.cached = cached
+        self.adapters: dict[str, Callable[[requests.Session], HTTPAdapter]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *settings: Any, **more: Any) -> requests.Session:
+        session = self.cached(*settings, **more)
+        with self._lock:
+            for prefix in self.adapters.keys() - session.adapters.keys():
+                session.mount(prefix, self.adapters[prefix](session))
+        return session
+
+
+def mount(prefix: str, adapter: Callable[[requests.Session], HTTPAdapter]) -> bool:
+    """Have MLflow's client use an adapter for addresses with this prefix; return whether it does.
+
+    Parameters
+    ----------
+    prefix : str
+        The beginning of addresses; the first adapter that is mounted for it stays.
+    adapter : Callable[[requests.Session], HTTPAdapter]
+        Makes the adapter of a session.
+    """
+    sessions = getattr(request_utils, _CACHE, None)
+    if sessions is None:
+        return False
+    if not isinstance(sessions, _Sessions):
+        sessions = _Sessions(sessions)
+        setattr(request_utils, _CACHE, sessions)
+    sessions.adapters.setdefault(prefix, adapter)
+    return prefix in request_utils._get_request_session(*_USUAL).adapters
+
+
+def lost() -> tuple[str, ...]:
+    """Return, in sentences, what does not work with this version of MLflow, though rounds do."""
+    if mount("http://0.0.0.0/", lambda _: HTTPAdapter()):  # an address that nobody has
+        return ()
+    return (
+        f"MLflow {version('mlflow')} makes its HTTP sessions in another way: a server that does "
+        "not answer delays a round by minutes and not by seconds; install mlflow>=3.16,<3.19",
+    )
