@@ -121,6 +121,10 @@ class Sessions:
             mode=config.metric_mode,
             confidence=config.policy.confidence,
         )
+        from fl_registry.mlflow import internals  # imports MLflow, which is open by now
+
+        for reason in internals.lost():
+            self.monitor.health.fails("MLflow's time-outs", reason)
         self.probation = Probation(self.store, self.monitor, rules)
         self.token = api_token(config)
         # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.

@@ -70,7 +70,17 @@ def test_all_is_well(manager: ModelManager) -> None:
     for deep in (False, True):
         checks = looked(manager, deep=deep)
         assert [check for check in checks.values() if not check.ok] == []
-    names = ["versions", "disk", "leftovers", "superlink", "monitor", "clock", "store", "ledger"]
+    names = [
+        "versions",
+        "internals",
+        "disk",
+        "leftovers",
+        "superlink",
+        "monitor",
+        "clock",
+        "store",
+        "ledger",
+    ]
     assert list(checks) == [*names, "aliases", "artifacts"]
     assert "2 versions are whole" in looked(manager)["artifacts"].detail
     assert "3 versions are whole" in looked(manager, deep=True)["artifacts"].detail

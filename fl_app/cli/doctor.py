@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from packaging.requirements import Requirement
 
+from fl_app import flower_internals
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
 from fl_app.deploy.errors import DeploymentError
@@ -112,6 +113,7 @@ def examine(
     home, now = app_home(), datetime.now(UTC)
     checks: dict[str, Callable[[], Finding]] = {
         "versions": check_versions,
+        "internals": check_internals,
         "disk": lambda: check_disk(home),
         "leftovers": lambda: check_leftovers(home, now),
         "superlink": check_superlink,
@@ -172,6 +174,17 @@ def check_versions(present: Mapping[str, str] | None = None) -> Finding:
         wanted = ", ".join(f"{name}{ranges[name]}" for name in others)
         detail = f"{detail}: tested with {wanted}"
     return not others, detail
+
+
+def check_internals() -> Finding:
+    """Check that Flower and MLflow have what this package uses of them without documentation."""
+    from fl_registry.mlflow import internals
+
+    reasons = "; ".join((*flower_internals.lost(), *internals.lost()))
+    return (
+        not reasons,
+        reasons or "the undocumented parts of Flower and MLflow are there",
+    )
 
 
 def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:

@@ -28,6 +28,7 @@ from support.hostile_replies import first_model, honest
 from support.local_grid import LocalGrid
 
 from fl_app.client.mods.packing import pack_arrays
+from fl_app.flower_internals import lost
 from fl_app.strategy.round.grids import GridAround, OneByOne, streaming_grid
 from fl_app.strategy.round.screening import with_content
 from fl_app.wire.packing import INDEX_RECORD
@@ -261,3 +262,11 @@ def test_models_are_packed_over_the_network_only_and_if_asked_for() -> None:
         assert isinstance(grid, OneByOne)
         assert grid._packed is packed
     assert streaming_grid(local, packed=True) is local
+
+
+def test_a_flower_whose_grids_have_moved_is_reported() -> None:
+    assert lost() == ()
+    for module, name in (("flwr.superlink.no_grid", "HttpGrid"), ("flwr.serverapp", "HttpGrid")):
+        (reason,) = lost({"superlink": (module, name)})
+        assert "has moved its Grids" in reason
+        assert "install flwr>=1.40,<1.43" in reason

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from fl_app import flower_internals
 from fl_app.events import SessionEnded, SessionStarted
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
@@ -145,6 +146,8 @@ def open_session(start: Start) -> Iterator[SessionRun]:
             each.folder.release()
         raise
     setup.session.health.works(REGISTRY)  # which has just let the session start
+    for reason in flower_internals.lost():
+        setup.session.health.fails("Flower", reason)
     record, store, outbox = rounds.folder.record, setup.store, Outbox(setup, finisher)
     run = SessionRun(setup, rounds, finisher, hand, outbox)
     error: BaseException | None = None
