@@ -18,14 +18,11 @@ from pydantic_core import from_json
 
 from fl_registry.errors import InvalidMetric, InvalidName, RegistryError
 from fl_registry.files.artifacts import DIGEST, Artifact
-from fl_registry.redaction import redact
+from fl_registry.redaction import known_secrets, redact
 from fl_registry.stages import Stage, State
 
 RESERVED = frozenset(
-    {
-        *("sha256", "size", "stage", "metrics", "created", "save_key", "model_id"),
-        *("per_example", "half"),
-    }
+    ("sha256", "size", "stage", "metrics", "created", "save_key", "model_id", "per_example", "half")
 )
 _MAX_KEY, _MAX_VALUE, _MAX_DESCRIPTION = 250, 100_000, 5000  # MLflow's limits, in characters
 _MAX_EXAMPLES = 100_000
@@ -176,7 +173,8 @@ def _finite(fields: Mapping[Any, float], refusal: str) -> dict[str, float]:
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
-    checked = {name: redact(str(value)) for name, value in tags.items()}
+    known = known_secrets()
+    checked = {name: redact(str(value), known=known) for name, value in tags.items()}
     for name, text in checked.items():
         if not isinstance(name, str) or not _TAG_NAME.fullmatch(name) or _is_path(name):
             raise InvalidName(
