@@ -7,6 +7,7 @@ import base64
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
@@ -31,15 +32,21 @@ _CONTROL = re.compile(
 )
 
 
-def redact(text: str, uri: str = "") -> str:
+def known_secrets(uri: str = "") -> list[str]:
+    """Return the secrets of `uri` and of the environment as it is now, the longest first."""
+    known = {*_passwords(uri), *_environment_secrets(frozenset(os.environ.items()))}
+    return sorted(known, key=len, reverse=True)
+
+
+def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> str:
     """Return `text` with ``***`` in the place of secrets.
 
     These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
     the like, ``Authorization`` headers, and the values of environment variables whose names say
-    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``.
+    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``. For
+    many texts at once `known_secrets` can be called once, and passed as `known`.
     """
-    known = {*_passwords(uri), *_environment_secrets(frozenset(os.environ.items()))}
-    for secret in sorted(known, key=len, reverse=True):
+    for secret in known_secrets(uri) if known is None else known:
         text = text.replace(secret, HIDDEN)
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _USER_ONLY.sub(rf"\1{HIDDEN}@", text)

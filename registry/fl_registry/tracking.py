@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from fl_registry.errors import ArtifactError, InvalidName, RegistryError
-from fl_registry.redaction import HIDDEN, is_secret_name, redact
+from fl_registry.redaction import HIDDEN, is_secret_name, known_secrets, redact
 from fl_registry.versions import finite_number
 
 logger = logging.getLogger(__name__)
@@ -77,11 +77,11 @@ def logged_texts(fields: Mapping[str, object], most: int = MAX_PARAM) -> dict[st
 
     A param or a tag can be seen for ever by all who can see the run.
     """
-    texts = {}
+    known, texts = known_secrets(), {}
     for name, value in fields.items():
         is_number = isinstance(value, int | float)  # as in pass=2
         is_secret = is_secret_name(str(name)) and not is_number
-        texts[str(name)] = HIDDEN if is_secret else redact(str(value))[:most]
+        texts[str(name)] = HIDDEN if is_secret else redact(str(value), known=known)[:most]
     return texts
 
 

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 
 from fl_registry.errors import InvalidMetric, InvalidName, RegistryError
 from fl_registry.files.artifacts import DIGEST, Artifact
-from fl_registry.redaction import redact
+from fl_registry.redaction import known_secrets, redact
 from fl_registry.stages import Stage, State
 
 RESERVED = frozenset(
@@ -173,7 +173,8 @@ def _finite(fields: Mapping[Any, float], refusal: str) -> dict[str, float]:
 
 def checked_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the caller's tags as texts, or raise `InvalidName`."""
-    checked = {name: redact(str(value)) for name, value in tags.items()}
+    known = known_secrets()
+    checked = {name: redact(str(value), known=known) for name, value in tags.items()}
     for name, text in checked.items():
         if not isinstance(name, str) or not _TAG_NAME.fullmatch(name) or _is_path(name):
             raise InvalidName(

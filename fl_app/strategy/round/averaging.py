@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from io import BytesIO
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +180,11 @@ class WeightedAverage:
 
 
 class _Sum:
-    """The weighted sum of one piece of a model, as flat values."""
+    """The weighted sum of one piece of a model, as flat values.
+
+    The values of a large array are stored behind its header, as Flower's Array needs them, so that
+    the result is not copied: that would be 8 % of the time for 10 replies of 12 MB.
+    """
 
     def __init__(self, piece: Piece, read: np.ndarray, share: float) -> None:
         from scipy.linalg import blas
@@ -189,7 +194,16 @@ class _Sum:
         kinds = {"f": np.result_type(self.native, np.float32), "c": self.native}
         self.dtype = kinds.get(self.native.kind, np.dtype("f8"))
         self.add_scaled: Callable[..., object] | None = in_one_pass.get(self.dtype)
-        self.values = np.multiply(read, share, dtype=self.dtype)
+        self.data: BytesIO | None = None
+        header = self.arrays[0].header
+        aligned = len(header) % self.dtype.itemsize == 0  # otherwise BLAS would add to a copy
+        if self.dtype == piece.dtype and not self.arrays[1:] and aligned:
+            self.data = BytesIO(b"".join((header, read.data)))
+            self.values = np.frombuffer(self.data.getbuffer(), self.dtype, -1, len(header))
+            if share != 1:
+                self.values *= self.dtype.type(share)
+        else:
+            self.values = np.multiply(read, share, dtype=self.dtype)
 
     def add(self, added: Sequence[tuple[np.ndarray, float]]) -> None:
         """Add flat values by their shares, in one pass if they have the precision of the sum."""
@@ -209,6 +223,11 @@ class _Sum:
     def averages(self, total: float) -> Iterator[tuple[str, Array]]:
         """Return the averages by name, as Flower sends arrays; nothing can be added after."""
         self.values *= self.dtype.type(1 / total)
+        if self.data is not None:
+            del self.values  # BytesIO shares its memory only while no view exists
+            (only,) = self.arrays
+            yield only.name, Array(self.dtype.name, only.shape, STYPE, self.data.getvalue())
+            return
         dtype = self.native if self.native.kind in "fc" else self.dtype
         values, end = self.values.astype(dtype, copy=False), 0
         for each in self.arrays:
