@@ -24,7 +24,6 @@ try:
     from flwr.proto.node_pb2 import NodeInfo
     from flwr.supercore.differential_privacy import KEY_NORM_BIT
     from flwr.supercore.run import Run
-    from flwr.supercore.utils import get_flwr_home
 except ImportError as error:
     raise ImportError(
         f"fl-app does not know Flower {version('flwr')}, in which something has moved ({error}); "
@@ -39,7 +38,7 @@ __all__ = [
     "Mod",
     "NodeInfo",
     "Run",
-    "get_flwr_home",
+    "flower_home",
     "grid_kind",
     "lost",
     "open_state",
@@ -53,6 +52,13 @@ GRIDS: Mapping[GridKind, tuple[str, str]] = {
 """Module and class of Flower's Grids."""
 CLIENT_APP = "flwr.supernode.cli.flwr_clientapp:flwr_clientapp"
 """The function of the program `flwr-clientapp`."""
+
+
+def flower_home() -> Path:
+    """Return the folder of Flower's configuration and state: ``$FLWR_HOME``, else ``~/.flwr``."""
+    from flwr.supercore.utils import get_flwr_home  # imports more than nodes need
+
+    return Path(get_flwr_home())
 
 
 def grid_kind(grid: Grid) -> GridKind | None:

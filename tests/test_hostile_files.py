@@ -29,6 +29,8 @@ SERVED = {
 STARTS = {  # by names of its own, none of which comes from a file or a message
     "fl_app/deploy/fork_server.py": {"importlib.import_module"},
     "fl_app/deploy/fork_client.py": {"os.execv"},
+    "fl_app/flower_internals.py": {"importlib.import_module"},
+    "registry/fl_registry/errors.py": {"importlib.util.find_spec"},
 }
 FORBIDDEN = (
     "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "skops",

@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 from packaging.requirements import Requirement
 
-from fl_app import flower_internals
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_package
+from fl_app.flower_internals import lost
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_registry import ModelManager, RegistryError, Stage, app_home
@@ -180,7 +180,7 @@ def check_internals() -> Finding:
     """Check that Flower and MLflow have what this package uses of them without documentation."""
     from fl_registry.mlflow import internals
 
-    reasons = "; ".join((*flower_internals.lost(), *internals.lost()))
+    reasons = "; ".join((*lost(), *internals.lost()))
     return (
         not reasons,
         reasons or "the undocumented parts of Flower and MLflow are there",

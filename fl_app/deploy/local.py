@@ -29,7 +29,7 @@ from fl_app.deploy.processes import (
     superlink,
     supernode,
 )
-from fl_app.flower_internals import get_flwr_home
+from fl_app.flower_internals import flower_home
 from fl_registry.errors import require
 from fl_registry.files.atomic import write_whole
 from fl_registry.home import sqlite_address
@@ -202,7 +202,7 @@ def write_connection(address: str, authority: Path) -> None:
     DeploymentError
         The file is not TOML, or cannot be written.
     """
-    file = Path(get_flwr_home()) / "config.toml"
+    file = flower_home() / "config.toml"
     if not file.exists():
         _flwr("config", "list")  # writes Flower's defaults
     entries = {"address": address, "root-certificates": str(authority)}

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.processes import HOST, answers, environment
-from fl_app.flower_internals import get_flwr_home, open_state
+from fl_app.flower_internals import flower_home, open_state
 from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class LocalSuperLink:
             if not text.isdecimal():
                 raise DeploymentError(f"{name} is {text!r}, expected the number of a port.")
         port, control_port = map(int, ports.values())
-        return cls(port, control_port, Path(get_flwr_home()) / "local-superlink")
+        return cls(port, control_port, flower_home() / "local-superlink")
 
     @property
     def database(self) -> Path:
@@ -270,7 +270,7 @@ def is_local(superlink: str | None) -> bool:
     superlink : str | None
         The connection's name; None for the default one.
     """
-    file = Path(get_flwr_home()) / "config.toml"
+    file = flower_home() / "config.toml"
     if not file.is_file():
         return superlink in {None, "local"}
     try:

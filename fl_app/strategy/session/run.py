@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from fl_app import flower_internals
 from fl_app.events import SessionEnded, SessionStarted
+from fl_app.flower_internals import lost
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
 from fl_app.strategy.errors import TooFewNodesError
@@ -146,7 +146,7 @@ def open_session(start: Start) -> Iterator[SessionRun]:
             each.folder.release()
         raise
     setup.session.health.works(REGISTRY)  # which has just let the session start
-    for reason in flower_internals.lost():
+    for reason in lost():
         setup.session.health.fails("Flower", reason)
     record, store, outbox = rounds.folder.record, setup.store, Outbox(setup, finisher)
     run = SessionRun(setup, rounds, finisher, hand, outbox)
