@@ -288,7 +288,7 @@ def test_a_superlink_that_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
     link.database.write_bytes(b"no database")
     ok, seen = check_superlink(link)
     assert not ok
-    assert f"mv {link.database}" in seen
+    assert f"mv {link.folder} " in seen
     monkeypatch.setenv(PORT_VARIABLE, "no port")
     with pytest.raises(DeploymentError, match="'no port', expected the number of a port"):
         check_superlink()

@@ -16,7 +16,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -101,8 +101,8 @@ class LocalSuperLink:
         if not self.database.is_file():
             return ""
         remedy = (
-            f"move it away (`mv {self.database} {self.database}.old`: Flower's list of past runs "
-            "starts anew, models and versions stay)"
+            f"move its folder away (`mv {self.folder} {self.folder}.old`: Flower's list of past "
+            "runs starts anew, models and versions stay)"
         )
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -130,11 +130,12 @@ class LocalSuperLink:
         """Return its process; None if none of this account runs on the port."""
         import psutil
 
-        for process in psutil.process_iter(["cmdline", "uids"]):
-            words, uids = process.info["cmdline"] or [], process.info["uids"]
-            is_one = any(Path(word).name == "flower-superlink" for word in words[:2])
-            if is_one and str(self.port) in words and uids and uids.real == os.getuid():
-                return process
+        for process in psutil.process_iter():
+            if "flower-superlink" in _names(process):
+                with suppress(psutil.Error):  # it has ended meanwhile
+                    mine = process.uids().real == os.getuid()
+                    if mine and str(self.port) in process.cmdline():
+                        return process
         return None
 
     def ensure(self, say: Callable[[str], object]) -> None:
@@ -252,14 +253,24 @@ def newest_package() -> tuple[str, datetime]:
     return name, datetime.fromtimestamp(installed[newest], UTC)
 
 
-def has_runs(process: psutil.Process) -> bool:
-    """Whether a SuperLink is busy with a run: one of its programs executes an app."""
-    programs = ("flwr-simulation", "flower-simulation", "flwr-serverapp", "flwr-agentapp")
-    for child in process.children(recursive=True):
-        words = child.cmdline()[:3]
-        if any(Path(word).name in programs for word in words):
+def has_runs(process: psutil.Process, seconds: float = 10.0) -> bool:
+    """Whether a SuperLink is busy with a run, whose program may take seconds to end after it."""
+    programs = {"flwr-simulation", "flwr-serverapp", "flwr-agentapp"}
+    deadline = time.monotonic() + seconds
+    while any(programs & _names(child) for child in process.children(recursive=True)):
+        if time.monotonic() > deadline:
             return True
+        time.sleep(0.2)
     return False
+
+
+def _names(process: psutil.Process) -> set[str]:
+    """The names of a process's program and of the script that it runs; empty if it has ended."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return {Path(word).name for word in process.cmdline()[:2]}
+    return set()
 
 
 def is_local(superlink: str | None) -> bool:

@@ -94,10 +94,10 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_remedy(
     assert done.returncode == 1
     line = next(line for line in done.stdout.splitlines() if str(database) in line)
     assert ("newer Flower" if kind == "newer" else "half-made") in done.stdout, line
-    assert f"mv {database}" in done.stdout
-    checked = plain.command("fl-app", "doctor", cwd=tmp_path, ok=False)
-    assert f"mv {database}" in checked.stdout
-    database.rename(database.with_suffix(".old"))
+    assert f"mv {database.parent} " in done.stdout
+    checked = plain.command("fl-app", "doctor", "--json", cwd=tmp_path, ok=False)
+    assert f"mv {database.parent} " in checked.stdout
+    database.parent.rename(database.parent.with_suffix(".old"))
     plain.command(*RUN, cwd=APP)
 
 
@@ -106,7 +106,7 @@ def test_a_superlink_of_another_account_is_not_used(plain: Flower, tmp_path: Pat
     other = subprocess.Popen([sys.executable, "-c", HEALTHY, port_of(plain)])
     try:
         done = plain.command(*RUN, cwd=APP, ok=False)
-        checked = plain.command("fl-app", "doctor", cwd=tmp_path, ok=False)
+        checked = plain.command("fl-app", "doctor", "--json", cwd=tmp_path, ok=False)
     finally:
         other.kill()
         other.wait()
