@@ -72,6 +72,15 @@ RULES = {
 FOR_THEMSELVES = {  # who may import these, besides what is in them
     "fl_app.api": ("fl_app.server_app", "fl_app.cli"),
     "mlflow": ("fl_registry.mlflow", "fl_registry.serving.pyfunc_model"),
+    # What Flower and MLflow do not document.
+    **dict.fromkeys(
+        ("flwr.clientapp.typing", "flwr.common", "flwr.proto", "flwr.supercore", "flwr.superlink"),
+        ("fl_app.flower_internals",),
+    ),
+    **dict.fromkeys(
+        ("mlflow.store", "mlflow.system_metrics", "mlflow.tracking", "mlflow.utils"),
+        ("fl_registry.mlflow.internals",),
+    ),
 }
 MAY_IMPORT = {  # of our packages
     "fl_app.wire": ("fl_registry",),

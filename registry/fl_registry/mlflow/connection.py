@@ -33,7 +33,8 @@ from fl_registry.mlflow.address import absolute_address, check_address, kind_of,
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.tracking._model_registry.client import ModelRegistryClient
+
+    from fl_registry.mlflow.internals import ModelRegistryClient
 
 ADDRESS_VARIABLE = "FL_APP_MLFLOW_TRACKING_URI"
 """The environment variable with MLflow's address, used if none is given."""
@@ -127,7 +128,9 @@ class Connection:
         `MlflowClient` itself reads the whole registered model before each such write, to see if it
         is a prompt, which takes longer than the write.
         """
-        return self.client._get_registry_client()
+        from fl_registry.mlflow.internals import registry_client
+
+        return registry_client(self.client)
 
     @cached_property
     def is_server(self) -> bool:

@@ -9,18 +9,22 @@ from importlib.metadata import version
 from typing import Any
 
 import requests
+from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.utils import request_utils
 from requests.adapters import HTTPAdapter
 
 __all__ = [
     "TRANSIENT_CODES",
     "KeepAliveAdapter",
+    "ModelRegistryClient",
     "SystemMetricsMonitor",
     "get_artifact_repository",
     "lost",
     "mount",
+    "registry_client",
 ]
 
 TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODES
@@ -28,6 +32,11 @@ TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODE
 KeepAliveAdapter = request_utils.TCPKeepAliveHTTPAdapter
 _USUAL = (7, 2, 1.0, TRANSIENT_CODES, True, True)  # retry settings, any of which would do
 _CACHE = "_cached_get_request_session"
+
+
+def registry_client(client: MlflowClient) -> ModelRegistryClient:
+    """Return the part of a client that writes to the model registry."""
+    return client._get_registry_client()
 
 
 class _Sessions:
