@@ -35,6 +35,11 @@ MISSING = {
         "from fl_app.hooks import PrometheusMetrics; PrometheusMetrics()",
         "prometheus_client",
     ),
+    "run": (
+        "from fl_app.cli.main import run; import typer, click;"
+        "run(typer.Context(click.Command('run')))",
+        "ray",
+    ),
     "model": ("import fl_app.yolo", "torch"),
     "ClientApp": ("import fl_app.client.client_app", "torch"),
     "monitor": (

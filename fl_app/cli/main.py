@@ -34,6 +34,7 @@ from fl_app.retraining.probation.state import in_one_line
 from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.state import read_rejected
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
+from fl_registry.errors import require
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
 
@@ -146,6 +147,7 @@ def run(ctx: typer.Context) -> None:
 
     named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
     if is_local(named):
+        require("A run on one machine", "ray")
         LocalSuperLink.of_this_account().ensure(say)
     flwr, env = str(Path(sys.executable).with_name("flwr")), environment({})
     command = [flwr, "run", ".", "--stream", *ctx.args]
