@@ -49,7 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _is_run(item.nodeid))
 
 
-_LIGHT = ("test_hostile_nodes", "test_killed_run", "test_shadow_evaluation")
+_LIGHT = (
+    *("test_hostile_nodes", "test_killed_run", "test_shadow_evaluation", "test_local_superlink"),
+    "test_flower_versions",
+)
 """Runs that load little and wait for little: they go with all else, which takes less long."""
 
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples' own commands: one on the wheel alone, the others in what uv makes of each one's
-pyproject.
-"""
+"""The examples' own commands, one after another, each in what uv makes of its pyproject."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.flower import ROOT, Flower
 
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
@@ -31,29 +29,17 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     """
     folder = tmp_path_factory.mktemp("bare")
     environment = {"UV_PROJECT_ENVIRONMENT": str(folder / "venv"), "VIRTUAL_ENV": ""}
-    flower = Flower(folder, {**OWN_ENVIRONMENT, **environment})
+    flower = Flower(folder, environment)
     flower.environment["PATH"] = flower.environment["PATH"].split(":", 1)[1]
     yield flower
     flower.stop()
 
 
-@pytest.fixture
-def from_wheel(bare: Flower) -> Iterator[Flower]:
-    """The same, in a new environment of the wheel and what the first example asks for."""
-    folder, needs = bare.folder, str(EXAMPLES / "sklearn-digits" / "pyproject.toml")
-    bare.command("uv", "build", "--wheel", "--out-dir", str(folder), str(ROOT), cwd=folder)
-    (wheel,) = folder.glob("fl_app-*.whl")
-    bare.command("uv", "venv", "--clear", str(folder / "venv"), cwd=folder)
-    install = "uv", "pip", "install", "--python", str(folder / "venv"), "--no-sources"
-    bare.command(*install, str(wheel), "-r", needs, cwd=folder)
-    bare.environment["UV_NO_SYNC"] = "1"  # `uv run` takes it as it is
-    yield bare
-    del bare.environment["UV_NO_SYNC"]
-
-
 def run_as_written(flower: Flower, example: str) -> str:
-    """Run the commands of an example's README in its folder; what they printed."""
-    flower.stop()  # a SuperLink knows only the packages that were there when it began
+    """Run the commands of an example's README in its folder; what they printed.
+
+    The SuperLink of the example before is up, and knows only the packages that were there then.
+    """
     folder = EXAMPLES / example
     block = (folder / "README.md").read_text().split("```bash\n", 1)[1].split("```", 1)[0]
     return flower.command("bash", "-euo", "pipefail", "-c", block, cwd=folder).stdout
@@ -80,14 +66,13 @@ def installed(flower: Flower, *names: str) -> dict[str, str]:
     return dict(json.loads(printed))
 
 
-def test_the_wheel_without_yolo_serves_the_digits(from_wheel: Flower) -> None:
-    printed = run_as_written(from_wheel, "sklearn-digits")
-    rows = versions(from_wheel, "digits", rounds=5)
+def test_the_digits_need_no_yolo(bare: Flower) -> None:
+    printed = run_as_written(bare, "sklearn-digits")
+    rows = versions(bare, "digits", rounds=5)
     assert rows[0]["metrics"]["accuracy"] > 0.9
     assert "accuracy 0.9" in printed
-    found = installed(from_wheel, "fl_app", "torch", "torchvision", "ultralytics", "cv2")
+    found = installed(bare, "fl_app", "torch", "torchvision", "ultralytics", "cv2")
     assert list(found) == ["fl_app"]
-    assert found["fl_app"].startswith(str(from_wheel.folder / "venv"))
 
 
 def test_a_clinic_s_new_scanner_is_noticed(bare: Flower) -> None:

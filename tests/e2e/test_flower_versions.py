@@ -2,7 +2,8 @@
 """The wheel beside the oldest and the newest Flower that its metadata allow, as pip resolves them.
 
 Each in a fresh environment: the scikit-learn example by `flwr run`, a session over a SuperLink with
-two SuperNodes, and all of Flower's strategies.
+two SuperNodes, and all of Flower's strategies. The newest is what all other tests run on, so its
+environment is resolved each time and used in `make nightly` only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.environments import build_wheel
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower, free_port
 
@@ -25,12 +27,15 @@ from fl_registry import ModelManager
 pytestmark = pytest.mark.slow
 
 EXAMPLE = ROOT / "examples" / "sklearn-digits"
-VERSIONS = ("1.40.*", "1.42.0")
-"""The oldest and the newest that `pyproject.toml` allows; its test compares."""
+OLDEST, NEWEST = "1.40.*", "1.42.0"
+NIGHTLY = settings().max_examples > 100
 TESTS = ["tests/strategy/test_shipped_strategies.py"]
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(
+    scope="module",
+    params=[OLDEST, pytest.param(NEWEST, marks=pytest.mark.skipif(not NIGHTLY, reason="nightly"))],
+)
 def fresh(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Flower]:
@@ -102,3 +107,14 @@ def test_the_strategies(fresh: Flower) -> None:
     command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     done = fresh.command(*command, "--confcutdir", str(ROOT / "tests"), cwd=ROOT)
     assert re.search(r"\d+ passed", done.stdout), done.stdout[-4000:]
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_the_wheel_resolves_beside_it(version: str, tmp_path: Path) -> None:
+    target = ["--python-version", "3.11", "--no-config", "--quiet", "-"]
+    needs = f"{build_wheel(tmp_path)}\nflwr=={version}\nboto3\nnumpy>=2\nscikit-learn\n"
+    done = subprocess.run(
+        ["uv", "pip", "compile", *target], input=needs, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"^flwr=={version.rstrip('*')}", done.stdout, re.MULTILINE)
