@@ -19,6 +19,10 @@ pytestmark = pytest.mark.slow
 
 APP = ROOT / "examples" / "sklearn-digits"
 RUN = ("fl-app", "run", "--run-config", "num-server-rounds=1")
+ENSURE = """
+from fl_app.deploy.local_superlink import LocalSuperLink
+LocalSuperLink.of_this_account().ensure(print)
+"""
 HEALTHY = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,8 +69,7 @@ def test_a_superlink_of_another_environment_is_replaced_and_stopped(
     assert "was started for another environment and has nothing to do" in done.stdout
     (second,) = superlinks(port_of(plain))
     assert second != first
-    again = plain.command(*RUN, cwd=APP)
-    assert "SuperLink on port" not in again.stdout
+    assert plain.command("python", "-c", ENSURE, cwd=tmp_path).stdout == ""
     assert superlinks(port_of(plain)) == [second]
 
     stopped = plain.command("fl-app", "stop", cwd=tmp_path)
@@ -98,7 +101,8 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_remedy(
     checked = plain.command("fl-app", "doctor", "--json", cwd=tmp_path, ok=False)
     assert f"mv {database.parent} " in checked.stdout
     database.parent.rename(database.parent.with_suffix(".old"))
-    plain.command(*RUN, cwd=APP)
+    plain.command("python", "-c", ENSURE, cwd=tmp_path)
+    assert superlinks(port_of(plain))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs root to act as another account")
