@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`create_trigger_api` makes the REST API and the status page, and `serve_api` serves them.
 
-Flask and Waitress are imported when they are used, not with this file, since `import fl_app` reads
-it.
+What this needs of Flask, Waitress and pydantic is imported when it is used, not with this file,
+since `import fl_app` reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from fl_app.api.guard import LOOPBACK, Guard, RateLimit, require_token
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
 from fl_registry.errors import require
@@ -32,7 +31,7 @@ def create_trigger_api(
     *,
     store: ModelStore | None = None,
     token: str | None = None,
-    allowed_hosts: Collection[str] = LOOPBACK,
+    allowed_hosts: Collection[str] | None = None,
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
     registry_calls_at_once: int = 4,
@@ -57,9 +56,10 @@ def create_trigger_api(
     token : str | None
         What ``Authorization: Bearer`` must hold on all routes but ``/health``; at least 16
         characters.
-    allowed_hosts : Collection[str]
-        Names, without port, that clients may call the server by; others are rejected, so that a
-        web page cannot reach it under a name of its own. ``"*"`` allows any, with a token.
+    allowed_hosts : Collection[str] | None
+        Names, without port, that clients may call the server by, by default this machine's own;
+        others are rejected, so that a web page cannot reach it under a name of its own. ``"*"``
+        allows any, with a token.
     posts_per_second, posts_at_once : float
         How many requests a client may make that change something; more get a 429.
     registry_calls_at_once : int
@@ -90,9 +90,11 @@ def create_trigger_api(
     require("The API", "flask", "prometheus_client")
     from fl_app.api.endpoint import Context
     from fl_app.api.flask_app import flask_app
+    from fl_app.api.guard import LOOPBACK, Guard, RateLimit
     from fl_app.api.monitor import all_metrics
 
-    guard = Guard(token, allowed_hosts, RateLimit(posts_per_second, posts_at_once))
+    hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
+    guard = Guard(token, hosts, RateLimit(posts_per_second, posts_at_once))
     if store is not None and probation is None:
         probation = Probation(store, manager)
     context = Context(
@@ -202,6 +204,8 @@ def serve_api(app: Flask, *, host: str = "127.0.0.1", port: int = 5001) -> ApiSe
         If others can reach the address and the app has no token, or the port is no port.
     """
     require("The API's server", "waitress")
+    from fl_app.api.guard import require_token
+
     require_token(host, app.extensions["fl_app"].token)
     if not 0 <= port <= 65535:
         raise ValueError(f"The port of the API is {port}, expected 0 to 65535.")
