@@ -76,3 +76,14 @@ def test_python_s_range_is_that_of_the_classifiers() -> None:
     allowed = SpecifierSet(project()["project"]["requires-python"])
     named = re.findall(r"Python :: (3\.\d+)", " ".join(project()["project"]["classifiers"]))
     assert named == [f"3.{n}" for n in range(30) if f"3.{n}" in allowed]
+
+
+def test_errors_name_the_ranges_of_the_metadata() -> None:
+    places = {
+        "flwr": "fl_app/flower_internals.py",
+        "mlflow": "registry/fl_registry/mlflow/internals.py",
+    }
+    for name, file in places.items():
+        named = re.findall(rf"{name}((?:[<>]=?\d+(?:\.\d+)+,?){{2}})", (ROOT / file).read_text())
+        assert named
+        assert {SpecifierSet(text) for text in named} == {requirement(name).specifier}

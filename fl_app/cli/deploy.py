@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,9 +107,9 @@ def supernode(context: typer.Context) -> None:
     if os.name != "posix":
         fail("fl-app supernode needs Linux or macOS; use flower-supernode itself.")
     from fl_app.deploy.fork_server import run_supernode
+    from fl_app.deploy.processes import program
 
-    program = str(Path(sys.executable).with_name("flower-supernode"))
-    raise SystemExit(run_supernode([program, *context.args]))
+    raise SystemExit(run_supernode([program("flower-supernode"), *context.args]))
 
 
 def _with_data(before: Settings, nodes: int | None, data: list[str] | None) -> Settings:

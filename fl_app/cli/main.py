@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -143,13 +142,13 @@ def run(ctx: typer.Context) -> None:
     If no other SuperLink is named, it starts Flower's local one if need be, for this environment.
     """
     from fl_app.deploy.local_superlink import LocalSuperLink, is_local
-    from fl_app.deploy.processes import environment
+    from fl_app.deploy.processes import environment, program
 
     named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
     if is_local(named):
         require("A run on one machine", "ray")
         LocalSuperLink.of_this_account().ensure(say)
-    flwr, env = str(Path(sys.executable).with_name("flwr")), environment({})
+    flwr, env = program("flwr"), environment({})
     command = [flwr, "run", ".", "--stream", *ctx.args]
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, text=True, bufsize=1

@@ -27,7 +27,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from fl_app.deploy.errors import DeploymentError
-from fl_app.deploy.processes import HOST, answers, environment
+from fl_app.deploy.processes import HOST, answers, end, environment, last_lines, program
 from fl_app.flower_internals import flower_home, open_state
 from fl_registry.redaction import one_line
 
@@ -172,18 +172,13 @@ class LocalSuperLink:
 
     def stop(self, process: psutil.Process) -> None:
         """End it with all that it has started, by SIGKILL after 20 seconds."""
-        import psutil
-
-        family = [process, *process.children(recursive=True)]
-        process.terminate()
-        _, left = psutil.wait_procs(family, timeout=_GRACE_SECONDS)
-        for each in left:
-            each.kill()
-        psutil.wait_procs(left, timeout=_GRACE_SECONDS)
+        started = process.children(recursive=True)
+        end([process], _GRACE_SECONDS)  # it ends its own; what is left has lost its parent
+        end(started, _GRACE_SECONDS)
 
     def _start(self, say: Callable[[str], object]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [str(Path(sys.executable).with_name("flower-superlink")), "--insecure"]
+        command = [program("flower-superlink"), "--insecure"]
         command += ["--simulation", "--isolation", "subprocess", "--host", HOST]
         command += ["--control-api-address", f"{HOST}:{self.control_port}"]
         command += ["--port", str(self.port), "--database", str(self.database)]
@@ -214,20 +209,15 @@ class LocalSuperLink:
             time.sleep(0.2)
 
     def _failure(self, code: int | None) -> str:
-        lines = [line.strip() for line in self.start_log.read_text("utf-8", "replace").splitlines()]
-        last = one_line(next((line for line in reversed(lines) if line), "nothing"), 300)
-        problem = self.database_problem() if code else ""
-        if problem:
+        if code and (problem := self.database_problem()):
             return problem
+        what = f"ended with status {code}; `fl-app doctor` checks its database and port"
         if code is None:
-            return (
-                f"The local SuperLink did not answer within {self.start_seconds:.0f} s; its last "
-                f"line: {last}. It goes on starting; try again, or see {self.start_log}."
+            what = (
+                f"did not answer within {self.start_seconds:.0f} s and goes on starting; try again"
             )
-        return (
-            f"The local SuperLink ended with status {code}; its last line: {last}. "
-            f"`fl-app doctor` checks its database and port; all lines are in {self.start_log}."
-        )
+        log = self.start_log
+        return f"The local SuperLink {what}. {log} ends with: {last_lines(log)}."
 
 
 def runs_this_environment(process: psutil.Process) -> bool:

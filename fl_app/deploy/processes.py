@@ -90,7 +90,7 @@ def superlink(layout: Layout, port: int, *, mlflow: str) -> Service:
     be the same, 20 seconds later.
     """
     keys = layout.keys
-    command = [_program("flower-superlink"), "--host", HOST, "--port", str(port)]
+    command = [program("flower-superlink"), "--host", HOST, "--port", str(port)]
     command += ["--ssl-ca-certfile", str(keys.authority), "--ssl-certfile", str(keys.certificate)]
     command += ["--ssl-keyfile", str(keys.key), "--enable-supernode-auth"]
     command += [
@@ -107,7 +107,7 @@ def superlink(layout: Layout, port: int, *, mlflow: str) -> Service:
 def supernode(layout: Layout, number: int, *, superlink_port: int, data: str) -> Service:
     """A SuperNode with a key and data of its own; only its own processes use its port."""
     keys, port = layout.keys, free_port()
-    command = [_program("fl-app"), "supernode", "--superlink", f"{HOST}:{superlink_port}"]
+    command = [program("fl-app"), "supernode", "--superlink", f"{HOST}:{superlink_port}"]
     command += ["--root-certificates", str(keys.authority)]
     command += ["--auth-supernode-private-key", str(keys.node(number).private)]
     command += ["--node-config", f'data="{data}"', "--host", HOST, "--port", str(port)]
@@ -151,7 +151,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """Return the path of a program of this Python environment, which need not be on PATH."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -243,7 +244,7 @@ class Processes:
             hopeless = [one for one in failed if one.failures > 1]
             if hopeless or time.monotonic() > deadline:
                 logs = [self.layout.log(one.service.name) for one in hopeless or failed]
-                ends = "".join(f" {log} ends with: {_last_lines(log)}." for log in logs[:1])
+                ends = "".join(f" {log} ends with: {last_lines(log)}." for log in logs[:1])
                 raise DeploymentError(f"{what} did not come up.{ends}")
 
     def wait_for(self, names: Sequence[str], seconds: float) -> None:
@@ -366,7 +367,8 @@ def end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
         _, left = psutil.wait_procs(left, timeout=grace_seconds)
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
+    """Return the last five lines of a log in one, "nothing" if it has none."""
     text = log.read_text("utf-8", "replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return one_line(" / ".join(lines[-_LOG_LINES:]) or "nothing", 600)

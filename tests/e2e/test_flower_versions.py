@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support.deployment import wait_until
 from support.environments import build_wheel
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower, free_port
 
@@ -76,18 +76,16 @@ def test_a_session_over_a_superlink_with_two_supernodes(fresh: Flower, tmp_path:
         config = f"partition-id={number} num-partitions=2"
         commands.append([*node, "--port", str(free_port()), "--node-config", config])
     with ExitStack() as stack:
-        for command in commands:
-            log = stack.enter_context((tmp_path / f"{len(command)}.log").open("wb"))
+        for number, command in enumerate(commands):
+            log = stack.enter_context((tmp_path / f"{number}.log").open("wb"))
             process = subprocess.Popen(
                 command, env=fresh.environment, cwd=tmp_path, stdout=log, stderr=log
             )
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            deadline = time.monotonic() + 120
-            while command is commands[0] and not answers(f"http://{address}/health"):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+            if number == 0:
+                wait_until(lambda: answers(f"http://{address}/health"), 120, "the SuperLink")
+            assert process.poll() is None
         config = fresh.folder / "flwr" / "config.toml"
         text = config.read_text()
         table = f'\n[superlink.remote]\naddress = "{address}"\ninsecure = true\n'

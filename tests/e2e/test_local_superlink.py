@@ -6,11 +6,11 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.deployment import wait_until
 from support.flower import ROOT, Flower, superlinks
 
 from fl_app.deploy.processes import answers
@@ -53,11 +53,12 @@ def started_by_flower(flower: Flower) -> int:
     control = flower.environment["FLWR_LOCAL_CONTROL_API_PORT"]
     command += ["--control-api-address", f"127.0.0.1:{control}"]
     started = subprocess.Popen(command, env=flower.environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not answers(f"http://127.0.0.1:{port}/health"):
+
+    def is_up() -> bool:
         assert started.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+        return answers(f"http://127.0.0.1:{port}/health")
+
+    wait_until(is_up, 120, "the SuperLink")
     return started.pid
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import requests
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.utils import request_utils
 from requests.adapters import HTTPAdapter
@@ -20,11 +19,11 @@ __all__ = [
     "TRANSIENT_CODES",
     "KeepAliveAdapter",
     "ModelRegistryClient",
-    "SystemMetricsMonitor",
     "get_artifact_repository",
     "lost",
     "mount",
     "registry_client",
+    "system_metrics_monitor",
 ]
 
 TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODES
@@ -37,6 +36,14 @@ _CACHE = "_cached_get_request_session"
 def registry_client(client: MlflowClient) -> ModelRegistryClient:
     """Return the part of a client that writes to the model registry."""
     return client._get_registry_client()
+
+
+def system_metrics_monitor(run_id: str, tracking_uri: str) -> Any:
+    """Return what logs a machine's load to a run; imported here, as few runs ask for it."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    # With the run and the address given, it uses none of MLflow's globals for them.
+    return SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking_uri)
 
 
 class _Sessions:

@@ -16,7 +16,6 @@ from fl_registry.tracking import Kind, Tracker
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from fl_registry.mlflow.internals import SystemMetricsMonitor
 
 _BATCHES = {"params": ("Param", 100), "metrics": ("Metric", 1000), "tags": ("RunTag", 100)}
 _MAX_DIGEST = 36  # characters
@@ -61,7 +60,7 @@ class FederatedLearningTracker(Tracker):
         self.connection = Connection(tracking_uri, home)
         self.experiment_name = experiment_name
         self._system_metrics = system_metrics
-        self._monitor: SystemMetricsMonitor | None = None
+        self._monitor: Any = None
 
     @property
     def tracking_uri(self) -> str:
@@ -134,12 +133,10 @@ class FederatedLearningTracker(Tracker):
     def _start_monitor(self, run: Run) -> None:
         if not self._system_metrics:
             return
-        from fl_registry.mlflow.internals import SystemMetricsMonitor
+        from fl_registry.mlflow.internals import system_metrics_monitor
 
-        # With the run and the address given, it uses none of MLflow's globals for them.
-        options = {"resume_logging": True, "tracking_uri": self.tracking_uri}
         with self.connection.errors("log system metrics"):
-            self._monitor = SystemMetricsMonitor(run.info.run_id, **options)
+            self._monitor = system_metrics_monitor(run.info.run_id, self.tracking_uri)
             self._monitor.start()
 
     def _end_monitor(self) -> None:
