@@ -22,6 +22,7 @@ from fl_app.client.data import DataError, NodeData, load_node_data
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
+from fl_app.client.train_args import TrainArgs, TrainArgsError, read_train_args
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
@@ -31,6 +32,16 @@ from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import RegistryError
 
 logger = logging.getLogger(__name__)
+
+# Their text is a sentence for the person who runs the federation.
+_REPORTED = (
+    ConfigError,
+    ModelMismatchError,
+    PictureError,
+    RegistryError,
+    TrainArgsError,
+    TrainingError,
+)
 
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
 
@@ -48,7 +59,7 @@ def with_data(handler: Handler) -> ClientAppCallable:
         try:
             config = ClientConfig.from_run_config(context.run_config, context.node_config)
             return handler(message, context, config, load_node_data(config))
-        except (ConfigError, ModelMismatchError, PictureError, RegistryError, TrainingError) as err:
+        except _REPORTED as err:
             reason = str(err)
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
@@ -97,7 +108,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
         image_size=config.image_size,
         batch_size=config.batch_size,
         epochs=config.local_epochs,
-        learning_rate=_number(order, "learning-rate"),
+        args=_train_args(order, config),
         seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
         threads=config.threads,
         device=_device(),
@@ -143,6 +154,13 @@ def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) 
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model
+
+
+def _train_args(order: ConfigRecord, config: ClientConfig) -> TrainArgs:
+    """Return the training arguments of this round, which the server sends."""
+    values, epochs = read_train_args(str(order.get("train-args", ""))), config.local_epochs
+    before, rounds = _number(order, "server-round") - 1, _number(order, "num-rounds")
+    return TrainArgs(values, epoch=int(before * epochs), epochs=int(rounds * epochs))
 
 
 def _number(order: ConfigRecord, key: str) -> int | float:

@@ -43,7 +43,8 @@ def ask(
     server_round: int = 1,
     **settings: bool | float | int | str,
 ) -> Message:
-    config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
+    order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
+    config = ConfigRecord({**order})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
