@@ -103,7 +103,7 @@ def test_a_simulation_that_gives_its_nodes_no_gpu_says_how_to_give_one(
 )
 def test_a_lack_of_memory_is_one_sentence(error: Exception) -> None:
     with (
-        pytest.raises(DeviceError, match="^cpu has too little memory: lower batch-size$"),
+        pytest.raises(DeviceError, match=r"^cpu has too little memory: lower batch-size$"),
         device_memory(torch.device("cpu"), "lower batch-size"),
     ):
         raise error
