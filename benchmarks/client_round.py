@@ -40,8 +40,9 @@ from fl_app.client.data import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.client.optimization import build_optimizer
 from fl_app.client.train_args import TrainArgs, read_train_args
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, read_pictures
+from fl_models.pictures import DataSpec
 from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
@@ -57,7 +58,7 @@ from pathlib import Path
 from fl_app.client.client_app import _model
 from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
-from fl_models.pictures import read_pictures
+from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)
 train_locally(_model("n", spec.names), read_pictures(spec.train, spec.nc), names=spec.names,
               image_size=64, batch_size=16, epochs=1, seed=1)

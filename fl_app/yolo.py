@@ -12,12 +12,12 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.client.data import data_digest
 from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
+from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
@@ -54,6 +54,11 @@ class YoloOnServer:
         Size, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+
+    Raises
+    ------
+    DeviceError
+        ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
@@ -72,11 +77,16 @@ class YoloOnServer:
         self._model = get_model(
             config.model_size, config.num_classes, names=data.names, seed=config.seed
         )
+        self._device = chosen_device(config.server_device, setting="server-device")
+        self._too_much = (
+            f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
+            f"image-size (now {config.image_size})"
+        )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            device="cuda:0" if torch.cuda.is_available() else "cpu",
+            device=str(self._device),
         )
 
     def first_arrays(self) -> ArrayRecord:
@@ -106,7 +116,8 @@ class YoloOnServer:
         of each picture are returned for paired tests.
         """
         self._load(arrays)
-        scores = self._scores(self._model)
+        with device_memory(self._device, self._too_much):
+            scores = self._scores(self._model)
         by_class = self._scores.per_class(self._metric)
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)
