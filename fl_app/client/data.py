@@ -7,13 +7,14 @@ Nothing is written to the user's data folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
 from fl_models.pictures import (
@@ -29,6 +30,7 @@ from fl_registry import app_home
 from fl_registry.redaction import printable
 
 HELD_OUT_EVERY = 10
+_NO_LABEL = hashlib.sha256(b"none").hexdigest()
 
 
 class DataError(PictureError):
@@ -123,7 +125,8 @@ def load_node_data(config: ClientConfig) -> NodeData:
             "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
             """--node-config 'data="/absolute/path/data.yaml"'"""
         )
-    spec = run_data(config, app_home(config.home))
+    home = app_home(config.home)
+    spec = run_data(config, home)
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
             spec,
@@ -135,7 +138,8 @@ def load_node_data(config: ClientConfig) -> NodeData:
         )
         train, holdout = split_holdout(share)
         spec = replace(spec, train=train, val=holdout)
-    return NodeData(spec, _digest([*spec.train, *spec.val]))
+    store = memory_of(home, "digests", spec.root)
+    return NodeData(spec, _digest([*spec.train, *spec.val], store))
 
 
 def partition(
@@ -202,21 +206,35 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return train, tuple(paths[::HELD_OUT_EVERY])
 
 
-def data_digest(paths: Iterable[Path]) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_digest(paths: Iterable[Path], digest_of: Callable[[Path], str] = file_digest) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
     Folders are not included, so the same data has the same digest on every machine.
+
+    Parameters
+    ----------
+    digest_of : Callable[[Path], str]
+        Returns the SHA-256 of a file, in hexadecimal.
     """
     rows = []
     for path in paths:
         label = label_file(path)
-        text = label.read_bytes() if label.is_file() else b"none"
-        digests = hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(text).digest()
+        text = digest_of(label) if label.is_file() else _NO_LABEL
+        digests = bytes.fromhex(digest_of(path)) + bytes.fromhex(text)
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
-_digest = cached_while_unchanged(data_digest)
+@cached_while_unchanged
+def _digest(paths: Sequence[Path], store: Path) -> str:
+    with FileMemory(store) as memory:
+        return data_digest(paths, lambda path: memory.of(path, file_digest))
 
 
 @contextmanager
