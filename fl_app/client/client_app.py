@@ -25,8 +25,9 @@ from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
 from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged, read_pictures
+from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import RegistryError
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed.
+"""Pictures and their label files in Ultralytics' layout; nothing on disk is changed.
 
-What is read from them can be cached while the files are unchanged.
+What is read from them can be cached while the files are unchanged. Pictures themselves are decoded
+in `fl_models.decoding`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -17,11 +17,14 @@ from typing import TypeVar
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_MIN_SIDE = 10
-_JPEG_END = b"\xff\xd9"
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg"),
+        *("jpg", "mpo", "png", "tif", "tiff", "webp"),
+    )
+)
+"""Those that Ultralytics reads, in lower case."""
 _CACHED = 4  # results; one process of a simulation may run several nodes in turn
 _GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
 
@@ -42,7 +45,7 @@ class Picture:
     path : Path
         The picture's file.
     shape : tuple[int, int]
-        Height and width in pixels, as stored.
+        Height and width in pixels of the upright picture, as its EXIF tags turn it.
     boxes : np.ndarray
         float32, shape (n, 5): class, centre x, centre y, width, height; the last four as
         fractions of the picture. No rows for a background picture.
@@ -83,30 +86,6 @@ def label_file(picture: Path) -> Path:
     head, folder, tail = str(picture).rpartition(f"{os.sep}images{os.sep}")
     path = f"{head}{os.sep}labels{os.sep}{tail}" if folder else tail
     return Path(path).with_suffix(".txt")
-
-
-def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
-    """Read labels and check files; unusable pictures are left out, one warning line each.
-
-    A picture without a label file counts as background, as in Ultralytics; their number is logged
-    in one warning.
-    """
-    pictures, unlabelled = [], 0
-    for path in paths:
-        try:
-            picture = Picture(path, _checked_shape(path), read_boxes(path, num_classes))
-        except PictureError as error:
-            logger.warning("skipped a picture: %s", error)
-            continue
-        unlabelled += not label_file(path).is_file()
-        pictures.append(picture)
-    if unlabelled:
-        logger.warning(
-            "%d of %d pictures have no label file and count as background",
-            unlabelled,
-            len(pictures),
-        )
-    return pictures
 
 
 def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
@@ -169,31 +148,6 @@ def _fault(boxes: np.ndarray, num_classes: int) -> str:
     if (places > 1.01).any() or (places[:, :2] < -0.01).any() or (places[:, 2:] < 0).any():
         return "coordinates outside the picture, expected fractions from 0 to 1"
     return ""
-
-
-def _checked_shape(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.verify()
-        if path.suffix.lower() in {".jpg", ".jpeg"} and not _ends_well(path):
-            with Image.open(path) as image:
-                image.load()  # fails for a cut-off file, not for extra bytes at the end
-    except ImportError as error:  # Ultralytics makes Pillow search for a HEIF plugin
-        raise PictureError(f"{path} can't be decoded: its format is unknown") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} can't be decoded: {error}") from error
-    if min(width, height) < _MIN_SIDE:
-        raise PictureError(f"{path} has {width}x{height} pixels, expected at least {_MIN_SIDE}")
-    return height, width
-
-
-def _ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == _JPEG_END
 
 
 def file_states(
