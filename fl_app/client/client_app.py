@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 from fl_registry.errors import require
@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fl_app.client.data import DataError, NodeData, load_node_data
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
@@ -25,11 +26,11 @@ from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
 from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
-from fl_models.decoding import read_pictures
+from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged
+from fl_models.pictures import DataSpec, Picture, PictureError, cached_while_unchanged
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
-from fl_registry import RegistryError
+from fl_registry import RegistryError, app_home
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.nc)
+    pictures = _pictures(data.spec.train, data.spec.nc, _shapes(config, data))
     if not pictures:
         raise DataError(
             f"none of the {len(data.spec.train)} training pictures of this node is usable"
@@ -126,20 +127,35 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
     device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     sizes = config.image_size, config.batch_size
-    holdout = _holdout(data.spec.val, data.spec, *sizes, str(device))
+    holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
         scores = holdout(model)
     return _reply(message, {"num-examples": len(holdout), **scores}, data)
 
 
-_pictures = cached_while_unchanged(read_pictures)
+@cached_while_unchanged
+def _pictures(paths: Sequence[Path], num_classes: int, store: Path) -> list[Picture]:
+    with FileMemory(store) as memory:
+        return read_pictures(paths, num_classes, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
 def _holdout(
-    paths: Sequence[Path], data: DataSpec, image_size: int, batch_size: int, device: str
+    paths: Sequence[Path], data: DataSpec, sizes: tuple[int, int], device: str, store: Path
 ) -> Holdout:
-    return Holdout(data, image_size=image_size, batch_size=batch_size, device=device)
+    side, batch = sizes
+    with FileMemory(store) as memory:
+        shape_of = partial(_shape, memory)
+        return Holdout(data, image_size=side, batch_size=batch, device=device, shape_of=shape_of)
+
+
+def _shape(memory: FileMemory, path: Path) -> tuple[int, int]:
+    height, width = memory.of(path, picture_shape)
+    return height, width
+
+
+def _shapes(config: ClientConfig, data: NodeData) -> Path:
+    return memory_of(app_home(config.home), "shapes", data.spec.root)
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -25,36 +25,6 @@ _DECODERS = {".heic": "pi-heif", ".heif": "pi-heif"}
 
 class DecoderMissingError(PictureError):
     """A picture's format has no decoder on this machine."""
-
-
-def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
-    """Read labels and decode pictures once; unusable ones are left out, one warning line each.
-
-    Pictures of a format without a decoder are counted in one warning for each format. A picture
-    without a label file counts as background, as in Ultralytics; their number is logged in one
-    warning, with the place of the first.
-    """
-    pictures, unlabelled, no_decoder = list[Picture](), list[Path](), Counter[str]()
-    for path in paths:
-        try:
-            picture = Picture(path, picture_shape(path), read_boxes(path, num_classes))
-        except DecoderMissingError as error:
-            no_decoder[str(error)] += 1
-        except PictureError as error:
-            logger.warning("skipped a picture: %s", error)
-        else:
-            pictures.append(picture)
-            unlabelled += [] if label_file(path).is_file() else [label_file(path)]
-    for reason, count in no_decoder.items():
-        logger.warning("skipped %d pictures: %s", count, reason)
-    if unlabelled:
-        logger.warning(
-            "%d of %d pictures have no label file and count as background; the first would be %s",
-            len(unlabelled),
-            len(pictures),
-            unlabelled[0],
-        )
-    return pictures
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
@@ -91,3 +61,43 @@ def picture_shape(path: Path) -> tuple[int, int]:
     if min(width, height) < _MIN_SIDE:
         raise PictureError(f"{path} has {width}x{height} pixels, expected at least {_MIN_SIDE}")
     return height, width
+
+
+def read_pictures(
+    paths: Iterable[Path],
+    num_classes: int,
+    *,
+    shape_of: Callable[[Path], tuple[int, int]] = picture_shape,
+) -> list[Picture]:
+    """Read labels and decode pictures once; unusable ones are left out, one warning line each.
+
+    Pictures of a format without a decoder are counted in one warning for each format. A picture
+    without a label file counts as background, as in Ultralytics; their number is logged in one
+    warning, with the place of the first.
+
+    Parameters
+    ----------
+    shape_of : Callable[[Path], tuple[int, int]]
+        As `picture_shape`, for callers that know the shapes of unchanged pictures.
+    """
+    pictures, unlabelled, no_decoder = list[Picture](), list[Path](), Counter[str]()
+    for path in paths:
+        try:
+            picture = Picture(path, shape_of(path), read_boxes(path, num_classes))
+        except DecoderMissingError as error:
+            no_decoder[str(error)] += 1
+        except PictureError as error:
+            logger.warning("skipped a picture: %s", error)
+        else:
+            pictures.append(picture)
+            unlabelled += [] if label_file(path).is_file() else [label_file(path)]
+    for reason, count in no_decoder.items():
+        logger.warning("skipped %d pictures: %s", count, reason)
+    if unlabelled:
+        logger.warning(
+            "%d of %d pictures have no label file and count as background; the first would be %s",
+            len(unlabelled),
+            len(pictures),
+            unlabelled[0],
+        )
+    return pictures

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywhn2xyxy
 
 from fl_models.dataset import PictureDataset
-from fl_models.decoding import read_pictures
+from fl_models.decoding import picture_shape, read_pictures
 from fl_models.map_results import Matches
 from fl_models.pictures import DataSpec, Picture, PictureError
 from fl_models.yolo import YoloModel
@@ -53,6 +53,8 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
+    shape_of : Callable[[Path], tuple[int, int]]
+        As in `read_pictures`.
 
     Raises
     ------
@@ -68,8 +70,9 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
+        shape_of: Callable[[Path], tuple[int, int]] = picture_shape,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc)
+        pictures = read_pictures(data.val, data.nc, shape_of=shape_of)
         if not pictures:
             raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
