@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from fl_models.classes import IGNORED, match_names
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _MIN_SIDE = 10
 _JPEG_END = b"\xff\xd9"
+_REASONS = 3  # that a note names
 _CACHED = 4  # results; one process of a simulation may run several nodes in turn
 _GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
 
@@ -30,7 +34,19 @@ _FileStates = tuple[tuple[int, ...] | None, ...]
 
 
 class PictureError(ValueError):
-    """Pictures or their label files can't be used; the text names the file and the reason."""
+    """Pictures or their label files can't be used; the text names the file and the reason.
+
+    Parameters
+    ----------
+    message : str
+        The text.
+    reason : str
+        The same without names of files, to follow "because of".
+    """
+
+    def __init__(self, message: str, reason: str = "a file that can't be used") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +69,75 @@ class Picture:
     boxes: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Pictures(Sequence[Picture]):
+    """The usable pictures among those that were read.
+
+    Parameters
+    ----------
+    usable : tuple[Picture, ...]
+        The pictures.
+    left_out : Mapping[str, int]
+        By reason how many others there are.
+    num_classes : int
+        Classes of the data set.
+    numbered : tuple[int, int] | None
+        Lowest and highest class number in all label files; None without boxes.
+    only_backgrounds : bool
+        Whether there are labels, and no picture with a label file is usable.
+    """
+
+    usable: tuple[Picture, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    num_classes: int = 0
+    numbered: tuple[int, int] | None = None
+    only_backgrounds: bool = False
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.usable[index]
+
+    @property
+    def note(self) -> str:
+        """How many pictures were left out and why; empty if none."""
+        total, many = sum(self.left_out.values()), len(self.usable)
+        if not total:
+            return ""
+        worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
+        reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
+        return f"{total} of {total + many} pictures are left out: {reasons}"
+
+    def require_usable(self, what: str) -> None:
+        """Check that there are pictures, and that their labels are numbered as their classes are.
+
+        Parameters
+        ----------
+        what : str
+            What the pictures are, for the error: "training pictures".
+
+        Raises
+        ------
+        PictureError
+            No picture or no label is usable, or the labels are numbered from 1.
+        """
+        count = len(self) + sum(self.left_out.values())
+        last = self.num_classes - 1
+        if self.numbered and self.numbered[0] > 0 and self.numbered[1] == self.num_classes:
+            # The others would be trained as the class after their own.
+            raise PictureError(
+                f"the labels of the {count} {what} are numbered {self.numbered[0]} to "
+                f"{self.numbered[1]}, expected 0 to {last}: number the classes from 0"
+            )
+        if not self.usable or self.only_backgrounds:
+            none = "no label" if self.only_backgrounds else "none"
+            raise PictureError(
+                f"{none} of the {count} {what} can be used ({self.note}): "
+                "correct them, or use another data set"
+            )
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A data set as its `data.yaml` describes it.
@@ -64,18 +149,34 @@ class DataSpec:
     train, val : tuple[Path, ...]
         Pictures of the two splits, sorted, absolute.
     names : tuple[str, ...]
-        Class names by class number.
+        Class names by class number of the model.
+    numbers : tuple[int, ...]
+        By class number in the label files the number in ``names``, or `IGNORED`; by default the
+        same number.
     """
 
     root: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(len(self.names))))
 
     @property
     def nc(self) -> int:
-        """Number of classes."""
+        """Number of classes of the model."""
         return len(self.names)
+
+    def for_model(self, names: Sequence[str], *, ignore_others: bool = False) -> DataSpec:
+        """Return the data set with the classes of a model, which are matched by their names.
+
+        Boxes of classes that the model lacks are left out. See `match_names` for what it raises.
+        """
+        place = (*match_names(self.names, names, ignore_others=ignore_others), IGNORED)
+        return replace(self, names=tuple(names), numbers=tuple(place[n] for n in self.numbers))
 
 
 def label_file(picture: Path) -> Path:
@@ -85,59 +186,93 @@ def label_file(picture: Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
+def read_pictures(paths: Iterable[Path], numbers: Sequence[int]) -> Pictures:
     """Read labels and check files; unusable pictures are left out, one warning line each.
 
     A picture without a label file counts as background, as in Ultralytics; their number is logged
     in one warning.
+
+    Parameters
+    ----------
+    paths : Iterable[Path]
+        The pictures.
+    numbers : Sequence[int]
+        `DataSpec.numbers` of their data set.
     """
-    pictures, unlabelled = [], 0
+    usable, left_out = list[Picture](), Counter[str]()
+    classes, labelled, unlabelled = set[int](), 0, 0
     for path in paths:
+        has_label = label_file(path).is_file()
         try:
-            picture = Picture(path, _checked_shape(path), read_boxes(path, num_classes))
+            shape, rows = _checked_shape(path), _read_rows(path)
+            labelled += has_label
+            # Before the check, for what it leaves out says how the labels are numbered.
+            classes.update(rows[np.isfinite(rows[:, 0]), 0].astype(int).tolist())
+            picture = Picture(path, shape, _checked_boxes(path, rows, numbers))
         except PictureError as error:
             logger.warning("skipped a picture: %s", error)
+            left_out[error.reason] += 1
             continue
-        unlabelled += not label_file(path).is_file()
-        pictures.append(picture)
+        unlabelled += not has_label
+        usable.append(picture)
     if unlabelled:
         logger.warning(
-            "%d of %d pictures have no label file and count as background",
-            unlabelled,
-            len(pictures),
+            "%d of %d pictures have no label file and count as background", unlabelled, len(usable)
         )
-    return pictures
+    numbered = (min(classes), max(classes)) if classes else None
+    only_backgrounds = bool(labelled) and len(usable) == unlabelled
+    return Pictures(tuple(usable), dict(left_out), len(numbers), numbered, only_backgrounds)
 
 
-def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
+def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the true boxes of a picture, shape (n, 5), without repeated rows.
 
-    Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them.
+    Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them. Boxes of a class that
+    the model lacks are left out.
+
+    Parameters
+    ----------
+    picture : Path
+        The picture, whose label file is read.
+    numbers : Sequence[int]
+        `DataSpec.numbers` of its data set.
 
     Raises
     ------
     PictureError
         A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
+    return _checked_boxes(picture, _read_rows(picture), numbers)
+
+
+def _read_rows(picture: Path) -> np.ndarray:
     path = label_file(picture)
     if not path.is_file():
         return np.zeros((0, 5), np.float32)
     try:
         rows = [row.split() for row in path.read_text("utf-8-sig").splitlines() if row.strip()]
-        boxes = np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
+        return np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
     except (OSError, ValueError) as error:
-        raise PictureError(f"{picture}: label file {path} can't be read: {error}") from error
-    fault = _fault(boxes, num_classes)
+        reason = "a label file that can't be read"
+        raise PictureError(
+            f"{picture}: label file {path} can't be read: {error}", reason
+        ) from error
+
+
+def _checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    fault = _fault(rows, len(numbers))
     if fault:
-        raise PictureError(f"{picture}: label file {path} has {fault}")
-    _, first = np.unique(boxes, axis=0, return_index=True)
-    return boxes[np.sort(first)]
+        raise PictureError(f"{picture}: label file {label_file(picture)} has {fault}", fault)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    boxes = rows[np.sort(first)]
+    boxes[:, 0] = np.asarray(numbers, np.float32)[boxes[:, 0].astype(int)]
+    return np.asarray(boxes[boxes[:, 0] != IGNORED])
 
 
-def usable_boxes(picture: Path, num_classes: int) -> np.ndarray:
+def usable_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the boxes of ``read_boxes``, or none if they can't be used."""
     try:
-        return read_boxes(picture, num_classes)
+        return read_boxes(picture, numbers)
     except PictureError:
         return np.zeros((0, 5), np.float32)
 
@@ -174,6 +309,7 @@ def _fault(boxes: np.ndarray, num_classes: int) -> str:
 def _checked_shape(path: Path) -> tuple[int, int]:
     from PIL import Image
 
+    reason = "a picture that can't be decoded"
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -182,11 +318,12 @@ def _checked_shape(path: Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 image.load()  # fails for a cut-off file, not for extra bytes at the end
     except ImportError as error:  # Ultralytics makes Pillow search for a HEIF plugin
-        raise PictureError(f"{path} can't be decoded: its format is unknown") from error
+        raise PictureError(f"{path} can't be decoded: its format is unknown", reason) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} can't be decoded: {error}") from error
+        raise PictureError(f"{path} can't be decoded: {error}", reason) from error
     if min(width, height) < _MIN_SIDE:
-        raise PictureError(f"{path} has {width}x{height} pixels, expected at least {_MIN_SIDE}")
+        fault = f"{width}x{height} pixels, expected at least {_MIN_SIDE}"
+        raise PictureError(f"{path} has {fault}", fault)
     return height, width
 
 
