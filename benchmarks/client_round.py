@@ -37,8 +37,9 @@ from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, read_pictures
+from fl_models.pictures import DataSpec
 from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
@@ -53,7 +54,7 @@ from pathlib import Path
 from fl_app.client.client_app import _model
 from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
-from fl_models.pictures import read_pictures
+from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)
 train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
               image_size=64, batch_size=16, epochs=1, learning_rate=0.001, seed=1)

@@ -11,11 +11,11 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.client.data import data_digest
 from fl_app.config import ConfigError, ServerConfig
+from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
@@ -34,6 +34,11 @@ class YoloOnServer:
         Size, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+
+    Raises
+    ------
+    DeviceError
+        ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
@@ -52,11 +57,16 @@ class YoloOnServer:
             f"{data.root.name}/val", data_digest(data.val, data.names), str(data.root)
         )
         self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
+        self._device = chosen_device(config.server_device, setting="server-device")
+        self._too_much = (
+            f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
+            f"image-size (now {config.image_size})"
+        )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            device="cuda:0" if torch.cuda.is_available() else "cpu",
+            device=str(self._device),
         )
 
     def first_arrays(self) -> ArrayRecord:
@@ -86,7 +96,8 @@ class YoloOnServer:
         of each picture are returned for paired tests.
         """
         self._load(arrays)
-        scores = self._scores(self._model)
+        with device_memory(self._device, self._too_much):
+            scores = self._scores(self._model)
         by_class = self._scores.per_class(self._metric)
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)

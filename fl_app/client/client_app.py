@@ -14,7 +14,6 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -24,9 +23,11 @@ from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
+from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged, read_pictures
+from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import RegistryError
 
@@ -51,7 +52,14 @@ def with_data(handler: Handler) -> ClientAppCallable:
             config = ClientConfig.from_run_config(context.run_config, context.node_config)
             data = load_node_data(config, _class_names(message))
             return handler(message, context, config, data)
-        except (ConfigError, ModelMismatchError, PictureError, RegistryError, TrainingError) as err:
+        except (
+            ConfigError,
+            DeviceError,
+            ModelMismatchError,
+            PictureError,
+            RegistryError,
+            TrainingError,
+        ) as err:
             reason = str(err)
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
@@ -89,19 +97,21 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     order = message.content.config_records["config"]
     # The digest is included, since a node with data of its own has no partition id.
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
+    device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
-    loss = train_locally(
-        model,
-        pictures,
-        names=data.spec.names,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        epochs=config.local_epochs,
-        learning_rate=_number(order, "learning-rate"),
-        seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
-        threads=config.threads,
-        device=_device(),
-    )
+    with device_memory(device, _too_much(config)):
+        loss = train_locally(
+            model,
+            pictures,
+            names=data.spec.names,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            epochs=config.local_epochs,
+            learning_rate=_number(order, "learning-rate"),
+            seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
+            threads=config.threads,
+            device=str(device),
+        )
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)
     # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
@@ -114,10 +124,11 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 @with_data
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
+    device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     sizes = config.image_size, config.batch_size
-    holdout = _holdout(data.spec.val, data.spec, *sizes, _device())
-    with torch_threads(config.threads):
+    holdout = _holdout(data.spec.val, data.spec, *sizes, str(device))
+    with device_memory(device, _too_much(config)), torch_threads(config.threads):
         scores = holdout(model)
     return _reply(message, {"num-examples": len(holdout), **scores}, data, holdout.note)
 
@@ -155,8 +166,11 @@ def _number(order: ConfigRecord, key: str) -> int | float:
     return value
 
 
-def _device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+def _too_much(config: ClientConfig) -> str:
+    return (
+        f"lower batch-size (now {config.batch_size}, which a node config may set), or image-size "
+        f"(now {config.image_size})"
+    )
 
 
 def _class_names(message: Message) -> tuple[str, ...]:

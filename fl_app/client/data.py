@@ -131,8 +131,14 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
     Raises
     ------
     DataError
-        The data can't be used, or their classes are not the server's.
+        The data can't be used, their classes are not the server's, or a node that is not simulated
+        names none.
     """
+    if config.data is None and config.partition_id is None:
+        raise DataError(
+            "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
+            """--node-config 'data="/absolute/path/data.yaml"'"""
+        )
     own = run_data(config, app_home(config.home))
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(

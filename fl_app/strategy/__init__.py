@@ -18,30 +18,17 @@ from fl_app.strategy.setup import (
     SessionSettings,
     ShadowEvaluation,
 )
-from fl_registry import (
-    AtLeast,
-    AtMost,
-    BeatsChampion,
-    BestSoFar,
-    Finite,
-    ModelManager,
-    NoRegression,
-    decide_stage,
-)
+from fl_registry import ModelManager
+from fl_registry.gates import gates as _gates
+from fl_registry.gates.gates import *  # noqa: F403
 
 __all__ = [
-    "AtLeast",
-    "AtMost",
-    "BeatsChampion",
-    "BestSoFar",
     "DataUsed",
     "EarlyStopping",
-    "Finite",
     "LifecycleStrategy",
     "MetricError",
     "ModelCard",
     "ModelManager",
-    "NoRegression",
     "Origin",
     "Resume",
     "ResumeError",
@@ -56,7 +43,8 @@ __all__ = [
     "ShadowEvaluation",
     "StreamingFedAvg",
     "TooFewNodesError",
-    "decide_stage",
     "default_policy",
     "plot_metrics",
 ]
+__all__ += _gates.__all__
+__all__.sort()

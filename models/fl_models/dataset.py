@@ -7,6 +7,7 @@ overwrite, and rewrites JPEG files; this data set writes no file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset, build_dataloader
 from ultralytics.data.augment import Format
 
-from fl_models.pictures import Picture
+from fl_models.pictures import Picture, PictureError
+
+logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = 128 << 20  # of decoded, scaled pictures
 
@@ -35,6 +38,10 @@ class _AsIs(Format):  # type: ignore[misc]  # Ultralytics is untyped to mypy
 class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyped to mypy
     """Pictures and boxes as Ultralytics' loaders expect them.
 
+    A picture that can no longer be read is skipped with a warning: its successor takes its place in
+    training, and in evaluation it is missing from its batch, which is an empty dictionary if no
+    picture remains.
+
     Parameters
     ----------
     pictures : Sequence[Picture]
@@ -52,6 +59,7 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
         self, pictures: Sequence[Picture], names: Sequence[str], *, settings: Any, augment: bool
     ) -> None:
         self._pictures, self.settings = pictures, get_cfg(overrides=settings)
+        self._unreadable = set[str]()
         if not augment:
             self.format_class = _AsIs
         super().__init__(
@@ -78,6 +86,40 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the paths of the pictures; `img_path` is ignored."""
         return [str(picture.path) for picture in self._pictures]
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        """Return a transformed picture; in evaluation None if it can't be read any more."""
+        try:
+            return dict(super().__getitem__(index))
+        except PictureError:
+            if self.augment:
+                raise
+            return None
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return a picture and its boxes; in training the next one that can be read.
+
+        Raises
+        ------
+        PictureError
+            It can't be read; in training, none can.
+        """
+        indices = [(index + step) % self.ni for step in range(self.ni if self.augment else 1)]
+        for number in indices:
+            try:
+                return dict(super().get_image_and_label(number))
+            except Exception as error:  # noqa: BLE001 - what is damaged raises many types
+                path = self.im_files[number]
+                if path not in self._unreadable:
+                    logger.warning("skipped a picture that can't be read any more: %s", error)
+                    self._unreadable.add(path)
+        raise PictureError(f"none of {len(indices)} pictures can be read any more: {path}")
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """Collate the pictures of a batch that could be read."""
+        readable = [item for item in batch if item is not None]
+        return dict(YOLODataset.collate_fn(readable)) if readable else {}
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Return the boxes in Ultralytics' own record format."""

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed.
+"""Pictures and their label files in Ultralytics' layout; nothing on disk is changed.
 
-What is read from them can be cached while the files are unchanged.
+What is read from them can be cached while the files are unchanged. Pictures themselves are decoded
+in `fl_models.decoding`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
@@ -20,11 +19,14 @@ import numpy as np
 
 from fl_models.classes import IGNORED, match_names
 
-logger = logging.getLogger(__name__)
-
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_MIN_SIDE = 10
-_JPEG_END = b"\xff\xd9"
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg"),
+        *("jpg", "mpo", "png", "tif", "tiff", "webp"),
+    )
+)
+"""Those that Ultralytics reads, in lower case."""
 _REASONS = 3  # that a note names
 _CACHED = 4  # results; one process of a simulation may run several nodes in turn
 _GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
@@ -58,7 +60,7 @@ class Picture:
     path : Path
         The picture's file.
     shape : tuple[int, int]
-        Height and width in pixels, as stored.
+        Height and width in pixels of the upright picture, as its EXIF tags turn it.
     boxes : np.ndarray
         float32, shape (n, 5): class, centre x, centre y, width, height; the last four as
         fractions of the picture. No rows for a background picture.
@@ -186,44 +188,6 @@ def label_file(picture: Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def read_pictures(paths: Iterable[Path], numbers: Sequence[int]) -> Pictures:
-    """Read labels and check files; unusable pictures are left out, one warning line each.
-
-    A picture without a label file counts as background, as in Ultralytics; their number is logged
-    in one warning.
-
-    Parameters
-    ----------
-    paths : Iterable[Path]
-        The pictures.
-    numbers : Sequence[int]
-        `DataSpec.numbers` of their data set.
-    """
-    usable, left_out = list[Picture](), Counter[str]()
-    classes, labelled, unlabelled = set[int](), 0, 0
-    for path in paths:
-        has_label = label_file(path).is_file()
-        try:
-            shape, rows = _checked_shape(path), _read_rows(path)
-            labelled += has_label
-            # Before the check, for what it leaves out says how the labels are numbered.
-            classes.update(rows[np.isfinite(rows[:, 0]), 0].astype(int).tolist())
-            picture = Picture(path, shape, _checked_boxes(path, rows, numbers))
-        except PictureError as error:
-            logger.warning("skipped a picture: %s", error)
-            left_out[error.reason] += 1
-            continue
-        unlabelled += not has_label
-        usable.append(picture)
-    if unlabelled:
-        logger.warning(
-            "%d of %d pictures have no label file and count as background", unlabelled, len(usable)
-        )
-    numbered = (min(classes), max(classes)) if classes else None
-    only_backgrounds = bool(labelled) and len(usable) == unlabelled
-    return Pictures(tuple(usable), dict(left_out), len(numbers), numbered, only_backgrounds)
-
-
 def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the true boxes of a picture, shape (n, 5), without repeated rows.
 
@@ -242,10 +206,17 @@ def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     PictureError
         A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
-    return _checked_boxes(picture, _read_rows(picture), numbers)
+    return checked_boxes(picture, label_rows(picture), numbers)
 
 
-def _read_rows(picture: Path) -> np.ndarray:
+def label_rows(picture: Path) -> np.ndarray:
+    """Return the rows of a picture's label file as boxes, unchecked, shape (n, 5).
+
+    Raises
+    ------
+    PictureError
+        A row is no box or polygon.
+    """
     path = label_file(picture)
     if not path.is_file():
         return np.zeros((0, 5), np.float32)
@@ -259,7 +230,8 @@ def _read_rows(picture: Path) -> np.ndarray:
         ) from error
 
 
-def _checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+def checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """Return the boxes of ``read_boxes``, of the rows of ``label_rows``."""
     fault = _fault(rows, len(numbers))
     if fault:
         raise PictureError(f"{picture}: label file {label_file(picture)} has {fault}", fault)
@@ -304,33 +276,6 @@ def _fault(boxes: np.ndarray, num_classes: int) -> str:
     if (places > 1.01).any() or (places[:, :2] < -0.01).any() or (places[:, 2:] < 0).any():
         return "coordinates outside the picture, expected fractions from 0 to 1"
     return ""
-
-
-def _checked_shape(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    reason = "a picture that can't be decoded"
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.verify()
-        if path.suffix.lower() in {".jpg", ".jpeg"} and not _ends_well(path):
-            with Image.open(path) as image:
-                image.load()  # fails for a cut-off file, not for extra bytes at the end
-    except ImportError as error:  # Ultralytics makes Pillow search for a HEIF plugin
-        raise PictureError(f"{path} can't be decoded: its format is unknown", reason) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} can't be decoded: {error}", reason) from error
-    if min(width, height) < _MIN_SIDE:
-        fault = f"{width}x{height} pixels, expected at least {_MIN_SIDE}"
-        raise PictureError(f"{path} has {fault}", fault)
-    return height, width
-
-
-def _ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == _JPEG_END
 
 
 def file_states(

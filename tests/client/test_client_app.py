@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
@@ -39,7 +40,7 @@ def arrays() -> dict[str, np.ndarray]:
 def ask(
     kind: str,
     arrays: dict[str, np.ndarray],
-    data: Path,
+    data: Path | str,
     *,
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
@@ -105,6 +106,62 @@ def test_a_round_repeats_bit_by_bit_and_the_next_one_differs(
     ]
     assert first == again
     assert first != later
+
+
+def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def looked_at(*args: Any, **settings: Any) -> float:
+        seen.append(settings)
+        return 1.0
+
+    monkeypatch.setattr("fl_app.client.client_app.train_locally", looked_at)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3}
+    assert not ask("train", arrays, shapes_yaml, node={**node, "device": "cuda:1"}).has_error()
+    assert [(s["batch_size"], s["threads"], s["device"]) for s in seen] == [(2, 3, "cuda:1")]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_device_that_is_not_there_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    node = {"partition-id": 0, "num-partitions": 2, "device": "mps"}
+    reply = ask(kind, arrays, shapes_yaml, node=node)
+    assert reply.error.reason.startswith("device='mps' cannot be used here: PyTorch finds no MPS")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_lack_of_memory_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    monkeypatch.setattr("fl_models.yolo.YoloModel.forward", full)
+    assert ask(kind, arrays, shapes_yaml).error.reason == (
+        "cpu has too little memory: lower batch-size (now 4, which a node config may set), or "
+        "image-size (now 64)"
+    )
+
+
+def test_a_misspelt_key_of_a_node_is_not_a_demonstration(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    reply = ask("train", arrays, shapes_yaml, node={"dta": str(shapes_yaml)})
+    assert reply.error.reason == "Unknown node-config key 'dta': did you mean 'data'?"
+
+
+def test_a_deployed_node_that_names_no_data_trains_on_no_generated_shapes(
+    arrays: dict[str, np.ndarray],
+) -> None:
+    reply = ask("train", arrays, "", node={})
+    assert reply.error.reason.startswith("this node has no pictures, expected a data.yaml")
 
 
 def test_an_evaluate_reply_has_scores_and_no_arrays(

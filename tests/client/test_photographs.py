@@ -11,8 +11,9 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import load_data_spec, partition
 from fl_app.client.training import train_locally
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, label_file, read_pictures
+from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import YoloModel, get_model
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "aquarium" / "data.yaml"

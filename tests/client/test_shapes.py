@@ -12,7 +12,7 @@ import pytest
 
 from fl_app.client.data import data_digest, load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
-from fl_models.pictures import read_pictures
+from fl_models.decoding import read_pictures
 
 
 def draw(home: Path) -> Path:

@@ -19,7 +19,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from fl_app.client.adamw import AdamW
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_models.dataset import PictureDataset
-from fl_models.pictures import DataSpec, Picture, read_pictures
+from fl_models.decoding import read_pictures
+from fl_models.pictures import DataSpec, Picture
 from fl_models.yolo import YoloModel, from_arrays, get_model
 
 ROOT = Path(__file__).parents[2]
@@ -243,7 +244,7 @@ from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.holdout import Holdout
 from fl_models.yolo import get_model
-from fl_models.pictures import read_pictures
+from fl_models.decoding import read_pictures
 
 spec = load_data_spec(data, 7)
 model = get_model("n", 7, names=spec.names)

@@ -89,7 +89,7 @@ def learnt_by_heart(data: Path) -> Path:
 
     from fl_app.client.data import load_data_spec
     from fl_app.client.training import train_locally
-    from fl_models.pictures import read_pictures
+    from fl_models.decoding import read_pictures
     from fl_models.yolo import get_model
 
     spec = load_data_spec(data, 7)

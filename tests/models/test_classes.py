@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from fl_models.classes import ClassError, match_names, name_differences
-from fl_models.pictures import DataSpec, PictureError, read_boxes, read_pictures
+from fl_models.decoding import read_pictures
+from fl_models.pictures import DataSpec, PictureError, read_boxes
 
 COCO = [f"thing {number}" for number in range(80)]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fl_models.pictures import PictureError, label_file, read_boxes, read_pictures
+from fl_models.decoding import read_pictures
+from fl_models.pictures import PictureError, label_file, read_boxes
 
 
 @pytest.fixture
@@ -91,7 +92,8 @@ def test_missing_labels_are_background_and_counted_in_one_line(
         pictures = read_pictures([picture, other], range(7))
     assert [len(p.boxes) for p in pictures] == [1, 0]
     assert [r.getMessage() for r in caplog.records] == [
-        "1 of 2 pictures have no label file and count as background"
+        "1 of 2 pictures have no label file and count as background; the first would be "
+        f"{label_file(other)}"
     ]
 
 
