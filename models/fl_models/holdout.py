@@ -20,7 +20,7 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywhn2xyxy
 
 from fl_models.dataset import PictureDataset
-from fl_models.decoding import picture_shape, read_pictures
+from fl_models.decoding import read_pictures
 from fl_models.map_results import Matches
 from fl_models.pictures import DataSpec, Picture, PictureError
 from fl_models.yolo import YoloModel
@@ -53,13 +53,18 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
-    shape_of : Callable[[Path], tuple[int, int]]
+    shape_of : Callable[[Path], tuple[int, int]] | None
         As in `read_pictures`.
+
+    Attributes
+    ----------
+    note : str
+        How many pictures are left out and why; empty if none.
 
     Raises
     ------
     PictureError
-        If none of the pictures can be used.
+        If none of the pictures can be used, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -70,11 +75,11 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
-        shape_of: Callable[[Path], tuple[int, int]] = picture_shape,
+        shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc, shape_of=shape_of)
-        if not pictures:
-            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures.require_usable("holdout pictures")
+        self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
@@ -216,7 +221,7 @@ def draw_predictions(
     """
     step = max(1, len(data.val) // _TILES)
     tiles = []
-    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
+    for picture in read_pictures(data.val[::step][:_TILES], data.numbers):
         result = model.predict(picture.path, image_size=image_size)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:

@@ -145,11 +145,12 @@ def test_values_are_kept_even_if_a_later_file_fails(file: Path, store: Path) -> 
 def test_a_node_s_digest_is_the_same_with_and_without_memory_and_reads_pictures_once(
     own_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = load_data_spec(own_yaml, None).train
+    spec = load_data_spec(own_yaml, None)
+    paths, names = spec.train, spec.names
     while any(settled_state(path) is None for path in paths):  # two seconds at most
         time.sleep(0.1)
-    store, digest = memory_of(tmp_path, "digests", own_yaml.parent), data_digest(paths)
+    store, digest = memory_of(tmp_path, "digests", own_yaml.parent), data_digest(paths, names)
     a_new_process = _digest.__wrapped__  # type: ignore[attr-defined]
-    assert a_new_process(paths, store) == digest
+    assert a_new_process(paths, names, store) == digest
     monkeypatch.setattr("fl_app.client.data.file_digest", lambda path: pytest.fail(str(path)))
-    assert a_new_process(paths, store) == digest
+    assert a_new_process(paths, names, store) == digest
