@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,18 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
+    shape_of : Callable[[Path], tuple[int, int]] | None
+        As in `read_pictures`.
+
+    Attributes
+    ----------
+    note : str
+        How many pictures are left out and why; empty if none.
 
     Raises
     ------
     PictureError
-        If none of the pictures can be used.
+        If none of the pictures can be used, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -68,10 +75,11 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
+        shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc)
-        if not pictures:
-            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures.require_usable("holdout pictures")
+        self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
@@ -213,7 +221,7 @@ def draw_predictions(
     """
     step = max(1, len(data.val) // _TILES)
     tiles = []
-    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
+    for picture in read_pictures(data.val[::step][:_TILES], data.numbers):
         result = model.predict(picture.path, image_size=image_size)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:
