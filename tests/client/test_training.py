@@ -16,6 +16,7 @@ import torch
 from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from fl_app.client.hardware import Hardware
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_models.dataset import PictureDataset
@@ -205,7 +206,7 @@ def test_threads_are_as_asked_within_and_as_before_after(
     within = set()
     with torch_threads(2):
         handle = model.register_forward_pre_hook(lambda *_: within.add(torch.get_num_threads()))
-        local_round(model, pictures[:4], threads=1)
+        local_round(model, pictures[:4], hardware=Hardware(threads=1))
         handle.remove()
         assert torch.get_num_threads() == 2
     assert within == {1}
