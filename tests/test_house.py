@@ -23,6 +23,7 @@ YOLO = (
     "fl_models.yolo",
     "fl_models.holdout",
     "fl_models.dataset",
+    "fl_models.export",
 )
 
 
