@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.client.data import data_digest
+from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
+from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
@@ -23,6 +25,24 @@ from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
+
+
+def train_order(config: ServerConfig) -> dict[str, int | str]:
+    """What train messages tell the nodes: the training arguments and the rounds of a session.
+
+    Raises
+    ------
+    TrainArgsError
+        The arguments cannot be used.
+    """
+    text = json.dumps(read_train_args(config.train_args))
+    return {"num-rounds": config.num_server_rounds, "train-args": text}
+
+
+def train_params(config: ServerConfig) -> dict[str, str]:
+    """All training arguments as params of a run, such as ``train-args.lr0``."""
+    values = read_train_args(config.train_args)
+    return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
 
 
 class YoloOnServer:
@@ -34,6 +54,11 @@ class YoloOnServer:
         Size, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+
+    Raises
+    ------
+    DeviceError
+        ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
@@ -43,20 +68,25 @@ class YoloOnServer:
         self.description: dict[str, object] = {
             "family": "yolov8",
             "size": config.model_size,
-            "num_classes": config.num_classes,
+            "num_classes": data.nc,
             "names": list(data.names),
             "image_size": config.image_size,
         }
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
-        self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
-        self._model = get_model(
-            config.model_size, config.num_classes, names=data.names, seed=config.seed
+        self.holdout = DataUsed(
+            f"{data.root.name}/val", data_digest(data.val, data.names), str(data.root)
+        )
+        self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
+        self._device = chosen_device(config.server_device, setting="server-device")
+        self._too_much = (
+            f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
+            f"image-size (now {config.image_size})"
         )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            device="cuda:0" if torch.cuda.is_available() else "cpu",
+            device=str(self._device),
         )
 
     def first_arrays(self) -> ArrayRecord:
@@ -86,7 +116,8 @@ class YoloOnServer:
         of each picture are returned for paired tests.
         """
         self._load(arrays)
-        scores = self._scores(self._model)
+        with device_memory(self._device, self._too_much):
+            scores = self._scores(self._model)
         by_class = self._scores.per_class(self._metric)
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)
