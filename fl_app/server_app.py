@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +47,19 @@ from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
+from fl_models.classes import class_names, name_differences
+from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
+from fl_registry.files.weights import read_description
 
 logger = logging.getLogger("flwr.fl_app")
 
+START_STAGES: Mapping[str, Sequence[Stage | None]] = {
+    "production": (Stage.PRODUCTION, Stage.STAGING, None),
+    "latest": (None,),
+    "scratch": (),
+}
+"""Where a session looks for the version that it starts from, by ``restart-from``."""
 FLUSH_SECONDS = 15.0
 """How long the end of a run waits for hooks, unless it was interrupted."""
 
@@ -130,7 +139,7 @@ class Sessions:
         # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
         from fl_app.yolo import YoloOnServer
 
-        self._yolo = YoloOnServer(config, data)
+        self._yolo = YoloOnServer(config, self._in_known_order(data))
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -172,22 +181,34 @@ class Sessions:
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
-        stages: dict[str, list[Stage | None]] = {
-            "production": [Stage.PRODUCTION, Stage.STAGING, None],
-            "latest": [None],
-            "scratch": [],
-        }
-        for stage in stages[self.config.restart_from]:
+        for stage in START_STAGES[self.config.restart_from]:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
-                    arrays = load_array_record(self.store.weights_path(version))
-                    self._yolo.require_same_model(version, arrays)
+                    path = self.store.weights_path(version)
+                    arrays = load_array_record(path)
+                    self._yolo.require_same_model(version, arrays, read_description(path))
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))
         logger.info("starting from first weights (seed %d)", self.config.seed)
         return None, self._yolo.first_arrays()
+
+    def _in_known_order(self, data: DataSpec) -> DataSpec:
+        """Return the data set with the class order of the version that it is compared with.
+
+        That is what sessions start from, or the version in Production. A data set with other
+        classes than these is returned as it is.
+        """
+        stages = START_STAGES[self.config.restart_from] or START_STAGES["production"][:1]
+        version = next(filter(None, map(self.store.get_latest_version, stages)), None)
+        if version is None:
+            return data
+        names = class_names(read_description(self.store.weights_path(version)))
+        if names == data.names or name_differences(data.names, names):
+            return data
+        logger.info("classes are in the order of version %s: %s", version, ", ".join(names))
+        return data.for_model(names)
 
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""

@@ -164,7 +164,7 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             f"the classes of this node are not the server's: {error}; correct the names in its "
             f"data.yaml{advice}"
         ) from None
-    digest = _digest((*own.train, *own.val), own.names)
+    digest = _digest((*own.train, *own.val), own)
     return NodeData(spec, digest, _unmatched(own.names, names))
 
 
@@ -241,13 +241,13 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return train, tuple(paths[::HELD_OUT_EVERY])
 
 
-def data_digest(paths: Iterable[Path], names: Sequence[str]) -> str:
+def data_digest(paths: Iterable[Path], data: DataSpec) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders are not included, so the same data has the same digest on every machine. The names of
-    the classes are, in their order: they say what the numbers in the labels mean.
+    Folders are not included, so the same data has the same digest on every machine. The classes of
+    the data set that they belong to are included: they say what the numbers in the labels mean.
     """
-    rows = [json.dumps(list(names)).encode()]
+    rows = [json.dumps([data.names, data.numbers]).encode()]
     for path in paths:
         label = label_file(path)
         text = label.read_bytes() if label.is_file() else b"none"
