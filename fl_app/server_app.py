@@ -38,8 +38,8 @@ from fl_app.strategy import (
     Origin,
     Resume,
     RoundSettings,
-    ScheduledFedAvg,
     SessionSettings,
+    StreamingFedAvg,
     default_policy,
     plot_metrics,
 )
@@ -115,7 +115,7 @@ class Sessions:
     def __init__(self, grid: Grid, run_config: Mapping[str, Value]) -> None:
         self.config = config = ServerConfig.from_run_config(run_config)
         self.home = home = app_home(config.home)
-        self._grid, self._params = grid, params(run_config)
+        self._grid = grid
         mlflow, name = config.mlflow_tracking_uri, config.registered_model_name
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
@@ -137,9 +137,11 @@ class Sessions:
         self.probation = Probation(self.store, self.monitor, rules)
         self.token = api_token(config)
         # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
-        from fl_app.yolo import YoloOnServer
+        from fl_app.yolo import YoloOnServer, train_order, train_params
 
-        self._yolo = YoloOnServer(config, self._in_known_order(data))
+        self._params = {**params(run_config), **train_params(config)}
+        self._order = train_order(config)
+        self._yolo = YoloOnServer(config, in_known_order(data, config, self.store))
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -159,7 +161,7 @@ class Sessions:
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=ConfigRecord({"names": names}),
+                train_config=ConfigRecord({"names": names, **self._order}),
                 evaluate_config=ConfigRecord({"names": names}),
                 evaluate_fn=self._scores,
             )
@@ -194,27 +196,10 @@ class Sessions:
         logger.info("starting from first weights (seed %d)", self.config.seed)
         return None, self._yolo.first_arrays()
 
-    def _in_known_order(self, data: DataSpec) -> DataSpec:
-        """Return the data set with the class order of the version that it is compared with.
-
-        That is what sessions start from, or the version in Production. A data set with other
-        classes than these is returned as it is.
-        """
-        stages = START_STAGES[self.config.restart_from] or START_STAGES["production"][:1]
-        version = next(filter(None, map(self.store.get_latest_version, stages)), None)
-        if version is None:
-            return data
-        names = class_names(read_description(self.store.weights_path(version)))
-        if names == data.names or name_differences(data.names, names):
-            return data
-        logger.info("classes are in the order of version %s: %s", version, ", ".join(names))
-        return data.for_model(names)
-
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = ScheduledFedAvg(
-            config.learning_rate_of,
+        inner = StreamingFedAvg(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,
@@ -246,6 +231,21 @@ class Sessions:
             ),
             session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
         )
+
+
+def in_known_order(data: DataSpec, config: ServerConfig, store: ModelManager) -> DataSpec:
+    """Return a data set with the class order of the version that its models are compared with.
+
+    That is what sessions start from, or the version in Production. A data set with other classes
+    than these is returned as it is.
+    """
+    stages = START_STAGES[config.restart_from] or (Stage.PRODUCTION,)
+    version = next(filter(None, map(store.get_latest_version, stages)), None)
+    names = () if version is None else class_names(read_description(store.weights_path(version)))
+    if not names or names == data.names or name_differences(data.names, names):
+        return data
+    logger.info("classes are in the order of version %s: %s", version, ", ".join(names))
+    return data.for_model(names)
 
 
 def event_hooks(config: ServerConfig) -> list[Hook]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
 from fl_models.classes import ClassError, listed, name_differences, repeated_names
@@ -31,6 +32,7 @@ from fl_registry import app_home
 from fl_registry.redaction import printable
 
 HELD_OUT_EVERY = 10
+_NO_LABEL = hashlib.sha256(b"none").hexdigest()
 
 
 class DataError(PictureError):
@@ -139,7 +141,8 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
             """--node-config 'data="/absolute/path/data.yaml"'"""
         )
-    own = run_data(config, app_home(config.home))
+    home = app_home(config.home)
+    own = run_data(config, home)
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
             own,
@@ -164,7 +167,8 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             f"the classes of this node are not the server's: {error}; correct the names in its "
             f"data.yaml{advice}"
         ) from None
-    digest = _digest((*own.train, *own.val), own)
+    store = memory_of(home, "digests", own.root)
+    digest = _digest((*own.train, *own.val), own, store)
     return NodeData(spec, digest, _unmatched(own.names, names))
 
 
@@ -241,22 +245,40 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return train, tuple(paths[::HELD_OUT_EVERY])
 
 
-def data_digest(paths: Iterable[Path], data: DataSpec) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_digest(
+    paths: Iterable[Path],
+    data: DataSpec,
+    digest_of: Callable[[Path], str] = file_digest,
+) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
     Folders are not included, so the same data has the same digest on every machine. The classes of
-    the data set that they belong to are included: they say what the numbers in the labels mean.
+    the data set that they belong to are: they say what the numbers in the labels mean.
+
+    Parameters
+    ----------
+    digest_of : Callable[[Path], str]
+        Returns the SHA-256 of a file, in hexadecimal.
     """
     rows = [json.dumps([data.names, data.numbers]).encode()]
     for path in paths:
         label = label_file(path)
-        text = label.read_bytes() if label.is_file() else b"none"
-        digests = hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(text).digest()
+        text = digest_of(label) if label.is_file() else _NO_LABEL
+        digests = bytes.fromhex(digest_of(path)) + bytes.fromhex(text)
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
-_digest = cached_while_unchanged(data_digest)
+@cached_while_unchanged
+def _digest(paths: Sequence[Path], data: DataSpec, store: Path) -> str:
+    with FileMemory(store) as memory:
+        return data_digest(paths, data, lambda path: memory.of(path, file_digest))
 
 
 @contextmanager
