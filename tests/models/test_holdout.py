@@ -18,7 +18,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import load_data_spec
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError
+from fl_models.pictures import DataSpec, PictureError, read_boxes
 from fl_models.yolo import YoloModel, from_arrays, get_model
 
 SIDE = 64

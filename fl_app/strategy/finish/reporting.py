@@ -163,7 +163,7 @@ def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
         own = [part for part in parts if part.rpartition("/")[0] == name]
         _plot_parts(axes, {part: report.history[part] for part in own})
         steps, values = zip(*report.history[name], strict=True)
-        axes.plot(steps, values, color="tab:blue", marker="o", markersize=3)
+        axes.plot(steps, values, color="black", marker="o", markersize=3)
         for step in staged:
             axes.axvline(step, color="0.85", zorder=0)
         axes.set_title(_plain(name), loc="left", fontsize=9)
