@@ -56,7 +56,7 @@ from fl_app.client.data import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)
-train_locally(_model("n", spec.names), read_pictures(spec.train, spec.nc), names=spec.names,
+train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
               image_size=64, batch_size=16, epochs=1, learning_rate=0.001, seed=1)
 """
 THEIRS = """
@@ -105,7 +105,7 @@ def generated(size: int, train: int = PICTURES, val: int = 127) -> DataSpec:
 
 def a_round(spec: DataSpec, size: int) -> tuple[Callable[[], Any], Callable[[], None]]:
     """A local round, and its steps alone."""
-    pictures = read_pictures(spec.train[:PICTURES], spec.nc)
+    pictures = read_pictures(spec.train[:PICTURES], spec.numbers)
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1)
 
     def ours() -> None:
@@ -144,9 +144,8 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
 def handler(spec: DataSpec, size: int) -> Callable[[], None]:
     """The whole of the ClientApp's answer to a train message, with new weights each time."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
-    order = ConfigRecord({"server-round": 1, "learning-rate": 0.001})
+    order = ConfigRecord({"server-round": 1, "learning-rate": 0.001, "names": [*spec.names]})
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
-    config["num-classes"] = spec.nc
     node = {"data": str(spec.root / "data.yaml")}
 
     def ask() -> None:

@@ -225,6 +225,7 @@ def yolo_score(encoding: str, seed: int) -> float:
 
     def answer(node: int, message: Message) -> RecordDict:
         about = {"partition-id": node, "num-partitions": 2}
+        message.content.config_records["config"]["names"] = list(spec.names)
         context = Context(7, node, about, RecordDict(), {**settings, "seed": seed})
         return app(message, context).content
 

@@ -160,8 +160,6 @@ class _SharedSettings:
         Seed of partitions, first weights and local rounds.
     model_size : "n" | "s" | "m" | "l" | "x"
         Size of YOLOv8.
-    num_classes : int
-        Classes of the model; ``data.yaml`` must have as many.
     image_size : int
         Side of a picture in pixels.
     batch_size : int
@@ -174,7 +172,6 @@ class _SharedSettings:
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
     model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
-    num_classes: Annotated[int, Field(ge=1), Key(shaping=True)] = 7
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
     batch_size: Annotated[int, Field(ge=1), Key(shaping=True, node=True)] = 16
 
@@ -185,6 +182,8 @@ class ServerConfig(_SharedSettings):
 
     Attributes
     ----------
+    num_classes : int | None
+        Classes that the server's ``data.yaml`` must have; None: any number.
     num_server_rounds : int
         Rounds of a session.
     min_nodes : int
@@ -265,6 +264,7 @@ class ServerConfig(_SharedSettings):
         If shadow rounds are requested and no node evaluates.
     """
 
+    num_classes: Annotated[int | None, Field(ge=1), Key(off=0, shaping=True)] = None
     num_server_rounds: Annotated[int, Field(ge=1), Key()] = 8
     min_nodes: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
     fraction_train: Annotated[float, Field(gt=0, le=1), Key(shaping=True)] = 1.0
@@ -339,6 +339,9 @@ class ClientConfig(_SharedSettings):
 
     Attributes
     ----------
+    unknown_classes : "refuse" | "ignore-others"
+        A node whose ``data.yaml`` has not the server's names, in any order, takes no part, or
+        trains the classes that both have.
     local_epochs : int
         Epochs of a local round.
     threads : int
@@ -364,6 +367,7 @@ class ClientConfig(_SharedSettings):
         its own.
     """
 
+    unknown_classes: Annotated[Literal["refuse", "ignore-others"], Key(shaping=True)] = "refuse"
     local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
     threads: Annotated[int, Field(ge=1), Key(node=True)] = 1
     device: Annotated[DeviceName, Key(node=True)] = "auto"

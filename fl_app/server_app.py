@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
@@ -112,7 +112,7 @@ class Sessions:
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
         self.store.ping()  # before the data set, whose pictures may take long to read
-        data = run_data(config, home)
+        data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
         self.monitor = retraining_manager(config, home, self.hooks)
         rules = replace(
@@ -144,11 +144,14 @@ class Sessions:
                 parent, arrays = self._starting_point()
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
+            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
+                train_config=ConfigRecord({"names": names}),
+                evaluate_config=ConfigRecord({"names": names}),
                 evaluate_fn=self._scores,
             )
 

@@ -48,15 +48,15 @@ class YoloOnServer:
         self.description: dict[str, object] = {
             "family": "yolov8",
             "size": config.model_size,
-            "num_classes": config.num_classes,
+            "num_classes": data.nc,
             "names": list(data.names),
             "image_size": config.image_size,
         }
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
-        self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
-        self._model = get_model(
-            config.model_size, config.num_classes, names=data.names, seed=config.seed
+        self.holdout = DataUsed(
+            f"{data.root.name}/val", data_digest(data.val, data.names), str(data.root)
         )
+        self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
         self._device = chosen_device(config.server_device, setting="server-device")
         self._too_much = (
             f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "

@@ -34,6 +34,8 @@ from fl_registry import RegistryError
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
+NAMES_KEY = "names"
+"""Key of a message's config: the names of the model's classes, in their order."""
 
 app = ClientApp()
 
@@ -48,7 +50,8 @@ def with_data(handler: Handler) -> ClientAppCallable:
     def guarded(message: Message, context: Context) -> Message:
         try:
             config = ClientConfig.from_run_config(context.run_config, context.node_config)
-            return handler(message, context, config, load_node_data(config))
+            data = load_node_data(config, _class_names(message))
+            return handler(message, context, config, data)
         except (
             ConfigError,
             DeviceError,
@@ -89,11 +92,8 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.nc)
-    if not pictures:
-        raise DataError(
-            f"none of the {len(data.spec.train)} training pictures of this node is usable"
-        )
+    pictures = _pictures(data.spec.train, data.spec.numbers)
+    pictures.require_usable("training pictures")
     order = message.content.config_records["config"]
     # The digest is included, since a node with data of its own has no partition id.
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
@@ -112,7 +112,8 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             threads=config.threads,
             device=str(device),
         )
-    reply = _reply(message, {"num-examples": len(pictures), "loss": loss}, data)
+    metrics = {"num-examples": len(pictures), "loss": loss}
+    reply = _reply(message, metrics, data, pictures.note)
     # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
     # the global model stays 0.
     reply.content["arrays"] = ArrayRecord(model.state_dict())
@@ -129,7 +130,7 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
     holdout = _holdout(data.spec.val, data.spec, *sizes, str(device))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
         scores = holdout(model)
-    return _reply(message, {"num-examples": len(holdout), **scores}, data)
+    return _reply(message, {"num-examples": len(holdout), **scores}, data, holdout.note)
 
 
 _pictures = cached_while_unchanged(read_pictures)
@@ -172,7 +173,18 @@ def _too_much(config: ClientConfig) -> str:
     )
 
 
-def _reply(message: Message, metrics: dict[str, int | float], data: NodeData) -> Message:
-    about = ConfigRecord({"data-digest": data.digest})
+def _class_names(message: Message) -> tuple[str, ...]:
+    names = message.content.config_records["config"].get(NAMES_KEY)
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise DataError(
+            f"the server sent {names!r} as {NAMES_KEY}, expected the names of its classes in the "
+            "train and the evaluate config"
+        )
+    return tuple(map(str, names))
+
+
+def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
+    notes = [each for each in (data.note, note) if each]
+    about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

@@ -7,6 +7,7 @@ Nothing is written to the user's data folder.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
+from fl_models.classes import ClassError, listed, name_differences, repeated_names
 from fl_models.pictures import (
     SUFFIXES,
     DataSpec,
@@ -47,11 +49,14 @@ class NodeData:
     spec : DataSpec
         Pictures to train on and pictures to evaluate on; no picture is in both.
     digest : str
-        SHA-256 over all of them and their labels.
+        SHA-256 over all of them, their labels and the names of their classes.
+    note : str
+        What training does without, since only some classes are the server's; empty if nothing.
     """
 
     spec: DataSpec
     digest: str
+    note: str = ""
 
 
 def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
@@ -81,7 +86,7 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     return DataSpec(root, train, val, names)
 
 
-def generated_data(home: Path, num_classes: int) -> DataSpec:
+def generated_data(home: Path, num_classes: int | None = None) -> DataSpec:
     """Return the generated data set below the app's folder; generate it if it does not exist.
 
     Raises
@@ -94,7 +99,9 @@ def generated_data(home: Path, num_classes: int) -> DataSpec:
         return load_data_spec(shapes_data(home), num_classes)
 
 
-def run_data(config: ServerConfig | ClientConfig, home: Path) -> DataSpec:
+def run_data(
+    config: ServerConfig | ClientConfig, home: Path, num_classes: int | None = None
+) -> DataSpec:
     """Return the data set that the settings name, by default the generated one.
 
     Raises
@@ -103,30 +110,39 @@ def run_data(config: ServerConfig | ClientConfig, home: Path) -> DataSpec:
         It can't be used.
     """
     if config.data is not None:
-        return load_data_spec(absolute_data(config.data), config.num_classes)
-    return generated_data(home, config.num_classes)
+        return load_data_spec(absolute_data(config.data), num_classes)
+    return generated_data(home, num_classes)
 
 
-def load_node_data(config: ClientConfig) -> NodeData:
+def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
     """Return this node's pictures: its partition, or all of its own data set.
 
     A simulated node has a partition and holds out every tenth picture of it for evaluation. A
-    node with data of its own trains on the `train` split and evaluates on `val`.
+    node with data of its own trains on the `train` split and evaluates on `val`. Its labels get
+    the server's class numbers, by name.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        The settings of the node.
+    names : Sequence[str]
+        Names of the server's classes, in their order.
 
     Raises
     ------
     DataError
-        The data can't be used, or a node that is not simulated names none.
+        The data can't be used, their classes are not the server's, or a node that is not simulated
+        names none.
     """
     if config.data is None and config.partition_id is None:
         raise DataError(
             "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
             """--node-config 'data="/absolute/path/data.yaml"'"""
         )
-    spec = run_data(config, app_home(config.home))
+    own = run_data(config, app_home(config.home))
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
-            spec,
+            own,
             num_partitions=config.num_partitions,
             partition_id=config.partition_id,
             kind=config.partitioning,
@@ -134,8 +150,31 @@ def load_node_data(config: ClientConfig) -> NodeData:
             seed=config.seed,
         )
         train, holdout = split_holdout(share)
-        spec = replace(spec, train=train, val=holdout)
-    return NodeData(spec, _digest([*spec.train, *spec.val]))
+        own = replace(own, train=train, val=holdout)
+    ignore = config.unknown_classes == "ignore-others"
+    try:
+        spec = own.for_model(names, ignore_others=ignore)
+    except ClassError as error:
+        advice = (
+            ""
+            if ignore
+            else (", or set unknown-classes='ignore-others' to train the classes that both have")
+        )
+        raise DataError(
+            f"the classes of this node are not the server's: {error}; correct the names in its "
+            f"data.yaml{advice}"
+        ) from None
+    digest = _digest((*own.train, *own.val), own.names)
+    return NodeData(spec, digest, _unmatched(own.names, names))
+
+
+def _unmatched(own: Sequence[str], names: Sequence[str]) -> str:
+    """Return what a node with other classes than the server's trains without; else empty."""
+    difference = name_differences(own, names)
+    return difference and (
+        f"its classes are not all the server's: {difference}; it leaves out the boxes of the "
+        "former, and objects of the latter are background in its pictures"
+    )
 
 
 def partition(
@@ -175,7 +214,7 @@ def partition(
         order = np.random.default_rng(seed).permutation(len(spec.train))
         shares = [list(share) for share in np.array_split(order, num_partitions)]
     else:
-        classes = _main_classes(spec.train, spec.nc)
+        classes = _main_classes(spec.train, spec.numbers)
         shares = _dirichlet_shares(classes, num_partitions, alpha=alpha, seed=seed)
     if not shares[partition_id]:
         raise DataError(
@@ -202,12 +241,13 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return train, tuple(paths[::HELD_OUT_EVERY])
 
 
-def data_digest(paths: Iterable[Path]) -> str:
+def data_digest(paths: Iterable[Path], names: Sequence[str]) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders are not included, so the same data has the same digest on every machine.
+    Folders are not included, so the same data has the same digest on every machine. The names of
+    the classes are, in their order: they say what the numbers in the labels mean.
     """
-    rows = []
+    rows = [json.dumps(list(names)).encode()]
     for path in paths:
         label = label_file(path)
         text = label.read_bytes() if label.is_file() else b"none"
@@ -263,7 +303,13 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
         raise DataError(f"data set file {file} has class names that are not text")
     if count is not None and count != len(names):
         raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
-    return tuple(map(str, names))
+    texts = tuple(map(str, names))
+    if repeated := repeated_names(texts):
+        raise DataError(
+            f"data set file {file} has several classes of the name {listed(repeated)}, "
+            "expected a name of its own for each class"
+        )
+    return texts
 
 
 def _list_pictures(
@@ -305,9 +351,9 @@ def _pictures_at(root: Path, entry: str, whose: str) -> list[Path]:
 
 
 @cached_while_unchanged
-def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
+def _main_classes(paths: Sequence[Path], numbers: Sequence[int]) -> np.ndarray:
     # Labels that can't be used are reported once, where the pictures are loaded.
-    return np.array([main_class(usable_boxes(path, num_classes)) for path in paths], int)
+    return np.array([main_class(usable_boxes(path, numbers)) for path in paths], int)
 
 
 def _dirichlet_shares(

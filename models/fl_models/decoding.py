@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +14,14 @@ from PIL import Image
 from ultralytics.data.utils import exif_size
 from ultralytics.utils.patches import imread
 
-from fl_models.pictures import Picture, PictureError, label_file, read_boxes
+from fl_models.pictures import (
+    Picture,
+    PictureError,
+    Pictures,
+    checked_boxes,
+    label_file,
+    label_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,23 +34,36 @@ class DecoderMissingError(PictureError):
     """A picture's format has no decoder on this machine."""
 
 
-def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
+def read_pictures(paths: Iterable[Path], numbers: Sequence[int]) -> Pictures:
     """Read labels and decode pictures once; unusable ones are left out, one warning line each.
 
     Pictures of a format without a decoder are counted in one warning for each format. A picture
     without a label file counts as background, as in Ultralytics; their number is logged in one
     warning, with the place of the first.
+
+    Parameters
+    ----------
+    paths : Iterable[Path]
+        The pictures.
+    numbers : Sequence[int]
+        `DataSpec.numbers` of their data set.
     """
-    pictures, unlabelled, no_decoder = list[Picture](), list[Path](), Counter[str]()
+    usable, unlabelled, classes = list[Picture](), list[Path](), set[int]()
+    left_out, no_decoder, labelled = Counter[str](), Counter[str](), 0
     for path in paths:
         try:
-            picture = Picture(path, picture_shape(path), read_boxes(path, num_classes))
+            shape, rows = picture_shape(path), label_rows(path)
+            # Before the check, since what it leaves out tells how the labels are numbered.
+            classes.update(rows[np.isfinite(rows[:, 0]), 0].astype(int).tolist())
+            labelled += label_file(path).is_file()
+            picture = Picture(path, shape, checked_boxes(path, rows, numbers))
         except DecoderMissingError as error:
             no_decoder[str(error)] += 1
         except PictureError as error:
             logger.warning("skipped a picture: %s", error)
+            left_out[error.reason] += 1
         else:
-            pictures.append(picture)
+            usable.append(picture)
             unlabelled += [] if label_file(path).is_file() else [label_file(path)]
     for reason, count in no_decoder.items():
         logger.warning("skipped %d pictures: %s", count, reason)
@@ -51,10 +71,16 @@ def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
         logger.warning(
             "%d of %d pictures have no label file and count as background; the first would be %s",
             len(unlabelled),
-            len(pictures),
+            len(usable),
             unlabelled[0],
         )
-    return pictures
+    return Pictures(
+        tuple(usable),
+        dict(left_out + no_decoder),
+        num_classes=len(numbers),
+        numbered=(min(classes), max(classes)) if classes else None,
+        only_backgrounds=bool(labelled) and len(usable) == len(unlabelled),
+    )
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
@@ -67,6 +93,7 @@ def picture_shape(path: Path) -> tuple[int, int]:
     DecoderMissingError
         No decoder for its format is installed.
     """
+    reason = "a picture that can't be decoded"
     try:
         with Image.open(path) as image:
             width, height = exif_size(image)
@@ -79,15 +106,19 @@ def picture_shape(path: Path) -> tuple[int, int]:
             raise DecoderMissingError(
                 f"no decoder for {suffix} is installed, install {_DECODERS[suffix]}"
             ) from error
-        raise PictureError(f"{path} can't be decoded: its format is unknown") from error
+        raise PictureError(f"{path} can't be decoded: its format is unknown", reason) from error
     except Exception as error:
-        raise PictureError(f"{path} can't be decoded: {error}") from error
+        raise PictureError(f"{path} can't be decoded: {error}", reason) from error
     if pixels is None:
         raise PictureError(
-            f"{path} can't be decoded: it is damaged, or its kind of {path.suffix} is not supported"
+            f"{path} can't be decoded: it is damaged, or its kind of {path.suffix} is not "
+            "supported",
+            reason,
         )
     if pixels.dtype != np.uint8:
-        raise PictureError(f"{path} has {pixels.dtype} pixels, expected integers of 8 or 16 bits")
+        fault = f"{pixels.dtype} pixels, expected integers of 8 or 16 bits"
+        raise PictureError(f"{path} has {fault}", fault)
     if min(width, height) < _MIN_SIDE:
-        raise PictureError(f"{path} has {width}x{height} pixels, expected at least {_MIN_SIDE}")
+        fault = f"{width}x{height} pixels, expected at least {_MIN_SIDE}"
+        raise PictureError(f"{path} has {fault}", fault)
     return height, width

@@ -54,10 +54,15 @@ class Holdout:
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
 
+    Attributes
+    ----------
+    note : str
+        How many pictures are left out and why; empty if none.
+
     Raises
     ------
     PictureError
-        If none of the pictures can be used.
+        If none of the pictures can be used, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -69,9 +74,9 @@ class Holdout:
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc)
-        if not pictures:
-            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        pictures = read_pictures(data.val, data.numbers)
+        pictures.require_usable("holdout pictures")
+        self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
@@ -213,7 +218,7 @@ def draw_predictions(
     """
     step = max(1, len(data.val) // _TILES)
     tiles = []
-    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
+    for picture in read_pictures(data.val[::step][:_TILES], data.numbers):
         result = model.predict(picture.path, image_size=image_size)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.arrays import to_arrays
 
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec, load_node_data
+from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
 from fl_models.pictures import label_file
@@ -42,9 +44,12 @@ def ask(
     *,
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
+    names: Sequence[str] = NAMES,
     **settings: bool | float | int | str,
 ) -> Message:
-    config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
+    config = ConfigRecord(
+        {"server-round": server_round, "learning-rate": 0.002, "names": list(names)}
+    )
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
@@ -185,7 +190,8 @@ def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> N
         load_node_data(
             ClientConfig.from_run_config(
                 {"data": str(shapes_yaml)}, {"partition-id": i, "num-partitions": 3}
-            )
+            ),
+            NAMES,
         )
         for i in range(3)
     ]
@@ -230,10 +236,11 @@ def test_reasons_are_told_in_one_sentence(
     empty: dict[str, int | str] = {"partition-id": 29, "num-partitions": 30}
     single: dict[str, int | str] = {"partition-id": 0, "num-partitions": 24}
     other_model = to_arrays(get_model("n", 3))
+    other_names = reason_of(ask(kind, arrays, shapes_yaml, names=("circle", "squares")))
     assert "partition 29 of 30 is empty" in reason_of(ask(kind, arrays, shapes_yaml, node=empty))
     assert "can't be split" in reason_of(ask(kind, arrays, shapes_yaml, node=single))
     assert "don't fit the model" in reason_of(ask(kind, other_model, shapes_yaml))
-    assert "expected 3" in reason_of(ask(kind, arrays, shapes_yaml, **{"num-classes": 3}))
+    assert "it has 'square' (did you mean 'squares'?), 'triangle'" in other_names
     assert "relative path" in reason_of(ask(kind, arrays, Path("data.yaml")))
 
 
@@ -274,7 +281,9 @@ def test_only_broken_pictures_are_an_error_reply(
     for path in (*spec.train, *spec.val):
         path.write_bytes(b"no picture")
     node: dict[str, int | str] = {"data": str(own_yaml)}
-    assert "none of the 24" in reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "none of the 24 training pictures can be used (24 of 24" in reason_of(
+        ask("train", arrays, own_yaml, node=node)
+    )
     assert "none of the 6" in reason_of(ask("evaluate", arrays, own_yaml, node=node))
 
 

@@ -31,7 +31,7 @@ def aquarium() -> DataSpec:
 def test_the_data_set_is_read_as_it_is(aquarium: DataSpec) -> None:
     assert aquarium.names[0] == "fish"
     assert (len(aquarium.train), len(aquarium.val)) == (448, 127)
-    pictures = read_pictures(aquarium.train[:40], 7)
+    pictures = read_pictures(aquarium.train[:40], range(7))
     assert len(pictures) == 40
     assert sum(len(picture.boxes) for picture in pictures) > 40
 
@@ -53,7 +53,7 @@ def test_a_round_on_photographs_and_scores_as_plain_ultralytics_has_them(
     few = replace(aquarium, val=aquarium.val[:6])
     train_locally(
         model,
-        read_pictures(few.val, 7),
+        read_pictures(few.val, range(7)),
         names=aquarium.names,
         image_size=160,
         batch_size=3,

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def pictures(shapes: DataSpec) -> list[Picture]:
-    return read_pictures(shapes.train[:10], 7)
+    return read_pictures(shapes.train[:10], range(7))
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ from fl_models.decoding import read_pictures
 
 spec = load_data_spec(data, 7)
 model = get_model("n", 7, names=spec.names)
-pictures = read_pictures(spec.train[:8], 7)
+pictures = read_pictures(spec.train[:8], range(7))
 train_locally(model, pictures, names=spec.names, image_size=64, batch_size=4, epochs=2,
               learning_rate=0.001, seed=1)
 slow = [m for m in ("torch._dynamo", "torchvision", "scipy.stats", "polars", "requests")

@@ -96,7 +96,7 @@ def learnt_by_heart(data: Path) -> Path:
     model = get_model("n", 7, names=spec.names, seed=0)
     train_locally(
         model,
-        read_pictures(spec.val, 7),
+        read_pictures(spec.val, range(7)),
         names=spec.names,
         image_size=SIDE,
         batch_size=4,

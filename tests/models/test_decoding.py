@@ -98,7 +98,7 @@ def test_pictures_without_a_decoder_are_counted_in_one_line(
     for path in phone:
         path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     with caplog.at_level(logging.WARNING):
-        assert [p.path for p in read_pictures([*phone, good], 1)] == [good]
+        assert [p.path for p in read_pictures([*phone, good], range(1))] == [good]
     (line,) = [record.getMessage() for record in caplog.records]
     try:
         import pi_heif  # noqa: F401
@@ -110,7 +110,7 @@ def test_pictures_without_a_decoder_are_counted_in_one_line(
 
 def dataset(paths: list[Path], *, augment: bool, **settings: object) -> PictureDataset:
     used = {"imgsz": 32, "batch": 4, **settings}
-    return PictureDataset(read_pictures(paths, 1), ["a"], settings=used, augment=augment)
+    return PictureDataset(read_pictures(paths, range(1)), ["a"], settings=used, augment=augment)
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
