@@ -35,7 +35,7 @@ from benchmarks.table import Row, parser, report
 from fl_app.client import training
 from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
@@ -52,7 +52,7 @@ FRESH_OURS = """
 import sys
 from pathlib import Path
 from fl_app.client.client_app import _model
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)

@@ -106,4 +106,6 @@ def held_out(clips: Sequence[str], every: int) -> list[int]:
         if len(chosen) * every <= seen and len(chosen) + len(clip) <= wanted:
             chosen += clip
         seen += len(clip)
-    return sorted(chosen or min(members, key=len))
+    if not chosen:
+        chosen = min(members, key=len)
+    return sorted(chosen)

@@ -116,9 +116,9 @@ def _scaled(path: Path) -> np.ndarray:
         # Pillow would cut these off at 255.
         levels = np.asarray(image, np.float32)
         if image.mode != "F":
-            levels = levels / 257
+            levels = levels / np.float32(257)
         elif levels.min() >= 0 and levels.max() <= 1:
-            levels = levels * 255
+            levels = levels * np.float32(255)
         grey = Image.fromarray(levels).resize(SIZE)
         return np.repeat(np.asarray(grey)[..., None], 3, axis=2)
 
