@@ -166,7 +166,7 @@ class _SharedSettings:
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures per optimizer step.
+        Pictures of a batch; `nbs` of `train-args` make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
@@ -196,8 +196,9 @@ class ServerConfig(_SharedSettings):
         Share of nodes that train in a round.
     fraction_evaluate : float
         Share of nodes that evaluate in a round; 0: none.
-    learning_rate : float
-        Highest learning rate; round 1 has half of it, and it falls to a tenth.
+    train_args : str
+        Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
+        a YAML file with them.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
@@ -273,7 +274,8 @@ class ServerConfig(_SharedSettings):
     min_nodes: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
     fraction_train: Annotated[float, Field(gt=0, le=1), Key(shaping=True)] = 1.0
     fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.002
+    # What it says is compared before a session is resumed, not where it stands.
+    train_args: Annotated[str, Key()] = ""
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
     server_device: Annotated[DeviceName, Key()] = "auto"
@@ -326,13 +328,6 @@ class ServerConfig(_SharedSettings):
             One sentence on the first unknown key or wrong value.
         """
         return _read(cls, run_config)
-
-    def learning_rate_of(self, server_round: int) -> float:
-        """Learning rate of a global round: half in round 1, then linearly down to a tenth."""
-        if server_round == 1:
-            return self.learning_rate / 2
-        done = (server_round - 1) / max(1, self.num_server_rounds - 1)
-        return self.learning_rate * (1 - 0.9 * done)
 
 
 @dataclass(frozen=True, kw_only=True)

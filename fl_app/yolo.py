@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ require("The shipped model", "torch", "ultralytics")
 from flwr.app import ArrayRecord, MetricRecord
 
 from fl_app.client.data import data_digest
+from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
@@ -23,6 +25,24 @@ from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
+
+
+def train_order(config: ServerConfig) -> dict[str, int | str]:
+    """What train messages tell the nodes: the training arguments and the rounds of a session.
+
+    Raises
+    ------
+    TrainArgsError
+        The arguments cannot be used.
+    """
+    text = json.dumps(read_train_args(config.train_args))
+    return {"num-rounds": config.num_server_rounds, "train-args": text}
+
+
+def train_params(config: ServerConfig) -> dict[str, str]:
+    """All training arguments as params of a run, such as ``train-args.lr0``."""
+    values = read_train_args(config.train_args)
+    return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
 
 
 class YoloOnServer:

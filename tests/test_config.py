@@ -103,8 +103,8 @@ def test_whole_numbers_do_for_fractions() -> None:
 
 @pytest.mark.parametrize("kind", [ServerConfig, ClientConfig])
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(kind: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'learning_rat'.*'learning-rate'"):
-        kind.from_run_config({**DEFAULTS, "learning_rat": 0.1})
+    with pytest.raises(ConfigError, match=r"'train_args'.*'train-args'"):
+        kind.from_run_config({**DEFAULTS, "train_args": ""})
 
 
 def test_a_node_s_own_data_go_before_the_run_s_and_need_no_partition() -> None:
@@ -174,11 +174,3 @@ def test_keys_that_are_no_settings_may_be_in_a_node_config() -> None:
 def test_a_relative_data_path_is_refused() -> None:
     with pytest.raises(ConfigError, match="absolute path"):
         absolute_data("data/data.yaml")
-
-
-def test_the_learning_rate_rises_once_then_falls_to_a_tenth() -> None:
-    config = ServerConfig.from_run_config(DEFAULTS)
-    rates = [config.learning_rate_of(r) for r in range(1, config.num_server_rounds + 1)]
-    assert rates[0] == config.learning_rate / 2
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] == pytest.approx(config.learning_rate / 10)

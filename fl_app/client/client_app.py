@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 from fl_registry.errors import require
@@ -19,20 +19,33 @@ from flwr.clientapp import ClientApp
 
 from fl_app.client.data import NodeData, load_node_data
 from fl_app.client.data_yaml import DataError
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
+from fl_app.client.train_args import TrainArgs, TrainArgsError, read_train_args
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
 from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
-from fl_models.decoding import read_pictures
+from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged
+from fl_models.pictures import DataSpec, PictureError, Pictures, cached_while_unchanged
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
-from fl_registry import RegistryError
+from fl_registry import RegistryError, app_home
 
 logger = logging.getLogger(__name__)
+
+# Their text is a sentence for the person who runs the federation.
+_REPORTED = (
+    ConfigError,
+    DeviceError,
+    ModelMismatchError,
+    PictureError,
+    RegistryError,
+    TrainArgsError,
+    TrainingError,
+)
 
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
 NAMES_KEY = "names"
@@ -53,14 +66,7 @@ def with_data(handler: Handler) -> ClientAppCallable:
             config = ClientConfig.from_run_config(context.run_config, context.node_config)
             data = load_node_data(config, _class_names(message))
             return handler(message, context, config, data)
-        except (
-            ConfigError,
-            DeviceError,
-            ModelMismatchError,
-            PictureError,
-            RegistryError,
-            TrainingError,
-        ) as err:
+        except _REPORTED as err:
             reason = str(err)
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
@@ -93,7 +99,7 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.numbers)
+    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
     pictures.require_usable("training pictures")
     order = message.content.config_records["config"]
     # The digest is included, since a node with data of its own has no partition id.
@@ -108,7 +114,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             image_size=config.image_size,
             batch_size=config.batch_size,
             epochs=config.local_epochs,
-            learning_rate=_number(order, "learning-rate"),
+            args=_train_args(order, config),
             seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
             threads=config.threads,
             device=str(device),
@@ -128,20 +134,35 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
     device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     sizes = config.image_size, config.batch_size
-    holdout = _holdout(data.spec.val, data.spec, *sizes, str(device))
+    holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
         scores = holdout(model)
     return _reply(message, {"num-examples": len(holdout), **scores}, data, holdout.note)
 
 
-_pictures = cached_while_unchanged(read_pictures)
+@cached_while_unchanged
+def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+    with FileMemory(store) as memory:
+        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
 def _holdout(
-    paths: Sequence[Path], data: DataSpec, image_size: int, batch_size: int, device: str
+    paths: Sequence[Path], data: DataSpec, sizes: tuple[int, int], device: str, store: Path
 ) -> Holdout:
-    return Holdout(data, image_size=image_size, batch_size=batch_size, device=device)
+    side, batch = sizes
+    with FileMemory(store) as memory:
+        shape_of = partial(_shape, memory)
+        return Holdout(data, image_size=side, batch_size=batch, device=device, shape_of=shape_of)
+
+
+def _shape(memory: FileMemory, path: Path) -> tuple[int, int]:
+    height, width = memory.of(path, picture_shape)
+    return height, width
+
+
+def _shapes(config: ClientConfig, data: NodeData) -> Path:
+    return memory_of(app_home(config.home), "shapes", data.spec.root)
 
 
 @lru_cache(maxsize=1)
@@ -156,6 +177,13 @@ def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) 
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model
+
+
+def _train_args(order: ConfigRecord, config: ClientConfig) -> TrainArgs:
+    """Return the training arguments of this round, which the server sends."""
+    values, epochs = read_train_args(str(order.get("train-args", ""))), config.local_epochs
+    before, rounds = _number(order, "server-round") - 1, _number(order, "num-rounds")
+    return TrainArgs(values, epoch=int(before * epochs), epochs=int(rounds * epochs))
 
 
 def _number(order: ConfigRecord, key: str) -> int | float:

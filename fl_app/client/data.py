@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from fl_app.client.clips import by_clip, clips_of, held_out
 from fl_app.client.data_yaml import HOLDOUT_EVERY, DataError, load_data_spec, usable
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
 from fl_models.classes import ClassError, name_differences
@@ -27,6 +28,8 @@ from fl_models.pictures import (
     usable_boxes,
 )
 from fl_registry import app_home
+
+_NOTHING = hashlib.sha256(b"none").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
             """--node-config 'data="/absolute/path/data.yaml"'"""
         )
-    own = run_data(config, app_home(config.home))
+    home = app_home(config.home)
+    own = run_data(config, home)
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
             own,
@@ -131,7 +135,8 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             f"the classes of this node are not the server's: {error}; correct the names in its "
             f"data.yaml{advice}"
         ) from None
-    digest = _digest((*own.train, *own.val), own.names)
+    store = memory_of(home, "digests", own.root)
+    digest = _digest((*own.train, *own.val), own.names, store)
     unmatched = _unmatched(own.names, names)
     return NodeData(spec, digest, (*own.notes, *([unmatched] if unmatched else [])))
 
@@ -232,28 +237,44 @@ def split_holdout(
     return train, tuple(paths[index] for index in sorted(held))
 
 
-def data_digest(paths: Iterable[Path], names: Sequence[str]) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_digest(
+    paths: Iterable[Path],
+    names: Sequence[str],
+    digest_of: Callable[[Path], str] = file_digest,
+) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
     Folders are not included, so the same data has the same digest on every machine. The names of
     the classes are, in their order: they say what the numbers in the labels mean.
+
+    Parameters
+    ----------
+    digest_of : Callable[[Path], str]
+        Returns the SHA-256 of a file, in hexadecimal.
     """
     rows = [json.dumps(list(names)).encode()]
     for path in paths:
-        digests = _file_digest(path) + _file_digest(label_file(path))
+        # What can't be read has a digest too: it is skipped where pictures are decoded.
+        digests = b""
+        for file in (path, label_file(path)):
+            try:
+                digests += bytes.fromhex(digest_of(file))
+            except OSError:
+                digests += bytes.fromhex(_NOTHING)
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
-_digest = cached_while_unchanged(data_digest)
-
-
-def _file_digest(file: Path) -> bytes:
-    # What can't be read has a digest too: it is skipped where pictures are read.
-    try:
-        return hashlib.sha256(file.read_bytes()).digest()
-    except OSError:
-        return hashlib.sha256(b"none").digest()
+@cached_while_unchanged
+def _digest(paths: Sequence[Path], names: tuple[str, ...], store: Path) -> str:
+    with FileMemory(store) as memory:
+        return data_digest(paths, names, lambda path: memory.of(path, file_digest))
 
 
 @cached_while_unchanged

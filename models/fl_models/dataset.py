@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,38 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
             rect=False,
             pad=0.0 if augment else 0.5,
         )
-        # Ultralytics caches the latest few for mosaics; here later epochs and rounds use the cache.
-        self.max_buffer_length = 1 + _CACHE_BYTES // (3 * self.imgsz**2)
+        self._decoded: dict[int, Any] = {}
+        self._most_decoded = _CACHE_BYTES // (3 * self.imgsz**2)
 
     def loader(self, device: torch.device) -> Any:
         """Return Ultralytics' loader of batches; it shuffles the pictures for training."""
         return build_dataloader(
             self, self.batch_size, workers=0, shuffle=self.augment, device=device
         )
+
+    def open_mosaic(self) -> None:
+        """Start augmentation as it was before the first picture; the decoded pictures stay."""
+        self.transforms = self.build_transforms(hyp=copy(self.settings))
+        self.ims = [None] * self.ni
+        # The pictures loaded last, from which Ultralytics takes a mosaic's other three.
+        self.buffer: list[int] = []
+
+    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        """Return a picture, scaled, and its sizes before and after; decode it if need be."""
+        if not self.augment or self.ims[i] is not None:
+            return super().load_image(i, *args, **kwargs)
+        if i not in self._decoded:
+            loaded = super().load_image(i, *args, **kwargs)
+            if len(self._decoded) < self._most_decoded:
+                self._decoded[i] = loaded
+            return loaded
+        # What Ultralytics does with a picture that it has just decoded, so that a mosaic does not
+        # depend on which ones the round before has left.
+        self.ims[i], self.im_hw0[i], self.im_hw[i] = self._decoded[i]
+        self.buffer.append(i)
+        if 1 < len(self.buffer) >= self.max_buffer_length:
+            self.ims[self.buffer.pop(0)] = None
+        return self._decoded[i]
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the paths of the pictures; `img_path` is ignored."""

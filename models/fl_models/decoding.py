@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -34,7 +34,12 @@ class DecoderMissingError(PictureError):
     """A picture's format has no decoder on this machine."""
 
 
-def read_pictures(paths: Iterable[Path], numbers: Sequence[int]) -> Pictures:
+def read_pictures(
+    paths: Iterable[Path],
+    numbers: Sequence[int],
+    *,
+    shape_of: Callable[[Path], tuple[int, int]] | None = None,
+) -> Pictures:
     """Read labels and decode pictures once; unusable ones are left out, one warning line each.
 
     Pictures of a format without a decoder are counted in one warning for each format. A picture
@@ -47,12 +52,15 @@ def read_pictures(paths: Iterable[Path], numbers: Sequence[int]) -> Pictures:
         The pictures.
     numbers : Sequence[int]
         `DataSpec.numbers` of their data set.
+    shape_of : Callable[[Path], tuple[int, int]] | None
+        Returns what `picture_shape` returned while a picture was the same; None: that itself.
     """
+    shape_of = shape_of or picture_shape
     usable, unlabelled, classes = list[Picture](), list[Path](), set[int]()
     left_out, no_decoder, labelled = Counter[str](), Counter[str](), 0
     for path in paths:
         try:
-            shape, rows = picture_shape(path), label_rows(path)
+            shape, rows = shape_of(path), label_rows(path)
             # Before the check, since what it leaves out tells how the labels are numbered.
             classes.update(rows[np.isfinite(rows[:, 0]), 0].astype(int).tolist())
             labelled += label_file(path).is_file()

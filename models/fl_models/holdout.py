@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
+    shape_of : Callable[[Path], tuple[int, int]] | None
+        As in `read_pictures`.
 
     Attributes
     ----------
@@ -73,8 +75,9 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
+        shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.numbers)
+        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
         pictures.require_usable("holdout pictures")
         self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}

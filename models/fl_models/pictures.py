@@ -295,8 +295,13 @@ def file_states(
     have the same time. The state of a missing file is None.
     """
     states = tuple(_state(file) for path in paths for file in (path, label_file(path)))
-    newest = max((max(state[2:]) for state in states if state), default=0)
-    return None if newest > (clock() - _GRAIN) * 1e9 else states
+    return states if all(state is None or _is_settled(state, clock) for state in states) else None
+
+
+def settled_state(file: Path, *, clock: Callable[[], float] = time.time) -> tuple[int, ...] | None:
+    """Return the state of a file as in `file_states`; None if it is missing or has just changed."""
+    state = _state(file)
+    return state if state and _is_settled(state, clock) else None
 
 
 def cached_while_unchanged(
@@ -325,6 +330,10 @@ def cached_while_unchanged(
         return read(paths, *more) if states is None else cached(states, tuple(paths), *more)
 
     return reader
+
+
+def _is_settled(state: tuple[int, ...], clock: Callable[[], float]) -> bool:
+    return max(state[2:]) <= (clock() - _GRAIN) * 1e9
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

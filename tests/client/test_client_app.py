@@ -16,13 +16,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
+from fl_app.client import client_app
 from fl_app.client.client_app import app
 from fl_app.client.data import load_node_data
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
-from fl_models.pictures import label_file
+from fl_models.pictures import cached_while_unchanged, label_file, settled_state
 from fl_models.yolo import get_model
 
 SETTINGS: dict[str, bool | float | int | str] = {
@@ -48,9 +49,8 @@ def ask(
     names: Sequence[str] = NAMES,
     **settings: bool | float | int | str,
 ) -> Message:
-    config = ConfigRecord(
-        {"server-round": server_round, "learning-rate": 0.002, "names": list(names)}
-    )
+    order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
+    config = ConfigRecord({**order, "names": list(names)})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
@@ -163,6 +163,22 @@ def test_a_deployed_node_that_names_no_data_trains_on_no_generated_shapes(
 ) -> None:
     reply = ask("train", arrays, "", node={})
     assert reply.error.reason.startswith("this node has no pictures, expected a data.yaml")
+
+
+def test_a_new_process_decodes_no_unchanged_picture_to_check_it(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_data_spec(shapes_yaml, 7)
+    while any(settled_state(path) is None for path in (*spec.train, *spec.val)):
+        time.sleep(0.1)  # two seconds at most
+    first = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for name in ("_pictures", "_holdout"):  # the caches of the first process
+        read = getattr(client_app, name).__wrapped__
+        monkeypatch.setattr(client_app, name, cached_while_unchanged(read))
+    monkeypatch.setattr(client_app, "picture_shape", lambda path: pytest.fail(str(path)))
+    again = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for before, after in zip(first, again, strict=True):
+        assert after.metric_records["metrics"] == before.metric_records["metrics"]
 
 
 def test_an_evaluate_reply_has_scores_and_no_arrays(

@@ -11,6 +11,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import partition
 from fl_app.client.data_yaml import load_data_spec
+from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
@@ -59,7 +60,7 @@ def test_a_round_on_photographs_and_scores_as_plain_ultralytics_has_them(
         image_size=160,
         batch_size=3,
         epochs=20,
-        learning_rate=0.003,
+        args=TrainArgs(read_train_args("{lr0: 0.003, lrf: 1, nbs: 3, optimizer: AdamW}")),
         seed=1,
     )
     ours = Holdout(few, image_size=160, batch_size=4)(model)

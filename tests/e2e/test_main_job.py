@@ -151,4 +151,4 @@ def test_the_tracker_has_one_run_a_session(trained: tuple[Flower, str]) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert runs[-1].data.params["num-server-rounds"] == "8"
-    assert runs[-1].data.params["strategy"] == "ScheduledFedAvg"
+    assert runs[-1].data.params["strategy"] == "StreamingFedAvg"
