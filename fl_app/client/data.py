@@ -136,7 +136,7 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             f"data.yaml{advice}"
         ) from None
     store = memory_of(home, "digests", own.root)
-    digest = _digest((*own.train, *own.val), own.names, store)
+    digest = _digest((*own.train, *own.val), own, store)
     unmatched = _unmatched(own.names, names)
     return NodeData(spec, digest, (*own.notes, *([unmatched] if unmatched else [])))
 
@@ -245,20 +245,20 @@ def file_digest(path: Path) -> str:
 
 def data_digest(
     paths: Iterable[Path],
-    names: Sequence[str],
+    data: DataSpec,
     digest_of: Callable[[Path], str] = file_digest,
 ) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders are not included, so the same data has the same digest on every machine. The names of
-    the classes are, in their order: they say what the numbers in the labels mean.
+    Folders are not included, so the same data has the same digest on every machine. The classes of
+    the data set that they belong to are: they say what the numbers in the labels mean.
 
     Parameters
     ----------
     digest_of : Callable[[Path], str]
         Returns the SHA-256 of a file, in hexadecimal.
     """
-    rows = [json.dumps(list(names)).encode()]
+    rows = [json.dumps([data.names, data.numbers]).encode()]
     for path in paths:
         # What can't be read has a digest too: it is skipped where pictures are decoded.
         digests = b""
@@ -272,9 +272,9 @@ def data_digest(
 
 
 @cached_while_unchanged
-def _digest(paths: Sequence[Path], names: tuple[str, ...], store: Path) -> str:
+def _digest(paths: Sequence[Path], data: DataSpec, store: Path) -> str:
     with FileMemory(store) as memory:
-        return data_digest(paths, names, lambda path: memory.of(path, file_digest))
+        return data_digest(paths, data, lambda path: memory.of(path, file_digest))
 
 
 @cached_while_unchanged

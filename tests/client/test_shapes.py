@@ -49,7 +49,7 @@ def test_a_seed_gives_the_same_pictures_and_another_seed_others(tmp_path: Path) 
     for home, seed in [("a", 3), ("b", 3), ("c", 4)]:
         file = shapes_data(tmp_path / home, train=4, val=2, image_size=32, seed=seed)
         spec = load_data_spec(file, 7)
-        digests.append(data_digest([*spec.train, *spec.val], spec.names))
+        digests.append(data_digest([*spec.train, *spec.val], spec))
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -75,7 +75,7 @@ def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> N
     assert names
     assert names <= set(spec.names)
     run = manager.client.get_run(manager.get_version("8").run_id)
-    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec.names)
+    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec)
 
 
 def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str]) -> None:

@@ -17,6 +17,7 @@ from flwr.app import Context
 from fl_app.client.mods.data_summary import NODE_KEY, KeyedRows, data_summary_mod, node_folder
 from fl_app.config import ClientConfig
 from fl_app.flower_internals import Mod
+from fl_models.classes import IGNORED
 from fl_models.pictures import DataSpec, label_file, main_class, usable_boxes
 from fl_registry import app_home
 
@@ -53,18 +54,24 @@ def picture_summaries(config: ClientConfig, spec: DataSpec) -> Mod:
     rows = KeyedRows([file_key(path, label_file(path)) for path in paths], read)
     return data_summary_mod(
         lambda message, context: rows,
-        folder=lambda context: _reference_folder(context, config),
+        folder=lambda context: _reference_folder(context, config, spec),
         epsilon=config.summary_epsilon or None,
     )
 
 
-def _reference_folder(context: Context, config: ClientConfig) -> Path:
-    """Return the folder of this node's reference: one for each model, data set and partition."""
+def _reference_folder(context: Context, config: ClientConfig, spec: DataSpec) -> Path:
+    """Return the folder of this node's reference: one for each model, data set and partition.
+
+    Where the labels mean other classes another reference begins: counts of the old one have other
+    names.
+    """
+    names = [spec.names[number] if number != IGNORED else "" for number in spec.numbers]
     if NODE_KEY in context.node_config:
-        return node_folder(context)
+        key = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+        return node_folder(context) / key
     share = (config.data, config.partitioning, config.alpha, config.seed)
     node = (config.partition_id, config.num_partitions)
-    about = repr((*share, *node, context.run_config.get("registered-model-name")))
+    about = repr((*share, *node, names, context.run_config.get("registered-model-name")))
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
     return app_home(config.home) / "summaries" / key
 
