@@ -48,7 +48,7 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
 def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
     trained: tuple[Flower, str],
 ) -> None:
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -65,7 +65,8 @@ def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
 def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> None:
     from mlflow.pyfunc import load_model
 
-    from fl_app.client.data import data_digest, load_data_spec
+    from fl_app.client.data import data_digest
+    from fl_app.client.data_yaml import load_data_spec
 
     flower, _ = trained
     manager = ModelManager(home=flower.fl_app_home)

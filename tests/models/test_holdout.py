@@ -16,7 +16,7 @@ import torch
 from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, PictureError, read_boxes
 from fl_models.yolo import YoloModel, from_arrays, get_model
