@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -281,7 +282,7 @@ def test_a_round_uses_no_network_and_leaves_nothing_behind(
         "HOME": str(folders["home"]),
         "YOLO_CONFIG_DIR": str(folders["settings"]),
         "TMPDIR": str(folders["temporary"]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
