@@ -136,11 +136,16 @@ def viewed(arrays: ArrayRecord) -> ArrayRecord:
 # Whether values may be averaged.
 
 
-def require_like(values: np.ndarray, dtype: np.dtype) -> None:
+def require_like(values: np.ndarray, dtype: np.dtype) -> float:
     """Require values that may be averaged with a model's array of this dtype.
 
     They must be of the same kind (floats, integers, booleans), finite, and so small that neither
     an average nor the sum of their squares overflows the dtype.
+
+    Returns
+    -------
+    float
+        The sum of the squares of floats of at least 32 bits; of others 0.
 
     Raises
     ------
@@ -160,9 +165,13 @@ def require_like(values: np.ndarray, dtype: np.dtype) -> None:
             low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
             if least < low or greatest > high:
                 raise ArrayError(f"has values from {least} to {greatest}, expected {low} to {high}")
-    elif not _squares_fit(values, dtype):
+    else:
+        squares = _squares(values, dtype)
+        if math.isfinite(squares):
+            return squares
         require_finite(values, dtype)
         raise ArrayError(f"is too large: {dtype} cannot hold the square of its norm")
+    return 0.0
 
 
 def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
@@ -173,7 +182,7 @@ def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
     ArrayError
         They are not.
     """
-    if not values.size or (values.dtype.kind in "fc" and _squares_fit(values, dtype)):
+    if not values.size or (values.dtype.kind in "fc" and math.isfinite(_squares(values, dtype))):
         return
     if not np.isfinite(values).all():
         raise ArrayError("is not finite")
@@ -183,18 +192,22 @@ def require_finite(values: np.ndarray, dtype: np.dtype) -> None:
             raise ArrayError(f"has values that {dtype} cannot hold")
 
 
-def _squares_fit(values: np.ndarray, dtype: np.dtype) -> bool:
-    """Return whether the sum of all squares is finite, and so each value; reads them once."""
+def _squares(values: np.ndarray, dtype: np.dtype) -> float:
+    """Return the sum of all squares, infinite if `dtype` cannot hold it; reads each value once.
+
+    Of complex numbers and of half precision, which cannot hold squares, it is 0 if all are finite.
+    """
     # A finite value is not enough: one reply with 1e30 in float32 makes the second moment of
     # FedAdam infinite, and the model never changes again.
     if values.dtype.kind != "f" or dtype.kind != "f":
-        return bool(values.dtype == dtype and np.isfinite(values).all())
-    if min(values.itemsize, dtype.itemsize) < 4:  # float16 cannot hold squares
+        return 0.0 if values.dtype == dtype and np.isfinite(values).all() else math.inf
+    if min(values.itemsize, dtype.itemsize) < 4:
         largest = np.abs(values).max(initial=0)
-        return bool(largest <= np.finfo(dtype).max) and bool(np.isfinite(largest))
+        return 0.0 if largest <= np.finfo(dtype).max and np.isfinite(largest) else math.inf
     flat = values.ravel(order="K")
     with np.errstate(all="ignore"):
-        return bool(np.dot(flat, flat) <= _LARGEST[dtype.itemsize])
+        squares = np.dot(flat, flat)
+        return float(squares) if squares <= _LARGEST[dtype.itemsize] else math.inf
 
 
 # The layout of a model. A call costs more than a small array: all small arrays of one dtype are
@@ -291,15 +304,18 @@ class ArrayLayout:
             raise ArrayError(f"is not in both: {model.keys() ^ {*self.names}}")
         return [piece.read(model) for piece in self.pieces]
 
-    def accepts(self, model: ArrayRecord) -> bool:
-        """Whether a model has this layout, and values that may be averaged (`require_like`)."""
+    def norm(self, model: ArrayRecord) -> float | None:
+        """Return the L2 norm over all floats of a model whose values may be averaged.
+
+        None if it has another layout, or values that may not (`require_like`).
+        """
         pieces = self.read_alike(model)
+        if pieces is None:
+            return None
         try:
-            for values in pieces or []:
-                require_like(values, values.dtype)
+            return math.sqrt(math.fsum(require_like(values, values.dtype) for values in pieces))
         except ArrayError:
-            return False
-        return pieces is not None
+            return None
 
 
 # The schema of a model, and comparisons with it.
@@ -355,7 +371,7 @@ def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None],
 
 
 def model_values(
-    arrays: ArrayRecord, schema: Schema, require: Callable[[np.ndarray, np.dtype], None]
+    arrays: ArrayRecord, schema: Schema, require: Callable[[np.ndarray, np.dtype], object]
 ) -> dict[str, np.ndarray]:
     """Return the values of a model's arrays by name, each checked against its dtype.
 

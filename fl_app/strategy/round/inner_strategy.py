@@ -20,11 +20,25 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
 
 from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.round.averaging import StreamingFedAvg, in_step
-from fl_app.strategy.round.screening import SILENT, ScreenedReplies, needs_of, with_content
+from fl_app.strategy.round.influence import FEWEST
+from fl_app.strategy.round.screening import (
+    SILENT,
+    ScreenedReplies,
+    needs_of,
+    only,
+    with_content,
+    with_records,
+)
 from fl_app.wire.arrays import (
     ArrayError,
     OtherArrayError,
@@ -37,6 +51,13 @@ from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
+_PRIVATE = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
+_NEAR = 4.0
 MAX_LEFT_OUT = 20
 """Most replies of which each is left out in turn to find the harmful one."""
 
@@ -134,7 +155,11 @@ def _attempt(
     loud: bool = False,
 ) -> Aggregate:
     try:
-        given = replies if isinstance(replies, ScreenedReplies) else aligned(strategy, replies)
+        given: Sequence[Message] | ScreenedReplies = replies
+        if not isinstance(replies, ScreenedReplies):
+            left_out = _drops_errors(strategy)
+            given = aligned(strategy, [m for m in replies if m.has_content() or not left_out])
+            given = with_usual_losses(strategy, given)
         arrays, metrics = strategy.aggregate_train(server_round, given)
     except Exception as error:  # noqa: BLE001
         # The user's code on data of nodes: an error costs one round, not the run.
@@ -147,6 +172,16 @@ def _attempt(
         other = isinstance(error, OtherArrayError)
         return Aggregate(None, metrics, f"the aggregate is no model: {error}", other_arrays=other)
     return Aggregate(arrays, metrics)
+
+
+def _drops_errors(strategy: Strategy) -> bool:
+    """Whether a strategy must not see nodes' errors: a wrapper for privacy without an accountant.
+
+    It makes no model of a round with an error, though it does of one with fewer replies. An
+    accountant counts on the number of replies, so with one both end the round.
+    """
+    levels = [level for _, level in strategy_levels(strategy) if isinstance(level, _PRIVATE)]
+    return bool(levels) and all(getattr(level, "accountant", None) is None for level in levels)
 
 
 def _problem(strategy: Strategy, server_round: int, error: Exception, *, loud: bool = True) -> str:
@@ -186,6 +221,31 @@ def _copy(content: RecordDict, usual: Mapping[type, str | None]) -> RecordDict:
             own = record.copy() if isinstance(record, ArrayRecord) else record
             copied[usual.get(type(record)) or key] = own
     return copied
+
+
+def with_usual_losses(strategy: Strategy, replies: Sequence[Message]) -> list[Message]:
+    """Return replies whose losses differ from their median by a factor of 4 at most.
+
+    For QFedAvg, which divides by a power of each node's loss: a loss of 0 would end the training of
+    all. Other strategies, and fewer than three replies, get theirs as they are.
+    """
+    key, good = getattr(strategy, "train_loss_key", None), [m for m in replies if m.has_content()]
+    if not isinstance(key, str) or len(good) < FEWEST:
+        return [*replies]
+    losses = [only(message.content, MetricRecord).get(key) for message in good]
+    if not all(isinstance(loss, int | float) for loss in losses):
+        return [*replies]
+    usual = float(np.median(np.asarray(losses, float)))
+
+    def clipped(message: Message) -> Message:
+        metrics = only(message.content, MetricRecord)
+        loss, near = metrics[key], min(max(metrics[key], usual / _NEAR), usual * _NEAR)
+        if near == loss:
+            return message
+        record = MetricRecord({**metrics, key: near})
+        return with_content(message, with_records(message.content, record))
+
+    return [clipped(message) if message.has_content() else message for message in replies]
 
 
 def _usual_key(contents: Sequence[RecordDict], kind: type, preferred: str) -> str | None:

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideAdaptiveClipping, Strategy
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from fl_app.flower_internals import KEY_NORM_BIT
 from fl_app.settings import Key, check_settings
+from fl_app.strategy.round.influence import Influence, Size
 from fl_app.wire.arrays import (
     MAX_NAME,
     ArrayError,
@@ -48,12 +50,38 @@ SILENT = "it sent no answer in time"
 Phase = Literal["train", "evaluate"]
 Value = int | float | list[int] | list[float]
 Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
-Check = Callable[[RecordDict], tuple[RecordDict, list[str]]]
-"""Returns the accepted content of a reply and the faults of the rest, or raises `ReplyError`."""
+_FROM_0_TO_1 = re.compile(
+    r"(?:^|[_-])(?:acc|accuracy|auc|auroc|dice|f1|iou|map\d*(?:-\d+)?|precision|recall)$", re.I
+)
+
+
+class Checked(NamedTuple):
+    """The accepted content of a reply, the faults of the rest, and the norm of its arrays."""
+
+    content: RecordDict
+    faults: list[str]
+    norm: float | None = None
+
+
+Check = Callable[[RecordDict], Checked]
+"""Checks the content of a reply, or raises `ReplyError`."""
 
 
 class ReplyError(InconsistentMessageReplies):
     """A reply is rejected; the text says why."""
+
+
+def _two_numbers(value: object) -> object:
+    """Check a range; a run config has it as texts."""
+    if value is None:
+        return None
+    try:
+        least, greatest = map(float, value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        least = greatest = math.nan
+    if not least < greatest:
+        raise ValueError("two numbers, the least value and the greatest, such as 0,1")
+    return least, greatest
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,8 @@ class Screening:
 
     Always: one ArrayRecord with the names and shapes of the global model, floats for floats and
     integers for integers, at least as precise (what is less precise is widened), all finite and
-    with a norm whose square is; one MetricRecord with a positive number of examples. Metrics that
+    with a norm whose square is, and which is at most 10 times the median of the round's replies, if
+    there are three; one MetricRecord with a whole number of examples, at least 1. Metrics that
     cannot be averaged are left out of an accepted reply.
 
     Parameters
@@ -70,6 +99,13 @@ class Screening:
     max_examples : float
         Most examples that a node may report; a reply with more is rejected. FedAvg weighs nodes
         by what they report.
+    max_node_share : float | None
+        Largest weight of a node in an average, in multiples of an equal share of the round's
+        replies: with 2 and 10 replies a node decides at most 2/10. A larger number of examples is
+        lowered for the average; None: no limit.
+    metric_range : tuple[float, float] | None
+        Least and greatest value of the metric that gates look at; None: 0 to 1 for accuracies, mAP
+        and the like, by their names, else any. A node's value outside is left out.
     max_update_norm : float | None
         Largest L2 norm of the difference between a reply and the global model, over all floats;
         None: no limit.
@@ -82,16 +118,28 @@ class Screening:
         If a limit is not positive or ``norm_action`` is another word.
     """
 
-    # No limit relative to other nodes: one with a thousand times the median may be the one hospital
-    # among practices. This one stops gross errors; below it, FedAvg believes what nodes report.
     max_examples: Annotated[
         float, Field(gt=0, allow_inf_nan=True), Key("max-examples-per-node", shaping=True)
     ] = 1e8
+    # The one hospital among practices is lowered too: which of both a large node is cannot be told
+    # from what it reports.
+    max_node_share: Annotated[float | None, Field(gt=1), Key(off=0.0, shaping=True)] = 2.0
+    metric_range: Annotated[
+        tuple[float, float] | None,
+        BeforeValidator(_two_numbers),
+        Key(off="", listed=True, shaping=True),
+    ] = None
     max_update_norm: Annotated[float | None, Field(gt=0), Key(off=0.0, shaping=True)] = None
     norm_action: Annotated[Literal["clip", "refuse"], Key(shaping=True)] = "clip"
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    def range_of(self, metric: str) -> tuple[float, float]:
+        """Return the least and the greatest value of the metric that gates look at."""
+        if self.metric_range is not None:
+            return self.metric_range
+        return (0.0, 1.0) if _FROM_0_TO_1.search(metric) else (-math.inf, math.inf)
 
 
 DEFAULT_SCREENING = Screening()
@@ -174,6 +222,10 @@ class ScreenedReplies(Iterable[Message]):
         The ids of the nodes from which replies are expected.
     watched : WatchedMetric
         The metric that gates look at, which ``check`` counts.
+    weighted_by : str | None
+        The metric that nodes are weighed by.
+    shares : float | None
+        Largest weight of a node, in multiples of an equal share; None: no limit.
     replies : list[Message]
         Replies for the inner strategy, in the order of arrival: accepted replies and errors. Those
         that were streamed have no arrays any more.
@@ -193,6 +245,8 @@ class ScreenedReplies(Iterable[Message]):
     check: Check
     requested: set[str]
     watched: WatchedMetric
+    weighted_by: str | None = None
+    shares: float | None = None
     replies: list[Message] = field(default_factory=list)
     nodes: dict[str, None] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
@@ -203,7 +257,7 @@ class ScreenedReplies(Iterable[Message]):
     def __iter__(self) -> Iterator[Message]:
         """Stream the replies for the inner strategy, once."""
         try:
-            for message in self._screened():
+            for message in self._bounded():
                 self.replies.append(without_arrays(message))
                 yield message
                 del message  # free its memory before the next reply is waited for
@@ -213,10 +267,27 @@ class ScreenedReplies(Iterable[Message]):
 
     def all(self) -> ScreenedReplies:
         """Wait for the remaining replies, and hold all with their arrays."""
-        self.replies.extend(self._screened())
+        self.replies.extend(self._bounded())
         return self
 
-    def _screened(self) -> Iterator[Message]:
+    def _bounded(self) -> Iterator[Message]:
+        return Influence[Message](self.shares, self._lowered, self._refuse).bound(self._screened())
+
+    def _lowered(self, message: Message, heaviest: float) -> Message:
+        """Return a reply that counts as fewer examples than it reports."""
+        metrics, name = only(message.content, MetricRecord), str(self.weighted_by)
+        counted, node = math.floor(heaviest), str(message.metadata.src_node_id)
+        note = f"its {metrics[name]:.12g} examples count as {counted}, {self.shares:g} equal shares"
+        self.notes[node] = "; ".join(filter(None, [self.notes.get(node), note]))
+        lowered = MetricRecord({**metrics, name: counted})
+        return with_content(message, with_records(message.content, lowered))
+
+    def _refuse(self, message: Message, why: str) -> None:
+        node = str(message.metadata.src_node_id)
+        self.rejected[node] = one_line(why)
+        self.notes.pop(node, None)
+
+    def _screened(self) -> Iterator[Size[Message]]:
         for message in self.arriving:
             node = str(message.metadata.src_node_id)
             self.nodes[node] = None
@@ -224,10 +295,11 @@ class ScreenedReplies(Iterable[Message]):
                 # In one line, for Flower's log.
                 error = Error(message.error.code, one_line(message.error.reason))
                 self.rejected[node] = one_line(f"it answered with an error: {error.reason}")
-                yield Message(error=error, metadata=message.metadata)  # type: ignore[call-overload]
+                failed = Message(error=error, metadata=message.metadata)  # type: ignore[call-overload]
+                yield Size(failed, None, None)
                 continue
             try:
-                content, faults = self.check(message.content)
+                content, faults, norm = self.check(message.content)
             except (ReplyError, ArrayError) as error:
                 self.rejected[node] = one_line(error)
                 if isinstance(error, OtherArrayError):
@@ -239,11 +311,17 @@ class ScreenedReplies(Iterable[Message]):
                 faults = [*faults, *_notes(content)]
                 if faults:
                     self.notes[node] = one_line("; ".join(faults))
-                yield with_content(message, content)
+                yield Size(with_content(message, content), self._weight(content), norm)
                 del content
             del message
         for node in sorted(self.requested - self.nodes.keys()):
             self.nodes[node], self.rejected[node] = None, SILENT
+
+    def _weight(self, content: RecordDict) -> float | None:
+        if self.weighted_by is None or self.shares is None:
+            return None
+        weight = only(content, MetricRecord).get(self.weighted_by)
+        return float(weight) if isinstance(weight, int | float) else None
 
     @property
     def good(self) -> list[Message]:
@@ -287,25 +365,28 @@ def screen_train(
         with suppress(ArrayError):
             layout = ArrayLayout(model)
 
-    def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
+    def check(content: RecordDict) -> Checked:
         if UPDATE_RECORD in content:
             content = decode_update(content, sent)
         if rules is None:
-            return content, []
+            return Checked(content, [])
         metrics, faults = _screen_metrics(content, rules, needs, watched)
         arrays = only(content, ArrayRecord)
         # In few pieces if it has the layout of the model, which saves most of the time.
-        if layout is None or not layout.accepts(arrays):
-            arrays = _fitting(arrays, schema)
+        norm = layout.norm(arrays) if layout is not None else None
+        if norm is None:
+            arrays, norm = _fitting(arrays, schema)
         if not schema:
             raise ReplyError(
                 "the server has no model yet, and no more than half of the replies have the same "
                 "arrays"
             )
         arrays, clipped = _bound_update(arrays, model, rules)
-        return with_records(content, arrays, metrics), [*clipped, *faults]
+        return Checked(with_records(content, arrays, metrics), [*clipped, *faults], norm)
 
-    return ScreenedReplies(iter(replies), check, {*requested}, watched)
+    shares = None if rules is None else rules.max_node_share
+    arriving, asked = iter(replies), {*requested}
+    return ScreenedReplies(arriving, check, asked, watched, needs.weighted_by, shares)
 
 
 def screen_evaluate(
@@ -319,13 +400,15 @@ def screen_evaluate(
     """Screen the replies of a round of evaluation, of which only the metrics are checked."""
     watched = WatchedMetric.of(metric, "evaluate")
 
-    def check(content: RecordDict) -> tuple[RecordDict, list[str]]:
+    def check(content: RecordDict) -> Checked:
         if rules is None:
-            return content, []
+            return Checked(content, [])
         metrics, faults = _screen_metrics(content, rules, needs, watched)
-        return with_records(content, metrics), faults
+        return Checked(with_records(content, metrics), faults)
 
-    return ScreenedReplies(iter(replies), check, {*requested}, watched).all()
+    shares = None if rules is None else rules.max_node_share
+    arriving, asked = iter(replies), {*requested}
+    return ScreenedReplies(arriving, check, asked, watched, needs.weighted_by, shares).all()
 
 
 def agreed_schema(replies: Iterable[Message], rules: Screening | None, needs: Needs) -> Schema:
@@ -342,13 +425,19 @@ def agreed_schema(replies: Iterable[Message], rules: Screening | None, needs: Ne
     return most[0] if 2 * len(most) > sum(map(len, votes.values())) else {}
 
 
-def _fitting(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
-    """Return arrays that fit the schema, in its order and at least as precise."""
-    values, fitting = model_values(arrays, schema, require_like), {}
+def _fitting(arrays: ArrayRecord, schema: Schema) -> tuple[ArrayRecord, float]:
+    """Return arrays that fit the schema, in its order and at least as precise, and their norm."""
+    squares = []
+
+    def require(values: np.ndarray, dtype: np.dtype) -> None:
+        squares.append(require_like(values, dtype))
+
+    values, fitting = model_values(arrays, schema, require), {}
     for name, (dtype, _) in schema.items():
         narrow = values[name].itemsize < dtype.itemsize
         fitting[name] = Array(values[name].astype(dtype)) if narrow else arrays[name]
-    return arrays if [*fitting.items()] == [*arrays.items()] else ArrayRecord(fitting)
+    same = [*fitting.items()] == [*arrays.items()]
+    return arrays if same else ArrayRecord(fitting), math.sqrt(math.fsum(squares))
 
 
 def _bound_update(
@@ -379,9 +468,10 @@ def _screen_metrics(
 ) -> tuple[MetricRecord, list[str]]:
     """Return the valid metrics of a reply, and what is wrong with the others."""
     record = only(content, MetricRecord)
-    sound, faults = sound_metrics(record, {*needs.metrics, needs.weighted_by}, watched.name)
+    needed, limits = {*needs.metrics, needs.weighted_by}, rules.range_of(watched.name)
+    sound, faults = sound_metrics(record, needed, watched.name, limits)
     why = _unmet(record, sound, needs, rules.max_examples)
-    watched.note(record, sound, why)
+    watched.note(record, sound, why, limits)
     if why:
         raise ReplyError(why)
     return (MetricRecord(sound) if faults else record), faults
@@ -396,11 +486,16 @@ def _unmet(
         if isinstance(count, list) or count is None:
             what = "missing" if count is None else "a list"
             return f"metric {quoted(name)} is {what}, expected the number of examples"
-        if not is_finite(count) or not 0 < count <= most:
-            return f"metric {quoted(name)} is {count}, expected more than 0, at most {most:g}"
+        if not is_finite(count) or not 1 <= count <= most or count % 1:
+            expected = f"a whole number from 1 to {most:g}"
+            return f"metric {quoted(name)} is {count}, expected {expected}"
     for name in sorted(needs.metrics):
-        if not isinstance(sound.get(name), int | float):
+        value = sound.get(name)
+        if not isinstance(value, int | float):
             return f"metric {quoted(name)} is missing or no finite number"
+        if value < 0 or (name == KEY_NORM_BIT and value > 1):
+            expected = "0 or 1" if name == KEY_NORM_BIT else "a loss that is not negative"
+            return f"metric {quoted(name)} is {value}, expected {expected}"
     return ""
 
 
@@ -430,7 +525,13 @@ class WatchedMetric:
             return cls("")
         return cls(name.removeprefix("train/" if trained else "client/"))
 
-    def note(self, reported: Mapping[str, Value], sound: Mapping[str, Value], why: str) -> None:
+    def note(
+        self,
+        reported: Mapping[str, Value],
+        sound: Mapping[str, Value],
+        why: str,
+        limits: tuple[float, float],
+    ) -> None:
         """Count the value in a reply, which is rejected if ``why`` says so."""
         if not self.name or self.name not in reported:
             return
@@ -439,7 +540,8 @@ class WatchedMetric:
         elif isinstance(sound.get(self.name), int | float):
             self.sound += 1
         else:
-            fault = _fault(self.name, reported[self.name])
+            value = reported[self.name]
+            fault = _fault(self.name, value) or _outside(value, limits)
             self.rejected.append(fault or "is a list, expected a number")
 
     def why_missing(self, replies: int) -> str:
@@ -456,13 +558,17 @@ class WatchedMetric:
 
 
 def sound_metrics(
-    metrics: Mapping[str, Value], needed: Collection[str | None], watched: str = ""
+    metrics: Mapping[str, Value],
+    needed: Collection[str | None],
+    watched: str = "",
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[dict[str, Value], list[str]]:
     """Return the metrics that may be averaged, and what is wrong with the others.
 
-    A name has 1 to 200 printable characters, a value is finite, a list has at most 10,000 values,
-    and beside those that are ``needed``, the one that is ``watched`` and 200 of its classes
-    (``<watched>/…``) a reply has at most 100.
+    A name has 1 to 200 printable characters, a value is finite, and within ``limits`` if it is of
+    the ``watched`` metric or of one of its classes (``<watched>/…``). A list has at most 10,000
+    values. Beside those that are ``needed``, the one that is ``watched`` and 200 of its classes a
+    reply has at most 100.
     """
     # Arrays are rejected and metrics are left out: Flower averages none if the names differ between
     # replies, and one node must not take them from all others.
@@ -470,6 +576,8 @@ def sound_metrics(
     faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
     for name, value in metrics.items():
         fault = _fault(name, value)
+        if not fault and watched and name.partition("/")[0] == watched:
+            fault = _outside(value, limits)
         if not fault and classes and name.startswith(f"{watched}/"):
             classes -= 1
         elif not fault and name != watched and name not in needed:
@@ -492,6 +600,13 @@ def _fault(name: str, value: Value) -> str:
     if len(value) > MAX_LIST:
         return f"has {len(value)} values, expected at most {MAX_LIST}"
     return "" if all(map(is_finite, value)) else "has values that are not finite"
+
+
+def _outside(value: Value, limits: tuple[float, float]) -> str:
+    least, greatest = limits
+    if all(least <= each <= greatest for each in (value if isinstance(value, list) else [value])):
+        return ""
+    return f"is {value}, expected {least:g} to {greatest:g} (metric_range in Screening)"
 
 
 def is_finite(value: float) -> bool:

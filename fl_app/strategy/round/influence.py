@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much one reply may decide in a round: its weight, and the scale of its numbers.
+
+A limit needs the other replies of the round. So that a strategy can still be given replies as they
+arrive, only those that are beyond a limit wait for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Generic, TypeVar
+
+FEWEST = 3
+"""Replies of which the one that is unlike the others can be told."""
+FAR = 10.0
+"""Times the median norm of a round's replies, beyond which one is out of scale."""
+MAX_WAITING = 3
+"""Replies that wait for others: each is a model in memory."""
+
+Reply = TypeVar("Reply")
+
+
+def largest_weight(weights: Sequence[float], shares: float) -> float:
+    """Return the weight that none may exceed, so that each has at most ``shares / n`` of them all.
+
+    The weights above it are lowered to it; the others stay. Infinity if there is nothing to lower,
+    or too few weights for such a limit.
+
+    Parameters
+    ----------
+    weights : Sequence[float]
+        The positive weights of n replies.
+    shares : float
+        Largest share of a reply in multiples of an equal one, more than 1.
+    """
+    share, rest = shares / max(1, len(weights)), math.fsum(weights)
+    for lowered, weight in enumerate(sorted(weights, reverse=True)):
+        if share * (lowered + 1) >= 1:
+            break
+        limit = share * rest / (1 - share * lowered)
+        if weight <= limit:
+            return limit if lowered else math.inf
+        rest -= weight
+    # So few others remain that equal weights are what is left.
+    return min(weights) if shares < len(weights) else math.inf
+
+
+@dataclass(frozen=True)
+class Size(Generic[Reply]):
+    """A reply, its weight in averages (None: it has none), and the norm of its arrays (or None)."""
+
+    reply: Reply
+    weight: float | None
+    norm: float | None
+
+
+@dataclass
+class Influence(Generic[Reply]):
+    """Gives on the replies of a round, none of which decides more than it may.
+
+    Attributes
+    ----------
+    shares : float | None
+        Largest weight of a reply, in multiples of an equal share; None: no limit.
+    lowered : Callable
+        Returns a reply with the weight that it may have at most.
+    refuse : Callable
+        Is told of a reply that is out of scale, and why; it is not given on.
+    """
+
+    shares: float | None
+    lowered: Callable[[Reply, float], Reply]
+    refuse: Callable[[Reply, str], None]
+    _weights: list[float] = field(default_factory=list)
+    _norms: list[float] = field(default_factory=list)
+
+    def bound(self, sizes: Iterable[Size[Reply]]) -> Iterator[Reply]:
+        """Yield the replies: within the limits as they arrive, the others after the last one."""
+        waiting: list[Size[Reply]] = []
+        for size in sizes:
+            self._weights += [] if size.weight is None else [size.weight]
+            self._norms += [] if size.norm is None else [size.norm]
+            waiting.append(size)
+            if max(len(self._weights), len(self._norms)) < FEWEST:
+                continue
+            heaviest = self._heaviest()
+            within = [each for each in waiting if self._is_within(each, heaviest)]
+            waiting = [each for each in waiting if each not in within]
+            if len(waiting) > MAX_WAITING:  # the one that is least beyond the limits goes on
+                waiting.sort(key=lambda each: (self._excess(each), each.weight or 0.0))
+                within.append(waiting.pop(0))
+            del size  # no reply is held here while the next one is waited for
+            while within:
+                yield from self._given(within.pop(0), heaviest)
+        while waiting:
+            yield from self._given(waiting.pop(0), self._heaviest())
+
+    def _heaviest(self) -> float:
+        if self.shares is None or len(self._weights) < FEWEST:
+            return math.inf
+        return largest_weight(self._weights, self.shares)
+
+    def _excess(self, size: Size[Reply]) -> str:
+        """Return how far a reply is out of scale; empty if it is not."""
+        if size.norm is None or len(self._norms) < FEWEST:
+            return ""
+        usual = median(self._norms)
+        if size.norm <= FAR * usual:
+            return ""
+        return (
+            f"its arrays have norm {size.norm:.4g}, expected at most {FAR:g} times the median "
+            f"{usual:.4g} of the round's replies"
+        )
+
+    def _is_within(self, size: Size[Reply], heaviest: float) -> bool:
+        return not self._excess(size) and (size.weight is None or size.weight <= heaviest)
+
+    def _given(self, size: Size[Reply], heaviest: float) -> Iterator[Reply]:
+        if excess := self._excess(size):
+            self.refuse(size.reply, excess)
+        elif size.weight is not None and size.weight > heaviest:
+            yield self.lowered(size.reply, heaviest)
+        else:
+            yield size.reply

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node of ten cannot decide a round, whatever the strategy inside."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.app.message import arrayrecord
+from flwr.serverapp import strategy as flower
+from flwr.serverapp.strategy import FedAvg, Strategy
+from hypothesis import given
+from hypothesis import strategies as st
+from support.local_grid import LocalGrid, reply
+
+from fl_app.flower_internals import ErrorCode
+from fl_app.strategy import LifecycleStrategy, RoundSettings, Screening, StreamingFedAvg
+from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size, largest_weight
+from fl_registry import InMemoryModelStore, InMemoryTracker
+
+NODES = [*range(1, 11)]
+ROUNDS = 4
+WEIGHTS = st.lists(st.integers(1, 10**9).map(float), min_size=3, max_size=40)
+
+
+def lowered(weights: list[float], shares: float) -> list[float]:
+    return [min(weight, largest_weight(weights, shares)) for weight in weights]
+
+
+@given(WEIGHTS, st.floats(1.1, 5))
+def test_no_weight_has_more_than_its_share(weights: list[float], shares: float) -> None:
+    counted = lowered(weights, shares)
+    most = max(1 / len(weights), shares / len(weights))
+    assert max(counted) <= most * math.fsum(counted) * (1 + 1e-9)
+
+
+@given(WEIGHTS, st.floats(1.1, 5))
+def test_weights_within_the_limit_stay_and_none_is_lowered_needlessly(
+    weights: list[float], shares: float
+) -> None:
+    counted = lowered(weights, shares)
+    if max(weights) <= shares / len(weights) * math.fsum(weights):
+        assert counted == weights
+    for before, after in zip(weights, counted, strict=True):
+        assert after == before or after == max(counted)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 1000).map(float), st.floats(0.1, 1e6)), min_size=0, max_size=30
+    )
+)
+def test_each_reply_is_given_on_or_refused_once(sizes: list[tuple[float, float]]) -> None:
+    refused: list[int] = []
+    bound = Influence[int](2.0, lambda n, _: n, lambda n, _: refused.append(n))
+    given_on = [*bound.bound(Size(n, *size) for n, size in enumerate(sizes))]
+    assert sorted(given_on + refused) == [*range(len(sizes))]
+    if len(sizes) >= FEWEST:
+        usual = float(np.median([norm for _, norm in sizes]))
+        still = {n for n in given_on if sizes[n][1] > FAR * usual}
+        assert len(still) <= len(sizes) // 2  # only those that came before what is usual was known
+
+
+def honest(chance: np.random.Generator, message: Message, node: int) -> RecordDict:
+    """Move a tenth of the way to 1, with some noise; the count and the metric differ by node."""
+    if message.metadata.message_type != "train":
+        return reply(examples=100 + node, accuracy=0.7 + node / 100)
+    arrays = message.content.array_records["arrays"]
+    moved = {
+        name: Array(np.asarray(a.numpy() * 0.9 + 0.1 + chance.normal(0, 0.001, a.shape), "f4"))
+        for name, a in arrays.items()
+    }
+    return reply(ArrayRecord(moved), examples=100 + node, train_loss=1.0 + node / 10)
+
+
+Lie = Callable[[RecordDict, Message], RecordDict | Error]
+
+
+def said(name: str, value: float, *phases: str) -> Lie:
+    def lie(content: RecordDict, message: Message) -> RecordDict:
+        metrics = content.metric_records["metrics"]
+        if message.metadata.message_type in phases and name in metrics:
+            metrics[name] = value
+        return content
+
+    return lie
+
+
+def update(value: float) -> Lie:
+    def lie(content: RecordDict, message: Message) -> RecordDict:
+        if message.metadata.message_type == "train":
+            arrays = content.array_records["arrays"]
+            content["arrays"] = ArrayRecord(
+                {name: Array(np.full(a.shape, value, "f4")) for name, a in arrays.items()}
+            )
+        return content
+
+    return lie
+
+
+def error(content: RecordDict, message: Message) -> Error:
+    return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no")
+
+
+def nan_in_round_one(content: RecordDict, message: Message) -> RecordDict:
+    config = message.content.config_records.get("config", {})
+    if message.metadata.message_type == "evaluate" and config.get("server-round") == 1:
+        content.metric_records["metrics"]["accuracy"] = math.nan
+    return content
+
+
+BOTH = ("train", "evaluate")
+LIES: dict[str, Lie] = {
+    "weight 1e8": said("num-examples", 100_000_000, *BOTH),
+    "weight 1e300": said("num-examples", 1e300, *BOTH),
+    "weight 1e-36": said("num-examples", 1e-36, *BOTH),
+    "weight 0.5": said("num-examples", 0.5, *BOTH),
+    "metric 1e300": said("accuracy", 1e300, "evaluate"),
+    "metric 3": said("accuracy", 3.0, "evaluate"),
+    "metric -1": said("accuracy", -1.0, "evaluate"),
+    "loss 0": said("train_loss", 0.0, "train"),
+    "loss 1e-10": said("train_loss", 1e-10, "train"),
+    "loss -1": said("train_loss", -1.0, "train"),
+    "loss 1e12": said("train_loss", 1e12, "train"),
+    "update 1e18": update(1e18),
+    "update -1e6": update(-1e6),
+    "error": error,
+    "NaN in round 1": nan_in_round_one,
+}
+
+
+def private(wrapper: Callable[..., Strategy], **settings: float) -> Callable[[], Strategy]:
+    return lambda: wrapper(FedAvg(), num_sampled_clients=len(NODES), **settings)
+
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "FedAvg": FedAvg,
+    "StreamingFedAvg": StreamingFedAvg,
+    "FedAdam": partial(flower.FedAdam, eta=0.1),
+    "FedYogi": partial(flower.FedYogi, eta=0.1),
+    "FedAdagrad": partial(flower.FedAdagrad, eta=0.1),
+    "QFedAvg": partial(flower.QFedAvg, client_learning_rate=0.1),
+    "FedMedian": flower.FedMedian,
+    "DP server, fixed": private(
+        flower.DifferentialPrivacyServerSideFixedClipping, noise_multiplier=0.0, clipping_norm=10.0
+    ),
+    "DP server, adaptive": private(
+        flower.DifferentialPrivacyServerSideAdaptiveClipping,
+        noise_multiplier=0.0,
+        initial_clipping_norm=10.0,
+    ),
+}
+
+
+def session(
+    make: Callable[[], Strategy], home: Path, lie: Lie | None = None, liar: int = 1
+) -> tuple[np.ndarray, list[float], InMemoryModelStore]:
+    """Run a session; return the last model, the metric by round, and the store."""
+    chance = np.random.default_rng(0)
+    random.seed(0)
+    np.random.seed(0)
+
+    def answer(node: int, message: Message) -> RecordDict | Error:
+        content = honest(chance, message, node)
+        return lie(content, message) if lie is not None and node == liar else content
+
+    store = InMemoryModelStore()
+    strategy = LifecycleStrategy(
+        make(), metric="accuracy", store=store, tracker=InMemoryTracker(), home=home
+    )
+    first = ArrayRecord({"w": Array(np.zeros(50, "f4"))})
+    result = strategy.start(LocalGrid(answer, NODES), first, num_rounds=ROUNDS)
+    told = [float(m["accuracy"]) for m in result.evaluate_metrics_clientapp.values()]
+    return result.arrays["w"].numpy(), told, store
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower collects garbage for each array that QFedAvg reads: seconds a test."""
+    monkeypatch.setattr(arrayrecord, "gc", SimpleNamespace(collect=lambda: 0))
+
+
+@pytest.fixture(scope="module")
+def without_lies(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], tuple[np.ndarray, list[float], InMemoryModelStore]]:
+    """Runs an honest session around a strategy, once."""
+    return cache(lambda inside: session(STRATEGIES[inside], tmp_path_factory.mktemp("honest")))
+
+
+@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("inside", STRATEGIES)
+def test_one_of_ten_moves_model_and_metric_by_two_tenths_at_most(
+    inside: str,
+    name: str,
+    tmp_path: Path,
+    without_lies: Callable[[str], tuple[np.ndarray, list[float], InMemoryModelStore]],
+) -> None:
+    make, share = STRATEGIES[inside], 2 / len(NODES)
+    model, metric, _ = without_lies(inside)
+    liar = 1 if len(name) % 2 else len(NODES)  # the first reply of a round, or the last
+    told_model, told_metric, store = session(make, tmp_path / "lied", LIES[name], liar)
+    moved = float(np.abs(model).max())
+    assert moved > 0.05
+    assert float(np.abs(told_model - model).max()) <= share * max(moved, 1)
+    assert len(told_metric) == ROUNDS
+    assert float(np.abs(np.subtract(told_metric, metric)).max()) <= share
+    assert len(store.list_all_versions()) == ROUNDS
+
+
+def models_of(strategy: Strategy, counts: Sequence[int], steps: np.ndarray) -> list[bytes]:
+    """Run a session in which each node moves the model by its own steps; return each model."""
+    seen: list[bytes] = []
+
+    def answer(node: int, message: Message) -> RecordDict:
+        if message.metadata.message_type != "train":
+            return reply(examples=counts[node - 1], accuracy=0.5)
+        arrays = message.content.array_records["arrays"]
+        if node == 1:
+            seen.append(arrays["w"].data)
+        moved = np.asarray(arrays["w"].numpy() + steps[len(seen) - 1, node - 1], "f4")
+        return reply(ArrayRecord({"w": Array(moved)}), examples=counts[node - 1])
+
+    random.seed(1)
+    first = ArrayRecord({"w": Array(np.zeros(steps.shape[2], "f4"))})
+    grid = LocalGrid(answer, [*range(1, len(counts) + 1)])
+    result = strategy.start(grid, first, num_rounds=len(steps))
+    return [*seen, result.arrays["w"].data]
+
+
+@pytest.mark.parametrize("inside", [FedAvg, StreamingFedAvg])
+def test_a_thousand_honest_rounds_give_flowers_own_bits(
+    inside: type[FedAvg], tmp_path: Path
+) -> None:
+    chance = np.random.default_rng(5)
+    for number in range(10):
+        counts = chance.integers(100, 201, chance.integers(1, 12)).tolist()
+        steps = chance.normal(0, 1, (100, len(counts), 20)).astype("f4")
+        ours = LifecycleStrategy(
+            inside(),
+            store=InMemoryModelStore(),
+            tracker=InMemoryTracker(),
+            home=tmp_path / str(number),
+        )
+        assert models_of(ours, counts, steps) == models_of(inside(), counts, steps)
+
+
+def test_a_large_node_counts_in_full_where_no_limit_is_set(tmp_path: Path) -> None:
+    def answer(node: int, message: Message) -> RecordDict:
+        if message.metadata.message_type != "train":
+            return reply(accuracy=0.5)
+        model = ArrayRecord({"w": Array(np.full(3, node, "f4"))})
+        return reply(model, examples=10_000 if node == 4 else 10)
+
+    def last(share: float | None) -> float:
+        strategy = LifecycleStrategy(
+            FedAvg(),
+            store=InMemoryModelStore(),
+            tracker=InMemoryTracker(),
+            home=tmp_path / str(share),
+            rounds=RoundSettings(screening=Screening(max_node_share=share)),
+        )
+        first = ArrayRecord({"w": Array(np.zeros(3, "f4"))})
+        result = strategy.start(LocalGrid(answer, [1, 2, 3, 4]), first, num_rounds=1)
+        return float(result.arrays["w"].numpy()[0])
+
+    assert last(None) == pytest.approx((10 * 6 + 10_000 * 4) / 10_030)
+    assert last(2.0) == pytest.approx((10 * 6 + 30 * 4) / 60)
+
+
+def test_a_range_of_the_metric_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"metric_range is .*, expected two numbers"):
+        Screening(metric_range=(1.0, 0.0))
+    assert Screening().range_of("mAP50-95") == (0, 1)
+    assert Screening().range_of("val_accuracy") == (0, 1)
+    assert Screening().range_of("loss") == (-math.inf, math.inf)
+    assert Screening(metric_range=(0, 100)).range_of("accuracy") == (0, 100)
