@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -39,7 +40,16 @@ def manager(home: Path, tmp_path: Path) -> ModelManager:
     manager = ModelManager()
     detector = {name: array.numpy() for name, array in get_model("n", 7).state_dict().items()}
     names = list("0123456")
-    described = {"family": "yolov8", "size": "n", "num_classes": 7, "names": names}
+    described = {
+        "family": "yolov8",
+        "size": "n",
+        "num_classes": 7,
+        "names": names,
+        "image_size": 64,
+    }
+    cv2.imwrite(str(tmp_path / "test.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "test.txt").write_text("6 0.5 0.5 0.4 0.4")
+    (tmp_path / "test.yaml").write_text(f"val: test.jpg\nnames: {names}\n")
     for number in range(1, 10):
         path = tmp_path / f"{number}.safetensors"
         if number == 8:
