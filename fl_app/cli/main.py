@@ -33,6 +33,7 @@ from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.state import in_one_line
 from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.state import read_rejected
+from fl_app.yolo_versions import write_export
 from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.errors import require
 from fl_registry.home import DEFAULT_MODEL_NAME
@@ -218,6 +219,7 @@ def serve(
             token=token,
             allowed_hosts={*LOOPBACK, *named},
             waiting=lambda: backlog(app_home(), name),
+            checkpoint=write_export,
         )
         server = serve_api(app, host=host, port=port)
     except ValueError as error:  # of the address, the token or the monitor's database

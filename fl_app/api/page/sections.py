@@ -134,7 +134,8 @@ SECTIONS = {
 
 {% call section("versions", "Versions") %}
 {% call(row) table("versions", "Versions, newest first", registry.rows,
- ("Version", "Stage", "Score", "Round", "Registered", "Why"), most=50, command="fl-app versions",
+ ("Version", "Stage", "Score", "Round", "Registered", "Weights", "Why"), most=50,
+ command="fl-app versions",
  empty="They cannot be read." if unread else "There is no version yet.") %}
 <th scope="row">{{ row.version }}</th>
 <td>{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
@@ -142,6 +143,10 @@ SECTIONS = {
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
 <td class="num">{{ row|score_text }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
+<td>{% for format in ("safetensors", "pt") if format != "pt" or can_export %}
+<a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
+ aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
+{% endfor %}</td>
 <td class="text">{{ row|why_text(registry.entries) }}</td>
 {% endcall %}
 {% endcall %}
