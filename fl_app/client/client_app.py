@@ -101,8 +101,10 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
     pictures.require_usable("training pictures")
     order = message.content.config_records["config"]
-    # The digest is included, since a node with data of its own has no partition id.
-    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
+    # A node with data of its own has no partition id. Its digest would be another one if it named
+    # the same classes in another order, which must not change the result.
+    files = "/".join(path.name for path in data.spec.train)
+    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
     device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     with device_memory(device, _too_much(config)):
@@ -114,7 +116,8 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             batch_size=config.batch_size,
             epochs=config.local_epochs,
             args=_train_args(order, config),
-            seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
+            seed=int(hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8], 16)
+            % (2**31 - 2),
             threads=config.threads,
             device=str(device),
         )
