@@ -98,9 +98,7 @@ def central(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Scor
 def federated(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Scores:
     """The nodes' answers are the ClientApp's; the aggregation is the shipped one."""
     given, _ = load_checkpoint(checkpoint())
-    model = get_model(
-        "n", spec.nc, names=spec.names, weights=given.float().state_dict(), seed=seed
-    )
+    model = get_model("n", spec.nc, names=spec.names, weights=given.float().state_dict(), seed=seed)
     nodes = []
     linked_spec = load_data_spec(data, None)
     for number in range(NODES):

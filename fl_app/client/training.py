@@ -70,12 +70,12 @@ def train_locally(
     image_size : int
         Side in pixels, a multiple of 32.
     batch_size : int
-        Pictures of a batch; ``nbs`` pictures make a step.
+        Pictures of a batch.
     seed : int
         Seed of order and augmentation, from 0 to 2**31 - 2.
     args : TrainArgs | None
-        Training arguments and the global epoch; by default Ultralytics' for a session of this
-        round alone.
+        Training arguments and the global epoch; by default those of `read_train_args` for a session
+        of this round alone.
     threads : int
         CPU threads for this round.
     device : str
@@ -94,6 +94,7 @@ def train_locally(
     """
     args = args or TrainArgs(epochs=epochs)
     settings = {**args.values, "imgsz": image_size, "batch": batch_size, "epochs": args.epochs}
+    settings["nbs"] = args.values.get("nbs") or batch_size
     started = time.perf_counter()
     text = json.dumps(settings, sort_keys=True)
     dataset = _dataset(tuple(pictures), tuple(names), text)

@@ -19,7 +19,8 @@ from fl_models.yolo import get_model
 
 
 def arguments(text: str = "", **changes: Any) -> Any:
-    return get_cfg(overrides={**read_train_args(text), "batch": 16, "epochs": 8, **changes})
+    given = {key: value for key, value in read_train_args(text).items() if value is not None}
+    return get_cfg(overrides={"nbs": 64, **given, "batch": 16, "epochs": 8, **changes})
 
 
 def network() -> nn.Module:

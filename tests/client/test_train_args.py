@@ -14,11 +14,11 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from fl_app.client.train_args import NAMES, TrainArgsError, read_train_args
 
-DEFAULTS = {name: DEFAULT_CFG_DICT[name] for name in NAMES}
+DEFAULTS = {name: DEFAULT_CFG_DICT[name] for name in NAMES} | {"nbs": None}
 
 
 @pytest.mark.parametrize("text", ["", "  ", "{}", "# nothing: yet"])
-def test_without_arguments_they_are_ultralytics_own(text: str) -> None:
+def test_without_arguments_they_are_ultralytics_own_but_for_nbs(text: str) -> None:
     assert read_train_args(text) == DEFAULTS
 
 

@@ -99,7 +99,7 @@ class UltralyticsRound(DetectionTrainer):  # type: ignore[misc]  # Ultralytics i
 
 
 SAME_AS_ULTRALYTICS = {
-    "its defaults: auto, warm-up, nbs": {},
+    "its defaults: auto, warm-up, nbs": {"nbs": 64},
     "sgd, mosaic closed": {"optimizer": "SGD", "lr0": 0.001, "close_mosaic": 1, "nbs": 8},
     "warm-up of the bias": {"optimizer": "Adam", "lr0": 2e-4, "warmup_bias_lr": 0.001, "nbs": 4},
     "cosine, no warm-up": {
@@ -111,7 +111,14 @@ SAME_AS_ULTRALYTICS = {
         "weight_decay": 0.01,
         "nbs": 4,
     },
-    "frozen layers, gains": {"freeze": [0, 2], "box": 5.0, "cls": 1.0, "dfl": 1.0, "fliplr": 0.0},
+    "frozen layers, gains": {
+        "nbs": 64,
+        "freeze": [0, 2],
+        "box": 5.0,
+        "cls": 1.0,
+        "dfl": 1.0,
+        "fliplr": 0.0,
+    },
     "several sizes": {"multi_scale": 0.5, "nbs": 4},
     "other augmentation": {"mixup": 0.5, "cutmix": 0.5, "degrees": 9.0, "scale": 0.2, "nbs": 4},
 }
