@@ -24,6 +24,7 @@ YOLO = (
     "fl_models.decoding",
     "fl_models.holdout",
     "fl_models.dataset",
+    "fl_models.export",
 )
 
 

@@ -17,8 +17,10 @@ require("The shipped model", "torch", "ultralytics")
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_app.client.data import DataError, NodeData, load_node_data
+from fl_app.client.data import NodeData, load_node_data
+from fl_app.client.data_yaml import DataError
 from fl_app.client.file_memory import FileMemory, memory_of
+from fl_app.client.hardware import Hardware
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
@@ -115,8 +117,14 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             epochs=config.local_epochs,
             args=_train_args(order, config),
             seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
-            threads=config.threads,
-            device=str(device),
+            hardware=Hardware(
+                device,
+                amp=config.amp,
+                threads=config.threads,
+                workers=config.workers,
+                cache=config.cache,
+                cache_folder=app_home(config.home) / "decoded",
+            ),
         )
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)
@@ -212,7 +220,7 @@ def _class_names(message: Message) -> tuple[str, ...]:
 
 
 def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
-    notes = [each for each in (data.note, note) if each]
+    notes = [*data.notes, *([note] if note else [])]
     about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

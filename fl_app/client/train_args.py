@@ -52,6 +52,10 @@ _SETTINGS = {
     "resume": "resume",
     "project": "home",
     "name": "registered-model-name",
+    "device": "device",
+    "amp": "amp",
+    "workers": "workers",
+    "cache": "cache",
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from ultralytics.data.augment import Mosaic
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
+from fl_app.client.hardware import Hardware
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_models.dataset import PictureDataset
@@ -290,7 +292,7 @@ def test_threads_are_as_asked_within_and_as_before_after(
     within = set()
     with torch_threads(2):
         handle = model.register_forward_pre_hook(lambda *_: within.add(torch.get_num_threads()))
-        local_round(model, pictures[:4], threads=1)
+        local_round(model, pictures[:4], hardware=Hardware(threads=1))
         handle.remove()
         assert torch.get_num_threads() == 2
     assert within == {1}
@@ -317,7 +319,7 @@ def snapshot():
     return {str(p): p.stat().st_mtime_ns for p in found if "torchinductor_" not in p.name}
 
 before = snapshot()
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.holdout import Holdout
 from fl_models.yolo import get_model
@@ -365,7 +367,7 @@ def test_a_round_uses_no_network_and_leaves_nothing_behind(
         "HOME": str(folders["home"]),
         "YOLO_CONFIG_DIR": str(folders["settings"]),
         "TMPDIR": str(folders["temporary"]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
