@@ -156,6 +156,9 @@ class _SharedSettings:
         How a simulation divides the training pictures over the nodes.
     alpha : float
         Label skew of ``dirichlet``: the smaller, the more skewed.
+    holdout_every : int
+        One in so many training pictures is held out for evaluation, where a data set has no ``val``
+        and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
     model_size : "n" | "s" | "m" | "l" | "x"
@@ -163,13 +166,14 @@ class _SharedSettings:
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures of a batch; `nbs` of `train-args` make an optimizer step.
+        Pictures of a batch, which make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
     data: Annotated[str | None, Key(off="", shaping=True, node=True)] = None
     partitioning: Annotated[Partitioning, Key(shaping=True)] = "iid"
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
+    holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
     model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
@@ -194,7 +198,8 @@ class ServerConfig(_SharedSettings):
         Share of nodes that evaluate in a round; 0: none.
     train_args : str
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
-        a YAML file with them.
+        a YAML file with them; empty: its defaults with a step for each batch, and for the generated
+        shapes arguments of their own.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float

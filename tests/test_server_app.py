@@ -14,7 +14,7 @@ import yaml
 from flwr.app import Context, RecordDict
 from support.local_grid import LocalGrid, add_one
 
-from fl_app.client.data import DataError
+from fl_app.client.data_yaml import DataError
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.server_app import in_known_order, main
 from fl_app.strategy import EarlyStopping, TooFewNodesError

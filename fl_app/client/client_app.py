@@ -17,8 +17,10 @@ require("The shipped model", "torch", "ultralytics")
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_app.client.data import DataError, NodeData, load_node_data
+from fl_app.client.data import NodeData, load_node_data
+from fl_app.client.data_yaml import DataError
 from fl_app.client.file_memory import FileMemory, memory_of
+from fl_app.client.hardware import Hardware
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
@@ -105,6 +107,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     # the same classes in another order, which must not change the result.
     files = "/".join(path.name for path in data.spec.train)
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     with device_memory(device, _too_much(config)):
@@ -116,10 +119,15 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             batch_size=config.batch_size,
             epochs=config.local_epochs,
             args=_train_args(order, config),
-            seed=int(hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8], 16)
-            % (2**31 - 2),
-            threads=config.threads,
-            device=str(device),
+            seed=int(digest[:8], 16) % (2**31 - 2),
+            hardware=Hardware(
+                device,
+                amp=config.amp,
+                threads=config.threads,
+                workers=config.workers,
+                cache=config.cache,
+                cache_folder=app_home(config.home) / "decoded",
+            ),
         )
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)
@@ -215,7 +223,7 @@ def _class_names(message: Message) -> tuple[str, ...]:
 
 
 def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
-    notes = [each for each in (data.note, note) if each]
+    notes = [*data.notes, *([note] if note else [])]
     about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

@@ -16,13 +16,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from fl_app.client.data import (
-    DataError,
-    generated_data,
-    load_data_spec,
-    partition,
-    split_holdout,
-)
+from fl_app.client.data import generated_data, partition, split_holdout
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.client.generated_shapes import NAMES
 from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.keys import SECRET, Keys

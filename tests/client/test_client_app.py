@@ -18,7 +18,8 @@ from support.arrays import to_arrays
 
 from fl_app.client import client_app
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec, load_node_data
+from fl_app.client.data import load_node_data
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
@@ -121,9 +122,12 @@ def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3}
+    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3, "workers": 2}
     assert not ask("train", arrays, shapes_yaml, node={**node, "device": "cuda:1"}).has_error()
-    assert [(s["batch_size"], s["threads"], s["device"]) for s in seen] == [(2, 3, "cuda:1")]
+    (given,) = seen
+    assert given["batch_size"] == 2
+    assert given["hardware"].device == torch.device("cuda:1")
+    assert (given["hardware"].threads, given["hardware"].workers) == (3, 2)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import _digest, data_digest, load_data_spec
+from fl_app.client.data import _digest, data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.file_memory import FileMemory, memory_of
 from fl_models.pictures import settled_state
 

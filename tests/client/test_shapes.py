@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app.client.data import data_digest, load_data_spec
+from fl_app.client.data import data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
 from fl_models.decoding import read_pictures
 

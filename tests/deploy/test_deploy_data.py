@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import DataError, load_data_spec
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout, check_data, data_file, generated_shares

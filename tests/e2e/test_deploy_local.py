@@ -22,7 +22,8 @@ from support.deployment import start, wait_until
 from support.flower import BIN, ROOT, Flower, free_port
 from support.small_apps import small_app
 
-from fl_app.client.data import data_digest, load_data_spec
+from fl_app.client.data import data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.deploy.folder import Layout
 from fl_app.deploy.keys import make_keys
 from fl_app.deploy.processes import answers, find

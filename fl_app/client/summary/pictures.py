@@ -112,15 +112,30 @@ def file_key(*paths: Path) -> str:
     return "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
 
 
-def _statistics(path: Path) -> Sequence[float]:
+def _scaled(path: Path) -> np.ndarray:
+    """Return a picture as float32 RGB of `SIZE`; 8 and 16 bits from 0 to 255, as in training."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
+    with Image.open(path) as image:
+        if image.mode not in {"I", "F"} and not image.mode.startswith("I;16"):
             image.draft("RGB", SIZE)  # a large JPEG is decoded small
-            pixels = np.asarray(image.convert("RGB").resize(SIZE), np.float32)
-    # ImportError: Ultralytics makes Pillow search for a plugin.
-    except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError):
+            return np.asarray(image.convert("RGB").resize(SIZE), np.float32)
+        # Pillow would cut these off at 255.
+        levels = np.asarray(image, np.float32)
+        if image.mode != "F":
+            levels = levels / np.float32(257)
+        elif levels.min() >= 0 and levels.max() <= 1:
+            levels = levels * np.float32(255)
+        grey = Image.fromarray(levels).resize(SIZE)
+        return np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+
+
+def _statistics(path: Path) -> Sequence[float]:
+    try:
+        pixels = _scaled(path)
+    except Exception:  # noqa: BLE001 - a damaged file raises a dozen types
+        return [np.nan] * len(PIXEL_STATISTICS)
+    if not np.isfinite(pixels).all():
         return [np.nan] * len(PIXEL_STATISTICS)
     grey, total = pixels.mean(axis=2), pixels.sum(dtype=np.float64) + 1e-9
     greatest, least = pixels.max(axis=2), pixels.min(axis=2)
