@@ -31,9 +31,16 @@ from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, Pictures, cached_while_unchanged
+from fl_models.pictures import (
+    DataSpec,
+    NoBoxesError,
+    PictureError,
+    Pictures,
+    cached_while_unchanged,
+)
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import RegistryError, app_home
+from fl_registry.redaction import printable
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ def with_data(handler: Handler) -> ClientAppCallable:
             data = load_node_data(config, _class_names(message))
             return handler(message, context, config, data)
         except _REPORTED as err:
-            reason = str(err)
+            reason = printable(str(err))  # names of files need not be UTF-8
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -101,7 +108,10 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
-    pictures.require_usable("training pictures")
+    try:
+        pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
+    except NoBoxesError as error:
+        raise DataError(f"{error}, or set allow-backgrounds=true to train without") from None
     order = message.content.config_records["config"]
     # A node with data of its own has no partition id. Its digest would be another one if it named
     # the same classes in another order, which must not change the result.
