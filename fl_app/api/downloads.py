@@ -16,20 +16,27 @@ from fl_app.api.parsing import ApiError, Query, Version
 BINARY = "application/octet-stream"
 
 
+Form = Literal["safetensors", "pt"]
+"""As they are stored, or as a checkpoint for Ultralytics."""
+
+
 class DownloadQuery(Query):
     """In which form."""
 
-    format: Literal["safetensors", "pt"] = "safetensors"
+    format: Form = "safetensors"
     """As they are stored, or as a checkpoint for Ultralytics."""
 
 
-class PageDownloadQuery(DownloadQuery):
+class PageDownloadQuery(Query):
     """Which version, and in which form."""
 
     version: Version
+    format: Form = "safetensors"
 
 
-def download_weights(api: Context, query: DownloadQuery, version: str) -> Response:
+def download_weights(
+    api: Context, query: DownloadQuery | PageDownloadQuery, version: str
+) -> Response:
     """Download the weights of a version, as they are stored or as a checkpoint for Ultralytics."""
     with api.registry() as store:
         weights = store.weights_path(version)
