@@ -23,6 +23,7 @@ from fl_app.api.guard import LOOPBACK, read_token
 from fl_app.api.version_texts import is_pending, score_text
 from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
+from fl_app.cli.home import home
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
 from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
@@ -266,6 +267,7 @@ def _of_all_commands(
 
 for command in COMMANDS:
     app.command(context_settings=PASSED_ON if command in (run, supernode) else None)(command)
+app.add_typer(home, name="home")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -154,6 +154,16 @@ class Backend(ABC):
         """Raise `StoreUnavailable`, within about 10 seconds, if the backend cannot be used."""
 
     @abstractmethod
+    def check_files(self) -> None:
+        """Store a small file where the next version's go, read it back and remove it.
+
+        Raises
+        ------
+        RegistryError
+            It was not taken, or is not what comes back.
+        """
+
+    @abstractmethod
     def fingerprint(self) -> Hashable | None:
         """Return a value that changes with every write, had cheaply; None if there is none."""
 

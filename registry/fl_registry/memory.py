@@ -17,7 +17,7 @@ from typing import Any
 from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
-from fl_registry.files.atomic import copy_whole
+from fl_registry.files.atomic import copy_whole, scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.journal.entries import Page
 from fl_registry.journal.lease import Heartbeat
@@ -167,6 +167,10 @@ class InMemoryBackend(Backend):
     def ping(self) -> None:
         with foreign_errors(f"use the folder {self.scratch}"):
             self.scratch.mkdir(parents=True, exist_ok=True)
+
+    def check_files(self) -> None:
+        with foreign_errors("store a file"), scratch_folder(self.scratch) as folder:
+            (folder / "check").write_text("a", encoding="utf-8")
 
     def fingerprint(self) -> Hashable | None:
         return None

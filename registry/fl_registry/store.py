@@ -175,6 +175,16 @@ class ModelStore:
         """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
         self.backend.ping()
 
+    def check_files(self) -> None:
+        """Check that the store takes a version's files and gives them back.
+
+        Raises
+        ------
+        RegistryError
+            It does not; the text says why.
+        """
+        self.backend.check_files()
+
     def save_model_version(
         self,
         model_path: str | Path,

@@ -109,6 +109,13 @@ class MlflowBackend(Backend):
     def ping(self) -> None:
         self.connection.check()
 
+    def check_files(self) -> None:
+        connection = self.connection
+        number = connection.experiment_id(self._experiment_name)
+        with connection.errors(f"look at the experiment {self._experiment_name!r}"):
+            experiment = connection.again(connection.client.get_experiment, number)
+        self.files.check(str(experiment.artifact_location))
+
     def fingerprint(self) -> Hashable | None:
         file = self.connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
@@ -205,6 +212,8 @@ class MlflowBackend(Backend):
 
         client, milliseconds = self.connection.client, int(time.timestamp() * 1000)
         fields = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
+        if texts:
+            self.connection.settle_moved()
         with self.connection.errors(f"log to run {run_id}"):
             client.log_batch(run_id, metrics=fields)
             for path, text in texts.items():
