@@ -25,14 +25,11 @@ _forbidden: list[Path] = []
 _hooked: list[bool] = []
 
 
+_EVENTS = ("open", "os.", "shutil.", "sqlite3.", "glob.")
+
+
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _forbidden or not event.startswith(("open", "os.", "shutil.", "sqlite3.", "glob.")):
-        "open",
-        "os",
-        "shutil",
-        "sqlite3",
-        "glob",
-    ):
+    if not _forbidden or not event.startswith(_EVENTS):
         return
     for given in arguments:
         if isinstance(given, str | bytes | os.PathLike) and given:

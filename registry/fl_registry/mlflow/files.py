@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from fl_registry.versions import ModelVersion
 logger = logging.getLogger(__name__)
 
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
+_IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
 
@@ -108,21 +109,19 @@ class MlflowFiles(VersionFiles):
         if not (location := self._location_or_none(record)):
             return 0
         with self._connection.errors(f"look at the files of version {record.version}"):
-            others = self._others(record.tags["model_id"], record.version)
-            return 0 if others else self._bytes(location)
+            return self._bytes(location)
 
-    def remove(self, record: ModelVersion) -> Removal:
+    def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         """Remove a retired version's files, then its logged model, then the version itself.
 
-        In this order doing it again finishes what was cut short. Nothing is touched that another
-        version still refers to.
+        In this order doing it again finishes what was cut short.
         """
         connection, client = self._connection, self._connection.client
         model_id, location = record.tags.get("model_id", ""), self._location_or_none(record)
         with connection.errors(f"remove version {record.version}"):
-            others = self._others(model_id, record.version) if location else []
-            done = Removal(left=f"{', '.join(others)} still refers to its files" if others else "")
-            if location and not others:
+            users = users if location else ""
+            done = Removal(left=f"{users} still refers to its files" if users else "")
+            if location and not users:
                 done = self._delete(location)
                 if done.left:
                     return done
@@ -183,14 +182,6 @@ class MlflowFiles(VersionFiles):
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
 
-    def _others(self, model_id: str, version: str) -> list[str]:
-        """Return the versions, of any registered model, that refer to a logged model."""
-        client, others = self._connection.client, set()
-        for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
-            for row in client.search_model_versions(condition, max_results=100):
-                others.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
-
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
         if (folder := local_folder(location)) is not None:
@@ -249,6 +240,11 @@ class MlflowFiles(VersionFiles):
 def is_model_id(text: str) -> bool:
     """Return whether a text can be MLflow's id of a logged model."""
     return _MODEL_ID.fullmatch(text) is not None
+
+
+def named_models(source: str, tags: Mapping[str, str]) -> set[str]:
+    """Return the ids of the logged models whose files a version refers to."""
+    return {*_IN_SOURCE.findall(source), *filter(None, [tags.get("model_id", "")])}
 
 
 def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
