@@ -12,9 +12,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +26,7 @@ from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
 from fl_app.cli.home import home
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
+from fl_app.cli.output import console, escape, fail, note, print_json, say, stop_signals, table
 from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
 from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
@@ -33,7 +34,7 @@ from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.state import in_one_line
 from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.state import read_rejected
-from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
+from fl_registry import ModelManager, RegistryError, StoreUnavailable, UnknownVersion, app_home
 from fl_registry.errors import require
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
@@ -46,21 +47,23 @@ def status(
     memory, waiting = open_monitor(monitor, name), backlog(app_home(), name)
     try:
         manager = open_registry(uri, name)
-        rows = manager.list_all_versions()
+        with manager.one_reading():
+            present = map(manager.get_latest_version, ("Production", "Staging", None))
+            production, staging, newest = (_row(manager, version) for version in present)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
     probation = Probation(manager, RetrainingManager(store=memory)).status()
-    staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
-    pending = [row["version"] for row in staged.values() if is_pending(row)]
+    staged = {"Production": production, "Staging": staging}
+    pending = [row["version"] for row in staged.values() if row and is_pending(row)]
     requests = {
         outcome: memory.requests.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)
     }
-    rejected = read_rejected(rows[0]["tags"]) if rows else []
+    rejected = read_rejected(newest["tags"]) if newest else []
     if as_json:
         print_json(
             {
-                "production": staged.get("Production"),
-                "staging": staged.get("Staging"),
+                "production": production,
+                "staging": staging,
                 "pending_approval": pending,
                 "probation": probation,
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
@@ -70,8 +73,7 @@ def status(
         )
         return
     shown = table()
-    for stage in ("Production", "Staging"):
-        row = staged.get(stage)
+    for stage, row in staged.items():
         score = "-" if row is None else f"version {row['version']}  {score_text(row) or '-'}"
         shown.add_row(stage, escape(score))
     shown.add_row("pending approval", ", ".join(pending) or "-")
@@ -82,6 +84,12 @@ def status(
     for each in rejected:
         shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
     console.print(shown)
+
+
+def _row(manager: ModelManager, version: str | None) -> dict[str, Any] | None:
+    with suppress(UnknownVersion):  # somebody has deleted it in MLflow
+        return manager.get_version(version).as_row() if version else None
+    return None
 
 
 def trigger(
@@ -101,10 +109,18 @@ def trigger(
 
 
 def history(
-    *, monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
+    *,
+    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0)] = 50,
+    before: Annotated[str, typer.Option(help="Only those before the request with this id.")] = "",
+    monitor: Monitor = "",
+    name: Name = DEFAULT_MODEL_NAME,
+    as_json: Json = False,
 ) -> None:
-    """List all requests to retrain with their outcomes, newest last."""
-    rows = open_monitor(monitor, name).requests.history()
+    """List requests to retrain with their outcomes, newest last."""
+    found = open_monitor(monitor, name).requests.history(limit + 1 if limit else None, before)
+    rows = found[-limit:]
+    if len(found) > len(rows):
+        note(f"There are older ones: add --before {rows[0]['id']}, or --limit 0 for all.")
     if as_json:
         print_json(rows)
     elif not rows:
