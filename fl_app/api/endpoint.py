@@ -25,9 +25,9 @@ from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
 from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.backlog import Backlog
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import ModelStore, RegistryError, errors
 
 Answer = Mapping[str, Any]

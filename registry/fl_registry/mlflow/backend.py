@@ -153,11 +153,15 @@ class MlflowBackend(Backend):
 
     def find(self, version: str) -> ModelVersion | None:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return None
         with connection.errors(f"read version {version}"):
             row = connection.or_none(connection.client.get_model_version, self._name, version)
         return None if row is None else _record(row)
 
     def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
+        if self.connection.lacks_model(self._name):
+            return
         older = f"version_number < {int(before)}" if before else ""
         with self.connection.errors("list the versions"):
             for row in self._search(older, at_once=at_once):
@@ -194,6 +198,8 @@ class MlflowBackend(Backend):
 
     def aliases(self) -> dict[str, str]:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return {}
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
         aliases = model.aliases if model is not None else {}

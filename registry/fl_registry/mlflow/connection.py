@@ -31,7 +31,7 @@ from fl_registry.errors import (
 )
 from fl_registry.home import app_home
 from fl_registry.mlflow.address import absolute_address, check_address, kind_of, sqlite_file
-from fl_registry.mlflow.locations import FOLDER_TAG, Folder, local_folder
+from fl_registry.mlflow.locations import FOLDER_TAG, Folder, lacks_model, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -125,6 +125,12 @@ class Connection:
                 with self.errors("be opened"):
                     self._client = self._connect()
             return self._client
+
+    def lacks_model(self, name: str) -> bool:
+        """Return whether there is surely no such registered model; does not open MLflow."""
+        if self._client is not None or self.file is None:
+            return False
+        return lacks_model(self.file, name)
 
     @property
     def marker(self) -> ModelRegistryClient:

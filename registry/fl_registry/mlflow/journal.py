@@ -67,6 +67,8 @@ class JournalHome:
     def model(self) -> Any | None:
         """Return the registered model, or None if it does not exist yet."""
         connection = self._connection
+        if connection.lacks_model(self._name):
+            return None
         return connection.or_none(connection.client.get_registered_model, self._name)
 
     def find(self) -> str:

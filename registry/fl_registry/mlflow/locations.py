@@ -9,6 +9,8 @@ app creates say in a tag which folder that was. No MLflow.
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,21 @@ def local_folder(location: str) -> Path | None:
     """Return the folder of a location on this machine; None for one elsewhere."""
     parts = urlsplit(location)
     return Path(unquote(parts.path)) if parts.scheme in _LOCAL_SCHEMES else None
+
+
+def lacks_model(file: Path, name: str) -> bool:
+    """Return whether MLflow's SQLite file surely has no registered model of this name.
+
+    Opening the file with MLflow takes as long as importing it, and makes one that is not there.
+    """
+    if not file.exists():
+        return True
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
+            query = "SELECT count(*) FROM registered_models WHERE name = ?"
+            return bool(database.execute(query, (name,)).fetchone() == (0,))
+    except sqlite3.Error:  # MLflow itself tells what is wrong
+        return False
 
 
 @dataclass(frozen=True)
