@@ -166,7 +166,7 @@ class _SharedSettings:
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures of a batch; `nbs` of `train-args` make an optimizer step.
+        Pictures of a batch, which make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
@@ -198,7 +198,8 @@ class ServerConfig(_SharedSettings):
         Share of nodes that evaluate in a round; 0: none.
     train_args : str
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
-        a YAML file with them.
+        a YAML file with them; empty: its defaults with a step for each batch, and for the generated
+        shapes arguments of their own.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
@@ -355,6 +356,8 @@ class ClientConfig(_SharedSettings):
     cache : "auto" | "none" | "ram" | "disk"
         Decoded pictures to cache: ``auto`` (up to 128 MiB in memory), ``none``, ``ram`` (all) or
         ``disk`` (all, in ``home``).
+    allow_backgrounds : bool
+        Train on a node without a single box too, whose pictures are all background then.
     data_summaries : bool
         Nodes send counts of their new pictures, for the drift test.
     summary_epsilon : float
@@ -373,6 +376,7 @@ class ClientConfig(_SharedSettings):
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"
     workers: Annotated[int, Field(ge=0), Key(node=True)] = 0
     cache: Annotated[Literal["auto", "none", "ram", "disk"], Key(node=True)] = "auto"
+    allow_backgrounds: Annotated[bool, Key(node=True)] = False
     data_summaries: Annotated[bool, Key()] = True
     summary_epsilon: Annotated[float, Field(ge=0, le=1), Key()] = 0.0
     update_compression: Annotated[Literal["none", "float16", "int8"], Key(shaping=True)] = "none"
