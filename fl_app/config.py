@@ -36,7 +36,7 @@ T = TypeVar("T")
 Partitioning = Literal["iid", "dirichlet"]
 
 MODEL_STRIDE = 32
-"""The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
+"""The largest stride of most heads: picture sizes must be multiples of it."""
 
 
 class ConfigError(ValueError):
@@ -141,8 +141,9 @@ class _SharedSettings:
         Label skew of ``dirichlet``: the smaller, the more skewed.
     seed : int
         Seed of partitions, first weights and local rounds.
-    model_size : "n" | "s" | "m" | "l" | "x"
-        Size of YOLOv8.
+    model : str
+        Any detector of Ultralytics by name, such as ``yolo11s``, or the absolute path of a model's
+        ``.yaml`` on the server.
     num_classes : int
         Classes of the model; ``data.yaml`` must have as many.
     image_size : int
@@ -156,7 +157,7 @@ class _SharedSettings:
     partitioning: Annotated[Partitioning, Key(shaping=True)] = "iid"
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
-    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
+    model: Annotated[str, Field(min_length=1), Key(shaping=True)] = "yolov8n"
     num_classes: Annotated[int, Field(ge=1), Key(shaping=True)] = 7
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
     batch_size: Annotated[int, Field(ge=1), Key(shaping=True)] = 16

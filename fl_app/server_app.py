@@ -149,6 +149,8 @@ class Sessions:
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
+                train_config=self._yolo.orders,
+                evaluate_config=self._yolo.orders,
                 evaluate_fn=self._scores,
             )
 

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fl_registry.errors import require
@@ -12,7 +13,7 @@ from fl_registry.errors import require
 require("The shipped model", "torch", "ultralytics")
 
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.client.data import data_digest
 from fl_app.config import ConfigError, ServerConfig
@@ -20,44 +21,49 @@ from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
 from fl_models.pictures import DataSpec
-from fl_models.yolo import ModelMismatchError, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
 
 
 class YoloOnServer:
-    """YOLOv8 with its data set. One thread at a time may use it.
+    """A detector of Ultralytics with its data set. One thread at a time may use it.
 
     Parameters
     ----------
     config : ServerConfig
-        Size, classes, picture side and seed of the model.
+        Name, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, or it can't take pictures of this size.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
         self.data = data
-        self.image_size = config.image_size
         self._metric = config.metric
-        self.description: dict[str, object] = {
-            "family": "yolov8",
-            "size": config.model_size,
-            "num_classes": config.num_classes,
-            "names": list(data.names),
-            "image_size": config.image_size,
-        }
+        self._model = _new_model(config, data.names)
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
         self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
-        self._model = get_model(
-            config.model_size, config.num_classes, names=data.names, seed=config.seed
-        )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
             device="cuda:0" if torch.cuda.is_available() else "cpu",
         )
+
+    @property
+    def description(self) -> dict[str, object]:
+        """The model, as the registry keeps it with each version."""
+        return dict(self._model.description)
+
+    @property
+    def orders(self) -> ConfigRecord:
+        """What nodes build the model from, for the config of each message to them."""
+        return ConfigRecord({"model": json.dumps(self.description)})
 
     def first_arrays(self) -> ArrayRecord:
         """First weights, which depend on the seed only; call it before others are loaded."""
@@ -76,7 +82,7 @@ class YoloOnServer:
         except ModelMismatchError as err:
             raise ConfigError(
                 f"Version {version} does not fit the model of this run ({err}); "
-                "set model-size and num-classes to that version's, or restart-from to 'scratch'."
+                "set model and num-classes to that version's, or restart-from to 'scratch'."
             ) from None
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -97,8 +103,28 @@ class YoloOnServer:
             return []
         from_arrays(self._model, load_weights(report.weights))
         path = folder / "predictions.png"
-        draw_predictions(self._model, self.data, path, image_size=self.image_size)
+        draw_predictions(self._model, self.data, path)
         return [path]
 
     def _load(self, arrays: ArrayRecord) -> None:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})
+
+
+def _new_model(config: ServerConfig, names: Sequence[str]) -> YoloModel:
+    name, side = config.model, config.image_size
+    if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
+        raise ConfigError(
+            f"model={name!r} is a relative path, which Flower's processes would look for in "
+            "another folder; give the absolute path of the model's file."
+        )
+    try:
+        model = get_model(name, config.num_classes, names=names, seed=config.seed, image_size=side)
+    except ValueError as error:
+        raise ConfigError(f"Run-config key 'model': {error}.") from None
+    stride = int(model.stride.max())
+    if side % stride:
+        raise ConfigError(
+            f"image-size={side} is no multiple of {stride}, the largest stride of {name}; set it "
+            f"to {-(-side // stride) * stride}."
+        )
+    return model

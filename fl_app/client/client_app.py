@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
@@ -27,7 +28,7 @@ from fl_app.config import ClientConfig, ConfigError
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged, read_pictures
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     order = message.content.config_records["config"]
     # The digest is included, since a node with data of its own has no partition id.
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     loss = train_locally(
         model,
         pictures,
@@ -113,7 +114,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 @with_data
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     sizes = config.image_size, config.batch_size
     holdout = _holdout(data.spec.val, data.spec, *sizes, _device())
     with torch_threads(config.threads):
@@ -132,13 +133,17 @@ def _holdout(
 
 
 @lru_cache(maxsize=1)
-def _model(size: str, names: tuple[str, ...]) -> YoloModel:
+def _model(described: str, names: tuple[str, ...]) -> YoloModel:
     # Reused in the next message: everything that a round changes is overwritten below.
-    return get_model(size, len(names), names=names)
+    try:
+        return described_model({**json.loads(described), "names": names})
+    except (LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"the server sent a model that can't be built here: {error}") from error
 
 
-def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
-    model = _model(config.model_size, tuple(names))
+def _loaded_model(message: Message, names: Sequence[str]) -> YoloModel:
+    described = str(message.content.config_records["config"].get("model", "{}"))
+    model = _model(described, tuple(names))
     model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})

@@ -179,6 +179,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=float("inf"),
+            end2end=self.end2end,
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
@@ -187,7 +188,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
 
 
 def draw_predictions(
-    model: YoloModel, data: DataSpec, path: Path, *, image_size: int | None = None
+    model: YoloModel, data: DataSpec, path: Path, *, imgsz: int | None = None
 ) -> None:
     """Write a grid of holdout pictures with true boxes (green) and detections (red).
 
@@ -195,13 +196,13 @@ def draw_predictions(
     ----------
     path : Path
         File to write; its ending (.png or .jpg) sets the format.
-    image_size : int | None
+    imgsz : int | None
         As in `YoloModel.predict`.
     """
     step = max(1, len(data.val) // _TILES)
     tiles = []
     for picture in read_pictures(data.val[::step][:_TILES], data.nc):
-        result = model.predict(picture.path, image_size=image_size)[0]
+        result = model.predict(picture.path, imgsz=imgsz)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:
         raise PictureError(f"none of the {len(data.val)} holdout pictures can be drawn")

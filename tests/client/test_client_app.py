@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -43,7 +44,10 @@ def ask(
     server_round: int = 1,
     **settings: bool | float | int | str,
 ) -> Message:
-    config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
+    described = json.dumps(get_model("n", 7).description)
+    config = ConfigRecord(
+        {"server-round": server_round, "learning-rate": 0.002, "model": described}
+    )
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(

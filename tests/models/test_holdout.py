@@ -14,39 +14,12 @@ import numpy as np
 import pytest
 import torch
 from support.arrays import to_arrays
-from ultralytics.models.yolo.detect import DetectionValidator
+from support.lively import SIDE, plain_validation
 
 from fl_app.client.data import load_data_spec
 from fl_models.holdout import Holdout, draw_predictions
 from fl_models.pictures import DataSpec
 from fl_models.yolo import YoloModel, from_arrays, get_model
-
-SIDE = 64
-
-
-def plain_validation(model: YoloModel, data_yaml: Path, folder: Path) -> DetectionValidator:
-    """What a user of Ultralytics would run."""
-    validator = DetectionValidator(
-        save_dir=folder,
-        args={
-            "task": "detect",
-            "mode": "val",
-            "data": str(data_yaml),
-            "imgsz": SIDE,
-            "batch": 4,
-            "rect": False,
-            "plots": False,
-            "device": "cpu",
-        },
-    )
-    validator(model=model)
-    return validator
-
-
-@pytest.fixture
-def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain Ultralytics fetches a font before it reads a data set."""
-    monkeypatch.setattr("ultralytics.data.utils.check_font", lambda font: None)
 
 
 @pytest.mark.usefixtures("no_fonts")
@@ -133,7 +106,7 @@ def test_scores_and_pictures_draw_nothing_from_the_global_generators(
 ) -> None:
     before = global_states()
     Holdout(labelled_by_model, image_size=SIDE)(lively_model)
-    draw_predictions(lively_model, labelled_by_model, tmp_path / "grid.png", image_size=SIDE)
+    draw_predictions(lively_model, labelled_by_model, tmp_path / "grid.png", imgsz=SIDE)
     get_model("n", 2, seed=1)
     assert global_states() == before
 
@@ -199,6 +172,6 @@ def test_nothing_is_written_beside_the_labels(
 def test_predictions_are_drawn_into_one_picture(
     lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path, name: str
 ) -> None:
-    draw_predictions(lively_model, labelled_by_model, tmp_path / name, image_size=SIDE)
+    draw_predictions(lively_model, labelled_by_model, tmp_path / name, imgsz=SIDE)
     assert cv2.imread(str(tmp_path / name)).shape == (640, 1280, 3)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
