@@ -77,7 +77,7 @@ def central(folder: Path) -> tuple[float, float]:
     )
     told = {"data": str(folder / "central.yaml"), "imgsz": config.image_size}
     told |= {"epochs": config.num_server_rounds * epochs}
-    told |= {"batch": config.batch_size, "nbs": config.batch_size, "lr0": config.learning_rate}
+    told |= {"batch": config.batch_size}
     told |= {"seed": config.seed, "project": str(folder)}
     environment = {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     words = [sys.executable, "-c", CENTRAL, json.dumps(told)]

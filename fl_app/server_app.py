@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
@@ -38,8 +38,8 @@ from fl_app.strategy import (
     Origin,
     Resume,
     RoundSettings,
-    ScheduledFedAvg,
     SessionSettings,
+    StreamingFedAvg,
     default_policy,
     plot_metrics,
 )
@@ -106,13 +106,13 @@ class Sessions:
     def __init__(self, grid: Grid, run_config: Mapping[str, Value]) -> None:
         self.config = config = ServerConfig.from_run_config(run_config)
         self.home = home = app_home(config.home)
-        self._grid, self._params = grid, params(run_config)
+        self._grid = grid
         mlflow, name = config.mlflow_tracking_uri, config.registered_model_name
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
         self.store.ping()  # before the data set, whose pictures may take long to read
-        data = run_data(config, home)
+        data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
         self.monitor = retraining_manager(config, home, self.hooks)
         rules = replace(
@@ -128,8 +128,10 @@ class Sessions:
         self.probation = Probation(self.store, self.monitor, rules)
         self.token = api_token(config)
         # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
-        from fl_app.yolo import YoloOnServer
+        from fl_app.yolo import YoloOnServer, train_order, train_params
 
+        self._params = {**params(run_config), **train_params(config)}
+        self._order = train_order(config)
         self._yolo = YoloOnServer(config, data)
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
@@ -149,8 +151,8 @@ class Sessions:
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=self._yolo.orders,
-                evaluate_config=self._yolo.orders,
+                train_config=ConfigRecord({**self._yolo.order(), **self._order}),
+                evaluate_config=self._yolo.order(),
                 evaluate_fn=self._scores,
             )
 
@@ -191,8 +193,7 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = ScheduledFedAvg(
-            config.learning_rate_of,
+        inner = StreamingFedAvg(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,

@@ -12,11 +12,12 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.client.data import data_digest
+from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
+from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
 from fl_models.holdout import Holdout, draw_predictions
@@ -24,6 +25,24 @@ from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
+
+
+def train_order(config: ServerConfig) -> dict[str, int | str]:
+    """What train messages tell the nodes: the training arguments and the rounds of a session.
+
+    Raises
+    ------
+    TrainArgsError
+        The arguments cannot be used.
+    """
+    text = json.dumps(read_train_args(config.train_args))
+    return {"num-rounds": config.num_server_rounds, "train-args": text}
+
+
+def train_params(config: ServerConfig) -> dict[str, str]:
+    """All training arguments as params of a run, such as ``train-args.lr0``."""
+    values = read_train_args(config.train_args)
+    return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
 
 
 class YoloOnServer:
@@ -40,6 +59,8 @@ class YoloOnServer:
     ------
     ConfigError
         If there is no such model, or it can't take pictures of this size.
+    DeviceError
+        ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
@@ -47,12 +68,19 @@ class YoloOnServer:
         self._metric = config.metric
         self._model = _new_model(config, data.names)
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
-        self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
+        self.holdout = DataUsed(
+            f"{data.root.name}/val", data_digest(data.val, data.names), str(data.root)
+        )
+        self._device = chosen_device(config.server_device, setting="server-device")
+        self._too_much = (
+            f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
+            f"image-size (now {config.image_size})"
+        )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            device="cuda:0" if torch.cuda.is_available() else "cpu",
+            device=str(self._device),
         )
 
     @property
@@ -60,10 +88,10 @@ class YoloOnServer:
         """The model, as the registry keeps it with each version."""
         return dict(self._model.description)
 
-    @property
-    def orders(self) -> ConfigRecord:
-        """What nodes build the model from, for the config of each message to them."""
-        return ConfigRecord({"model": json.dumps(self.description)})
+    def order(self) -> ConfigRecord:
+        """What each message tells the nodes: class names in order, what to build the model from."""
+        model = json.dumps(self.description)
+        return ConfigRecord({"names": list(self.data.names), "model": model})
 
     def first_arrays(self) -> ArrayRecord:
         """First weights, which depend on the seed only; call it before others are loaded."""
@@ -92,7 +120,8 @@ class YoloOnServer:
         of each picture are returned for paired tests.
         """
         self._load(arrays)
-        scores = self._scores(self._model)
+        with device_memory(self._device, self._too_much):
+            scores = self._scores(self._model)
         by_class = self._scores.per_class(self._metric)
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)
@@ -118,7 +147,7 @@ def _new_model(config: ServerConfig, names: Sequence[str]) -> YoloModel:
             "another folder; give the absolute path of the model's file."
         )
     try:
-        model = get_model(name, config.num_classes, names=names, seed=config.seed, image_size=side)
+        model = get_model(name, len(names), names=names, seed=config.seed, image_size=side)
     except ValueError as error:
         raise ConfigError(f"Run-config key 'model': {error}.") from None
     stride = int(model.stride.max())

@@ -96,7 +96,7 @@ def test_a_data_yaml_that_is_missing(home: Path, tmp_path: Path) -> None:
 
 def test_a_data_yaml_with_other_classes_says_both_counts(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)3.*7|7.*3"):
-        start(home, data=data_yaml(tmp_path, names=["a", "b", "c"]))
+        start(home, data=data_yaml(tmp_path, names=["a", "b", "c"]), **{"num-classes": 7})
 
 
 def test_pictures_that_are_not_there_are_not_downloaded(home: Path, tmp_path: Path) -> None:

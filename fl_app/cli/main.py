@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: AGPL-3.0-or-later
 """`fl-app`: the command with its verbs; those of versions, deployments and the doctor are beside.
 
 Errors end it with one sentence and status 1.
@@ -26,6 +26,7 @@ from fl_app.cli.doctor import doctor
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
 from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
+from fl_app.cli.yolo import export
 from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
@@ -234,7 +235,19 @@ def serve(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(status, versions, compare, promote, approve, reject, rollback, prune, trigger, history),
+    *(
+        status,
+        versions,
+        compare,
+        promote,
+        approve,
+        reject,
+        rollback,
+        prune,
+        export,
+        trigger,
+        history,
+    ),
     *(ui, run, stop, doctor, serve, deploy_local, keys, supernode),
 )
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -7,15 +7,18 @@ Nothing is written to the user's data folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
+from fl_models.classes import ClassError, listed, name_differences, repeated_names
 from fl_models.pictures import (
     SUFFIXES,
     DataSpec,
@@ -29,6 +32,7 @@ from fl_registry import app_home
 from fl_registry.redaction import printable
 
 HELD_OUT_EVERY = 10
+_NO_LABEL = hashlib.sha256(b"none").hexdigest()
 
 
 class DataError(PictureError):
@@ -47,11 +51,14 @@ class NodeData:
     spec : DataSpec
         Pictures to train on and pictures to evaluate on; no picture is in both.
     digest : str
-        SHA-256 over all of them and their labels.
+        SHA-256 over all of them, their labels and the names of their classes.
+    note : str
+        What training does without, since only some classes are the server's; empty if nothing.
     """
 
     spec: DataSpec
     digest: str
+    note: str = ""
 
 
 def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
@@ -81,7 +88,7 @@ def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
     return DataSpec(root, train, val, names)
 
 
-def generated_data(home: Path, num_classes: int) -> DataSpec:
+def generated_data(home: Path, num_classes: int | None = None) -> DataSpec:
     """Return the generated data set below the app's folder; generate it if it does not exist.
 
     Raises
@@ -94,7 +101,9 @@ def generated_data(home: Path, num_classes: int) -> DataSpec:
         return load_data_spec(shapes_data(home), num_classes)
 
 
-def run_data(config: ServerConfig | ClientConfig, home: Path) -> DataSpec:
+def run_data(
+    config: ServerConfig | ClientConfig, home: Path, num_classes: int | None = None
+) -> DataSpec:
     """Return the data set that the settings name, by default the generated one.
 
     Raises
@@ -103,25 +112,40 @@ def run_data(config: ServerConfig | ClientConfig, home: Path) -> DataSpec:
         It can't be used.
     """
     if config.data is not None:
-        return load_data_spec(absolute_data(config.data), config.num_classes)
-    return generated_data(home, config.num_classes)
+        return load_data_spec(absolute_data(config.data), num_classes)
+    return generated_data(home, num_classes)
 
 
-def load_node_data(config: ClientConfig) -> NodeData:
+def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
     """Return this node's pictures: its partition, or all of its own data set.
 
     A simulated node has a partition and holds out every tenth picture of it for evaluation. A
-    node with data of its own trains on the `train` split and evaluates on `val`.
+    node with data of its own trains on the `train` split and evaluates on `val`. Its labels get
+    the server's class numbers, by name.
+
+    Parameters
+    ----------
+    config : ClientConfig
+        The settings of the node.
+    names : Sequence[str]
+        Names of the server's classes, in their order.
 
     Raises
     ------
     DataError
-        The data can't be used.
+        The data can't be used, their classes are not the server's, or a node that is not simulated
+        names none.
     """
-    spec = run_data(config, app_home(config.home))
+    if config.data is None and config.partition_id is None:
+        raise DataError(
+            "this node has no pictures, expected a data.yaml of its own: start its SuperNode with "
+            """--node-config 'data="/absolute/path/data.yaml"'"""
+        )
+    home = app_home(config.home)
+    own = run_data(config, home)
     if config.partition_id is not None and config.num_partitions is not None:
         share = partition(
-            spec,
+            own,
             num_partitions=config.num_partitions,
             partition_id=config.partition_id,
             kind=config.partitioning,
@@ -129,8 +153,32 @@ def load_node_data(config: ClientConfig) -> NodeData:
             seed=config.seed,
         )
         train, holdout = split_holdout(share)
-        spec = replace(spec, train=train, val=holdout)
-    return NodeData(spec, _digest([*spec.train, *spec.val]))
+        own = replace(own, train=train, val=holdout)
+    ignore = config.unknown_classes == "ignore-others"
+    try:
+        spec = own.for_model(names, ignore_others=ignore)
+    except ClassError as error:
+        advice = (
+            ""
+            if ignore
+            else (", or set unknown-classes='ignore-others' to train the classes that both have")
+        )
+        raise DataError(
+            f"the classes of this node are not the server's: {error}; correct the names in its "
+            f"data.yaml{advice}"
+        ) from None
+    store = memory_of(home, "digests", own.root)
+    digest = _digest((*own.train, *own.val), own.names, store)
+    return NodeData(spec, digest, _unmatched(own.names, names))
+
+
+def _unmatched(own: Sequence[str], names: Sequence[str]) -> str:
+    """Return what a node with other classes than the server's trains without; else empty."""
+    difference = name_differences(own, names)
+    return difference and (
+        f"its classes are not all the server's: {difference}; it leaves out the boxes of the "
+        "former, and objects of the latter are background in its pictures"
+    )
 
 
 def partition(
@@ -170,7 +218,7 @@ def partition(
         order = np.random.default_rng(seed).permutation(len(spec.train))
         shares = [list(share) for share in np.array_split(order, num_partitions)]
     else:
-        classes = _main_classes(spec.train, spec.nc)
+        classes = _main_classes(spec.train, spec.numbers)
         shares = _dirichlet_shares(classes, num_partitions, alpha=alpha, seed=seed)
     if not shares[partition_id]:
         raise DataError(
@@ -197,21 +245,40 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
     return train, tuple(paths[::HELD_OUT_EVERY])
 
 
-def data_digest(paths: Iterable[Path]) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_digest(
+    paths: Iterable[Path],
+    names: Sequence[str],
+    digest_of: Callable[[Path], str] = file_digest,
+) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders are not included, so the same data has the same digest on every machine.
+    Folders are not included, so the same data has the same digest on every machine. The names of
+    the classes are, in their order: they say what the numbers in the labels mean.
+
+    Parameters
+    ----------
+    digest_of : Callable[[Path], str]
+        Returns the SHA-256 of a file, in hexadecimal.
     """
-    rows = []
+    rows = [json.dumps(list(names)).encode()]
     for path in paths:
         label = label_file(path)
-        text = label.read_bytes() if label.is_file() else b"none"
-        digests = hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(text).digest()
+        text = digest_of(label) if label.is_file() else _NO_LABEL
+        digests = bytes.fromhex(digest_of(path)) + bytes.fromhex(text)
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
-_digest = cached_while_unchanged(data_digest)
+@cached_while_unchanged
+def _digest(paths: Sequence[Path], names: tuple[str, ...], store: Path) -> str:
+    with FileMemory(store) as memory:
+        return data_digest(paths, names, lambda path: memory.of(path, file_digest))
 
 
 @contextmanager
@@ -258,7 +325,13 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
         raise DataError(f"data set file {file} has class names that are not text")
     if count is not None and count != len(names):
         raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
-    return tuple(map(str, names))
+    texts = tuple(map(str, names))
+    if repeated := repeated_names(texts):
+        raise DataError(
+            f"data set file {file} has several classes of the name {listed(repeated)}, "
+            "expected a name of its own for each class"
+        )
+    return texts
 
 
 def _list_pictures(
@@ -300,9 +373,9 @@ def _pictures_at(root: Path, entry: str, whose: str) -> list[Path]:
 
 
 @cached_while_unchanged
-def _main_classes(paths: Sequence[Path], num_classes: int) -> np.ndarray:
+def _main_classes(paths: Sequence[Path], numbers: Sequence[int]) -> np.ndarray:
     # Labels that can't be used are reported once, where the pictures are loaded.
-    return np.array([main_class(usable_boxes(path, num_classes)) for path in paths], int)
+    return np.array([main_class(usable_boxes(path, numbers)) for path in paths], int)
 
 
 def _dirichlet_shares(

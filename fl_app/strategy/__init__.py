@@ -9,7 +9,7 @@ from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
-from fl_app.strategy.round.averaging import ScheduledFedAvg, StreamingFedAvg
+from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.setup import (
     ModelCard,
@@ -35,7 +35,6 @@ __all__ = [
     "RoundReport",
     "RoundSettings",
     "RunFailedError",
-    "ScheduledFedAvg",
     "ScoredRecord",
     "Screening",
     "SessionReport",

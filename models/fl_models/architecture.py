@@ -18,16 +18,15 @@ import ultralytics.nn.tasks
 from ultralytics.nn.tasks import guess_model_scale, guess_model_task
 from ultralytics.utils import ROOT, YAML
 
-FAMILY = "ultralytics-detect"
-"""What the description of a version calls the models of this package."""
-
 _HEADS = ("Detect", "v10Detect")  # the heads whose loss and boxes are a plain detector's
 _SUFFIXES = (".yaml", ".yml")
 _SIZE_IN_NAME = re.compile(r"(\d+)([nslmx])(.+)?$")  # as Ultralytics finds yolov8.yaml for yolov8x
 _ACTIVATION = re.compile(r"(torch\.)?nn\.\w+\([\w\s.,=+-]*\)")  # Ultralytics evaluates this text
 _SIZES = "nsmlx"
-_EXAMPLES = ("yolov8n", "yolo11s", "yolo26n", "yolov8n-p2 and other detectors of Ultralytics,")
-_EXAMPLES += ("the path of a model's .yaml file",)
+_EXAMPLES = (
+    *("yolov8n", "yolo11s", "yolo26n", "yolov8n-p2 and other detectors of Ultralytics"),
+    "the path of a model's .yaml file",
+)
 
 Architecture = dict[str, Any]
 

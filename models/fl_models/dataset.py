@@ -7,7 +7,9 @@ overwrite, and rewrites JPEG files; this data set writes no file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.data import YOLODataset, build_dataloader
 from ultralytics.data.augment import Format
 
-from fl_models.pictures import Picture
+from fl_models.pictures import Picture, PictureError
+
+logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = 128 << 20  # of decoded, scaled pictures
 
@@ -35,6 +39,10 @@ class _AsIs(Format):  # type: ignore[misc]  # Ultralytics is untyped to mypy
 class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyped to mypy
     """Pictures and boxes as Ultralytics' loaders expect them.
 
+    A picture that can no longer be read is skipped with a warning: its successor takes its place in
+    training, and in evaluation it is missing from its batch, which is an empty dictionary if no
+    picture remains.
+
     Parameters
     ----------
     pictures : Sequence[Picture]
@@ -52,6 +60,7 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
         self, pictures: Sequence[Picture], names: Sequence[str], *, settings: Any, augment: bool
     ) -> None:
         self._pictures, self.settings = pictures, get_cfg(overrides=settings)
+        self._unreadable = set[str]()
         if not augment:
             self.format_class = _AsIs
         super().__init__(
@@ -66,8 +75,8 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
             rect=False,
             pad=0.0 if augment else 0.5,
         )
-        # Ultralytics caches the latest few for mosaics; here later epochs and rounds use the cache.
-        self.max_buffer_length = 1 + _CACHE_BYTES // (3 * self.imgsz**2)
+        self._decoded: dict[int, Any] = {}
+        self._most_decoded = _CACHE_BYTES // (3 * self.imgsz**2)
 
     def loader(self, device: torch.device) -> Any:
         """Return Ultralytics' loader of batches; it shuffles the pictures for training."""
@@ -75,9 +84,67 @@ class PictureDataset(YOLODataset):  # type: ignore[misc]  # Ultralytics is untyp
             self, self.batch_size, workers=0, shuffle=self.augment, device=device
         )
 
+    def open_mosaic(self) -> None:
+        """Start augmentation as it was before the first picture; the decoded pictures stay."""
+        self.transforms = self.build_transforms(hyp=copy(self.settings))
+        self.ims = [None] * self.ni
+        # The pictures loaded last, from which Ultralytics takes a mosaic's other three.
+        self.buffer: list[int] = []
+
+    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        """Return a picture, scaled, and its sizes before and after; decode it if need be."""
+        if not self.augment or self.ims[i] is not None:
+            return super().load_image(i, *args, **kwargs)
+        if i not in self._decoded:
+            loaded = super().load_image(i, *args, **kwargs)
+            if len(self._decoded) < self._most_decoded:
+                self._decoded[i] = loaded
+            return loaded
+        # What Ultralytics does with a picture that it has just decoded, so that a mosaic does not
+        # depend on which ones the round before has left.
+        self.ims[i], self.im_hw0[i], self.im_hw[i] = self._decoded[i]
+        self.buffer.append(i)
+        if 1 < len(self.buffer) >= self.max_buffer_length:
+            self.ims[self.buffer.pop(0)] = None
+        return self._decoded[i]
+
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the paths of the pictures; `img_path` is ignored."""
         return [str(picture.path) for picture in self._pictures]
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        """Return a transformed picture; in evaluation None if it can't be read any more."""
+        try:
+            return dict(super().__getitem__(index))
+        except PictureError:
+            if self.augment:
+                raise
+            return None
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """Return a picture and its boxes; in training the next one that can be read.
+
+        Raises
+        ------
+        PictureError
+            It can't be read; in training, none can.
+        """
+        indices = [(index + step) % self.ni for step in range(self.ni if self.augment else 1)]
+        for number in indices:
+            try:
+                return dict(super().get_image_and_label(number))
+            except Exception as error:  # noqa: BLE001 - what is damaged raises many types
+                path = self.im_files[number]
+                if path not in self._unreadable:
+                    logger.warning("skipped a picture that can't be read any more: %s", error)
+                    self._unreadable.add(path)
+        raise PictureError(f"none of {len(indices)} pictures can be read any more: {path}")
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any] | None]) -> dict[str, Any]:
+        """Collate the pictures of a batch that could be read."""
+        readable = [item for item in batch if item is not None]
+        return dict(YOLODataset.collate_fn(readable)) if readable else {}
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Return the boxes in Ultralytics' own record format."""

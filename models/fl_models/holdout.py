@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywhn2xyxy
 
 from fl_models.dataset import PictureDataset
+from fl_models.decoding import read_pictures
 from fl_models.map_results import Matches
-from fl_models.pictures import DataSpec, Picture, PictureError, read_pictures
+from fl_models.pictures import DataSpec, Picture, PictureError
 from fl_models.yolo import YoloModel
 
 _CACHE_BYTES = 256 << 20
@@ -52,11 +53,18 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
+    shape_of : Callable[[Path], tuple[int, int]] | None
+        As in `read_pictures`.
+
+    Attributes
+    ----------
+    note : str
+        How many pictures are left out and why; empty if none.
 
     Raises
     ------
     PictureError
-        If none of the pictures can be used.
+        If none of the pictures can be used, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -67,18 +75,19 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
+        shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc)
-        if not pictures:
-            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures.require_usable("holdout pictures")
+        self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
         self._scorer = _Scorer(dataset, torch.device(device), cached=cached)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self._scorer.dataloader.dataset)
+        """Return the number of pictures, in the latest call if there was one."""
+        return self._scorer.count
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
@@ -140,6 +149,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         self._cached = cached
         self._loaded: list[dict[str, Any]] = []
         self._true: dict[str, dict[str, Any]] = {}
+        self.count = len(dataset)
 
     def score(self, model: nn.Module) -> dict[str, Any]:
         # A copy, because inference tensors that remain in the head break later training; fused and
@@ -150,19 +160,30 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         network = network.fuse(verbose=False).to(memory_format=self._layout)
         with torch.inference_mode():
             self.init_metrics(network)
+            scored = list[str]()
             for raw in self._batches():
                 batch = self.preprocess(dict(raw))
                 batch["img"] = batch["img"].contiguous(memory_format=self._layout)
                 self.update_metrics(self.postprocess(network(batch["img"])), batch)
+                scored += batch["im_file"]
+        self.count = len(scored)
+        if not scored:
+            raise PictureError("none of the holdout pictures can be read any more")
         # A list of arrays for each picture; Ultralytics empties its own.
-        self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
+        # A picture that can't be read any more keeps its place, with none, for paired tests.
+        place = {name: number for number, name in enumerate(scored)}
+        places = [place.get(name) for name in self.dataloader.dataset.im_files]
+        self.stats = {
+            name: [arrays[0][:0] if number is None else arrays[number] for number in places]
+            for name, arrays in self.metrics.stats.items()
+        }
         return dict(self.get_stats())
 
     def _batches(self) -> Iterable[dict[str, Any]]:
         """Return the pictures as uint8 tensors, decoded once if they are cached."""
         if self._cached:
             self._loaded = self._loaded or list(self.dataloader)
-        return self._loaded or iter(self.dataloader)
+        return (batch for batch in self._loaded or self.dataloader if batch)
 
     def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the true boxes of a picture, which are the same in each call."""
@@ -201,7 +222,7 @@ def draw_predictions(
     """
     step = max(1, len(data.val) // _TILES)
     tiles = []
-    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
+    for picture in read_pictures(data.val[::step][:_TILES], data.numbers):
         result = model.predict(picture.path, imgsz=imgsz)[0]
         tiles.append(_draw_tile(picture, result, data.names))
     if not tiles:

@@ -54,7 +54,10 @@ SERVING: dict[str, Any] = {
 }
 """Arguments of `fl_registry.Serving`, beside this file."""
 
-_FAMILY, _LARGEST_DEFAULT = "ultralytics-detect", 640
+FAMILY = "ultralytics-detect"
+"""What the description of a version calls the models of this package."""
+
+_LARGEST_DEFAULT = 640
 
 
 def load(
@@ -73,13 +76,8 @@ def load(
         `spec` does not describe a detector of Ultralytics.
     """
     model = spec["model"]
-    if model.get("family") != _FAMILY:
-        raise ValueError(
-            f"the weights are of {model or 'an unknown model'}, expected a detector of Ultralytics"
-        )
+    network = described_network(model)
     names = list(model["names"])
-    network: Any = DetectionModel(model["yaml"], nc=len(names), verbose=False)
-    fit_class_branch(network, model["class_width"])
     network.load_state_dict(load_file(weights), strict=True)
     network.to(config["device"]).eval()
     lock = threading.Lock()  # the head caches its anchors between pictures
@@ -100,6 +98,25 @@ def load(
         ]
 
     return predict
+
+
+def described_network(model: Mapping[str, Any]) -> Any:
+    """Build the plain Ultralytics model that a version's description describes.
+
+    Raises
+    ------
+    ValueError
+        It does not describe a detector of Ultralytics.
+    """
+    if model.get("family") != FAMILY:
+        raise ValueError(
+            f"the weights are of {model.get('family') or 'an unknown model'}, expected a detector "
+            "of Ultralytics"
+        )
+    network: Any = DetectionModel({**model["yaml"]}, nc=len(model["names"]), verbose=False)
+    fit_class_branch(network, model["class_width"])
+    network.names = dict(enumerate(model["names"]))
+    return network
 
 
 def fit_class_branch(network: Any, width: int) -> None:

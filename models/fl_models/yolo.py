@@ -20,8 +20,8 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import intersect_dicts
 
-from fl_models.architecture import FAMILY, check_architecture, read_architecture, same_layers
-from fl_models.serving import as_pixels, class_width, find_boxes, fit_class_branch
+from fl_models.architecture import check_architecture, read_architecture, same_layers
+from fl_models.serving import FAMILY, as_pixels, class_width, find_boxes, fit_class_branch
 
 Image = np.ndarray | str | Path | PillowImage.Image
 
@@ -168,7 +168,7 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
         ValueError
             A picture is missing or can't be decoded, or a value is out of range.
         """
-        given = {
+        given: dict[str, Any] = {
             "conf": conf, "iou": iou, "imgsz": imgsz, "classes": classes, "max_det": max_det,
             "half": half, "device": device,
         }  # fmt: skip
@@ -186,7 +186,7 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
                 f"are {', '.join(_KEYWORDS)}"
             )
         one = isinstance(images, np.ndarray | str | Path | PillowImage.Image)
-        many: list[Any] = [images] if one else list(images)
+        many: Any = [images] if one else images
         if device is not None:
             self.to(_device(given.pop("device")))
         given.setdefault("imgsz", self.image_size)
@@ -314,7 +314,7 @@ def _pixels(image: Image) -> tuple[np.ndarray, str]:
 
 def _device(given: str | int | torch.device) -> torch.device:
     try:
-        device = torch.device(int(given) if str(given).isdigit() else given)
+        device = torch.device(f"cuda:{given}" if str(given).isdigit() else given)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second: torch without CUDA
         reason = str(error).partition("\n")[0]

@@ -469,6 +469,31 @@ class ModelStore:
             raise UnknownVersion(f"Version {number} was removed for good; use another version.")
         return self._found(number, state)
 
+    def named_version(self, version_or_stage: str | int | Stage) -> ModelVersion:
+        """Return a version by its number, or the newest one of a stage.
+
+        Raises
+        ------
+        UnknownVersion
+            There is no such version, or none in the stage.
+        StageError
+            It is neither a version nor a stage.
+        """
+        text = str(version_or_stage).strip()
+        if text.isdecimal():
+            return self.get_version(text)
+        stage = _checked_stage(text)
+        version = self.get_latest_version(stage)
+        if version is not None:
+            return self.get_version(version)
+        newest = self.get_latest_version()
+        if newest is None:
+            raise UnknownVersion("There are no versions yet; save one with save_model_version().")
+        raise UnknownVersion(
+            f"No version is in stage {stage}; the newest is version {newest}, in stage "
+            f"{self.get_version(newest).stage}; give its number, or promote it first."
+        )
+
     def get_latest_version(self, stage: str | Stage | None = None) -> str | None:
         """Return the newest version of a stage (None: of any), or None if there is none."""
         wanted, state = None if stage is None else _checked_stage(stage), self._state()
@@ -607,7 +632,7 @@ class ModelStore:
         ArtifactError
             The file is missing or has changed since it was saved, or NumPy lacks a dtype.
         """
-        weights = self._weights(self._named(version_or_stage), half=False)
+        weights = self._weights(self.named_version(version_or_stage), half=False)
         content = self.backend.files.whole.read(weights)
         return read_arrays(content, version=weights.version)
 
@@ -962,24 +987,6 @@ class ModelStore:
         if record is None:
             raise _unknown(version)
         return _staged(record, state)
-
-    def _named(self, version_or_stage: str | int | Stage) -> ModelVersion:
-        """Return a version by its number, or the newest one of a stage."""
-        text = str(version_or_stage).strip()
-        if text.isdecimal():
-            return self.get_version(text)
-        stage = _checked_stage(text)
-        version = self.get_latest_version(stage)
-        if version is not None:
-            return self.get_version(version)
-        newest = self.get_latest_version()
-        if newest is None:
-            raise UnknownVersion("There are no versions yet; save one with save_model_version().")
-        raise UnknownVersion(
-            f"No version is in stage {stage}; the newest is version {newest}, in stage "
-            f"{self.get_version(newest).stage}: load_arrays('{newest}') returns it, and "
-            "list_all_versions() lists them all."
-        )
 
     def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         if self._saved is not None and self._saved[1].version == version:

@@ -6,20 +6,25 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
+from fl_app.client import client_app
 from fl_app.client.client_app import app
 from fl_app.client.data import load_data_spec, load_node_data
+from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
-from fl_models.pictures import label_file
+from fl_models.pictures import cached_while_unchanged, label_file, settled_state
 from fl_models.yolo import get_model
 
 SETTINGS: dict[str, bool | float | int | str] = {
@@ -35,19 +40,23 @@ def arrays() -> dict[str, np.ndarray]:
     return to_arrays(get_model("n", 7, seed=1))
 
 
+@cache
+def described(names: tuple[str, ...]) -> str:
+    return json.dumps(get_model("n", len(names), names=names).description)
+
+
 def ask(
     kind: str,
     arrays: dict[str, np.ndarray],
-    data: Path,
+    data: Path | str,
     *,
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
+    names: Sequence[str] = NAMES,
     **settings: bool | float | int | str,
 ) -> Message:
-    described = json.dumps(get_model("n", 7).description)
-    config = ConfigRecord(
-        {"server-round": server_round, "learning-rate": 0.002, "model": described}
-    )
+    order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
+    config = ConfigRecord({**order, "names": list(names), "model": described(tuple(names))})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
@@ -106,6 +115,79 @@ def test_a_round_repeats_bit_by_bit_and_the_next_one_differs(
     assert first != later
 
 
+def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def looked_at(*args: Any, **settings: Any) -> float:
+        seen.append(settings)
+        return 1.0
+
+    monkeypatch.setattr("fl_app.client.client_app.train_locally", looked_at)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3}
+    assert not ask("train", arrays, shapes_yaml, node={**node, "device": "cuda:1"}).has_error()
+    assert [(s["batch_size"], s["threads"], s["device"]) for s in seen] == [(2, 3, "cuda:1")]
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_device_that_is_not_there_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    node = {"partition-id": 0, "num-partitions": 2, "device": "mps"}
+    reply = ask(kind, arrays, shapes_yaml, node=node)
+    assert reply.error.reason.startswith("device='mps' cannot be used here: PyTorch finds no MPS")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_lack_of_memory_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    assert not ask("evaluate", arrays, shapes_yaml).has_error()  # which builds the model
+    monkeypatch.setattr("fl_models.yolo.YoloModel.forward", full)
+    assert ask(kind, arrays, shapes_yaml).error.reason == (
+        "cpu has too little memory: lower batch-size (now 4, which a node config may set), or "
+        "image-size (now 64)"
+    )
+
+
+def test_a_misspelt_key_of_a_node_is_not_a_demonstration(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    reply = ask("train", arrays, shapes_yaml, node={"dta": str(shapes_yaml)})
+    assert reply.error.reason == "Unknown node-config key 'dta': did you mean 'data'?"
+
+
+def test_a_deployed_node_that_names_no_data_trains_on_no_generated_shapes(
+    arrays: dict[str, np.ndarray],
+) -> None:
+    reply = ask("train", arrays, "", node={})
+    assert reply.error.reason.startswith("this node has no pictures, expected a data.yaml")
+
+
+def test_a_new_process_decodes_no_unchanged_picture_to_check_it(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_data_spec(shapes_yaml, 7)
+    while any(settled_state(path) is None for path in (*spec.train, *spec.val)):
+        time.sleep(0.1)  # two seconds at most
+    first = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for name in ("_pictures", "_holdout"):  # the caches of the first process
+        read = getattr(client_app, name).__wrapped__
+        monkeypatch.setattr(client_app, name, cached_while_unchanged(read))
+    monkeypatch.setattr(client_app, "picture_shape", lambda path: pytest.fail(str(path)))
+    again = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for before, after in zip(first, again, strict=True):
+        assert after.metric_records["metrics"] == before.metric_records["metrics"]
+
+
 def test_an_evaluate_reply_has_scores_and_no_arrays(
     arrays: dict[str, np.ndarray], shapes_yaml: Path
 ) -> None:
@@ -132,7 +214,8 @@ def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> N
         load_node_data(
             ClientConfig.from_run_config(
                 {"data": str(shapes_yaml)}, {"partition-id": i, "num-partitions": 3}
-            )
+            ),
+            NAMES,
         )
         for i in range(3)
     ]
@@ -177,10 +260,11 @@ def test_reasons_are_told_in_one_sentence(
     empty: dict[str, int | str] = {"partition-id": 29, "num-partitions": 30}
     single: dict[str, int | str] = {"partition-id": 0, "num-partitions": 24}
     other_model = to_arrays(get_model("n", 3))
+    other_names = reason_of(ask(kind, arrays, shapes_yaml, names=("circle", "squares")))
     assert "partition 29 of 30 is empty" in reason_of(ask(kind, arrays, shapes_yaml, node=empty))
     assert "can't be split" in reason_of(ask(kind, arrays, shapes_yaml, node=single))
     assert "don't fit the model" in reason_of(ask(kind, other_model, shapes_yaml))
-    assert "expected 3" in reason_of(ask(kind, arrays, shapes_yaml, **{"num-classes": 3}))
+    assert "it has 'square' (did you mean 'squares'?), 'triangle'" in other_names
     assert "relative path" in reason_of(ask(kind, arrays, Path("data.yaml")))
 
 
@@ -221,7 +305,9 @@ def test_only_broken_pictures_are_an_error_reply(
     for path in (*spec.train, *spec.val):
         path.write_bytes(b"no picture")
     node: dict[str, int | str] = {"data": str(own_yaml)}
-    assert "none of the 24" in reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "none of the 24 training pictures can be used (24 of 24" in reason_of(
+        ask("train", arrays, own_yaml, node=node)
+    )
     assert "none of the 6" in reason_of(ask("evaluate", arrays, own_yaml, node=node))
 
 

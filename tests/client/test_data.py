@@ -122,7 +122,7 @@ def test_a_small_alpha_is_skewed_and_a_large_one_is_not(tmp_path: Path) -> None:
             partition(spec, num_partitions=4, partition_id=i, kind="dirichlet", alpha=alpha)
             for i in range(4)
         ]
-        counts = [Counter(int(read_boxes(p, 7)[0, 0]) for p in share) for share in shares]
+        counts = [Counter(int(read_boxes(p, range(7))[0, 0]) for p in share) for share in shares]
         return float(np.mean([max(c[k] for c in counts) / 20 for k in range(7)]))
 
     assert largest_share_of_a_class(0.05) > 0.6
@@ -192,19 +192,20 @@ def test_a_share_of_one_picture_cannot_be_split() -> None:
         split_holdout([Path("a.jpg")])
 
 
-def test_the_digest_sees_pictures_and_labels_but_no_folders_and_no_order(
+def test_the_digest_sees_pictures_labels_and_names_but_no_folders_and_no_order(
     own_yaml: Path, shapes: DataSpec
 ) -> None:
-    own = load_data_spec(own_yaml, 7).train
-    digest = data_digest(own)
-    assert digest == data_digest(shapes.train) == data_digest(reversed(own))
-    assert digest != data_digest(own[1:])
+    own, names = load_data_spec(own_yaml, 7).train, shapes.names
+    digest = data_digest(own, names)
+    assert digest == data_digest(shapes.train, names) == data_digest(reversed(own), names)
+    assert digest != data_digest(own[1:], names)
+    assert digest != data_digest(own, names[::-1])
     label_file(own[0]).write_text("")
-    emptied = data_digest(own)
+    emptied = data_digest(own, names)
     label_file(own[0]).unlink()
-    assert len({digest, emptied, data_digest(own)}) == 3
+    assert len({digest, emptied, data_digest(own, names)}) == 3
     own[1].write_bytes(own[1].read_bytes() + b"\0")
-    assert data_digest(own[1:2]) != data_digest(shapes.train[1:2])
+    assert data_digest(own[1:2], names) != data_digest(shapes.train[1:2], names)
 
 
 def test_a_file_that_is_no_list_is_not_read(tmp_path: Path) -> None:

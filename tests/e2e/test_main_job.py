@@ -74,7 +74,7 @@ def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> N
     assert names
     assert names <= set(spec.names)
     run = manager.client.get_run(manager.get_version("8").run_id)
-    assert run.data.tags["dataset.holdout"] == data_digest(spec.val)
+    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec.names)
 
 
 def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str]) -> None:
@@ -150,4 +150,4 @@ def test_the_tracker_has_one_run_a_session(trained: tuple[Flower, str]) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert runs[-1].data.params["num-server-rounds"] == "8"
-    assert runs[-1].data.params["strategy"] == "ScheduledFedAvg"
+    assert runs[-1].data.params["strategy"] == "StreamingFedAvg"

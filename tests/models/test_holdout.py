@@ -18,7 +18,7 @@ from support.lively import SIDE, plain_validation
 
 from fl_app.client.data import load_data_spec
 from fl_models.holdout import Holdout, draw_predictions
-from fl_models.pictures import DataSpec
+from fl_models.pictures import DataSpec, PictureError
 from fl_models.yolo import YoloModel, from_arrays, get_model
 
 
@@ -81,8 +81,36 @@ def test_pictures_are_decoded_once_where_they_fit_into_memory(
     if cached:
         assert holdout(lively_model) == scores
     else:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(PictureError, match="none of the holdout pictures"):
             holdout(lively_model)
+
+
+def test_a_picture_that_breaks_between_two_rounds_keeps_its_place(
+    lively_model: YoloModel,
+    labelled_by_model: DataSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = load_data_spec(
+        Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
+    )
+    holdout = Holdout(own, image_size=SIDE, batch_size=2, cache_bytes=0)
+    holdout(lively_model)
+    whole = holdout.matches
+    own.val[0].unlink()
+    own.val[1].write_bytes(b"no picture")
+    own.val[4].write_bytes(own.val[4].read_bytes()[:-300])
+    scores, again = holdout(lively_model), [holdout(lively_model), len(holdout)]
+    assert again == [scores, len(own.val) - 3]
+    left, gone = holdout.matches, [0, 1, 4]
+    assert len(left) == len(whole)
+    for name in ("picture", "true_picture"):
+        there = getattr(whole, name)
+        assert getattr(left, name).tolist() == there[~np.isin(there, gone)].tolist()
+    lines = [r.getMessage() for r in caplog.records if "can't be read any more" in r.getMessage()]
+    assert len(lines) == 3
+    rest = replace(own, val=tuple(p for i, p in enumerate(own.val) if i not in gone))
+    assert Holdout(rest, image_size=SIDE, batch_size=2)(lively_model) == pytest.approx(scores)
 
 
 def test_scores_are_repeatable_and_leave_the_model_alone(
