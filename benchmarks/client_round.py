@@ -36,7 +36,7 @@ from support.arrays import to_arrays
 from benchmarks.table import Row, parser, report
 from fl_app.client import training
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.client.optimization import build_optimizer
 from fl_app.client.train_args import TrainArgs, read_train_args
@@ -56,7 +56,7 @@ FRESH_OURS = """
 import sys
 from pathlib import Path
 from fl_app.client.client_app import _model
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)

@@ -62,7 +62,7 @@ def federated(folder: Path) -> tuple[float, float]:
 def central(folder: Path) -> tuple[float, float]:
     """Wall seconds and mAP50 of Ultralytics' own training on the nodes' pictures together."""
     config, epochs = ServerConfig.from_run_config({}), ClientConfig.from_run_config({}).local_epochs
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_models.holdout import Holdout
     from fl_models.yolo import get_model
 

@@ -214,7 +214,7 @@ def yolo_score(encoding: str, seed: int) -> float:
     from support.arrays import to_arrays
 
     from fl_app.client.client_app import app
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model

@@ -156,6 +156,9 @@ class _SharedSettings:
         How a simulation divides the training pictures over the nodes.
     alpha : float
         Label skew of ``dirichlet``: the smaller, the more skewed.
+    holdout_every : int
+        One in so many training pictures is held out for evaluation, where a data set has no ``val``
+        and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
     model : str
@@ -171,6 +174,7 @@ class _SharedSettings:
     data: Annotated[str | None, Key(off="", shaping=True, node=True)] = None
     partitioning: Annotated[Partitioning, Key(shaping=True)] = "iid"
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
+    holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
     model: Annotated[str, Field(min_length=1), Key(shaping=True)] = "yolov8n"
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96

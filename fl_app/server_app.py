@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,10 +47,19 @@ from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
+from fl_models.classes import class_names, name_differences
+from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
+from fl_registry.files.weights import read_description
 
 logger = logging.getLogger("flwr.fl_app")
 
+START_STAGES: Mapping[str, Sequence[Stage | None]] = {
+    "production": (Stage.PRODUCTION, Stage.STAGING, None),
+    "latest": (None,),
+    "scratch": (),
+}
+"""Where a session looks for the version that it starts from, by ``restart-from``."""
 FLUSH_SECONDS = 15.0
 """How long the end of a run waits for hooks, unless it was interrupted."""
 
@@ -132,7 +141,7 @@ class Sessions:
 
         self._params = {**params(run_config), **train_params(config)}
         self._order = train_order(config)
-        self._yolo = YoloOnServer(config, data)
+        self._yolo = YoloOnServer(config, in_known_order(data, config, self.store))
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -173,17 +182,13 @@ class Sessions:
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
-        stages: dict[str, list[Stage | None]] = {
-            "production": [Stage.PRODUCTION, Stage.STAGING, None],
-            "latest": [None],
-            "scratch": [],
-        }
-        for stage in stages[self.config.restart_from]:
+        for stage in START_STAGES[self.config.restart_from]:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
-                    arrays = load_array_record(self.store.weights_path(version))
-                    self._yolo.require_same_model(version, arrays)
+                    path = self.store.weights_path(version)
+                    arrays = load_array_record(path)
+                    self._yolo.require_same_model(version, arrays, read_description(path))
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))
@@ -225,6 +230,21 @@ class Sessions:
             ),
             session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
         )
+
+
+def in_known_order(data: DataSpec, config: ServerConfig, store: ModelManager) -> DataSpec:
+    """Return a data set with the class order of the version that its models are compared with.
+
+    That is what sessions start from, or the version in Production. A data set with other classes
+    than these is returned as it is.
+    """
+    stages = START_STAGES[config.restart_from] or (Stage.PRODUCTION,)
+    version = next(filter(None, map(store.get_latest_version, stages)), None)
+    names = () if version is None else class_names(read_description(store.weights_path(version)))
+    if not names or names == data.names or name_differences(data.names, names):
+        return data
+    logger.info("classes are in the order of version %s: %s", version, ", ".join(names))
+    return data.for_model(names)
 
 
 def event_hooks(config: ServerConfig) -> list[Hook]:

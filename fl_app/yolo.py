@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fl_registry.errors import require
@@ -20,11 +21,14 @@ from fl_app.config import ConfigError, ServerConfig
 from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_models import serving
+from fl_models.classes import class_names, name_differences
 from fl_models.holdout import Holdout, draw_predictions
 from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
+
+logger = logging.getLogger("flwr.fl_app")
 
 
 def train_order(config: ServerConfig) -> dict[str, int | str]:
@@ -69,7 +73,7 @@ class YoloOnServer:
         self._model = _new_model(config, data.names)
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
         self.holdout = DataUsed(
-            f"{data.root.name}/val", data_digest(data.val, data.names), str(data.root)
+            f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
         )
         self._device = chosen_device(config.server_device, setting="server-device")
         self._too_much = (
@@ -97,14 +101,42 @@ class YoloOnServer:
         """First weights, which depend on the seed only; call it before others are loaded."""
         return ArrayRecord(self._model.state_dict())
 
-    def require_same_model(self, version: str, arrays: ArrayRecord) -> None:
+    def require_same_model(
+        self, version: str, arrays: ArrayRecord, description: Mapping[str, object]
+    ) -> None:
         """Check that a session can start from a version.
+
+        Parameters
+        ----------
+        version : str
+            The version.
+        arrays : ArrayRecord
+            Its arrays.
+        description : Mapping[str, object]
+            What was saved with them; a version that names no classes is accepted with a warning.
 
         Raises
         ------
         ConfigError
-            If it is of another model; names the difference.
+            If it is of another model, or of other classes; names the difference.
         """
+        names, own = class_names(description), self.data.names
+        if not names:
+            logger.warning(
+                "version %s does not name its classes, they are taken to be, in this order: %s",
+                version,
+                ", ".join(own),
+            )
+        elif names != own:
+            difference = name_differences(own, names)
+            raise ConfigError(
+                f"Version {version} does not know the classes of the data set: {difference}; set "
+                "registered-model-name to a name for the model of these data, or restart-from to "
+                "'scratch'."
+                if difference
+                else f"Version {version} has the same classes in another order, which is read when "
+                "a run starts; start the run again."
+            )
         try:
             self._load(arrays)
         except ModelMismatchError as err:

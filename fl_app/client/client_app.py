@@ -18,7 +18,8 @@ require("The shipped model", "torch", "ultralytics")
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_app.client.data import DataError, NodeData, load_node_data
+from fl_app.client.data import NodeData, load_node_data
+from fl_app.client.data_yaml import DataError
 from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
@@ -217,7 +218,7 @@ def _class_names(message: Message) -> tuple[str, ...]:
 
 
 def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
-    notes = [each for each in (data.note, note) if each]
+    notes = [*data.notes, *([note] if note else [])]
     about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

@@ -1,45 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a node: the data set file, the partitions and their digests.
+"""The pictures of a node: its own or a partition, what it holds out, and their digests.
 
-Nothing is written to the user's data folder.
+Nothing is written to the user's data folder. A data.yaml is read in `fl_app.client.data_yaml`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fl_app.client.clips import by_clip, clips_of, held_out
+from fl_app.client.data_yaml import HOLDOUT_EVERY, DataError, load_data_spec, usable
 from fl_app.client.file_memory import FileMemory, memory_of
 from fl_app.client.generated_shapes import shapes_data
 from fl_app.config import ClientConfig, Partitioning, ServerConfig, absolute_data
-from fl_models.classes import ClassError, listed, name_differences, repeated_names
+from fl_models.classes import ClassError, name_differences
 from fl_models.pictures import (
-    SUFFIXES,
     DataSpec,
-    PictureError,
     cached_while_unchanged,
     label_file,
     main_class,
     usable_boxes,
 )
 from fl_registry import app_home
-from fl_registry.redaction import printable
 
-HELD_OUT_EVERY = 10
-_NO_LABEL = hashlib.sha256(b"none").hexdigest()
-
-
-class DataError(PictureError):
-    """A node's data can't be used; the text is one printable line that says what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+_NOTHING = hashlib.sha256(b"none").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -52,40 +42,13 @@ class NodeData:
         Pictures to train on and pictures to evaluate on; no picture is in both.
     digest : str
         SHA-256 over all of them, their labels and the names of their classes.
-    note : str
-        What training does without, since only some classes are the server's; empty if nothing.
+    notes : tuple[str, ...]
+        What was left out or held out, and what training does without.
     """
 
     spec: DataSpec
     digest: str
-    note: str = ""
-
-
-def load_data_spec(data_yaml: str | Path, num_classes: int | None) -> DataSpec:
-    """Read a `data.yaml` in Ultralytics' layout and list its pictures.
-
-    `path` in the file is relative to the file's folder; `train` and `val` are each a folder,
-    a text file with one picture a line, or a list of these. If `num_classes` is None, any number
-    of classes is accepted.
-
-    Raises
-    ------
-    DataError
-        The file or a split is missing, malformed or empty, or the class count differs.
-    """
-    with _usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
-        file = Path(data_yaml).expanduser().resolve()
-    content = _read_yaml(file)
-    names = _class_names(content, file)
-    if num_classes is not None and len(names) != num_classes:
-        raise DataError(
-            f"data set {file} has {len(names)} classes, expected {num_classes}: "
-            f"set num-classes to {len(names)} or use another data set"
-        )
-    with _usable(f"data set file {file} has a path that cannot be used"):
-        root = (file.parent / str(content.get("path") or ".")).resolve()
-    train, val = (_list_pictures(content, split, root, file) for split in ("train", "val"))
-    return DataSpec(root, train, val, names)
+    notes: tuple[str, ...] = ()
 
 
 def generated_data(home: Path, num_classes: int | None = None) -> DataSpec:
@@ -97,7 +60,7 @@ def generated_data(home: Path, num_classes: int | None = None) -> DataSpec:
         The disk is full, or the class count differs.
     """
     advice = "; make room there, or set data to a data.yaml of your own"
-    with _usable(f"the generated data set can't be written below {home}", advice):
+    with usable(f"the generated data set can't be written below {home}", advice):
         return load_data_spec(shapes_data(home), num_classes)
 
 
@@ -112,16 +75,17 @@ def run_data(
         It can't be used.
     """
     if config.data is not None:
-        return load_data_spec(absolute_data(config.data), num_classes)
+        path = absolute_data(config.data)
+        return load_data_spec(path, num_classes, holdout_every=config.holdout_every)
     return generated_data(home, num_classes)
 
 
 def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
     """Return this node's pictures: its partition, or all of its own data set.
 
-    A simulated node has a partition and holds out every tenth picture of it for evaluation. A
-    node with data of its own trains on the `train` split and evaluates on `val`. Its labels get
-    the server's class numbers, by name.
+    A simulated node has a partition and holds out one picture in ``holdout-every`` of it for
+    evaluation. A node with data of its own trains on the `train` split and evaluates on `val`. Its
+    labels get the server's class numbers, by name.
 
     Parameters
     ----------
@@ -152,7 +116,11 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             alpha=config.alpha,
             seed=config.seed,
         )
-        train, holdout = split_holdout(share)
+        train, holdout = split_holdout(
+            share,
+            clips=dict(zip(own.train, own.clips, strict=True)),
+            every=config.holdout_every,
+        )
         own = replace(own, train=train, val=holdout)
     ignore = config.unknown_classes == "ignore-others"
     try:
@@ -168,8 +136,9 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             f"data.yaml{advice}"
         ) from None
     store = memory_of(home, "digests", own.root)
-    digest = _digest((*own.train, *own.val), own.names, store)
-    return NodeData(spec, digest, _unmatched(own.names, names))
+    digest = _digest((*own.train, *own.val), own, store)
+    unmatched = _unmatched(own.names, names)
+    return NodeData(spec, digest, (*own.notes, *([unmatched] if unmatched else [])))
 
 
 def _unmatched(own: Sequence[str], names: Sequence[str]) -> str:
@@ -192,8 +161,9 @@ def partition(
 ) -> list[Path]:
     """Return one node's share of the training pictures, sorted.
 
-    All shares together are the whole training split, and no two overlap. The same arguments give
-    the same share on every node.
+    All shares together are the whole training split, and no two overlap. The pictures of one clip
+    are in one share, if there are two clips at least for each. The same arguments give the same
+    share on every node.
 
     Parameters
     ----------
@@ -214,22 +184,42 @@ def partition(
         raise DataError(
             f"partition {partition_id} does not exist, expected 0 to {num_partitions - 1}"
         )
+    units = by_clip(spec.clips)
+    if len(units) < 2 * num_partitions:
+        units = [[index] for index in range(len(spec.train))]
     if kind == "iid":
-        order = np.random.default_rng(seed).permutation(len(spec.train))
-        shares = [list(share) for share in np.array_split(order, num_partitions)]
+        shares = _equal_shares([len(unit) for unit in units], num_partitions, seed=seed)
     else:
         classes = _main_classes(spec.train, spec.numbers)
-        shares = _dirichlet_shares(classes, num_partitions, alpha=alpha, seed=seed)
+        most = [int(np.bincount(classes[unit] + 1).argmax()) for unit in units]
+        shares = _dirichlet_shares(np.array(most), num_partitions, alpha=alpha, seed=seed)
+    # Small shares take from the largest: clips are held out whole, so two are needed.
+    least = 2 if len(units) < len(spec.train) else 1
+    for share in shares:
+        while len(share) < least < len(largest := max(shares, key=len)):
+            share.append(largest.pop())
     if not shares[partition_id]:
         raise DataError(
             f"partition {partition_id} of {num_partitions} is empty: the data set has "
             f"{len(spec.train)} training pictures, use fewer partitions or more data"
         )
-    return [spec.train[index] for index in sorted(shares[partition_id])]
+    chosen = [index for unit in shares[partition_id] for index in units[unit]]
+    return [spec.train[index] for index in sorted(chosen)]
 
 
-def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Split a share into pictures to train on and pictures to evaluate on (every tenth).
+def split_holdout(
+    paths: Sequence[Path], *, clips: Mapping[Path, str] | None = None, every: int = HOLDOUT_EVERY
+) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Split a share into pictures to train on and pictures to evaluate on (one in ``every``).
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        The share.
+    clips : Mapping[Path, str] | None
+        The clip of each picture, which is in one part as a whole; by default as its name says.
+    every : int
+        See `held_out`.
 
     Raises
     ------
@@ -241,8 +231,10 @@ def split_holdout(paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, 
             f"a share of {len(paths)} pictures can't be split into training and evaluation, "
             "expected at least 2: use fewer partitions or more data"
         )
-    train = tuple(path for index, path in enumerate(paths) if index % HELD_OUT_EVERY)
-    return train, tuple(paths[::HELD_OUT_EVERY])
+    of_each = [clips[path] for path in paths] if clips is not None else clips_of(paths, {})
+    held = set(held_out(of_each, every))
+    train = tuple(path for index, path in enumerate(paths) if index not in held)
+    return train, tuple(paths[index] for index in sorted(held))
 
 
 def file_digest(path: Path) -> str:
@@ -253,129 +245,51 @@ def file_digest(path: Path) -> str:
 
 def data_digest(
     paths: Iterable[Path],
-    names: Sequence[str],
+    data: DataSpec,
     digest_of: Callable[[Path], str] = file_digest,
 ) -> str:
     """Return a SHA-256 of the names and contents of pictures and labels, in any order.
 
-    Folders are not included, so the same data has the same digest on every machine. The names of
-    the classes are, in their order: they say what the numbers in the labels mean.
+    Folders are not included, so the same data has the same digest on every machine. The classes of
+    the data set that they belong to are: they say what the numbers in the labels mean.
 
     Parameters
     ----------
     digest_of : Callable[[Path], str]
         Returns the SHA-256 of a file, in hexadecimal.
     """
-    rows = [json.dumps(list(names)).encode()]
+    rows = [json.dumps([data.names, data.numbers]).encode()]
     for path in paths:
-        label = label_file(path)
-        text = digest_of(label) if label.is_file() else _NO_LABEL
-        digests = bytes.fromhex(digest_of(path)) + bytes.fromhex(text)
+        # What can't be read has a digest too: it is skipped where pictures are decoded.
+        digests = b""
+        for file in (path, label_file(path)):
+            try:
+                digests += bytes.fromhex(digest_of(file))
+            except OSError:
+                digests += bytes.fromhex(_NOTHING)
         rows.append(path.name.encode("utf-8", "surrogateescape") + b"\0" + digests)
     return hashlib.sha256(b"".join(sorted(rows))).hexdigest()
 
 
 @cached_while_unchanged
-def _digest(paths: Sequence[Path], names: tuple[str, ...], store: Path) -> str:
+def _digest(paths: Sequence[Path], data: DataSpec, store: Path) -> str:
     with FileMemory(store) as memory:
-        return data_digest(paths, names, lambda path: memory.of(path, file_digest))
-
-
-@contextmanager
-def _usable(fault: str, advice: str = "") -> Iterator[None]:
-    """Raise a DataError with these texts if the block uses what is no path, or a bad file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = (error.strerror or error) if isinstance(error, OSError) else type(error).__name__
-        raise DataError(f"{fault}: {reason}{advice}") from error
-
-
-def _read_yaml(file: Path) -> Mapping[str, object]:
-    import yaml
-
-    with _usable(f"data set file {file} can't be read", "; set data to the path of a data.yaml"):
-        text = file.read_text("utf-8")
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data set file {file} is no valid YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"data set file {file} holds no keys, expected train, val and names")
-    return content
-
-
-def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
-    names, count = content.get("names"), content.get("nc")
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(
-                f"data set file {file} numbers its classes {list(names)}, "
-                f"expected 0 to {len(names) - 1}"
-            )
-        names = [names[number] for number in range(len(names))]
-    if names is None and isinstance(count, int):
-        names = list(range(count))
-    if not isinstance(names, list) or not names:
-        raise DataError(f"data set file {file} has no class names, expected a list under names")
-    if not all(isinstance(name, str | int | float) for name in names):
-        raise DataError(f"data set file {file} has class names that are not text")
-    if count is not None and count != len(names):
-        raise DataError(f"data set file {file} says nc: {count}, but has {len(names)} names")
-    texts = tuple(map(str, names))
-    if repeated := repeated_names(texts):
-        raise DataError(
-            f"data set file {file} has several classes of the name {listed(repeated)}, "
-            "expected a name of its own for each class"
-        )
-    return texts
-
-
-def _list_pictures(
-    content: Mapping[str, object], split: str, root: Path, file: Path
-) -> tuple[Path, ...]:
-    value = content.get(split)
-    given = value if isinstance(value, list) else [value]
-    entries = [entry for entry in given if isinstance(entry, str) and entry]
-    if not entries or len(entries) < len(given):
-        raise DataError(f"data set file {file} has no {split}, expected a folder or a list file")
-    pictures: list[Path] = []
-    whose = f"{split} pictures of data set {file}"
-    for entry in entries:
-        with _usable(f"{whose} can't be found: {entry[:300]} is not a path"):
-            pictures += _pictures_at(root, entry, whose)
-    if not pictures:
-        raise DataError(f"{split} split of data set {file} is empty: no pictures in {value}")
-    return tuple(sorted(set(pictures)))
-
-
-def _pictures_at(root: Path, entry: str, whose: str) -> list[Path]:
-    place = (root / entry).resolve()
-    # Exports of some label tools count from a sub-folder: "../train/images".
-    if not place.exists() and entry.startswith("../"):
-        place = (root / entry[3:]).resolve()
-    if place.is_dir():
-        return [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES]
-    if not place.is_file():
-        raise DataError(f"{whose} are missing: {place} does not exist")
-    if place.suffix.lower() != ".txt":  # the error would show the content of any other file
-        raise DataError(f"{whose} are {place}, expected a folder or a .txt file")
-    with _usable(f"list file {place} can't be read"):
-        lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
-        paths = [(place.parent / line).resolve() for line in lines if line]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing is not None:
-        raise DataError(f"list file {place} names {missing}, which does not exist")
-    return [path for path in paths if path.suffix.lower() in SUFFIXES]
+        return data_digest(paths, data, lambda path: memory.of(path, file_digest))
 
 
 @cached_while_unchanged
 def _main_classes(paths: Sequence[Path], numbers: Sequence[int]) -> np.ndarray:
     # Labels that can't be used are reported once, where the pictures are loaded.
     return np.array([main_class(usable_boxes(path, numbers)) for path in paths], int)
+
+
+def _equal_shares(sizes: Sequence[int], num_partitions: int, *, seed: int) -> list[list[int]]:
+    """Return shares of units with these numbers of pictures, about equal in pictures."""
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    ends = np.cumsum(np.array(sizes)[order])
+    pictures, more = divmod(int(ends[-1]), num_partitions)
+    cuts = [n * pictures + min(n, more) for n in range(1, num_partitions)]
+    return [part.tolist() for part in np.split(order, np.searchsorted(ends, cuts, side="right"))]
 
 
 def _dirichlet_shares(
@@ -389,9 +303,4 @@ def _dirichlet_shares(
         cuts = np.round(np.cumsum(weights)[:-1] * len(members)).astype(int)
         for share, part in zip(shares, np.split(members, cuts), strict=True):
             share.extend(int(index) for index in part)
-    # Small alpha may leave shares empty; each takes a picture from the largest share.
-    for share in shares:
-        largest = max(shares, key=len)
-        if not share and len(largest) > 1:
-            share.append(largest.pop())
     return shares

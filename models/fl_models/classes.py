@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 IGNORED = -1
 """The number of a class that a model does not have; its boxes are left out."""
@@ -66,6 +66,12 @@ def near_name(name: str, known: Sequence[str]) -> str | None:
     plain = {_plain(each): each for each in known}
     near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.75)
     return plain[near[0]] if near else None
+
+
+def class_names(description: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the class names in the description of a model, by class number; empty if unknown."""
+    names = description.get("names")
+    return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:

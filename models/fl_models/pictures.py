@@ -155,6 +155,10 @@ class DataSpec:
     numbers : tuple[int, ...]
         By class number in the label files the number in ``names``, or `IGNORED`; by default the
         same number.
+    clips : tuple[str, ...]
+        The clip or site of each picture of ``train``; by default each has its own.
+    notes : tuple[str, ...]
+        What was left out or held out when the data set was listed.
     """
 
     root: Path
@@ -162,10 +166,14 @@ class DataSpec:
     val: tuple[Path, ...]
     names: tuple[str, ...]
     numbers: tuple[int, ...] = ()
+    clips: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.numbers:
             object.__setattr__(self, "numbers", tuple(range(len(self.names))))
+        if len(self.clips) != len(self.train):
+            object.__setattr__(self, "clips", tuple(map(str, self.train)))
 
     @property
     def nc(self) -> int:

@@ -20,7 +20,8 @@ from support.arrays import to_arrays
 
 from fl_app.client import client_app
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec, load_node_data
+from fl_app.client.data import load_node_data
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update

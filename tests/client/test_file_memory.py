@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import _digest, data_digest, load_data_spec
+from fl_app.client.data import _digest, data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.file_memory import FileMemory, memory_of
 from fl_models.pictures import settled_state
 
@@ -146,11 +147,11 @@ def test_a_node_s_digest_is_the_same_with_and_without_memory_and_reads_pictures_
     own_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = load_data_spec(own_yaml, None)
-    paths, names = spec.train, spec.names
+    paths = spec.train
     while any(settled_state(path) is None for path in paths):  # two seconds at most
         time.sleep(0.1)
-    store, digest = memory_of(tmp_path, "digests", own_yaml.parent), data_digest(paths, names)
+    store, digest = memory_of(tmp_path, "digests", own_yaml.parent), data_digest(paths, spec)
     a_new_process = _digest.__wrapped__  # type: ignore[attr-defined]
-    assert a_new_process(paths, names, store) == digest
+    assert a_new_process(paths, spec, store) == digest
     monkeypatch.setattr("fl_app.client.data.file_digest", lambda path: pytest.fail(str(path)))
-    assert a_new_process(paths, names, store) == digest
+    assert a_new_process(paths, spec, store) == digest

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import load_data_spec, partition
+from fl_app.client.data import partition
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_app.client.data import data_digest, load_data_spec
+from fl_app.client.data import data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
 from fl_models.decoding import read_pictures
 
@@ -48,7 +49,7 @@ def test_a_seed_gives_the_same_pictures_and_another_seed_others(tmp_path: Path) 
     for home, seed in [("a", 3), ("b", 3), ("c", 4)]:
         file = shapes_data(tmp_path / home, train=4, val=2, image_size=32, seed=seed)
         spec = load_data_spec(file, 7)
-        digests.append(data_digest([*spec.train, *spec.val], spec.names))
+        digests.append(data_digest([*spec.train, *spec.val], spec))
     assert digests[0] == digests[1] != digests[2]
 
 

@@ -232,7 +232,7 @@ def snapshot():
     return {str(p): p.stat().st_mtime_ns for p in found if "torchinductor_" not in p.name}
 
 before = snapshot()
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.holdout import Holdout
 from fl_models.yolo import get_model

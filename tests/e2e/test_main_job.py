@@ -44,7 +44,7 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
 def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
     trained: tuple[Flower, str],
 ) -> None:
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -61,7 +61,8 @@ def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
 def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> None:
     from mlflow.pyfunc import load_model
 
-    from fl_app.client.data import data_digest, load_data_spec
+    from fl_app.client.data import data_digest
+    from fl_app.client.data_yaml import load_data_spec
 
     flower, _ = trained
     manager = ModelManager(home=flower.fl_app_home)
@@ -74,7 +75,7 @@ def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> N
     assert names
     assert names <= set(spec.names)
     run = manager.client.get_run(manager.get_version("8").run_id)
-    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec.names)
+    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec)
 
 
 def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str]) -> None:

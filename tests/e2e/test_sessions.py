@@ -87,7 +87,7 @@ def learnt_by_heart(data: Path) -> Path:
     """Weights that know the dozen, so that their score is far from zero."""
     from support.arrays import to_arrays
 
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.train_args import TrainArgs, read_train_args
     from fl_app.client.training import train_locally
     from fl_models.decoding import read_pictures

@@ -16,7 +16,7 @@ import torch
 from support.arrays import to_arrays
 from support.lively import SIDE, plain_validation
 
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_models.holdout import Holdout, draw_predictions
 from fl_models.pictures import DataSpec, PictureError
 from fl_models.yolo import YoloModel, from_arrays, get_model

@@ -118,7 +118,7 @@ def summary(folder: Path) -> Case:
 
 
 def generated_set(folder: Path) -> Case:
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
 
     seeds = itertools.count()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import YoloModel
