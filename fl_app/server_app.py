@@ -217,7 +217,7 @@ class Sessions:
             monitor=self.monitor,
             probation=self.probation,
             hooks=self.hooks,
-            artifacts=[plot_metrics, yolo.picture, drift_artifacts(self.monitor)],
+            artifacts=[plot_metrics, *yolo.artifacts, drift_artifacts(self.monitor)],
             model=ModelCard(yolo.description, yolo.serving, yolo.holdout),
             home=self.home,
             # Only the first session can find one that an earlier run has left.

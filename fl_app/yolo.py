@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The shipped model on the server: first weights, holdout scores, the picture of predictions."""
+"""The shipped model on the server: first weights, holdout scores, pictures of a session."""
 # ruff: noqa: E402  (what is not installed is named before it is imported)
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +21,11 @@ from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
+from fl_app.strategy.records import Artifacts
 from fl_models import serving
 from fl_models.classes import class_names, name_differences
-from fl_models.holdout import Holdout, draw_predictions
+from fl_models.drawings import draw_predictions, draw_training_batch
+from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import Serving
@@ -71,6 +74,12 @@ class YoloOnServer:
         self.data = data
         self._metric = config.metric
         self._model = _new_model(config, data.names)
+        self._training = {
+            **read_train_args(config.train_args),
+            "imgsz": config.image_size,
+            "batch": config.batch_size,
+        }
+        self._seed = config.seed
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
         self.holdout = DataUsed(
             f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
@@ -158,14 +167,49 @@ class YoloOnServer:
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)
 
-    def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
-        """Draw predictions of the session's best version on the holdout to ``predictions.png``."""
-        if report.weights is None:
+    @property
+    def artifacts(self) -> Sequence[Artifacts]:
+        """What is drawn at the end of a session, of its best version on the holdout."""
+        return self.predictions, self.curves, self.training_batch
+
+    def predictions(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw some of its detections beside the labels into ``predictions.png``."""
+        if not self._load_best(report):
             return []
-        from_arrays(self._model, load_weights(report.weights))
         path = folder / "predictions.png"
-        draw_predictions(self._model, self.data, path)
+        title = f"version {report.version}"
+        draw_predictions(self._model, self.data, path, title=title)
         return [path]
+
+    def curves(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw Ultralytics' curves and confusion matrices, and write ``per_class.csv``."""
+        if not self._load_best(report):
+            return []
+        with device_memory(self._device, self._too_much):
+            drawn = self._scores.plot(self._model, folder)
+        table = folder / "per_class.csv"
+        rows = self._scores.table()
+        with table.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0] if rows else ["class"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return [*drawn, table]
+
+    def training_batch(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw some of the server's training pictures, as augmented, into ``train_batch.png``."""
+        if not self.data.train:
+            logger.info("no train_batch.png: the server's data set has no training pictures")
+            return []
+        path = folder / "train_batch.png"
+        draw_training_batch(self.data, self._training, path, seed=self._seed)
+        return [path]
+
+    def _load_best(self, report: SessionReport) -> bool:
+        """Load the best version of a session, and return whether there is one."""
+        if report.weights is None:
+            return False
+        from_arrays(self._model, load_weights(report.weights))
+        return True
 
     def _load(self, arrays: ArrayRecord) -> None:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})

@@ -33,7 +33,11 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
     assert curve[-1] >= curve[0] + 0.3
     assert curve[0] < 0.05
     logged = {item.path for item in manager.client.list_artifacts(rows[0]["run_id"])}
-    assert logged == {"metrics.png", "predictions.png"}
+    assert logged == {
+        *("metrics.png", "predictions.png", "train_batch.png", "per_class.csv"),
+        *(f"Box{curve}_curve.png" for curve in ("F1", "P", "PR", "R")),
+        *("confusion_matrix.png", "confusion_matrix_normalized.png"),
+    }
 
     assert "8/8" in printed
     assert "left)" in printed

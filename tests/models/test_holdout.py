@@ -17,8 +17,8 @@ from support.arrays import to_arrays
 from support.lively import SIDE, plain_validation
 
 from fl_app.client.data_yaml import load_data_spec
-from fl_models.holdout import Holdout, draw_predictions
-from fl_models.pictures import DataSpec, PictureError
+from fl_models.holdout import Holdout
+from fl_models.pictures import DataSpec, PictureError, read_boxes
 from fl_models.yolo import YoloModel, from_arrays, get_model
 
 
@@ -133,8 +133,9 @@ def test_scores_and_pictures_draw_nothing_from_the_global_generators(
     lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
 ) -> None:
     before = global_states()
-    Holdout(labelled_by_model, image_size=SIDE)(lively_model)
-    draw_predictions(lively_model, labelled_by_model, tmp_path / "grid.png", imgsz=SIDE)
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    holdout(lively_model)
+    holdout.plot(lively_model, tmp_path)
     get_model("n", 2, seed=1)
     assert global_states() == before
 
@@ -196,10 +197,23 @@ def test_nothing_is_written_beside_the_labels(
     assert not list(labelled_by_model.root.rglob("*.cache"))
 
 
-@pytest.mark.parametrize("name", ["grid.png", "grid.jpg"])
-def test_predictions_are_drawn_into_one_picture(
-    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path, name: str
+def test_curves_and_confusion_matrices_are_ultralytics_own(
+    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
 ) -> None:
-    draw_predictions(lively_model, labelled_by_model, tmp_path / name, imgsz=SIDE)
-    assert cv2.imread(str(tmp_path / name)).shape == (640, 1280, 3)
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    scores = holdout(lively_model)
+    drawn = holdout.plot(lively_model, tmp_path)
+    names = [*(f"Box{kind}_curve.png" for kind in ("F1", "PR", "P", "R"))]
+    names += ["confusion_matrix.png", "confusion_matrix_normalized.png"]
+    assert {path.name for path in drawn} == set(names)
+    assert all(cv2.imread(str(path)).std() > 1 for path in drawn)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    rows = holdout.table()
+    for metric in ("precision", "recall", "mAP50", "mAP50-95"):
+        values = [row[metric] for row in rows]
+        assert np.mean(values) == pytest.approx(scores[metric], abs=1e-4)  # five digits each
+    boxes = [read_boxes(path, labelled_by_model.numbers) for path in labelled_by_model.val]
+    assert sum(row["instances"] for row in rows) == sum(map(len, boxes))
+    assert all(type(value) in (str, int, float) for row in rows for value in row.values())
+    assert holdout(lively_model) == scores  # and nothing is drawn
+    assert {path.name for path in tmp_path.iterdir()} == set(names)

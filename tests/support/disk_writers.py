@@ -204,7 +204,7 @@ def pictures(folder: Path) -> Case:
 
     tracker = InMemoryTracker()
     tracker.start_run("r")
-    report = SessionReport((), "r", {"accuracy": ((1, 0.5), (2, 0.6))}, None)
+    report = SessionReport((), "r", {"accuracy": ((1, 0.5), (2, 0.6))}, None, None)
 
     def table(report: object, folder: Path) -> list[Path]:
         (folder / "drift.csv").write_text("feature\n")

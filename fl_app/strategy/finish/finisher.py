@@ -266,11 +266,12 @@ class Finisher:
                 history[name] = (*history.get(name, ()), (step, value))
         versions = [r for r in self.reports if r.version is not None]
         staged = [r for r in versions if r.stage in (Stage.STAGING, Stage.PRODUCTION)]
-        shown = [str(report.version) for report in staged or versions][-1:]
+        shown = next((str(report.version) for report in reversed(staged or versions)), None)
         return SessionReport(
             rounds=tuple(self.reports),
             run_id=record.run_id,
             history=history,
-            weights=store.weights_path(shown[0]) if shown else None,
+            version=shown,
+            weights=store.weights_path(shown) if shown else None,
             shadow=shadow,
         )
