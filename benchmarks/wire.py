@@ -216,6 +216,7 @@ def yolo_score(encoding: str, seed: int) -> float:
     from fl_app.client.client_app import app
     from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
+    from fl_app.yolo import train_order
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -225,7 +226,8 @@ def yolo_score(encoding: str, seed: int) -> float:
 
     def answer(node: int, message: Message) -> RecordDict:
         about = {"partition-id": node, "num-partitions": 2}
-        message.content.config_records["config"]["names"] = list(spec.names)
+        order = {"names": list(spec.names), **train_order(config)}
+        message.content.config_records["config"].update(order)
         context = Context(7, node, about, RecordDict(), {**settings, "seed": seed})
         return app(message, context).content
 

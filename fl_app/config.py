@@ -167,7 +167,7 @@ class _SharedSettings:
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures of a batch; `nbs` of `train-args` make an optimizer step.
+        Pictures of a batch, which make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
@@ -199,7 +199,8 @@ class ServerConfig(_SharedSettings):
         Share of nodes that evaluate in a round; 0: none.
     train_args : str
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
-        a YAML file with them.
+        a YAML file with them; empty: its defaults with a step for each batch, and for the generated
+        shapes arguments of their own.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fl_registry.errors import require
 
@@ -16,6 +17,7 @@ require("The shipped model", "torch", "ultralytics")
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
+from fl_app.client import generated_shapes
 from fl_app.client.data import data_digest
 from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
@@ -42,14 +44,19 @@ def train_order(config: ServerConfig) -> dict[str, int | str]:
     TrainArgsError
         The arguments cannot be used.
     """
-    text = json.dumps(read_train_args(config.train_args))
+    text = json.dumps(_train_args(config))
     return {"num-rounds": config.num_server_rounds, "train-args": text}
 
 
 def train_params(config: ServerConfig) -> dict[str, str]:
     """All training arguments as params of a run, such as ``train-args.lr0``."""
-    values = read_train_args(config.train_args)
+    values = _train_args(config)
     return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
+
+
+def _train_args(config: ServerConfig) -> dict[str, Any]:
+    default = "" if config.data else generated_shapes.TRAIN_ARGS
+    return read_train_args(config.train_args or default)
 
 
 class YoloOnServer:

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from fl_app.client.data import NodeData, load_node_data
 from fl_app.client.data_yaml import DataError
 from fl_app.client.file_memory import FileMemory, memory_of
+from fl_app.client.hardware import Hardware
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
@@ -117,8 +118,14 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             epochs=config.local_epochs,
             args=_train_args(order, config),
             seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
-            threads=config.threads,
-            device=str(device),
+            hardware=Hardware(
+                device,
+                amp=config.amp,
+                threads=config.threads,
+                workers=config.workers,
+                cache=config.cache,
+                cache_folder=app_home(config.home) / "decoded",
+            ),
         )
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)

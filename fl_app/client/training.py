@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One local round: trains a module in place with Ultralytics' data set and loss.
 
-Nothing is written to disk.
+Nothing is written to disk but decoded pictures, if the cache is there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import copy
 from functools import lru_cache
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fl_app.client.hardware import Hardware, Precision
 from fl_app.client.optimization import Schedule, build_optimizer
 from fl_app.client.train_args import TrainArgs
 from fl_models.dataset import PictureDataset
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 _STRIDE = 32
 _CACHED_DATASETS = 2
-_LARGEST_GRADIENT = 10.0  # Ultralytics' own
 
 
 class TrainingError(RuntimeError):
@@ -39,7 +39,7 @@ class TrainingError(RuntimeError):
 
 
 def train_locally(
-    model: nn.Module,
+    model: Any,
     pictures: Sequence[Picture],
     *,
     names: Sequence[str],
@@ -48,8 +48,7 @@ def train_locally(
     epochs: int,
     seed: int,
     args: TrainArgs | None = None,
-    threads: int = 1,
-    device: str = "cpu",
+    hardware: Hardware | None = None,
 ) -> float:
     """Train the module in place for one round.
 
@@ -70,16 +69,15 @@ def train_locally(
     image_size : int
         Side in pixels, a multiple of 32.
     batch_size : int
-        Pictures of a batch; ``nbs`` pictures make a step.
+        Pictures of a batch.
     seed : int
         Seed of order and augmentation, from 0 to 2**31 - 2.
     args : TrainArgs | None
-        Training arguments and the global epoch; by default Ultralytics' for a session of this
-        round alone.
-    threads : int
-        CPU threads for this round.
-    device : str
-        "cpu" or "cuda:0" and so on.
+        Training arguments and the global epoch; by default those of `read_train_args` for a session
+        of this round alone.
+    hardware : Hardware | None
+        What to compute with; by default one thread of the CPU. Another number of ``workers`` draws
+        other augmentations.
 
     Returns
     -------
@@ -89,18 +87,26 @@ def train_locally(
     Raises
     ------
     TrainingError
-        The last batch would be too small for the picture size, every layer is frozen, or the loss
-        is not finite.
+        The last batch would be too small for the picture size, every layer is frozen, the loss
+        is not finite, or a process of the loader has ended.
+    DeviceError
+        The device does not compute in the precision.
     """
     args = args or TrainArgs(epochs=epochs)
     settings = {**args.values, "imgsz": image_size, "batch": batch_size, "epochs": args.epochs}
+    settings["nbs"] = args.values.get("nbs") or batch_size
     started = time.perf_counter()
     text = json.dumps(settings, sort_keys=True)
-    dataset = _dataset(tuple(pictures), tuple(names), text)
+    hardware = hardware or Hardware()
+    dataset = _dataset(tuple(pictures), tuple(names), text, hardware)
     _require_batches(len(pictures), dataset.settings)
-    with torch_threads(threads):
-        loss = _train(model, dataset, first=args.epoch, epochs=epochs, seed=seed, device=device)
-    model.to("cpu").eval()
+    try:
+        with torch_threads(hardware.threads), _loader_explained():
+            loss = _train(model, dataset, hardware, first=args.epoch, epochs=epochs, seed=seed)
+    finally:  # after a failure too, the next round has the model, and the device its memory
+        model.zero_grad()
+        model.criterion = None
+        model.to("cpu", memory_format=torch.contiguous_format).eval()
     seconds = time.perf_counter() - started
     logger.info("trained on %d pictures in %.1f s, loss %.3f", len(pictures), seconds, loss)
     return loss
@@ -117,8 +123,29 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _loader_explained() -> Iterator[None]:
+    """Raise a TrainingError if the processes of the loader within the block can't work."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" not in text and "shared memory" not in text:
+            raise
+        raise TrainingError(
+            f"a process that loads pictures has ended ({text.splitlines()[0]}): set workers to "
+            "fewer or 0, or give the container more shared memory (docker run --shm-size 2g)"
+        ) from None
+
+
 def _train(
-    model: Any, dataset: PictureDataset, *, first: int, epochs: int, seed: int, device: str
+    model: Any,
+    dataset: PictureDataset,
+    hardware: Hardware,
+    *,
+    first: int,
+    epochs: int,
+    seed: int,
 ) -> float:
     """Train the global epochs from ``first``; return the mean loss of the last one."""
     # A loop of its own: YOLO.train() also validates, saves and plots. It takes 2.9 times as long as
@@ -127,63 +154,74 @@ def _train(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    place = torch.device(device)
+    place, precision = hardware.device, Precision(hardware.amp, hardware.device)
     settings = copy(dataset.settings)
-    frozen = _freeze(model.to(place), settings.freeze)
+    # As in Ultralytics: on a GPU it is faster. Not on a CPU, see `fl_models.holdout`.
+    layout = torch.channels_last if place.type == "cuda" else torch.contiguous_format
+    frozen = _freeze(model.to(place, memory_format=layout), settings.freeze)
     _prepare_loss(model, settings, epoch=first)
     dataset.open_mosaic()
-    loader = dataset.loader(place)
-    schedule = Schedule(settings, epoch=first, local_epochs=epochs, batches=len(loader))
-    optimizer = build_optimizer(
-        model, settings, num_classes=len(dataset.data["names"]), weight_decay=schedule.weight_decay
-    )
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-
-    def step() -> None:
-        nn.utils.clip_grad_norm_(weights, _LARGEST_GRADIENT)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    number = 0
-    for epoch in range(first, first + epochs):
-        if settings.close_mosaic and epoch == max(first, settings.epochs - settings.close_mosaic):
-            dataset.close_mosaic(hyp=copy(settings))
-            loader.reset()
-        _training_mode(model, frozen)
-        losses, stepped = [], True
-        for batch in loader:
-            stepped = schedule.prepare(optimizer, number)
-            # The loss moves the boxes to the device itself.
-            loss = model(_preprocessed(batch, settings, place))[0].sum()
-            loss.backward()
-            if stepped:
-                step()
-            losses.append(loss.detach() / len(batch["img"]))
-            number += 1
-        if hasattr(model.criterion, "update"):
-            model.criterion.update()
-        mean = float(torch.stack(losses).mean())
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss is {mean} after local epoch {epoch - first + 1}: "
-                "lower lr0 in train-args, or check the labels"
-            )
+    with closing(dataset.loader(place)) as loader:
+        schedule = Schedule(settings, epoch=first, local_epochs=epochs, batches=len(loader))
+        decay, count = schedule.weight_decay, len(dataset.data["names"])
+        optimizer = build_optimizer(model, settings, num_classes=count, weight_decay=decay)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        number = 0
+        for epoch in range(first, first + epochs):
+            last = max(first, settings.epochs - settings.close_mosaic)
+            if settings.close_mosaic and epoch == last:
+                dataset.close_mosaic(hyp=copy(settings))
+                loader.reset()
+            _training_mode(model, frozen)
+            losses, stepped = [], True
+            for batch in loader:
+                stepped = schedule.prepare(optimizer, number)
+                with precision.autocast():
+                    loss = model(_preprocessed(batch, settings, place))[0].sum()
+                precision.backward(loss)
+                if stepped:
+                    precision.step(optimizer, weights)
+                losses.append(loss.detach() / len(batch["img"]))
+                number += 1
+            if hasattr(model.criterion, "update"):
+                model.criterion.update()
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                raise TrainingError(
+                    f"the loss is {mean} after local epoch {epoch - first + 1}: "
+                    f"lower lr0 in train-args, {precision.advice}or check the labels"
+                )
     # Ultralytics drops the gradients that are left at its end. Those of a round would be left at
     # each round's end, which is a large share where a node has few pictures.
     if not stepped and first + epochs < settings.epochs:
-        step()
+        precision.step(optimizer, weights)
+    _report_overflows(precision)
     return mean
+
+
+def _report_overflows(precision: Precision) -> None:
+    if precision.overflows:
+        lost = f"{precision.overflows} of {precision.steps} steps overflowed in float16"
+        if precision.overflows == precision.steps:
+            raise TrainingError(f"{lost}, so that nothing was learned: set amp to 'bf16' or 'off'")
+        logger.warning("%s and changed no weight", lost)
 
 
 def _preprocessed(batch: dict[str, Any], settings: Any, place: torch.device) -> dict[str, Any]:
     """Return the batch with its pictures on the device, from 0 to 1."""
+    # A copy from pinned memory, which the loader uses for CUDA, goes on beside the computation.
+    ahead = place.type == "cuda"
     if settings.multi_scale:
         from ultralytics.models.yolo.detect import DetectionTrainer
 
         trainer = SimpleNamespace(args=settings, device=place, stride=_STRIDE)
         scaled: dict[str, Any] = DetectionTrainer.preprocess_batch(trainer, batch)
         return scaled
-    return {**batch, "img": batch["img"].to(place).float() / 255}
+    moved = {
+        key: value.to(place, non_blocking=ahead) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+    return {**moved, "img": moved["img"].float() / 255}
 
 
 def _prepare_loss(model: Any, settings: Any, *, epoch: int) -> None:
@@ -228,8 +266,16 @@ def _require_batches(count: int, settings: Any) -> None:
 
 @lru_cache(maxsize=_CACHED_DATASETS)
 def _dataset(
-    pictures: tuple[Picture, ...], names: tuple[str, ...], settings: str
+    pictures: tuple[Picture, ...], names: tuple[str, ...], settings: str, hardware: Hardware
 ) -> PictureDataset:
     # Cached with its decoded pictures for the next round with the same records. Augmentation draws
     # from the seeded states alone, so a round does not depend on the one before.
-    return PictureDataset(pictures, names, settings=json.loads(settings), augment=True)
+    return PictureDataset(
+        pictures,
+        names,
+        settings=json.loads(settings),
+        augment=True,
+        workers=hardware.workers,
+        cache=hardware.cache,
+        cache_folder=hardware.cache_folder,
+    )

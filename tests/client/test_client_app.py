@@ -129,9 +129,12 @@ def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3}
+    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3, "workers": 2}
     assert not ask("train", arrays, shapes_yaml, node={**node, "device": "cuda:1"}).has_error()
-    assert [(s["batch_size"], s["threads"], s["device"]) for s in seen] == [(2, 3, "cuda:1")]
+    (given,) = seen
+    assert given["batch_size"] == 2
+    assert given["hardware"].device == torch.device("cuda:1")
+    assert (given["hardware"].threads, given["hardware"].workers) == (3, 2)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
