@@ -76,7 +76,7 @@ def test_arguments_are_read_as_ultralytics_reads_them(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("2", "best.pt"), "Nothing was exported: its weights are of an unknown model, expected"),
+        (("2", "best.pt"), "Nothing was exported: the weights are of an unknown model, expected"),
         (("7", "best.pt"), "There is no version 7"),
         (("staging", "best.pt"), "No version is in stage Staging; the newest is version 2"),
         (("newest", "best.pt"), "There is no stage 'newest'"),
