@@ -357,6 +357,8 @@ class ClientConfig(_SharedSettings):
     cache : "auto" | "none" | "ram" | "disk"
         Decoded pictures to cache: ``auto`` (up to 128 MiB in memory), ``none``, ``ram`` (all) or
         ``disk`` (all, in ``home``).
+    allow_backgrounds : bool
+        Train on a node without a single box too, whose pictures are all background then.
     data_summaries : bool
         Nodes send counts of their new pictures, for the drift test.
     summary_epsilon : float
@@ -375,6 +377,7 @@ class ClientConfig(_SharedSettings):
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"
     workers: Annotated[int, Field(ge=0), Key(node=True)] = 0
     cache: Annotated[Literal["auto", "none", "ram", "disk"], Key(node=True)] = "auto"
+    allow_backgrounds: Annotated[bool, Key(node=True)] = False
     data_summaries: Annotated[bool, Key()] = True
     summary_epsilon: Annotated[float, Field(ge=0, le=1), Key()] = 0.0
     update_compression: Annotated[Literal["none", "float16", "int8"], Key(shaping=True)] = "none"

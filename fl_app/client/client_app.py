@@ -32,9 +32,16 @@ from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, Pictures, cached_while_unchanged
+from fl_models.pictures import (
+    DataSpec,
+    NoBoxesError,
+    PictureError,
+    Pictures,
+    cached_while_unchanged,
+)
 from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError, app_home
+from fl_registry.redaction import printable
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ def with_data(handler: Handler) -> ClientAppCallable:
             data = load_node_data(config, _class_names(message))
             return handler(message, context, config, data)
         except _REPORTED as err:
-            reason = str(err)
+            reason = printable(str(err))  # names of files need not be UTF-8
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -102,10 +109,16 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
-    pictures.require_usable("training pictures")
+    try:
+        pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
+    except NoBoxesError as error:
+        raise DataError(f"{error}, or set allow-backgrounds=true to train without") from None
     order = message.content.config_records["config"]
-    # The digest is included, since a node with data of its own has no partition id.
-    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
+    # A node with data of its own has no partition id. Its digest would be another one if it named
+    # the same classes in another order, which must not change the result.
+    files = "/".join(path.name for path in data.spec.train)
+    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
     model = _loaded_model(message, data.spec.names)
     with device_memory(device, _too_much(config)):
@@ -117,7 +130,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             batch_size=config.batch_size,
             epochs=config.local_epochs,
             args=_train_args(order, config),
-            seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
+            seed=int(digest[:8], 16) % (2**31 - 2),
             hardware=Hardware(
                 device,
                 amp=config.amp,

@@ -67,7 +67,7 @@ class Holdout:
     Raises
     ------
     PictureError
-        If none of the pictures can be used, or their labels are numbered from 1.
+        If none of the pictures can be used or has a box, or their labels are numbered from 1.
     """
 
     def __init__(
