@@ -87,6 +87,7 @@ def read_pictures(
         dict(left_out + no_decoder),
         num_classes=len(numbers),
         numbered=(min(classes), max(classes)) if classes else None,
+        unlabelled=tuple(unlabelled),
         only_backgrounds=bool(labelled) and len(usable) == len(unlabelled),
     )
 

@@ -67,7 +67,7 @@ class Holdout:
     Raises
     ------
     PictureError
-        If none of the pictures can be used, or their labels are numbered from 1.
+        If none of the pictures can be used or has a box, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -237,6 +237,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=float("inf"),
+            end2end=self.end2end,
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}

@@ -51,6 +51,10 @@ class PictureError(ValueError):
         self.reason = reason
 
 
+class NoBoxesError(PictureError):
+    """Pictures are readable, and all of them are background."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One readable picture with its true boxes.
@@ -85,6 +89,8 @@ class Pictures(Sequence[Picture]):
         Classes of the data set.
     numbered : tuple[int, int] | None
         Lowest and highest class number in all label files; None without boxes.
+    unlabelled : tuple[Path, ...]
+        Where label files of usable pictures were looked for, and are not.
     only_backgrounds : bool
         Whether there are labels, and no picture with a label file is usable.
     """
@@ -93,6 +99,7 @@ class Pictures(Sequence[Picture]):
     left_out: Mapping[str, int] = field(default_factory=dict)
     num_classes: int = 0
     numbered: tuple[int, int] | None = None
+    unlabelled: tuple[Path, ...] = ()
     only_backgrounds: bool = False
 
     def __len__(self) -> int:
@@ -103,26 +110,35 @@ class Pictures(Sequence[Picture]):
 
     @property
     def note(self) -> str:
-        """How many pictures were left out and why; empty if none."""
-        total, many = sum(self.left_out.values()), len(self.usable)
-        if not total:
-            return ""
-        worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
-        reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
-        return f"{total} of {total + many} pictures are left out: {reasons}"
+        """How many pictures were left out and why, and whether most have no label file."""
+        total, many, parts = sum(self.left_out.values()), len(self.usable), list[str]()
+        if total:
+            worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
+            reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
+            parts.append(f"{total} of {total + many} pictures are left out: {reasons}")
+        if 2 * len(self.unlabelled) > many:
+            parts.append(
+                f"{len(self.unlabelled)} of {many} pictures have no label file and count as "
+                "background"
+            )
+        return "; ".join(parts)
 
-    def require_usable(self, what: str) -> None:
-        """Check that there are pictures, and that their labels are numbered as their classes are.
+    def require_usable(self, what: str, *, backgrounds: bool = False) -> None:
+        """Check that there are pictures with boxes, numbered as their classes are.
 
         Parameters
         ----------
         what : str
             What the pictures are, for the error: "training pictures".
+        backgrounds : bool
+            Accept that no picture has a box.
 
         Raises
         ------
         PictureError
             No picture or no label is usable, or the labels are numbered from 1.
+        NoBoxesError
+            There are no boxes.
         """
         count = len(self) + sum(self.left_out.values())
         last = self.num_classes - 1
@@ -138,6 +154,17 @@ class Pictures(Sequence[Picture]):
                 f"{none} of the {count} {what} can be used ({self.note}): "
                 "correct them, or use another data set"
             )
+        if backgrounds or any(len(picture.boxes) for picture in self.usable):
+            return
+        if len(self.unlabelled) == len(self.usable):
+            raise NoBoxesError(
+                f"none of the {count} {what} has a label file: they were looked for in "
+                f"{self.unlabelled[0].parent}, such as {self.unlabelled[0].name}; put them there"
+            )
+        raise NoBoxesError(
+            f"the label files of the {count} {what} have no box of a class that is trained, such "
+            f"as that of {self.usable[0].path}; correct them"
+        )
 
 
 @dataclass(frozen=True)

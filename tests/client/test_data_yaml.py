@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fl_app.client.clips import clip_of
 from fl_app.client.data import load_node_data, partition, split_holdout
 from fl_app.client.data_yaml import DataError, _warn_once, load_data_spec
 from fl_app.config import ClientConfig
-from fl_models.pictures import DataSpec
+from fl_models.pictures import SUFFIXES, DataSpec
 
 NAMES = "names: [a, b, c]\n"
 BOTH = "train: images/train\nval: images/val\n"
@@ -348,3 +349,21 @@ def test_a_share_of_one_clip_holds_out_its_end() -> None:
     frames = [Path(f"/data/clip1_frame{number:03d}.jpg") for number in range(20)]
     train, val = split_holdout(frames)
     assert (list(train), list(val)) == (frames[:18], frames[18:])
+
+
+def test_the_page_on_data_is_true(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    named = page.partition("Pictures may be ")[2].partition(" for `.heic`")[0]
+    assert set(re.findall(r"`(\.\w+)`", named)) == SUFFIXES
+    (groups,) = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    put(folder, "images/0001.jpg", "images/0002.jpg")
+    (folder / "groups.csv").write_text(groups)
+    spec = load_data_spec(written(folder, "train: images\n" + NAMES), None)
+    assert {clip.rpartition(": ")[2] for clip in spec.clips} >= {"south gate"}
+    table = page.partition("| names | together |")[2].partition("or from a file")[0]
+    examples = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = [name for row in examples for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) == 7
+    for name in names:
+        path = folder / name.replace("HASH", HASH)
+        assert clip_of(path) != str(path), name

@@ -97,5 +97,5 @@ def test_pictures_without_a_usable_label_are_refused_though_backgrounds_are_left
     with pytest.raises(PictureError, match=why):
         pictures.require_usable("pictures")
     backgrounds = read_pictures([background], range(3))
-    backgrounds.require_usable("pictures")
-    assert backgrounds.note == ""
+    backgrounds.require_usable("pictures", backgrounds=True)
+    assert backgrounds.left_out == {}
