@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token
+from fl_app.backlog import backlog
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
@@ -43,7 +44,6 @@ from fl_app.strategy import (
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
@@ -155,14 +155,13 @@ class Sessions:
                 parent, arrays = self._starting_point()
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
-            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=ConfigRecord({"names": names, **self._order}),
-                evaluate_config=ConfigRecord({"names": names}),
+                train_config=ConfigRecord({**self._yolo.order(), **self._order}),
+                evaluate_config=self._yolo.order(),
                 evaluate_fn=self._scores,
             )
 
