@@ -121,7 +121,9 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData, state: RecordDict) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
+    pictures = _pictures(
+        data.spec.train, data.spec.numbers, data.spec.keypoints, _shapes(config, data)
+    )
     try:
         pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
     except NoBoxesError as error:
@@ -181,9 +183,11 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
 
 
 @cached_while_unchanged
-def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+def _pictures(
+    paths: Sequence[Path], numbers: tuple[int, ...], keypoints: int, store: Path
+) -> Pictures:
     with FileMemory(store) as memory:
-        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
+        return read_pictures(paths, numbers, keypoints, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
