@@ -149,17 +149,16 @@ def evaluate_version(
     require("An evaluation", "torch", "ultralytics")
     from fl_app.client.data_yaml import DataError, load_split
     from fl_app.devices import chosen_device, device_memory
-    from fl_models.classes import class_names, name_differences
+    from fl_models.classes import name_differences
     from fl_models.holdout import Holdout
-    from fl_models.yolo import from_arrays, get_model
+    from fl_models.yolo import described_model, from_arrays
 
     description = read_description(weights)
-    names = class_names(description)
-    if not names or description.get("family") != "yolov8":
-        raise ArtifactError(
-            f"Version {version} is of {description.get('family') or 'an unknown model'}, expected "
-            "a detector of Ultralytics."
-        )
+    try:
+        model = described_model(description)
+    except ValueError as error:
+        raise ArtifactError(f"Nothing was scored: {error}.") from error
+    names = list(model.names.values())
     data = load_split(data_yaml, split)
     if set(data.names) - set(names):
         raise DataError(
@@ -168,8 +167,7 @@ def evaluate_version(
         )
     data = data.for_model(names, ignore_others=True)
     place = chosen_device(device, setting="--device")
-    model = get_model(str(description["size"]), len(names), names=names)
-    side, stride = imgsz or int(description["image_size"]), int(model.stride.max())
+    side, stride = imgsz or model.image_size or 640, int(model.stride.max())
     if side % stride:
         raise ValueError(f"the side is {side} pixels, expected a multiple of {stride}: set imgsz")
     holdout = Holdout(data, image_size=side, batch_size=batch, device=str(place))

@@ -41,16 +41,9 @@ def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def manager(home: Path, tmp_path: Path) -> ModelManager:
     """Version 1 is a detector, in Production; version 2 is of another app."""
     manager = ModelManager()
-    network = get_model("n", 2, names=NAMES, seed=1)
+    network = get_model("n", 2, names=NAMES, seed=1, image_size=96)
     arrays = {name: array.numpy() for name, array in network.state_dict().items()}
-    described = {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": 2,
-        "names": NAMES,
-        "image_size": 96,
-    }
-    save_weights(arrays, tmp_path / "1.safetensors", model=described)
+    save_weights(arrays, tmp_path / "1.safetensors", model=network.description)
     save_weights({"w": np.ones(3, np.float32)}, tmp_path / "2.safetensors")
     for number in (1, 2):
         manager.save_model_version(tmp_path / f"{number}.safetensors", metrics={"mAP50": 0.5})
@@ -85,7 +78,7 @@ def test_arguments_are_read_as_ultralytics_reads_them(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("2", "best.pt"), "Nothing was exported: its weights are of an unknown model, expected"),
+        (("2", "best.pt"), "Nothing was exported: the weights are of an unknown model, expected"),
         (("7", "best.pt"), "There is no version 7"),
         (("staging", "best.pt"), "No version is in stage Staging; the newest is version 2"),
         (("newest", "best.pt"), "There is no stage 'newest'"),
@@ -121,13 +114,7 @@ def trained(
     """Weights that find something, and a data.yaml with its classes in another order."""
     folder = tmp_path_factory.mktemp("trained")
     names = list(lively_model.names.values())
-    described = {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": len(names),
-        "names": names,
-        "image_size": 64,
-    }
+    described = {**lively_model.description, "image_size": 64}
     arrays = {name: array.numpy() for name, array in lively_model.state_dict().items()}
     save_weights(arrays, folder / "w.safetensors", model=described)
     (folder / "images").mkdir()
@@ -200,7 +187,7 @@ def test_a_set_that_lacks_a_class_is_scored_and_one_with_others_is_refused(
         (("1",), "has no val, expected a folder or a list file."),
         (("1", "--split", "test", "--imgsz", "65"), "65 pixels, expected a multiple of 32: set im"),
         (("1", "--split", "test", "--device", "cuda:99"), "cuda:99"),
-        (("2", "--split", "test"), "Version 2 is of an unknown model, expected a detector of Ult"),
+        (("2", "--split", "test"), "Nothing was scored: the weights are of an unknown model, exp"),
     ],
 )
 def test_what_cannot_be_scored_is_told_in_one_sentence(

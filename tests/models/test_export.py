@@ -52,14 +52,7 @@ print(json.dumps({"scores": scores, "boxes": {k: v.tolist() for k, v in boxes.it
 
 @pytest.fixture(scope="module")
 def description(lively_model: YoloModel) -> dict[str, Any]:
-    names = list(lively_model.names.values())
-    return {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": len(names),
-        "names": names,
-        "image_size": SIDE,
-    }
+    return {**lively_model.description, "image_size": SIDE}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +107,7 @@ def test_other_formats_detect_the_same_and_leave_no_other_file(
     assert {path.name for path in tmp_path.iterdir()} == {"here", file.name}
     assert not list(here.iterdir())
     picture = labelled_by_model.val[0]
-    ours = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    ours = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     theirs = YOLO(file, task="detect").predict(
         picture, imgsz=SIDE, conf=CONF, verbose=False, device="cpu"
     )
@@ -153,7 +146,7 @@ def test_ultralytics_alone_scores_detects_and_trains_with_it(
     assert ours["mAP50"] > 0.01
     for name, value in ours.items():
         assert round(found["scores"][f"metrics/{name}(B)"], 4) == round(value, 4), name
-    boxes = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    boxes = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     np.testing.assert_allclose(found["boxes"]["best.pt"], boxes, atol=1e-3)
     np.testing.assert_allclose(found["boxes"]["best.onnx"], boxes, atol=2e-2)
 
@@ -174,7 +167,7 @@ def test_the_api_hands_out_what_ultralytics_reads(
     other = client.get("/versions/2/weights?format=pt")
     assert other.status_code == 409
     assert other.json is not None
-    assert other.json["detail"].startswith("Nothing was exported: its weights are of an unknown")
+    assert other.json["detail"].startswith("Nothing was exported: the weights are of an unknown")
 
 
 @pytest.mark.parametrize(
