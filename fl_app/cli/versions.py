@@ -54,8 +54,10 @@ def versions(manager: ModelManager) -> Answer:
 
     def text() -> RenderableType:
         if not rows:
-            name = escape(manager.registered_model_name)
-            return f"No versions of {name} yet: `flwr run . --stream` makes some."
+            name, place = manager.registered_model_name, manager.backend.connection.place
+            return escape(f"No versions of {name} yet in {place}: ") + (
+                "`flwr run . --stream` makes some."
+            )
         entries = manager.history()
         columns = ("version", "stage", "round", "session", "score", "created (UTC)", "why")
         listed = table(*columns, no_wrap=("score", "created (UTC)"))

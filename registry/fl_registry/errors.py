@@ -25,6 +25,8 @@ EXTRA_OF = {
     "boto3": "s3",
 }
 """The extra of fl-app that brings each module."""
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+"""MLflow's environment variables for what a server asks for."""
 
 
 class RegistryError(Exception):
@@ -86,7 +88,11 @@ def require(use: str, *modules: str) -> None:
         One is not installed.
     """
     for module in modules:
-        if find_spec(module) is None:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # of a package that it is in
+            found = None
+        if found is None:
             raise MissingExtra(f"{use} needs {module}, which is not installed; {remedy(module)}.")
 
 
@@ -171,7 +177,8 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
     (
         lambda error: _family(error) in _FOREIGN and error_code(error) in _REFUSED,
         StoreUnavailable,
-        "MLflow at {uri} refused to {doing}; check the user name, password or token.",
+        f"MLflow at {{uri}} refused to {{doing}} ({{reason}}); check {CREDENTIALS}, and what that "
+        "user may do.",
     ),
     (
         is_down,

@@ -22,6 +22,7 @@ from typing import Literal, Protocol, Self
 
 from fl_registry.errors import LeaseLost, ModelBusy, RegistryError
 from fl_registry.files.atomic import write_whole
+from fl_registry.patience import reply_within
 
 logger = logging.getLogger(__name__)
 
@@ -292,7 +293,8 @@ class _Held:
             if self._store.last_heartbeat().epoch > self.lease.epoch:
                 require_lease(self._store.current_lease(), self.lease)
             self._count += 1
-            self._store.send_heartbeat(Heartbeat(self.lease.epoch, self._count, ended))
+            with reply_within(self._every):
+                self._store.send_heartbeat(Heartbeat(self.lease.epoch, self._count, ended))
         except LeaseLost as error:
             self.lost = error
             logger.warning("%s", error)

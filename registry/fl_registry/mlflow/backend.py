@@ -320,7 +320,8 @@ class ModelManager(ModelStore):
     ----------
     tracking_uri : str | None
         MLflow's address: ``http(s)://…``, ``sqlite:///…`` or another database.
-        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's home.
+        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else ``mlflow.db``
+        in the app's home.
     registered_model_name : str
         The registered model; created on the first save.
     home : str | Path | None
