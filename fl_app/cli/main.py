@@ -25,14 +25,24 @@ from fl_app.cli.deploy import deploy_local, keys, supernode
 from fl_app.cli.doctor import doctor
 from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
-from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
+from fl_app.cli.recover import recover
+from fl_app.cli.versions import (
+    acknowledge,
+    approve,
+    compare,
+    promote,
+    prune,
+    reject,
+    rollback,
+    versions,
+)
 from fl_app.deploy.errors import DeploymentError
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
 from fl_app.retraining.probation.state import in_one_line
 from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.round.state import read_rejected
-from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
+from fl_registry import Gone, ModelManager, RegistryError, StoreUnavailable, app_home
 from fl_registry.errors import require
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
@@ -45,9 +55,9 @@ def status(
     memory, waiting = open_monitor(monitor, name), backlog(app_home(), name)
     try:
         manager = open_registry(uri, name)
-        rows = manager.list_all_versions()
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
+        rows, losses = manager.list_all_versions(), manager.losses()
+    except (StoreUnavailable, Gone) as error:
+        raise type(error)(f"{error} On disk and not handed over: {waiting}.") from None
     probation = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
     pending = [row["version"] for row in staged.values() if is_pending(row)]
@@ -65,6 +75,7 @@ def status(
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
                 "rejected": [asdict(each) for each in rejected],
                 "backlog": asdict(waiting),
+                "losses": losses,
             }
         )
         return
@@ -78,6 +89,8 @@ def status(
     for outcome, request in requests.items():
         shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     shown.add_row("backlog", escape(str(waiting)))
+    for loss in losses:
+        shown.add_row("lost", escape(loss))
     for each in rejected:
         shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
     console.print(shown)
@@ -209,7 +222,8 @@ def serve(
     """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
     try:
         token = read_token(token_file, host=host)
-        store = open_registry(uri, name)
+        store = ModelManager(uri or None, name)
+        store.backend.connection.require_usable()
         named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
         app = create_trigger_api(
             RetrainingManager(store=open_monitor(monitor, name)),
@@ -227,6 +241,11 @@ def serve(
             "page there; open that page, or choose another port with --port."
         )
     stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
+    try:
+        store.ping()
+        store.get_latest_version()  # MLflow takes seconds to open, which no visitor must wait for
+    except RegistryError as error:
+        say(f"{error} Until it answers, the page shows what it can.")
     address = f"[{server.host}]" if ":" in server.host else server.host
     say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
     stopped.wait()
@@ -234,8 +253,8 @@ def serve(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(status, versions, compare, promote, approve, reject, rollback, prune, trigger, history),
-    *(ui, run, stop, doctor, serve, deploy_local, keys, supernode),
+    *(status, versions, compare, promote, approve, reject, rollback, prune, acknowledge),
+    *(trigger, history, recover, ui, run, stop, doctor, serve, deploy_local, keys, supernode),
 )
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose arguments are Flower's."""

@@ -153,6 +153,15 @@ def rollback(
 
 
 @of_registry
+def acknowledge(manager: ModelManager, version: str, by: By = "", note: Note = "") -> Answer:
+    """Record that the files of a version are lost and that this is known; `doctor` ends with 0."""
+    manager.acknowledge(version, actor=by, reason=note)
+    name = escape(manager.registered_model_name)
+    sentence = f"The loss of version {escape(version)} of {name} is acknowledged."
+    return {"version": version, "acknowledged": True}, lambda: sentence
+
+
+@of_registry
 def prune(
     manager: ModelManager,
     keep: Annotated[int, typer.Option(help="Newest versions that are never removed.")] = 10,

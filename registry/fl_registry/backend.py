@@ -153,6 +153,10 @@ class Backend(ABC):
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the backend cannot be used."""
 
+    def notices(self) -> tuple[str, ...]:
+        """Return, in sentences, what people should know of the place, though it works."""
+        return ()
+
     @abstractmethod
     def fingerprint(self) -> Hashable | None:
         """Return a value that changes with every write, had cheaply; None if there is none."""

@@ -60,6 +60,14 @@ class StoreUnavailable(RegistryError):  # noqa: N818 - the name is the fault
     """MLflow does not answer, refuses us, or its address cannot be used."""
 
 
+class Gone(RegistryError):  # noqa: N818 - the name is the fault
+    """What was deleted in MLflow by somebody; the text says how it comes back."""
+
+
+class RunPurged(Gone):
+    """A run that MLflow has removed for good, as `mlflow gc` does."""
+
+
 class MissingExtra(RegistryError):  # noqa: N818 - the name is the fault
     """A module of an extra that is not installed; the text names the extra."""
 

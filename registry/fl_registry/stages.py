@@ -32,6 +32,7 @@ class Move(StrEnum):
     RESTORE = "restore"
     ADOPT = "adopt"  # accepts a production alias that was moved outside the registry
     RETIRE = "retire"  # the version is being removed for good
+    ACKNOWLEDGE = "acknowledge"  # moves nothing: a person knows that the version's files are lost
     LEASE = "lease"  # moves nothing: another server writes from here on
     CARRY = "carry"  # moves nothing: the first entry of a further page
 
@@ -68,14 +69,29 @@ _SETS = ("archived", "rejected", "served", "retired")  # fields of a state that 
 
 @dataclass(frozen=True)
 class Drift:
-    """An alias that differs from the journal; None stands for no version."""
+    """An alias, or the stage of a version, that differs from the journal.
+
+    Attributes
+    ----------
+    alias : str
+        The alias; empty for a stage.
+    journal, mlflow : str | None
+        The version that it names by the journal, and in MLflow; None for no version. Of a stage:
+        its name.
+    version : str
+        The version whose stage differs: the one displayed, the tag ``stage``, or ``approval``.
+    """
 
     alias: str
     journal: str | None
     mlflow: str | None
+    version: str = ""
 
     def __str__(self) -> str:
         """Return it in words."""
+        if self.version:
+            ours, theirs = self.journal, self.mlflow
+            return f"version {self.version} is shown as {theirs}, the journal says {ours}"
         ours, theirs = self.journal or "none", self.mlflow or "none"
         return f"{self.alias} names {theirs}, the journal says {ours}"
 
@@ -229,6 +245,21 @@ class State:
         fields = json.loads(text)
         fields |= {name: _versions(fields[name]) for name in _SETS}
         return cls(**{**fields, "lease": Lease(**fields["lease"])})
+
+
+def stage_drift(state: State, version: str, shown: Stage, tags: Mapping[str, str]) -> Drift | None:
+    """Return how the stage that is `shown` of a version, and by its `tags`, is not the journal's.
+
+    The approval counts where there is another one than that of a new version.
+    """
+    mark = mark_of(state, version, shown, tags)
+    if mark is None:
+        return None
+    tagged = tags.get("stage", Stage.NONE)
+    wrong = [str(each) for each in (shown, tagged) if each != mark.stage]
+    if "approval" in mark.tags:
+        wrong.append(f"approval {tags.get('approval', 'none')}")
+    return Drift("", str(mark.stage), wrong[0], version)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,9 @@ class Case:
 CASES = {
     "nothing": Case(),
     "password": Case(
-        {"authorization": basic("ada", "l0velace")}, PASSWORD, refused="answers 401: .* MLFLOW_TRACKING_USERNAME"
+        {"authorization": basic("ada", "l0velace")},
+        PASSWORD,
+        refused="answers 401: .* MLFLOW_TRACKING_USERNAME",
     ),
     "password in the address": Case({"authorization": basic("ada", "l0ve/")}, user="ada:l0ve%2F@"),
     "token": Case(
@@ -104,9 +107,7 @@ def live(address: str | None, home: Path, name: str) -> None:
     strategy = LifecycleStrategy(
         metric="accuracy", artifacts=[], home=home, store=store, tracker=tracker
     )
-    strategy.start(
-        LocalGrid(respond), ArrayRecord([ARRAY]), num_rounds=ROUNDS, evaluate_fn=holdout
-    )
+    strategy.start(LocalGrid(respond), ArrayRecord([ARRAY]), num_rounds=ROUNDS, evaluate_fn=holdout)
     assert [row["tags"]["round"] for row in store.list_all_versions()] == ["3", "2", "1"]
     store.promote_to_production("3")
     store.restore_version("2")
@@ -114,7 +115,9 @@ def live(address: str | None, home: Path, name: str) -> None:
     other.promote_to_production("2")
     assert [value.mean() for value in other.load_arrays(Stage.PRODUCTION).values()] == [2.0]
     assert other.rollback() == "3"
-    checks = {c.name: c for c in examine(other, lambda: MonitorStore(default_url(home), name), deep=True)}
+    checks = {
+        c.name: c for c in examine(other, lambda: MonitorStore(default_url(home), name), deep=True)
+    }
     wrong = [c for c in checks.values() if not c.ok and c.name not in NOT_OF_MLFLOW]
     assert wrong == []
     assert "the weights of 3 versions are whole" in checks["artifacts"].detail
@@ -125,21 +128,15 @@ def live(address: str | None, home: Path, name: str) -> None:
     assert run.info.status == "FINISHED"
 
 
-@pytest.fixture
-def name() -> str:
+def new_name() -> str:
     return f"model-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_server_behind(
-    case: str,
-    served_mlflow: str,
-    home: Path,
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    case: str, served_mlflow: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    its, variables = CASES[case], dict(CASES[case].variables)
+    its, variables, name = CASES[case], dict(CASES[case].variables), new_name()
     front = Front(served_mlflow, **its.front)
     if case == "TLS":
         keys = Keys(tmp_path / "keys")
@@ -159,8 +156,8 @@ def test_a_server_behind(
     assert not [path for path in front.asked if path.endswith("/health")]
 
 
-def test_a_sqlite_file(mlflow_home: Path, name: str) -> None:
-    live(None, mlflow_home, name)
+def test_a_sqlite_file(mlflow_home: Path) -> None:
+    live(None, mlflow_home, new_name())
 
 
 @pytest.fixture(scope="module")
@@ -178,16 +175,16 @@ def test_an_object_store_and_postgresql(
     s3: dict[str, str],
     postgres_address: str,
     home: Path,
-    name: str,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    name = new_name()
     with ExitStack() as stack:
         for variable, value in s3.items():
             monkeypatch.setenv(variable, value)
         where = f"s3://models/{name}"
+        folder = Path(stack.enter_context(TemporaryDirectory()))
         server = mlflow_server(
-            tmp_path, database=postgres_address, artifacts=where, is_proxy=is_proxy
+            folder, database=postgres_address, artifacts=where, is_proxy=is_proxy
         )
         address = stack.enter_context(server)
         if is_proxy:  # then only the server has the keys
@@ -197,9 +194,9 @@ def test_an_object_store_and_postgresql(
 
 
 def test_an_object_store_without_its_driver_is_told_before_round_1(
-    mlflow_home: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home = mlflow_home
+    home, name = mlflow_home, new_name()
     store = ModelManager(None, name, home=home)
     store.client.create_experiment(name, artifact_location="s3://models/here")
     monkeypatch.setattr("fl_registry.errors.find_spec", lambda module: None)

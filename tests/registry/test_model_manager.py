@@ -287,7 +287,7 @@ def test_a_server_is_asked_as_mlflows_client_would() -> None:
         manager = ModelManager(f"http://127.0.0.1:{server.server_port}/mlflow/")
         manager.ping()
         Handler.status = 403
-        with pytest.raises(StoreUnavailable, match="answers 403: .* MLFLOW_TRACKING_TOKEN"):
+        with pytest.raises(StoreUnavailable, match=r"answers 403: .* MLFLOW_TRACKING_TOKEN"):
             manager.ping()
         Handler.status, Handler.content = 200, b"<html>Please sign in</html>"
         with pytest.raises(StoreUnavailable, match="not as MLflow does"):

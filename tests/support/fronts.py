@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in front of other people's MLflow servers: a reverse proxy with one habit of theirs."""
+"""What stands in front of people's MLflow servers: a reverse proxy with one habit of theirs."""
 
 from __future__ import annotations
 
@@ -114,7 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
 
-    def say(self, status: int, content: bytes, headers: list[tuple[str, str]] | None = None) -> None:
+    def say(
+        self, status: int, content: bytes, headers: list[tuple[str, str]] | None = None
+    ) -> None:
         self.send_response_only(status)
         for key, value in headers or []:
             self.send_header(key, value)

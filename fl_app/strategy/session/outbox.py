@@ -13,14 +13,14 @@ from collections.abc import Callable
 from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.finish.finisher import Finisher, Item
 from fl_app.strategy.setup import Setup
-from fl_registry import StoreUnavailable
+from fl_registry import Gone, StoreUnavailable
 from fl_registry.patience import reply_within
 from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
-AWAY = (StoreUnavailable, CheckpointError)
-"""Errors after which an item is tried again: MLflow, or the disk, may come back."""
+AWAY = (StoreUnavailable, Gone, CheckpointError)
+"""Errors after which an item is tried again: MLflow, what was deleted there, or the disk."""
 STALL_SECONDS = 600.0
 """Seconds for which `drain` waits for one item that is neither finished nor refused."""
 REPLY_SECONDS = 10.0

@@ -137,8 +137,11 @@ def availability(watch: Watch, *, now: float, lasts: float) -> Availability:
 
 
 def require_lease(now: Lease, mine: Lease | None) -> None:
-    """Raise `LeaseLost` unless `mine`, if it is given, is the lease in force."""
-    if mine is not None and mine != now:
+    """Raise `LeaseLost` unless `mine`, if it is given, is the lease in force.
+
+    In a journal that was begun anew nobody has one.
+    """
+    if mine is not None and now not in (mine, NOBODY):
         raise LeaseLost(
             f"{now.owner or 'Nobody'} writes to this model now; {mine.owner} had sent no heartbeat "
             "for too long and may not write any more. Look for a process that hung, or a machine "

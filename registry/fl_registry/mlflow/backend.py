@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_registry.backend import Backend, NewVersion
-from fl_registry.errors import InvalidName, UnknownVersion, error_code, is_missing
+from fl_registry.errors import (
+    InvalidName,
+    RegistryError,
+    StoreUnavailable,
+    UnknownVersion,
+    error_code,
+    is_missing,
+)
 from fl_registry.files.digests import stamps
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.connection import MARK, Connection
@@ -100,9 +107,8 @@ class MlflowBackend(Backend):
     ) -> None:
         self.connection = connection
         self.journal: MlflowJournal = MlflowJournal(connection, name, page_length=page_length)
-        self.files: MlflowFiles = MlflowFiles(connection, name)
+        self.files: MlflowFiles = MlflowFiles(connection, self.journal.name)
         self.scratch = connection.home / "tmp"
-        self._name = name
         self._experiment_name = experiment_name
         self._saves = _Saves()
 
@@ -113,7 +119,31 @@ class MlflowBackend(Backend):
         file = self.connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
 
+    @property
+    def _name(self) -> str:
+        return self.journal.name.now
+
+    def notices(self) -> tuple[str, ...]:
+        name = self.journal.name
+        if name.now == name.given:
+            return ()
+        return (
+            f"Model {name.given!r} is called {name.now!r} in MLflow now, where its versions go; "
+            "set registered-model-name (on the command line: --name) to that, or rename it back.",
+        )
+
     def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        try:
+            return self._save(new, retired)
+        except RegistryError as error:
+            # The model itself may be what MLflow does not have.
+            if isinstance(error, StoreUnavailable) or not self.journal.follow():
+                raise
+            return self._save(new, retired)
+
+    def _save(
         self, new: NewVersion, retired: Callable[[], frozenset[str]]
     ) -> tuple[ModelVersion, bool]:
         self.journal.ensure()
@@ -146,12 +176,18 @@ class MlflowBackend(Backend):
         connection = self.connection
         with connection.errors(f"read version {version}"):
             row = connection.or_none(connection.client.get_model_version, self._name, version)
+        if row is None and self.journal.follow():
+            return self.find(version)
         return None if row is None else _record(row)
 
     def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+        found = False
         with self.connection.errors("list the versions"):
             for row in self._search(at_once=at_once):
+                found = True
                 yield _record(row)
+        if not found and self.journal.follow():
+            yield from self.versions(at_once=at_once)
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         def missing(error: Exception) -> None:
@@ -169,6 +205,8 @@ class MlflowBackend(Backend):
         connection = self.connection
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
+        if model is None and self.journal.follow():
+            return self.aliases()
         aliases = model.aliases if model is not None else {}
         return {alias: str(version) for alias, version in aliases.items()}  # numbers on SQLite
 

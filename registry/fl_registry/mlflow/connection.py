@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import threading
 import time
 import uuid
@@ -22,7 +23,8 @@ from urllib.parse import urlsplit
 
 from fl_registry.breaker import Breaker
 from fl_registry.errors import (
-    RegistryError,
+    Gone,
+    RunPurged,
     StoreUnavailable,
     is_down,
     is_missing,
@@ -66,6 +68,8 @@ _CONTENDED = re.compile(
     "UNIQUE constraint|duplicate key value|database is locked|deadlock detected|"
     "could not serialize|StaleDataError"
 )
+_INACTIVE = re.compile(r"The (run|experiment) (\w+) must be in the 'active' state")
+_NO_RUN = re.compile(r"Run with id=(\w+) not found")
 T = TypeVar("T")
 
 
@@ -164,6 +168,11 @@ class Connection:
         with self._names_variable():
             return kind_of(self.uri) == "http"
 
+    def require_usable(self) -> None:
+        """Raise `StoreUnavailable` if MLflow cannot be at such an address; makes no call."""
+        with self._names_variable():
+            kind_of(self.uri)
+
     @property
     def place(self) -> str:
         """Where MLflow is, in words, without a password, and which variable says so."""
@@ -173,15 +182,20 @@ class Connection:
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turn foreign errors in the block into ours; `doing` follows "could not"."""
+        gone: Gone | None = None
         try:
             try:
                 yield
             except Exception as error:
-                raise_if_foreign(error, doing=doing, uri=self.uri)
-                raise
+                gone = self._gone(error, doing)
+                if gone is None:
+                    raise_if_foreign(error, doing=doing, uri=self.uri)
+                    raise
         except StoreUnavailable as error:
             self._failed(error)
             raise
+        if gone is not None:
+            raise gone
         self._checked = time.monotonic()
         if self._breaker.failures:
             self._breaker = self._breaker.succeeded()
@@ -297,8 +311,10 @@ class Connection:
             found = self.client.get_experiment_by_name(name)
             experiment = found or self.create_experiment(name)
         if experiment.lifecycle_stage != "active":
-            raise RegistryError(
-                f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
+            number = str(experiment.experiment_id)
+            raise Gone(
+                f"The experiment {name!r} was deleted in MLflow; "
+                f"{self._restores('experiment', number)} restores it, or use another name."
             )
         scheme = urlsplit(str(experiment.artifact_location)).scheme
         if scheme in STORE_MODULES:  # without it a session would find out after its first round
@@ -318,6 +334,32 @@ class Connection:
                 raise
             return experiment  # another process was first, or our own call before its reply
         return self.client.get_experiment_by_name(name)
+
+    def command(self, text: str) -> str:
+        """Return a command of MLflow's for this address, as it is typed, without a password."""
+        return f"`MLFLOW_TRACKING_URI={shlex.quote(redact(self.uri, self.uri))} mlflow {text}`"
+
+    def _restores(self, kind: str, number: str) -> str:
+        return self.command(f"{kind}s restore --{kind}-id {number}")
+
+    def _gone(self, error: Exception, doing: str) -> Gone | None:
+        """Return our error for one that means that somebody has deleted what a call names."""
+        text = str(error)
+        if is_missing(error) and (run := _NO_RUN.search(text)):
+            return RunPurged(f"Could not {doing}: run {run.group(1)} was removed from MLflow.")
+        found = _INACTIVE.search(text)
+        if found is None or self._client is None:
+            return None
+        (kind, number), what = found.groups(), ""
+        with suppress(Exception):  # it only makes the sentence better
+            where = self._client.get_run(number).info.experiment_id if kind == "run" else number
+            experiment = self._client.get_experiment(where)
+            if experiment.lifecycle_stage != "active":  # and all runs in it
+                kind, number, what = "experiment", where, f" {experiment.name!r}"
+        return Gone(
+            f"Could not {doing}: the {kind}{what or f' {number}'} was deleted in MLflow; "
+            f"{self._restores(kind, number)} restores it."
+        )
 
     def _require_server(self) -> None:
         """Raise `StoreUnavailable` if the server failed a moment ago, or is not there now."""

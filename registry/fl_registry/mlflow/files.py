@@ -23,6 +23,7 @@ from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_s
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.journal import ModelName
 from fl_registry.redaction import one_line
 from fl_registry.versions import ModelVersion
 
@@ -42,11 +43,11 @@ class MlflowFiles(VersionFiles):
     ----------
     connection : Connection
         Where MLflow is.
-    name : str
+    name : ModelName
         The registered model's name.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: ModelName) -> None:
         super().__init__()
         self._connection = connection
         self._name = name
@@ -166,7 +167,7 @@ class MlflowFiles(VersionFiles):
                 connection.resolved.pop(model_id, None)
             if record.sha256:  # a downloaded copy on this machine
                 remove_folder(self._cache / record.sha256)
-            connection.or_none(client.delete_model_version, self._name, record.version)
+            connection.or_none(client.delete_model_version, self._name.now, record.version)
         return done
 
     def upload(self, model_id: str, location: str, folder: Path) -> None:
@@ -195,7 +196,7 @@ class MlflowFiles(VersionFiles):
         for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
             for row in client.search_model_versions(condition, max_results=100):
                 others.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
+        return [f"{name} {v}" for name, v in sorted(others - {(self._name.now, version)})]
 
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
