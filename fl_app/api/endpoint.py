@@ -94,11 +94,10 @@ class Context:
     watch: StoreWatch | None = None
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    @property
-    def failing(self) -> dict[str, str]:
-        """What does not work and why, by its part: of this process, and of what it shows."""
+    def failing(self, backlog: Backlog | None) -> dict[str, str]:
+        """Return what does not work and why, by its part: here, and in the registry."""
         # Another process may hand over the rounds, and reports its trouble on disk only.
-        backlog = Backlog() if self.backlog is None else self.backlog()
+        backlog = backlog or Backlog()
         problems = () if self.watch is None else self.watch.problems()
         registry = " ".join(filter(None, (*problems, backlog.trouble)))
         return {

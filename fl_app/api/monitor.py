@@ -172,7 +172,7 @@ def status(api: Context, _: Query) -> Answer:
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
-        "failing": api.failing,
+        "failing": api.failing(None if api.backlog is None else api.backlog()),
     }
 
 
@@ -182,7 +182,7 @@ def health(api: Context, _: Query) -> Answer:
     The log and `/status` tell why something fails.
     """
     backlog = None if api.backlog is None else api.backlog()
-    failing = sorted(api.failing)
+    failing = sorted(api.failing(backlog))
     # 200 also if degraded: a probe that fails would have the server killed, for a full disk say.
     return {
         "status": "degraded" if failing else "ok",

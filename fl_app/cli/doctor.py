@@ -132,7 +132,8 @@ def examine(
     place, unread = manager.backend.connection.place, list[Check]()
     try:
         manager.ping()
-        manager.get_latest_version()  # opens MLflow, which a database of another version refuses
+        # Opens MLflow, which a database of another version refuses.
+        next(iter(manager.backend.versions(at_once=1)), None)
     except RegistryError as error:
         reason = str(error)
         checks |= {"clock": lambda: check_clock(now, past), "store": lambda: (False, reason)}

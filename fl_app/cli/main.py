@@ -241,13 +241,13 @@ def serve(
             "page there; open that page, or choose another port with --port."
         )
     stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
+    address = f"[{server.host}]" if ":" in server.host else server.host
+    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
     try:
         store.ping()
         store.get_latest_version()  # MLflow takes seconds to open, which no visitor must wait for
     except RegistryError as error:
         say(f"{error} Until it answers, the page shows what it can.")
-    address = f"[{server.host}]" if ":" in server.host else server.host
-    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
     stopped.wait()
     server.close()
 

@@ -79,7 +79,7 @@ class Drift:
         The version that it names by the journal, and in MLflow; None for no version. Of a stage:
         its name.
     version : str
-        The version whose stage differs: the one displayed, the tag ``stage``, or ``approval``.
+        The version whose stage differs: as displayed, in its tag ``stage``, or in ``approval``.
     """
 
     alias: str
@@ -247,19 +247,22 @@ class State:
         return cls(**{**fields, "lease": Lease(**fields["lease"])})
 
 
-def stage_drift(state: State, version: str, shown: Stage, tags: Mapping[str, str]) -> Drift | None:
+def stage_drift(
+    before: State, state: State, version: str, shown: Stage, tags: Mapping[str, str]
+) -> Drift | None:
     """Return how the stage that is `shown` of a version, and by its `tags`, is not the journal's.
 
-    The approval counts where there is another one than that of a new version.
+    What was right `before` the last move, and is not yet brought in line, is no drift.
     """
-    mark = mark_of(state, version, shown, tags)
-    if mark is None:
-        return None
-    tagged = tags.get("stage", Stage.NONE)
-    wrong = [str(each) for each in (shown, tagged) if each != mark.stage]
-    if "approval" in mark.tags:
-        wrong.append(f"approval {tags.get('approval', 'none')}")
-    return Drift("", str(mark.stage), wrong[0], version)
+    stages = [str(each.stage_of(version)) for each in (state, before)]
+    for each in (str(shown), tags.get("stage", str(Stage.NONE))):
+        if each not in stages:
+            return Drift("", stages[0], each, version)
+    saved = tags.get("approval", "")
+    approvals = [each.approval_of(version, saved) for each in (state, before)]
+    if saved not in approvals:
+        return Drift("", f"approval {approvals[0]}", f"approval {saved}", version)
+    return None
 
 
 @dataclass(frozen=True)

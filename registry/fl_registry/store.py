@@ -603,11 +603,12 @@ class ModelStore:
         ledger, moved = self._alias_drift()
         if ledger.state.untouched:  # stages may be those of other tools
             return moved
-        unfinished = touched(ledger.entries[-1:])
+        texts = ledger.page.texts
+        before = read_page(replace(ledger.page, texts=texts[:-1])).state if texts else State()
         shown = (
-            stage_drift(ledger.state, record.version, record.stage, record.tags)
+            stage_drift(before, ledger.state, record.version, record.stage, record.tags)
             for record in self.backend.versions(at_once=_AT_ONCE)
-            if record.version not in unfinished and record.version not in ledger.state.retired
+            if record.version not in ledger.state.retired
         )
         return (*moved, *filter(None, shown))
 

@@ -219,7 +219,7 @@ def unfinished_sessions(home: Path, model: str) -> list[UnfinishedSession]:
     found = []
     for path in sorted((home / CHECKPOINTS).glob("[!.]*/")):
         apart, fields = path.name.endswith(APART), _record_of(path / SESSION_FILE)
-        if fields.get("model", model if apart else None) != model:
+        if fields.get("model", model) != model:
             continue
         session = UnfinishedSession(
             id=path.name.removesuffix(APART),
@@ -234,10 +234,13 @@ def unfinished_sessions(home: Path, model: str) -> list[UnfinishedSession]:
 
 
 def session_folders(home: Path, model: str) -> list[Path]:
-    """Return the folders of a model's sessions; neither drafts nor those that were set apart."""
+    """Return the folders of a model's sessions; neither drafts nor those that were set apart.
+
+    A session whose record is damaged may be this model's.
+    """
     paths = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
     named = (p for p in paths if not p.parent.name.endswith(APART))
-    return [p.parent for p in named if _record_of(p).get("model") == model]
+    return [p.parent for p in named if _record_of(p).get("model", model) == model]
 
 
 def _record_of(path: Path) -> dict[str, object]:

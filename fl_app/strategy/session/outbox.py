@@ -25,6 +25,8 @@ STALL_SECONDS = 600.0
 """Seconds for which `drain` waits for one item that is neither finished nor refused."""
 REPLY_SECONDS = 10.0
 """Seconds for which a write to MLflow waits for its reply at the first attempt."""
+MOST_CHARACTERS = 1000
+"""Of a reason: a command to type must be whole."""
 _LOOK = 0.1  # seconds between looks at whether the worker computes
 
 
@@ -175,7 +177,7 @@ class Outbox:
                     self._finisher.work(item)
                 self._note("")
         except AWAY as error:
-            self._note(one_line(error) or type(error).__name__)
+            self._note(one_line(error, MOST_CHARACTERS) or type(error).__name__)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error

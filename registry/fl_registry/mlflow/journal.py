@@ -354,7 +354,8 @@ class MlflowJournal(JournalStorage):
         if run is None:
             raise JournalError(
                 f"The journal of model {self.name.now!r} is gone from MLflow (run {run_id}); "
-                f"restore MLflow's database from a backup, or remove the model's tag {JOURNAL_TAG!r} to "
+                "restore MLflow's database from a backup, or remove the model's tag "
+                f"{JOURNAL_TAG!r} to "
                 "begin a new journal, into which adopt() takes the aliases."
             )
         if run.info.lifecycle_stage == "active":
