@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
 UV_RUN = uv run --group test --group lint
+OLDEST = build/oldest
 
 .PHONY: help check lint test fast nightly chaos screenshots bench deploy-local
 
@@ -19,8 +20,11 @@ test:  ## The whole suite, as the README has it.
 fast:  ## The tests that start no real process.
 	uv run --group test pytest -n 2 -m "not slow"
 
-nightly:  ## The whole suite with many more generated cases.
+nightly:  ## The whole suite with many more generated cases, then on the oldest Flower and MLflow.
 	uv run --group test pytest --hypothesis-profile nightly -n 2
+	uv venv --no-config --clear $(OLDEST)
+	uv pip install --no-config --python $(OLDEST) -e . --group test --group app "flwr==1.40.*" "mlflow==3.16.*"
+	PATH="$(CURDIR)/$(OLDEST)/bin:$$PATH" $(OLDEST)/bin/pytest -n 2
 
 chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long forms.
 	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 2

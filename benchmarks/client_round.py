@@ -8,6 +8,7 @@ already.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,14 @@ from support.arrays import to_arrays
 
 from benchmarks.table import Row, parser, report
 from fl_app.client import training
-from fl_app.client.adamw import AdamW
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
+from fl_app.client.optimization import build_optimizer
+from fl_app.client.train_args import TrainArgs, read_train_args
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, read_pictures
+from fl_models.pictures import DataSpec
 from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
@@ -46,17 +50,18 @@ REPEATS, PICTURES, BATCH = 5, 64, 16
 GOALS = {320: 1.08, 128: 1.2, 64: 1.3}
 PHOTOGRAPHS = Path(__file__).parents[1] / "../shared/data/aquarium/data.yaml"
 CPU = torch.device("cpu")
+ARGS = TrainArgs(read_train_args("{optimizer: AdamW, nbs: 16}"))
 
 FRESH_OURS = """
 import sys
 from pathlib import Path
 from fl_app.client.client_app import _model
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
-from fl_models.pictures import read_pictures
+from fl_models.decoding import read_pictures
 spec = load_data_spec(sys.argv[1], None)
-train_locally(_model("n", spec.names), read_pictures(spec.train, spec.nc), names=spec.names,
-              image_size=64, batch_size=16, epochs=1, learning_rate=0.001, seed=1)
+train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
+              image_size=64, batch_size=16, epochs=1, seed=1)
 """
 THEIRS = """
 import sys
@@ -104,7 +109,7 @@ def generated(size: int, train: int = PICTURES, val: int = 127) -> DataSpec:
 
 def a_round(spec: DataSpec, size: int) -> tuple[Callable[[], Any], Callable[[], None]]:
     """A local round, and its steps alone."""
-    pictures = read_pictures(spec.train[:PICTURES], spec.nc)
+    pictures = read_pictures(spec.train[:PICTURES], spec.numbers)
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1)
 
     def ours() -> None:
@@ -115,7 +120,7 @@ def a_round(spec: DataSpec, size: int) -> tuple[Callable[[], Any], Callable[[], 
             image_size=size,
             batch_size=BATCH,
             epochs=1,
-            learning_rate=0.001,
+            args=ARGS,
             seed=1,
         )
 
@@ -125,13 +130,16 @@ def a_round(spec: DataSpec, size: int) -> tuple[Callable[[], Any], Callable[[], 
 def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], None]:
     """Forward, backward and step on batches that are in memory."""
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1).train()
-    dataset = training._dataset(tuple(pictures), spec.names, size, BATCH)
+    settings = {**ARGS.values, "imgsz": size, "batch": BATCH, "epochs": 1}
+    dataset = training._dataset(tuple(pictures), spec.names, json.dumps(settings, sort_keys=True))
     model.args, model.criterion = dataset.settings, None
     batches = [{**batch, "img": batch["img"].float() / 255} for batch in dataset.loader(CPU)]
 
     def steps() -> None:
         with training.torch_threads(1):
-            optimizer = AdamW(training._groups(model), 0.001)
+            optimizer = build_optimizer(
+                model, copy(dataset.settings), num_classes=spec.nc, weight_decay=0.0005
+            )
             for batch in batches:
                 model(batch)[0].sum().backward()
                 optimizer.step()
@@ -143,9 +151,10 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
 def handler(spec: DataSpec, size: int) -> Callable[[], None]:
     """The whole of the ClientApp's answer to a train message, with new weights each time."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
-    order = ConfigRecord({"server-round": 1, "learning-rate": 0.001})
+    order = ConfigRecord(
+        {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "names": [*spec.names]}
+    )
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
-    config["num-classes"] = spec.nc
     node = {"data": str(spec.root / "data.yaml")}
 
     def ask() -> None:

@@ -62,7 +62,7 @@ def federated(folder: Path) -> tuple[float, float]:
 def central(folder: Path) -> tuple[float, float]:
     """Wall seconds and mAP50 of Ultralytics' own training on the nodes' pictures together."""
     config, epochs = ServerConfig.from_run_config({}), ClientConfig.from_run_config({}).local_epochs
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_models.holdout import Holdout
     from fl_models.yolo import get_model
 
@@ -77,7 +77,7 @@ def central(folder: Path) -> tuple[float, float]:
     )
     told = {"data": str(folder / "central.yaml"), "imgsz": config.image_size}
     told |= {"epochs": config.num_server_rounds * epochs}
-    told |= {"batch": config.batch_size, "nbs": config.batch_size, "lr0": config.learning_rate}
+    told |= {"batch": config.batch_size}
     told |= {"seed": config.seed, "project": str(folder)}
     environment = {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     words = [sys.executable, "-c", CENTRAL, json.dumps(told)]

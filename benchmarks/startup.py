@@ -36,6 +36,7 @@ from support.registry_servers import mlflow_server
 
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy
+from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,7 @@ class StandIn:
     """What the ServerApp needs of its model, without PyTorch."""
 
     serving = holdout = None
+    data = DataSpec(Path(), (), (), ("a", "b"))
 
     def __init__(self, *_: object) -> None:
         self.description = {"family": "benchmark"}
@@ -81,7 +83,7 @@ class StandIn:
     def first_arrays(self) -> ArrayRecord:
         return self._arrays
 
-    def require_same_model(self, version: str, loaded: ArrayRecord) -> None:
+    def require_same_model(self, *_: object) -> None:
         """Any version is the same model here."""
 
     def evaluate(self, server_round: int, scored: ArrayRecord) -> MetricRecord:

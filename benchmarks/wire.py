@@ -36,7 +36,7 @@ from support.local_grid import LocalGrid, reply
 from benchmarks.table import Row, parser, report
 from fl_app.client.mods.compression import compress_updates
 from fl_app.config import ServerConfig
-from fl_app.strategy import LifecycleStrategy, ScheduledFedAvg
+from fl_app.strategy import LifecycleStrategy, StreamingFedAvg
 from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -214,8 +214,9 @@ def yolo_score(encoding: str, seed: int) -> float:
     from support.arrays import to_arrays
 
     from fl_app.client.client_app import app
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
+    from fl_app.yolo import train_order
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -225,12 +226,14 @@ def yolo_score(encoding: str, seed: int) -> float:
 
     def answer(node: int, message: Message) -> RecordDict:
         about = {"partition-id": node, "num-partitions": 2}
+        order = {"names": list(spec.names), **train_order(config)}
+        message.content.config_records["config"].update(order)
         context = Context(7, node, about, RecordDict(), {**settings, "seed": seed})
         return app(message, context).content
 
     module = get_model("n", spec.nc, names=spec.names, seed=seed)
     first = ArrayRecord({name: Array(values) for name, values in to_arrays(module).items()})
-    inner = ScheduledFedAvg(config.learning_rate_of, fraction_evaluate=0.0)
+    inner = StreamingFedAvg(fraction_evaluate=0.0)
     grid = LocalGrid(answer, node_ids=(0, 1))
     made = session(inner, grid, first, rounds=config.num_server_rounds)
     from_arrays(module, {name: array.numpy() for name, array in made.items()})

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fl_app.retraining import DriftSettings, ProbationSettings, RetrainPolicy
 from fl_app.settings import (
@@ -27,13 +28,29 @@ from fl_app.settings import (
     check_settings,
     keyed_settings,
     read_settings,
+    settings_of,
 )
 from fl_app.strategy import EarlyStopping, Screening, ShadowEvaluation
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import printable
 
 T = TypeVar("T")
+
+
+def _device_name(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise ValueError("'auto', 'cpu', 'cuda', 'cuda:1' and so on, or 'mps'")
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(_device_name)]
 Partitioning = Literal["iid", "dirichlet"]
+
+NODE_ONLY_KEYS = ("partition-id", "num-partitions", "data-summaries")
+"""Keys of a node config that are no settings: Flower's own, and a folder of the node's summaries.
+
+As a setting of a run, ``data-summaries`` is another thing: whether there are any.
+"""
 
 MODEL_STRIDE = 32
 """The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
@@ -139,27 +156,28 @@ class _SharedSettings:
         How a simulation divides the training pictures over the nodes.
     alpha : float
         Label skew of ``dirichlet``: the smaller, the more skewed.
+    holdout_every : int
+        One in so many training pictures is held out for evaluation, where a data set has no ``val``
+        and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
     model_size : "n" | "s" | "m" | "l" | "x"
         Size of YOLOv8.
-    num_classes : int
-        Classes of the model; ``data.yaml`` must have as many.
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures per optimizer step.
+        Pictures of a batch, which make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
-    data: Annotated[str | None, Key(off="", shaping=True)] = None
+    data: Annotated[str | None, Key(off="", shaping=True, node=True)] = None
     partitioning: Annotated[Partitioning, Key(shaping=True)] = "iid"
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
+    holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
     model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
-    num_classes: Annotated[int, Field(ge=1), Key(shaping=True)] = 7
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
-    batch_size: Annotated[int, Field(ge=1), Key(shaping=True)] = 16
+    batch_size: Annotated[int, Field(ge=1), Key(shaping=True, node=True)] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +186,8 @@ class ServerConfig(_SharedSettings):
 
     Attributes
     ----------
+    num_classes : int | None
+        Classes that the server's ``data.yaml`` must have; None: any number.
     num_server_rounds : int
         Rounds of a session.
     min_nodes : int
@@ -176,12 +196,17 @@ class ServerConfig(_SharedSettings):
         Share of nodes that train in a round.
     fraction_evaluate : float
         Share of nodes that evaluate in a round; 0: none.
-    learning_rate : float
-        Highest learning rate; round 1 has half of it, and it falls to a tenth.
+    train_args : str
+        Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
+        a YAML file with them; empty: its defaults with a step for each batch, and for the generated
+        shapes arguments of their own.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
         Seconds to wait for ``min-nodes``; then the run fails.
+    server_device : str
+        Where the server evaluates: ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``,
+        ``cuda``, ``cuda:1``, ``mps``.
     pack_arrays : bool
         Send a model as one array over a SuperLink; hundreds of arrays take seconds.
     screening : Screening
@@ -246,13 +271,16 @@ class ServerConfig(_SharedSettings):
         If shadow rounds are requested and no node evaluates.
     """
 
+    num_classes: Annotated[int | None, Field(ge=1), Key(off=0, shaping=True)] = None
     num_server_rounds: Annotated[int, Field(ge=1), Key()] = 8
     min_nodes: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
     fraction_train: Annotated[float, Field(gt=0, le=1), Key(shaping=True)] = 1.0
     fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
-    learning_rate: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.002
+    # What it says is compared before a session is resumed, not where it stands.
+    train_args: Annotated[str, Key()] = ""
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
+    server_device: Annotated[DeviceName, Key()] = "auto"
     pack_arrays: Annotated[bool, Key()] = True
     screening: Screening
     early_stopping: EarlyStopping | None
@@ -303,24 +331,34 @@ class ServerConfig(_SharedSettings):
         """
         return _read(cls, run_config)
 
-    def learning_rate_of(self, server_round: int) -> float:
-        """Learning rate of a global round: half in round 1, then linearly down to a tenth."""
-        if server_round == 1:
-            return self.learning_rate / 2
-        done = (server_round - 1) / max(1, self.num_server_rounds - 1)
-        return self.learning_rate * (1 - 0.9 * done)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig(_SharedSettings):
-    """What a ClientApp reads; ``data`` of the node config takes precedence over that of the run.
+    """What a ClientApp reads.
+
+    A node's own config takes precedence over that of the run, for the settings that a node may set.
 
     Attributes
     ----------
+    unknown_classes : "refuse" | "ignore-others"
+        A node whose ``data.yaml`` has not the server's names, in any order, takes no part, or
+        trains the classes that both have.
     local_epochs : int
         Epochs of a local round.
     threads : int
         CPU threads of a local round.
+    device : str
+        Where a node trains: ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda``,
+        ``cuda:1``, ``mps``.
+    amp : "auto" | "off" | "bf16" | "fp16"
+        Mixed precision in training: ``auto`` is ``fp16`` on a CUDA GPU and ``off`` elsewhere.
+    workers : int
+        Processes that decode and augment pictures in a local round; 0: the training process itself.
+    cache : "auto" | "none" | "ram" | "disk"
+        Decoded pictures to cache: ``auto`` (up to 128 MiB in memory), ``none``, ``ram`` (all) or
+        ``disk`` (all, in ``home``).
+    allow_backgrounds : bool
+        Train on a node without a single box too, whose pictures are all background then.
     data_summaries : bool
         Nodes send counts of their new pictures, for the drift test.
     summary_epsilon : float
@@ -332,8 +370,14 @@ class ClientConfig(_SharedSettings):
         its own.
     """
 
+    unknown_classes: Annotated[Literal["refuse", "ignore-others"], Key(shaping=True)] = "refuse"
     local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
-    threads: Annotated[int, Field(ge=1), Key()] = 1
+    threads: Annotated[int, Field(ge=1), Key(node=True)] = 1
+    device: Annotated[DeviceName, Key(node=True)] = "auto"
+    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"
+    workers: Annotated[int, Field(ge=0), Key(node=True)] = 0
+    cache: Annotated[Literal["auto", "none", "ram", "disk"], Key(node=True)] = "auto"
+    allow_backgrounds: Annotated[bool, Key(node=True)] = False
     data_summaries: Annotated[bool, Key()] = True
     summary_epsilon: Annotated[float, Field(ge=0, le=1), Key()] = 0.0
     update_compression: Annotated[Literal["none", "float16", "int8"], Key(shaping=True)] = "none"
@@ -342,6 +386,11 @@ class ClientConfig(_SharedSettings):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if (self.partition_id is None) != (self.num_partitions is None):
+            raise ConfigError(
+                f"Node config has partition-id={self.partition_id} and "
+                f"num-partitions={self.num_partitions}, expected both or neither; give both."
+            )
 
     @classmethod
     def from_run_config(
@@ -355,16 +404,22 @@ class ClientConfig(_SharedSettings):
             One sentence on the first unknown key or wrong value.
         """
         node = node_config or {}
-        if "data" in node:
-            return _read(cls, {**run_config, "data": node["data"]})
-        number, count = node.get("partition-id"), node.get("num-partitions")
-        return _read(cls, run_config, partition_id=number, num_partitions=count)
+        own = _own_settings(node)
+        # A node with data of its own has all of them.
+        share = {} if "data" in own else node
+        number, count = share.get("partition-id"), share.get("num-partitions")
+        return _read(cls, {**run_config, **own}, partition_id=number, num_partitions=count)
 
 
 def declared() -> dict[str, Setting]:
     """All settings of the app by their keys, in the order of their records."""
     settings = (*keyed_settings(ServerConfig), *keyed_settings(ClientConfig))
     return {setting.key.name: setting for setting in settings}
+
+
+def node_keys() -> tuple[str, ...]:
+    """The keys of the settings that a node may set for itself."""
+    return tuple(key for key, setting in declared().items() if setting.key.node)
 
 
 def params(run_config: Mapping[str, Value]) -> dict[str, Value]:
@@ -424,13 +479,43 @@ def _read(kind: type[T], run_config: Mapping[str, Value], **given: object) -> T:
     known = declared()
     for key in run_config:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
-            raise ConfigError(f"Unknown run-config key {key!r}: {hint}")
+            raise ConfigError(f"Unknown run-config key {key!r}: {_hint(key, known)}")
     try:
         return read_settings(kind, run_config, **given)
     except SettingError as error:
         raise ConfigError(f"Run-config key {error} Change it and run again.") from None
+
+
+def _own_settings(node_config: Mapping[str, Value]) -> dict[str, Value]:
+    """Check a node config and return the settings in it."""
+    mine, known = node_keys(), (*node_keys(), *NODE_ONLY_KEYS)
+    readers = {setting.key.name: setting for setting in settings_of(ClientConfig)}
+    for key, value in node_config.items():
+        if key not in known:
+            if key in declared():
+                raise ConfigError(
+                    f"Node-config key {key!r} is a setting of the whole run, expected one of "
+                    f"{sorted(known)}; give it to flwr run with --run-config."
+                )
+            raise ConfigError(f"Unknown node-config key {key!r}: {_hint(key, known)}")
+        if key == "data" and value == "":
+            raise ConfigError(
+                "Node-config key 'data' is empty, expected the absolute path of a data.yaml; give "
+                "it, or leave the key out to use the data of the run."
+            )
+        if key == "data-summaries":  # a folder
+            continue
+        try:
+            readers[key].read(node_config)
+        except SettingError as error:
+            advice = "Change it and start the SuperNode again."
+            raise ConfigError(f"Node-config key {error} {advice}") from None
+    return {key: value for key, value in node_config.items() if key in mine}
+
+
+def _hint(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {sorted(known)}."
 
 
 if __name__ == "__main__":

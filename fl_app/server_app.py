@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token
+from fl_app.backlog import backlog
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
@@ -38,19 +39,27 @@ from fl_app.strategy import (
     Origin,
     Resume,
     RoundSettings,
-    ScheduledFedAvg,
     SessionSettings,
+    StreamingFedAvg,
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
+from fl_models.classes import class_names, name_differences
+from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
+from fl_registry.files.weights import read_description
 
 logger = logging.getLogger("flwr.fl_app")
 
+START_STAGES: Mapping[str, Sequence[Stage | None]] = {
+    "production": (Stage.PRODUCTION, Stage.STAGING, None),
+    "latest": (None,),
+    "scratch": (),
+}
+"""Where a session looks for the version that it starts from, by ``restart-from``."""
 FLUSH_SECONDS = 15.0
 """How long the end of a run waits for hooks, unless it was interrupted."""
 
@@ -106,14 +115,14 @@ class Sessions:
     def __init__(self, grid: Grid, run_config: Mapping[str, Value]) -> None:
         self.config = config = ServerConfig.from_run_config(run_config)
         self.home = home = app_home(config.home)
-        self._grid, self._params = grid, params(run_config)
+        self._grid = grid
         mlflow, name = config.mlflow_tracking_uri, config.registered_model_name
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
         logger.info("%s", self.store.backend.connection.place)
         self.store.ping()  # before the data set, whose pictures may take long to read
-        data = run_data(config, home)
+        data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
         self.monitor = retraining_manager(config, home, self.hooks)
         rules = replace(
@@ -129,9 +138,11 @@ class Sessions:
         self.probation = Probation(self.store, self.monitor, rules)
         self.token = api_token(config)
         # torch and Ultralytics take seconds to import, so all that may be wrong is checked before.
-        from fl_app.yolo import YoloOnServer
+        from fl_app.yolo import YoloOnServer, train_order, train_params
 
-        self._yolo = YoloOnServer(config, data)
+        self._params = {**params(run_config), **train_params(config)}
+        self._order = train_order(config)
+        self._yolo = YoloOnServer(config, in_known_order(data, config, self.store))
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -145,11 +156,14 @@ class Sessions:
                 parent, arrays = self._starting_point()
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
+            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
+                train_config=ConfigRecord({"names": names, **self._order}),
+                evaluate_config=ConfigRecord({"names": names}),
                 evaluate_fn=self._scores,
             )
 
@@ -170,17 +184,13 @@ class Sessions:
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
-        stages: dict[str, list[Stage | None]] = {
-            "production": [Stage.PRODUCTION, Stage.STAGING, None],
-            "latest": [None],
-            "scratch": [],
-        }
-        for stage in stages[self.config.restart_from]:
+        for stage in START_STAGES[self.config.restart_from]:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
-                    arrays = load_array_record(self.store.weights_path(version))
-                    self._yolo.require_same_model(version, arrays)
+                    path = self.store.weights_path(version)
+                    arrays = load_array_record(path)
+                    self._yolo.require_same_model(version, arrays, read_description(path))
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))
@@ -190,8 +200,7 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = ScheduledFedAvg(
-            config.learning_rate_of,
+        inner = StreamingFedAvg(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,
@@ -210,7 +219,7 @@ class Sessions:
             monitor=self.monitor,
             probation=self.probation,
             hooks=self.hooks,
-            artifacts=[plot_metrics, yolo.picture, drift_artifacts(self.monitor)],
+            artifacts=[plot_metrics, *yolo.artifacts, drift_artifacts(self.monitor)],
             model=ModelCard(yolo.description, yolo.serving, yolo.holdout),
             home=self.home,
             # Only the first session can find one that an earlier run has left.
@@ -223,6 +232,21 @@ class Sessions:
             ),
             session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
         )
+
+
+def in_known_order(data: DataSpec, config: ServerConfig, store: ModelManager) -> DataSpec:
+    """Return a data set with the class order of the version that its models are compared with.
+
+    That is what sessions start from, or the version in Production. A data set with other classes
+    than these is returned as it is.
+    """
+    stages = START_STAGES[config.restart_from] or (Stage.PRODUCTION,)
+    version = next(filter(None, map(store.get_latest_version, stages)), None)
+    names = () if version is None else class_names(read_description(store.weights_path(version)))
+    if not names or names == data.names or name_differences(data.names, names):
+        return data
+    logger.info("classes are in the order of version %s: %s", version, ", ".join(names))
+    return data.for_model(names)
 
 
 def event_hooks(config: ServerConfig) -> list[Hook]:

@@ -51,6 +51,8 @@ class Key:
         The value is a secret, or leads to one: it is never logged.
     shaping : bool
         The value shapes the model: an interrupted session is resumed only with the same one.
+    node : bool
+        A node may set it for itself, in its node config.
     """
 
     name: str = ""
@@ -58,6 +60,7 @@ class Key:
     listed: bool = False
     private: bool = False
     shaping: bool = False
+    node: bool = False
 
 
 class SettingError(ValueError):

@@ -1,28 +1,62 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The shipped model on the server: first weights, holdout scores, the picture of predictions."""
+"""The shipped model on the server: first weights, holdout scores, pictures of a session."""
 # ruff: noqa: E402  (what is not installed is named before it is imported)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from fl_app.client import generated_shapes
 from fl_app.client.data import data_digest
+from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
+from fl_app.devices import chosen_device, device_memory
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
+from fl_app.strategy.records import Artifacts
 from fl_models import serving
-from fl_models.holdout import Holdout, draw_predictions
+from fl_models.classes import class_names, name_differences
+from fl_models.drawings import draw_predictions, draw_training_batch
+from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
+
+logger = logging.getLogger("flwr.fl_app")
+
+
+def train_order(config: ServerConfig) -> dict[str, int | str]:
+    """What train messages tell the nodes: the training arguments and the rounds of a session.
+
+    Raises
+    ------
+    TrainArgsError
+        The arguments cannot be used.
+    """
+    text = json.dumps(_train_args(config))
+    return {"num-rounds": config.num_server_rounds, "train-args": text}
+
+
+def train_params(config: ServerConfig) -> dict[str, str]:
+    """All training arguments as params of a run, such as ``train-args.lr0``."""
+    values = _train_args(config)
+    return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
+
+
+def _train_args(config: ServerConfig) -> dict[str, Any]:
+    default = "" if config.data else generated_shapes.TRAIN_ARGS
+    return read_train_args(config.train_args or default)
 
 
 class YoloOnServer:
@@ -34,43 +68,87 @@ class YoloOnServer:
         Size, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+
+    Raises
+    ------
+    DeviceError
+        ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
         self.data = data
         self.image_size = config.image_size
         self._metric = config.metric
+        self._training = {
+            **read_train_args(config.train_args),
+            "imgsz": config.image_size,
+            "batch": config.batch_size,
+        }
+        self._seed = config.seed
         self.description: dict[str, object] = {
             "family": "yolov8",
             "size": config.model_size,
-            "num_classes": config.num_classes,
+            "num_classes": data.nc,
             "names": list(data.names),
             "image_size": config.image_size,
         }
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
-        self.holdout = DataUsed(f"{data.root.name}/val", data_digest(data.val), str(data.root))
-        self._model = get_model(
-            config.model_size, config.num_classes, names=data.names, seed=config.seed
+        self.holdout = DataUsed(
+            f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
+        )
+        self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
+        self._device = chosen_device(config.server_device, setting="server-device")
+        self._too_much = (
+            f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
+            f"image-size (now {config.image_size})"
         )
         self._scores = Holdout(
             data,
             image_size=config.image_size,
             batch_size=config.batch_size,
-            device="cuda:0" if torch.cuda.is_available() else "cpu",
+            device=str(self._device),
         )
 
     def first_arrays(self) -> ArrayRecord:
         """First weights, which depend on the seed only; call it before others are loaded."""
         return ArrayRecord(self._model.state_dict())
 
-    def require_same_model(self, version: str, arrays: ArrayRecord) -> None:
+    def require_same_model(
+        self, version: str, arrays: ArrayRecord, description: Mapping[str, object]
+    ) -> None:
         """Check that a session can start from a version.
+
+        Parameters
+        ----------
+        version : str
+            The version.
+        arrays : ArrayRecord
+            Its arrays.
+        description : Mapping[str, object]
+            What was saved with them; a version that names no classes is accepted with a warning.
 
         Raises
         ------
         ConfigError
-            If it is of another model; names the difference.
+            If it is of another model, or of other classes; names the difference.
         """
+        names, own = class_names(description), self.data.names
+        if not names:
+            logger.warning(
+                "version %s does not name its classes, they are taken to be, in this order: %s",
+                version,
+                ", ".join(own),
+            )
+        elif names != own:
+            difference = name_differences(own, names)
+            raise ConfigError(
+                f"Version {version} does not know the classes of the data set: {difference}; set "
+                "registered-model-name to a name for the model of these data, or restart-from to "
+                "'scratch'."
+                if difference
+                else f"Version {version} has the same classes in another order, which is read when "
+                "a run starts; start the run again."
+            )
         try:
             self._load(arrays)
         except ModelMismatchError as err:
@@ -86,19 +164,55 @@ class YoloOnServer:
         of each picture are returned for paired tests.
         """
         self._load(arrays)
-        scores = self._scores(self._model)
+        with device_memory(self._device, self._too_much):
+            scores = self._scores(self._model)
         by_class = self._scores.per_class(self._metric)
         classes = {f"{self._metric}/{name}": score for name, score in by_class.items()}
         return ScoredRecord({**scores, **classes}, self._scores.matches)
 
-    def picture(self, report: SessionReport, folder: Path) -> Iterable[Path]:
-        """Draw predictions of the session's best version on the holdout to ``predictions.png``."""
-        if report.weights is None:
+    @property
+    def artifacts(self) -> Sequence[Artifacts]:
+        """What is drawn at the end of a session, of its best version on the holdout."""
+        return self.predictions, self.curves, self.training_batch
+
+    def predictions(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw some of its detections beside the labels into ``predictions.png``."""
+        if not self._load_best(report):
             return []
-        from_arrays(self._model, load_weights(report.weights))
         path = folder / "predictions.png"
-        draw_predictions(self._model, self.data, path, image_size=self.image_size)
+        title = f"version {report.version}"
+        draw_predictions(self._model, self.data, path, title=title, imgsz=self.image_size)
         return [path]
+
+    def curves(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw Ultralytics' curves and confusion matrices, and write ``per_class.csv``."""
+        if not self._load_best(report):
+            return []
+        with device_memory(self._device, self._too_much):
+            drawn = self._scores.plot(self._model, folder)
+        table = folder / "per_class.csv"
+        rows = self._scores.table()
+        with table.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0] if rows else ["class"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return [*drawn, table]
+
+    def training_batch(self, report: SessionReport, folder: Path) -> Iterable[Path]:
+        """Draw some of the server's training pictures, as augmented, into ``train_batch.png``."""
+        if not self.data.train:
+            logger.info("no train_batch.png: the server's data set has no training pictures")
+            return []
+        path = folder / "train_batch.png"
+        draw_training_batch(self.data, self._training, path, seed=self._seed)
+        return [path]
+
+    def _load_best(self, report: SessionReport) -> bool:
+        """Load the best version of a session, and return whether there is one."""
+        if report.weights is None:
+            return False
+        from_arrays(self._model, load_weights(report.weights))
+        return True
 
     def _load(self, arrays: ArrayRecord) -> None:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.common.config import parse_config_args
 
 from fl_app.config import (
     ClientConfig,
@@ -15,6 +17,7 @@ from fl_app.config import (
     ServerConfig,
     absolute_data,
     declared,
+    node_keys,
     settings_table,
 )
 from fl_app.strategy import Screening
@@ -49,6 +52,7 @@ def test_defaults_are_valid_on_both_sides() -> None:
         ("alpha", 0.0, "more than 0"),
         ("model-size", "xxl", "'n', 's', 'm', 'l' or 'x'"),
         ("home", 3, "valid string"),
+        ("server-device", "gpu", "'auto', 'cpu', 'cuda', 'cuda:1' and so on, or 'mps'"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(key: str, value: Any, said: str) -> None:
@@ -99,8 +103,8 @@ def test_whole_numbers_do_for_fractions() -> None:
 
 @pytest.mark.parametrize("kind", [ServerConfig, ClientConfig])
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(kind: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'learning_rat'.*'learning-rate'"):
-        kind.from_run_config({**DEFAULTS, "learning_rat": 0.1})
+    with pytest.raises(ConfigError, match=r"'train_args'.*'train-args'"):
+        kind.from_run_config({**DEFAULTS, "train_args": ""})
 
 
 def test_a_node_s_own_data_go_before_the_run_s_and_need_no_partition() -> None:
@@ -115,14 +119,61 @@ def test_a_simulated_node_has_a_partition() -> None:
     assert (config.partition_id, config.num_partitions) == (1, 2)
 
 
+NODE = {"partition-id": 0, "num-partitions": 2}
+
+
+def test_a_node_sets_its_own_hardware_and_the_run_s_values_hold_for_the_rest() -> None:
+    own = {"device": "cuda:1", "amp": "bf16", "workers": 3, "cache": "disk", "threads": 8}
+    config = ClientConfig.from_run_config(
+        {**DEFAULTS, "threads": 2, "local-epochs": 5}, {**NODE, **own, "batch-size": 4}
+    )
+    assert {key: getattr(config, key) for key in own} == own
+    assert (config.batch_size, config.local_epochs, config.partition_id) == (4, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"dta": "/x/data.yaml"}, "Unknown node-config key 'dta': did you mean 'data'?"),
+        ({"batch_size": 4}, "'batch_size': did you mean 'batch-size'?"),
+        (
+            {"colour": "red"},
+            "Unknown node-config key 'colour': known are ['allow-",
+        ),
+        ({"local-epochs": 9}, "'local-epochs' is a setting of the whole run, expected one of ['a"),
+        ({"threads": "8"}, "Node-config key 'threads' is '8', expected a valid integer. Change it"),
+        ({"batch-size": 0}, "Node-config key 'batch-size' is 0, expected 1 or more. Change it"),
+        ({"device": "gpu"}, "'device' is 'gpu', expected 'auto', 'cpu', 'cuda', 'cuda:1' and so"),
+        ({"device": 0}, "Node-config key 'device' is 0, expected a valid string."),
+        ({"amp": True}, "'amp' is True, expected 'auto', 'off', 'bf16' or 'fp16'"),
+        ({"data": ""}, "Node-config key 'data' is empty, expected the absolute path"),
+        ({"partition-id": 0}, "partition-id=0 and num-partitions=None, expected both or neither"),
+        ({"partition-id": -1, "num-partitions": 2}, "'partition-id' is -1, expected 0 or more"),
+    ],
+)
+def test_a_wrong_node_config_is_refused_in_one_sentence(node: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ClientConfig.from_run_config(DEFAULTS, node)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_page_on_hardware_names_what_a_node_may_set_and_its_examples_are_read() -> None:
+    page = (ROOT / "docs" / "hardware.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| `(.*)` \|$", page, re.MULTILINE)
+    assert [key for key, _ in rows] == list(node_keys())
+    (line,) = re.findall(r"```toml\n(.*?)\n```", page, re.DOTALL)
+    for text in (line, *(example for _, example in rows)):
+        given = parse_config_args([text])
+        config = ClientConfig.from_run_config(DEFAULTS, given)
+        assert {key: getattr(config, key.replace("-", "_")) for key in given} == given
+
+
+def test_keys_that_are_no_settings_may_be_in_a_node_config() -> None:
+    config = ClientConfig.from_run_config(DEFAULTS, {**NODE, "data-summaries": "/a/folder"})
+    assert config.data_summaries is True
+
+
 def test_a_relative_data_path_is_refused() -> None:
     with pytest.raises(ConfigError, match="absolute path"):
         absolute_data("data/data.yaml")
-
-
-def test_the_learning_rate_rises_once_then_falls_to_a_tenth() -> None:
-    config = ServerConfig.from_run_config(DEFAULTS)
-    rates = [config.learning_rate_of(r) for r in range(1, config.num_server_rounds + 1)]
-    assert rates[0] == config.learning_rate / 2
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] == pytest.approx(config.learning_rate / 10)

@@ -11,9 +11,9 @@ import pytest
 
 from fl_app.api import create_trigger_api
 from fl_app.api.store_watch import LOOK_AGAIN, StoreWatch
+from fl_app.backlog import Backlog
 from fl_app.health import Health
 from fl_app.retraining import RetrainingManager
-from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import InMemoryModelStore, StoreUnavailable
 
 

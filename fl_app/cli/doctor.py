@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from packaging.requirements import Requirement
 
+from fl_app.backlog import unfinished_sessions
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
 from fl_app.deploy.errors import DeploymentError
@@ -25,7 +26,6 @@ from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_pack
 from fl_app.flower_internals import lost
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
-from fl_app.strategy.checkpoints.folder import unfinished_sessions
 from fl_registry import Gone, ModelManager, RegistryError, Stage, app_home
 from fl_registry.files.artifacts import own_bytes
 from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
@@ -124,7 +124,7 @@ def examine(
     }
     past, uri = last_written(home), manager.tracking_uri
     in_store: dict[str, Callable[[], Finding]] = {
-        "ledger": lambda: (True, f"{manager.verify()} entries follow one another"),
+        "ledger": lambda: (True, f"{manager.verify(whole=deep)} entries follow one another"),
         "losses": lambda: check_losses(manager),
         "aliases": lambda: check_aliases(manager),
         "artifacts": lambda: check_artifacts(manager, deep=deep),

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Group, RenderableType
 
+from fl_app.backlog import UnfinishedSession, unfinished_sessions
 from fl_app.cli.options import Json, Name, Uri, open_registry
 from fl_app.cli.output import console, escape, fail, print_json, table
-from fl_app.strategy.checkpoints.folder import UnfinishedSession, unfinished_sessions
 from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_registry import FederatedLearningTracker, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME

@@ -7,7 +7,8 @@ here. The arithmetic is the same: a property test compares both bit by bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
@@ -18,49 +19,55 @@ class AdamW:
 
     Parameters
     ----------
-    groups : Iterable[tuple[Iterable[torch.Tensor], float]]
-        Parameters on one device with their weight decay. A step skips those without a gradient.
-    lr : float
-        Learning rate of all groups; the other settings are torch's defaults.
+    groups : Iterable[Mapping[str, Any]]
+        Groups as torch's optimizers take them: ``params`` on one device, ``lr``, ``betas`` and
+        ``weight_decay``. A step skips parameters without a gradient.
+
+    Attributes
+    ----------
+    param_groups : list[dict[str, Any]]
+        The groups; a schedule changes their ``lr``.
     """
 
-    def __init__(self, groups: Iterable[tuple[Iterable[torch.Tensor], float]], lr: float) -> None:
-        self.lr = lr
-        self._groups = [(list(tensors), decay) for tensors, decay in groups]
-        self._states: dict[torch.Tensor, tuple[torch.Tensor, ...]] = {}
+    def __init__(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        self.param_groups = [{**group, "params": list(group["params"])} for group in groups]
+        self._states: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
-        for tensors, decay in self._groups:
-            moved = [tensor for tensor in tensors if tensor.grad is not None]
+        for group in self.param_groups:
+            moved = [tensor for tensor in group["params"] if tensor.grad is not None]
             states = [self._state_of(tensor) for tensor in moved]
             adamw(  # the documented functional form of torch.optim.AdamW
                 moved,
                 [tensor.grad for tensor in moved if tensor.grad is not None],
-                [mean for mean, _, _ in states],
-                [square for _, square, _ in states],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
                 [],
-                [steps for _, _, steps in states],
+                [state["step"] for state in states],
                 fused=True,
                 amsgrad=False,
                 maximize=False,
-                lr=self.lr,
-                beta1=0.9,
-                beta2=0.999,
-                weight_decay=decay,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
                 eps=1e-8,
             )
 
     def zero_grad(self) -> None:
         """Remove all gradients."""
-        for tensors, _ in self._groups:
-            for tensor in tensors:
+        for group in self.param_groups:
+            for tensor in group["params"]:
                 tensor.grad = None
 
-    def _state_of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _state_of(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the running means of the gradient and of its square, and the steps so far."""
         if tensor not in self._states:
-            steps = torch.zeros((), dtype=torch.float32, device=tensor.device)
-            self._states[tensor] = torch.zeros_like(tensor), torch.zeros_like(tensor), steps
+            self._states[tensor] = {
+                "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
+                "exp_avg": torch.zeros_like(tensor),
+                "exp_avg_sq": torch.zeros_like(tensor),
+            }
         return self._states[tensor]

@@ -7,32 +7,57 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from pathlib import Path
 
 from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_app.client.data import DataError, NodeData, load_node_data
+from fl_app.client.data import NodeData, load_node_data
+from fl_app.client.data_yaml import DataError
+from fl_app.client.file_memory import FileMemory, memory_of
+from fl_app.client.hardware import Hardware
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.client.summary.pictures import picture_summaries
+from fl_app.client.train_args import TrainArgs, TrainArgsError, read_train_args
 from fl_app.client.training import TrainingError, torch_threads, train_locally
 from fl_app.config import ClientConfig, ConfigError
+from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
+from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, cached_while_unchanged, read_pictures
+from fl_models.pictures import (
+    DataSpec,
+    NoBoxesError,
+    PictureError,
+    Pictures,
+    cached_while_unchanged,
+)
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
-from fl_registry import RegistryError
+from fl_registry import RegistryError, app_home
+from fl_registry.redaction import printable
 
 logger = logging.getLogger(__name__)
 
+# Their text is a sentence for the person who runs the federation.
+_REPORTED = (
+    ConfigError,
+    DeviceError,
+    ModelMismatchError,
+    PictureError,
+    RegistryError,
+    TrainArgsError,
+    TrainingError,
+)
+
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
+NAMES_KEY = "names"
+"""Key of a message's config: the names of the model's classes, in their order."""
 
 app = ClientApp()
 
@@ -47,9 +72,10 @@ def with_data(handler: Handler) -> ClientAppCallable:
     def guarded(message: Message, context: Context) -> Message:
         try:
             config = ClientConfig.from_run_config(context.run_config, context.node_config)
-            return handler(message, context, config, load_node_data(config))
-        except (ConfigError, ModelMismatchError, PictureError, RegistryError, TrainingError) as err:
-            reason = str(err)
+            data = load_node_data(config, _class_names(message))
+            return handler(message, context, config, data)
+        except _REPORTED as err:
+            reason = printable(str(err))  # names of files need not be UTF-8
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -81,28 +107,40 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.nc)
-    if not pictures:
-        raise DataError(
-            f"none of the {len(data.spec.train)} training pictures of this node is usable"
-        )
+    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
+    try:
+        pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
+    except NoBoxesError as error:
+        raise DataError(f"{error}, or set allow-backgrounds=true to train without") from None
     order = message.content.config_records["config"]
-    # The digest is included, since a node with data of its own has no partition id.
-    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
+    # A node with data of its own has no partition id. Its digest would be another one if it named
+    # the same classes in another order, which must not change the result.
+    files = "/".join(path.name for path in data.spec.train)
+    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+    device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
-    loss = train_locally(
-        model,
-        pictures,
-        names=data.spec.names,
-        image_size=config.image_size,
-        batch_size=config.batch_size,
-        epochs=config.local_epochs,
-        learning_rate=_number(order, "learning-rate"),
-        seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
-        threads=config.threads,
-        device=_device(),
-    )
-    reply = _reply(message, {"num-examples": len(pictures), "loss": loss}, data)
+    with device_memory(device, _too_much(config)):
+        loss = train_locally(
+            model,
+            pictures,
+            names=data.spec.names,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            epochs=config.local_epochs,
+            args=_train_args(order, config),
+            seed=int(digest[:8], 16) % (2**31 - 2),
+            hardware=Hardware(
+                device,
+                amp=config.amp,
+                threads=config.threads,
+                workers=config.workers,
+                cache=config.cache,
+                cache_folder=app_home(config.home) / "decoded",
+            ),
+        )
+    metrics = {"num-examples": len(pictures), "loss": loss}
+    reply = _reply(message, metrics, data, pictures.note)
     # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
     # the global model stays 0.
     reply.content["arrays"] = ArrayRecord(model.state_dict())
@@ -113,22 +151,38 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 @with_data
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
+    device = chosen_device(config.device)
     model = _loaded_model(message, config, data.spec.names)
     sizes = config.image_size, config.batch_size
-    holdout = _holdout(data.spec.val, data.spec, *sizes, _device())
-    with torch_threads(config.threads):
+    holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
+    with device_memory(device, _too_much(config)), torch_threads(config.threads):
         scores = holdout(model)
-    return _reply(message, {"num-examples": len(holdout), **scores}, data)
+    return _reply(message, {"num-examples": len(holdout), **scores}, data, holdout.note)
 
 
-_pictures = cached_while_unchanged(read_pictures)
+@cached_while_unchanged
+def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+    with FileMemory(store) as memory:
+        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
 def _holdout(
-    paths: Sequence[Path], data: DataSpec, image_size: int, batch_size: int, device: str
+    paths: Sequence[Path], data: DataSpec, sizes: tuple[int, int], device: str, store: Path
 ) -> Holdout:
-    return Holdout(data, image_size=image_size, batch_size=batch_size, device=device)
+    side, batch = sizes
+    with FileMemory(store) as memory:
+        shape_of = partial(_shape, memory)
+        return Holdout(data, image_size=side, batch_size=batch, device=device, shape_of=shape_of)
+
+
+def _shape(memory: FileMemory, path: Path) -> tuple[int, int]:
+    height, width = memory.of(path, picture_shape)
+    return height, width
+
+
+def _shapes(config: ClientConfig, data: NodeData) -> Path:
+    return memory_of(app_home(config.home), "shapes", data.spec.root)
 
 
 @lru_cache(maxsize=1)
@@ -145,6 +199,13 @@ def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) 
     return model
 
 
+def _train_args(order: ConfigRecord, config: ClientConfig) -> TrainArgs:
+    """Return the training arguments of this round, which the server sends."""
+    values, epochs = read_train_args(str(order.get("train-args", ""))), config.local_epochs
+    before, rounds = _number(order, "server-round") - 1, _number(order, "num-rounds")
+    return TrainArgs(values, epoch=int(before * epochs), epochs=int(rounds * epochs))
+
+
 def _number(order: ConfigRecord, key: str) -> int | float:
     value = order.get(key)
     if not isinstance(value, int | float):
@@ -154,11 +215,25 @@ def _number(order: ConfigRecord, key: str) -> int | float:
     return value
 
 
-def _device() -> str:
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+def _too_much(config: ClientConfig) -> str:
+    return (
+        f"lower batch-size (now {config.batch_size}, which a node config may set), or image-size "
+        f"(now {config.image_size})"
+    )
 
 
-def _reply(message: Message, metrics: dict[str, int | float], data: NodeData) -> Message:
-    about = ConfigRecord({"data-digest": data.digest})
+def _class_names(message: Message) -> tuple[str, ...]:
+    names = message.content.config_records["config"].get(NAMES_KEY)
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise DataError(
+            f"the server sent {names!r} as {NAMES_KEY}, expected the names of its classes in the "
+            "train and the evaluate config"
+        )
+    return tuple(map(str, names))
+
+
+def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
+    notes = [*data.notes, *([note] if note else [])]
+    about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

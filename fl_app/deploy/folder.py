@@ -16,16 +16,12 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from fl_app.client.data import (
-    DataError,
-    generated_data,
-    load_data_spec,
-    partition,
-    split_holdout,
-)
+from fl_app.client.data import generated_data, partition, split_holdout
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.client.generated_shapes import NAMES
 from fl_app.deploy.errors import DeploymentError, explained
 from fl_app.deploy.keys import SECRET, Keys
+from fl_models.classes import name_differences, near_name
 from fl_models.pictures import DataSpec, label_file
 from fl_registry.files.atomic import new_folder, write_whole
 
@@ -187,8 +183,11 @@ def data_file(path: str) -> str:
     return str(file)
 
 
-def check_data(files: Sequence[str]) -> tuple[str, ...]:
-    """Check that data sets can be used together, and return the names of their classes.
+def check_data(files: Sequence[str]) -> bool:
+    """Check that data sets can be used together, and return whether they have the same classes.
+
+    Their order does not matter. With others, nodes train the classes that the server has too, if
+    ``unknown-classes`` is set to ``ignore-others``.
 
     Parameters
     ----------
@@ -198,20 +197,24 @@ def check_data(files: Sequence[str]) -> tuple[str, ...]:
     Raises
     ------
     DeploymentError
-        One cannot be used, or has other classes than the first.
+        One cannot be used, has no class of the first, or has a class whose name is nearly one.
     """
     try:
         specs = [load_data_spec(file, None) for file in files]
     except DataError as error:
         raise DeploymentError(f"{error}.") from error
+    first, same = specs[0].names, True
     for file, spec in zip(files, specs, strict=True):
-        if spec.names != specs[0].names:
+        difference = name_differences(spec.names, first)
+        same &= not difference
+        missing = [name for name in first if name not in spec.names]
+        nearly = any(near_name(name, missing) for name in {*spec.names} - {*first})
+        if nearly or not set(spec.names) & set(first):
             raise DeploymentError(
-                f"{file} has the classes {', '.join(spec.names)}, and {files[0]} has "
-                f"{', '.join(specs[0].names)}; all nodes of a federation need the same ones, in "
-                "the same order."
+                f"{file} has other classes than {files[0]}: {difference}; correct the names, which "
+                "nodes must write in the same way."
             )
-    return specs[0].names
+    return same
 
 
 def generated_shares(layout: Layout, nodes: int) -> list[str]:

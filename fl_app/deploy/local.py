@@ -76,7 +76,11 @@ class Deployment:
         StoreUnavailable
             The database does not answer, or MLflow cannot use it.
         """
-        classes = check_data(self.settings.data) if self.settings.data else ()
+        config = []
+        if self.settings.data:
+            config.append('data="/absolute/path/of/the/holdout/data.yaml"')
+            if not check_data(self.settings.data):
+                config.append('unknown-classes="ignore-others"')
         self.layout.prepare()
         with self.layout.lock():
             processes = Processes(self.layout, self.say, self.ended)
@@ -85,7 +89,7 @@ class Deployment:
                     self.say(f"Ending {len(left)} processes of an earlier start.")
                     processes.stop()
                 data = self._start(processes)
-                self.say(self.instructions(data, classes))
+                self.say(self.instructions(data, config))
                 processes.watch()
             except StoppedError:
                 pass
@@ -141,21 +145,18 @@ class Deployment:
     def _mlflow(self) -> str:
         return f"http://{HOST}:{self.settings.mlflow_port}"
 
-    def instructions(self, data: Sequence[str], classes: Sequence[str]) -> str:
+    def instructions(self, data: Sequence[str], config: Sequence[str]) -> str:
         """Return the addresses of the deployment, and the commands to use it.
 
         Parameters
         ----------
         data : Sequence[str]
             Each SuperNode's ``data.yaml``.
-        classes : Sequence[str]
-            Names of their classes; empty for generated pictures, of which the server has its own.
+        config : Sequence[str]
+            Settings that a run needs; none for generated pictures, of which the server has its own.
         """
         layout, start = self.layout, "uv run " if "UV" in os.environ else ""
-        config = (
-            f' --run-config \'data="/absolute/path/of/the/holdout/data.yaml" '
-            f"num-classes={len(classes)}'"
-        )
+        settings = f" --run-config '{' '.join(config)}'" if config else ""
         nodes = [f"  SuperNode {n}  {file}" for n, file in enumerate(data, start=1)]
         lines = [
             f"The deployment is up, in {layout.folder}:",
@@ -164,7 +165,7 @@ class Deployment:
             *nodes,
             f"  Logs         {layout.log('*')}",
             "In another terminal, in the app's folder:",
-            f"  {start}flwr run . {NAME} --stream{config if classes else ''}",
+            f"  {start}flwr run . {NAME} --stream{settings}",
             f"  export FL_APP_HOME={shlex.quote(str(layout.home))}",
             f"  export FL_APP_MLFLOW_TRACKING_URI={self._mlflow}",
             f"  {start}fl-app status",

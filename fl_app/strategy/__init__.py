@@ -9,7 +9,7 @@ from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
-from fl_app.strategy.round.averaging import ScheduledFedAvg, StreamingFedAvg
+from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.setup import (
     ModelCard,
@@ -18,37 +18,23 @@ from fl_app.strategy.setup import (
     SessionSettings,
     ShadowEvaluation,
 )
-from fl_registry import (
-    AtLeast,
-    AtMost,
-    BeatsChampion,
-    BestSoFar,
-    Finite,
-    ModelManager,
-    NoRegression,
-    decide_stage,
-)
+from fl_registry import ModelManager
+from fl_registry.gates import gates as _gates
+from fl_registry.gates.gates import *  # noqa: F403
 
 __all__ = [
-    "AtLeast",
-    "AtMost",
-    "BeatsChampion",
-    "BestSoFar",
     "DataUsed",
     "EarlyStopping",
-    "Finite",
     "LifecycleStrategy",
     "MetricError",
     "ModelCard",
     "ModelManager",
-    "NoRegression",
     "Origin",
     "Resume",
     "ResumeError",
     "RoundReport",
     "RoundSettings",
     "RunFailedError",
-    "ScheduledFedAvg",
     "ScoredRecord",
     "Screening",
     "SessionReport",
@@ -56,7 +42,8 @@ __all__ = [
     "ShadowEvaluation",
     "StreamingFedAvg",
     "TooFewNodesError",
-    "decide_stage",
     "default_policy",
     "plot_metrics",
 ]
+__all__ += _gates.__all__
+__all__.sort()

@@ -140,8 +140,10 @@ class SessionReport:
         MLflow run of the session.
     history : Mapping[str, tuple[tuple[int, float], ...]]
         For each metric its values as ``(step, value)``; step 0 is before the first round.
+    version : str | None
+        The best version, or the last one if none was staged; None without any.
     weights : Path | None
-        Weights file of the best version, or of the last one if none was staged.
+        Its weights file.
     shadow : ShadowReport | None
         The last report of the shadow rounds; None if there were none.
     """
@@ -149,6 +151,7 @@ class SessionReport:
     rounds: tuple[RoundReport, ...]
     run_id: str
     history: Mapping[str, tuple[tuple[int, float], ...]]
+    version: str | None
     weights: Path | None
     shadow: ShadowReport | None = None
 

@@ -29,7 +29,9 @@ from fl_app.strategy.round.inner_strategy import strategy_levels
 from fl_app.strategy.round.screening import DEFAULT_SCREENING, Screening
 from fl_registry import ModelStore, Policy, Serving, Stage, Tracker, Writer
 from fl_registry.breaker import Breaker
+from fl_registry.files.weights import read_description
 from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.redaction import one_line
 
 ResumeMode = Literal["auto", "require", "fresh"]
 _WRAPPERS = (DifferentialPrivacyAdaptiveBase, DifferentialPrivacyFixedClippingBase)
@@ -54,6 +56,16 @@ class ModelCard:
     description: Mapping[str, object] = field(default_factory=dict)
     serving: Serving | None = None
     holdout: DataUsed | None = None
+
+    def other_classes(self, weights: Path) -> str:
+        """Return how the ``names`` in the description of a weights file differ; empty if unknown.
+
+        The same number of other classes, or another order, has arrays of the same shape.
+        """
+        theirs, ours = read_description(weights).get("names"), self.description.get("names")
+        if not isinstance(theirs, list) or not isinstance(ours, list) or theirs == ours:
+            return ""
+        return one_line(f"its classes are {theirs}, expected {ours}")
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Evaluation of a detector on a fixed set of pictures, and drawings of its detections."""
+"""Evaluation of a detector on a fixed set of pictures, with Ultralytics' own curves."""
 
 from __future__ import annotations
 
 import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
-from ultralytics.data.augment import LetterBox
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import xywhn2xyxy
 
 from fl_models.dataset import PictureDataset
+from fl_models.decoding import read_pictures
 from fl_models.map_results import Matches
-from fl_models.pictures import DataSpec, Picture, PictureError, read_pictures
-from fl_models.yolo import YoloModel
+from fl_models.pictures import DataSpec, PictureError
 
 _CACHE_BYTES = 256 << 20
-_TRUE_COLOUR = (110, 230, 110)  # BGR
-_FOUND_COLOUR = (90, 90, 250)
-_TILES, _COLUMNS = 8, 4  # pictures in all, and in a row
-_TILE = 320  # side of each in pixels
+_COLUMNS = {
+    "Class": "class",
+    "Images": "images",
+    "Instances": "instances",
+    "Box-P": "precision",
+    "Box-R": "recall",
+    "Box-F1": "F1",
+    "mAP50": "mAP50",
+    "mAP50-95": "mAP50-95",
+}
+"""Our names for the columns of Ultralytics' table."""
 
 
 class Holdout:
@@ -52,11 +56,18 @@ class Holdout:
         Where to evaluate: "cpu", "cuda", ...
     cache_bytes : int
         Pictures that take more bytes, decoded and scaled, are read again in each call.
+    shape_of : Callable[[Path], tuple[int, int]] | None
+        As in `read_pictures`.
+
+    Attributes
+    ----------
+    note : str
+        How many pictures are left out and why; empty if none.
 
     Raises
     ------
     PictureError
-        If none of the pictures can be used.
+        If none of the pictures can be used or has a box, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -67,18 +78,19 @@ class Holdout:
         batch_size: int = 16,
         device: str = "cpu",
         cache_bytes: int = _CACHE_BYTES,
+        shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.nc)
-        if not pictures:
-            raise PictureError(f"none of the {len(data.val)} holdout pictures can be used")
+        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures.require_usable("holdout pictures")
+        self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
         self._scorer = _Scorer(dataset, torch.device(device), cached=cached)
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self._scorer.dataloader.dataset)
+        """Return the number of pictures, in the latest call if there was one."""
+        return self._scorer.count
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return mAP50, mAP50-95, precision and recall of the module, each from 0 to 1.
@@ -91,6 +103,17 @@ class Holdout:
             for key, value in scores.items()
             if key.startswith("metrics/")
         }
+
+    def plot(self, model: nn.Module, folder: Path) -> list[Path]:
+        """Score the module and draw Ultralytics' curves and confusion matrices into a folder.
+
+        Returns
+        -------
+        list[Path]
+            PR, F1, P and R curves, and the confusion matrix in numbers and normalized.
+        """
+        self._scorer.score(model, plots=folder)
+        return sorted(folder.glob("*.png"))
 
     @property
     def matches(self) -> Matches:
@@ -122,6 +145,24 @@ class Holdout:
             for number, score in zip(metrics.ap_class_index, scores.get(metric, ()), strict=False)
         }
 
+    def table(self) -> list[dict[str, str | float]]:
+        """Return Ultralytics' row for each class with true boxes, of the latest call.
+
+        Returns
+        -------
+        list[dict[str, str | float]]
+            ``class``, ``images`` and ``instances`` (boxes) that have it, ``precision``,
+            ``recall``, ``F1``, ``mAP50`` and ``mAP50-95``, each from 0 to 1.
+        """
+        rows = self._scorer.metrics.summary()
+        return [
+            {
+                ours: row[theirs] if ours == "class" else row[theirs].item()
+                for theirs, ours in _COLUMNS.items()
+            }
+            for row in rows
+        ]
+
 
 class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyped to mypy
     """The parts of Ultralytics' validator that compute a score."""
@@ -140,8 +181,12 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         self._cached = cached
         self._loaded: list[dict[str, Any]] = []
         self._true: dict[str, dict[str, Any]] = {}
+        self.count = len(dataset)
 
-    def score(self, model: nn.Module) -> dict[str, Any]:
+    def score(self, model: nn.Module, *, plots: Path | None = None) -> dict[str, Any]:
+        self.args.plots = plots is not None
+        if plots is not None:
+            self.save_dir = plots
         # A copy, because inference tensors that remain in the head break later training; fused and
         # in the layout of `YOLO.val`, so that the scores are the same: 127 pictures of 320 pixels
         # take 3.2 s instead of 4.2 (benchmarks/client_round.py).
@@ -150,19 +195,32 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
         network = network.fuse(verbose=False).to(memory_format=self._layout)
         with torch.inference_mode():
             self.init_metrics(network)
+            scored = list[str]()
             for raw in self._batches():
                 batch = self.preprocess(dict(raw))
                 batch["img"] = batch["img"].contiguous(memory_format=self._layout)
                 self.update_metrics(self.postprocess(network(batch["img"])), batch)
+                scored += batch["im_file"]
+        self.count = len(scored)
+        if not scored:
+            raise PictureError("none of the holdout pictures can be read any more")
         # A list of arrays for each picture; Ultralytics empties its own.
-        self.stats = {name: list(arrays) for name, arrays in self.metrics.stats.items()}
-        return dict(self.get_stats())
+        # A picture that can't be read any more keeps its place, with none, for paired tests.
+        place = {name: number for number, name in enumerate(scored)}
+        places = [place.get(name) for name in self.dataloader.dataset.im_files]
+        self.stats = {
+            name: [arrays[0][:0] if number is None else arrays[number] for number in places]
+            for name, arrays in self.metrics.stats.items()
+        }
+        scores = dict(self.get_stats())
+        self.finalize_metrics()
+        return scores
 
     def _batches(self) -> Iterable[dict[str, Any]]:
         """Return the pictures as uint8 tensors, decoded once if they are cached."""
         if self._cached:
             self._loaded = self._loaded or list(self.dataloader)
-        return self._loaded or iter(self.dataloader)
+        return (batch for batch in self._loaded or self.dataloader if batch)
 
     def _prepare_batch(self, si: int, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the true boxes of a picture, which are the same in each call."""
@@ -184,53 +242,3 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
             for rows in pictures
         ]
-
-
-def draw_predictions(
-    model: YoloModel, data: DataSpec, path: Path, *, image_size: int | None = None
-) -> None:
-    """Write a grid of holdout pictures with true boxes (green) and detections (red).
-
-    Parameters
-    ----------
-    path : Path
-        File to write; its ending (.png or .jpg) sets the format.
-    image_size : int | None
-        As in `YoloModel.predict`.
-    """
-    step = max(1, len(data.val) // _TILES)
-    tiles = []
-    for picture in read_pictures(data.val[::step][:_TILES], data.nc):
-        result = model.predict(picture.path, image_size=image_size)[0]
-        tiles.append(_draw_tile(picture, result, data.names))
-    if not tiles:
-        raise PictureError(f"none of the {len(data.val)} holdout pictures can be drawn")
-    columns = min(_COLUMNS, len(tiles))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    if not cv2.imwrite(str(path), np.vstack(rows)):
-        raise OSError(f"picture {path} can't be written")
-
-
-def _draw_tile(picture: Picture, result: Any, names: Sequence[str]) -> np.ndarray:
-    height, width = result.orig_shape
-    scale = _TILE / max(height, width)
-    square = LetterBox((_TILE, _TILE), auto=False, center=False, padding_value=255)
-    tile = np.ascontiguousarray(square(image=result.orig_img))
-    true = xywhn2xyxy(picture.boxes[:, 1:], w=width * scale, h=height * scale)
-    for number, box in zip(picture.boxes[:, 0], true, strict=True):
-        _draw_box(tile, box, names[int(number)], _TRUE_COLOUR)
-    detected = result.boxes.cpu().numpy()
-    for number, confidence, box in zip(detected.cls, detected.conf, detected.xyxy, strict=True):
-        _draw_box(tile, box * scale, f"{names[int(number)]} {confidence:.2f}", _FOUND_COLOUR)
-    return tile
-
-
-def _draw_box(tile: np.ndarray, box: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
-    left, top, right, bottom = (round(float(value)) for value in box)
-    cv2.rectangle(tile, (left, top), (right, bottom), colour, 2)
-    # OpenCV's built-in letters: Ultralytics' own drawing may download a font.
-    below = colour == _TRUE_COLOUR
-    place = (left, min(bottom + 12, _TILE - 2) if below else max(top - 4, 10))
-    for paint, width in (((0, 0, 0), 3), (colour, 1)):  # dark edges, legible on any background
-        cv2.putText(tile, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, paint, width, cv2.LINE_AA)

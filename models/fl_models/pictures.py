@@ -1,27 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pictures and their label files in Ultralytics' layout; nothing on disk is changed.
+"""Pictures and their label files in Ultralytics' layout; nothing on disk is changed.
 
-What is read from them can be cached while the files are unchanged.
+What is read from them can be cached while the files are unchanged. Pictures themselves are decoded
+in `fl_models.decoding`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from fl_models.classes import IGNORED, match_names
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-_MIN_SIDE = 10
-_JPEG_END = b"\xff\xd9"
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg"),
+        *("jpg", "mpo", "png", "tif", "tiff", "webp"),
+    )
+)
+"""Those that Ultralytics reads, in lower case."""
+_REASONS = 3  # that a note names
 _CACHED = 4  # results; one process of a simulation may run several nodes in turn
 _GRAIN = 2.0  # seconds; the coarsest time stamps of a file system
 
@@ -30,7 +36,23 @@ _FileStates = tuple[tuple[int, ...] | None, ...]
 
 
 class PictureError(ValueError):
-    """Pictures or their label files can't be used; the text names the file and the reason."""
+    """Pictures or their label files can't be used; the text names the file and the reason.
+
+    Parameters
+    ----------
+    message : str
+        The text.
+    reason : str
+        The same without names of files, to follow "because of".
+    """
+
+    def __init__(self, message: str, reason: str = "a file that can't be used") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class NoBoxesError(PictureError):
+    """Pictures are readable, and all of them are background."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +64,7 @@ class Picture:
     path : Path
         The picture's file.
     shape : tuple[int, int]
-        Height and width in pixels, as stored.
+        Height and width in pixels of the upright picture, as its EXIF tags turn it.
     boxes : np.ndarray
         float32, shape (n, 5): class, centre x, centre y, width, height; the last four as
         fractions of the picture. No rows for a background picture.
@@ -51,6 +73,98 @@ class Picture:
     path: Path
     shape: tuple[int, int]
     boxes: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(Sequence[Picture]):
+    """The usable pictures among those that were read.
+
+    Parameters
+    ----------
+    usable : tuple[Picture, ...]
+        The pictures.
+    left_out : Mapping[str, int]
+        By reason how many others there are.
+    num_classes : int
+        Classes of the data set.
+    numbered : tuple[int, int] | None
+        Lowest and highest class number in all label files; None without boxes.
+    unlabelled : tuple[Path, ...]
+        Where label files of usable pictures were looked for, and are not.
+    only_backgrounds : bool
+        Whether there are labels, and no picture with a label file is usable.
+    """
+
+    usable: tuple[Picture, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    num_classes: int = 0
+    numbered: tuple[int, int] | None = None
+    unlabelled: tuple[Path, ...] = ()
+    only_backgrounds: bool = False
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.usable[index]
+
+    @property
+    def note(self) -> str:
+        """How many pictures were left out and why, and whether most have no label file."""
+        total, many, parts = sum(self.left_out.values()), len(self.usable), list[str]()
+        if total:
+            worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
+            reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
+            parts.append(f"{total} of {total + many} pictures are left out: {reasons}")
+        if 2 * len(self.unlabelled) > many:
+            parts.append(
+                f"{len(self.unlabelled)} of {many} pictures have no label file and count as "
+                "background"
+            )
+        return "; ".join(parts)
+
+    def require_usable(self, what: str, *, backgrounds: bool = False) -> None:
+        """Check that there are pictures with boxes, numbered as their classes are.
+
+        Parameters
+        ----------
+        what : str
+            What the pictures are, for the error: "training pictures".
+        backgrounds : bool
+            Accept that no picture has a box.
+
+        Raises
+        ------
+        PictureError
+            No picture or no label is usable, or the labels are numbered from 1.
+        NoBoxesError
+            There are no boxes.
+        """
+        count = len(self) + sum(self.left_out.values())
+        last = self.num_classes - 1
+        if self.numbered and self.numbered[0] > 0 and self.numbered[1] == self.num_classes:
+            # The others would be trained as the class after their own.
+            raise PictureError(
+                f"the labels of the {count} {what} are numbered {self.numbered[0]} to "
+                f"{self.numbered[1]}, expected 0 to {last}: number the classes from 0"
+            )
+        if not self.usable or self.only_backgrounds:
+            none = "no label" if self.only_backgrounds else "none"
+            raise PictureError(
+                f"{none} of the {count} {what} can be used ({self.note}): "
+                "correct them, or use another data set"
+            )
+        if backgrounds or any(len(picture.boxes) for picture in self.usable):
+            return
+        if len(self.unlabelled) == len(self.usable):
+            raise NoBoxesError(
+                f"none of the {count} {what} has a label file: they were looked for in "
+                f"{self.unlabelled[0].parent}, such as {self.unlabelled[0].name}; put them there"
+            )
+        raise NoBoxesError(
+            f"the label files of the {count} {what} have no box of a class that is trained, such "
+            f"as that of {self.usable[0].path}; correct them"
+        )
 
 
 @dataclass(frozen=True)
@@ -64,18 +178,42 @@ class DataSpec:
     train, val : tuple[Path, ...]
         Pictures of the two splits, sorted, absolute.
     names : tuple[str, ...]
-        Class names by class number.
+        Class names by class number of the model.
+    numbers : tuple[int, ...]
+        By class number in the label files the number in ``names``, or `IGNORED`; by default the
+        same number.
+    clips : tuple[str, ...]
+        The clip or site of each picture of ``train``; by default each has its own.
+    notes : tuple[str, ...]
+        What was left out or held out when the data set was listed.
     """
 
     root: Path
     train: tuple[Path, ...]
     val: tuple[Path, ...]
     names: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    clips: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.numbers:
+            object.__setattr__(self, "numbers", tuple(range(len(self.names))))
+        if len(self.clips) != len(self.train):
+            object.__setattr__(self, "clips", tuple(map(str, self.train)))
 
     @property
     def nc(self) -> int:
-        """Number of classes."""
+        """Number of classes of the model."""
         return len(self.names)
+
+    def for_model(self, names: Sequence[str], *, ignore_others: bool = False) -> DataSpec:
+        """Return the data set with the classes of a model, which are matched by their names.
+
+        Boxes of classes that the model lacks are left out. See `match_names` for what it raises.
+        """
+        place = (*match_names(self.names, names, ignore_others=ignore_others), IGNORED)
+        return replace(self, names=tuple(names), numbers=tuple(place[n] for n in self.numbers))
 
 
 def label_file(picture: Path) -> Path:
@@ -85,59 +223,63 @@ def label_file(picture: Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def read_pictures(paths: Iterable[Path], num_classes: int) -> list[Picture]:
-    """Read labels and check files; unusable pictures are left out, one warning line each.
-
-    A picture without a label file counts as background, as in Ultralytics; their number is logged
-    in one warning.
-    """
-    pictures, unlabelled = [], 0
-    for path in paths:
-        try:
-            picture = Picture(path, _checked_shape(path), read_boxes(path, num_classes))
-        except PictureError as error:
-            logger.warning("skipped a picture: %s", error)
-            continue
-        unlabelled += not label_file(path).is_file()
-        pictures.append(picture)
-    if unlabelled:
-        logger.warning(
-            "%d of %d pictures have no label file and count as background",
-            unlabelled,
-            len(pictures),
-        )
-    return pictures
-
-
-def read_boxes(picture: Path, num_classes: int) -> np.ndarray:
+def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the true boxes of a picture, shape (n, 5), without repeated rows.
 
-    Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them.
+    Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them. Boxes of a class that
+    the model lacks are left out.
+
+    Parameters
+    ----------
+    picture : Path
+        The picture, whose label file is read.
+    numbers : Sequence[int]
+        `DataSpec.numbers` of its data set.
 
     Raises
     ------
     PictureError
         A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
+    return checked_boxes(picture, label_rows(picture), numbers)
+
+
+def label_rows(picture: Path) -> np.ndarray:
+    """Return the rows of a picture's label file as boxes, unchecked, shape (n, 5).
+
+    Raises
+    ------
+    PictureError
+        A row is no box or polygon.
+    """
     path = label_file(picture)
     if not path.is_file():
         return np.zeros((0, 5), np.float32)
     try:
         rows = [row.split() for row in path.read_text("utf-8-sig").splitlines() if row.strip()]
-        boxes = np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
+        return np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
     except (OSError, ValueError) as error:
-        raise PictureError(f"{picture}: label file {path} can't be read: {error}") from error
-    fault = _fault(boxes, num_classes)
+        reason = "a label file that can't be read"
+        raise PictureError(
+            f"{picture}: label file {path} can't be read: {error}", reason
+        ) from error
+
+
+def checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
+    """Return the boxes of ``read_boxes``, of the rows of ``label_rows``."""
+    fault = _fault(rows, len(numbers))
     if fault:
-        raise PictureError(f"{picture}: label file {path} has {fault}")
-    _, first = np.unique(boxes, axis=0, return_index=True)
-    return boxes[np.sort(first)]
+        raise PictureError(f"{picture}: label file {label_file(picture)} has {fault}", fault)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    boxes = rows[np.sort(first)]
+    boxes[:, 0] = np.asarray(numbers, np.float32)[boxes[:, 0].astype(int)]
+    return np.asarray(boxes[boxes[:, 0] != IGNORED])
 
 
-def usable_boxes(picture: Path, num_classes: int) -> np.ndarray:
+def usable_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
     """Return the boxes of ``read_boxes``, or none if they can't be used."""
     try:
-        return read_boxes(picture, num_classes)
+        return read_boxes(picture, numbers)
     except PictureError:
         return np.zeros((0, 5), np.float32)
 
@@ -171,31 +313,6 @@ def _fault(boxes: np.ndarray, num_classes: int) -> str:
     return ""
 
 
-def _checked_shape(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.verify()
-        if path.suffix.lower() in {".jpg", ".jpeg"} and not _ends_well(path):
-            with Image.open(path) as image:
-                image.load()  # fails for a cut-off file, not for extra bytes at the end
-    except ImportError as error:  # Ultralytics makes Pillow search for a HEIF plugin
-        raise PictureError(f"{path} can't be decoded: its format is unknown") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} can't be decoded: {error}") from error
-    if min(width, height) < _MIN_SIDE:
-        raise PictureError(f"{path} has {width}x{height} pixels, expected at least {_MIN_SIDE}")
-    return height, width
-
-
-def _ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == _JPEG_END
-
-
 def file_states(
     paths: Iterable[Path], *, clock: Callable[[], float] = time.time
 ) -> _FileStates | None:
@@ -205,8 +322,13 @@ def file_states(
     have the same time. The state of a missing file is None.
     """
     states = tuple(_state(file) for path in paths for file in (path, label_file(path)))
-    newest = max((max(state[2:]) for state in states if state), default=0)
-    return None if newest > (clock() - _GRAIN) * 1e9 else states
+    return states if all(state is None or _is_settled(state, clock) for state in states) else None
+
+
+def settled_state(file: Path, *, clock: Callable[[], float] = time.time) -> tuple[int, ...] | None:
+    """Return the state of a file as in `file_states`; None if it is missing or has just changed."""
+    state = _state(file)
+    return state if state and _is_settled(state, clock) else None
 
 
 def cached_while_unchanged(
@@ -235,6 +357,10 @@ def cached_while_unchanged(
         return read(paths, *more) if states is None else cached(states, tuple(paths), *more)
 
     return reader
+
+
+def _is_settled(state: tuple[int, ...], clock: Callable[[], float]) -> bool:
+    return max(state[2:]) <= (clock() - _GRAIN) * 1e9
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

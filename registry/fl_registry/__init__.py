@@ -21,20 +21,8 @@ from fl_registry.errors import (
     UnknownVersion,
 )
 from fl_registry.files.artifacts import HalfCopy
-from fl_registry.gates.gates import (
-    AtLeast,
-    AtMost,
-    BeatsChampion,
-    BestSoFar,
-    Decision,
-    Evidence,
-    Finite,
-    Gate,
-    NoRegression,
-    Policy,
-    Verdict,
-    decide_stage,
-)
+from fl_registry.gates import gates as _gates
+from fl_registry.gates.gates import *  # noqa: F403
 from fl_registry.gates.paired import ExampleScores, Results
 from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError, Tenure, tenures
@@ -50,18 +38,10 @@ from fl_registry.versions import ModelVersion, PruneReport
 
 __all__ = [
     "ArtifactError",
-    "AtLeast",
-    "AtMost",
     "Backend",
-    "BeatsChampion",
-    "BestSoFar",
-    "Decision",
     "Drift",
-    "Evidence",
     "ExampleScores",
     "FederatedLearningTracker",
-    "Finite",
-    "Gate",
     "Gone",
     "HalfCopy",
     "InMemoryModelStore",
@@ -77,8 +57,6 @@ __all__ = [
     "ModelStore",
     "ModelVersion",
     "NewVersion",
-    "NoRegression",
-    "Policy",
     "PruneReport",
     "RegistryError",
     "Results",
@@ -91,11 +69,11 @@ __all__ = [
     "Tenure",
     "Tracker",
     "UnknownVersion",
-    "Verdict",
     "VersionFiles",
     "Writer",
     "app_home",
-    "decide_stage",
     "tenures",
     "torch_serving",
 ]
+__all__ += _gates.__all__
+__all__.sort()

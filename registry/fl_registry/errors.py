@@ -21,6 +21,7 @@ EXTRA_OF = {
     "ray": "simulation",
     **dict.fromkeys(("croniter", "flask", "prometheus_client", "waitress"), "server"),
     **dict.fromkeys(("torch", "torchvision", "ultralytics"), "yolo"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxslim"), "export"),
     "psycopg": "postgres",
     "boto3": "s3",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.pictures import DataSpec
 

@@ -22,16 +22,22 @@ def weights(seed: int) -> list[torch.Tensor]:
     seed=st.integers(0, 2**31),
     lr=st.floats(1e-5, 1.0),
     decay=st.floats(0.0, 0.5),
+    beta=st.floats(0.0, 0.99),
     steps=st.integers(1, 6),
 )
 def test_it_moves_weights_as_torchs_class_does(
-    seed: int, lr: float, decay: float, steps: int
+    seed: int, lr: float, decay: float, beta: float, steps: int
 ) -> None:
     ours, theirs = weights(seed), weights(seed)
-    own = AdamW([(ours[:1], decay), (ours[1:], 0.0)], lr)
+    plain = {"lr": lr, "betas": (beta, 0.999)}
+    decays = {**plain, "weight_decay": decay}
+    own = AdamW(
+        [{"params": ours[:1], **decays}, {"params": ours[1:], **plain, "weight_decay": 0.0}]
+    )
     peer = torch.optim.AdamW(
         [{"params": theirs[:1], "weight_decay": decay}, {"params": theirs[1:]}],
         lr=lr,
+        betas=(beta, 0.999),
         weight_decay=0.0,
         fused=True,
     )
@@ -53,7 +59,8 @@ def test_it_moves_weights_as_torchs_class_does(
 
 def test_a_group_without_gradients_stays_as_it_is() -> None:
     weight = torch.ones(2, requires_grad=True)
-    AdamW([([weight], 0.1), ([], 0.0)], 0.1).step()
+    group = {"lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.1}
+    AdamW([{"params": [weight], **group}, {"params": [], **group}]).step()
     assert np.array_equal(weight.detach().numpy(), [1.0, 1.0])
 
 
@@ -61,6 +68,6 @@ def test_a_group_without_gradients_stays_as_it_is() -> None:
 def test_the_kind_of_number_is_kept(kept: torch.dtype) -> None:
     weight = torch.ones(2, dtype=kept, requires_grad=True)
     weight.sum().backward()
-    AdamW([([weight], 0.0)], 0.1).step()
+    AdamW([{"params": [weight], "lr": 0.1, "betas": (0.9, 0.999), "weight_decay": 0.0}]).step()
     assert weight.dtype == kept
     assert weight.detach().numpy() == pytest.approx([0.9, 0.9])

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
+from fl_app.client import client_app
 from fl_app.client.client_app import app
-from fl_app.client.data import load_data_spec, load_node_data
+from fl_app.client.data import load_node_data
+from fl_app.client.data_yaml import load_data_spec
+from fl_app.client.generated_shapes import NAMES
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
-from fl_models.pictures import label_file
+from fl_models.pictures import cached_while_unchanged, label_file, settled_state
 from fl_models.yolo import get_model
 
 SETTINGS: dict[str, bool | float | int | str] = {
@@ -37,13 +42,15 @@ def arrays() -> dict[str, np.ndarray]:
 def ask(
     kind: str,
     arrays: dict[str, np.ndarray],
-    data: Path,
+    data: Path | str,
     *,
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
+    names: Sequence[str] = NAMES,
     **settings: bool | float | int | str,
 ) -> Message:
-    config = ConfigRecord({"server-round": server_round, "learning-rate": 0.002})
+    order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
+    config = ConfigRecord({**order, "names": list(names)})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
@@ -102,6 +109,81 @@ def test_a_round_repeats_bit_by_bit_and_the_next_one_differs(
     assert first != later
 
 
+def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def looked_at(*args: Any, **settings: Any) -> float:
+        seen.append(settings)
+        return 1.0
+
+    monkeypatch.setattr("fl_app.client.client_app.train_locally", looked_at)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    node = {"partition-id": 0, "num-partitions": 2, "batch-size": 2, "threads": 3, "workers": 2}
+    assert not ask("train", arrays, shapes_yaml, node={**node, "device": "cuda:1"}).has_error()
+    (given,) = seen
+    assert given["batch_size"] == 2
+    assert given["hardware"].device == torch.device("cuda:1")
+    assert (given["hardware"].threads, given["hardware"].workers) == (3, 2)
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_device_that_is_not_there_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    node = {"partition-id": 0, "num-partitions": 2, "device": "mps"}
+    reply = ask(kind, arrays, shapes_yaml, node=node)
+    assert reply.error.reason.startswith("device='mps' cannot be used here: PyTorch finds no MPS")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_lack_of_memory_is_the_answer(
+    kind: str, arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    monkeypatch.setattr("fl_models.yolo.YoloModel.forward", full)
+    assert ask(kind, arrays, shapes_yaml).error.reason == (
+        "cpu has too little memory: lower batch-size (now 4, which a node config may set), or "
+        "image-size (now 64)"
+    )
+
+
+def test_a_misspelt_key_of_a_node_is_not_a_demonstration(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    reply = ask("train", arrays, shapes_yaml, node={"dta": str(shapes_yaml)})
+    assert reply.error.reason == "Unknown node-config key 'dta': did you mean 'data'?"
+
+
+def test_a_deployed_node_that_names_no_data_trains_on_no_generated_shapes(
+    arrays: dict[str, np.ndarray],
+) -> None:
+    reply = ask("train", arrays, "", node={})
+    assert reply.error.reason.startswith("this node has no pictures, expected a data.yaml")
+
+
+def test_a_new_process_decodes_no_unchanged_picture_to_check_it(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = load_data_spec(shapes_yaml, 7)
+    while any(settled_state(path) is None for path in (*spec.train, *spec.val)):
+        time.sleep(0.1)  # two seconds at most
+    first = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for name in ("_pictures", "_holdout"):  # the caches of the first process
+        read = getattr(client_app, name).__wrapped__
+        monkeypatch.setattr(client_app, name, cached_while_unchanged(read))
+    monkeypatch.setattr(client_app, "picture_shape", lambda path: pytest.fail(str(path)))
+    again = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
+    for before, after in zip(first, again, strict=True):
+        assert after.metric_records["metrics"] == before.metric_records["metrics"]
+
+
 def test_an_evaluate_reply_has_scores_and_no_arrays(
     arrays: dict[str, np.ndarray], shapes_yaml: Path
 ) -> None:
@@ -128,7 +210,8 @@ def test_a_node_never_evaluates_on_pictures_it_trains_on(shapes_yaml: Path) -> N
         load_node_data(
             ClientConfig.from_run_config(
                 {"data": str(shapes_yaml)}, {"partition-id": i, "num-partitions": 3}
-            )
+            ),
+            NAMES,
         )
         for i in range(3)
     ]
@@ -146,6 +229,75 @@ def test_a_node_with_data_of_its_own_uses_all_of_it(
     scored = ask("evaluate", arrays, tmp_path / "unused.yaml", node=node).content
     assert trained.metric_records["metrics"]["num-examples"] == 24
     assert scored.metric_records["metrics"]["num-examples"] == 6
+
+
+def relabelled(data: Path, names: Sequence[str], *, first: int = 0) -> None:
+    """Give the classes of a data set this order, and number them from ``first``."""
+    place = [names.index(name) + first if name in names else number + first
+             for number, name in enumerate(NAMES)]  # fmt: skip
+    for label in (data.parent / "labels").rglob("*.txt"):
+        rows = [row.split(maxsplit=1) for row in label.read_text().splitlines()]
+        label.write_text("".join(f"{place[int(number)]} {box}\n" for number, box in rows))
+    text = data.read_text().partition("nc:")[0]
+    data.write_text(f"{text}names: [{', '.join(names)}]\n")
+
+
+def sent_by(reply: Message) -> dict[str, bytes]:
+    record = reply.content.array_records["arrays"]
+    return {name: array.numpy().tobytes() for name, array in record.items()}
+
+
+def test_a_node_with_the_same_names_in_another_order_answers_the_same(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, own_yaml: Path
+) -> None:
+    relabelled(own_yaml, NAMES[::-1])
+    replies = [
+        (
+            ask("train", arrays, yaml, node={"data": str(yaml)}),
+            ask("evaluate", arrays, yaml, node={"data": str(yaml)}),
+        )
+        for yaml in (shapes_yaml, own_yaml)
+    ]
+    (train, scored), (other, scored_too) = replies
+    assert sent_by(train) == sent_by(other)
+    assert train.content["metrics"] == other.content["metrics"]
+    assert scored.content["metrics"] == scored_too.content["metrics"]
+    assert train.content["node"] != other.content["node"]  # the digest has the names
+    assert train.content["node"]["notes"] == []
+
+
+def test_a_node_with_some_of_the_classes_takes_part_if_others_are_ignored(
+    arrays: dict[str, np.ndarray], own_yaml: Path
+) -> None:
+    names = ("circle", "square", "triangle", "star", "cross", "ring", "cube")
+    relabelled(own_yaml, names)
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    why = reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "it has 'cube' and it lacks 'diamond'" in why
+    assert "unknown-classes='ignore-others'" in why
+    ignoring = {"unknown-classes": "ignore-others"}
+    content = ask("train", arrays, own_yaml, node=node, **ignoring).content
+    (note,) = content.config_records["node"]["notes"]
+    assert "it has 'cube' and it lacks 'diamond'; it leaves out the boxes of the former" in note
+    none = ask("train", arrays, own_yaml, node=node, names=("cat", "dog"), **ignoring)
+    assert "the classes of this node are not the server's" in reason_of(none)
+
+
+def test_labels_off_by_one_are_refused_and_pictures_left_out_are_reported(
+    arrays: dict[str, np.ndarray], own_yaml: Path
+) -> None:
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    label = label_file(load_data_spec(own_yaml, 7).train[2])
+    label.write_text("9 0.5 0.5 0.1 0.1\n")
+    content = ask("train", arrays, own_yaml, node=node).content
+    assert content.config_records["node"]["notes"] == [
+        "1 of 24 pictures are left out: 1 because of class 9, expected 0 to 6"
+    ]
+    label.write_text("6 0.5 0.5 0.1 0.1\n")
+    relabelled(own_yaml, NAMES, first=1)
+    for kind in ("train", "evaluate"):
+        why = reason_of(ask(kind, arrays, own_yaml, node=node))
+        assert "are numbered 1 to 7, expected 0 to 6: number the classes from 0" in why
 
 
 def reason_of(reply: Message) -> str:
@@ -173,10 +325,11 @@ def test_reasons_are_told_in_one_sentence(
     empty: dict[str, int | str] = {"partition-id": 29, "num-partitions": 30}
     single: dict[str, int | str] = {"partition-id": 0, "num-partitions": 24}
     other_model = to_arrays(get_model("n", 3))
+    other_names = reason_of(ask(kind, arrays, shapes_yaml, names=("circle", "squares")))
     assert "partition 29 of 30 is empty" in reason_of(ask(kind, arrays, shapes_yaml, node=empty))
     assert "can't be split" in reason_of(ask(kind, arrays, shapes_yaml, node=single))
     assert "don't fit the model" in reason_of(ask(kind, other_model, shapes_yaml))
-    assert "expected 3" in reason_of(ask(kind, arrays, shapes_yaml, **{"num-classes": 3}))
+    assert "it has 'square' (did you mean 'squares'?), 'triangle'" in other_names
     assert "relative path" in reason_of(ask(kind, arrays, Path("data.yaml")))
 
 
@@ -217,7 +370,9 @@ def test_only_broken_pictures_are_an_error_reply(
     for path in (*spec.train, *spec.val):
         path.write_bytes(b"no picture")
     node: dict[str, int | str] = {"data": str(own_yaml)}
-    assert "none of the 24" in reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "none of the 24 training pictures can be used (24 of 24" in reason_of(
+        ask("train", arrays, own_yaml, node=node)
+    )
     assert "none of the 6" in reason_of(ask("evaluate", arrays, own_yaml, node=node))
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import load_data_spec, partition
+from fl_app.client.data import partition
+from fl_app.client.data_yaml import load_data_spec
+from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import train_locally
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, label_file, read_pictures
+from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import YoloModel, get_model
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "aquarium" / "data.yaml"
@@ -30,7 +33,7 @@ def aquarium() -> DataSpec:
 def test_the_data_set_is_read_as_it_is(aquarium: DataSpec) -> None:
     assert aquarium.names[0] == "fish"
     assert (len(aquarium.train), len(aquarium.val)) == (448, 127)
-    pictures = read_pictures(aquarium.train[:40], 7)
+    pictures = read_pictures(aquarium.train[:40], range(7))
     assert len(pictures) == 40
     assert sum(len(picture.boxes) for picture in pictures) > 40
 
@@ -52,12 +55,12 @@ def test_a_round_on_photographs_and_scores_as_plain_ultralytics_has_them(
     few = replace(aquarium, val=aquarium.val[:6])
     train_locally(
         model,
-        read_pictures(few.val, 7),
+        read_pictures(few.val, range(7)),
         names=aquarium.names,
         image_size=160,
         batch_size=3,
         epochs=20,
-        learning_rate=0.003,
+        args=TrainArgs(read_train_args("{lr0: 0.003, lrf: 1, nbs: 3, optimizer: AdamW}")),
         seed=1,
     )
     ours = Holdout(few, image_size=160, batch_size=4)(model)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_the_first_rows_make_the_reference_and_only_new_ones_are_told(node: Node
     assert summary.counts.shape == (3, 3, 64)
     assert summary.counts.sum(axis=2).tolist() == [[60, 200, 200]] * 3
     assert node.tell(grown) is None
+
+
+def test_names_of_files_that_are_no_utf_8_are_rows_like_any_other(node: Node) -> None:
+    names = [os.fsdecode(b"caf\xe9-%d.png" % number) for number in range(120)]
+
+    def rows(count: int) -> KeyedRows:
+        return KeyedRows(names[:count], lambda which: {"a": np.array(which, np.float64)})
+
+    assert node.tell(rows(60)) is None
+    assert node.sees(rows(120)).counts[0].sum(axis=1).tolist() == [60, 60, 60]
 
 
 def test_rows_that_move_place_or_go_are_not_new(node: Node) -> None:

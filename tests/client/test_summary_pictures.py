@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
@@ -66,3 +67,17 @@ def test_a_key_changes_with_the_file_and_not_otherwise(tmp_path: Path) -> None:
     assert file_key(file, label) == before
     label.write_text("0 0.5 0.5 0.1 0.1\n")
     assert file_key(file, label) != before
+
+
+@pytest.mark.parametrize("depth", ["png", "tif", "float", "float 0 to 1"])
+def test_deeper_pictures_are_measured_as_they_are(
+    picture: Image.Image, tmp_path: Path, depth: str
+) -> None:
+    grey = np.asarray(picture.convert("L"))
+    scale = {"float": 1.0, "float 0 to 1": 1 / 255}.get(depth, 257)
+    deep = grey.astype(np.float32 if depth.startswith("float") else np.uint16) * scale
+    path = tmp_path / ("deep.png" if depth == "png" else "deep.tif")
+    assert cv2.imwrite(str(path), deep)
+    plain = statistics(picture.convert("L"), tmp_path)
+    measured = {name: float(values[0]) for name, values in pixel_statistics([path]).items()}
+    assert measured == pytest.approx(plain, rel=0.02, abs=0.02)

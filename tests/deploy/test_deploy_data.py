@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_app.client.data import DataError, load_data_spec
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.client.generated_shapes import NAMES, shapes_data
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.folder import Layout, check_data, data_file, generated_shares
@@ -17,7 +17,7 @@ def test_each_node_has_a_share_of_its_own(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     files = generated_shares(layout, 3)
     shares = [load_data_spec(file, len(NAMES)) for file in files]
-    assert check_data(files) == NAMES
+    assert check_data(files)
     named = [{picture.name for picture in (*share.train, *share.val)} for share in shares]
     assert sum(map(len, named)) == len(set().union(*named)) == 512
     for number, share in enumerate(shares, start=1):
@@ -32,7 +32,7 @@ def test_each_node_has_a_share_of_its_own(tmp_path: Path) -> None:
 def test_a_data_set_is_named_by_file_or_folder(tmp_path: Path) -> None:
     file = shapes_data(tmp_path, train=4, val=2)
     assert data_file(str(file)) == data_file(str(file.parent)) == str(file)
-    assert check_data([str(file)]) == NAMES
+    assert check_data([str(file)])
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "a\\b", "a=b", "a\nb"])
@@ -51,8 +51,21 @@ def test_nodes_with_other_classes_are_refused(tmp_path: Path) -> None:
     first = shapes_data(tmp_path / "1", train=4, val=2)
     second = shapes_data(tmp_path / "2", train=4, val=2)
     second.write_text(second.read_text().replace("circle", "disc"))
-    with pytest.raises(DeploymentError, match="has the classes disc, square"):
+    assert not check_data([str(first), str(second)])  # the run ignores one, and is told so
+    second.write_text(second.read_text().replace("star", "stars"))
+    with pytest.raises(DeploymentError, match=r"it has 'disc', 'stars' \(did you mean 'star'\?\)"):
         check_data([str(first), str(second)])
+    second.write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+    with pytest.raises(DeploymentError, match="it has 'cat', 'dog' and it lacks 'circle'"):
+        check_data([str(first), str(second)])
+
+
+def test_nodes_may_list_their_classes_in_another_order(tmp_path: Path) -> None:
+    first = shapes_data(tmp_path / "1", train=4, val=2)
+    second = shapes_data(tmp_path / "2", train=4, val=2)
+    names = ", ".join(reversed(NAMES))
+    second.write_text(f"train: images/train\nval: images/val\nnames: [{names}]\n")
+    assert check_data([str(first), str(second)])
 
 
 def test_a_node_still_checks_its_number_of_classes(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_what_is_printed_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None
     deployment = Deployment(layout, DEFAULTS, print, Event())
     (shown,) = [block for language, block in BLOCKS if not language]
     assert shown.strip() == deployment.instructions(data, ())
-    assert "num-classes=3'" in deployment.instructions(data, ("a", "b", "c"))
+    assert "--stream --run-config 'a=1 b=2'" in deployment.instructions(data, ("a=1", "b=2"))
 
 
 def test_every_option_is_on_the_page() -> None:

@@ -22,7 +22,8 @@ from support.deployment import start, wait_until
 from support.flower import BIN, ROOT, Flower, free_port
 from support.small_apps import small_app
 
-from fl_app.client.data import data_digest, load_data_spec
+from fl_app.client.data import data_digest
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.deploy.folder import Layout
 from fl_app.deploy.keys import make_keys
 from fl_app.deploy.processes import answers, find
@@ -201,7 +202,7 @@ def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -
     nodes = {node["node_id"]: node["data_digest"] for node in json.loads(row["tags"]["nodes"])}
     assert nodes.keys() == set(node_ids(deployed))
     shares = [layout_data(deployed.layout, number) for number in (1, 2)]
-    digests = {data_digest((*share.train, *share.val)) for share in shares}
+    digests = {data_digest((*share.train, *share.val), share) for share in shares}
     assert set(nodes.values()) == digests
     with closing(sqlite3.connect(deployed.layout.database)) as database:
         rows = database.execute("SELECT name, version FROM model_versions").fetchall()

@@ -33,7 +33,11 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
     assert curve[-1] >= curve[0] + 0.3
     assert curve[0] < 0.05
     logged = {item.path for item in manager.client.list_artifacts(rows[0]["run_id"])}
-    assert logged == {"metrics.png", "predictions.png"}
+    assert logged == {
+        *("metrics.png", "predictions.png", "train_batch.png", "per_class.csv"),
+        *(f"Box{curve}_curve.png" for curve in ("F1", "P", "PR", "R")),
+        *("confusion_matrix.png", "confusion_matrix_normalized.png"),
+    }
 
     assert "8/8" in printed
     assert "left)" in printed
@@ -44,7 +48,7 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
 def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
     trained: tuple[Flower, str],
 ) -> None:
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -61,7 +65,8 @@ def test_the_version_s_metrics_are_what_ultralytics_finds_for_its_weights(
 def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> None:
     from mlflow.pyfunc import load_model
 
-    from fl_app.client.data import data_digest, load_data_spec
+    from fl_app.client.data import data_digest
+    from fl_app.client.data_yaml import load_data_spec
 
     flower, _ = trained
     manager = ModelManager(home=flower.fl_app_home)
@@ -74,7 +79,7 @@ def test_mlflow_itself_serves_what_was_trained(trained: tuple[Flower, str]) -> N
     assert names
     assert names <= set(spec.names)
     run = manager.client.get_run(manager.get_version("8").run_id)
-    assert run.data.tags["dataset.holdout"] == data_digest(spec.val)
+    assert run.data.tags["dataset.holdout"] == data_digest(spec.val, spec)
 
 
 def test_provenance_names_both_nodes_and_their_data(trained: tuple[Flower, str]) -> None:
@@ -150,4 +155,4 @@ def test_the_tracker_has_one_run_a_session(trained: tuple[Flower, str]) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert runs[-1].data.params["num-server-rounds"] == "8"
-    assert runs[-1].data.params["strategy"] == "ScheduledFedAvg"
+    assert runs[-1].data.params["strategy"] == "StreamingFedAvg"

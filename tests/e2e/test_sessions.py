@@ -59,7 +59,7 @@ def test_photographs_on_four_skewed_nodes_score_as_plain_ultralytics_scores_them
     printed = flower.run(
         app,
         f'home="{home}" data="{data}" image-size={SIDE} num-server-rounds=1 local-epochs=1 '
-        'partitioning="dirichlet" alpha=0.5 learning-rate=0.0001',
+        'partitioning="dirichlet" alpha=0.5 train-args="{optimizer: AdamW, lr0: 0.0001}"',
         "--federation-config",
         "num-supernodes=4",
     )
@@ -87,21 +87,24 @@ def learnt_by_heart(data: Path) -> Path:
     """Weights that know the dozen, so that their score is far from zero."""
     from support.arrays import to_arrays
 
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
+    from fl_app.client.train_args import TrainArgs, read_train_args
     from fl_app.client.training import train_locally
-    from fl_models.pictures import read_pictures
+    from fl_models.decoding import read_pictures
     from fl_models.yolo import get_model
 
     spec = load_data_spec(data, 7)
     model = get_model("n", 7, names=spec.names, seed=0)
     train_locally(
         model,
-        read_pictures(spec.val, 7),
+        read_pictures(spec.val, range(7)),
         names=spec.names,
         image_size=SIDE,
         batch_size=4,
         epochs=80,
-        learning_rate=0.003,
+        args=TrainArgs(
+            read_train_args("{lr0: 0.003, lrf: 1, nbs: 4, optimizer: AdamW, mosaic: 0}")
+        ),
         seed=2,
     )
     path = data.with_name("by-heart.safetensors")

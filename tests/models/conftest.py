@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_app.client.data import load_data_spec
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
 from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import YoloModel, get_model

@@ -16,9 +16,9 @@ import torch
 from support.arrays import to_arrays
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from fl_app.client.data import load_data_spec
-from fl_models.holdout import Holdout, draw_predictions
-from fl_models.pictures import DataSpec
+from fl_app.client.data_yaml import load_data_spec
+from fl_models.holdout import Holdout
+from fl_models.pictures import DataSpec, PictureError, read_boxes
 from fl_models.yolo import YoloModel, from_arrays, get_model
 
 SIDE = 64
@@ -108,8 +108,36 @@ def test_pictures_are_decoded_once_where_they_fit_into_memory(
     if cached:
         assert holdout(lively_model) == scores
     else:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(PictureError, match="none of the holdout pictures"):
             holdout(lively_model)
+
+
+def test_a_picture_that_breaks_between_two_rounds_keeps_its_place(
+    lively_model: YoloModel,
+    labelled_by_model: DataSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = load_data_spec(
+        Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
+    )
+    holdout = Holdout(own, image_size=SIDE, batch_size=2, cache_bytes=0)
+    holdout(lively_model)
+    whole = holdout.matches
+    own.val[0].unlink()
+    own.val[1].write_bytes(b"no picture")
+    own.val[4].write_bytes(own.val[4].read_bytes()[:-300])
+    scores, again = holdout(lively_model), [holdout(lively_model), len(holdout)]
+    assert again == [scores, len(own.val) - 3]
+    left, gone = holdout.matches, [0, 1, 4]
+    assert len(left) == len(whole)
+    for name in ("picture", "true_picture"):
+        there = getattr(whole, name)
+        assert getattr(left, name).tolist() == there[~np.isin(there, gone)].tolist()
+    lines = [r.getMessage() for r in caplog.records if "can't be read any more" in r.getMessage()]
+    assert len(lines) == 3
+    rest = replace(own, val=tuple(p for i, p in enumerate(own.val) if i not in gone))
+    assert Holdout(rest, image_size=SIDE, batch_size=2)(lively_model) == pytest.approx(scores)
 
 
 def test_scores_are_repeatable_and_leave_the_model_alone(
@@ -132,8 +160,9 @@ def test_scores_and_pictures_draw_nothing_from_the_global_generators(
     lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
 ) -> None:
     before = global_states()
-    Holdout(labelled_by_model, image_size=SIDE)(lively_model)
-    draw_predictions(lively_model, labelled_by_model, tmp_path / "grid.png", image_size=SIDE)
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    holdout(lively_model)
+    holdout.plot(lively_model, tmp_path)
     get_model("n", 2, seed=1)
     assert global_states() == before
 
@@ -195,10 +224,23 @@ def test_nothing_is_written_beside_the_labels(
     assert not list(labelled_by_model.root.rglob("*.cache"))
 
 
-@pytest.mark.parametrize("name", ["grid.png", "grid.jpg"])
-def test_predictions_are_drawn_into_one_picture(
-    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path, name: str
+def test_curves_and_confusion_matrices_are_ultralytics_own(
+    lively_model: YoloModel, labelled_by_model: DataSpec, tmp_path: Path
 ) -> None:
-    draw_predictions(lively_model, labelled_by_model, tmp_path / name, image_size=SIDE)
-    assert cv2.imread(str(tmp_path / name)).shape == (640, 1280, 3)
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [name]
+    holdout = Holdout(labelled_by_model, image_size=SIDE)
+    scores = holdout(lively_model)
+    drawn = holdout.plot(lively_model, tmp_path)
+    names = [*(f"Box{kind}_curve.png" for kind in ("F1", "PR", "P", "R"))]
+    names += ["confusion_matrix.png", "confusion_matrix_normalized.png"]
+    assert {path.name for path in drawn} == set(names)
+    assert all(cv2.imread(str(path)).std() > 1 for path in drawn)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    rows = holdout.table()
+    for metric in ("precision", "recall", "mAP50", "mAP50-95"):
+        values = [row[metric] for row in rows]
+        assert np.mean(values) == pytest.approx(scores[metric], abs=1e-4)  # five digits each
+    boxes = [read_boxes(path, labelled_by_model.numbers) for path in labelled_by_model.val]
+    assert sum(row["instances"] for row in rows) == sum(map(len, boxes))
+    assert all(type(value) in (str, int, float) for row in rows for value in row.values())
+    assert holdout(lively_model) == scores  # and nothing is drawn
+    assert {path.name for path in tmp_path.iterdir()} == set(names)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fl_models.pictures import PictureError, label_file, read_boxes, read_pictures
+from fl_models.decoding import read_pictures
+from fl_models.pictures import PictureError, label_file, read_boxes
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_only_the_last_images_folder_becomes_labels() -> None:
 
 
 def test_boxes_and_shape_are_read(picture: Path) -> None:
-    (read,) = read_pictures([picture], 7)
+    (read,) = read_pictures([picture], range(7))
     assert read.shape == (20, 30)
     assert read.boxes.dtype == np.float32
     assert read.boxes == pytest.approx(np.array([[1, 0.5, 0.5, 0.2, 0.4]]))
@@ -42,7 +43,7 @@ def test_polygons_become_boxes_and_repeated_rows_one(picture: Path) -> None:
         "\ufeff2 0.1 0.1 0.3 0.1 0.3 0.5\n\n1 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n"
     )
     expected = np.array([[2, 0.2, 0.3, 0.2, 0.4], [1, 0.5, 0.5, 0.2, 0.2]])
-    assert read_boxes(picture, 7) == pytest.approx(expected)
+    assert read_boxes(picture, range(7)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_polygons_become_boxes_and_repeated_rows_one(picture: Path) -> None:
 def test_a_bad_label_row_is_named(picture: Path, row: str, reason: str) -> None:
     label_file(picture).write_text(f"{row}\n")
     with pytest.raises(PictureError, match=reason):
-        read_boxes(picture, 7)
+        read_boxes(picture, range(7))
 
 
 def test_bad_pictures_are_left_out_with_one_line_each(
@@ -75,7 +76,7 @@ def test_bad_pictures_are_left_out_with_one_line_each(
     Image.new("RGB", (5, 5)).save(folder / "tiny.png")
     bad = [folder / name for name in ("empty.jpg", "text.png", "cut.jpg", "tiny.png", "none.jpg")]
     with caplog.at_level(logging.WARNING):
-        assert [p.path for p in read_pictures([*bad, picture], 7)] == [picture]
+        assert [p.path for p in read_pictures([*bad, picture], range(7))] == [picture]
     assert len(caplog.records) == len(bad)
     for path, record in zip(bad, caplog.records, strict=True):
         assert path.name in record.getMessage()
@@ -88,15 +89,16 @@ def test_missing_labels_are_background_and_counted_in_one_line(
     other = picture.with_name("b.jpg")
     other.write_bytes(picture.read_bytes())
     with caplog.at_level(logging.WARNING):
-        pictures = read_pictures([picture, other], 7)
+        pictures = read_pictures([picture, other], range(7))
     assert [len(p.boxes) for p in pictures] == [1, 0]
     assert [r.getMessage() for r in caplog.records] == [
-        "1 of 2 pictures have no label file and count as background"
+        "1 of 2 pictures have no label file and count as background; the first would be "
+        f"{label_file(other)}"
     ]
 
 
 def test_a_jpeg_with_bytes_after_its_end_is_used_as_it_is(picture: Path) -> None:
     longer = picture.read_bytes() + b"\0\0"
     picture.write_bytes(longer)
-    assert len(read_pictures([picture], 7)) == 1
+    assert len(read_pictures([picture], range(7))) == 1
     assert picture.read_bytes() == longer

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +53,32 @@ def test_a_home_of_any_name_holds_all_that_is_written(name: str, tmp_path: Path)
         set() if (tmp_path / "fl-app-home").exists() else {"fl-app-home"}
     )
     assert {"mlflow.db", "monitor.db"} <= {path.name for path in home.iterdir()}
+
+
+def test_a_home_directory_that_cannot_be_written_needs_only_fl_app_home(tmp_path: Path) -> None:
+    read_only = "/proc"  # not even root can write there
+    home = tmp_path / "state"
+    names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "YOLO_CONFIG_DIR")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    code = (
+        "import numpy as np; from pathlib import Path;"
+        "from fl_registry import FederatedLearningTracker, ModelManager;"
+        "from fl_registry.files.weights import save_weights;"
+        f"file = Path({str(tmp_path)!r}, 'w.safetensors');"
+        "save_weights({'w': np.ones(3, np.float32)}, file);"
+        "ModelManager(None, 'm').save_model_version(file, metrics={'m': 0.5});"
+        "tracker = FederatedLearningTracker(); tracker.start_run('r'); tracker.end_run();"
+        "import fl_app.yolo;"
+        "from fl_app.cli.main import main; main(['versions', '--name', 'm', '--json'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "HOME": read_only, "FL_APP_HOME": str(home)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)[0]["version"] == "1"
+    assert (home / "mlflow.db").is_file()

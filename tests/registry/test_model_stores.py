@@ -451,8 +451,8 @@ def test_arrays_of_nothing_are_refused_with_what_there_is(
     with pytest.raises(UnknownVersion) as refused:
         store.load_arrays("production")
     assert str(refused.value) == (
-        "No version is in stage Production; the newest is version 2, in stage Staging: "
-        "load_arrays('2') returns it, and list_all_versions() lists them all."
+        "No version is in stage Production; the newest is version 2, in stage Staging; "
+        "give its number, or promote it first."
     )
     with pytest.raises(UnknownVersion, match="version 7"):
         store.load_arrays(7)

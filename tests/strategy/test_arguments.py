@@ -18,7 +18,6 @@ from fl_app.strategy import (
     EarlyStopping,
     MetricError,
     RoundSettings,
-    ScheduledFedAvg,
     Screening,
     ShadowEvaluation,
     StreamingFedAvg,
@@ -72,7 +71,7 @@ def test_a_strategy_that_cannot_be_honoured_is_refused(inner: Any, said: str) ->
         make(inner)
 
 
-@pytest.mark.parametrize("inner", [FedAvg(), private(FedAvg()), ScheduledFedAvg(lambda _: 0.1)])
+@pytest.mark.parametrize("inner", [FedAvg(), private(FedAvg()), StreamingFedAvg()])
 def test_flowers_own_start_is_no_reason(inner: FedAvg) -> None:
     make(inner)
 

@@ -301,7 +301,7 @@ def test_a_model_of_another_shape_is_not_blocked(
     world.session(arrays(), approval="auto", **scored)
     known = "model" in scored or "evaluate_fn" not in scored
     assert difference in world.tag("2", "reason")
-    assert "its arrays are not this session's" in world.tag("2", "reason")
+    assert "it is not this session's model" in world.tag("2", "reason")
     if known:  # a registered score of the same source stands in
         assert world.stages() == {"1": "Archived", "2": "Production"}
         assert "the registered score of version 1, since" in world.tag("2", "reason")

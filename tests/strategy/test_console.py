@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord, MetricRecord
@@ -14,7 +15,13 @@ from support.local_grid import LocalGrid, add_one, model
 from fl_app.cli.main import main
 from fl_app.events import RoundReport
 from fl_app.strategy import LifecycleStrategy
-from fl_app.strategy.finish.reporting import next_commands, round_line, session_table
+from fl_app.strategy.finish.reporting import (
+    next_commands,
+    plot_metrics,
+    round_line,
+    session_table,
+)
+from fl_app.strategy.records import SessionReport
 from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
 DONE = RoundReport(3, 8, {"mAP50": 0.5906}, "3", Stage.STAGING, "pending", "the best so far")
@@ -123,3 +130,34 @@ def test_the_usual_place_needs_no_options(home: Path, monkeypatch: pytest.Monkey
 
 def test_versions_in_memory_can_be_asked_about_by_no_command(home: Path) -> None:
     assert "fl-app" not in next_commands([DONE], InMemoryModelStore(), home)
+
+
+def test_the_lines_of_classes_are_named_the_lowest_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib.figure
+
+    drawn = list[matplotlib.figure.Figure]()
+
+    class Seen(matplotlib.figure.Figure):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(matplotlib.figure, "Figure", Seen)
+    scores = {"mAP50": 0.5, "mAP50/fish": 0.9, "mAP50/a $shark$": 0.1, "train/loss": 2.0}
+    history = {name: ((0, 0.0), (1, value)) for name, value in scores.items()}
+    (path,) = plot_metrics(SessionReport((), "r", history, None, None), tmp_path)
+    assert path == tmp_path / "metrics.png"
+    first, second = drawn[0].axes
+    assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("mAP50", "train/loss")
+    legend = first.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [r"a \$shark\$ 0.100", "fish 0.900"]
+    assert second.get_legend() is None
+    many = {f"mAP50/{n}": ((1, n / 100),) for n in range(30)} | {"mAP50": ((1, 0.5),)}
+    list(plot_metrics(SessionReport((), "r", many, None, None), tmp_path))
+    legend = drawn[1].axes[0].get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "lowest of 30 classes"
+    assert len(legend.get_texts()) == 20

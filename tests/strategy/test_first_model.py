@@ -24,7 +24,7 @@ from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.compression import compress_updates
-from fl_app.strategy import RoundSettings, RunFailedError, ScheduledFedAvg, StreamingFedAvg
+from fl_app.strategy import RoundSettings, RunFailedError, StreamingFedAvg
 from fl_app.strategy.checkpoints.round_store import RoundFiles, load_array_record
 from fl_app.strategy.round.inner_strategy import adopted_schema
 from fl_app.strategy.round.screening import Needs, Screening, agreed_schema
@@ -325,7 +325,7 @@ def test_other_models_after_the_first_one_cost_their_rounds(here: World) -> None
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-@pytest.mark.parametrize("kind", [FedAvg, lambda: ScheduledFedAvg(lambda _: 0.1)])
+@pytest.mark.parametrize("kind", [FedAvg, StreamingFedAvg])
 def test_a_session_that_made_no_model_fails(here: World, kind: Any, rounds: int) -> None:
     def two_records(node_id: int, message: Message) -> RecordDict:
         return RecordDict({**reply(model()), "more": model()})

@@ -23,7 +23,6 @@ from fl_app.strategy import (
     Origin,
     RoundSettings,
     RunFailedError,
-    ScheduledFedAvg,
     SessionReport,
     SessionSettings,
     default_policy,
@@ -348,23 +347,6 @@ def test_artifacts_get_the_whole_session(parts: dict[str, Any], tracker: InMemor
     assert [step for step, _ in report.history["accuracy"]] == [0, 1, 2]
     assert report.weights is not None
     assert report.weights.is_file()
-
-
-def test_the_server_sends_the_learning_rate_of_the_round(parts: dict[str, Any]) -> None:
-    grid = LocalGrid(add_one, node_ids=(11, 12))
-    rates = {1: 0.5, 2: 0.25}
-    seen: list[float] = []
-
-    def answer(node_id: int, message: Message) -> Any:
-        if message.metadata.message_type == "train":
-            seen.append(message.content["config"]["learning-rate"])
-        return add_one(node_id, message)
-
-    grid.answer = answer
-    LifecycleStrategy(ScheduledFedAvg(lambda r: rates[r]), **parts).start(
-        grid, model(), num_rounds=2
-    )
-    assert seen == [0.5, 0.5, 0.25, 0.25]
 
 
 def test_it_must_be_the_outermost_strategy(parts: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from fl_app.strategy import (
     Resume,
     ResumeError,
     RoundSettings,
-    ScheduledFedAvg,
     SessionSettings,
 )
 from fl_app.strategy.session.start import is_cut_short
@@ -194,22 +193,6 @@ def test_a_worse_model_after_a_crash_does_not_pass(world: World) -> None:
     reports = [event for event in world.events if isinstance(event, RoundReport)]
     stages = [report.stage for report in reports]
     assert stages == [Stage.STAGING, Stage.NONE, Stage.NONE, Stage.NONE, Stage.NONE]
-
-
-def test_the_learning_rate_goes_on(world: World) -> None:
-    rates: dict[int, float] = {}
-
-    class Noting(ScheduledFedAvg):
-        def configure_train(
-            self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-        ) -> Iterable[Message]:
-            made = super().configure_train(server_round, arrays, config, grid)
-            rates[server_round] = float(config["learning-rate"])
-            return made
-
-    world.stopped("train", 3, Noting(lambda r: 1 / r))
-    world.start(Noting(lambda r: 1 / r))
-    assert rates == {n: 1 / n for n in range(1, 6)}
 
 
 def test_a_config_that_the_strategy_changes_goes_on(world: World) -> None:

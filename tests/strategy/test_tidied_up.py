@@ -20,9 +20,9 @@ from mlflow.entities import ViewType
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
+from fl_app.backlog import backlog
 from fl_app.health import Health
 from fl_app.strategy import SessionSettings
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_registry import FederatedLearningTracker, Gone, ModelManager, RegistryError, Stage
 from fl_registry.breaker import Breaker
 

@@ -22,9 +22,10 @@ from fl_app.config import ClientConfig
 def change_pictures(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Rewrite the pictures of the first two nodes, once."""
     config = ClientConfig.from_run_config(context.run_config, context.node_config)
-    data = load_node_data(config)
+    order = message.content.config_records["config"]
+    data = load_node_data(config, order["names"])  # type: ignore[arg-type]
     marker = data.spec.root / f"changed-{config.partition_id}"
-    late = message.content.config_records["config"]["server-round"] == 3
+    late = order["server-round"] == 3
     if late and config.partition_id in (0, 1) and not marker.exists():
         broken = (data.spec.root / "broken").exists()
         for path in (*data.spec.train, *data.spec.val):

@@ -62,7 +62,8 @@ def round_checkpoint(folder: Path) -> Case:
 
 def session_folder(folder: Path) -> Case:
     """A session's own folder is there whole, or not at all."""
-    from fl_app.strategy.checkpoints.folder import SESSION_FILE, SessionFolder
+    from fl_app.backlog import SESSION_FILE
+    from fl_app.strategy.checkpoints.folder import SessionFolder
     from fl_app.strategy.checkpoints.record import SessionRecord, read_file
     from fl_app.strategy.errors import CheckpointError
     from fl_app.strategy.records import Origin
@@ -118,7 +119,7 @@ def summary(folder: Path) -> Case:
 
 
 def generated_set(folder: Path) -> Case:
-    from fl_app.client.data import load_data_spec
+    from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
 
     seeds = itertools.count()
@@ -204,7 +205,7 @@ def pictures(folder: Path) -> Case:
 
     tracker = InMemoryTracker()
     tracker.start_run("r")
-    report = SessionReport((), "r", {"accuracy": ((1, 0.5), (2, 0.6))}, None)
+    report = SessionReport((), "r", {"accuracy": ((1, 0.5), (2, 0.6))}, None, None)
 
     def table(report: object, folder: Path) -> list[Path]:
         (folder / "drift.csv").write_text("feature\n")

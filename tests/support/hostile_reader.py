@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from fl_app.client.data import DataError, load_data_spec
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.client.summary.reference import load_reference, new_reference, save_reference
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_registry import ArtifactError, InMemoryModelStore, RegistryError

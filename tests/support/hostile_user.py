@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from safetensors.numpy import save_file
 
 from fl_app.api import create_trigger_api
-from fl_app.client.data import DataError, load_data_spec
+from fl_app.client.data_yaml import DataError, load_data_spec
 from fl_app.config import ConfigError, absolute_data
 from fl_app.hooks.webhook import Target
 from fl_app.retraining import MonitorStore, RetrainingManager

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from fl_app.client.data import load_data_spec, partition
+from fl_app.client.data import partition
+from fl_app.client.data_yaml import load_data_spec
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
 from fl_models.pictures import label_file

@@ -297,4 +297,6 @@ def _bits(column: np.ndarray) -> np.ndarray:
 
 
 def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    # Names of files need not be UTF-8: Python reads them with surrogates for the other bytes.
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -17,6 +17,7 @@ from flwr.app import Context
 from fl_app.client.mods.data_summary import NODE_KEY, KeyedRows, data_summary_mod, node_folder
 from fl_app.config import ClientConfig
 from fl_app.flower_internals import Mod
+from fl_models.classes import IGNORED
 from fl_models.pictures import DataSpec, label_file, main_class, usable_boxes
 from fl_registry import app_home
 
@@ -47,24 +48,30 @@ def picture_summaries(config: ClientConfig, spec: DataSpec) -> Mod:
         some = [paths[index] for index in which]
         # Labels and not detections: a model that is trained detects other things each round, which
         # is no drift.
-        boxes = [usable_boxes(path, spec.nc) for path in some]
+        boxes = [usable_boxes(path, spec.numbers) for path in some]
         return {**pixel_statistics(some), **box_statistics(boxes, spec.names)}
 
     rows = KeyedRows([file_key(path, label_file(path)) for path in paths], read)
     return data_summary_mod(
         lambda message, context: rows,
-        folder=lambda context: _reference_folder(context, config),
+        folder=lambda context: _reference_folder(context, config, spec),
         epsilon=config.summary_epsilon or None,
     )
 
 
-def _reference_folder(context: Context, config: ClientConfig) -> Path:
-    """Return the folder of this node's reference: one for each model, data set and partition."""
+def _reference_folder(context: Context, config: ClientConfig, spec: DataSpec) -> Path:
+    """Return the folder of this node's reference: one for each model, data set and partition.
+
+    Where the labels mean other classes another reference begins: counts of the old one have other
+    names.
+    """
+    names = [spec.names[number] if number != IGNORED else "" for number in spec.numbers]
     if NODE_KEY in context.node_config:
-        return node_folder(context)
+        key = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+        return node_folder(context) / key
     share = (config.data, config.partitioning, config.alpha, config.seed)
     node = (config.partition_id, config.num_partitions)
-    about = repr((*share, *node, context.run_config.get("registered-model-name")))
+    about = repr((*share, *node, names, context.run_config.get("registered-model-name")))
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
     return app_home(config.home) / "summaries" / key
 
@@ -105,15 +112,30 @@ def file_key(*paths: Path) -> str:
     return "|".join(f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats)
 
 
-def _statistics(path: Path) -> Sequence[float]:
+def _scaled(path: Path) -> np.ndarray:
+    """Return a picture as float32 RGB of `SIZE`; 8 and 16 bits from 0 to 255, as in training."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
+    with Image.open(path) as image:
+        if image.mode not in {"I", "F"} and not image.mode.startswith("I;16"):
             image.draft("RGB", SIZE)  # a large JPEG is decoded small
-            pixels = np.asarray(image.convert("RGB").resize(SIZE), np.float32)
-    # ImportError: Ultralytics makes Pillow search for a plugin.
-    except (OSError, SyntaxError, ValueError, ImportError, Image.DecompressionBombError):
+            return np.asarray(image.convert("RGB").resize(SIZE), np.float32)
+        # Pillow would cut these off at 255.
+        levels = np.asarray(image, np.float32)
+        if image.mode != "F":
+            levels = levels / np.float32(257)
+        elif levels.min() >= 0 and levels.max() <= 1:
+            levels = levels * np.float32(255)
+        grey = Image.fromarray(levels).resize(SIZE)
+        return np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+
+
+def _statistics(path: Path) -> Sequence[float]:
+    try:
+        pixels = _scaled(path)
+    except Exception:  # noqa: BLE001 - a damaged file raises a dozen types
+        return [np.nan] * len(PIXEL_STATISTICS)
+    if not np.isfinite(pixels).all():
         return [np.nan] * len(PIXEL_STATISTICS)
     grey, total = pixels.mean(axis=2), pixels.sum(dtype=np.float64) + 1e-9
     greatest, least = pixels.max(axis=2), pixels.min(axis=2)

@@ -267,19 +267,21 @@ class Finisher:
                 history[name] = (*history.get(name, ()), (step, value))
         versions = [r for r in self.reports if r.version is not None]
         staged = [r for r in versions if r.stage in (Stage.STAGING, Stage.PRODUCTION)]
+        version, weights = self._newest([str(r.version) for r in staged or versions])
         return SessionReport(
             rounds=tuple(self.reports),
             run_id=record.run_id,
             history=history,
-            weights=self._newest_weights([str(r.version) for r in staged or versions]),
+            version=version,
+            weights=weights,
             shadow=shadow,
         )
 
-    def _newest_weights(self, versions: Sequence[str]) -> Path | None:
-        """Return the weights of the newest version that nobody has deleted in MLflow."""
+    def _newest(self, versions: Sequence[str]) -> tuple[str | None, Path | None]:
+        """Return the newest version that nobody has deleted in MLflow, and its weights."""
         for version in reversed(versions):
             try:
-                return self._setup.store.weights_path(version)
+                return version, self._setup.store.weights_path(version)
             except (Gone, UnknownVersion) as error:
                 logger.warning("no pictures of version %s: %s", version, error)
-        return None
+        return None, None

@@ -9,8 +9,9 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +23,12 @@ from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.address import absolute_address
 from fl_registry.redaction import one_line, redact
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 WIDTH = 100
+NAMED_CLASSES = 20
+"""Classes that are named beside their curves."""
 
 
 def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> str:
@@ -142,7 +148,7 @@ logger = logging.getLogger("flwr.fl_app")
 def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
     """Draw each metric over the steps, staged versions marked, into ``metrics.png``.
 
-    A metric by class, such as ``mAP50/fish``, is a thin line below ``mAP50``.
+    A metric by class, such as ``mAP50/fish``, is a thin line below ``mAP50``, named beside it.
     """
     from matplotlib.figure import Figure
 
@@ -150,22 +156,49 @@ def plot_metrics(report: SessionReport, folder: Path) -> Iterable[Path]:
     names = sorted(report.history.keys() - set(parts))
     if not names:
         return []
-    figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
+    figure = Figure(figsize=(9 if parts else 7, 2.2 * len(names)), layout="constrained")
     staged = [r.round for r in report.rounds if r.stage != "None" and r.version is not None]
     rows = figure.subplots(len(names), squeeze=False, sharex=True)[:, 0]
     for axes, name in zip(rows, names, strict=True):
-        for part in (part for part in parts if part.rpartition("/")[0] == name):
-            axes.plot(*zip(*report.history[part], strict=True), color="0.7", linewidth=0.7)
+        own = [part for part in parts if part.rpartition("/")[0] == name]
+        _plot_parts(axes, {part: report.history[part] for part in own})
         steps, values = zip(*report.history[name], strict=True)
-        axes.plot(steps, values, marker="o", markersize=3)
+        axes.plot(steps, values, color="black", marker="o", markersize=3)
         for step in staged:
             axes.axvline(step, color="0.85", zorder=0)
-        axes.set_title(name, loc="left", fontsize=9)
+        axes.set_title(_plain(name), loc="left", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("round (grey: the version went to Staging)")
     path = folder / "metrics.png"
     figure.savefig(path, dpi=110)
     return [path]
+
+
+def _plot_parts(axes: Axes, parts: Mapping[str, tuple[tuple[int, float], ...]]) -> None:
+    """Draw the lines of a metric's classes and name them, the lowest first, with their ends."""
+    lowest = sorted(parts, key=lambda part: parts[part][-1][1])
+    for number, part in enumerate(lowest):
+        named = number < NAMED_CLASSES
+        label = f"{part.rpartition('/')[2]} {parts[part][-1][1]:.3f}" if named else None
+        colour = f"C{number % 10}" if named else "0.8"
+        style = "-" if number < 10 else ":"
+        axes.plot(
+            *zip(*parts[part], strict=True),
+            color=colour,
+            linestyle=style,
+            linewidth=0.8,
+            label=label and _plain(label),
+        )
+    if lowest:
+        more = len(lowest) - NAMED_CLASSES
+        title = f"lowest of {len(lowest)} classes" if more > 0 else None
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=6, frameon=False, title=title
+        )
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # matplotlib reads formulas between dollar signs
 
 
 def log_artifacts(report: SessionReport, tracker: Tracker, artifacts: Sequence[Artifacts]) -> None:

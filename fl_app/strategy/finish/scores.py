@@ -245,8 +245,10 @@ class Scores:
 
     def _score(self, version: str) -> Scored:
         metric, scored, record = self._setup.metric, Scored({}), self._store.get_version(version)
-        arrays = load_array_record(self._store.weights_path(version))
-        differs = difference(schema_of(arrays), self.schema) if self.schema else ""
+        path = self._store.weights_path(version)
+        arrays, differs = load_array_record(path), self._setup.model.other_classes(path)
+        if self.schema and not differs:
+            differs = difference(schema_of(arrays), self.schema)
         if self.source == CLIENTS:
             if record.run_id == self._rounds.folder.record.run_id:
                 scored = Scored(record.metrics)  # the nodes evaluated it in its round
@@ -257,7 +259,7 @@ class Scores:
             scored = self.evaluate(0, arrays)
             why = f"evaluate_fn returned no {metric} for it"
         if metric is not None and metric not in scored.metrics:
-            why = f"its arrays are not this session's: {differs}" if differs else why
+            why = f"it is not this session's model: {differs}" if differs else why
             scored = registered_score(record, metric, self.source, why)
         return replace(scored, nodes=read_node_scores(record.tags))
 
@@ -278,8 +280,9 @@ class Scores:
         for version in filter(None, dict.fromkeys(compared)):
             if self._is_deleted(version):
                 continue
-            arrays = load_array_record(self._store.weights_path(version))
-            if not self.schema or fits(arrays, self.schema):
+            path = self._store.weights_path(version)
+            arrays, other = load_array_record(path), self._setup.model.other_classes(path)
+            if not other and (not self.schema or fits(arrays, self.schema)):
                 models[version] = arrays
         if not models:
             return {}

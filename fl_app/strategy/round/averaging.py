@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FedAvg that adds replies to the average as they arrive, with or without a learning rate."""
+"""FedAvg that adds replies to the average as they arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK = 2**16
 """Numbers that are added at once: a block of the sum stays in the core's cache."""
-LEARNING_RATE = "learning-rate"
-"""The config key of the rate in train messages."""
 TOGETHER = 3
 """Models that are added in one pass over the sum: a fifth less time than one by one, while two
 replies wait in memory. Five would save another twentieth."""
@@ -82,32 +80,6 @@ class StreamingFedAvg(FedAvg):
             f"A reply's {self.weighted_by_key} is {weight!r}, expected a number that is not "
             "negative, by which its arrays are weighed."
         )
-
-
-class ScheduledFedAvg(StreamingFedAvg):
-    """StreamingFedAvg whose train messages carry ``learning-rate``.
-
-    A client starts each round with a new optimizer and does not have the number of rounds so far: a
-    schedule of its own would begin anew in each round.
-
-    Parameters
-    ----------
-    learning_rate_of : Callable[[int], float]
-        Learning rate of a server round, which counts from 1.
-    **kwargs
-        Parameters of Flower's FedAvg.
-    """
-
-    def __init__(self, learning_rate_of: Callable[[int], float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.learning_rate_of = learning_rate_of
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure a round of training, with its learning rate."""
-        config[LEARNING_RATE] = self.learning_rate_of(server_round)
-        return super().configure_train(server_round, arrays, config, grid)
 
 
 class WeightedAverage:

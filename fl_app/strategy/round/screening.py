@@ -36,7 +36,10 @@ from fl_app.wire.arrays import (
 from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 from fl_registry.redaction import one_line
 
-MAX_METRICS, MAX_LIST = 100, 10_000
+NODE_RECORD, NOTES_KEY = "node", "notes"
+"""Key of the ConfigRecord with what a ClientApp reports of its node, and in it of a list of notes
+for the log: what was left out."""
+MAX_METRICS, MAX_LIST, MAX_NOTES = 100, 10_000, 5
 MAX_CLASSES = 200
 """Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds all."""
 SILENT = "it sent no answer in time"
@@ -179,7 +182,7 @@ class ScreenedReplies(Iterable[Message]):
     rejected : dict[str, str]
         By node id why its reply is rejected; errors are included.
     notes : dict[str, str]
-        By node id what was left out of an accepted reply, or was clipped.
+        By node id what was left out of an accepted reply, or was clipped, and what the node notes.
     other_arrays : set[str]
         Nodes whose replies are rejected since their arrays are not the model's.
     lost : Exception | None
@@ -233,6 +236,7 @@ class ScreenedReplies(Iterable[Message]):
                 why = f"it cannot be read: {type(error).__name__}: {error}"
                 self.rejected[node] = one_line(why)
             else:
+                faults = [*faults, *_notes(content)]
                 if faults:
                     self.notes[node] = one_line("; ".join(faults))
                 yield with_content(message, content)
@@ -254,6 +258,13 @@ class ScreenedReplies(Iterable[Message]):
     def without(self, nodes: Collection[str]) -> list[Message]:
         """Return all replies but those of some nodes."""
         return [m for m in self.replies if str(m.metadata.src_node_id) not in nodes]
+
+
+def _notes(content: RecordDict) -> list[str]:
+    """Return what a node notes for the log."""
+    record = content.get(NODE_RECORD)
+    notes = record.get(NOTES_KEY) if isinstance(record, ConfigRecord) else None
+    return [str(note) for note in notes[:MAX_NOTES]] if isinstance(notes, list) else []
 
 
 def screen_train(

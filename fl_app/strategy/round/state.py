@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
 
 from fl_app.events import RejectedReply
 from fl_app.strategy.errors import RunFailedError
-from fl_app.strategy.round.screening import Phase, ScreenedReplies
+from fl_app.strategy.round.screening import NODE_RECORD, Phase, ScreenedReplies
 from fl_app.wire.arrays import Schema
 from fl_app.wire.data_summary import SUMMARY_RECORD
 
@@ -22,16 +21,9 @@ logger = logging.getLogger("flwr.fl_app")
 
 MAX_FAILED_ROUNDS = 3
 """Rounds without a new model, in a row, after which the run fails."""
-NODE_RECORD = "node"
-"""Key of the ConfigRecord in which a ClientApp may send the digest of the data it trained on."""
 _MAX_DIGEST = 128
 TOO_OFTEN = 3
 """Rejected replies in a row after which the log warns of a node."""
-REJECTED = "rejected"
-"""Tag of a version: the nodes whose replies were rejected in its round."""
-MAX_NODES = 20
-"""Nodes that the tag names."""
-_REPLIES = TypeAdapter(list[RejectedReply])
 
 
 @dataclass(frozen=True)
@@ -143,20 +135,6 @@ def _reported(
             )
 
 
-def rejected_tag(nodes: Iterable[RejectedReply]) -> dict[str, str]:
-    """Return the version tag that names the nodes, those with most in a row first."""
-    worst = sorted(nodes, key=lambda node: -node.in_a_row)[:MAX_NODES]
-    return {REJECTED: _REPLIES.dump_json(worst).decode()} if worst else {}
-
-
-def read_rejected(tags: Mapping[str, str]) -> list[RejectedReply]:
-    """Return the nodes that were rejected in a version's round, from its tags."""
-    try:
-        return _REPLIES.validate_json(tags.get(REJECTED, "[]"))
-    except ValidationError:  # any MLflow user may write tags
-        return []
-
-
 @dataclass
 class RoundInHand:
     """The round that is under way, and what its session remembers of those before it.
@@ -187,6 +165,8 @@ class RoundInHand:
         The replies rejected since the round began.
     rejected_in_a_row : dict[tuple[str, str], int]
         How often in a row, by phase and node id; without nodes whose last reply was accepted.
+    noted : dict[tuple[str, str], str]
+        The last note on accepted replies, by phase and node id.
     opened : float
         When the round began, by the monotonic clock.
     failed_in_a_row : int
@@ -206,6 +186,7 @@ class RoundInHand:
     stopped: str = ""
     rejected: tuple[RejectedReply, ...] = ()
     rejected_in_a_row: dict[tuple[Phase, str], int] = field(default_factory=dict)
+    noted: dict[tuple[Phase, str], str] = field(default_factory=dict)
     opened: float = field(default_factory=time.monotonic)
     failed_in_a_row: int = 0
     made_model: bool = False
@@ -231,7 +212,9 @@ class RoundInHand:
         if phase == "train":
             self.rejected = ()
         for node, note in screened.notes.items():
-            logger.info("round %d: of node %s: %s", number, node, note)
+            if self.noted.get((phase, node)) != note:  # mostly the same in each round
+                logger.info("round %d: of node %s: %s", number, node, note)
+                self.noted[phase, node] = note
         bad, counts = {**screened.rejected, **harmful}, self.rejected_in_a_row
         for node in screened.nodes:
             if node not in bad:

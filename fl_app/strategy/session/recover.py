@@ -8,12 +8,8 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app.strategy.checkpoints.folder import (
-    UnfinishedSession,
-    folder_lock,
-    remove_session,
-    set_apart,
-)
+from fl_app.backlog import UnfinishedSession
+from fl_app.strategy.checkpoints.folder import folder_lock, remove_session, set_apart
 from fl_app.strategy.checkpoints.strategy_state import InnerMemory
 from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_app.strategy.lifecycle import LifecycleStrategy

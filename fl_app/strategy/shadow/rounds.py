@@ -97,13 +97,15 @@ class ShadowRounds:
         models: list[ArrayRecord] = []
         for version in (self.scores.candidate, self.scores.champion):
             try:
-                models.append(load_array_record(self.store.weights_path(version)))
+                path = self.store.weights_path(version)
+                models.append(load_array_record(path))
             except RegistryError as error:
                 yield self._report(why=f"version {version} cannot be loaded: {error}")
                 return
-            if not fits(models[-1], schema):
-                why = f"version {version} has other arrays than this session's model"
-                yield self._report(why=why)
+            differs = self.evaluation.setup.model.other_classes(path)
+            if differs or not fits(models[-1], schema):
+                why = differs or "it has other arrays than this session's model"
+                yield self._report(why=f"version {version} is not compared: {why}")
                 return
         report = self._report(why=self._why_to_stop())
         if report.why:

@@ -235,6 +235,22 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
     return {name: arrays[name].copy() for name in manifest.order}
 
 
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the description of the model that `save_weights` was given; empty if unknown.
+
+    Raises
+    ------
+    WeightsError
+        The file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            manifest = read_header(file).manifest
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
+    return {} if manifest is None else manifest.model
+
+
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biufc" or name == "__metadata__":
         raise ValueError(

@@ -15,6 +15,22 @@ import numpy as np
 from fl_registry.gates.paired import FEWEST, ExampleScores, Results, bootstrap_interval, mcnemar
 from fl_registry.stages import Stage
 
+# What `fl_registry` and `fl_app.strategy` export too: a new gate is named here and nowhere else.
+__all__ = [
+    "AtLeast",
+    "AtMost",
+    "BeatsChampion",
+    "BestSoFar",
+    "Decision",
+    "Evidence",
+    "Finite",
+    "Gate",
+    "NoRegression",
+    "Policy",
+    "Verdict",
+    "decide_stage",
+]
+
 _STAGES = (Stage.STAGING, Stage.PRODUCTION)
 _NAMED = 3  # classes or nodes listed in one reason
 _ROUNDING = 1e-12  # so that 0.57 beats 0.56 by 0.01 in floating point too

@@ -11,16 +11,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from fl_registry.backend import JournalStorage
 from fl_registry.errors import Gone
-from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
+from fl_registry.files.atomic import write_whole
+from fl_registry.journal.entries import JournalError, Mark, Page, carried_over, read_page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.locations import JOURNAL_FOR_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -30,13 +35,13 @@ logger = logging.getLogger(__name__)
 PAGE_LENGTH = 1_000  # entries in one run; reading a run takes time in proportion to them
 JOURNAL_EXPERIMENT = "fl-app-journal"
 JOURNAL_TAG = "journal"  # on the registered model: the id of its journal run
-_FOR_TAG = "journal_for"  # on the journal run: the name of the registered model
 _ENTRY = re.compile(r"op\.(\d{6,})")
 _BEFORE = "before"  # the param that names the run before
 _NEXT = re.compile(r'\{"next":"([^"]+)"\}')  # the pointer to the next run
 _HEARTBEAT = "lease"  # on the registered model: the last heartbeat of the server that writes
 _CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
 _SHORT = 200  # entries that a server sends faster than it answers a search
+_MARK = TypeAdapter(Mark)
 _SINCE = 60_000  # milliseconds by which a journal run may be older than its model
 
 
@@ -79,6 +84,8 @@ class JournalHome:
     def model(self) -> Any | None:
         """Return the registered model, or None if it does not exist yet."""
         connection = self._connection
+        if connection.lacks_model(self._name.now):
+            return None
         return connection.or_none(connection.client.get_registered_model, self._name.now)
 
     def find(self) -> str:
@@ -163,7 +170,7 @@ class JournalHome:
     def new_run(self, experiment: str) -> str:
         """Create a journal run and return its id."""
         name = self._name.given
-        run = self._connection.create_run(experiment, f"journal of {name}", {_FOR_TAG: name})
+        run = self._connection.create_run(experiment, f"journal of {name}", {JOURNAL_FOR_TAG: name})
         return str(run.info.run_id)
 
     def _noted(self, model: Any) -> str:
@@ -191,7 +198,7 @@ class JournalHome:
             for run in self._connection.rows(
                 client.search_runs,
                 [experiment.experiment_id],
-                f"tags.{_FOR_TAG} = '{self._name.given}'",
+                f"tags.{JOURNAL_FOR_TAG} = '{self._name.given}'",
             )
             if run.info.start_time >= since and run.data.params
         ]
@@ -251,11 +258,11 @@ class MlflowJournal(JournalStorage):
         here = self._look(fresh=fresh)
         return Page() if here is None else here.page
 
-    def pages(self) -> list[Page]:
+    def pages(self, *, after: int = 0) -> list[Page]:
         here = self._look(fresh=True)
         pages = [] if here is None else [here.page]
         with self._connection.errors("read the journal"):
-            while here is not None and here.before:
+            while here is not None and here.before and here.page.first > after + 1:
                 here = self._read(self._get(here.before))
                 pages.append(here.page)
         return pages[::-1]
@@ -284,9 +291,29 @@ class MlflowJournal(JournalStorage):
             connection.again(write, self.name.now, _HEARTBEAT, beat.encode())
 
     def lock_file(self) -> Path | None:
+        return self._connection.home / "leases" / f"{self._short_name}.lock"
+
+    def checked(self) -> Mark:
+        with suppress(OSError, ValueError):  # without it the whole journal is checked
+            return _MARK.validate_json(self._mark_file.read_bytes())
+        return Mark()
+
+    def set_checked(self, mark: Mark) -> None:
+        try:
+            self._mark_file.parent.mkdir(exist_ok=True)
+            write_whole(self._mark_file, _MARK.dump_json(mark))
+        except OSError as error:
+            logger.info("%s could not be written: %s", self._mark_file, error.strerror)
+
+    @property
+    def _mark_file(self) -> Path:
+        return self._connection.home / "journals" / f"{self._short_name}.json"
+
+    @property
+    def _short_name(self) -> str:
+        """A file's name for this model of this store."""
         shared = f"{self._connection.uri}\n{self.name.given}"
-        name = hashlib.sha256(shared.encode()).hexdigest()[:16]
-        return self._connection.home / "leases" / f"{name}.lock"
+        return hashlib.sha256(shared.encode()).hexdigest()[:16]
 
     def follow(self) -> bool:
         """Look where the model is that could not be found; return whether it was renamed.

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which training arguments a federation takes, and what it says of the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+from ultralytics.cfg import get_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+
+from fl_app.client.train_args import NAMES, TrainArgsError, read_train_args
+
+DEFAULTS = {name: DEFAULT_CFG_DICT[name] for name in NAMES} | {"nbs": None}
+
+
+@pytest.mark.parametrize("text", ["", "  ", "{}", "# nothing: yet"])
+def test_without_arguments_they_are_ultralytics_own_but_for_nbs(text: str) -> None:
+    assert read_train_args(text) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{lr0: 0.02, fliplr: 0, freeze: [0, 1]}",
+        '{"lr0": 0.02, "fliplr": 0, "freeze": [0, 1]}',
+        "lr0: 0.02\nfliplr: 0\nfreeze: [0, 1]\n",
+    ],
+)
+def test_arguments_come_as_text_or_in_a_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "args.yaml"
+    path.write_text(text)
+    expected = {**DEFAULTS, "lr0": 0.02, "fliplr": 0, "freeze": [0, 1]}
+    assert read_train_args(text) == read_train_args(str(path)) == expected
+
+
+def test_what_a_server_sends_is_read_by_a_node_as_it_is() -> None:
+    values = read_train_args("{optimizer: SGD, cos_lr: true, scale: [0.5, 1.5]}")
+    assert read_train_args(json.dumps(values)) == values
+
+
+def test_the_file_of_an_ultralytics_run_is_refused_for_what_the_app_sets_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "args.yaml"
+    ran = {**vars(get_cfg()), "lr0": 0.02, "model": "yolov8n.pt", "data": "a.yaml", "plots": False}
+    path.write_text(yaml.safe_dump({**ran, "save_dir": "runs/detect/train"}))
+    with pytest.raises(TrainArgsError) as refused:
+        read_train_args(str(path))
+    sentence = str(refused.value)
+    assert "epochs (set num-server-rounds and local-epochs instead)" in sentence
+    assert "plots (not used in a federation)" in sentence
+    assert "save_dir (not used in a federation)" in sentence
+    assert "mask_ratio" not in sentence  # as Ultralytics has it, and without a meaning here
+    named = [key for key in ran if f"{key} (" in sentence]
+    left = {key: value for key, value in ran.items() if key not in named}
+    assert read_train_args(json.dumps(left))["lr0"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{lr: 0.1}", "'lr' is not a valid YOLO argument. Similar arguments are i.e. .*lr0"),
+        ("{mosaik: 0.1}", "mosaic"),
+        ("{epochs: 100}", "epochs .set num-server-rounds and local-epochs instead."),
+        ("{batch: 4, imgsz: 64}", "batch .set batch-size instead., imgsz .set image-size instead."),
+        ("{label_smoothing: 0.1}", "label_smoothing .not used"),
+        ("{copy_paste: 0.1}", "copy_paste .not used"),
+        ("{fliplr: 2}", "fliplr=2"),
+        ("{lr0: fast}", "lr0=fast"),
+        ("{lr0: 1e-3}", "YAML reads 1e-3 as a text, write 0.001"),
+        ("{lr0: null}", "lr0"),
+        ("{optimizer: Lion}", "optimizer is 'Lion', expected one of .*AdamW"),
+        ("{freeze: [a]}", "freeze is .* the number of first layers or a list"),
+        ("[1, 2]: x: y", "no YAML"),
+        ("- lr0: 0.1", "expected arguments by name"),
+        ("lr0=0.1", "cannot be read .* such as '{lr0: 0.01, fliplr: 0}'"),
+        ("args.yaml", "the path is not absolute"),
+        ("/nowhere/args.yaml", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(
+    text: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    level = LOGGER.level
+    with caplog.at_level(logging.INFO), pytest.raises(TrainArgsError, match=words) as refused:
+        read_train_args(text)
+    assert "\n" not in str(refused.value)
+    assert caplog.records == []  # Ultralytics' page on its command line among them
+    assert LOGGER.level == level
