@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, wraps
@@ -38,7 +39,7 @@ from fl_models.pictures import (
     Pictures,
     cached_while_unchanged,
 )
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError, app_home
 from fl_registry.redaction import printable
 
@@ -119,7 +120,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     with device_memory(device, _too_much(config)):
         loss = train_locally(
             model,
@@ -152,7 +153,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     sizes = config.image_size, config.batch_size
     holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
@@ -186,13 +187,17 @@ def _shapes(config: ClientConfig, data: NodeData) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _model(size: str, names: tuple[str, ...]) -> YoloModel:
+def _model(described: str, names: tuple[str, ...]) -> YoloModel:
     # Reused in the next message: everything that a round changes is overwritten below.
-    return get_model(size, len(names), names=names)
+    try:
+        return described_model({**json.loads(described), "names": names})
+    except (LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"the server sent a model that can't be built here: {error}") from error
 
 
-def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
-    model = _model(config.model_size, tuple(names))
+def _loaded_model(message: Message, names: Sequence[str]) -> YoloModel:
+    described = str(message.content.config_records["config"].get("model", "{}"))
+    model = _model(described, tuple(names))
     model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})

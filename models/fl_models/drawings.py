@@ -74,7 +74,7 @@ def draw_predictions(
     pictures = _some_of(data.val, data.numbers, _PICTURES)
     tiles = list[Tile]()
     for picture in pictures:
-        result = model.predict(picture.path, conf=conf, image_size=imgsz)[0]
+        result = model.predict(picture.path, conf=conf, imgsz=imgsz)[0]
         pixels = result.orig_img[..., ::-1]
         found = result.boxes.cpu().numpy()
         detected: list[Label] = [

@@ -237,6 +237,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=float("inf"),
+            end2end=self.end2end,
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}
