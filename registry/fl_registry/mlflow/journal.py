@@ -122,6 +122,8 @@ class JournalHome:
         Gone
             No model has the journal any more.
         """
+        if self._connection.lacks_model(self._name.now):
+            return ""
         runs = self._journal_runs()
         search = self._connection.client.search_registered_models
         for run_id in reversed(runs):  # the model names its newest one
