@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token
+from fl_app.backlog import backlog
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
@@ -43,7 +44,6 @@ from fl_app.strategy import (
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short

@@ -116,6 +116,8 @@ WRITERS = {
     "registry/fl_registry/serving/mlmodel.py": "in a scratch folder",
     "registry/fl_registry/memory.py": "a version's folder, removed again where it fails",
     "registry/fl_registry/store.py": "a folder that goes",
+    "registry/fl_registry/mlflow/files.py": "in a scratch folder",
+    "registry/fl_registry/mlflow/home.py": "a folder that is moved, or copied and removed again",
     "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
     "fl_app/client/summary/reference.py": "within `replacing`",
     "fl_app/client/generated_shapes.py": "within `new_folder`",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
-    from fl_app.strategy.checkpoints.folder import Backlog
+    from fl_app.backlog import Backlog
     from fl_registry import ModelStore
 
 

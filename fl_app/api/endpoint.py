@@ -17,16 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from flask import Response, g, request
 from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
-from fl_app.api.parsing import ApiError, Error, Version, parse
+from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.backlog import Backlog
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import ModelStore, RegistryError, errors
 
 Answer = Mapping[str, Any]
@@ -297,3 +298,10 @@ def openapi_document(endpoints: Sequence[Endpoint], *, token: bool) -> dict[str,
 def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer as JSON."""
     return Response(json.dumps(answer), status, headers, mimetype="application/json")
+
+
+def part_of_list(query: Query, rows: Sequence[Any], *, before: str) -> Response:
+    """Return a part of a list; ``before`` begins the next one, and is empty for the last one."""
+    given = query.model_dump(exclude_none=True, exclude={"before"})
+    following = f"{request.path}?{urlencode({**given, 'before': before})}"
+    return reply(200, rows, {"Link": f'<{following}>; rel="next"'} if before else None)

@@ -129,7 +129,7 @@ def examine(
         checks |= {
             "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
             "store": lambda: (True, f"{manager.registered_model_name} can be read"),
-            "ledger": lambda: (True, f"{manager.verify()} entries follow one another"),
+            "ledger": lambda: (True, f"{manager.verify(whole=deep)} entries follow one another"),
             "aliases": lambda: check_aliases(manager),
             "artifacts": lambda: check_artifacts(manager, deep=deep),
         }

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_app.retraining import MonitorStore
-from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager, app_home
+
+if TYPE_CHECKING:
+    from fl_app.retraining import MonitorStore
 
 
 def account(name: str = "") -> str:
@@ -47,4 +48,6 @@ def open_registry(uri: str, name: str) -> ModelManager:
 
 def open_monitor(url: str, name: str) -> MonitorStore:
     """Return the monitor's memory."""
+    from fl_app.retraining.memory.store import MonitorStore, default_url
+
     return MonitorStore(url or default_url(app_home()), name)

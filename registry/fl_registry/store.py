@@ -36,6 +36,7 @@ from fl_registry.files.artifacts import (
     SPEC_FILE,
     WEIGHTS_FILE,
     HalfCopy,
+    Removal,
     prepared,
     read_half,
     write_half,
@@ -47,9 +48,12 @@ from fl_registry.journal.entries import (
     Entry,
     JournalError,
     Ledger,
+    Mark,
     appended,
     as_moment,
+    check_since,
     is_date,
+    mark_at_end,
     new_entry,
     production_at,
     read_chain,
@@ -96,6 +100,7 @@ _ATTEMPTS = 50  # claims lost in a row before giving up; each loss means that an
 _CONTENDED = "other processes kept moving versions at the same time; try again."
 _NEEDS_METRICS = (Move.STAGE, Move.PROMOTE, Move.RESTORE, Move.ADOPT)
 _AT_ONCE, _FEW = 10_000, 20  # versions requested at a time
+_LISTED_EVERY = 500  # removals after which it is looked again who else refers to files
 _RECENT = 3  # moves whose versions a new store object checks
 _VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
 _FRESH = 5.0  # seconds for which a version is taken to be as this object saved it
@@ -169,11 +174,22 @@ class ModelStore:
         self._last = _Snapshot()
         self._shared = _Shared()
         self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
+        self._full_pages: tuple[Ledger, ...] = ()  # of the journal, oldest first; they stay so
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
         self.backend.ping()
+
+    def check_files(self) -> None:
+        """Check that the store takes a version's files and gives them back.
+
+        Raises
+        ------
+        RegistryError
+            It does not; the text says why.
+        """
+        self.backend.check_files()
 
     def save_model_version(
         self,
@@ -434,8 +450,8 @@ class ModelStore:
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        state, files = self._state(), self.backend.files
-        stored = list(self.backend.versions(at_once=_AT_ONCE))
+        state, files, inventory = self._state(), self.backend.files, self.backend.inventory()
+        stored = inventory.records
         begun = [record for record in stored if record.version in state.retired]
         records = [
             _staged(record, state) for record in stored if record.version not in state.retired
@@ -443,24 +459,71 @@ class ModelStore:
         stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
-            sizes = {record.version: files.size(record) for record in (*begun, *going)}
+            sizes = {
+                record.version: 0 if record.version in inventory.users else files.size(record)
+                for record in (*begun, *going)
+            }
             return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
-        gone = {record.version: files.remove(record) for record in begun}
-        for record in going:
+        gone: dict[str, Removal] = {}
+        due = [(record, False) for record in begun] + [(record, True) for record in going]
+        for place, (record, is_new) in enumerate(due):
+            if place and place % _LISTED_EVERY == 0:  # others may refer to files by now
+                inventory = self.backend.inventory()
             try:
-                self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
+                if is_new:
+                    self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
-            else:
-                gone[record.version] = files.remove(record)
+                continue
+            users = inventory.users.get(record.version, "")
+            gone[record.version] = files.remove(record, users=users)
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
         return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
 
+    def list_versions(
+        self,
+        *,
+        limit: int | None = None,
+        stage: str | Stage | None = None,
+        since: date | str | None = None,
+        before: str | int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return versions as `list_all_versions` does, and read no more than these.
+
+        Parameters
+        ----------
+        limit : int | None
+            How many at most, the newest ones.
+        stage : str | Stage | None
+            Only those in this stage.
+        since : date | str | None
+            Only those that were saved on that day, or at that moment in UTC, or later.
+        before : str | int | None
+            Only those with a smaller number than this version: the last one of the page before.
+
+        Raises
+        ------
+        StageError, InvalidName, UnknownVersion
+            There is no such stage; it is no date, or no version's number.
+        """
+        wanted, state = None if stage is None else _checked_stage(stage), self._state()
+        start = None if since is None else as_moment(since, end=False)
+        first = "" if before is None else _checked_number(before)
+        if limit is not None and limit <= 0:
+            return []
+        at_once = _AT_ONCE if limit is None else min(limit + _FEW, _AT_ONCE)
+        rows: list[dict[str, Any]] = []
+        for record in self._records(state, at_once=at_once, stage=wanted, before=first):
+            if (start is not None and record.created < start) or len(rows) == limit:
+                break
+            rows.append(record.as_row())
+        return rows
+
     def list_all_versions(self) -> list[dict[str, Any]]:
         """Return all versions as dictionaries, newest first (see `ModelVersion.as_row`)."""
-        return [record.as_row() for record in self._records(self._state(), at_once=_AT_ONCE)]
+        return self.list_versions()
 
     def get_version(self, version: str | int) -> ModelVersion:
         """Return one version."""
@@ -499,8 +562,8 @@ class ModelStore:
         wanted, state = None if stage is None else _checked_stage(stage), self._state()
         if wanted in (Stage.PRODUCTION, Stage.STAGING):
             return state.version_in(wanted)
-        records = self._records(state, at_once=_FEW)
-        return next((r.version for r in records if wanted in (None, r.stage)), None)
+        records = self._records(state, at_once=_FEW, stage=wanted)
+        return next((record.version for record in records), None)
 
     def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]:
         """Return two versions and what differs between them.
@@ -544,22 +607,43 @@ class ModelStore:
     def history(self, *, after: int = 0) -> tuple[Entry, ...]:
         """Return the journal, oldest first, its hash chain checked.
 
-        With `after`, only the entries behind that number, which is often much cheaper.
+        Pages that are full never change, so each is read once. With `after`, only the entries
+        behind that number, which is often much cheaper.
         """
         recent = self._read().entries if after or self._shared.depth else ()
-        if not recent or recent[0].number > after + 1:
-            recent = read_chain(self.backend.journal.pages())
-        return tuple(entry for entry in recent if entry.number > after)
+        if recent and recent[0].number <= after + 1:
+            return tuple(entry for entry in recent if entry.number > after)
+        read, known = self._full_pages, self._full_pages[-1].length if self._full_pages else 0
+        try:
+            read += read_chain(self.backend.journal.pages(after=known), read[-1] if read else None)
+        except JournalError as error:
+            error.before = (*(entry for each in read for entry in each.entries), *error.before)
+            raise
+        self._full_pages = read[:-1]
+        return tuple(entry for each in read for entry in each.entries if entry.number > after)
 
-    def verify(self) -> int:
-        """Check the whole journal from its first entry, and return how many it has.
+    def verify(self, *, whole: bool = True) -> int:
+        """Check the journal, and return how many entries it has.
+
+        Parameters
+        ----------
+        whole : bool
+            Check it from its first entry. Otherwise from the last entry on that was checked on this
+            machine, which takes the same time however long the journal is.
 
         Raises
         ------
         JournalError
             Names the first entry that is missing, unreadable, or does not follow.
         """
-        return len(self.history())
+        journal = self.backend.journal
+        mark = Mark() if whole else journal.checked()
+        read = read_chain(journal.pages(after=max(mark.number - 1, 0)))
+        if mark.number:
+            check_since(read, mark)
+        if read and read[-1].length:
+            journal.set_checked(mark_at_end(read[-1]))
+        return read[-1].length if read else 0
 
     def drift(self) -> tuple[Drift, ...]:
         """Return the aliases that were moved outside the registry.
@@ -974,11 +1058,25 @@ class ModelStore:
         self._last = replace(self._last, production=(mark, now, record))
         return record
 
-    def _records(self, state: State, *, at_once: int) -> Iterator[ModelVersion]:
-        """Yield all versions that are not removed, newest first."""
-        for record in self.backend.versions(at_once=at_once):
-            if record.version not in state.retired:
-                yield _staged(record, state)
+    def _records(
+        self, state: State, *, at_once: int, stage: Stage | None = None, before: str = ""
+    ) -> Iterator[ModelVersion]:
+        """Yield all versions that are not removed, newest first, or those of a stage."""
+        # Of many versions few are asked for one by one, and all of them in one listing.
+        if stage in (None, Stage.NONE) or at_once == _AT_ONCE:
+            for record in self.backend.versions(at_once=at_once, before=before):
+                if record.version not in state.retired:
+                    staged = _staged(record, state)
+                    if stage in (None, staged.stage):
+                        yield staged
+            return
+        named = state.archived if stage is Stage.ARCHIVED else {state.version_in(stage)}
+        last = int(before or 10**18)
+        for version in sorted(filter(None, named), key=int, reverse=True):
+            if int(version) < last and version not in state.retired:
+                found = self.backend.find(version)
+                if found is not None:
+                    yield _staged(found, state)
 
     def _found(self, version: str, state: State) -> ModelVersion:
         record = self.backend.find(version)

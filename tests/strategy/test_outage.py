@@ -15,11 +15,11 @@ from support.local_grid import LocalGrid, add_one, model
 from support.outage import Server, behind
 
 from fl_app import LifecycleStrategy
+from fl_app.backlog import backlog
 from fl_app.events import Event, RoundReport, SessionEnded
 from fl_app.health import Health
 from fl_app.strategy import MetricError, RoundSettings, SessionSettings
 from fl_app.strategy.checkpoints import record, round_store
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
 from fl_registry.breaker import Breaker
 

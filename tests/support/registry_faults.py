@@ -31,6 +31,7 @@ CALLS = (
     "log_model_artifacts",
     "log_param",
     "restore_run",
+    "search_experiments",
     "search_logged_models",
     "search_model_versions",
     "search_runs",

@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from fl_app.api.endpoint import Answer, Context
 from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body
-from fl_app.api.page.chart import chart_of, svg
+from fl_app.api.page.chart import svg
 from fl_app.api.page.overview import overview, read_registry
 from fl_app.api.page.sign_in import SignIns
 from fl_app.api.page.style import STYLE
@@ -149,7 +149,7 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
         if not signs.signed_in:
             raise ApiError(403, "Sign in on the page first.")
         registry = read_registry(context)
-        data = chart_of(registry.rows, registry.entries, g.query.metric)
+        data = registry.chart(g.query.metric)
         if data is None:
             raise ApiError(404, registry.problem or "There is nothing to draw yet.")
         headers = {"Content-Security-Policy": CHART_POLICY}

@@ -134,7 +134,8 @@ SECTIONS = {
 
 {% call section("versions", "Versions") %}
 {% call(row) table("versions", "Versions, newest first", registry.rows,
- ("Version", "Stage", "Score", "Round", "Registered", "Why"), most=50, command="fl-app versions",
+ ("Version", "Stage", "Score", "Round", "Registered", "Why"), registry.total, most=50,
+ command="fl-app versions --limit 0",
  empty="They cannot be read." if unread else "There is no version yet.") %}
 <th scope="row">{{ row.version }}</th>
 <td>{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
@@ -258,8 +259,8 @@ It names the session that follows.
 {% call verdict("bad", "It does not verify.") %}{{ fault }}{% endcall %}
 {% else %}
 {% call verdict("good", "It verifies.") %}{{ entries|length }}
- {{ "entry was" if entries|length == 1 else "entries were" }} checked now, from the first on;
- each has the hash of the one before.{% endcall %}
+ {{ "entry was" if entries|length == 1 else "entries were" }} checked, those of full pages once
+ since this server began; each has the hash of the one before.{% endcall %}
 {% endif %}
 {% call(entry) table("ledger",
  ("The entries before the fault" if fault else "Who moved what") ~ ", newest first", entries[::-1],

@@ -13,10 +13,11 @@ from typing import Any, cast
 from pydantic_core import to_json
 
 from fl_app.events import Approval, RoundReport
+from fl_app.rejected import rejected_tag
 from fl_app.strategy.finish.evaluation import SCORE_SOURCE
 from fl_app.strategy.finish.reporting import shadow_reason
 from fl_app.strategy.records import Origin, ShadowReport
-from fl_app.strategy.round.state import ClosedRound, rejected_tag
+from fl_app.strategy.round.state import ClosedRound
 from fl_registry import Decision, Lease, ModelStore, Stage, StageError
 
 logger = logging.getLogger("flwr.fl_app")

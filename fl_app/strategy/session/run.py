@@ -133,6 +133,7 @@ class SessionRun:
 def open_session(start: Start) -> Iterator[SessionRun]:
     """Start or resume a session, finish what earlier ones have left, and end it after the block."""
     setup = start.setup
+    setup.store.check_files()  # or raise: rounds would be trained for nothing
     sessions = lock_interrupted(setup.home, setup.model_name)
     try:
         record = start.record()

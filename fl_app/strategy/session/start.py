@@ -14,14 +14,8 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app.strategy.checkpoints.folder import (
-    CHECKPOINTS,
-    SESSION_FILE,
-    SessionFolder,
-    folder_lock,
-    session_folders,
-    set_apart,
-)
+from fl_app.backlog import CHECKPOINTS, SESSION_FILE, session_folders
+from fl_app.strategy.checkpoints.folder import SessionFolder, folder_lock, set_apart
 from fl_app.strategy.checkpoints.record import (
     Checkpoint,
     NotPlainError,

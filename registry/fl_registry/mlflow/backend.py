@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_registry.backend import Backend, NewVersion
+from fl_registry.backend import Backend, Inventory, NewVersion
 from fl_registry.errors import InvalidName, UnknownVersion, error_code, is_missing
 from fl_registry.files.digests import stamps
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.connection import MARK, Connection
-from fl_registry.mlflow.files import MlflowFiles
+from fl_registry.mlflow.files import MlflowFiles, named_models
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE = 10_000  # versions requested at a time
 _ORDER = (Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE)
 _ALONE = (Stage.PRODUCTION, Stage.STAGING)  # one version at most
 _STAGES = {stage.value: stage for stage in Stage}
@@ -109,6 +111,13 @@ class MlflowBackend(Backend):
     def ping(self) -> None:
         self.connection.check()
 
+    def check_files(self) -> None:
+        connection = self.connection
+        number = connection.experiment_id(self._experiment_name)
+        with connection.errors(f"look at the experiment {self._experiment_name!r}"):
+            experiment = connection.again(connection.client.get_experiment, number)
+        self.files.check(str(experiment.artifact_location))
+
     def fingerprint(self) -> Hashable | None:
         file = self.connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
@@ -144,14 +153,36 @@ class MlflowBackend(Backend):
 
     def find(self, version: str) -> ModelVersion | None:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return None
         with connection.errors(f"read version {version}"):
             row = connection.or_none(connection.client.get_model_version, self._name, version)
         return None if row is None else _record(row)
 
-    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+    def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
+        if self.connection.lacks_model(self._name):
+            return
+        older = f"version_number < {int(before)}" if before else ""
         with self.connection.errors("list the versions"):
-            for row in self._search(at_once=at_once):
+            for row in self._search(older, at_once=at_once):
                 yield _record(row)
+
+    def inventory(self) -> Inventory:
+        mine, users = list[ModelVersion](), defaultdict[str, set[tuple[str, int]]](set)
+        search = self.connection.client.search_model_versions
+        with self.connection.errors("list the versions"):
+            for row in self.connection.rows(search, max_results=_AT_ONCE):
+                for model_id in named_models(str(row.source), row.tags):
+                    users[model_id].add((str(row.name), int(row.version)))
+                if row.name == self._name:
+                    mine.append(_record(row))
+        mine.sort(key=lambda record: int(record.version), reverse=True)
+        named = {}
+        for each in mine:
+            others = users[each.tags.get("model_id", "")] - {(self._name, int(each.version))}
+            if others:
+                named[each.version] = ", ".join(f"{name} {n}" for name, n in sorted(others))
+        return Inventory(mine, named)
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         def missing(error: Exception) -> None:
@@ -167,6 +198,8 @@ class MlflowBackend(Backend):
 
     def aliases(self) -> dict[str, str]:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return {}
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
         aliases = model.aliases if model is not None else {}
@@ -205,6 +238,8 @@ class MlflowBackend(Backend):
 
         client, milliseconds = self.connection.client, int(time.timestamp() * 1000)
         fields = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
+        if texts:
+            self.connection.settle_moved()
         with self.connection.errors(f"log to run {run_id}"):
             client.log_batch(run_id, metrics=fields)
             for path, text in texts.items():
@@ -272,7 +307,7 @@ class MlflowBackend(Backend):
             model_id=model.model_id if served else None,
         )
 
-    def _search(self, condition: str = "", *, at_once: int = 10_000) -> Iterator[Any]:
+    def _search(self, condition: str = "", *, at_once: int = _AT_ONCE) -> Iterator[Any]:
         """Return MLflow's rows of versions, newest first."""
         return self.connection.rows(
             self.connection.client.search_model_versions,

@@ -7,6 +7,7 @@ environment variables set; so what is repeated here is bounded by time as well.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,12 +31,15 @@ from fl_registry.errors import (
 )
 from fl_registry.home import app_home
 from fl_registry.mlflow.address import absolute_address, check_address, kind_of, sqlite_file
+from fl_registry.mlflow.locations import FOLDER_TAG, Folder, lacks_model, local_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from fl_registry.mlflow.internals import ModelRegistryClient
+
+logger = logging.getLogger(__name__)
 
 ADDRESS_VARIABLE = "FL_APP_MLFLOW_TRACKING_URI"
 """The environment variable with MLflow's address, used if none is given."""
@@ -121,6 +126,12 @@ class Connection:
                     self._client = self._connect()
             return self._client
 
+    def lacks_model(self, name: str) -> bool:
+        """Return whether there is surely no such registered model; does not open MLflow."""
+        if self._client is not None or self.file is None:
+            return False
+        return lacks_model(self.file, name)
+
     @property
     def marker(self) -> ModelRegistryClient:
         """The part of the client that writes aliases, tags and stages of model versions.
@@ -136,6 +147,58 @@ class Connection:
     def is_server(self) -> bool:
         """Whether the address is that of an MLflow server, and not of a database."""
         return kind_of(self.uri) == "http"
+
+    @cached_property
+    def folder(self) -> Folder | None:
+        """The folder below which the local files of a database's store are; None with a server.
+
+        Beside a SQLite file; with any other database the app's home, since MLflow would take the
+        working folder.
+        """
+        if self.is_server:
+            return None
+        now = (self.home if self.file is None else self.file.parent).resolve()
+        with self.errors("look where files are"):
+            found = self.again(
+                self.client.search_experiments, filter_string=f"tags.`{FOLDER_TAG}` LIKE '%'"
+            )
+        noted = {Path(experiment.tags[FOLDER_TAG]) for experiment in found}
+        others = (path for path in noted - {now} if path.is_absolute())
+        return Folder(now, min(others, default=now))
+
+    def here(self, location: str) -> str:
+        """Return where files are now that MLflow has noted at a location.
+
+        Raises
+        ------
+        ArtifactError
+            They are outside of the store's folder (see `Folder`).
+        """
+        if local_folder(location) is None or (folder := self.folder) is None:
+            return location
+        # A SQLite file was copied or moved together with its files. Another database has stayed
+        # where it is, and the home that it names may still be in use.
+        return (folder if self.file is not None else replace(folder, noted=folder.now)).here(
+            location
+        )
+
+    def settle_moved(self) -> None:
+        """Before MLflow itself writes files: settle in a folder that was moved."""
+        if self.file is not None:
+            self.settle()
+
+    def settle(self) -> int:
+        """Note in MLflow that the store was moved here; return how many locations changed."""
+        from fl_registry.mlflow.internals import LOCATIONS
+
+        folder = self.folder
+        if folder is None or folder.noted == folder.now:
+            return 0
+        changed = folder.rewrite(self.uri, LOCATIONS)
+        del self.folder
+        self.resolved.clear()
+        logger.info("the store was moved from %s to %s", folder.noted, folder.now)
+        return changed
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -263,14 +326,15 @@ class Connection:
             raise RegistryError(
                 f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
             )
+        self.settle_moved()
         return self.resolved.setdefault(key, str(experiment.experiment_id))
 
     def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> Any:
         """Create an experiment and return it; of several processes that create it, one wins."""
-        # Files go beside a SQLite file; a server decides itself. With any other database they go
-        # to the app's home: MLflow would take the working folder.
-        folder = self.home if self.file is None else self.file.parent
-        where = None if self.is_server else (folder / "artifacts").as_uri()
+        where, tags = None, dict(tags or {})
+        if self.folder is not None:  # a server decides itself
+            where = (self.folder.now / "artifacts").as_uri()
+            tags[FOLDER_TAG] = str(self.folder.now)
         try:
             self.again(self.client.create_experiment, name, artifact_location=where, tags=tags)
         except Exception:

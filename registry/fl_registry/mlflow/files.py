@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,13 +23,14 @@ from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_s
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.locations import local_folder
 from fl_registry.redaction import one_line
 from fl_registry.versions import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
-_LOCAL_SCHEMES = ("", "file")
+_IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
 
@@ -88,6 +90,7 @@ class MlflowFiles(VersionFiles):
 
     def add(self, record: ModelVersion, file: Path) -> None:
         self._location(record)
+        self._connection.settle_moved()
         with self._connection.errors(f"store {file.name} of version {record.version}"):
             self._connection.client.log_model_artifact(record.tags["model_id"], str(file))
 
@@ -106,21 +109,19 @@ class MlflowFiles(VersionFiles):
         if not (location := self._location_or_none(record)):
             return 0
         with self._connection.errors(f"look at the files of version {record.version}"):
-            others = self._others(record.tags["model_id"], record.version)
-            return 0 if others else self._bytes(location)
+            return self._bytes(location)
 
-    def remove(self, record: ModelVersion) -> Removal:
+    def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         """Remove a retired version's files, then its logged model, then the version itself.
 
-        In this order doing it again finishes what was cut short. Nothing is touched that another
-        version still refers to.
+        In this order doing it again finishes what was cut short.
         """
         connection, client = self._connection, self._connection.client
         model_id, location = record.tags.get("model_id", ""), self._location_or_none(record)
         with connection.errors(f"remove version {record.version}"):
-            others = self._others(model_id, record.version) if location else []
-            done = Removal(left=f"{', '.join(others)} still refers to its files" if others else "")
-            if location and not others:
+            users = users if location else ""
+            done = Removal(left=f"{users} still refers to its files" if users else "")
+            if location and not users:
                 done = self._delete(location)
                 if done.left:
                     return done
@@ -131,33 +132,55 @@ class MlflowFiles(VersionFiles):
             connection.or_none(client.delete_model_version, self._name, record.version)
         return done
 
+    def check(self, location: str) -> None:
+        """Store a small file in a folder of its own below a location, and read it back.
+
+        Raises
+        ------
+        RegistryError
+            It was not taken, or is not what comes back.
+        """
+        name, content = "check", uuid.uuid4().hex
+        location = self._connection.here(f"{location.rstrip('/')}/fl-app-check-{content}")
+        with ExitStack() as stack:
+            stack.enter_context(self._connection.errors("store a file and read it back"))
+            store = self._store(location)
+            scratch = stack.enter_context(scratch_folder(self._scratch))
+            for folder in ("sent", "received"):
+                (scratch / folder).mkdir()
+            sent = scratch / "sent" / name
+            sent.write_text(content, encoding="utf-8")
+            store.log_artifact(str(sent))
+            try:
+                received = self._download(location, name, scratch / "received").read_text("utf-8")
+            finally:
+                with suppress(NotImplementedError):  # then it stays, with its 32 bytes
+                    store.delete_artifacts()
+        if received != content:
+            raise ArtifactError(
+                f"MLflow's store at {one_line(location, 200)} gives back another file than it was "
+                "given, so no version would be safe there; mend the store before training."
+            )
+
     def upload(self, model_id: str, location: str, folder: Path) -> None:
         """Store all files of a folder as those of a logged model that was just created.
 
         MLflow's client would ask again where they go.
         """
-        self._connection.resolved[model_id] = self._checked(location, model_id)
-        self._store(location).log_artifacts(str(folder))
+        self._connection.resolved[model_id] = here = self._checked(location, model_id)
+        self._store(here).log_artifacts(str(folder))
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
         from mlflow.exceptions import MlflowException
 
-        folder = local_folder(location)
-        if folder is not None and model_id in folder.parts:
-            remove_folder(folder)  # first: where the disk is full the database takes nothing
+        with suppress(ArtifactError):
+            if (folder := local_folder(self._checked(location, model_id))) is not None:
+                remove_folder(folder)  # first: where the disk is full the database takes nothing
         try:
             self._connection.client.delete_logged_model(model_id)
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
-
-    def _others(self, model_id: str, version: str) -> list[str]:
-        """Return the versions, of any registered model, that refer to a logged model."""
-        client, others = self._connection.client, set()
-        for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
-            for row in client.search_model_versions(condition, max_results=100):
-                others.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
 
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
@@ -198,7 +221,8 @@ class MlflowFiles(VersionFiles):
         return None
 
     def _checked(self, location: str, model_id: str) -> str:
-        return checked_location(location, model_id, tracking_uri=self._connection.uri)
+        checked = checked_location(location, model_id, tracking_uri=self._connection.uri)
+        return self._connection.here(checked)
 
     def _bytes(self, location: str) -> int:
         folder = local_folder(location)
@@ -213,15 +237,14 @@ class MlflowFiles(VersionFiles):
         return get_artifact_repository(location, tracking_uri=self._connection.uri)
 
 
-def local_folder(location: str) -> Path | None:
-    """Return the folder of a location on this machine; None for one elsewhere."""
-    parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme in _LOCAL_SCHEMES else None
-
-
 def is_model_id(text: str) -> bool:
     """Return whether a text can be MLflow's id of a logged model."""
     return _MODEL_ID.fullmatch(text) is not None
+
+
+def named_models(source: str, tags: Mapping[str, str]) -> set[str]:
+    """Return the ids of the logged models whose files a version refers to."""
+    return {*_IN_SOURCE.findall(source), *filter(None, [tags.get("model_id", "")])}
 
 
 def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
@@ -246,7 +269,8 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
         parts = urlsplit(location)
         path, host = unquote(parts.path), parts.netloc
         server = urlsplit(tracking_uri).netloc.rpartition("@")[2]
-        here = parts.scheme in _LOCAL_SCHEMES and host in ("", "localhost") and path.startswith("/")
+        here = local_folder(location) is not None and host in ("", "localhost")
+        here = here and path.startswith("/")
         proxied = parts.scheme == "mlflow-artifacts" and host in ("", server)
         stored = parts.scheme in _STORES and bool(host or parts.scheme in _NO_HOST)
         good = (

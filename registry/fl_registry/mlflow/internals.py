@@ -16,6 +16,7 @@ from mlflow.utils import request_utils
 from requests.adapters import HTTPAdapter
 
 __all__ = [
+    "LOCATIONS",
     "TRANSIENT_CODES",
     "KeepAliveAdapter",
     "ModelRegistryClient",
@@ -28,6 +29,14 @@ __all__ = [
 
 TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODES
 """HTTP statuses after which MLflow's client repeats a request."""
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow notes where files are."""
 KeepAliveAdapter = request_utils.TCPKeepAliveHTTPAdapter
 _USUAL = (7, 2, 1.0, TRANSIENT_CODES, True, True)  # retry settings, any of which would do
 _CACHE = "_cached_get_request_session"

@@ -11,13 +11,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from fl_registry.backend import JournalStorage
-from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
+from fl_registry.files.atomic import write_whole
+from fl_registry.journal.entries import JournalError, Mark, Page, carried_over, read_page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.mlflow.connection import Connection
 
@@ -36,6 +40,7 @@ _NEXT = re.compile(r'\{"next":"([^"]+)"\}')  # the pointer to the next run
 _HEARTBEAT = "lease"  # on the registered model: the last heartbeat of the server that writes
 _CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
 _SHORT = 200  # entries that a server sends faster than it answers a search
+_MARK = TypeAdapter(Mark)
 _SINCE = 60_000  # milliseconds by which a journal run may be older than its model
 
 
@@ -62,6 +67,8 @@ class JournalHome:
     def model(self) -> Any | None:
         """Return the registered model, or None if it does not exist yet."""
         connection = self._connection
+        if connection.lacks_model(self._name):
+            return None
         return connection.or_none(connection.client.get_registered_model, self._name)
 
     def find(self) -> str:
@@ -188,11 +195,11 @@ class MlflowJournal(JournalStorage):
         here = self._look(fresh=fresh)
         return Page() if here is None else here.page
 
-    def pages(self) -> list[Page]:
+    def pages(self, *, after: int = 0) -> list[Page]:
         here = self._look(fresh=True)
         pages = [] if here is None else [here.page]
         with self._connection.errors("read the journal"):
-            while here is not None and here.before:
+            while here is not None and here.before and here.page.first > after + 1:
                 here = self._read(self._get(here.before))
                 pages.append(here.page)
         return pages[::-1]
@@ -221,9 +228,29 @@ class MlflowJournal(JournalStorage):
             connection.again(write, self._name, _HEARTBEAT, beat.encode())
 
     def lock_file(self) -> Path | None:
+        return self._connection.home / "leases" / f"{self._short_name}.lock"
+
+    def checked(self) -> Mark:
+        with suppress(OSError, ValueError):  # without it the whole journal is checked
+            return _MARK.validate_json(self._mark_file.read_bytes())
+        return Mark()
+
+    def set_checked(self, mark: Mark) -> None:
+        try:
+            self._mark_file.parent.mkdir(exist_ok=True)
+            write_whole(self._mark_file, _MARK.dump_json(mark))
+        except OSError as error:
+            logger.info("%s could not be written: %s", self._mark_file, error.strerror)
+
+    @property
+    def _mark_file(self) -> Path:
+        return self._connection.home / "journals" / f"{self._short_name}.json"
+
+    @property
+    def _short_name(self) -> str:
+        """A file's name for this model of this store."""
         shared = f"{self._connection.uri}\n{self._name}"
-        name = hashlib.sha256(shared.encode()).hexdigest()[:16]
-        return self._connection.home / "leases" / f"{name}.lock"
+        return hashlib.sha256(shared.encode()).hexdigest()[:16]
 
     def ensure(self) -> _Here:
         """Make sure that the registered model and its one journal exist; return where it is."""
