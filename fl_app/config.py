@@ -53,7 +53,7 @@ As a setting of a run, ``data-summaries`` is another thing: whether there are an
 """
 
 MODEL_STRIDE = 32
-"""The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
+"""The largest stride of most heads: picture sizes must be multiples of it."""
 
 
 class ConfigError(ValueError):
@@ -161,8 +161,9 @@ class _SharedSettings:
         and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
-    model_size : "n" | "s" | "m" | "l" | "x"
-        Size of YOLOv8.
+    model : str
+        Any detector of Ultralytics by name, such as ``yolo11s``, or the absolute path of a model's
+        ``.yaml`` on the server.
     image_size : int
         Side of a picture in pixels.
     batch_size : int
@@ -175,7 +176,7 @@ class _SharedSettings:
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
     holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
-    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
+    model: Annotated[str, Field(min_length=1), Key(shaping=True)] = "yolov8n"
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
     batch_size: Annotated[int, Field(ge=1), Key(shaping=True, node=True)] = 16
 

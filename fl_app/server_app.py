@@ -155,14 +155,13 @@ class Sessions:
                 parent, arrays = self._starting_point()
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
-            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=ConfigRecord({"names": names, **self._order}),
-                evaluate_config=ConfigRecord({"names": names}),
+                train_config=ConfigRecord({**self._yolo.order(), **self._order}),
+                evaluate_config=self._yolo.order(),
                 evaluate_fn=self._scores,
             )
 

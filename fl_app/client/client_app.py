@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, wraps
@@ -38,7 +39,7 @@ from fl_models.pictures import (
     Pictures,
     cached_while_unchanged,
 )
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError, app_home
 from fl_registry.redaction import printable
 
@@ -107,7 +108,9 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
 
 
 def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
+    pictures = _pictures(
+        data.spec.train, data.spec.numbers, data.spec.keypoints, _shapes(config, data)
+    )
     try:
         pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
     except NoBoxesError as error:
@@ -119,7 +122,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     with device_memory(device, _too_much(config)):
         loss = train_locally(
             model,
@@ -152,7 +155,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     sizes = config.image_size, config.batch_size
     holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
@@ -161,9 +164,11 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
 
 
 @cached_while_unchanged
-def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+def _pictures(
+    paths: Sequence[Path], numbers: tuple[int, ...], keypoints: int, store: Path
+) -> Pictures:
     with FileMemory(store) as memory:
-        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
+        return read_pictures(paths, numbers, keypoints, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
@@ -186,13 +191,17 @@ def _shapes(config: ClientConfig, data: NodeData) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _model(size: str, names: tuple[str, ...]) -> YoloModel:
+def _model(described: str, names: tuple[str, ...]) -> YoloModel:
     # Reused in the next message: everything that a round changes is overwritten below.
-    return get_model(size, len(names), names=names)
+    try:
+        return described_model({**json.loads(described), "names": names})
+    except (LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"the server sent a model that can't be built here: {error}") from error
 
 
-def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
-    model = _model(config.model_size, tuple(names))
+def _loaded_model(message: Message, names: Sequence[str]) -> YoloModel:
+    described = str(message.content.config_records["config"].get("model", "{}"))
+    model = _model(described, tuple(names))
     model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})

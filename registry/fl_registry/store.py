@@ -739,7 +739,9 @@ class ModelStore:
         Parameters
         ----------
         model_class : Callable[[], Any]
-            Makes the module, e.g. ``lambda: get_model(model_size="n", num_classes=7)``.
+            Makes the module, e.g. ``lambda: get_model(model_size="n", num_classes=7)``. If it has a
+            method ``load_description``, that is called first, with the description of the model
+            that was saved with the weights.
         device : str
             Where to put it.
         half : bool

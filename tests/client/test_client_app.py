@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ def arrays() -> dict[str, np.ndarray]:
     return to_arrays(get_model("n", 7, seed=1))
 
 
+@cache
+def described(names: tuple[str, ...]) -> str:
+    return json.dumps(get_model("n", len(names), names=names).description)
+
+
 def ask(
     kind: str,
     arrays: dict[str, np.ndarray],
@@ -50,7 +57,7 @@ def ask(
     **settings: bool | float | int | str,
 ) -> Message:
     order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
-    config = ConfigRecord({**order, "names": list(names)})
+    config = ConfigRecord({**order, "names": list(names), "model": described(tuple(names))})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
@@ -147,6 +154,7 @@ def test_a_lack_of_memory_is_the_answer(
     def full(*_: Any, **__: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
 
+    assert not ask("evaluate", arrays, shapes_yaml).has_error()  # which builds the model
     monkeypatch.setattr("fl_models.yolo.YoloModel.forward", full)
     assert ask(kind, arrays, shapes_yaml).error.reason == (
         "cpu has too little memory: lower batch-size (now 4, which a node config may set), or "
