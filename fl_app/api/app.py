@@ -97,6 +97,7 @@ def create_trigger_api(
     from fl_app.api.flask_app import flask_app
     from fl_app.api.guard import LOOPBACK, Guard, RateLimit
     from fl_app.api.monitor import all_metrics
+    from fl_app.api.store_watch import StoreWatch
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
     guard = Guard(token, hosts, RateLimit(posts_per_second, posts_at_once))
@@ -111,6 +112,7 @@ def create_trigger_api(
         probation=probation,
         backlog=waiting,
         checkpoint=checkpoint,
+        watch=None if store is None else StoreWatch(store),
         now=now,
     )
     return flask_app(context)

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
 from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.api.store_watch import StoreWatch
 from fl_app.backlog import Backlog
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
@@ -52,6 +53,7 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.InvalidName: 400,
     errors.MissingExtra: 501,
     errors.StoreUnavailable: 503,
+    errors.Gone: 409,
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
@@ -78,6 +80,8 @@ class Context:
         Counts closed rounds that are not yet in MLflow.
     checkpoint : Callable[[Path, Path], None] | None
         Makes a checkpoint for Ultralytics, the second file, of a version's weights, the first.
+    watch : StoreWatch | None
+        Whether the registry answers; there is one where there is a registry.
     now : Callable[[], datetime]
         The wall clock, in UTC.
     owner : str
@@ -95,8 +99,21 @@ class Context:
     backlog: Callable[[], Backlog] | None
     checkpoint: Callable[[Path, Path], None] | None
     now: Callable[[], datetime]
+    watch: StoreWatch | None = None
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     making: threading.Lock = field(default_factory=threading.Lock)
+
+    def failing(self, backlog: Backlog | None) -> dict[str, str]:
+        """Return what does not work and why, by its part: here, and in the registry."""
+        # Another process may hand over the rounds, and reports its trouble on disk only.
+        backlog = backlog or Backlog()
+        problems = () if self.watch is None else self.watch.problems()
+        registry = " ".join(filter(None, (*problems, backlog.trouble)))
+        return {
+            **({"registry": registry} if registry else {}),
+            **({"sessions": backlog.problem} if backlog.problem else {}),
+            **self.manager.health.failing,
+        }
 
     @contextmanager
     def registry(self) -> Iterator[ModelStore]:
