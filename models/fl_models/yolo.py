@@ -342,7 +342,8 @@ def take_weights(
         model.load(donor, verbose=False)
         model.names = names
         same = len(set(known) & set(names.values()))
-        return f"{len(fitting)} of {len(state)} arrays, and {same} of {model.nc} classes by name"
+        rows = f" and {same} of {model.nc} classes by name" if same else ""
+        return f"{len(fitting)} of {len(state)} arrays{rows}"
     model.load_state_dict(fitting, strict=False)
     return f"{len(fitting)} of {len(state)} arrays"
 

@@ -67,7 +67,7 @@ def test_a_genuine_checkpoint_gives_all_but_the_class_layers(
     with caplog.at_level(logging.INFO):
         server = started(str(best), store, data)
     # As Ultralytics' own "Transferred 349/355 items".
-    assert "349 of 355 arrays taken from best.pt" in caplog.text.replace(", and 0 of 7", "")
+    assert "349 of 355 arrays taken from best.pt" in caplog.text
     first = server.first_arrays()
     assert {array.dtype for array in first.values()} == {"float32", "int64"}
     version = store.save_model_version(best)
@@ -137,7 +137,7 @@ def test_rows_of_equal_class_names_are_taken(tmp_path: Path) -> None:
     model = get_model("n", 2, names=["dog", "hen"], seed=5)
     own = model.state_dict()[BIAS].clone()
     said = take_weights(model, donor.state_dict(), donor.description)
-    assert said == "349 of 355 arrays, and 1 of 2 classes by name"
+    assert said == "349 of 355 arrays and 1 of 2 classes by name"
     assert model.state_dict()[BIAS][0] == donor.state_dict()[BIAS][1]
     assert model.state_dict()[BIAS][1] == own[1]
     assert model.names == {0: "dog", 1: "hen"}
