@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -35,6 +36,7 @@ from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
 from fl_app.starting_weights import read_starting_weights
 from fl_app.strategy import (
+    EmaFedAvg,
     LifecycleStrategy,
     ModelCard,
     Origin,
@@ -121,6 +123,7 @@ class Sessions:
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
+        logger.info("%s", self.store.backend.connection.place)
         self.store.ping()  # before the data set, whose pictures may take long to read
         data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
@@ -206,7 +209,8 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = StreamingFedAvg(
+        kind = partial(EmaFedAvg, config.ema) if config.ema else StreamingFedAvg
+        inner = kind(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,
