@@ -18,14 +18,14 @@ assert not any(find_spec(name) for name in ("fl_app", "fl_models", "fl_registry"
 from ultralytics import YOLO
 folder, picture = Path(sys.argv[1]), sys.argv[2]
 common = {"imgsz": int(sys.argv[3]), "device": "cpu", "verbose": False, "save": False}
-predict = {"rect": False, "conf": float(sys.argv[4]), **common}
-val = {"data": folder / "data.yaml", "rect": False, "plots": False, "workers": 0}
-model = YOLO(folder / "best.pt")
+predict = {"conf": float(sys.argv[4]), **common}
 scores = model.val(**common, **val).results_dict
-boxes = {
-    file: YOLO(folder / file, task="detect").predict(picture, **predict)[0].boxes.data
-    for file in ("best.pt", "best.onnx")
+found = {
+    "best.pt": model.predict(picture, **predict),
+    "squares": model.predict(picture, rect=False, **predict),
+    "best.onnx": YOLO(folder / "best.onnx", task="detect").predict(picture, **predict),
 }
+boxes = {file: results[0].boxes.data for file, results in found.items()}
 model.train(
     data=folder / "data.yaml", epochs=1, workers=0, plots=False, val=False, project=folder, **common
 )
@@ -36,7 +36,8 @@ print(json.dumps({"scores": scores, "boxes": {k: v.tolist() for k, v in boxes.it
 def use_alone(folder: Path, picture: Path, *, side: int, conf: float) -> dict[str, Any]:
     """Score, detect with and train what is in a folder: best.pt, best.onnx and data.yaml.
 
-    Returns Ultralytics' ``scores`` in squares, and ``boxes`` of the picture by file.
+    Returns Ultralytics' ``scores`` in squares, and ``boxes`` of the picture by file; ``squares``
+    are those of best.pt in a square, as an ONNX file has it.
     """
     python = environment_without_fl_app(folder / "alone") / "python"
     quiet = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(folder)}
