@@ -19,10 +19,12 @@ from ultralytics import YOLO
 folder, picture = Path(sys.argv[1]), sys.argv[2]
 common = {"imgsz": int(sys.argv[3]), "device": "cpu", "verbose": False, "save": False}
 predict = {"conf": float(sys.argv[4]), **common}
+val = {"data": folder / "data.yaml", "rect": False, "plots": False, "workers": 0}
+model = YOLO(folder / "best.pt")
 scores = model.val(**common, **val).results_dict
 found = {
-    "best.pt": model.predict(picture, **predict),
-    "squares": model.predict(picture, rect=False, **predict),
+    "best.pt": YOLO(folder / "best.pt").predict(picture, **predict),
+    "squares": YOLO(folder / "best.pt").predict(picture, rect=False, **predict),
     "best.onnx": YOLO(folder / "best.onnx", task="detect").predict(picture, **predict),
 }
 boxes = {file: results[0].boxes.data for file, results in found.items()}
