@@ -9,6 +9,7 @@ that could be any server's.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ from fl_registry.versions import ModelVersion
 
 logger = logging.getLogger(__name__)
 
+CACHED = 8
+"""Downloaded versions that stay on this machine."""
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
@@ -44,12 +47,15 @@ class MlflowFiles(VersionFiles):
         Where MLflow is.
     name : str
         The registered model's name.
+    cached : int
+        Downloaded versions that stay on this machine, of all models: those that were used last.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str, *, cached: int = CACHED) -> None:
         super().__init__()
         self._connection = connection
         self._name = name
+        self._cached = cached
         self._cache = connection.home / "cache"
         self._scratch = connection.home / "tmp"
 
@@ -63,11 +69,14 @@ class MlflowFiles(VersionFiles):
             return folder / name
         cached = self._cache / sha256 / name
         if self.whole.has(cached, sha256):
+            with suppress(OSError):  # it was used now
+                os.utime(cached.parent)
             return cached
         with self._connection.errors(f"download {name}"), scratch_folder(self._scratch) as scratch:
             downloaded = self._download(location, name, scratch)
             cached.parent.mkdir(parents=True, exist_ok=True)
             downloaded.replace(cached)
+        self._bound_cache()
         return cached
 
     def is_local(self, record: ModelVersion) -> bool:
@@ -181,6 +190,15 @@ class MlflowFiles(VersionFiles):
             self._connection.client.delete_logged_model(model_id)
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
+
+    def _bound_cache(self) -> None:
+        """Remove the copies that were not used for the longest time."""
+        used: dict[Path, float] = {}
+        for folder in self._cache.iterdir():
+            with suppress(OSError):  # another process removes it
+                used[folder] = folder.stat().st_mtime
+        for folder in sorted(used, key=lambda folder: used[folder])[: -self._cached]:
+            remove_folder(folder)
 
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
