@@ -54,7 +54,7 @@ As a setting of a run, ``data-summaries`` is another thing: whether there are an
 """
 
 MODEL_STRIDE = 32
-"""The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
+"""The largest stride of most heads: picture sizes must be multiples of it."""
 
 
 class ConfigError(ValueError):
@@ -162,8 +162,9 @@ class _SharedSettings:
         and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
-    model_size : "n" | "s" | "m" | "l" | "x"
-        Size of YOLOv8.
+    model : str
+        Any detector of Ultralytics by name, such as ``yolo11s``, or the absolute path of a model's
+        ``.yaml`` on the server.
     image_size : int
         Side of a picture in pixels.
     batch_size : int
@@ -176,7 +177,7 @@ class _SharedSettings:
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
     holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
-    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
+    model: Annotated[str, Field(min_length=1), Key(shaping=True)] = "yolov8n"
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
     batch_size: Annotated[int, Field(ge=1), Key(shaping=True, node=True)] = 16
 
@@ -201,6 +202,9 @@ class ServerConfig(_SharedSettings):
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
         a YAML file with them; empty: its defaults with a step for each batch, and for the generated
         shapes arguments of their own.
+    ema : float
+        Decay of a moving average over the rounds that becomes the global model, such as 0.9; 0: the
+        average of the last round alone.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
@@ -263,7 +267,8 @@ class ServerConfig(_SharedSettings):
     monitor_database_url : str | None
         SQLAlchemy URL of the monitor's database; None: SQLite in ``home``.
     mlflow_tracking_uri : str | None
-        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else SQLite in ``home``.
+        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else
+        SQLite in ``home``.
     registered_model_name : str
         Name in the model registry.
     experiment_name : str
@@ -282,6 +287,7 @@ class ServerConfig(_SharedSettings):
     fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
     # What it says is compared before a session is resumed, not where it stands.
     train_args: Annotated[str, Key()] = ""
+    ema: Annotated[float, Field(ge=0, lt=1), Key(shaping=True)] = 0.0
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
     max_waiting_rounds: Annotated[int, Field(ge=1), Key()] = MAX_WAITING_ROUNDS
@@ -351,6 +357,8 @@ class ClientConfig(_SharedSettings):
         trains the classes that both have.
     local_epochs : int
         Epochs of a local round.
+    keep_optimizer : bool
+        A node that trained in the round before continues with its optimizer's state.
     threads : int
         CPU threads of a local round.
     device : str
@@ -378,6 +386,7 @@ class ClientConfig(_SharedSettings):
 
     unknown_classes: Annotated[Literal["refuse", "ignore-others"], Key(shaping=True)] = "refuse"
     local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
+    keep_optimizer: Annotated[bool, Key(shaping=True)] = False
     threads: Annotated[int, Field(ge=1), Key(node=True)] = 1
     device: Annotated[DeviceName, Key(node=True)] = "auto"
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"

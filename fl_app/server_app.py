@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -34,6 +35,7 @@ from fl_app.retraining.drift.plot import drift_artifacts
 from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
 from fl_app.strategy import (
+    EmaFedAvg,
     LifecycleStrategy,
     ModelCard,
     Origin,
@@ -120,6 +122,7 @@ class Sessions:
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
+        logger.info("%s", self.store.backend.connection.place)
         self.store.ping()  # before the data set, whose pictures may take long to read
         data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
@@ -155,14 +158,13 @@ class Sessions:
                 parent, arrays = self._starting_point()
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
-            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=ConfigRecord({"names": names, **self._order}),
-                evaluate_config=ConfigRecord({"names": names}),
+                train_config=ConfigRecord({**self._yolo.order(), **self._order}),
+                evaluate_config=self._yolo.order(),
                 evaluate_fn=self._scores,
             )
 
@@ -199,7 +201,8 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = StreamingFedAvg(
+        kind = partial(EmaFedAvg, config.ema) if config.ema else StreamingFedAvg
+        inner = kind(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,

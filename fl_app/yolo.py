@@ -15,7 +15,7 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
 from fl_app.client import generated_shapes
 from fl_app.client.data import data_digest
@@ -29,7 +29,7 @@ from fl_models.classes import class_names, name_differences
 from fl_models.drawings import draw_predictions, draw_training_batch
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
-from fl_models.yolo import ModelMismatchError, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
 
@@ -60,43 +60,37 @@ def _train_args(config: ServerConfig) -> dict[str, Any]:
 
 
 class YoloOnServer:
-    """YOLOv8 with its data set. One thread at a time may use it.
+    """A detector of Ultralytics with its data set. One thread at a time may use it.
 
     Parameters
     ----------
     config : ServerConfig
-        Size, classes, picture side and seed of the model.
+        Name, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
 
     Raises
     ------
+    ConfigError
+        If there is no such model, or it can't take pictures of this size.
     DeviceError
         ``server-device`` is not there.
     """
 
     def __init__(self, config: ServerConfig, data: DataSpec) -> None:
         self.data = data
-        self.image_size = config.image_size
         self._metric = config.metric
+        self._model = _new_model(config, data.names)
         self._training = {
             **read_train_args(config.train_args),
             "imgsz": config.image_size,
             "batch": config.batch_size,
         }
         self._seed = config.seed
-        self.description: dict[str, object] = {
-            "family": "yolov8",
-            "size": config.model_size,
-            "num_classes": data.nc,
-            "names": list(data.names),
-            "image_size": config.image_size,
-        }
         self.serving = Serving(Path(serving.__file__), **serving.SERVING)
         self.holdout = DataUsed(
             f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
         )
-        self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
         self._device = chosen_device(config.server_device, setting="server-device")
         self._too_much = (
             f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
@@ -108,6 +102,16 @@ class YoloOnServer:
             batch_size=config.batch_size,
             device=str(self._device),
         )
+
+    @property
+    def description(self) -> dict[str, object]:
+        """The model, as the registry keeps it with each version."""
+        return dict(self._model.description)
+
+    def order(self) -> ConfigRecord:
+        """What each message tells the nodes: class names in order, what to build the model from."""
+        model = json.dumps(self.description)
+        return ConfigRecord({"names": list(self.data.names), "model": model})
 
     def first_arrays(self) -> ArrayRecord:
         """First weights, which depend on the seed only; call it before others are loaded."""
@@ -154,7 +158,7 @@ class YoloOnServer:
         except ModelMismatchError as err:
             raise ConfigError(
                 f"Version {version} does not fit the model of this run ({err}); "
-                "set model-size and num-classes to that version's, or restart-from to 'scratch'."
+                "set model and num-classes to that version's, or restart-from to 'scratch'."
             ) from None
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -181,7 +185,7 @@ class YoloOnServer:
             return []
         path = folder / "predictions.png"
         title = f"version {report.version}"
-        draw_predictions(self._model, self.data, path, title=title, imgsz=self.image_size)
+        draw_predictions(self._model, self.data, path, title=title)
         return [path]
 
     def curves(self, report: SessionReport, folder: Path) -> Iterable[Path]:
@@ -216,3 +220,23 @@ class YoloOnServer:
 
     def _load(self, arrays: ArrayRecord) -> None:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})
+
+
+def _new_model(config: ServerConfig, names: Sequence[str]) -> YoloModel:
+    name, side = config.model, config.image_size
+    if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
+        raise ConfigError(
+            f"model={name!r} is a relative path, which Flower's processes would look for in "
+            "another folder; give the absolute path of the model's file."
+        )
+    try:
+        model = get_model(name, len(names), names=names, seed=config.seed, image_size=side)
+    except ValueError as error:
+        raise ConfigError(f"Run-config key 'model': {error}.") from None
+    stride = int(model.stride.max())
+    if side % stride:
+        raise ConfigError(
+            f"image-size={side} is no multiple of {stride}, the largest stride of {name}; set it "
+            f"to {-(-side // stride) * stride}."
+        )
+    return model

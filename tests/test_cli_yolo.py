@@ -39,16 +39,9 @@ def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def manager(home: Path, tmp_path: Path) -> ModelManager:
     """Version 1 is a detector, in Production; version 2 is of another app."""
     manager = ModelManager()
-    network = get_model("n", 2, names=NAMES, seed=1)
+    network = get_model("n", 2, names=NAMES, seed=1, image_size=96)
     arrays = {name: array.numpy() for name, array in network.state_dict().items()}
-    described = {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": 2,
-        "names": NAMES,
-        "image_size": 96,
-    }
-    save_weights(arrays, tmp_path / "1.safetensors", model=described)
+    save_weights(arrays, tmp_path / "1.safetensors", model=network.description)
     save_weights({"w": np.ones(3, np.float32)}, tmp_path / "2.safetensors")
     for number in (1, 2):
         manager.save_model_version(tmp_path / f"{number}.safetensors", metrics={"mAP50": 0.5})
@@ -83,7 +76,7 @@ def test_arguments_are_read_as_ultralytics_reads_them(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("2", "best.pt"), "Nothing was exported: its weights are of an unknown model, expected"),
+        (("2", "best.pt"), "Nothing was exported: the weights are of an unknown model, expected"),
         (("7", "best.pt"), "There is no version 7"),
         (("staging", "best.pt"), "No version is in stage Staging; the newest is version 2"),
         (("newest", "best.pt"), "There is no stage 'newest'"),

@@ -50,7 +50,7 @@ def test_defaults_are_valid_on_both_sides() -> None:
         ("approval", "nobody", "'manual' or 'auto'"),
         ("image-size", 100, "multiple of 32"),
         ("alpha", 0.0, "more than 0"),
-        ("model-size", "xxl", "'n', 's', 'm', 'l' or 'x'"),
+        ("model", "", "a text"),
         ("home", 3, "valid string"),
         ("server-device", "gpu", "'auto', 'cpu', 'cuda', 'cuda:1' and so on, or 'mps'"),
     ],

@@ -37,13 +37,12 @@ def commands(where: str) -> list[list[str]]:
 def manager(home: Path, tmp_path: Path) -> ModelManager:
     """Nine versions: 6 and then 7 in production, 8, which is a detector, waiting for approval."""
     manager = ModelManager()
-    detector = {name: array.numpy() for name, array in get_model("n", 7).state_dict().items()}
-    names = list("0123456")
-    described = {"family": "yolov8", "size": "n", "num_classes": 7, "names": names}
+    model = get_model("n", 7)
+    detector = {name: array.numpy() for name, array in model.state_dict().items()}
     for number in range(1, 10):
         path = tmp_path / f"{number}.safetensors"
         if number == 8:
-            save_weights(detector, path, model=described)
+            save_weights(detector, path, model=model.description)
         else:
             save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
         tags = {"round": str(number), "metric": "mAP50"}

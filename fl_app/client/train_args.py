@@ -46,7 +46,7 @@ _SETTINGS = {
     "batch": "batch-size",
     "imgsz": "image-size",
     "data": "data",
-    "model": "model-size",
+    "model": "model",
     "seed": "seed",
     "patience": "patience",
     "resume": "resume",

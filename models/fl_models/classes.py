@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 IGNORED = -1
 """The number of a class that a model does not have; its boxes are left out."""
-_SHOWN = 5
+_SHOWN = 3  # on each side: the reason of a rejected node has 200 characters
 
 
 class ClassError(ValueError):
@@ -80,7 +80,7 @@ def repeated_names(names: Iterable[str]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names for a sentence, at most five of them."""
+    """Return names for a sentence, at most three of them."""
     return _listed([repr(name) for name in names])
 
 

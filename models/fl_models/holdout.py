@@ -80,7 +80,7 @@ class Holdout:
         cache_bytes: int = _CACHE_BYTES,
         shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures = read_pictures(data.val, data.numbers, data.keypoints, shape_of=shape_of)
         pictures.require_usable("holdout pictures")
         self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
@@ -237,6 +237,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=float("inf"),
+            end2end=self.end2end,
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}

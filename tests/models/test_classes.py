@@ -32,8 +32,7 @@ def test_names_match_in_any_order() -> None:
         (("fish", "shark", "whale"), "it has 'whale'"),
         (("shark",), "it lacks 'fish'"),
         (("cat", "dog"), "it has 'cat', 'dog' and it lacks 'fish', 'shark'"),
-        (("fish", "shark", *COCO), "it has 'thing 0', 'thing 1', 'thing 2', 'thing 3', 'thing 4' "
-         "and 75 more"),
+        (("fish", "shark", *COCO), "it has 'thing 0', 'thing 1', 'thing 2' and 77 more"),
     ],
 )  # fmt: skip
 def test_other_names_are_refused_with_their_difference(own: tuple[str, ...], text: str) -> None:

@@ -48,14 +48,7 @@ print(json.dumps({"scores": scores, "boxes": {k: v.tolist() for k, v in boxes.it
 
 @pytest.fixture(scope="module")
 def description(lively_model: YoloModel) -> dict[str, Any]:
-    names = list(lively_model.names.values())
-    return {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": len(names),
-        "names": names,
-        "image_size": SIDE,
-    }
+    return {**lively_model.description, "image_size": SIDE}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +103,7 @@ def test_other_formats_detect_the_same_and_leave_no_other_file(
     assert {path.name for path in tmp_path.iterdir()} == {"here", file.name}
     assert not list(here.iterdir())
     picture = labelled_by_model.val[0]
-    ours = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    ours = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     theirs = YOLO(file, task="detect").predict(
         picture, imgsz=SIDE, conf=CONF, verbose=False, device="cpu"
     )
@@ -149,7 +142,7 @@ def test_ultralytics_alone_scores_detects_and_trains_with_it(
     assert ours["mAP50"] > 0.01
     for name, value in ours.items():
         assert round(found["scores"][f"metrics/{name}(B)"], 4) == round(value, 4), name
-    boxes = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    boxes = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     np.testing.assert_allclose(found["boxes"]["best.pt"], boxes, atol=1e-3)
     np.testing.assert_allclose(found["boxes"]["best.onnx"], boxes, atol=2e-2)
 

@@ -53,7 +53,7 @@ def test_names_and_classes() -> None:
     assert model.names == {0: "cat", 1: "dog"}
     with pytest.raises(ValueError, match="2 names were given for 3 classes"):
         get_model("n", 3, names=["cat", "dog"])
-    with pytest.raises(ValueError, match="model size 'z' is unknown"):
+    with pytest.raises(ValueError, match="model 'z' is unknown: known are yolov8n"):
         get_model("z")
     with pytest.raises(ValueError, match="at least 1"):
         get_model("n", 0)
@@ -97,7 +97,7 @@ def test_predictions_are_those_of_ultralytics(
     settings = {"imgsz": SIDE, "rect": False, "conf": 0.01, "save": False, "verbose": False}
     predictor = DetectionPredictor(overrides={**settings, "device": "cpu", "save_dir": tmp_path})
     plain = predictor(str(path), model=copy.deepcopy(lively_model))[0]
-    ours = lively_model.predict(path, conf=0.01, image_size=SIDE)[0]
+    ours = lively_model.predict(path, conf=0.01, imgsz=SIDE)[0]
     assert ours.boxes.data.numpy() == pytest.approx(plain.boxes.data.numpy(), abs=1e-2)
 
 
@@ -105,7 +105,7 @@ def test_pictures_of_any_shape_get_boxes_inside_of_them(lively_model: YoloModel)
     rng = np.random.default_rng(0)
     for shape in [(40, 90, 3), (200, 30, 3), (64, 64, 3), (1, 1, 3)]:
         picture = rng.integers(0, 256, shape).astype(np.uint8)
-        boxes = lively_model.predict(picture, conf=0.01, image_size=SIDE)[0].boxes.xyxy.numpy()
+        boxes = lively_model.predict(picture, conf=0.01, imgsz=SIDE)[0].boxes.xyxy.numpy()
         assert (boxes >= 0).all()
         assert (boxes[:, [0, 2]] <= shape[1]).all()
         assert (boxes[:, [1, 3]] <= shape[0]).all()
