@@ -201,6 +201,9 @@ class ServerConfig(_SharedSettings):
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
         a YAML file with them; empty: its defaults with a step for each batch, and for the generated
         shapes arguments of their own.
+    ema : float
+        Decay of a moving average over the rounds that becomes the global model, such as 0.9; 0: the
+        average of the last round alone.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
@@ -278,6 +281,7 @@ class ServerConfig(_SharedSettings):
     fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
     # What it says is compared before a session is resumed, not where it stands.
     train_args: Annotated[str, Key()] = ""
+    ema: Annotated[float, Field(ge=0, lt=1), Key(shaping=True)] = 0.0
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
     server_device: Annotated[DeviceName, Key()] = "auto"
@@ -345,6 +349,8 @@ class ClientConfig(_SharedSettings):
         trains the classes that both have.
     local_epochs : int
         Epochs of a local round.
+    keep_optimizer : bool
+        A node that trained in the round before continues with its optimizer's state.
     threads : int
         CPU threads of a local round.
     device : str
@@ -372,6 +378,7 @@ class ClientConfig(_SharedSettings):
 
     unknown_classes: Annotated[Literal["refuse", "ignore-others"], Key(shaping=True)] = "refuse"
     local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
+    keep_optimizer: Annotated[bool, Key(shaping=True)] = False
     threads: Annotated[int, Field(ge=1), Key(node=True)] = 1
     device: Annotated[DeviceName, Key(node=True)] = "auto"
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"

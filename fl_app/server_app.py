@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -34,6 +35,7 @@ from fl_app.retraining.drift.plot import drift_artifacts
 from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
 from fl_app.strategy import (
+    EmaFedAvg,
     LifecycleStrategy,
     ModelCard,
     Origin,
@@ -198,7 +200,8 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = StreamingFedAvg(
+        kind = partial(EmaFedAvg, config.ema) if config.ema else StreamingFedAvg
+        inner = kind(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,

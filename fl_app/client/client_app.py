@@ -15,7 +15,17 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from fl_app.client.data import NodeData, load_node_data
@@ -56,6 +66,9 @@ _REPORTED = (
     TrainingError,
 )
 
+OPTIMIZER = "fl-app-optimizer"
+"""Key of the record in a node's state that holds the optimizer's, if it is kept."""
+
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
 NAMES_KEY = "names"
 """Key of a message's config: the names of the model's classes, in their order."""
@@ -92,7 +105,7 @@ def train(message: Message, context: Context, config: ClientConfig, data: NodeDa
     """
 
     def trained(message: Message, context: Context) -> Message:
-        return _train(message, config, data)
+        return _train(message, config, data, context.state)
 
     handler: ClientAppCallable = trained
     # Compression comes last, so that it is the outermost mod: it compresses the final reply.
@@ -107,8 +120,10 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
     return lambda message, context: mod(message, context, handler)
 
 
-def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
+def _train(message: Message, config: ClientConfig, data: NodeData, state: RecordDict) -> Message:
+    pictures = _pictures(
+        data.spec.train, data.spec.numbers, data.spec.keypoints, _shapes(config, data)
+    )
     try:
         pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
     except NoBoxesError as error:
@@ -121,6 +136,8 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
     model = _loaded_model(message, data.spec.names)
+    server_round = int(_number(order, "server-round"))
+    kept = _kept_optimizer(state, server_round) if config.keep_optimizer else None
     with device_memory(device, _too_much(config)):
         loss = train_locally(
             model,
@@ -139,7 +156,11 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
                 cache=config.cache,
                 cache_folder=app_home(config.home) / "decoded",
             ),
+            kept=kept,
         )
+    if kept is not None:
+        state[OPTIMIZER] = ArrayRecord({name: Array(values) for name, values in kept.items()})
+        state[f"{OPTIMIZER}-round"] = ConfigRecord({"server-round": server_round})
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)
     # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
@@ -162,9 +183,11 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
 
 
 @cached_while_unchanged
-def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+def _pictures(
+    paths: Sequence[Path], numbers: tuple[int, ...], keypoints: int, store: Path
+) -> Pictures:
     with FileMemory(store) as memory:
-        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
+        return read_pictures(paths, numbers, keypoints, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
@@ -202,6 +225,16 @@ def _loaded_model(message: Message, names: Sequence[str]) -> YoloModel:
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model
+
+
+def _kept_optimizer(state: RecordDict, server_round: int) -> dict[str, np.ndarray]:
+    """Return the optimizer's state that the round before has left in this node's state."""
+    arrays, about = state.get(OPTIMIZER), state.get(f"{OPTIMIZER}-round")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(about, ConfigRecord):
+        return {}
+    if server_round == 1 or about.get("server-round") != server_round - 1:
+        return {}  # of another session, or of weights that others have changed since
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def _train_args(order: ConfigRecord, config: ClientConfig) -> TrainArgs:

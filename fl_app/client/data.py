@@ -190,7 +190,7 @@ def partition(
     if kind == "iid":
         shares = _equal_shares([len(unit) for unit in units], num_partitions, seed=seed)
     else:
-        classes = _main_classes(spec.train, spec.numbers)
+        classes = _main_classes(spec.train, spec.numbers, spec.keypoints)
         most = [int(np.bincount(classes[unit] + 1).argmax()) for unit in units]
         shares = _dirichlet_shares(np.array(most), num_partitions, alpha=alpha, seed=seed)
     # Small shares take from the largest: clips are held out whole, so two are needed.
@@ -278,9 +278,9 @@ def _digest(paths: Sequence[Path], data: DataSpec, store: Path) -> str:
 
 
 @cached_while_unchanged
-def _main_classes(paths: Sequence[Path], numbers: Sequence[int]) -> np.ndarray:
+def _main_classes(paths: Sequence[Path], numbers: Sequence[int], keypoints: int) -> np.ndarray:
     # Labels that can't be used are reported once, where the pictures are loaded.
-    return np.array([main_class(usable_boxes(path, numbers)) for path in paths], int)
+    return np.array([main_class(usable_boxes(path, numbers, keypoints)) for path in paths], int)
 
 
 def _equal_shares(sizes: Sequence[int], num_partitions: int, *, seed: int) -> list[list[int]]:

@@ -108,7 +108,15 @@ def load_data_spec(
         )
     for note in listing.notes:
         _warn_once(note)
-    return DataSpec(root, train, val, names, clips=clips, notes=tuple(listing.notes))
+    return DataSpec(
+        root,
+        train,
+        val,
+        names,
+        keypoints=_keypoints(content, file),
+        clips=clips,
+        notes=tuple(listing.notes),
+    )
 
 
 @contextmanager
@@ -334,6 +342,19 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
             "expected a name of its own for each class"
         )
     return texts
+
+
+def _keypoints(content: Mapping[str, object], file: Path) -> int:
+    """Return how many numbers of key points follow a box in a label row of a pose data set."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        raise DataError(
+            f"data set file {file} has kpt_shape: {shape!r}, expected the number of key points and "
+            "of the numbers of each, such as [17, 3]"
+        )
+    return int(shape[0] * shape[1])
 
 
 def _groups(content: Mapping[str, object], root: Path, file: Path) -> dict[str, str]:

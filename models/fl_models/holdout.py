@@ -80,7 +80,7 @@ class Holdout:
         cache_bytes: int = _CACHE_BYTES,
         shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures = read_pictures(data.val, data.numbers, data.keypoints, shape_of=shape_of)
         pictures.require_usable("holdout pictures")
         self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}

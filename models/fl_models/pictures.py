@@ -182,6 +182,8 @@ class DataSpec:
     numbers : tuple[int, ...]
         By class number in the label files the number in ``names``, or `IGNORED`; by default the
         same number.
+    keypoints : int
+        Numbers in a label row after those of the box, which are left out; 0: none.
     clips : tuple[str, ...]
         The clip or site of each picture of ``train``; by default each has its own.
     notes : tuple[str, ...]
@@ -193,6 +195,7 @@ class DataSpec:
     val: tuple[Path, ...]
     names: tuple[str, ...]
     numbers: tuple[int, ...] = ()
+    keypoints: int = 0
     clips: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -223,7 +226,7 @@ def label_file(picture: Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
+def read_boxes(picture: Path, numbers: Sequence[int], keypoints: int = 0) -> np.ndarray:
     """Return the true boxes of a picture, shape (n, 5), without repeated rows.
 
     Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them. Boxes of a class that
@@ -235,16 +238,18 @@ def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
         The picture, whose label file is read.
     numbers : Sequence[int]
         `DataSpec.numbers` of its data set.
+    keypoints : int
+        `DataSpec.keypoints` of its data set.
 
     Raises
     ------
     PictureError
         A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
-    return checked_boxes(picture, label_rows(picture), numbers)
+    return checked_boxes(picture, label_rows(picture, keypoints), numbers)
 
 
-def label_rows(picture: Path) -> np.ndarray:
+def label_rows(picture: Path, keypoints: int = 0) -> np.ndarray:
     """Return the rows of a picture's label file as boxes, unchecked, shape (n, 5).
 
     Raises
@@ -257,7 +262,7 @@ def label_rows(picture: Path) -> np.ndarray:
         return np.zeros((0, 5), np.float32)
     try:
         rows = [row.split() for row in path.read_text("utf-8-sig").splitlines() if row.strip()]
-        return np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
+        return np.array([_to_box(row, keypoints) for row in rows], np.float32).reshape(-1, 5)
     except (OSError, ValueError) as error:
         reason = "a label file that can't be read"
         raise PictureError(
@@ -276,10 +281,10 @@ def checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np
     return np.asarray(boxes[boxes[:, 0] != IGNORED])
 
 
-def usable_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
+def usable_boxes(picture: Path, numbers: Sequence[int], keypoints: int = 0) -> np.ndarray:
     """Return the boxes of ``read_boxes``, or none if they can't be used."""
     try:
-        return read_boxes(picture, numbers)
+        return read_boxes(picture, numbers, keypoints)
     except PictureError:
         return np.zeros((0, 5), np.float32)
 
@@ -289,10 +294,10 @@ def main_class(boxes: np.ndarray) -> int:
     return int(np.bincount(boxes[:, 0].astype(int)).argmax()) if len(boxes) else -1
 
 
-def _to_box(row: Sequence[str]) -> list[float]:
+def _to_box(row: Sequence[str], keypoints: int) -> list[float]:
     values = [float(value) for value in row]
-    if len(values) == 5:
-        return values
+    if len(values) in {5, 5 + keypoints}:
+        return values[:5]
     if len(values) < 7 or len(values) % 2 == 0:
         raise ValueError(f"a row has {len(values)} numbers, expected 5 (class, x, y, w, h)")
     xs, ys = values[1::2], values[2::2]

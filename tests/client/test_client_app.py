@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
 from fl_app.client import client_app
-from fl_app.client.client_app import app
+from fl_app.client.client_app import OPTIMIZER, app
 from fl_app.client.data import load_node_data
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
@@ -54,6 +54,7 @@ def ask(
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
     names: Sequence[str] = NAMES,
+    state: RecordDict | None = None,
     **settings: bool | float | int | str,
 ) -> Message:
     order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
@@ -64,7 +65,7 @@ def ask(
         run_id=7,
         node_id=1,
         node_config={"partition-id": 0, "num-partitions": 2} if node is None else node,
-        state=RecordDict(),
+        state=RecordDict() if state is None else state,
         run_config={**SETTINGS, "data": str(data), **settings},
     )
     return app(Message(content, dst_node_id=1, message_type=kind), context)
@@ -82,6 +83,27 @@ def test_a_train_reply_has_all_arrays_in_their_order(
     assert set(metrics) == {"num-examples", "loss"}
     assert metrics["num-examples"] == 10  # 12 of the partition, 2 held out
     assert len(str(content.config_records["node"]["data-digest"])) == 64
+
+
+def test_a_node_continues_with_its_optimizer_if_it_trained_in_the_round_before(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    state = RecordDict()
+
+    def steps(server_round: int) -> float:
+        ask("train", arrays, shapes_yaml, state=state, server_round=server_round, **KEEPS)
+        kept = state.array_records[OPTIMIZER]
+        (count,) = {float(kept[name].numpy()) for name in kept if name.endswith("/step")}
+        return count
+
+    each = steps(1)
+    assert [steps(2), steps(3), steps(5), steps(1)] == [2 * each, 3 * each, each, each]
+    nothing = RecordDict()
+    ask("train", arrays, shapes_yaml, state=nothing)
+    assert not nothing
+
+
+KEEPS = {"keep-optimizer": True}
 
 
 def test_a_setting_makes_a_reply_smaller_and_what_is_read_of_it_is_near_the_plain_one(

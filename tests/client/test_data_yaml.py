@@ -156,6 +156,7 @@ REFUSED = {
         "gone does not exist",
     ),
     "a list of nothing": ("train: gone.txt\nval: images/val\n" + NAMES, "nor any of the others"),
+    "key points without a shape": (BOTH + NAMES + "kpt_shape: 17\n", "kpt_shape: 17, expected"),
     "ndjson": ("train: x.ndjson\nval: images/val\n" + NAMES, "does not exist"),
     "a text that is not UTF-8": (None, "can't be read: UnicodeDecodeError"),
 }

@@ -9,11 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.trainer import BaseTrainer
 
-from fl_app.client.optimization import Schedule, build_optimizer
+from fl_app.client.optimization import (
+    Schedule,
+    build_optimizer,
+    optimizer_arrays,
+    restore_optimizer,
+)
 from fl_app.client.train_args import read_train_args
 from fl_models.yolo import get_model
 
@@ -56,6 +62,38 @@ def test_other_optimizers_are_built_by_ultralytics(name: str) -> None:
     moved = {id(weight) for group in built.param_groups for weight in group["params"]}
     assert moved == {id(weight) for weight in model.parameters()}
     assert built.param_groups[-1]["lr"] == 0.003
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "Adam", "RMSprop", "NAdam", "RAdam", "Adamax"])
+def test_an_optimizer_goes_on_where_another_has_stopped(name: str) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(1)
+        return network()
+
+    def step(model: nn.Module, optimizer: Any, number: int) -> None:
+        for weight in model.parameters():
+            torch.manual_seed(number)
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+
+    def built(model: nn.Module) -> Any:
+        args = arguments(f"optimizer: {name}")
+        return build_optimizer(nn.Sequential(model), args, num_classes=7, weight_decay=0.01)
+
+    whole, parts = model(), model()
+    one = built(whole)
+    for number in range(4):
+        step(whole, one, number)
+    first = built(parts)
+    for number in range(2):
+        step(parts, first, number)
+    left, second = optimizer_arrays(first), built(parts)
+    restore_optimizer(second, left)
+    for number in range(2, 4):
+        step(parts, second, number)
+    assert left
+    for expected, found in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert found.detach().numpy().tobytes() == expected.detach().numpy().tobytes()
 
 
 def rates(text: str, rounds: int, local_epochs: int, batches: int = 4) -> list[tuple[Any, ...]]:

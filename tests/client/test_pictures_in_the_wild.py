@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from support.arrays import to_arrays
 from ultralytics.data.utils import verify_image_label
 from ultralytics.utils.patches import imread
 
+from fl_app.client import client_app
 from fl_app.client.client_app import app
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.summary.pictures import pixel_statistics
@@ -270,6 +273,25 @@ def test_labels_that_ultralytics_leaves_out_and_are_clear_are_used(
     assert len(boxes) == BETTER_LABELS[kind].count(b"\n")
 
 
+@pytest.mark.parametrize("shape", [(17, 3), (17, 2), (1, 3)])
+def test_key_points_are_left_out_as_in_ultralytics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, int]
+) -> None:
+    numbers = shape[0] * shape[1]
+    row = f"1 0.5 0.4 0.2 0.3{' 0.25' * numbers}\n"
+    path = placed(tmp_path, "images/a.png", as_mode("RGB"), (BOX + row).encode())
+    found = verify_image_label((str(path), str(label_file(path)), "", False, 3, *shape, False))
+    assert found[1] == pytest.approx(np.array([[0, 0.5, 0.5, 0.2, 0.2], [1, 0.5, 0.4, 0.2, 0.3]]))
+    (tmp_path / "data.yaml").write_text(
+        f"train: images\nval: images\nnames: [a, b, c]\nkpt_shape: {list(shape)}\n"
+    )
+    placed(tmp_path, "images/b.png", as_mode("RGB"), row.encode())
+    spec = load_data_spec(tmp_path / "data.yaml", 3)
+    pictures = read_pictures([path], spec.numbers, spec.keypoints)
+    assert pictures[0].boxes == pytest.approx(found[1])
+    assert not ask("train", tmp_path / "data.yaml").has_error()
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a picture of each kind in both splits."""
@@ -378,3 +400,43 @@ def test_a_node_with_few_label_files_tells_the_server(tmp_path: Path) -> None:
         (tmp_path / "train" / "labels" / f"{number}.txt").unlink()
     (note,) = ask("train", file).content.config_records["node"]["notes"]
     assert note == "5 of 6 pictures have no label file and count as background"
+
+
+def test_names_that_are_no_utf_8_are_as_good_as_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = os.fsdecode(b"caf\xe9-%d.png")
+    for split in ("train", "val"):
+        for number in range(30):
+            placed(tmp_path / split, odd.replace("%d", str(number)), as_mode("RGB"))
+    listed = [os.fsencode(path) for path in (tmp_path / "val" / "images").iterdir()]
+    (tmp_path / "val.txt").write_bytes(b"\n".join(listed))
+    file = tmp_path / "data.yaml"
+    file.write_text(f"train: train/images\nval: val.txt\nnames: {list(NAMES)}\n")
+    home = tmp_path / "home"
+    for kind in ("train", "evaluate", "train"):
+        reply = ask(kind, file)
+        assert reply.content.metric_records["metrics"]["num-examples"] == 30
+    assert "no data summary" not in caplog.text
+    assert list((home / "summaries").rglob("reference.npz"))
+    shutil.rmtree(tmp_path / "train" / "labels")
+    assert ask("train", file).error.reason.isprintable()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_break_after_the_check_do_not_end_a_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    file = write(tmp_path)
+    read = client_app.read_pictures
+
+    def then_broken(*args: Any, **options: Any) -> Any:
+        pictures = read(*args, **options)
+        (tmp_path / "train" / "images" / "0.png").unlink()
+        (tmp_path / "train" / "images" / "4.png").write_bytes(b"half of it")
+        return pictures
+
+    monkeypatch.setattr(client_app, "read_pictures", then_broken)
+    reply = ask("train", file, workers=workers, cache="none")
+    assert not reply.has_error(), reply.error.reason
+    assert np.isfinite(reply.content.metric_records["metrics"]["loss"])

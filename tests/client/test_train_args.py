@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from fl_app.client.train_args import NAMES, TrainArgsError, read_train_args
 
 DEFAULTS = {name: DEFAULT_CFG_DICT[name] for name in NAMES} | {"nbs": None}
+
+
+def test_the_page_on_training_names_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    table = page.split("| what | arguments |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "{}", "# nothing: yet"])
