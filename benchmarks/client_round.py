@@ -60,13 +60,13 @@ ARGS = TrainArgs(read_train_args("{optimizer: AdamW, nbs: 16}"))
 FRESH_OURS = """
 import sys
 from pathlib import Path
-from fl_app.client.client_app import _model
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
+from fl_models.yolo import get_model
 spec = load_data_spec(sys.argv[1], None)
-train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
-              image_size=64, batch_size=16, epochs=1, seed=1)
+model, pictures = get_model("n", spec.nc), read_pictures(spec.train, spec.numbers)
+train_locally(model, pictures, names=spec.names, image_size=64, batch_size=16, epochs=1, seed=1)
 """
 THEIRS = """
 import sys
@@ -157,9 +157,9 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
 def handler(spec: DataSpec, size: int) -> Callable[[], None]:
     """The whole of the ClientApp's answer to a train message, with new weights each time."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
-    order = ConfigRecord(
-        {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "names": [*spec.names]}
-    )
+    described = json.dumps(get_model("n", spec.nc, names=spec.names).description)
+    told = {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "model": described}
+    order = ConfigRecord({**told, "names": [*spec.names]})
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
     node = {"data": str(spec.root / "data.yaml")}
 

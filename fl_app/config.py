@@ -262,7 +262,8 @@ class ServerConfig(_SharedSettings):
     monitor_database_url : str | None
         SQLAlchemy URL of the monitor's database; None: SQLite in ``home``.
     mlflow_tracking_uri : str | None
-        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else SQLite in ``home``.
+        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else
+        SQLite in ``home``.
     registered_model_name : str
         Name in the model registry.
     experiment_name : str

@@ -122,6 +122,7 @@ class Sessions:
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
+        logger.info("%s", self.store.backend.connection.place)
         self.store.ping()  # before the data set, whose pictures may take long to read
         data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)

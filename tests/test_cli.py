@@ -248,7 +248,7 @@ def test_status_counts_the_rounds_that_wait_for_mlflow(
     (session / "trouble.json").write_text(json.dumps("MLflow does not answer"))
     assert "2 rounds: MLflow does not answer" in fl_app("status").stdout
     told = json.loads(fl_app("status", "--json").stdout)
-    assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer"}
+    assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer", "apart": 0}
     nobody = "http://127.0.0.1:9"
     away = fl_app("status", "--tracking-uri", nobody)
     assert away.returncode == 1

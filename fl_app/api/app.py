@@ -92,6 +92,7 @@ def create_trigger_api(
     from fl_app.api.flask_app import flask_app
     from fl_app.api.guard import LOOPBACK, Guard, RateLimit
     from fl_app.api.monitor import all_metrics
+    from fl_app.api.store_watch import StoreWatch
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
     guard = Guard(token, hosts, RateLimit(posts_per_second, posts_at_once))
@@ -105,6 +106,7 @@ def create_trigger_api(
         slots=threading.BoundedSemaphore(registry_calls_at_once),
         probation=probation,
         backlog=waiting,
+        watch=None if store is None else StoreWatch(store),
         now=now,
     )
     return flask_app(context)

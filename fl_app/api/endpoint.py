@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
 from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.api.store_watch import StoreWatch
 from fl_app.backlog import Backlog
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
@@ -50,6 +51,7 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.ArtifactError: 409,
     errors.InvalidName: 400,
     errors.StoreUnavailable: 503,
+    errors.Gone: 409,
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
@@ -74,6 +76,8 @@ class Context:
         Watches the version in production; there is one where there is a registry.
     backlog : Callable[[], Backlog] | None
         Counts closed rounds that are not yet in MLflow.
+    watch : StoreWatch | None
+        Whether the registry answers; there is one where there is a registry.
     now : Callable[[], datetime]
         The wall clock, in UTC.
     owner : str
@@ -88,7 +92,20 @@ class Context:
     probation: Probation | None
     backlog: Callable[[], Backlog] | None
     now: Callable[[], datetime]
+    watch: StoreWatch | None = None
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def failing(self, backlog: Backlog | None) -> dict[str, str]:
+        """Return what does not work and why, by its part: here, and in the registry."""
+        # Another process may hand over the rounds, and reports its trouble on disk only.
+        backlog = backlog or Backlog()
+        problems = () if self.watch is None else self.watch.problems()
+        registry = " ".join(filter(None, (*problems, backlog.trouble)))
+        return {
+            **({"registry": registry} if registry else {}),
+            **({"sessions": backlog.problem} if backlog.problem else {}),
+            **self.manager.health.failing,
+        }
 
     @contextmanager
     def registry(self) -> Iterator[ModelStore]:

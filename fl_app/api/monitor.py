@@ -177,7 +177,7 @@ def status(api: Context, _: Query) -> Answer:
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
-        "failing": api.manager.health.failing,
+        "failing": api.failing(None if api.backlog is None else api.backlog()),
     }
 
 
@@ -187,9 +187,7 @@ def health(api: Context, _: Query) -> Answer:
     The log and `/status` tell why something fails.
     """
     backlog = None if api.backlog is None else api.backlog()
-    # Another process may hand over the rounds, and reports its trouble on disk only.
-    elsewhere = {"registry"} if backlog is not None and backlog.trouble else set()
-    failing = sorted({*api.manager.health.failing, *elsewhere})
+    failing = sorted(api.failing(backlog))
     # 200 also if degraded: a probe that fails would have the server killed, for a full disk say.
     return {
         "status": "degraded" if failing else "ok",

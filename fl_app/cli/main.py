@@ -33,6 +33,10 @@ COMMANDS = {
         "versions",
         "Remove old versions that were never in Production, or print which would be removed.",
     ),
+    "acknowledge": (
+        "versions",
+        "Record that the files of a version are lost and that this is known; `doctor` ends with 0.",
+    ),
     "export": (
         "yolo",
         "Write a version to a file for Ultralytics, which needs no fl-app to use it.",
@@ -42,6 +46,10 @@ COMMANDS = {
         "Request a retraining session; a server that waits starts it, else the next run.",
     ),
     "history": ("requests", "List requests to retrain with their outcomes, newest last."),
+    "recover": (
+        "recover",
+        "List sessions that are not over; hand one's rounds to MLflow, or discard it.",
+    ),
     "ui": ("pages", "Open MLflow's own page on the app's store, until Ctrl-C."),
     "run": (
         "runs",

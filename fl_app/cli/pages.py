@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from fl_app.backlog import backlog
-from fl_app.cli.options import Monitor, Name, Uri, open_monitor, open_registry
+from fl_app.cli.options import Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, fail, say, stop_signals
-from fl_registry import ModelManager, app_home
+from fl_registry import ModelManager, RegistryError, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
 
@@ -60,7 +60,8 @@ def serve(
 
     try:
         token = read_token(token_file, host=host)
-        store = open_registry(uri, name)
+        store = ModelManager(uri or None, name)
+        store.backend.connection.require_usable()
         named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
         app = create_trigger_api(
             RetrainingManager(store=open_monitor(monitor, name)),
@@ -80,5 +81,10 @@ def serve(
     stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
     address = f"[{server.host}]" if ":" in server.host else server.host
     say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
+    try:
+        store.ping()
+        store.get_latest_version()  # MLflow takes seconds to open, which no visitor must wait for
+    except RegistryError as error:
+        say(f"{error} Until it answers, the page shows what it can.")
     stopped.wait()
     server.close()

@@ -14,7 +14,7 @@ from fl_app.cli.output import console, escape, print_json, table
 from fl_app.rejected import read_rejected
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.probation.state import in_one_line
-from fl_registry import ModelManager, StoreUnavailable, UnknownVersion, app_home
+from fl_registry import Gone, ModelManager, StoreUnavailable, UnknownVersion, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 
 
@@ -28,8 +28,9 @@ def status(
         with manager.one_reading():
             present = map(manager.get_latest_version, ("Production", "Staging", None))
             production, staging, newest = (_row(manager, version) for version in present)
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
+            losses = manager.losses()
+    except (StoreUnavailable, Gone) as error:
+        raise type(error)(f"{error} On disk and not handed over: {waiting}.") from None
     probation = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {"Production": production, "Staging": staging}
     pending = [row["version"] for row in staged.values() if row and is_pending(row)]
@@ -47,6 +48,7 @@ def status(
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
                 "rejected": [asdict(each) for each in rejected],
                 "backlog": asdict(waiting),
+                "losses": losses,
             }
         )
         return
@@ -59,12 +61,14 @@ def status(
     for outcome, request in requests.items():
         shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
     shown.add_row("backlog", escape(str(waiting)))
+    for loss in losses:
+        shown.add_row("lost", escape(loss))
     for each in rejected:
         shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
     console.print(shown)
 
 
 def _row(manager: ModelManager, version: str | None) -> dict[str, Any] | None:
-    with suppress(UnknownVersion):  # somebody has deleted it in MLflow
+    with suppress(UnknownVersion, Gone):  # somebody has deleted it in MLflow
         return manager.get_version(version).as_row() if version else None
     return None

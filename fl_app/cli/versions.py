@@ -72,10 +72,12 @@ def versions(
 
     def text() -> RenderableType:
         if not rows:
-            name = escape(manager.registered_model_name)
+            name, place = manager.registered_model_name, manager.backend.connection.place
             if stage or since or before:
-                return f"No such versions of {name}."
-            return f"No versions of {name} yet: `flwr run . --stream` makes some."
+                return escape(f"No such versions of {name}.")
+            return escape(f"No versions of {name} yet in {place}: ") + (
+                "`flwr run . --stream` makes some."
+            )
         # The journal of a long life takes a while to read.
         needed = not all(row["tags"].get("reason") for row in rows)
         entries = manager.history() if needed else ()
@@ -170,6 +172,15 @@ def rollback(
     """Move the version that was in Production before back to Production."""
     version = manager.rollback(to or None, actor=by, reason=note)
     return _moved(manager, version, "Production", "is back in Production")
+
+
+@of_registry
+def acknowledge(manager: ModelManager, version: str, by: By = "", note: Note = "") -> Answer:
+    """Record that the files of a version are lost and that this is known; `doctor` ends with 0."""
+    manager.acknowledge(version, actor=by, reason=note)
+    name = escape(manager.registered_model_name)
+    sentence = f"The loss of version {escape(version)} of {name} is acknowledged."
+    return {"version": version, "acknowledged": True}, lambda: sentence
 
 
 @of_registry

@@ -132,8 +132,7 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             else (", or set unknown-classes='ignore-others' to train the classes that both have")
         )
         raise DataError(
-            f"the classes of this node are not the server's: {error}; correct the names in its "
-            f"data.yaml{advice}"
+            f"its classes are not the server's: {error}; correct the names in its data.yaml{advice}"
         ) from None
     store = memory_of(home, "digests", own.root)
     digest = _digest((*own.train, *own.val), own, store)
@@ -145,8 +144,8 @@ def _unmatched(own: Sequence[str], names: Sequence[str]) -> str:
     """Return what a node with other classes than the server's trains without; else empty."""
     difference = name_differences(own, names)
     return difference and (
-        f"its classes are not all the server's: {difference}; it leaves out the boxes of the "
-        "former, and objects of the latter are background in its pictures"
+        f"its classes are not all the server's: {difference}; boxes of classes that the server "
+        "lacks are left out, and objects of those that the node lacks are background"
     )
 
 

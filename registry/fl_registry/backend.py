@@ -187,6 +187,10 @@ class Backend(ABC):
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the backend cannot be used."""
 
+    def notices(self) -> tuple[str, ...]:
+        """Return, in sentences, what people should know of the place, though it works."""
+        return ()
+
     @abstractmethod
     def check_files(self) -> None:
         """Store a small file where the next version's go, read it back and remove it.

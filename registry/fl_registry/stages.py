@@ -33,6 +33,7 @@ class Move(StrEnum):
     RESTORE = "restore"
     ADOPT = "adopt"  # accepts a production alias that was moved outside the registry
     RETIRE = "retire"  # the version is being removed for good
+    ACKNOWLEDGE = "acknowledge"  # moves nothing: a person knows that the version's files are lost
     LEASE = "lease"  # moves nothing: another server writes from here on
     CARRY = "carry"  # moves nothing: the first entry of a further page
 
@@ -69,14 +70,29 @@ _SETS = ("archived", "rejected", "served", "retired")  # fields of a state that 
 
 @dataclass(frozen=True)
 class Drift:
-    """An alias that differs from the journal; None stands for no version."""
+    """An alias, or the stage of a version, that differs from the journal.
+
+    Attributes
+    ----------
+    alias : str
+        The alias; empty for a stage.
+    journal, mlflow : str | None
+        The version that it names by the journal, and in MLflow; None for no version. Of a stage:
+        its name.
+    version : str
+        The version whose stage differs: as displayed, in its tag ``stage``, or in ``approval``.
+    """
 
     alias: str
     journal: str | None
     mlflow: str | None
+    version: str = ""
 
     def __str__(self) -> str:
         """Return it in words."""
+        if self.version:
+            ours, theirs = self.journal, self.mlflow
+            return f"version {self.version} is shown as {theirs}, the journal says {ours}"
         ours, theirs = self.journal or "none", self.mlflow or "none"
         return f"{self.alias} names {theirs}, the journal says {ours}"
 
@@ -230,6 +246,24 @@ class State:
         fields = json.loads(text)
         fields |= {name: _versions(fields[name]) for name in _SETS}
         return cls(**{**fields, "lease": Lease(**fields["lease"])})
+
+
+def stage_drift(
+    before: State, state: State, version: str, shown: Stage, tags: Mapping[str, str]
+) -> Drift | None:
+    """Return how the stage that is `shown` of a version, and by its `tags`, is not the journal's.
+
+    What was right `before` the last move, and is not yet brought in line, is no drift.
+    """
+    stages = [str(each.stage_of(version)) for each in (state, before)]
+    for each in (str(shown), tags.get("stage", str(Stage.NONE))):
+        if each not in stages:
+            return Drift("", stages[0], each, version)
+    saved = tags.get("approval", "")
+    approvals = [each.approval_of(version, saved) for each in (state, before)]
+    if saved not in approvals:
+        return Drift("", f"approval {approvals[0]}", f"approval {saved}", version)
+    return None
 
 
 @dataclass(frozen=True)

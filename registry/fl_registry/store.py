@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from fl_registry.backend import Backend, NewVersion
 from fl_registry.errors import (
     ArtifactError,
+    Gone,
     InvalidMetric,
     RegistryError,
     StageError,
@@ -70,7 +71,16 @@ from fl_registry.journal.lease import (
     require_lease,
 )
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
+from fl_registry.stages import (
+    Drift,
+    Move,
+    Stage,
+    State,
+    displaced_mark,
+    mark_of,
+    shown_tags,
+    stage_drift,
+)
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
@@ -85,6 +95,7 @@ from fl_registry.versions import (
     not_taken_over,
     param_differences,
     read_numbers,
+    read_version,
     reasons_to_stay,
     version_tags,
 )
@@ -412,12 +423,59 @@ class ModelStore:
             The version that the alias names may not be there; `reconcile` puts the alias back.
         """
         why = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
-        drift, entries = self.drift(), []
+        drift, entries = self._alias_drift()[1], []
         for op, version in self._state().adoptions(drift):
             # Aliases are synced after the last one only: before, that would undo the others.
             entries.append(self._move(op, version, sync=False, actor=actor, reason=why)[1])
         self._synced()
         return tuple(filter(None, entries))
+
+    def acknowledge(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+        """Journal that a version's files are lost and that this is known; `doctor` is content then.
+
+        Raises
+        ------
+        StageError
+            The version is in Staging or Production, or its files are whole.
+        UnknownVersion
+            The journal does not know it.
+        """
+        number = _checked_number(version)
+        state = self._read_new().state
+        stage = state.stage_of(number)
+        if stage in (Stage.PRODUCTION, Stage.STAGING):
+            raise StageError(f"Version {number} is in {stage}; {_way_out(stage)} first.")
+        try:
+            self._verified(self.get_version(number))
+        except (ArtifactError, Gone):
+            pass
+        else:
+            raise StageError(f"The files of version {number} are whole; nothing was acknowledged.")
+        draft = Entry(Move.ACKNOWLEDGE, number, actor=actor, reason=reason)
+        self._claimed(draft, lambda ledger: ledger.state.stage_of(number) is stage)
+
+    def acknowledged(self) -> frozenset[str]:
+        """Return the versions whose loss is known, and which were not in production since."""
+        known: set[str] = set()
+        for entry in self.history():
+            if entry.op is Move.ACKNOWLEDGE:
+                known.add(entry.version)
+            else:
+                known.discard(entry.version)
+        return frozenset(known)
+
+    def losses(self) -> tuple[str, ...]:
+        """Return, in sentences, what people have deleted or renamed that is in use; none is usual.
+
+        Raises
+        ------
+        Gone
+            The registered model itself was deleted.
+        """
+        state = self._state()
+        named = filter(None, map(state.version_in, (Stage.PRODUCTION, Stage.STAGING)))
+        gone = [v for v in named if self.backend.find(v) is None]
+        return (*self.backend.notices(), *(_deleted(v, state) for v in gone))
 
     def prune(
         self,
@@ -646,18 +704,32 @@ class ModelStore:
         return read[-1].length if read else 0
 
     def drift(self) -> tuple[Drift, ...]:
-        """Return the aliases that were moved outside the registry.
+        """Return the aliases, and the stages of versions, that were changed outside the registry.
 
         An interrupted move is not among them: the next operation finishes it. Right after a move
         this waits a moment, since another process may still be writing its aliases.
         """
+        ledger, moved = self._alias_drift()
+        if ledger.state.untouched:  # stages may be those of other tools
+            return moved
+        texts = ledger.page.texts
+        before = read_page(replace(ledger.page, texts=texts[:-1])).state if texts else State()
+        shown = (
+            stage_drift(before, ledger.state, record.version, record.stage, record.tags)
+            for record in self.backend.versions(at_once=_AT_ONCE)
+            if record.version not in ledger.state.retired
+        )
+        return (*moved, *filter(None, shown))
+
+    def _alias_drift(self) -> tuple[Ledger, tuple[Drift, ...]]:
+        """Return the journal, and the aliases that were moved by hand."""
         ledger = self._read(fresh=True)
         moved = self._by_hand(ledger.state)
         while moved and self._is_fresh(ledger):
             time.sleep(0.2)
             ledger = self._read_new()
             moved = self._by_hand(ledger.state)
-        return moved
+        return ledger, moved
 
     def reconcile(self) -> None:
         """Bring aliases, tags and stages in line with the journal, whatever was left undone."""
@@ -828,16 +900,12 @@ class ModelStore:
         JournalError
             Other processes kept moving versions at the same time.
         """
-        for _ in range(_ATTEMPTS):
-            ledger = self._read()
-            if ledger.state.lease != over:
-                return None
-            entry = new_entry(ledger, Entry(Move.LEASE, actor=owner, reason=reason))
-            self._shared.ledger = None
-            if self.backend.journal.claim(entry.number, entry.encode()):
-                logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
-                return Lease(entry.number, entry.actor)
-        raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
+        draft = Entry(Move.LEASE, actor=owner, reason=reason)
+        entry = self._claimed(draft, lambda ledger: ledger.state.lease == over)
+        if entry is None:
+            return None
+        logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
+        return Lease(entry.number, entry.actor)
 
     def last_heartbeat(self) -> Heartbeat:
         """Return the last heartbeat of the server that writes, or of one that wrote."""
@@ -850,6 +918,18 @@ class ModelStore:
     def lock_file(self) -> Path | None:
         """Return a file to lock that only this machine's servers of this model have, or None."""
         return self.backend.journal.lock_file()
+
+    def _claimed(self, draft: Entry, allows: Callable[[Ledger], bool]) -> Entry | None:
+        """Journal an entry that moves nothing; None if that is not allowed any more."""
+        for _ in range(_ATTEMPTS):
+            ledger = self._read()
+            if not allows(ledger):
+                return None
+            entry = new_entry(ledger, draft)
+            self._shared.ledger = None
+            if self.backend.journal.claim(entry.number, entry.encode()):
+                return entry
+        raise JournalError(f"The entry {draft.op} of {draft.actor} was not made: {_CONTENDED}")
 
     def _move(
         self,
@@ -887,9 +967,7 @@ class ModelStore:
             # its claim was lost: then somebody else acts, and the version is read again.
             unread = op is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
-            record = mine or self.backend.find(target)
-            if record is None:
-                raise _unknown(target)
+            record = mine or self._movable(op, target, state)
             planned = state.plan(op, target)
             if planned is None:
                 return target, None
@@ -922,6 +1000,15 @@ class ModelStore:
         elif self._shared.depth:
             self._shared.ledger = after
         return target, entry
+
+    def _movable(self, op: Move, version: str, state: State) -> ModelVersion:
+        """Return a stored version; one that was deleted in MLflow can only leave Staging."""
+        record = self.backend.find(version)
+        if record is None and op is Move.ARCHIVE and version == state.staging:
+            return read_version(version, {}, run_id="", created=datetime.now(UTC))
+        if record is None:
+            raise _unknown(version, state)
+        return record
 
     def _check(self, op: Move, record: ModelVersion, *, stored: bool) -> None:
         """Refuse a version whose files or numbers are not what they must be.
@@ -1083,7 +1170,7 @@ class ModelStore:
     def _found(self, version: str, state: State) -> ModelVersion:
         record = self.backend.find(version)
         if record is None:
-            raise _unknown(version)
+            raise _unknown(version, state)
         return _staged(record, state)
 
     def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
@@ -1112,10 +1199,29 @@ class ModelStore:
         return read_numbers(content) if content and digest_of(content) == digest else None
 
 
-def _unknown(version: str) -> UnknownVersion:
+def _unknown(version: str, state: State) -> RegistryError:
+    if state.stage_of(version) is not Stage.NONE or version in state.served:
+        return Gone(_deleted(version, state))
     return UnknownVersion(
         f"There is no version {version}; list_all_versions() returns those that exist."
     )
+
+
+def _deleted(version: str, state: State) -> str:
+    stage = state.stage_of(version)
+    was = f"was deleted in MLflow; {_way_out(stage)}."
+    if stage in (Stage.PRODUCTION, Stage.STAGING):
+        return f"Version {version}, which is in {stage}, {was}"
+    return f"Version {version} {was}"
+
+
+def _way_out(stage: Stage) -> str:
+    """Return what to type where a version of this stage is lost."""
+    return {
+        Stage.PRODUCTION: "`fl-app rollback` brings the one before back, or `fl-app promote` "
+        "another version",
+        Stage.STAGING: "`fl-app doctor --repair` takes it out of Staging",
+    }.get(stage, "use another version")
 
 
 def _checked_number(version: object) -> str:

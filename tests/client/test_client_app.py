@@ -308,9 +308,9 @@ def test_a_node_with_some_of_the_classes_takes_part_if_others_are_ignored(
     ignoring = {"unknown-classes": "ignore-others"}
     content = ask("train", arrays, own_yaml, node=node, **ignoring).content
     (note,) = content.config_records["node"]["notes"]
-    assert "it has 'cube' and it lacks 'diamond'; it leaves out the boxes of the former" in note
+    assert "it has 'cube' and it lacks 'diamond'; boxes of classes that the server lacks" in note
     none = ask("train", arrays, own_yaml, node=node, names=("cat", "dog"), **ignoring)
-    assert "the classes of this node are not the server's" in reason_of(none)
+    assert "its classes are not the server's" in reason_of(none)
 
 
 def test_labels_off_by_one_are_refused_and_pictures_left_out_are_reported(

@@ -372,7 +372,7 @@ def test_what_cannot_be_finished_is_set_apart_and_does_not_end_the_next_session(
     (left,) = (world.home / "checkpoints").iterdir()
     assert left.suffix == ".failed"
     assert (left / "round-0001.safetensors").is_file()
-    assert "is left as it is" in lines()
+    assert f"`fl-app recover {left.stem}` tries again" in lines()
     assert backlog(world.home, "fl-global-model").rounds == 0
 
 

@@ -106,7 +106,13 @@ class FakeMlflow:
     def restore_run(self, run_id: str) -> None:
         self._run(run_id).info.lifecycle_stage = "active"
 
-    def search_runs(self, experiments: list[str], filter_string: str, max_results: int = 9) -> Any:
+    def search_runs(
+        self,
+        experiments: list[str],
+        filter_string: str,
+        max_results: int = 1000,
+        page_token: str | None = None,
+    ) -> Any:
         wanted = _conditions(filter_string)
         ids, params = _RUN.findall(filter_string), _PARAM.findall(filter_string)
         return _Page(
@@ -148,6 +154,14 @@ class FakeMlflow:
             tags=dict(model.tags),
             aliases=dict(model.aliases),
             creation_timestamp=model.creation_timestamp,
+        )
+
+    def search_registered_models(self, filter_string: str, max_results: int = 100) -> Any:
+        wanted = _conditions(filter_string)
+        return _Page(
+            self.get_registered_model(name)
+            for name, model in self.models.items()
+            if wanted.items() <= model.tags.items()
         )
 
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:

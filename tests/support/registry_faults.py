@@ -34,6 +34,7 @@ CALLS = (
     "search_experiments",
     "search_logged_models",
     "search_model_versions",
+    "search_registered_models",
     "search_runs",
     "set_model_version_tag",
     "set_registered_model_alias",

@@ -14,6 +14,7 @@ from fl_app.api.endpoint import Context
 from fl_app.api.monitor import probation_status, requests_now
 from fl_app.api.page.chart import MOST_POINTS, PROMOTING, STAGING, Chart, chart_of
 from fl_app.api.parsing import ApiError
+from fl_app.api.store_watch import UNKNOWN
 from fl_app.api.version_texts import Row
 from fl_registry import Stage, UnknownVersion
 from fl_registry.journal.entries import Entry, JournalError
@@ -104,6 +105,14 @@ def read_registry(context: Context) -> RegistryView:
         return RegistryView(problem=error.detail)
 
 
+def notices(context: Context) -> list[str]:
+    """Return what people have deleted or renamed, and which sessions were set apart."""
+    problems = () if context.watch is None else context.watch.problems()
+    problems = tuple(each for each in problems if each != UNKNOWN)
+    backlog = None if context.backlog is None else context.backlog()
+    return [*problems, *filter(None, (backlog.problem,) if backlog is not None else ())]
+
+
 def overview(context: Context, metric: str) -> dict[str, Any]:
     """Read monitor and registry into the values of the page's templates.
 
@@ -122,6 +131,7 @@ def overview(context: Context, metric: str) -> dict[str, Any]:
         "registry": registry,
         "chart": None if registry is None else registry.chart(metric),
         "probation": probation_status(context),
+        "notices": notices(context) if registry is not None and not registry.problem else [],
     }
     try:
         rule, drift = manager.snapshot()

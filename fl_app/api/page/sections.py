@@ -15,6 +15,9 @@ SECTIONS = {
 {% call section("now", "Now") %}
 {{ alert(registry.problem) }}
 {{ alert(registry.fault) }}
+{% for notice in notices %}
+{{ alert(notice) }}
+{% endfor %}
 {% set fall = probation.last_failure if probation else none %}
 {% if fall and (not fall.back or fall.back == probation.version) %}
 {% call verdict("bad", "Version " ~ fall.version ~ " failed") %}
@@ -127,8 +130,8 @@ SECTIONS = {
 </details>
 </figure>
 {% else %}
-<p class="muted">There is nothing to draw yet: <code>flwr run . --stream</code> makes versions with
- scores.</p>
+<p class="muted">{% if unread %}The scores cannot be read.{% else %}There is nothing to draw yet:
+ <code>flwr run . --stream</code> makes versions with scores.{% endif %}</p>
 {% endif %}
 {% endcall %}
 

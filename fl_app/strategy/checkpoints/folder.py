@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fl_app.backlog import SESSION_FILE, TROUBLE_FILE
+from fl_app.backlog import APART, SESSION_FILE, TROUBLE_FILE
 from fl_app.strategy.checkpoints.record import SessionRecord, disk_errors, write_file
 from fl_app.strategy.errors import CheckpointError, SessionOverError
 from fl_registry.files.atomic import sync_folder
+from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -99,13 +100,7 @@ class SessionFolder:
 
     def remove(self) -> None:
         """Delete the session, all of which is in the registry."""
-        # By a rename first: no process may see it half deleted.
-        gone = _unfinished(self.path)
-        try:
-            self.path.rename(gone)
-        except OSError as error:
-            logger.warning("%s could not be deleted: %s", self.path, error.strerror)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_session(self.path)
 
 
 def folder_lock(path: Path) -> FileLock:
@@ -115,13 +110,25 @@ def folder_lock(path: Path) -> FileLock:
     return FileLock(path / "lock", timeout=0, thread_local=False)
 
 
-def set_apart(path: Path) -> Path:
-    """Rename a session's folder so that no session resumes it; its files stay."""
-    apart = path.with_name(f"{path.name}.failed")
+def remove_session(path: Path) -> None:
+    """Delete the folder of a session."""
+    # By a rename first: no process may see it half deleted.
+    gone = _unfinished(path)
     try:
-        path.rename(apart)
+        path.rename(gone)
     except OSError as error:
-        logger.warning("%s could not be renamed: %s", path, error.strerror)
+        logger.warning("%s could not be deleted: %s", path, error.strerror)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_apart(path: Path, why: str) -> Path:
+    """Rename a session's folder so that no session resumes it; its files stay, with the reason."""
+    apart = path.with_name(path.name + APART)
+    try:
+        write_file(path / TROUBLE_FILE, one_line(why, 500))
+        path.rename(apart)
+    except (OSError, CheckpointError) as error:
+        logger.warning("%s could not be set apart: %s", path, one_line(error))
     return apart
 
 

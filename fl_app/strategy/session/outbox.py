@@ -13,15 +13,20 @@ from collections.abc import Callable
 from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.finish.finisher import Finisher, Item
 from fl_app.strategy.setup import Setup
-from fl_registry import StoreUnavailable
+from fl_registry import Gone, StoreUnavailable
+from fl_registry.patience import reply_within
 from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
-AWAY = (StoreUnavailable, CheckpointError)
-"""Errors after which an item is tried again: MLflow, or the disk, may come back."""
+AWAY = (StoreUnavailable, Gone, CheckpointError)
+"""Errors after which an item is tried again: MLflow, what was deleted there, or the disk."""
 STALL_SECONDS = 600.0
 """Seconds for which `drain` waits for one item that is neither finished nor refused."""
+REPLY_SECONDS = 10.0
+"""Seconds for which a write to MLflow waits for its reply at the first attempt."""
+MOST_CHARACTERS = 1000
+"""Of a reason: a command to type must be whole."""
 _LOOK = 0.1  # seconds between looks at whether the worker computes
 
 
@@ -167,10 +172,12 @@ class Outbox:
                 self._held_up = False
                 self._prepared += 1
             if finishes:
-                self._finisher.work(item)
+                # A server that is slow and not away gets more time with each attempt.
+                with reply_within(REPLY_SECONDS * 2 ** min(self._breaker.failures, 4)):
+                    self._finisher.work(item)
                 self._note("")
         except AWAY as error:
-            self._note(one_line(error) or type(error).__name__)
+            self._note(one_line(error, MOST_CHARACTERS) or type(error).__name__)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error

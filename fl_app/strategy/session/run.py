@@ -74,9 +74,9 @@ class SessionRun:
         """Note that what is in the queue is for the next run."""
         self.rounds.folder.note(state="left")
         logger.warning(
-            "the session is over, and %s wait on disk, since MLflow does not answer: the next run "
-            "finishes them",
+            "the session is over, and %s wait on disk, which the next run finishes: %s",
             what,
+            self.outbox.trouble or "MLflow did not take them in time",
         )
 
     def leave(self) -> None:
@@ -141,6 +141,7 @@ def open_session(start: Start) -> Iterator[SessionRun]:
         for each in sessions:
             if each is not resumed:
                 start.finish_left(each)
+        start.end_runs_apart()
         rounds, finisher, hand = start.new(record) if resumed is None else start.resumed(resumed)
     except BaseException:
         for each in sessions:

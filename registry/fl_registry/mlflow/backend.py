@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_registry.backend import Backend, Inventory, NewVersion
-from fl_registry.errors import InvalidName, UnknownVersion, error_code, is_missing
+from fl_registry.errors import (
+    InvalidName,
+    RegistryError,
+    StoreUnavailable,
+    UnknownVersion,
+    error_code,
+    is_missing,
+)
 from fl_registry.files.digests import stamps
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.connection import MARK, Connection
@@ -102,9 +109,8 @@ class MlflowBackend(Backend):
     ) -> None:
         self.connection = connection
         self.journal: MlflowJournal = MlflowJournal(connection, name, page_length=page_length)
-        self.files: MlflowFiles = MlflowFiles(connection, name)
+        self.files: MlflowFiles = MlflowFiles(connection, self.journal.name)
         self.scratch = connection.home / "tmp"
-        self._name = name
         self._experiment_name = experiment_name
         self._saves = _Saves()
 
@@ -122,7 +128,31 @@ class MlflowBackend(Backend):
         file = self.connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
 
+    @property
+    def _name(self) -> str:
+        return self.journal.name.now
+
+    def notices(self) -> tuple[str, ...]:
+        name = self.journal.name
+        if name.now == name.given:
+            return ()
+        return (
+            f"Model {name.given!r} is called {name.now!r} in MLflow now, where its versions go; "
+            "set registered-model-name (on the command line: --name) to that, or rename it back.",
+        )
+
     def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        try:
+            return self._save(new, retired)
+        except RegistryError as error:
+            # The model itself may be what MLflow does not have.
+            if isinstance(error, StoreUnavailable) or not self.journal.follow():
+                raise
+            return self._save(new, retired)
+
+    def _save(
         self, new: NewVersion, retired: Callable[[], frozenset[str]]
     ) -> tuple[ModelVersion, bool]:
         self.journal.ensure()
@@ -157,15 +187,20 @@ class MlflowBackend(Backend):
             return None
         with connection.errors(f"read version {version}"):
             row = connection.or_none(connection.client.get_model_version, self._name, version)
+        if row is None and self.journal.follow():
+            return self.find(version)
         return None if row is None else _record(row)
 
     def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
         if self.connection.lacks_model(self._name):
             return
-        older = f"version_number < {int(before)}" if before else ""
+        older, found = f"version_number < {int(before)}" if before else "", bool(before)
         with self.connection.errors("list the versions"):
             for row in self._search(older, at_once=at_once):
+                found = True
                 yield _record(row)
+        if not found and self.journal.follow():
+            yield from self.versions(at_once=at_once, before=before)
 
     def inventory(self) -> Inventory:
         mine, users = list[ModelVersion](), defaultdict[str, set[tuple[str, int]]](set)
@@ -202,6 +237,8 @@ class MlflowBackend(Backend):
             return {}
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
+        if model is None and self.journal.follow():
+            return self.aliases()
         aliases = model.aliases if model is not None else {}
         return {alias: str(version) for alias, version in aliases.items()}  # numbers on SQLite
 
@@ -355,7 +392,8 @@ class ModelManager(ModelStore):
     ----------
     tracking_uri : str | None
         MLflow's address: ``http(s)://…``, ``sqlite:///…`` or another database.
-        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's home.
+        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else ``mlflow.db``
+        in the app's home.
     registered_model_name : str
         The registered model; created on the first save.
     home : str | Path | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -18,11 +19,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fl_registry.backend import VersionFiles
-from fl_registry.errors import ArtifactError, RegistryError
+from fl_registry.errors import ArtifactError, RegistryError, StoreUnavailable
 from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.journal import ModelName
 from fl_registry.mlflow.locations import local_folder
 from fl_registry.redaction import one_line
 from fl_registry.versions import ModelVersion
@@ -33,6 +35,7 @@ _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
+_DOWNLOADS, _DOWNLOAD_PAUSE = 3, 0.5  # attempts, and seconds between them
 
 
 class MlflowFiles(VersionFiles):
@@ -42,11 +45,11 @@ class MlflowFiles(VersionFiles):
     ----------
     connection : Connection
         Where MLflow is.
-    name : str
+    name : ModelName
         The registered model's name.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: ModelName) -> None:
         super().__init__()
         self._connection = connection
         self._name = name
@@ -64,11 +67,49 @@ class MlflowFiles(VersionFiles):
         cached = self._cache / sha256 / name
         if self.whole.has(cached, sha256):
             return cached
-        with self._connection.errors(f"download {name}"), scratch_folder(self._scratch) as scratch:
-            downloaded = self._download(location, name, scratch)
+        with scratch_folder(self._scratch) as scratch:
+            downloaded = self._fetched(record, name, sha256, scratch)
             cached.parent.mkdir(parents=True, exist_ok=True)
             downloaded.replace(cached)
         return cached
+
+    def _fetched(self, record: ModelVersion, name: str, sha256: str, scratch: Path) -> Path:
+        """Download a file; what breaks off, or is shorter than what is stored, is tried again.
+
+        Raises
+        ------
+        StoreUnavailable
+            It broke off each time. A file of another content is returned.
+        """
+        location, problem = self._location(record), ""
+        for left in reversed(range(_DOWNLOADS)):
+            try:
+                with self._connection.errors(f"download {name}"):
+                    file = self._download(location, name, scratch)
+            except StoreUnavailable as error:
+                if not left or "timed out" in str(error):  # after MLflow's 120 seconds
+                    raise
+                logger.info("version %s: %s; it is tried again", record.version, error)
+                time.sleep(_DOWNLOAD_PAUSE)
+                continue
+            if file_digest(file) == sha256:
+                return file
+            # A front that cuts a reply without a Content-Length looks as if all had arrived.
+            arrived, stored = file.stat().st_size, self._stored_bytes(record, name)
+            if arrived >= stored:
+                return file
+            problem = f"{arrived} of {stored} bytes arrived"
+        # Nobody has changed the file, which is what another digest would mean.
+        raise StoreUnavailable(
+            f"The download of {name} of version {record.version} is cut off: {problem}, in "
+            f"{_DOWNLOADS} attempts; look at what stands in front of MLflow, and try again."
+        )
+
+    def _stored_bytes(self, record: ModelVersion, name: str) -> int:
+        """Return the size of a file as MLflow lists it; 0 if it is not known."""
+        with self._connection.errors(f"list the files of version {record.version}"):
+            listed = self._connection.client.list_logged_model_artifacts(record.tags["model_id"])
+        return next((int(f.file_size or 0) for f in listed if f.path == name), 0)
 
     def is_local(self, record: ModelVersion) -> bool:
         """Return whether the files are known to be on this machine; makes no call."""
@@ -101,9 +142,7 @@ class MlflowFiles(VersionFiles):
         if (folder := local_folder(location)) is not None:
             file = folder / WEIGHTS_FILE
             return file.is_file() and file_digest(file) == record.sha256
-        with self._connection.errors(f"list the files of version {record.version}"):
-            listed = self._connection.client.list_logged_model_artifacts(record.tags["model_id"])
-        return (WEIGHTS_FILE, record.size) in [(f.path, int(f.file_size or 0)) for f in listed]
+        return self._stored_bytes(record, WEIGHTS_FILE) == record.size
 
     def size(self, record: ModelVersion) -> int:
         if not (location := self._location_or_none(record)):
@@ -129,7 +168,7 @@ class MlflowFiles(VersionFiles):
                 connection.resolved.pop(model_id, None)
             if record.sha256:  # a downloaded copy on this machine
                 remove_folder(self._cache / record.sha256)
-            connection.or_none(client.delete_model_version, self._name, record.version)
+            connection.or_none(client.delete_model_version, self._name.now, record.version)
         return done
 
     def check(self, location: str) -> None:

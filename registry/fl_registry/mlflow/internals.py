@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.utils import request_utils
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from requests.adapters import HTTPAdapter
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "TRANSIENT_CODES",
     "KeepAliveAdapter",
     "ModelRegistryClient",
+    "ask",
     "get_artifact_repository",
     "lost",
     "mount",
@@ -45,6 +48,32 @@ _CACHE = "_cached_get_request_session"
 def registry_client(client: MlflowClient) -> ModelRegistryClient:
     """Return the part of a client that writes to the model registry."""
     return client._get_registry_client()
+
+
+def ask(uri: str, timeout: tuple[float, float]) -> requests.Response:
+    """Send a server the shortest question that each MLflow answers, as MLflow's client would.
+
+    That is with the credentials and certificates of MLflow's variables. ``/health`` is not asked:
+    it needs no password, and a front may not pass it on.
+
+    Parameters
+    ----------
+    uri : str
+        The server's address.
+    timeout : tuple[float, float]
+        Seconds to wait for a connection, and for the reply.
+    """
+    reply: requests.Response = http_request(
+        get_default_host_creds(uri),
+        "/api/2.0/mlflow/experiments/search",
+        "GET",
+        params={"max_results": 1},
+        timeout=timeout,
+        max_retries=0,
+        retry_codes=(),
+        raise_on_status=False,
+    )
+    return reply
 
 
 def system_metrics_monitor(run_id: str, tracking_uri: str) -> Any:

@@ -18,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 from fl_registry.errors import ArtifactError, RegistryError
 from fl_registry.redaction import one_line
 
+JOURNAL_FOR_TAG = "journal_for"
+"""The tag of a journal run: the name of the registered model."""
 FOLDER_TAG = "fl_app.folder"
 """On experiments that this app created: the folder below which their files were."""
 _LOCAL_SCHEMES = ("", "file")
@@ -30,7 +32,9 @@ def local_folder(location: str) -> Path | None:
 
 
 def lacks_model(file: Path, name: str) -> bool:
-    """Return whether MLflow's SQLite file surely has no registered model of this name.
+    """Return whether MLflow's SQLite file surely has no registered model of this name, nor had one.
+
+    The journal of a model is there after the model was deleted or renamed.
 
     Opening the file with MLflow takes as long as importing it, and makes one that is not there.
     """
@@ -38,8 +42,11 @@ def lacks_model(file: Path, name: str) -> bool:
         return True
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
-            query = "SELECT count(*) FROM registered_models WHERE name = ?"
-            return bool(database.execute(query, (name,)).fetchone() == (0,))
+            query = (
+                "SELECT name FROM registered_models WHERE name = ? "
+                "UNION ALL SELECT value FROM tags WHERE key = ? AND value = ? LIMIT 1"
+            )
+            return database.execute(query, (name, JOURNAL_FOR_TAG, name)).fetchone() is None
     except sqlite3.Error:  # MLflow itself tells what is wrong
         return False
 

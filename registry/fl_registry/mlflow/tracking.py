@@ -30,8 +30,8 @@ class FederatedLearningTracker(Tracker):
     Parameters
     ----------
     tracking_uri : str | None
-        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's
-        home.
+        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``,
+        else ``mlflow.db`` in the app's home.
     experiment_name : str
         The experiment; created if needed.
     home : str | Path | None
