@@ -74,18 +74,13 @@ def load_data_spec(
     DataError
         The file or a split is missing, malformed or empty, or the class count differs.
     """
-    with usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
-        file = Path(data_yaml).expanduser().resolve()
-    content = _read_yaml(file)
-    names = _class_names(content, file)
+    content, names, listing = _opened(data_yaml)
+    file, root = listing.file, listing.root
     if num_classes is not None and len(names) != num_classes:
         raise DataError(
             f"data set {file} has {len(names)} classes, expected {num_classes}: "
             f"set num-classes to {len(names)} or use another data set"
         )
-    with usable(f"data set file {file} has a path that cannot be used"):
-        root = (file.parent / str(content.get("path") or ".")).resolve()
-    listing = _Listing(file, root)
     train = listing.pictures("train", content.get("train"))
     val_key = "validation" if content.get("val") is None else "val"
     val = listing.pictures(val_key, content.get(val_key), may_lack=True)
@@ -130,6 +125,33 @@ def load_data_spec(
         clips=clips,
         notes=tuple(listing.notes),
     )
+
+
+def load_split(data_yaml: str | Path, split: str) -> DataSpec:
+    """Read one split of a `data.yaml` as `val`, without the others; see `load_data_spec`.
+
+    Raises
+    ------
+    DataError
+        The file or the split is missing, malformed or empty.
+    """
+    content, names, listing = _opened(data_yaml)
+    key = "validation" if split == "val" and content.get("val") is None else split
+    pictures = listing.pictures(key if key in content else split, content.get(key))
+    return DataSpec(listing.root, (), pictures, names, notes=tuple(listing.notes))
+
+
+def _opened(
+    data_yaml: str | Path,
+) -> tuple[Mapping[str, object], tuple[str, ...], _Listing]:
+    """Return what a data.yaml says, its class names, and what lists its pictures."""
+    with usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
+        file = Path(data_yaml).expanduser().resolve()
+    content = _read_yaml(file)
+    names = _class_names(content, file)
+    with usable(f"data set file {file} has a path that cannot be used"):
+        root = (file.parent / str(content.get("path") or ".")).resolve()
+    return content, names, _Listing(file, root)
 
 
 @contextmanager
