@@ -239,9 +239,16 @@ class Sessions:
                 screening=config.screening,
                 early_stopping=config.early_stopping,
                 node_wait_timeout=config.node_wait_timeout,
+                max_waiting_rounds=config.max_waiting_rounds,
                 pack_arrays=config.pack_arrays,
             ),
-            session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
+            session=SessionSettings(
+                self._params,
+                origin,
+                self._writer,
+                self.monitor.health,
+                retention=config.retention,
+            ),
         )
 
 

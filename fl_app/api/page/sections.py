@@ -163,7 +163,7 @@ SECTIONS = {
 <div class="field">
 <label for="rollback-version">Version to bring back</label>
 <select id="rollback-version" name="version">
-{% for row in former[:20] %}
+{% for row in former %}
 <option value="{{ row.version }}">Version {{ row.version }}
  {%- if row|score_text %}, {{ row|score_text }}{% endif %}
  {%- if loop.first %} (the one before){% endif %}</option>
