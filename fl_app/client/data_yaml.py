@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from fl_app.client.clips import GROUP_FILES, GroupsError, clips_of, held_out, read_groups
+from fl_app.client.clips import (
+    GROUP_FILES,
+    GroupsError,
+    clips_of,
+    held_out,
+    named_groups,
+    read_groups,
+)
 from fl_models.classes import listed, repeated_names
 from fl_models.pictures import SUFFIXES, DataSpec, PictureError
 from fl_registry.redaction import printable
@@ -51,7 +58,7 @@ def load_data_spec(
     Without `val`, or if its pictures are not there, some of the training pictures are held out
     (see `held_out`). Which belong to one clip or site is in the file that `groups` names, or in
     groups.csv or groups.txt beside the data.yaml; otherwise their names say it (see `clip_of`).
-    Pictures in both splits are left out of training; if all are, `val` counts as missing.
+    Pictures in both splits are left out of training; if all of train is in val, of val instead.
 
     Parameters
     ----------
@@ -78,13 +85,19 @@ def load_data_spec(
     val_key = "validation" if content.get("val") is None else "val"
     val = listing.pictures(val_key, content.get(val_key), may_lack=True)
     both = set(train) & set(val)
-    if len(both) == len(train):
-        val, both = (), set()
-    if both:
-        listing.note(f"{len(both)} pictures are in train and in val, and are not trained on")
+    if both and len(both) == len(train):
+        val = tuple(path for path in val if path not in both)
+        listing.note(f"all {len(both)} pictures of train are in val too, and are not evaluated on")
+    elif both:
         train = tuple(path for path in train if path not in both)
+        listing.note(f"{len(both)} pictures are in train and in val, and are not trained on")
     groups = _groups(content, root, file)
     clips = clips_of(train, groups)
+    if groups and not set(clips) & set(groups.values()):
+        raise DataError(
+            f"groups of data set file {file} list no training picture, expected paths relative to "
+            f"{root}, or file names, such as {train[0].name}"
+        )
     if not val:
         if len(train) < 2:
             raise DataError(
@@ -382,10 +395,12 @@ def _keypoints(content: Mapping[str, object], file: Path) -> int:
 def _groups(content: Mapping[str, object], root: Path, file: Path) -> dict[str, str]:
     """Return the groups that a file beside the data.yaml, or named in it, lists."""
     named = content.get("groups")
+    if isinstance(named, dict) and all(isinstance(value, str | int) for value in named.values()):
+        return named_groups(file, ((str(key), str(value)) for key, value in named.items()), root)
     if named is not None and not (isinstance(named, str) and named):
         raise DataError(
-            f"data set file {file} has groups: {named!r}, expected a .csv or .txt file with a "
-            "picture and its group in each row"
+            f"data set file {file} has groups: {str(named)[:100]}, expected a .csv or .txt file "
+            "with a picture and its group in each row, or pictures and their groups"
         )
     names = (named,) if isinstance(named, str) else GROUP_FILES
     with usable(f"groups of data set file {file} can't be found"):
