@@ -8,6 +8,7 @@ server does is measured in this process, after a first time. Each figure is the 
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sqlite3
@@ -254,6 +255,7 @@ def many_rounds(home: Path) -> Iterator[Row]:
         arrays = message.content["arrays"].to_numpy_ndarrays()
         return reply(ArrayRecord([array + 1 for array in arrays]), loss=1.0)
 
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     # Flower builds no Message outside of a running task.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     spent, disk, memory = list[float](), list[float](), list[float]()
