@@ -52,6 +52,7 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.InvalidName: 400,
     errors.StoreUnavailable: 503,
     errors.Gone: 409,
+    errors.RunPurged: 409,
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
