@@ -38,6 +38,7 @@ from fl_app.client import training
 from fl_app.client.client_app import app
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
+from fl_app.client.hardware import Hardware
 from fl_app.client.optimization import build_optimizer
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_models.decoding import read_pictures
@@ -55,13 +56,13 @@ ARGS = TrainArgs(read_train_args("{optimizer: AdamW, nbs: 16}"))
 FRESH_OURS = """
 import sys
 from pathlib import Path
-from fl_app.client.client_app import _model
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
+from fl_models.yolo import get_model
 spec = load_data_spec(sys.argv[1], None)
-train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
-              image_size=64, batch_size=16, epochs=1, seed=1)
+model, pictures = get_model("n", spec.nc), read_pictures(spec.train, spec.numbers)
+train_locally(model, pictures, names=spec.names, image_size=64, batch_size=16, epochs=1, seed=1)
 """
 THEIRS = """
 import sys
@@ -131,7 +132,8 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
     """Forward, backward and step on batches that are in memory."""
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1).train()
     settings = {**ARGS.values, "imgsz": size, "batch": BATCH, "epochs": 1}
-    dataset = training._dataset(tuple(pictures), spec.names, json.dumps(settings, sort_keys=True))
+    text = json.dumps(settings, sort_keys=True)
+    dataset = training._dataset(tuple(pictures), spec.names, text, Hardware())
     model.args, model.criterion = dataset.settings, None
     batches = [{**batch, "img": batch["img"].float() / 255} for batch in dataset.loader(CPU)]
 
@@ -151,9 +153,9 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
 def handler(spec: DataSpec, size: int) -> Callable[[], None]:
     """The whole of the ClientApp's answer to a train message, with new weights each time."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
-    order = ConfigRecord(
-        {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "names": [*spec.names]}
-    )
+    described = json.dumps(get_model("n", spec.nc, names=spec.names).description)
+    told = {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "model": described}
+    order = ConfigRecord({**told, "names": [*spec.names]})
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
     node = {"data": str(spec.root / "data.yaml")}
 

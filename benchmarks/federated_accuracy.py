@@ -118,7 +118,8 @@ def federated(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Sc
         return reply.content
 
     values = read_train_args(json.dumps(args))
-    order = {"names": list(spec.names), "num-rounds": ROUNDS, "train-args": json.dumps(values)}
+    order = {"names": list(spec.names), "model": json.dumps(model.description)}
+    order |= {"num-rounds": ROUNDS, "train-args": json.dumps(values)}
     with tempfile.TemporaryDirectory(dir=OWN) as home:
         made = LifecycleStrategy(
             StreamingFedAvg(fraction_evaluate=0.0),

@@ -30,6 +30,7 @@ def test_names_match_in_any_order() -> None:
         (("Fish", "shark"), "it has 'Fish' (did you mean 'fish'?) and it lacks 'fish'"),
         (("fish ", "shark"), "it has 'fish ' (did you mean 'fish'?) and it lacks 'fish'"),
         (("fish", "shark", "whale"), "it has 'whale'"),
+        (("ﬁsh", "shark"), r"it has '\ufb01sh' (did you mean 'fish'?) and it lacks 'fish'"),
         (("shark",), "it lacks 'fish'"),
         (("cat", "dog"), "it has 'cat', 'dog' and it lacks 'fish', 'shark'"),
         (("fish", "shark", *COCO), "it has 'thing 0', 'thing 1', 'thing 2' and 77 more"),
