@@ -30,7 +30,8 @@ from fl_app.settings import (
     read_settings,
     settings_of,
 )
-from fl_app.strategy import EarlyStopping, Screening, ShadowEvaluation
+from fl_app.strategy import EarlyStopping, Retention, Screening, ShadowEvaluation
+from fl_app.strategy.setup import MAX_WAITING_ROUNDS
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import printable
 
@@ -213,6 +214,10 @@ class ServerConfig(_SharedSettings):
         ``cuda``, ``cuda:1``, ``mps``.
     pack_arrays : bool
         Send a model as one array over a SuperLink; hundreds of arrays take seconds.
+    max_waiting_rounds : int
+        Closed rounds that may wait on disk for a slow MLflow or evaluation; then rounds wait too.
+    retention : Retention
+        Which old versions are removed at the end of a session.
     screening : Screening
         Which replies count.
     early_stopping : EarlyStopping | None
@@ -285,8 +290,10 @@ class ServerConfig(_SharedSettings):
     ema: Annotated[float, Field(ge=0, lt=1), Key(shaping=True)] = 0.0
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
+    max_waiting_rounds: Annotated[int, Field(ge=1), Key()] = MAX_WAITING_ROUNDS
     server_device: Annotated[DeviceName, Key()] = "auto"
     pack_arrays: Annotated[bool, Key()] = True
+    retention: Retention
     screening: Screening
     early_stopping: EarlyStopping | None
     metric: Annotated[str, Field(min_length=1), Key(shaping=True)] = "mAP50"

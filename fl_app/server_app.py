@@ -49,6 +49,7 @@ from fl_app.strategy import (
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
+from fl_app.yolo_versions import write_export
 from fl_models.classes import class_names, name_differences
 from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
@@ -230,9 +231,16 @@ class Sessions:
                 screening=config.screening,
                 early_stopping=config.early_stopping,
                 node_wait_timeout=config.node_wait_timeout,
+                max_waiting_rounds=config.max_waiting_rounds,
                 pack_arrays=config.pack_arrays,
             ),
-            session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
+            session=SessionSettings(
+                self._params,
+                origin,
+                self._writer,
+                self.monitor.health,
+                retention=config.retention,
+            ),
         )
 
 
@@ -324,5 +332,6 @@ def start_api(sessions: Sessions) -> ApiServer | None:
         collectors=[sessions.metrics],
         probation=sessions.probation,
         waiting=lambda: backlog(sessions.home, config.registered_model_name),
+        checkpoint=write_export,
     )
     return serve_api(app, host=config.api.host, port=config.api.port)

@@ -127,7 +127,11 @@ WRITERS = {
     "fl_app/strategy/checkpoints/folder.py": "renames",
     "fl_app/strategy/finish/reporting.py": "in a folder that goes",
     "fl_app/retraining/drift/plot.py": "in a folder that goes",
+    "fl_app/yolo.py": "in a folder that goes",
+    "fl_app/api/downloads.py": "in a folder that goes, and a file without a name",
     "fl_app/api/page/chart.py": "in memory",
+    "models/fl_models/drawings.py": "in a folder that goes",
+    "models/fl_models/export.py": "in a folder that goes, beside its place, and then renamed",
     "models/fl_models/holdout.py": "in a folder that goes",
 }
 MAKES = {

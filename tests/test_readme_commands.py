@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -37,8 +38,12 @@ def commands(where: str) -> list[list[str]]:
 def manager(home: Path, tmp_path: Path) -> ModelManager:
     """Nine versions: 6 and then 7 in production, 8, which is a detector, waiting for approval."""
     manager = ModelManager()
-    model = get_model("n", 7)
+    model = get_model("n", 7, image_size=64)
     detector = {name: array.numpy() for name, array in model.state_dict().items()}
+    cv2.imwrite(str(tmp_path / "test.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "test.txt").write_text("6 0.5 0.5 0.4 0.4")
+    names = model.description["names"]
+    (tmp_path / "test.yaml").write_text(f"val: test.jpg\nnames: {names}\n")
     for number in range(1, 10):
         path = tmp_path / f"{number}.safetensors"
         if number == 8:

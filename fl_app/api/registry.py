@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from fl_app.api.downloads import BINARY, DownloadQuery, download_weights
 from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list
 from fl_app.api.parsing import VERSION, ApiError, Body, Limit, Query, Text, Version, check_version
 from fl_app.retraining.probation.reports import NUMBERS, ProductionReport, ReportAnswer
@@ -199,6 +200,9 @@ def production_metrics(api: Context, body: ReportBody, new_id: str) -> Answer:
 
 REGISTRY_ENDPOINTS = (
     Endpoint("GET", "/versions", VersionsQuery, list[VersionRow], list_versions),
+    Endpoint(
+        "GET", "/versions/<version>/weights", DownloadQuery, bytes, download_weights, media=BINARY
+    ),
     Endpoint("POST", "/versions/<version>/promote", PromotionBody, Moved, promote),
     Endpoint("POST", "/versions/<version>/approve", DecisionBody, Moved, approve),
     Endpoint("POST", "/versions/<version>/reject", DecisionBody, Moved, reject),

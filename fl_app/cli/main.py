@@ -41,6 +41,10 @@ COMMANDS = {
         "yolo",
         "Write a version to a file for Ultralytics, which needs no fl-app to use it.",
     ),
+    "evaluate": (
+        "yolo",
+        "Score a version on another data set, as sessions score it on the server's.",
+    ),
     "trigger": (
         "requests",
         "Request a retraining session; a server that waits starts it, else the next run.",

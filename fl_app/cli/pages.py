@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: Apache-2.0
+# SPDX-License-Identifier: AGPL-3.0-or-later
 """The commands of `fl-app` that serve pages: the status page with the API, and MLflow's own."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import typer
 from fl_app.backlog import backlog
 from fl_app.cli.options import Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, fail, say, stop_signals
+from fl_app.yolo_versions import write_export
 from fl_registry import ModelManager, RegistryError, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import redact
@@ -69,6 +70,7 @@ def serve(
             token=token,
             allowed_hosts={*LOOPBACK, *named},
             waiting=lambda: backlog(app_home(), name),
+            checkpoint=write_export,
         )
         server = serve_api(app, host=host, port=port)
     except ValueError as error:  # of the address, the token or the monitor's database

@@ -9,6 +9,7 @@ from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
+from fl_app.strategy.retention import Retention
 from fl_app.strategy.round.averaging import EmaFedAvg, StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.setup import (
@@ -33,6 +34,7 @@ __all__ = [
     "Origin",
     "Resume",
     "ResumeError",
+    "Retention",
     "RoundReport",
     "RoundSettings",
     "RunFailedError",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 import ultralytics.nn.tasks
 from ultralytics.nn.tasks import guess_model_scale, guess_model_task
 from ultralytics.utils import ROOT, YAML
@@ -119,6 +118,8 @@ def _is_layer(name: str) -> bool:
     if name.startswith("nn."):
         place, name = torch.nn, name[3:]
     elif name.startswith("torchvision.ops."):
+        import torchvision.ops  # takes a second, which no round of a usual model needs
+
         place, name = torchvision.ops, name[16:]
     layer = getattr(place, name, None)
     return isinstance(layer, type) and issubclass(layer, torch.nn.Module)

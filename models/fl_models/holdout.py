@@ -145,12 +145,12 @@ class Holdout:
             for number, score in zip(metrics.ap_class_index, scores.get(metric, ()), strict=False)
         }
 
-    def table(self) -> list[dict[str, str | float]]:
+    def table(self) -> list[dict[str, Any]]:
         """Return Ultralytics' row for each class with true boxes, of the latest call.
 
         Returns
         -------
-        list[dict[str, str | float]]
+        list[dict[str, Any]]
             ``class``, ``images`` and ``instances`` (boxes) that have it, ``precision``,
             ``recall``, ``F1``, ``mAP50`` and ``mAP50-95``, each from 0 to 1.
         """

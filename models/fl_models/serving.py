@@ -100,6 +100,15 @@ def load(
     return predict
 
 
+def require_detector(model: Mapping[str, Any]) -> None:
+    """Raise ValueError if a description is not of a detector of Ultralytics."""
+    if model.get("family") != FAMILY:
+        raise ValueError(
+            f"the weights are of {model.get('family') or 'an unknown model'}, expected a detector "
+            "of Ultralytics"
+        )
+
+
 def described_network(model: Mapping[str, Any]) -> Any:
     """Build the plain Ultralytics model that a version's description describes.
 
@@ -108,11 +117,7 @@ def described_network(model: Mapping[str, Any]) -> Any:
     ValueError
         It does not describe a detector of Ultralytics.
     """
-    if model.get("family") != FAMILY:
-        raise ValueError(
-            f"the weights are of {model.get('family') or 'an unknown model'}, expected a detector "
-            "of Ultralytics"
-        )
+    require_detector(model)
     network: Any = DetectionModel({**model["yaml"]}, nc=len(model["names"]), verbose=False)
     fit_class_branch(network, model["class_width"])
     network.names = dict(enumerate(model["names"]))

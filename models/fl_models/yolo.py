@@ -21,7 +21,14 @@ from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import intersect_dicts
 
 from fl_models.architecture import check_architecture, read_architecture, same_layers
-from fl_models.serving import FAMILY, as_pixels, class_width, find_boxes, fit_class_branch
+from fl_models.serving import (
+    FAMILY,
+    as_pixels,
+    class_width,
+    find_boxes,
+    fit_class_branch,
+    require_detector,
+)
 
 Image = np.ndarray | str | Path | PillowImage.Image
 
@@ -213,8 +220,7 @@ def described_model(description: Mapping[str, Any]) -> YoloModel:
     ValueError
         It describes no detector of Ultralytics.
     """
-    if description.get("family") != FAMILY:
-        raise ValueError(f"{description or 'nothing'} describes no detector of Ultralytics")
+    require_detector(description)
     return YoloModel(
         description["yaml"],
         description["names"],

@@ -343,7 +343,9 @@ class Tally:
         self._move(op, version)
         now = self._state
         pending = version if approval == "pending" else now.pending
-        self._state = replace(now, pending=pending if pending == now.staging else None)
+        pending = pending if pending == now.staging else None
+        if pending != now.pending:
+            self._state = replace(now, pending=pending)
         if approval == "rejected":
             self._sets["rejected"].add(version)
 
@@ -360,11 +362,11 @@ class Tally:
         if left:
             archived.add(left)
         staging = None if now.staging == version else now.staging
-        now = replace(now, staging=version if goal is Stage.STAGING else staging)
+        changes: dict[str, Any] = {"staging": version if goal is Stage.STAGING else staging}
         if goal is Stage.PRODUCTION:
-            now = replace(now, production=version, previous=left or now.previous)
+            changes |= {"production": version, "previous": left or now.previous}
             self._sets["served"].add(version)
-        self._state = now
+        self._state = replace(now, **changes)
 
     def _stage_of(self, version: str) -> Stage:
         if version in (self._state.production, self._state.staging):

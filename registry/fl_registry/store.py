@@ -185,6 +185,7 @@ class ModelStore:
         self._last = _Snapshot()
         self._shared = _Shared()
         self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
+        self._whole: tuple[Hashable | None, tuple[Entry, ...]] | None = None  # the journal
         self._full_pages: tuple[Ledger, ...] = ()  # of the journal, oldest first; they stay so
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
@@ -671,6 +672,13 @@ class ModelStore:
         recent = self._read().entries if after or self._shared.depth else ()
         if recent and recent[0].number <= after + 1:
             return tuple(entry for entry in recent if entry.number > after)
+        mark = self.backend.fingerprint()  # first: what is written later makes another one
+        if mark is None or self._whole is None or self._whole[0] != mark:
+            self._whole = mark, self._read_whole()
+        return tuple(entry for entry in self._whole[1] if entry.number > after)
+
+    def _read_whole(self) -> tuple[Entry, ...]:
+        """Read what is new in the journal, and its last page again."""
         read, known = self._full_pages, self._full_pages[-1].length if self._full_pages else 0
         try:
             read += read_chain(self.backend.journal.pages(after=known), read[-1] if read else None)
@@ -678,7 +686,7 @@ class ModelStore:
             error.before = (*(entry for each in read for entry in each.entries), *error.before)
             raise
         self._full_pages = read[:-1]
-        return tuple(entry for each in read for entry in each.entries if entry.number > after)
+        return tuple(entry for each in read for entry in each.entries)
 
     def verify(self, *, whole: bool = True) -> int:
         """Check the journal, and return how many entries it has.

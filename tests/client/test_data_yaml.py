@@ -253,7 +253,11 @@ def test_pictures_in_both_splits_are_evaluated_on_only(folder: Path) -> None:
     assert "2 pictures are in train and in val" in spec.notes[0]
     same = load_data_spec(written(folder, "train: images\nval: images\n" + NAMES), None)
     assert (len(same.train), len(same.val)) == (4, 1)
-    assert "no pictures for val" in same.notes[0]
+    assert "all 5 pictures of train are in val too" in same.notes[0]
+    assert "no pictures for val" in same.notes[1]
+    text = "train: images/train\nval: images\n" + NAMES
+    spec = load_data_spec(written(folder, text), None)
+    assert (len(spec.train), len(spec.val)) == (3, 2)
 
 
 def clips(folder: Path, *, count: int = 6, frames: int = 5) -> None:
@@ -306,6 +310,14 @@ def test_a_groups_file_goes_before_names(folder: Path) -> None:
     (folder / "sites.txt").write_text("000.jpg\n")
     with pytest.raises(DataError, match=r"row 1 of .*sites\.txt has 1 columns"):
         load_data_spec(file, None)
+    (folder / "sites.txt").write_text("900.jpg north\n")
+    with pytest.raises(DataError, match=r"list no training picture.* such as 0\.jpg"):
+        load_data_spec(file, None)
+    groups = {f"images/train/{number}.jpg": 7 for number in range(2)}
+    file.write_text(f"train: images/train\ngroups: {groups}\n" + NAMES)
+    spec = load_data_spec(file, None)
+    pair = {"0.jpg", "1.jpg"}
+    assert {path.name for path in spec.val} & pair in (set(), pair)
 
 
 def test_a_clip_in_both_splits_of_the_user_is_told(folder: Path) -> None:

@@ -15,11 +15,15 @@ from support.environments import environment_without_fl_app
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
+from fl_app.api import create_trigger_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.yolo_versions import write_export
 from fl_models import export as module
 from fl_models.export import ExportError, arguments_of, export, suffixes
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
 from fl_models.yolo import YoloModel
+from fl_registry import InMemoryModelStore
 from fl_registry.files.weights import save_weights
 
 SIDE, CONF = 64, 0.02
@@ -145,6 +149,25 @@ def test_ultralytics_alone_scores_detects_and_trains_with_it(
     boxes = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     np.testing.assert_allclose(found["boxes"]["best.pt"], boxes, atol=1e-3)
     np.testing.assert_allclose(found["boxes"]["best.onnx"], boxes, atol=2e-2)
+
+
+def test_the_api_hands_out_what_ultralytics_reads(
+    weights: Path, lively_model: YoloModel, tmp_path: Path
+) -> None:
+    store = InMemoryModelStore()
+    store.save_model_version(weights, metrics={"mAP50": 0.5})
+    save_weights({"w": np.ones(3, np.float32)}, tmp_path / "other.safetensors")
+    store.save_model_version(tmp_path / "other.safetensors", metrics={"mAP50": 0.5})
+    monitor = RetrainingManager(store=MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}"))
+    client = create_trigger_api(monitor, store=store, checkpoint=write_export).test_client()
+    got = client.get("/versions/1/weights?format=pt")
+    assert got.status_code == 200
+    (tmp_path / "best.pt").write_bytes(got.data)
+    assert YOLO(tmp_path / "best.pt").names == lively_model.names
+    other = client.get("/versions/2/weights?format=pt")
+    assert other.status_code == 409
+    assert other.json is not None
+    assert other.json["detail"].startswith("Nothing was exported: the weights are of an unknown")
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeWeights
 
 from fl_registry import ArtifactError, FederatedLearningTracker, ModelManager, RegistryError
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.home import look, move_home
 from fl_registry.mlflow.locations import Folder, local_folder
+
+MakeWeights = Callable[[float], Path]
 
 _forbidden: list[Path] = []
 _hooked: list[bool] = []

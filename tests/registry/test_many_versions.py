@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeWeights
 
 from fl_registry import JournalError, ModelManager, Stage, StageError
 from fl_registry.backend import JournalStorage
@@ -30,6 +29,8 @@ from fl_registry.mlflow.backend import MlflowBackend
 from fl_registry.mlflow.connection import Connection
 from fl_registry.stages import Move, State, step
 from fl_registry.store import ModelStore
+
+MakeWeights = Callable[[float], Path]
 
 
 def save(store: ModelStore, weights: MakeWeights, count: int) -> None:

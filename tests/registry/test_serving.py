@@ -362,6 +362,20 @@ def post(address: str, body: object) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
+def by_curl(address: str, pixels: np.ndarray, folder: Path) -> Any:
+    """What the command of docs/use-the-model.md answers for a picture."""
+    page = (ROOT / "docs" / "use-the-model.md").read_text()
+    (command,) = (
+        block
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        if "/invocations" in block
+    )
+    (folder / "picture.jpg").write_bytes(base64.b64decode(encoded(pixels)))
+    command = command.replace("http://localhost:5002", address).replace("0.25", "0.001")
+    shell = ["bash", "-euo", "pipefail", "-c", command]
+    return json.loads(subprocess.run(shell, cwd=folder, capture_output=True, check=True).stdout)
+
+
 @pytest.mark.slow
 def test_mlflow_serves_yolo_over_http(
     mlflow_home: Path, yolo_weights: Path, tmp_path: Path
@@ -382,6 +396,8 @@ def test_mlflow_serves_yolo_over_http(
             status, reply = post(address, {**body, "params": {"conf": 0.001}})
             assert status == 200, reply
             assert_same_boxes(reply["predictions"][0], expected)
+        answered = by_curl(address, pixels, tmp_path)["predictions"]
+        assert_same_boxes(answered[0], expected)
         status, reply = post(address, {"dataframe_records": [{"image": "!!"}]})
         assert (status, "not base64" in reply["message"]) == (400, True)
         status, reply = post(address, {"dataframe_records": [{"photo": encoded(pixels)}]})

@@ -20,7 +20,7 @@ from fl_registry import Stage, UnknownVersion
 from fl_registry.journal.entries import Entry, JournalError
 
 MOST_REQUESTS = 30
-MOST_FORMER = 20
+MOST_FORMER = 10
 """Versions that are offered for a rollback."""
 
 

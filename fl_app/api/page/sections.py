@@ -137,7 +137,8 @@ SECTIONS = {
 
 {% call section("versions", "Versions") %}
 {% call(row) table("versions", "Versions, newest first", registry.rows,
- ("Version", "Stage", "Score", "Round", "Registered", "Why"), registry.total, most=50,
+ ("Version", "Stage", "Score", "Round", "Registered", "Weights", "Why"), registry.total,
+ most=50,
  command="fl-app versions --limit 0",
  empty="They cannot be read." if unread else "There is no version yet.") %}
 <th scope="row">{{ row.version }}</th>
@@ -146,6 +147,10 @@ SECTIONS = {
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
 <td class="num">{{ row|score_text }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
+<td>{% for format in ("safetensors", "pt") if format != "pt" or can_export %}
+<a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
+ aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
+{% endfor %}</td>
 <td class="text">{{ row|why_text(registry.entries) }}</td>
 {% endcall %}
 {% endcall %}
@@ -158,7 +163,7 @@ SECTIONS = {
 <div class="field">
 <label for="rollback-version">Version to bring back</label>
 <select id="rollback-version" name="version">
-{% for row in former[:20] %}
+{% for row in former %}
 <option value="{{ row.version }}">Version {{ row.version }}
  {%- if row|score_text %}, {{ row|score_text }}{% endif %}
  {%- if loop.first %} (the one before){% endif %}</option>

@@ -253,6 +253,7 @@ class Finisher:
         setup.hooks.look()
         report = self._session_report(last.shadow)
         log_artifacts(report, setup.tracker, setup.artifacts)
+        setup.session.retention.apply(setup.store)
         commands = next_commands(self.reports, setup.store, setup.home)
         folder.note(state="ending", status="FINISHED")
         logger.info("%s", "\n" + session_table(self.reports, setup.metric))

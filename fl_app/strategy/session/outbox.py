@@ -55,6 +55,7 @@ class Outbox:
         self.trouble = ""
         self._finisher = finisher
         self._patience, self._breaker = setup.session.round_patience, setup.session.retry
+        self._most, self._slows = setup.rounds.max_waiting_rounds, False
         self._items: deque[Item] = deque()
         self._prepared = 0  # how many items are prepared, from the first one on
         self._held_up = False  # an item could not be prepared
@@ -87,13 +88,24 @@ class Outbox:
         """Wait until all items are finished; raise the error of an earlier one.
 
         There is no limit while an item is computed. For the registry this waits as long as a round
-        has patience, and not at all while it is down.
+        has patience, and not at all while it is down. With as many items as may wait, it waits
+        until one is finished, so that a slow worker slows the rounds and does not fill the disk.
         """
-        left = self._patience
+        left, before = self._patience, len(self._items)
         with self._changed:
-            while self._items and not self._error and not self.trouble and left > 0:
+            while self._items and not self._error and not self.trouble and not self._closing:
+                full = before <= len(self._items) and self._most <= len(self._items)
+                if left <= 0 and not full:
+                    break
+                if left <= 0 and not self._slows:
+                    self._slows = True
+                    logger.info(
+                        "%d rounds wait to be finished, so the next ones wait for them: MLflow or "
+                        "the evaluation takes longer than a round",
+                        len(self._items),
+                    )
                 began = time.monotonic()
-                self._changed.wait(min(_LOOK, left))
+                self._changed.wait(min(_LOOK, left) if left > 0 else _LOOK)
                 if not self._finisher.scores.computing:
                     left -= time.monotonic() - began
             self._raise()

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from typing import TypeGuard
 
@@ -87,7 +87,7 @@ class Entry:
         The chain of hashes shows an altered entry by the one after it; the newest has none, so it
         also has a digest of itself.
         """
-        fields = asdict(self)
+        fields = vars(self)  # plain values: `asdict` would copy each, ten times as slowly
         return _line({**fields, "sha256": _digest(_line(fields))})
 
 

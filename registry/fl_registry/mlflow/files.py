@@ -9,6 +9,7 @@ that could be any server's.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 import uuid
@@ -31,6 +32,8 @@ from fl_registry.versions import ModelVersion
 
 logger = logging.getLogger(__name__)
 
+CACHED = 8
+"""Downloaded versions that stay on this machine."""
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
@@ -47,12 +50,15 @@ class MlflowFiles(VersionFiles):
         Where MLflow is.
     name : ModelName
         The registered model's name.
+    cached : int
+        Downloaded versions that stay on this machine, of all models: those that were used last.
     """
 
-    def __init__(self, connection: Connection, name: ModelName) -> None:
+    def __init__(self, connection: Connection, name: ModelName, *, cached: int = CACHED) -> None:
         super().__init__()
         self._connection = connection
         self._name = name
+        self._cached = cached
         self._cache = connection.home / "cache"
         self._scratch = connection.home / "tmp"
 
@@ -66,11 +72,14 @@ class MlflowFiles(VersionFiles):
             return folder / name
         cached = self._cache / sha256 / name
         if self.whole.has(cached, sha256):
+            with suppress(OSError):  # it was used now
+                os.utime(cached.parent)
             return cached
         with scratch_folder(self._scratch) as scratch:
             downloaded = self._fetched(record, name, sha256, scratch)
             cached.parent.mkdir(parents=True, exist_ok=True)
             downloaded.replace(cached)
+        self._bound_cache()
         return cached
 
     def _fetched(self, record: ModelVersion, name: str, sha256: str, scratch: Path) -> Path:
@@ -220,6 +229,15 @@ class MlflowFiles(VersionFiles):
             self._connection.client.delete_logged_model(model_id)
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
+
+    def _bound_cache(self) -> None:
+        """Remove the copies that were not used for the longest time."""
+        used: dict[Path, float] = {}
+        for folder in self._cache.iterdir():
+            with suppress(OSError):  # another process removes it
+                used[folder] = folder.stat().st_mtime
+        for folder in sorted(used, key=lambda folder: used[folder])[: -self._cached]:
+            remove_folder(folder)
 
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
