@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 import ultralytics.nn.tasks
 from ultralytics.nn.tasks import guess_model_scale, guess_model_task
 from ultralytics.utils import ROOT, YAML
@@ -107,18 +106,13 @@ def check_architecture(architecture: Mapping[str, Any]) -> None:
         )
 
 
-def same_layers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two architectures differ in nothing but their names and class counts."""
-    aside = ("yaml_file", "nc", "channels")
-    plain = [{k: v for k, v in each.items() if k not in aside} for each in (one, other)]
-    return plain[0] == plain[1]
-
-
 def _is_layer(name: str) -> bool:
     place: Any = ultralytics.nn.tasks
     if name.startswith("nn."):
         place, name = torch.nn, name[3:]
     elif name.startswith("torchvision.ops."):
+        import torchvision.ops  # takes a second, which no round of a usual model needs
+
         place, name = torchvision.ops, name[16:]
     layer = getattr(place, name, None)
     return isinstance(layer, type) and issubclass(layer, torch.nn.Module)

@@ -13,7 +13,10 @@ import yaml
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
+from fl_app.client.generated_shapes import TRAIN_ARGS
 from fl_app.client.train_args import NAMES, TrainArgsError, read_train_args
+from fl_app.config import ServerConfig, not_shaping
+from fl_app.yolo import train_order, train_params
 
 DEFAULTS = {name: DEFAULT_CFG_DICT[name] for name in NAMES} | {"nbs": None}
 
@@ -98,3 +101,37 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
     assert caplog.records == []  # Ultralytics' page on its command line among them
     assert LOGGER.level == level
+
+
+def test_a_run_logs_and_sends_what_they_say_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "args.yaml"
+    path.write_text("lr0: 0.02\nfreeze: [0, 1]\n")
+    inline, filed = (
+        ServerConfig.from_run_config({"train-args": text, "data": "/any/data.yaml"})
+        for text in ("{lr0: 0.02, freeze: [0, 1]}", str(path))
+    )
+    assert train_order(inline) == train_order(filed)
+    assert train_params(inline) == train_params(filed)
+    assert train_params(inline).keys() == {f"train-args.{name}" for name in NAMES}
+    assert train_params(inline)["train-args.lr0"] == "0.02"
+    assert train_params(inline)["train-args.freeze"] == "[0, 1]"
+    # What they say is compared before a session is resumed, not the text of the setting.
+    assert "train-args" in not_shaping()
+    assert not train_params(inline).keys() & not_shaping()
+
+
+def test_the_generated_shapes_have_arguments_of_their_own_unless_others_are_given() -> None:
+    def rate(**given: str) -> str:
+        config = ServerConfig.from_run_config(
+            {key.replace("_", "-"): v for key, v in given.items()}
+        )
+        return train_params(config)["train-args.lr0"]
+
+    assert rate() == str(read_train_args(TRAIN_ARGS)["lr0"]) != str(DEFAULTS["lr0"])
+    assert rate(data="/any/data.yaml") == str(DEFAULTS["lr0"])
+    assert rate(train_args="{lr0: 0.3}") == "0.3"
+
+
+def test_arguments_that_cannot_be_used_end_a_run_before_its_first_round() -> None:
+    with pytest.raises(TrainArgsError, match="'lr' is not a valid YOLO argument"):
+        train_order(ServerConfig.from_run_config({"train-args": "{lr: 0.1}"}))
