@@ -232,6 +232,10 @@ class ServerConfig(_SharedSettings):
         ``manual``: Production waits for a person; ``auto``: the best version is promoted.
     shadow : ShadowEvaluation | None
         Rounds that compare a version that waits for approval with Production.
+    weights : str | None
+        Weights that the first session of a run starts with instead: absolute path of a ``.pt`` of
+        Ultralytics or a ``.safetensors`` on the server, or ``version:8``; None: ``restart-from``
+        alone decides.
     restart_from : "production" | "latest" | "scratch"
         Weights that a session starts with; ``production`` falls back to Staging, then to the latest
         version.
@@ -301,6 +305,7 @@ class ServerConfig(_SharedSettings):
     policy: PolicySettings
     approval: Annotated[Literal["manual", "auto"], Key()] = "manual"
     shadow: ShadowEvaluation | None
+    weights: Annotated[str | None, Key(off="", shaping=True)] = None
     restart_from: Annotated[Literal["production", "latest", "scratch"], Key()] = "production"
     resume: Annotated[Literal["auto", "require", "fresh"], Key()] = "auto"
     when_busy: Annotated[Literal["wait", "refuse"], Key()] = "wait"

@@ -34,6 +34,7 @@ from fl_app.retraining import (
 from fl_app.retraining.drift.plot import drift_artifacts
 from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
+from fl_app.starting_weights import read_starting_weights
 from fl_app.strategy import (
     EmaFedAvg,
     LifecycleStrategy,
@@ -145,7 +146,11 @@ class Sessions:
 
         self._params = {**params(run_config), **train_params(config)}
         self._order = train_order(config)
-        self._yolo = YoloOnServer(config, in_known_order(data, config, self.store))
+        self._weights = (
+            None if config.weights is None else read_starting_weights(config.weights, self.store)
+        )
+        data = in_known_order(data, config, self.store)
+        self._yolo = YoloOnServer(config, data, self._weights)
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -156,7 +161,7 @@ class Sessions:
         """Run a session: its number, from 1, and the request that it serves, if any."""
         with self._writer:  # no other server moves the version that the session starts from
             with self.store.one_reading():
-                parent, arrays = self._starting_point()
+                parent, arrays = self._starting_point(number)
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
             return self._strategy.start(
@@ -181,18 +186,21 @@ class Sessions:
         if self._strategy is not None:
             self._strategy.leave()
 
-    def _starting_point(self) -> tuple[str | None, ArrayRecord]:
+    def _starting_point(self, number: int) -> tuple[str | None, ArrayRecord]:
         """Return the version that a session starts from and its arrays, or first weights.
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
+        if number == 1 and self._weights:
+            return self._weights.version, self._yolo.first_arrays()
         for stage in START_STAGES[self.config.restart_from]:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
                     path = self.store.weights_path(version)
-                    arrays = load_array_record(path)
-                    self._yolo.require_same_model(version, arrays, read_description(path))
+                    arrays = self._yolo.start_from(
+                        version, load_array_record(path), read_description(path)
+                    )
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))

@@ -22,6 +22,7 @@ from fl_app.client.data import data_digest
 from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.devices import chosen_device, device_memory
+from fl_app.starting_weights import StartingWeights
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_app.strategy.records import Artifacts
 from fl_models import serving
@@ -29,7 +30,7 @@ from fl_models.classes import class_names, name_differences
 from fl_models.drawings import draw_predictions, draw_training_batch
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, take_weights
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
 
@@ -59,6 +60,10 @@ def _train_args(config: ServerConfig) -> dict[str, Any]:
     return read_train_args(config.train_args or default)
 
 
+SERVING = Serving(Path(serving.__file__), **serving.SERVING)
+"""How MLflow serves a detector, such as for `ModelManager.save_model_version`."""
+
+
 class YoloOnServer:
     """A detector of Ultralytics with its data set. One thread at a time may use it.
 
@@ -68,26 +73,31 @@ class YoloOnServer:
         Name, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+    weights : StartingWeights | None
+        What the model starts with; None: random weights.
 
     Raises
     ------
     ConfigError
-        If there is no such model, or it can't take pictures of this size.
+        If there is no such model, or it can't take pictures of this size or these weights.
     DeviceError
         ``server-device`` is not there.
     """
 
-    def __init__(self, config: ServerConfig, data: DataSpec) -> None:
+    def __init__(
+        self, config: ServerConfig, data: DataSpec, weights: StartingWeights | None = None
+    ) -> None:
         self.data = data
         self._metric = config.metric
-        self._model = _new_model(config, data.names)
+        self._model = _new_model(config, data.names, weights)
+        self._first = _copy(self._model)
         self._training = {
             **read_train_args(config.train_args),
             "imgsz": config.image_size,
             "batch": config.batch_size,
         }
         self._seed = config.seed
-        self.serving = Serving(Path(serving.__file__), **serving.SERVING)
+        self.serving = SERVING
         self.holdout = DataUsed(
             f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
         )
@@ -114,13 +124,13 @@ class YoloOnServer:
         return ConfigRecord({"names": list(self.data.names), "model": model})
 
     def first_arrays(self) -> ArrayRecord:
-        """First weights, which depend on the seed only; call it before others are loaded."""
-        return ArrayRecord(self._model.state_dict())
+        """First weights: those of the setting, or random ones, which depend on the seed only."""
+        return ArrayRecord(dict(self._first))
 
-    def require_same_model(
-        self, version: str, arrays: ArrayRecord, description: Mapping[str, object]
-    ) -> None:
-        """Check that a session can start from a version.
+    def start_from(
+        self, version: str, arrays: ArrayRecord, description: Mapping[str, Any]
+    ) -> ArrayRecord:
+        """Return a version's arrays in the dtypes of the model, for a session that starts from it.
 
         Parameters
         ----------
@@ -153,13 +163,19 @@ class YoloOnServer:
                 else f"Version {version} has the same classes in another order, which is read when "
                 "a run starts; start the run again."
             )
+        side = self._model.image_size
         try:
+            if names:
+                self._model.load_description(description)
             self._load(arrays)
         except ModelMismatchError as err:
             raise ConfigError(
                 f"Version {version} does not fit the model of this run ({err}); "
-                "set model and num-classes to that version's, or restart-from to 'scratch'."
+                "set model to that version's, or restart-from to 'scratch'."
             ) from None
+        finally:
+            self._model.image_size = side
+        return _copy(self._model)
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1.
@@ -222,7 +238,13 @@ class YoloOnServer:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})
 
 
-def _new_model(config: ServerConfig, names: Sequence[str]) -> YoloModel:
+def _copy(model: YoloModel) -> ArrayRecord:
+    return ArrayRecord({name: array.clone() for name, array in model.state_dict().items()})
+
+
+def _new_model(
+    config: ServerConfig, names: Sequence[str], weights: StartingWeights | None
+) -> YoloModel:
     name, side = config.model, config.image_size
     if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
         raise ConfigError(
@@ -233,6 +255,12 @@ def _new_model(config: ServerConfig, names: Sequence[str]) -> YoloModel:
         model = get_model(name, len(names), names=names, seed=config.seed, image_size=side)
     except ValueError as error:
         raise ConfigError(f"Run-config key 'model': {error}.") from None
+    if weights is not None:
+        try:
+            taken = take_weights(model, weights.arrays, weights.description)
+        except ValueError as error:
+            raise ConfigError(f"weights={config.weights!r} can't be used: {error}.") from None
+        logger.info("%s taken from %s", taken, weights.source)
     stride = int(model.stride.max())
     if side % stride:
         raise ConfigError(

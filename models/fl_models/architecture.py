@@ -106,13 +106,6 @@ def check_architecture(architecture: Mapping[str, Any]) -> None:
         )
 
 
-def same_layers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two architectures differ in nothing but their names and class counts."""
-    aside = ("yaml_file", "nc", "channels")
-    plain = [{k: v for k, v in each.items() if k not in aside} for each in (one, other)]
-    return plain[0] == plain[1]
-
-
 def _is_layer(name: str) -> bool:
     place: Any = ultralytics.nn.tasks
     if name.startswith("nn."):

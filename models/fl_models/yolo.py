@@ -20,7 +20,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import intersect_dicts
 
-from fl_models.architecture import check_architecture, read_architecture, same_layers
+from fl_models.architecture import check_architecture, read_architecture
 from fl_models.serving import (
     FAMILY,
     as_pixels,
@@ -35,6 +35,7 @@ Image = np.ndarray | str | Path | PillowImage.Image
 # With Ultralytics' 0.03 the running statistics lag behind in short rounds, and the first rounds of
 # a session have a score of 0.
 _BATCH_NORM_MOMENTUM = 0.1
+_SHAPING = ("backbone", "head", "scale", "scales", "activation", "reg_max", "end2end")
 _KEYWORDS = ("conf", "iou", "imgsz", "classes", "max_det", "half", "device")
 
 
@@ -89,7 +90,7 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
         """What `described_model` builds the same model from, as JSON allows."""
         return {
             "family": FAMILY,
-            "model": Path(self.yaml["yaml_file"]).stem,
+            "model": Path(self.yaml.get("yaml_file") or "").stem,
             "yaml": dict(self.yaml),
             "class_width": class_width(self),
             "num_classes": self.nc,
@@ -106,7 +107,7 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
             The weights are of another model.
         """
         model, names = description.get("model"), list(description.get("names", []))
-        if description.get("family") != FAMILY or not same_layers(description["yaml"], self.yaml):
+        if description.get("family") != FAMILY or not self._is_like(description):
             raise ModelMismatchError(
                 f"the weights are of {model or 'an unknown model'}, and this model is "
                 f"{self.description['model']}: build it with get_model({model!r}, {len(names)})"
@@ -119,6 +120,19 @@ class YoloModel(DetectionModel):  # type: ignore[misc]  # Ultralytics is untyped
         fit_class_branch(self, description["class_width"])
         self._set_momentum()
         self.names, self.image_size = dict(enumerate(names)), description["image_size"]
+
+    def _is_like(self, description: Mapping[str, Any]) -> bool:
+        """Whether a model of this description differs in its class branch only."""
+        architecture = description["yaml"]
+        if all(architecture.get(key) == self.yaml.get(key) for key in _SHAPING):
+            return True
+        # The same model is written in two ways: of old, the size was in other entries.
+        kinds = [each.get("activation") for each in (architecture, self.yaml)]
+        shapes = [
+            {name: array.shape for name, array in each.state_dict().items() if ".cv3." not in name}
+            for each in (described_model(description), self)
+        ]
+        return kinds[0] == kinds[1] and shapes[0] == shapes[1]
 
     def _set_momentum(self) -> None:
         for module in self.modules():
@@ -250,8 +264,7 @@ def get_model(
     names : Sequence[str] | None
         Class names; by default the class numbers.
     weights : Mapping | None
-        Pretrained arrays by state-dict name, from a model of any class count. Arrays of the same
-        shape are copied; the others (the class branch) keep their random values.
+        Pretrained arrays by state-dict name, from a model of any class count, as in `take_weights`.
     seed : int | None
         Seed of the random values; by default torch's current random state.
     image_size : int
@@ -260,7 +273,7 @@ def get_model(
     Raises
     ------
     ValueError
-        The name is unknown, the names don't fit the class count, or no array fits.
+        The name is unknown, the names don't fit the class count, or the weights the model.
     """
     architecture = read_architecture(model_size)
     names = [str(number) for number in range(num_classes)] if names is None else names
@@ -271,12 +284,74 @@ def get_model(
             torch.manual_seed(seed)
         model = YoloModel(architecture, names, image_size=image_size)
     if weights is not None:
-        tensors = {name: torch.as_tensor(array) for name, array in weights.items()}
-        fitting = intersect_dicts(tensors, model.state_dict())
-        if not fitting:
-            raise ValueError(f"none of the pretrained weights fit, expected arrays of {model_size}")
-        model.load_state_dict(fitting, strict=False)
+        take_weights(model, weights)
     return model
+
+
+def take_weights(
+    model: YoloModel,
+    weights: Mapping[str, np.ndarray | torch.Tensor],
+    description: Mapping[str, Any] | None = None,
+) -> str:
+    """Start a model from weights of the same architecture, whatever their classes.
+
+    Arrays of the head's class branch that have another shape keep their random values. If both
+    sides have class names, Ultralytics' own `load` takes the rows of equal names. The model's
+    dtypes stay as they are.
+
+    Parameters
+    ----------
+    model : YoloModel
+        Changed in place, or left as it is if the weights don't fit. Its class branch becomes as
+        wide as that of the weights.
+    weights : Mapping[str, np.ndarray | torch.Tensor]
+        Arrays by state-dict name.
+    description : Mapping[str, Any] | None
+        `YoloModel.description` of the model that they are of, if it is known.
+
+    Returns
+    -------
+    str
+        How many arrays were taken, such as "349 of 355 arrays".
+
+    Raises
+    ------
+    ModelMismatchError
+        The weights are of another architecture; names the first difference.
+    """
+    tensors = {name: torch.as_tensor(array) for name, array in weights.items()}
+    head, state = f"model.{len(model.model) - 1}.", model.state_dict()
+    branch = (f"{head}cv3.", f"{head}one2one_cv3.")
+    misfits = [
+        name
+        for name, own in state.items()
+        if not name.startswith(branch) and (name not in tensors or tensors[name].shape != own.shape)
+    ]
+    if misfits:
+        said = (description or {}).get("model") or "another architecture"
+        raise ModelMismatchError(
+            f"{len(misfits)} of {len(state)} arrays don't fit {model.description['model']}, the "
+            f"first is {misfits[0]}: the weights are of {said}, so set model to what they are of"
+        )
+    last = tensors.get(f"{head}cv3.0.2.weight")
+    if last is not None and last.ndim == 4:
+        names = dict(model.names)
+        fit_class_branch(model, last.shape[1])
+        model.names = names
+        model._set_momentum()
+    known = (description or {}).get("names", [])
+    fitting = intersect_dicts(tensors, model.state_dict())
+    if known and list(known) != list(model.names.values()):
+        donor = described_model(description or {})
+        donor.load_state_dict(tensors, strict=True)
+        names = dict(model.names)
+        model.load(donor, verbose=False)
+        model.names = names
+        same = len(set(known) & set(names.values()))
+        rows = f" and {same} of {model.nc} classes by name" if same else ""
+        return f"{len(fitting)} of {len(state)} arrays{rows}"
+    model.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(state)} arrays"
 
 
 def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,8 +18,9 @@ from ultralytics.utils import ROOT
 
 from fl_models.architecture import read_architecture
 from fl_models.dataset import PictureDataset
+from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, read_pictures
+from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, YoloModel, described_model, get_model
 
 NAMES = [f"class {number}" for number in range(7)]
@@ -63,7 +64,7 @@ def assert_same_boxes(model: YoloModel, plain: DetectionModel, path: Path, folde
 def assert_same_step(model: YoloModel, plain: DetectionModel, data: DataSpec) -> None:
     """The loss of a batch and each gradient."""
     settings = {"imgsz": SIDE, "batch": 4}
-    pictures = read_pictures(data.val, data.nc)
+    pictures = read_pictures(data.val, data.numbers)
     batch = next(
         iter(PictureDataset(pictures, NAMES, settings=settings, augment=False).loader("cpu"))
     )
