@@ -54,6 +54,7 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.MissingExtra: 501,
     errors.StoreUnavailable: 503,
     errors.Gone: 409,
+    errors.RunPurged: 409,
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
