@@ -8,6 +8,8 @@ already.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from copy import copy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +34,24 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from support.arrays import to_arrays
+from ultralytics.utils import NUM_THREADS
 
 from benchmarks.table import Row, parser, report
 from fl_app.client import training
 from fl_app.client.client_app import app
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import shapes_data
+from fl_app.client.hardware import Hardware
 from fl_app.client.optimization import build_optimizer
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec
+from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import get_model
 
 OWN = Path(os.environ["FL_APP_HOME"])
 REPEATS, PICTURES, BATCH = 5, 64, 16
+EPOCHS, EPOCH_REPEATS, EPOCH_PICTURES = 2, 2, 128
 GOALS = {320: 1.08, 128: 1.2, 64: 1.3}
 PHOTOGRAPHS = Path(__file__).parents[1] / "../shared/data/aquarium/data.yaml"
 CPU = torch.device("cpu")
@@ -55,13 +60,13 @@ ARGS = TrainArgs(read_train_args("{optimizer: AdamW, nbs: 16}"))
 FRESH_OURS = """
 import sys
 from pathlib import Path
-from fl_app.client.client_app import _model
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.training import train_locally
 from fl_models.decoding import read_pictures
+from fl_models.yolo import get_model
 spec = load_data_spec(sys.argv[1], None)
-train_locally(_model("n", spec.names), read_pictures(spec.train, spec.numbers), names=spec.names,
-              image_size=64, batch_size=16, epochs=1, seed=1)
+model, pictures = get_model("n", spec.nc), read_pictures(spec.train, spec.numbers)
+train_locally(model, pictures, names=spec.names, image_size=64, batch_size=16, epochs=1, seed=1)
 """
 THEIRS = """
 import sys
@@ -131,7 +136,8 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
     """Forward, backward and step on batches that are in memory."""
     model: Any = get_model("n", spec.nc, names=spec.names, seed=1).train()
     settings = {**ARGS.values, "imgsz": size, "batch": BATCH, "epochs": 1}
-    dataset = training._dataset(tuple(pictures), spec.names, json.dumps(settings, sort_keys=True))
+    text = json.dumps(settings, sort_keys=True)
+    dataset = training._dataset(tuple(pictures), spec.names, text, Hardware())
     model.args, model.criterion = dataset.settings, None
     batches = [{**batch, "img": batch["img"].float() / 255} for batch in dataset.loader(CPU)]
 
@@ -151,9 +157,9 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
 def handler(spec: DataSpec, size: int) -> Callable[[], None]:
     """The whole of the ClientApp's answer to a train message, with new weights each time."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
-    order = ConfigRecord(
-        {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "names": [*spec.names]}
-    )
+    described = json.dumps(get_model("n", spec.nc, names=spec.names).description)
+    told = {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "model": described}
+    order = ConfigRecord({**told, "names": [*spec.names]})
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
     node = {"data": str(spec.root / "data.yaml")}
 
@@ -182,6 +188,85 @@ def rounds() -> Iterator[Row]:
         yield row("local round, 320 px, photographs", "pure steps", in_turn(ours, pure), 1.08)
     else:
         sys.stdout.write("no row of photographs: ../shared/data/aquarium is not there\n")
+
+
+def epochs() -> Iterator[Row]:
+    """Seconds of an epoch of photographs beside those of Ultralytics' own trainer, alike in all."""
+    if not PHOTOGRAPHS.is_file():
+        sys.stdout.write("no rows of epochs: ../shared/data/aquarium is not there\n")
+        return
+    spec = copied(load_data_spec(PHOTOGRAPHS, None), OWN / "photographs")
+    args = read_train_args("{close_mosaic: 0}")
+    for workers, goal in ((2, 1.05), (0, 1.0)):
+        hardware = Hardware(threads=NUM_THREADS, workers=workers)
+        ours, peer = partial(our_epoch, spec, args, hardware), partial(their_epoch, spec, workers)
+        found: dict[Any, list[float]] = {ours: [], peer: []}
+        for _ in range(EPOCH_REPEATS + 1):
+            for side, seconds in found.items():
+                seconds.append(side())
+        figures = statistics.median(found[ours][1:]), statistics.median(found[peer][1:])
+        name = f"epoch of {len(spec.train)} photographs, 320 px, batch {BATCH}, workers={workers}"
+        yield row(name, "an epoch of YOLO.train()", figures, goal)
+
+
+def copied(spec: DataSpec, folder: Path) -> DataSpec:
+    """Copy training pictures and labels, since Ultralytics writes its cache beside labels."""
+    for path in spec.train[:EPOCH_PICTURES]:
+        for file, kind in ((path, "images"), (label_file(path), "labels")):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / kind)
+    (folder / "one.txt").write_text(f"./images/{spec.train[0].name}\n")  # it validates at the end
+    names = json.dumps(list(spec.names))
+    (folder / "data.yaml").write_text(f"train: images\nval: one.txt\nnames: {names}\n")
+    return load_data_spec(folder / "data.yaml", None)
+
+
+def our_epoch(spec: DataSpec, args: dict[str, Any], hardware: Hardware) -> float:
+    """Seconds of a local round by its epochs: processes, optimizer and all."""
+    model = get_model("n", spec.nc, names=spec.names, seed=1)
+    pictures = cached_pictures(spec.train, spec.numbers)
+    began = time.perf_counter()
+    training.train_locally(
+        model,
+        pictures,
+        names=spec.names,
+        image_size=320,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        args=TrainArgs(args, epochs=EPOCHS),
+        seed=1,
+        hardware=hardware,
+    )
+    return (time.perf_counter() - began) / EPOCHS
+
+
+cached_pictures = cache(read_pictures)
+
+
+def their_epoch(spec: DataSpec, workers: int) -> float:
+    """Seconds of an epoch of Ultralytics' trainer, without start, validation and files."""
+    import ultralytics.data.utils
+    from ultralytics import YOLO
+
+    ultralytics.data.utils.check_font = lambda font: None
+    times: list[float] = []
+    model = YOLO("yolov8n.yaml")
+    for event in ("on_train_epoch_start", "on_train_epoch_end"):
+        model.add_callback(event, lambda trainer: times.append(time.perf_counter()))
+    cheap = {"plots": False, "val": False, "save": False, "verbose": False}
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        model.train(
+            data=str(spec.root / "data.yaml"),
+            imgsz=320,
+            epochs=EPOCHS,
+            batch=BATCH,
+            workers=workers,
+            close_mosaic=0,
+            device="cpu",
+            project=str(OWN),
+            **cheap,
+        )
+    return sum(times[1::2]) / EPOCHS - sum(times[::2]) / EPOCHS
 
 
 def fresh() -> Iterator[Row]:
@@ -243,7 +328,7 @@ def pure_forward(holdout: Holdout, model: Any) -> Callable[[], None]:
     return forward
 
 
-PARTS = {"rounds": rounds, "fresh": fresh, "evaluation": evaluation}
+PARTS = {"rounds": rounds, "epochs": epochs, "fresh": fresh, "evaluation": evaluation}
 
 
 def main() -> None:

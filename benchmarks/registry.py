@@ -36,7 +36,7 @@ from fl_registry.files.weights import save_weights
 REPEATS, DEFAULT_REPEATS, PROCESS_REPEATS = 15, 5, 5
 JOURNALS = (10, 100, 900)
 LISTS = (10, 1_000, 5_000)
-YOLO = {"family": "yolov8", "size": "n", "num_classes": 7, "names": [*"abcdefg"], "image_size": 96}
+YOLO = get_model("n", 7, names=[*"abcdefg"], image_size=96).description
 SERVING = Serving(Path(serving.__file__), **serving.SERVING)
 
 OURS = (

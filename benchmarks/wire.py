@@ -12,6 +12,7 @@ copied by numpy, in turn. Accuracy is that of whole sessions with equal seeds, p
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import statistics
@@ -216,6 +217,7 @@ def yolo_score(encoding: str, seed: int) -> float:
     from fl_app.client.client_app import app
     from fl_app.client.data_yaml import load_data_spec
     from fl_app.client.generated_shapes import shapes_data
+    from fl_app.yolo import train_order
     from fl_models.holdout import Holdout
     from fl_models.yolo import from_arrays, get_model
 
@@ -225,11 +227,13 @@ def yolo_score(encoding: str, seed: int) -> float:
 
     def answer(node: int, message: Message) -> RecordDict:
         about = {"partition-id": node, "num-partitions": 2}
-        message.content.config_records["config"]["names"] = list(spec.names)
+        order = {"names": list(spec.names), "model": described, **train_order(config)}
+        message.content.config_records["config"].update(order)
         context = Context(7, node, about, RecordDict(), {**settings, "seed": seed})
         return app(message, context).content
 
     module = get_model("n", spec.nc, names=spec.names, seed=seed)
+    described = json.dumps(module.description)
     first = ArrayRecord({name: Array(values) for name, values in to_arrays(module).items()})
     inner = StreamingFedAvg(fraction_evaluate=0.0)
     grid = LocalGrid(answer, node_ids=(0, 1))

@@ -30,7 +30,8 @@ from fl_app.settings import (
     read_settings,
     settings_of,
 )
-from fl_app.strategy import EarlyStopping, Screening, ShadowEvaluation
+from fl_app.strategy import EarlyStopping, Retention, Screening, ShadowEvaluation
+from fl_app.strategy.setup import MAX_WAITING_ROUNDS
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import printable
 
@@ -53,7 +54,7 @@ As a setting of a run, ``data-summaries`` is another thing: whether there are an
 """
 
 MODEL_STRIDE = 32
-"""The largest stride of a YOLOv8 head: picture sizes must be multiples of it."""
+"""The largest stride of most heads: picture sizes must be multiples of it."""
 
 
 class ConfigError(ValueError):
@@ -161,12 +162,13 @@ class _SharedSettings:
         and on each node of a simulation.
     seed : int
         Seed of partitions, first weights and local rounds.
-    model_size : "n" | "s" | "m" | "l" | "x"
-        Size of YOLOv8.
+    model : str
+        Any detector of Ultralytics by name, such as ``yolo11s``, or the absolute path of a model's
+        ``.yaml`` on the server.
     image_size : int
         Side of a picture in pixels.
     batch_size : int
-        Pictures of a batch; `nbs` of `train-args` make an optimizer step.
+        Pictures of a batch, which make an optimizer step.
     """
 
     home: Annotated[str | None, Key(off="")] = None
@@ -175,7 +177,7 @@ class _SharedSettings:
     alpha: Annotated[float, Field(gt=0), Key(shaping=True)] = 0.5
     holdout_every: Annotated[int, Field(ge=2), Key(shaping=True)] = 10
     seed: Annotated[int, Field(ge=0), Key(shaping=True)] = 42
-    model_size: Annotated[Literal["n", "s", "m", "l", "x"], Key(shaping=True)] = "n"
+    model: Annotated[str, Field(min_length=1), Key(shaping=True)] = "yolov8n"
     image_size: Annotated[int, Field(ge=32, multiple_of=MODEL_STRIDE), Key(shaping=True)] = 96
     batch_size: Annotated[int, Field(ge=1), Key(shaping=True, node=True)] = 16
 
@@ -198,7 +200,11 @@ class ServerConfig(_SharedSettings):
         Share of nodes that evaluate in a round; 0: none.
     train_args : str
         Ultralytics' training arguments, such as ``{lr0: 0.01, fliplr: 0}``, or the absolute path of
-        a YAML file with them.
+        a YAML file with them; empty: its defaults with a step for each batch, and for the generated
+        shapes arguments of their own.
+    ema : float
+        Decay of a moving average over the rounds that becomes the global model, such as 0.9; 0: the
+        average of the last round alone.
     round_timeout : float
         Seconds to wait for replies; the round continues with those that arrived.
     node_wait_timeout : float
@@ -208,6 +214,10 @@ class ServerConfig(_SharedSettings):
         ``cuda``, ``cuda:1``, ``mps``.
     pack_arrays : bool
         Send a model as one array over a SuperLink; hundreds of arrays take seconds.
+    max_waiting_rounds : int
+        Closed rounds that may wait on disk for a slow MLflow or evaluation; then rounds wait too.
+    retention : Retention
+        Which old versions are removed at the end of a session.
     screening : Screening
         Which replies count.
     early_stopping : EarlyStopping | None
@@ -222,6 +232,10 @@ class ServerConfig(_SharedSettings):
         ``manual``: Production waits for a person; ``auto``: the best version is promoted.
     shadow : ShadowEvaluation | None
         Rounds that compare a version that waits for approval with Production.
+    weights : str | None
+        Weights that the first session of a run starts with instead: absolute path of a ``.pt`` of
+        Ultralytics or a ``.safetensors`` on the server, or ``version:8``; None: ``restart-from``
+        alone decides.
     restart_from : "production" | "latest" | "scratch"
         Weights that a session starts with; ``production`` falls back to Staging, then to the latest
         version.
@@ -257,7 +271,8 @@ class ServerConfig(_SharedSettings):
     monitor_database_url : str | None
         SQLAlchemy URL of the monitor's database; None: SQLite in ``home``.
     mlflow_tracking_uri : str | None
-        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else SQLite in ``home``.
+        MLflow to use; None: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else
+        SQLite in ``home``.
     registered_model_name : str
         Name in the model registry.
     experiment_name : str
@@ -276,10 +291,13 @@ class ServerConfig(_SharedSettings):
     fraction_evaluate: Annotated[float, Field(ge=0, le=1), Key(shaping=True)] = 1.0
     # What it says is compared before a session is resumed, not where it stands.
     train_args: Annotated[str, Key()] = ""
+    ema: Annotated[float, Field(ge=0, lt=1), Key(shaping=True)] = 0.0
     round_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 3600.0
     node_wait_timeout: Annotated[float, Field(gt=0, allow_inf_nan=True), Key()] = 600.0
+    max_waiting_rounds: Annotated[int, Field(ge=1), Key()] = MAX_WAITING_ROUNDS
     server_device: Annotated[DeviceName, Key()] = "auto"
     pack_arrays: Annotated[bool, Key()] = True
+    retention: Retention
     screening: Screening
     early_stopping: EarlyStopping | None
     metric: Annotated[str, Field(min_length=1), Key(shaping=True)] = "mAP50"
@@ -287,6 +305,7 @@ class ServerConfig(_SharedSettings):
     policy: PolicySettings
     approval: Annotated[Literal["manual", "auto"], Key()] = "manual"
     shadow: ShadowEvaluation | None
+    weights: Annotated[str | None, Key(off="", shaping=True)] = None
     restart_from: Annotated[Literal["production", "latest", "scratch"], Key()] = "production"
     resume: Annotated[Literal["auto", "require", "fresh"], Key()] = "auto"
     when_busy: Annotated[Literal["wait", "refuse"], Key()] = "wait"
@@ -343,6 +362,8 @@ class ClientConfig(_SharedSettings):
         trains the classes that both have.
     local_epochs : int
         Epochs of a local round.
+    keep_optimizer : bool
+        A node that trained in the round before continues with its optimizer's state.
     threads : int
         CPU threads of a local round.
     device : str
@@ -355,6 +376,8 @@ class ClientConfig(_SharedSettings):
     cache : "auto" | "none" | "ram" | "disk"
         Decoded pictures to cache: ``auto`` (up to 128 MiB in memory), ``none``, ``ram`` (all) or
         ``disk`` (all, in ``home``).
+    allow_backgrounds : bool
+        Train on a node without a single box too, whose pictures are all background then.
     data_summaries : bool
         Nodes send counts of their new pictures, for the drift test.
     summary_epsilon : float
@@ -368,11 +391,13 @@ class ClientConfig(_SharedSettings):
 
     unknown_classes: Annotated[Literal["refuse", "ignore-others"], Key(shaping=True)] = "refuse"
     local_epochs: Annotated[int, Field(ge=1), Key(shaping=True)] = 2
+    keep_optimizer: Annotated[bool, Key(shaping=True)] = False
     threads: Annotated[int, Field(ge=1), Key(node=True)] = 1
     device: Annotated[DeviceName, Key(node=True)] = "auto"
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], Key(node=True)] = "auto"
     workers: Annotated[int, Field(ge=0), Key(node=True)] = 0
     cache: Annotated[Literal["auto", "none", "ram", "disk"], Key(node=True)] = "auto"
+    allow_backgrounds: Annotated[bool, Key(node=True)] = False
     data_summaries: Annotated[bool, Key()] = True
     summary_epsilon: Annotated[float, Field(ge=0, le=1), Key()] = 0.0
     update_compression: Annotated[Literal["none", "float16", "int8"], Key(shaping=True)] = "none"

@@ -100,10 +100,10 @@ def why_no_cuda(devices: Path = Path("/dev")) -> str:
     has = "this machine has an NVIDIA GPU, but"
     if torch.version.cuda is None:
         return f"{has} PyTorch {torch.__version__} is built without CUDA; install a build with it"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in {"", "-1"}:
         return f"{has} PyTorch cannot use it; see what nvidia-smi says of the driver"
     if "ray" not in sys.modules:
-        return f"{has} CUDA_VISIBLE_DEVICES is empty; unset it"
+        return f"{has} CUDA_VISIBLE_DEVICES hides it; unset that"
     # Ray hides GPUs from an actor that has requested none, and Flower requests none by default.
     return (
         f"{has} Flower gives the nodes of a simulation none by default; "

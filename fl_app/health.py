@@ -32,7 +32,8 @@ class Health:
 
     def fails(self, part: str, error: object) -> None:
         """Record that a part fails; logged once until it works again."""
-        reason = one_line(str(error).partition("\n")[0] or type(error).__name__)
+        # Long enough for a command to type.
+        reason = one_line(str(error).partition("\n")[0] or type(error).__name__, 1200)
         with self._lock:
             known = part in self._failing
             self._failing[part] = reason

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -15,6 +16,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token
+from fl_app.backlog import backlog
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
 from fl_app.events import Hook
@@ -32,7 +34,9 @@ from fl_app.retraining import (
 from fl_app.retraining.drift.plot import drift_artifacts
 from fl_app.retraining.memory.store import default_url
 from fl_app.settings import Value
+from fl_app.starting_weights import read_starting_weights
 from fl_app.strategy import (
+    EmaFedAvg,
     LifecycleStrategy,
     ModelCard,
     Origin,
@@ -43,10 +47,10 @@ from fl_app.strategy import (
     default_policy,
     plot_metrics,
 )
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.finish.evaluation import RememberedScores
 from fl_app.strategy.session.start import is_cut_short
+from fl_app.yolo_versions import write_export
 from fl_models.classes import class_names, name_differences
 from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
@@ -120,6 +124,7 @@ class Sessions:
         self.store = ModelManager(mlflow, name, home=home)
         self.metrics = PrometheusMetrics()
         self.hooks = Hooks([self.metrics, *event_hooks(config)], self.store)
+        logger.info("%s", self.store.backend.connection.place)
         self.store.ping()  # before the data set, whose pictures may take long to read
         data = run_data(config, home, config.num_classes)
         self._tracker = FederatedLearningTracker(mlflow, config.experiment_name, home=home)
@@ -141,7 +146,11 @@ class Sessions:
 
         self._params = {**params(run_config), **train_params(config)}
         self._order = train_order(config)
-        self._yolo = YoloOnServer(config, in_known_order(data, config, self.store))
+        self._weights = (
+            None if config.weights is None else read_starting_weights(config.weights, self.store)
+        )
+        data = in_known_order(data, config, self.store)
+        self._yolo = YoloOnServer(config, data, self._weights)
         self._scores = RememberedScores(self._yolo.evaluate)
         owner = f"flower run {grid.run.run_id}"  # names this run to other servers
         self._writer = self.store.writer(owner, when_busy=config.when_busy)
@@ -152,17 +161,16 @@ class Sessions:
         """Run a session: its number, from 1, and the request that it serves, if any."""
         with self._writer:  # no other server moves the version that the session starts from
             with self.store.one_reading():
-                parent, arrays = self._starting_point()
+                parent, arrays = self._starting_point(number)
             served = (request.reason, request.id) if request is not None else ()
             self._strategy = self._lifecycle(Origin(number, parent, *served))
-            names = list(self._yolo.data.names)
             return self._strategy.start(
                 self._grid,
                 arrays,
                 num_rounds=self.config.num_server_rounds,
                 timeout=self.config.round_timeout,
-                train_config=ConfigRecord({"names": names, **self._order}),
-                evaluate_config=ConfigRecord({"names": names}),
+                train_config=ConfigRecord({**self._yolo.order(), **self._order}),
+                evaluate_config=self._yolo.order(),
                 evaluate_fn=self._scores,
             )
 
@@ -178,18 +186,21 @@ class Sessions:
         if self._strategy is not None:
             self._strategy.leave()
 
-    def _starting_point(self) -> tuple[str | None, ArrayRecord]:
+    def _starting_point(self, number: int) -> tuple[str | None, ArrayRecord]:
         """Return the version that a session starts from and its arrays, or first weights.
 
         Those of the last version are cached: mostly the next session starts from it as well.
         """
+        if number == 1 and self._weights:
+            return self._weights.version, self._yolo.first_arrays()
         for stage in START_STAGES[self.config.restart_from]:
             version = self.store.get_latest_version(stage)
             if version is not None:
                 if self._last_start is None or self._last_start[0] != version:
                     path = self.store.weights_path(version)
-                    arrays = load_array_record(path)
-                    self._yolo.require_same_model(version, arrays, read_description(path))
+                    arrays = self._yolo.start_from(
+                        version, load_array_record(path), read_description(path)
+                    )
                     self._last_start = version, arrays
                 logger.info("starting from version %s (%s)", version, stage or "latest")
                 return version, ArrayRecord(dict(self._last_start[1]))
@@ -199,7 +210,8 @@ class Sessions:
     def _lifecycle(self, origin: Origin) -> LifecycleStrategy:
         """Return the strategy of one session."""
         config, yolo = self.config, self._yolo
-        inner = StreamingFedAvg(
+        kind = partial(EmaFedAvg, config.ema) if config.ema else StreamingFedAvg
+        inner = kind(
             fraction_train=config.fraction_train,
             fraction_evaluate=config.fraction_evaluate,
             min_train_nodes=config.min_nodes,
@@ -227,9 +239,16 @@ class Sessions:
                 screening=config.screening,
                 early_stopping=config.early_stopping,
                 node_wait_timeout=config.node_wait_timeout,
+                max_waiting_rounds=config.max_waiting_rounds,
                 pack_arrays=config.pack_arrays,
             ),
-            session=SessionSettings(self._params, origin, self._writer, self.monitor.health),
+            session=SessionSettings(
+                self._params,
+                origin,
+                self._writer,
+                self.monitor.health,
+                retention=config.retention,
+            ),
         )
 
 
@@ -321,5 +340,6 @@ def start_api(sessions: Sessions) -> ApiServer | None:
         collectors=[sessions.metrics],
         probation=sessions.probation,
         waiting=lambda: backlog(sessions.home, config.registered_model_name),
+        checkpoint=write_export,
     )
     return serve_api(app, host=config.api.host, port=config.api.port)

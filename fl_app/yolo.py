@@ -9,17 +9,20 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
+from fl_app.client import generated_shapes
 from fl_app.client.data import data_digest
 from fl_app.client.train_args import read_train_args
 from fl_app.config import ConfigError, ServerConfig
 from fl_app.devices import chosen_device, device_memory
+from fl_app.starting_weights import StartingWeights
 from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_app.strategy.records import Artifacts
 from fl_models import serving
@@ -27,7 +30,7 @@ from fl_models.classes import class_names, name_differences
 from fl_models.drawings import draw_predictions, draw_training_batch
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
-from fl_models.yolo import ModelMismatchError, from_arrays, get_model
+from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, take_weights
 from fl_registry import Serving
 from fl_registry.files.weights import load_weights
 
@@ -42,54 +45,62 @@ def train_order(config: ServerConfig) -> dict[str, int | str]:
     TrainArgsError
         The arguments cannot be used.
     """
-    text = json.dumps(read_train_args(config.train_args))
+    text = json.dumps(_train_args(config))
     return {"num-rounds": config.num_server_rounds, "train-args": text}
 
 
 def train_params(config: ServerConfig) -> dict[str, str]:
     """All training arguments as params of a run, such as ``train-args.lr0``."""
-    values = read_train_args(config.train_args)
+    values = _train_args(config)
     return {f"train-args.{name}": json.dumps(value).strip('"') for name, value in values.items()}
 
 
+def _train_args(config: ServerConfig) -> dict[str, Any]:
+    default = "" if config.data else generated_shapes.TRAIN_ARGS
+    return read_train_args(config.train_args or default)
+
+
+SERVING = Serving(Path(serving.__file__), **serving.SERVING)
+"""How MLflow serves a detector, such as for `ModelManager.save_model_version`."""
+
+
 class YoloOnServer:
-    """YOLOv8 with its data set. One thread at a time may use it.
+    """A detector of Ultralytics with its data set. One thread at a time may use it.
 
     Parameters
     ----------
     config : ServerConfig
-        Size, classes, picture side and seed of the model.
+        Name, classes, picture side and seed of the model.
     data : DataSpec
         The data set, whose ``val`` split is the holdout.
+    weights : StartingWeights | None
+        What the model starts with; None: random weights.
 
     Raises
     ------
+    ConfigError
+        If there is no such model, or it can't take pictures of this size or these weights.
     DeviceError
         ``server-device`` is not there.
     """
 
-    def __init__(self, config: ServerConfig, data: DataSpec) -> None:
+    def __init__(
+        self, config: ServerConfig, data: DataSpec, weights: StartingWeights | None = None
+    ) -> None:
         self.data = data
-        self.image_size = config.image_size
         self._metric = config.metric
+        self._model = _new_model(config, data.names, weights)
+        self._first = _copy(self._model)
         self._training = {
             **read_train_args(config.train_args),
             "imgsz": config.image_size,
             "batch": config.batch_size,
         }
         self._seed = config.seed
-        self.description: dict[str, object] = {
-            "family": "yolov8",
-            "size": config.model_size,
-            "num_classes": data.nc,
-            "names": list(data.names),
-            "image_size": config.image_size,
-        }
-        self.serving = Serving(Path(serving.__file__), **serving.SERVING)
+        self.serving = SERVING
         self.holdout = DataUsed(
             f"{data.root.name}/val", data_digest(data.val, data), str(data.root)
         )
-        self._model = get_model(config.model_size, data.nc, names=data.names, seed=config.seed)
         self._device = chosen_device(config.server_device, setting="server-device")
         self._too_much = (
             f"set server-device to 'cpu', or lower batch-size (now {config.batch_size}) or "
@@ -102,14 +113,24 @@ class YoloOnServer:
             device=str(self._device),
         )
 
-    def first_arrays(self) -> ArrayRecord:
-        """First weights, which depend on the seed only; call it before others are loaded."""
-        return ArrayRecord(self._model.state_dict())
+    @property
+    def description(self) -> dict[str, object]:
+        """The model, as the registry keeps it with each version."""
+        return dict(self._model.description)
 
-    def require_same_model(
-        self, version: str, arrays: ArrayRecord, description: Mapping[str, object]
-    ) -> None:
-        """Check that a session can start from a version.
+    def order(self) -> ConfigRecord:
+        """What each message tells the nodes: class names in order, what to build the model from."""
+        model = json.dumps(self.description)
+        return ConfigRecord({"names": list(self.data.names), "model": model})
+
+    def first_arrays(self) -> ArrayRecord:
+        """First weights: those of the setting, or random ones, which depend on the seed only."""
+        return ArrayRecord(dict(self._first))
+
+    def start_from(
+        self, version: str, arrays: ArrayRecord, description: Mapping[str, Any]
+    ) -> ArrayRecord:
+        """Return a version's arrays in the dtypes of the model, for a session that starts from it.
 
         Parameters
         ----------
@@ -142,13 +163,19 @@ class YoloOnServer:
                 else f"Version {version} has the same classes in another order, which is read when "
                 "a run starts; start the run again."
             )
+        side = self._model.image_size
         try:
+            if names:
+                self._model.load_description(description)
             self._load(arrays)
         except ModelMismatchError as err:
             raise ConfigError(
                 f"Version {version} does not fit the model of this run ({err}); "
-                "set model-size and num-classes to that version's, or restart-from to 'scratch'."
+                "set model to that version's, or restart-from to 'scratch'."
             ) from None
+        finally:
+            self._model.image_size = side
+        return _copy(self._model)
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Score arrays on the holdout: mAP50, mAP50-95, precision and recall, from 0 to 1.
@@ -174,7 +201,7 @@ class YoloOnServer:
             return []
         path = folder / "predictions.png"
         title = f"version {report.version}"
-        draw_predictions(self._model, self.data, path, title=title, imgsz=self.image_size)
+        draw_predictions(self._model, self.data, path, title=title)
         return [path]
 
     def curves(self, report: SessionReport, folder: Path) -> Iterable[Path]:
@@ -209,3 +236,35 @@ class YoloOnServer:
 
     def _load(self, arrays: ArrayRecord) -> None:
         from_arrays(self._model, {name: array.numpy() for name, array in arrays.items()})
+
+
+def _copy(model: YoloModel) -> ArrayRecord:
+    return ArrayRecord({name: array.clone() for name, array in model.state_dict().items()})
+
+
+def _new_model(
+    config: ServerConfig, names: Sequence[str], weights: StartingWeights | None
+) -> YoloModel:
+    name, side = config.model, config.image_size
+    if name.endswith((".yaml", ".yml")) and not Path(name).is_absolute():
+        raise ConfigError(
+            f"model={name!r} is a relative path, which Flower's processes would look for in "
+            "another folder; give the absolute path of the model's file."
+        )
+    try:
+        model = get_model(name, len(names), names=names, seed=config.seed, image_size=side)
+    except ValueError as error:
+        raise ConfigError(f"Run-config key 'model': {error}.") from None
+    if weights is not None:
+        try:
+            taken = take_weights(model, weights.arrays, weights.description)
+        except ValueError as error:
+            raise ConfigError(f"weights={config.weights!r} can't be used: {error}.") from None
+        logger.info("%s taken from %s", taken, weights.source)
+    stride = int(model.stride.max())
+    if side % stride:
+        raise ConfigError(
+            f"image-size={side} is no multiple of {stride}, the largest stride of {name}; set it "
+            f"to {-(-side // stride) * stride}."
+        )
+    return model

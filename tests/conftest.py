@@ -78,7 +78,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """FL_APP_HOME in the test's own folder, so that nothing lands in the user's."""
     folder = tmp_path / "fl-app-home"
     monkeypatch.setenv("FL_APP_HOME", str(folder))
-    monkeypatch.delenv("FL_APP_MLFLOW_TRACKING_URI", raising=False)
+    for name in ("FL_APP_MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 

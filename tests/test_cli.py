@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import pytest
 
 from fl_app.cli import main
 from fl_app.events import RejectedReply
+from fl_app.rejected import rejected_tag
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.memory.store import default_url
-from fl_app.strategy.round.state import rejected_tag
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
@@ -247,7 +248,7 @@ def test_status_counts_the_rounds_that_wait_for_mlflow(
     (session / "trouble.json").write_text(json.dumps("MLflow does not answer"))
     assert "2 rounds: MLflow does not answer" in fl_app("status").stdout
     told = json.loads(fl_app("status", "--json").stdout)
-    assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer"}
+    assert told["backlog"] == {"rounds": 2, "trouble": "MLflow does not answer", "apart": 0}
     nobody = "http://127.0.0.1:9"
     away = fl_app("status", "--tracking-uri", nobody)
     assert away.returncode == 1
@@ -320,3 +321,77 @@ def test_what_others_wrote_cannot_write_to_the_terminal(
     assert "\r" not in said
     assert "fine\\x1b[2J" in said
     assert "[red]good" in said
+
+
+def test_help_says_what_each_command_says() -> None:
+    import typer
+
+    for name, (module, summary) in main.COMMANDS.items():
+        command = getattr(import_module(f"fl_app.cli.{module}"), name.replace("-", "_"))
+        own = command.info.help if isinstance(command, typer.Typer) else command.__doc__
+        assert summary == " ".join(own.split("\n\n")[0].split()), name
+
+
+def test_a_store_without_the_model_is_read_without_mlflow(home: Path) -> None:
+    code = (
+        "import sys; from fl_app.cli.main import main\n"
+        "try: main({words!r})\n"
+        "except SystemExit as ended: assert not ended.code, ended.code\n"
+        "print([m for m in ('mlflow', 'flwr', 'torch') if m in sys.modules])"
+    )
+    for words in (["--help"], ["status"], ["versions"], ["home", "check"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == "[]", words
+    assert not (home / "mlflow.db").exists()
+
+
+def test_lists_are_limited_and_say_so(fl_app: Command, manager: ModelManager) -> None:
+    rows = json.loads(fl_app("versions", "--json", "--limit", "0").stdout)
+    assert len(rows) == len(manager.list_all_versions()) > 1
+    part = fl_app("versions", "--json", "--limit", "1")
+    assert json.loads(part.stdout) == rows[:1]
+    assert f"--before {rows[0]['version']}" in part.stderr
+    rest = fl_app("versions", "--json", "--before", rows[0]["version"])
+    assert json.loads(rest.stdout) == rows[1:]
+    assert rest.stderr == ""
+    archived = json.loads(fl_app("versions", "--json", "--stage", "Archived").stdout)
+    assert archived == [row for row in rows if row["stage"] == "Archived"]
+    assert "No such versions" in fl_app("versions", "--since", "2100-01-01").stdout
+    assert "is not a date" in fl_app("versions", "--since", "soon").stderr
+    for reason in ("one", "two"):
+        assert fl_app("trigger", "--reason", reason).returncode == 0
+    history = json.loads(fl_app("history", "--json").stdout)
+    part = fl_app("history", "--json", "--limit", "1")
+    assert json.loads(part.stdout) == history[-1:]
+    assert f"--before {history[-1]['id']}" in part.stderr
+
+
+def test_a_home_is_checked_and_moved(
+    fl_app: Command, manager: ModelManager, home: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    assert fl_app("home", "check").returncode == 0
+    new = tmp_path / "new"
+    said = fl_app("home", "move", str(new))
+    assert (said.returncode, said.stdout.split("export ")[1].strip()) == (0, f"FL_APP_HOME={new}")
+    assert not home.exists()
+    monkeypatch.setenv("FL_APP_HOME", str(new))
+    assert fl_app("home", "check").returncode == 0
+    assert fl_app("doctor", "--deep").stdout.count("WRONG  artifacts") == 0
+    new.rename(home)
+    monkeypatch.setenv("FL_APP_HOME", str(home))
+    moved = fl_app("home", "check")
+    assert (moved.returncode, "--repair" in moved.stdout) == (1, True)
+    repaired = fl_app("home", "check", "--repair")
+    assert (repaired.returncode, "locations in MLflow" in repaired.stdout) == (0, True)
+    newest = manager.list_all_versions()[0]["version"]
+    file = ModelManager().weights_path(newest)
+    file.unlink()
+    broken = fl_app("home", "check")
+    assert broken.returncode == 1
+    assert "missing" in broken.stdout
+    assert str(file.parent.parent.name) in broken.stdout.replace("\n", "")

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from flwr.cli.run.run import _parse_federation_config_overrides
 
 from fl_app.devices import DeviceError, chosen_device, device_memory, why_no_cuda
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -82,11 +87,16 @@ def test_a_simulation_that_gives_its_nodes_no_gpu_says_how_to_give_one(
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as Ray sets it
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
-    assert 'with --federation-config "client-resources-num-gpus=0.5"' in why_no_cuda(
-        machine(tmp_path)
+    (given,) = re.findall(
+        r'run with --federation-config "(.*)" for', why_no_cuda(machine(tmp_path))
     )
+    assert given in (ROOT / "docs" / "hardware.md").read_text()
+    connection: Any = SimpleNamespace(options=None)
+    config = _parse_federation_config_overrides([given], connection)
+    assert config is not None
+    assert config.client_resources_num_gpus == 0.5
     monkeypatch.delitem(sys.modules, "ray")
-    assert why_no_cuda(tmp_path).endswith("but CUDA_VISIBLE_DEVICES is empty; unset it")
+    assert why_no_cuda(tmp_path).endswith("but CUDA_VISIBLE_DEVICES hides it; unset that")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert why_no_cuda(tmp_path).endswith("see what nvidia-smi says of the driver")
 

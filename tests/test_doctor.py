@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_app.cli import main as cli
 from fl_app.cli.doctor import (
     Check,
     check_clock,
@@ -75,11 +76,13 @@ def test_all_is_well(manager: ModelManager) -> None:
         "internals",
         "disk",
         "leftovers",
+        "sessions",
         "superlink",
         "monitor",
         "clock",
         "store",
         "ledger",
+        "losses",
     ]
     assert list(checks) == [*names, "aliases", "artifacts"]
     assert "2 versions are whole" in looked(manager)["artifacts"].detail
@@ -124,9 +127,59 @@ def test_aliases_that_were_moved_by_hand_are_put_back(manager: ModelManager) -> 
     time.sleep(2.1)  # until then it could be a move that another process is about to finish
     assert not looked(manager)["aliases"].ok
     assert [check.detail for check in repaired(manager)] == [
-        "aliases and stages are in line, 1 were not"
+        "aliases, tags and stages are in line, 1 were not; production names 3, the journal says 2"
     ]
     assert looked(manager)["aliases"].ok
+
+
+def test_stages_and_tags_that_were_set_by_hand_are_put_back(manager: ModelManager) -> None:
+    client, name = manager.client, "fl-global-model"
+    with pytest.warns(FutureWarning, match="stages"):
+        client.transition_model_version_stage(name, "3", "Production")
+    client.set_model_version_tag(name, "1", "stage", "Staging")
+    said = looked(manager)["aliases"]
+    assert not said.ok
+    assert said.detail == (
+        "version 3 is shown as Production, the journal says None; "
+        "version 1 is shown as Staging, the journal says Archived; --repair"
+    )
+    (done,) = repaired(manager)
+    assert "2 were not" in done.detail
+    assert looked(manager)["aliases"].ok
+    assert client.get_model_version(name, "3").current_stage == "None"
+
+
+def test_a_version_in_production_that_was_deleted_is_an_alarm_until_it_is_acknowledged(
+    manager: ModelManager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def typed(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        said = capsys.readouterr()
+        return int(str(ended.value.code or 0)), " ".join((said.out + said.err).split())
+
+    manager.client.delete_model_version("fl-global-model", "2")
+    checks = looked(manager)
+    assert not checks["losses"].ok
+    assert "`fl-app rollback` brings the one before back" in checks["losses"].detail
+    assert "`fl-app acknowledge VERSION`" in checks["artifacts"].detail
+    assert "is in Production; `fl-app rollback`" in typed("acknowledge", "2")[1]
+    assert typed("rollback") == (0, "Version 1 of fl-global-model is back in Production.")
+    assert not looked(manager)["artifacts"].ok
+    assert "were lost" not in typed("acknowledge", "2", "--by", "Ada", "--note", "known")[1]
+    checks = looked(manager)
+    assert [check for check in checks.values() if not check.ok] == []
+    assert "1 are lost, which was acknowledged" in checks["artifacts"].detail
+    assert "The files of version 1 are whole" in typed("acknowledge", "3")[1].replace("3", "1")
+
+
+def test_a_staged_version_that_was_deleted_is_taken_out_of_staging(manager: ModelManager) -> None:
+    manager.promote_to_staging("3")
+    manager.client.delete_model_version("fl-global-model", "3")
+    assert "--repair" in looked(manager)["losses"].detail
+    assert all(check.ok for check in repaired(manager))
+    assert manager.get_latest_version("Staging") is None
+    assert [check for check in looked(manager).values() if not check.ok] == []
 
 
 def test_a_store_that_does_not_answer_leaves_the_other_checks() -> None:
@@ -134,6 +187,9 @@ def test_a_store_that_does_not_answer_leaves_the_other_checks() -> None:
     checks = looked(manager)
     assert not checks["store"].ok
     assert "does not answer" in checks["store"].detail
+    unread = ("ledger", "losses", "aliases", "artifacts")
+    assert [checks[name].ok for name in unread] == [None] * 4
+    assert checks["ledger"].detail == "not looked at, see store"
     assert {"versions", "disk", "leftovers", "superlink", "monitor", "clock"} < checks.keys()
     (done,) = repaired(manager)
     assert (done.name, done.ok) == ("repair", False)

@@ -36,7 +36,7 @@ MISSING = {
         "prometheus_client",
     ),
     "run": (
-        "from fl_app.cli.main import run; import typer, click;"
+        "from fl_app.cli.runs import run; import typer, click;"
         "run(typer.Context(click.Command('run')))",
         "ray",
     ),

@@ -116,6 +116,8 @@ WRITERS = {
     "registry/fl_registry/serving/mlmodel.py": "in a scratch folder",
     "registry/fl_registry/memory.py": "a version's folder, removed again where it fails",
     "registry/fl_registry/store.py": "a folder that goes",
+    "registry/fl_registry/mlflow/files.py": "in a scratch folder",
+    "registry/fl_registry/mlflow/home.py": "a folder that is moved, or copied and removed again",
     "registry/fl_registry/mlflow/address.py": "a look whether the folder can be written",
     "fl_app/client/summary/reference.py": "within `replacing`",
     "fl_app/client/generated_shapes.py": "within `new_folder`",
@@ -125,7 +127,11 @@ WRITERS = {
     "fl_app/strategy/checkpoints/folder.py": "renames",
     "fl_app/strategy/finish/reporting.py": "in a folder that goes",
     "fl_app/retraining/drift/plot.py": "in a folder that goes",
+    "fl_app/yolo.py": "in a folder that goes",
+    "fl_app/api/downloads.py": "in a folder that goes, and a file without a name",
     "fl_app/api/page/chart.py": "in memory",
+    "models/fl_models/drawings.py": "in a folder that goes",
+    "models/fl_models/export.py": "in a folder that goes, beside its place, and then renamed",
     "models/fl_models/holdout.py": "in a folder that goes",
 }
 MAKES = {

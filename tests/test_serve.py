@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -109,6 +110,32 @@ def test_what_cannot_be_served_gets_one_sentence(
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+def test_it_starts_without_mlflow_and_says_so(home: Path) -> None:
+    away = "http://127.0.0.1:9"
+    command = [sys.executable, "-m", "fl_app.cli", "serve", "--port", "0", "--tracking-uri", away]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+            assert found is not None
+            assert "Until it answers, the page shows what it can" in server.stdout.readline()
+            with urllib.request.urlopen(f"{found.group()}health", timeout=60) as reply:
+                assert json.load(reply) == {
+                    "status": "degraded",
+                    "failing": ["registry"],
+                    "backlog": 0,
+                }
+            with urllib.request.urlopen(found.group(), timeout=60) as reply:
+                page = reply.read().decode()
+            assert f"MLflow at {away} does not answer" in page
+            assert "Nothing was in Production before" not in page
+            assert "There is nothing to draw yet" not in page
+        finally:
+            server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
 
 
 def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:

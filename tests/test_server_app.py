@@ -165,6 +165,25 @@ def test_a_version_of_other_classes_is_not_a_start(home: Path, tmp_path: Path) -
         start(home, restart_from="scratch", min_nodes=5, node_wait_timeout=0.01)
 
 
+def test_a_version_that_names_no_classes_is_a_start_with_a_warning(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a state dict of another program."""
+    from support.arrays import to_arrays
+
+    from fl_models.yolo import get_model
+    from fl_registry.files.weights import save_weights
+
+    path = tmp_path / "plain.safetensors"
+    save_weights(to_arrays(get_model("n", 7)), path)
+    ModelManager(home=home).save_model_version(path)
+    with caplog.at_level("WARNING"), pytest.raises(TooFewNodesError):
+        start(home, min_nodes=5, node_wait_timeout=0.01)
+    lines = [record.getMessage() for record in caplog.records]
+    expected = "version 1 does not name its classes, they are taken to be, in this order: circle, "
+    assert sum(line.startswith(expected) for line in lines) == 1
+
+
 @pytest.mark.parametrize("restart_from", ["production", "latest", "scratch"])
 def test_classes_have_the_order_of_the_version_that_a_session_continues(
     home: Path, restart_from: str, tmp_path: Path

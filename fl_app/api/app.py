@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_app.retraining.manager import RetrainingManager
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
-    from fl_app.strategy.checkpoints.folder import Backlog
+    from fl_app.backlog import Backlog
     from fl_registry import ModelStore
 
 
@@ -38,6 +39,7 @@ def create_trigger_api(
     collectors: Iterable[Collector] = (),
     probation: Probation | None = None,
     waiting: Callable[[], Backlog] | None = None,
+    checkpoint: Callable[[Path, Path], None] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Flask:
     """Make the REST API of a monitor.
@@ -51,8 +53,8 @@ def create_trigger_api(
     manager : RetrainingManager
         The monitor that requests go to. They are on disk, if its store is, when they are answered.
     store : ModelStore | None
-        The registry; adds ``/versions``, ``/versions/<version>/promote``, ``/approve`` and
-        ``/reject``, ``/rollback`` and ``/production_metrics``.
+        The registry; adds ``/versions``, ``/versions/<version>/promote``, ``/approve``,
+        ``/reject`` and ``/weights``, ``/rollback`` and ``/production_metrics``.
     token : str | None
         What ``Authorization: Bearer`` must hold on all routes but ``/health``; at least 16
         characters.
@@ -72,6 +74,9 @@ def create_trigger_api(
         settings.
     waiting : Callable[[], Backlog] | None
         Counts closed rounds that wait for MLflow; adds ``backlog`` to ``/health``.
+    checkpoint : Callable[[Path, Path], None] | None
+        Makes a file for Ultralytics, the second path, of a version's weights, the first; adds
+        ``?format=pt`` to the downloads.
     now : Callable[[], datetime]
         The wall clock, for the time that the page was read.
 
@@ -92,6 +97,7 @@ def create_trigger_api(
     from fl_app.api.flask_app import flask_app
     from fl_app.api.guard import LOOPBACK, Guard, RateLimit
     from fl_app.api.monitor import all_metrics
+    from fl_app.api.store_watch import StoreWatch
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
     guard = Guard(token, hosts, RateLimit(posts_per_second, posts_at_once))
@@ -105,6 +111,8 @@ def create_trigger_api(
         slots=threading.BoundedSemaphore(registry_calls_at_once),
         probation=probation,
         backlog=waiting,
+        checkpoint=checkpoint,
+        watch=None if store is None else StoreWatch(store),
         now=now,
     )
     return flask_app(context)

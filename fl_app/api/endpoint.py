@@ -16,17 +16,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlencode
 
 from flask import Response, g, request
 from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
-from fl_app.api.parsing import ApiError, Error, Version, parse
+from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.api.store_watch import StoreWatch
+from fl_app.backlog import Backlog
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
-from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import ModelStore, RegistryError, errors
 
 Answer = Mapping[str, Any]
@@ -48,7 +51,10 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.StageError: 409,
     errors.ArtifactError: 409,
     errors.InvalidName: 400,
+    errors.MissingExtra: 501,
     errors.StoreUnavailable: 503,
+    errors.Gone: 409,
+    errors.RunPurged: 409,
 }
 """HTTP status of the registry's errors; 500 for all others."""
 
@@ -73,10 +79,16 @@ class Context:
         Watches the version in production; there is one where there is a registry.
     backlog : Callable[[], Backlog] | None
         Counts closed rounds that are not yet in MLflow.
+    checkpoint : Callable[[Path, Path], None] | None
+        Makes a checkpoint for Ultralytics, the second file, of a version's weights, the first.
+    watch : StoreWatch | None
+        Whether the registry answers; there is one where there is a registry.
     now : Callable[[], datetime]
         The wall clock, in UTC.
     owner : str
         Names this process where it claims an ``Idempotency-Key``.
+    making : threading.Lock
+        Held while a checkpoint is made.
     """
 
     manager: RetrainingManager
@@ -86,8 +98,23 @@ class Context:
     slots: threading.BoundedSemaphore
     probation: Probation | None
     backlog: Callable[[], Backlog] | None
+    checkpoint: Callable[[Path, Path], None] | None
     now: Callable[[], datetime]
+    watch: StoreWatch | None = None
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    making: threading.Lock = field(default_factory=threading.Lock)
+
+    def failing(self, backlog: Backlog | None) -> dict[str, str]:
+        """Return what does not work and why, by its part: here, and in the registry."""
+        # Another process may hand over the rounds, and reports its trouble on disk only.
+        backlog = backlog or Backlog()
+        problems = () if self.watch is None else self.watch.problems()
+        registry = " ".join(filter(None, (*problems, backlog.trouble)))
+        return {
+            **({"registry": registry} if registry else {}),
+            **({"sessions": backlog.problem} if backlog.problem else {}),
+            **self.manager.health.failing,
+        }
 
     @contextmanager
     def registry(self) -> Iterator[ModelStore]:
@@ -186,15 +213,17 @@ class Endpoint:
     takes : Any
         Type of the query, or of the body of a ``POST``.
     answer : Any
-        Type of the JSON answer.
+        Type of the answer.
     handle : Callable[..., Any]
         The function; its name is the operation's id, its docstring the summary. It takes the
-        `Context` and what was sent, and returns the answer. For a ``POST`` it also takes 32
-        hexadecimal digits, the same for the same ``Idempotency-Key``, and what is in the path.
+        `Context`, what was sent and what is in the path, and returns the answer. Before the
+        latter, a ``POST`` takes 32 hexadecimal digits, the same for the same ``Idempotency-Key``.
     status : int
         HTTP status of the answer.
     repeatable : Callable[[Any], bool]
         Whether the work may be repeated where a crash left open whether it was done.
+    media : str
+        Media type of the answer.
     """
 
     method: Literal["GET", "POST"]
@@ -204,14 +233,15 @@ class Endpoint:
     handle: Callable[..., Any]
     status: int = 200
     repeatable: Callable[[Any], bool] = lambda _: True
+    media: str = "application/json"
 
     def view(self, context: Context, **path: str) -> Response:
         """Answer Flask's current request."""
-        if self.method == "GET":
-            answer = self.handle(context, g.query)
-            return answer if isinstance(answer, Response) else reply(200, answer)
-        for version in path.values():  # rejected before the key is claimed
+        for version in path.values():  # rejected before a key is claimed
             parse(Version, version, part="version in the path")
+        if self.method == "GET":
+            answer = self.handle(context, g.query, **path)
+            return answer if isinstance(answer, Response) else reply(200, answer)
         body = parse(self.takes, g.body)
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(KEY.strip("^$"), key):
@@ -231,11 +261,12 @@ class Endpoint:
     def described(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """Return the operation in OpenAPI, given the contents that ``openapi_document`` names."""
         summary, _, more = (self.handle.__doc__ or "").partition("\n\n")
-        content = contents[f"answer {self.path}"]
+        content = {self.media: contents[f"answer {self.path}"]["application/json"]}
         if self.path == "/metrics":
             content = {**content, "text/plain": {"schema": {"type": "string"}}}
         error = {"description": "Rejected; nothing was done.", "content": contents["error"]}
         done = {"description": "Done.", "content": content}
+        missing = {"501": error} if self.media != "application/json" else {}
         version = TypeAdapter(Version).json_schema()
         operation: dict[str, Any] = {
             "operationId": self.handle.__name__,
@@ -245,7 +276,7 @@ class Endpoint:
                 {"name": name, "in": "path", "required": True, "schema": version}
                 for name in re.findall("<(.*?)>", self.path)
             ],
-            "responses": {str(self.status): done, "4XX": error, "503": error},
+            "responses": {str(self.status): done, "4XX": error, **missing, "503": error},
         }
         if self.path in OPEN_PATHS:
             operation["security"] = []
@@ -297,3 +328,10 @@ def openapi_document(endpoints: Sequence[Endpoint], *, token: bool) -> dict[str,
 def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer as JSON."""
     return Response(json.dumps(answer), status, headers, mimetype="application/json")
+
+
+def part_of_list(query: Query, rows: Sequence[Any], *, before: str) -> Response:
+    """Return a part of a list; ``before`` begins the next one, and is empty for the last one."""
+    given = query.model_dump(exclude_none=True, exclude={"before"})
+    following = f"{request.path}?{urlencode({**given, 'before': before})}"
+    return reply(200, rows, {"Link": f'<{following}>; rel="next"'} if before else None)

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Context, Endpoint, reply
+from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list, reply
 from fl_app.api.parsing import ApiError, Body, Limit, Moment, Query, RequestId, Text, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.state import Baseline
@@ -142,12 +142,17 @@ def trigger_retrain(api: Context, body: TriggerBody, new_id: str) -> Answer:
     return {"status": status, "request_id": request_id, "reason": row["reason"], **why}
 
 
-def trigger_history(api: Context, query: HistoryQuery) -> list[dict[str, Any]]:
-    """List requests with their outcome, newest last."""
+def trigger_history(api: Context, query: HistoryQuery) -> Response:
+    """List requests with their outcome, newest last.
+
+    If there are older ones, the header ``Link`` has the address of the part before.
+    """
     memory, before = api.manager.store.requests, query.before
     if before is not None and memory.get(before) is None:
         raise ApiError(404, "There is no request with that id.")
-    return memory.history(query.limit, before or "")
+    rows = memory.history(query.limit + 1, before or "")
+    more, rows = rows[: -query.limit], rows[-query.limit :]
+    return part_of_list(query, rows, before=rows[0]["id"] if more else "")
 
 
 def requests_now(manager: RetrainingManager) -> dict[str, Any]:
@@ -172,7 +177,7 @@ def status(api: Context, _: Query) -> Answer:
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
-        "failing": api.manager.health.failing,
+        "failing": api.failing(None if api.backlog is None else api.backlog()),
     }
 
 
@@ -182,9 +187,7 @@ def health(api: Context, _: Query) -> Answer:
     The log and `/status` tell why something fails.
     """
     backlog = None if api.backlog is None else api.backlog()
-    # Another process may hand over the rounds, and reports its trouble on disk only.
-    elsewhere = {"registry"} if backlog is not None and backlog.trouble else set()
-    failing = sorted({*api.manager.health.failing, *elsewhere})
+    failing = sorted(api.failing(backlog))
     # 200 also if degraded: a probe that fails would have the server killed, for a full disk say.
     return {
         "status": "degraded" if failing else "ok",

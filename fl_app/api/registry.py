@@ -7,12 +7,14 @@ import re
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+from flask import Response
 from pydantic import AfterValidator, Field, WithJsonSchema, with_config
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Context, Endpoint
+from fl_app.api.downloads import BINARY, DownloadQuery, download_weights
+from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list
 from fl_app.api.parsing import VERSION, ApiError, Body, Limit, Query, Text, Version, check_version
 from fl_app.retraining.probation.reports import NUMBERS, ProductionReport, ReportAnswer
 from fl_registry import InvalidName, Stage
@@ -28,19 +30,28 @@ _DATE = re.compile(r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]{1,20}(Z|[+-][0-9:]
 
 
 def _check_target(text: str) -> str:
-    if not _DATE.match(text):
-        return check_version(text)
+    return _check_moment(text, "no_version") if _DATE.match(text) else check_version(text)
+
+
+def _check_moment(text: str, kind: str = "no_moment") -> str:
     try:
-        as_moment(text)
+        if _DATE.match(text):
+            as_moment(text)
+            return text
+        reason = "it should be a day such as 2026-11-23, or a moment"
     except InvalidName as error:
-        reason = {"reason": str(error).rstrip(".")}
-        raise PydanticCustomError("no_version", "{reason}", reason) from None
-    return text
+        reason = str(error).rstrip(".")
+    raise PydanticCustomError(kind, "{reason}", {"reason": reason})
 
 
 TARGETS = [{"pattern": VERSION}, {"format": "date"}, {"format": "date-time"}]
 Target = Annotated[
     str, AfterValidator(_check_target), WithJsonSchema({"type": "string", "anyOf": TARGETS})
+]
+Day = Annotated[
+    str,
+    AfterValidator(_check_moment),
+    WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}),
 ]
 Actor = Annotated[str, Field(max_length=100), AfterValidator(printable)]
 Amount = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
@@ -101,6 +112,10 @@ class VersionsQuery(Query):
     limit: Limit = 100
     before: Version | SkipJsonSchema[None] = None
     """A version; only those before it are listed."""
+    stage: Literal["None", "Staging", "Production", "Archived"] | SkipJsonSchema[None] = None
+    """Only versions in this stage."""
+    since: Day | SkipJsonSchema[None] = None
+    """Only versions that were saved on that day or at that moment, in UTC, or later."""
 
 
 class VersionRow(TypedDict):
@@ -120,12 +135,17 @@ class Moved(TypedDict):
     stage: Literal["Staging", "Production", "Archived"]
 
 
-def list_versions(api: Context, query: VersionsQuery) -> list[dict[str, Any]]:
-    """List versions of the model, newest first."""
+def list_versions(api: Context, query: VersionsQuery) -> Response:
+    """List versions of the model, newest first.
+
+    If there are more, the header ``Link`` has the address of the next part.
+    """
     with api.registry() as store:
-        rows = store.list_all_versions()
-    last = int(query.before or 10**9)
-    return [row for row in rows if int(row["version"]) < last][: query.limit]
+        rows = store.list_versions(
+            limit=query.limit + 1, before=query.before, stage=query.stage, since=query.since
+        )
+    rows, more = rows[: query.limit], rows[query.limit :]
+    return part_of_list(query, rows, before=rows[-1]["version"] if more else "")
 
 
 def promote(api: Context, body: PromotionBody, _: str, version: str) -> Answer:
@@ -180,6 +200,9 @@ def production_metrics(api: Context, body: ReportBody, new_id: str) -> Answer:
 
 REGISTRY_ENDPOINTS = (
     Endpoint("GET", "/versions", VersionsQuery, list[VersionRow], list_versions),
+    Endpoint(
+        "GET", "/versions/<version>/weights", DownloadQuery, bytes, download_weights, media=BINARY
+    ),
     Endpoint("POST", "/versions/<version>/promote", PromotionBody, Moved, promote),
     Endpoint("POST", "/versions/<version>/approve", DecisionBody, Moved, approve),
     Endpoint("POST", "/versions/<version>/reject", DecisionBody, Moved, reject),

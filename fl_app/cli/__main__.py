@@ -1,4 +1,4 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
+# SPDX-License-Identifier: Apache-2.0
 """`python -m fl_app.cli`: the same as `fl-app`."""
 
 from fl_app.cli.main import main

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 from packaging.requirements import Requirement
 
+from fl_app.backlog import unfinished_sessions
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
 from fl_app.cli.output import console, escape, print_json, table
 from fl_app.deploy.errors import DeploymentError
@@ -25,7 +26,7 @@ from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_pack
 from fl_app.flower_internals import lost
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
-from fl_registry import ModelManager, RegistryError, Stage, app_home
+from fl_registry import Gone, ModelManager, RegistryError, Stage, app_home
 from fl_registry.files.artifacts import own_bytes
 from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
 from fl_registry.home import DEFAULT_MODEL_NAME
@@ -57,14 +58,14 @@ class Check:
     ----------
     name : str
         What was checked.
-    ok : bool
-        Whether it is in order.
+    ok : bool | None
+        Whether it is in order; None if it was not looked at.
     detail : str
-        What was seen, in one sentence.
+        What was seen, or why nothing was, in one sentence.
     """
 
     name: str
-    ok: bool
+    ok: bool | None
     detail: str
 
 
@@ -90,7 +91,8 @@ def doctor(
     else:
         shown = table()
         for check in checks:
-            shown.add_row("ok" if check.ok else "WRONG", check.name, escape(check.detail))
+            word = {True: "ok", False: "WRONG", None: "-"}[check.ok]
+            shown.add_row(word, check.name, escape(check.detail))
         console.print(shown)
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
@@ -116,24 +118,33 @@ def examine(
         "internals": check_internals,
         "disk": lambda: check_disk(home),
         "leftovers": lambda: check_leftovers(home, now),
+        "sessions": lambda: check_sessions(home, manager.registered_model_name),
         "superlink": check_superlink,
         "monitor": lambda: check_monitor(open_memory),
     }
     past, uri = last_written(home), manager.tracking_uri
+    in_store: dict[str, Callable[[], Finding]] = {
+        "ledger": lambda: (True, f"{manager.verify(whole=deep)} entries follow one another"),
+        "losses": lambda: check_losses(manager),
+        "aliases": lambda: check_aliases(manager),
+        "artifacts": lambda: check_artifacts(manager, deep=deep),
+    }
+    place, unread = manager.backend.connection.place, list[Check]()
     try:
         manager.ping()
+        # Opens MLflow, which a database of another version refuses.
+        next(iter(manager.backend.versions(at_once=1)), None)
     except RegistryError as error:
         reason = str(error)
         checks |= {"clock": lambda: check_clock(now, past), "store": lambda: (False, reason)}
+        unread = [Check(name, None, "not looked at, see store") for name in in_store]
     else:
         checks |= {
             "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
-            "store": lambda: (True, f"{manager.registered_model_name} can be read"),
-            "ledger": lambda: (True, f"{manager.verify()} entries follow one another"),
-            "aliases": lambda: check_aliases(manager),
-            "artifacts": lambda: check_artifacts(manager, deep=deep),
+            "store": lambda: (True, f"{manager.registered_model_name} can be read in {place}"),
+            **in_store,
         }
-    return [_checked(name, check) for name, check in checks.items()]
+    return [*(_checked(name, check) for name, check in checks.items()), *unread]
 
 
 def repaired(manager: ModelManager) -> list[Check]:
@@ -142,9 +153,13 @@ def repaired(manager: ModelManager) -> list[Check]:
     done = [Check("repair", True, f"{len(removed)} leftovers removed")] if removed else []
 
     def reconcile() -> Finding:
-        moved = len(manager.drift())
+        staged = manager.get_latest_version(Stage.STAGING)
+        if staged is not None and is_gone(manager, staged):
+            manager.archive_version(staged, actor="doctor", reason="it was deleted in MLflow")
+        moved = manager.drift()
         manager.reconcile()
-        return True, f"aliases and stages are in line, {moved} were not"
+        were = f"; {'; '.join(map(str, moved[:MAX_NAMED]))}" if moved else ""
+        return True, f"aliases, tags and stages are in line, {len(moved)} were not{were}"
 
     return [*done, _checked("repair", reconcile)]
 
@@ -212,6 +227,34 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
     )
 
 
+def check_sessions(home: Path, model: str) -> Finding:
+    """Check that no session was set apart, so that its rounds are in no registry."""
+    apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    if not apart:
+        return True, "none was set apart"
+    first = apart[0]
+    return False, (
+        f"{len(apart)} set apart, such as {first.id} with {first.rounds} rounds "
+        f"({first.why or 'for an unknown reason'}); `fl-app recover {first.id}` hands them over, "
+        "with --discard deletes them"
+    )
+
+
+def is_gone(manager: ModelManager, version: str) -> bool:
+    """Whether a version that the ledger knows was deleted in MLflow."""
+    try:
+        manager.get_version(version)
+    except Gone:
+        return True
+    return False
+
+
+def check_losses(manager: ModelManager) -> Finding:
+    """Check that nobody has deleted or renamed what is in use."""
+    losses = " ".join(manager.losses())
+    return not losses, losses or "nothing that is in use was deleted or renamed in MLflow"
+
+
 def check_clock(
     now: datetime, past: Mapping[str, datetime], server: datetime | None = None
 ) -> Finding:
@@ -271,20 +314,23 @@ def check_artifacts(manager: ModelManager, *, deep: bool) -> Finding:
         rows = manager.list_all_versions()
         which, versions = "all versions", {r["version"] for r in rows if r["tags"].get("sha256")}
     else:
-        which = "Staging and all that were in Production"
+        which = "Staging and all that were in Production; --deep looks at the others"
         present = map(manager.get_latest_version, (Stage.PRODUCTION, Stage.STAGING))
         served = {stay.version for stay in tenures(manager.history())}
         versions = served | {version for version in present if version}
-    errors = []
-    for version in sorted(versions, key=int, reverse=True):
+    errors, known = [], manager.acknowledged()
+    for version in sorted(versions - known, key=int, reverse=True):
         try:
             manager.weights_path(version)
         except RegistryError as error:
             errors.append(str(error))
     if errors:
-        more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
-        return False, " ".join(errors[:MAX_NAMED]) + more
-    return True, f"the weights of {len(versions)} versions are whole ({which})"
+        more = f" And {len(errors) - MAX_NAMED} more." if len(errors) > MAX_NAMED else ""
+        way = " `fl-app acknowledge VERSION` records that one is lost for good."
+        return False, " ".join(errors[:MAX_NAMED]) + more + way
+    lost = f"; {len(versions & known)} are lost, which was acknowledged" if versions & known else ""
+    whole = len(versions - known)
+    return True, f"the weights of {whole} versions are whole ({which}){lost}"
 
 
 def check_superlink(

@@ -1,259 +1,128 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
-"""`fl-app`: the command with its verbs; those of versions, deployments and the doctor are beside.
+# SPDX-License-Identifier: Apache-2.0
+"""`fl-app`: the command with its verbs, each of which is imported when it is used.
 
 Errors end it with one sentence and status 1.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from fl_app.api import create_trigger_api, serve_api
-from fl_app.api.guard import LOOPBACK, read_token
-from fl_app.api.version_texts import is_pending, score_text
-from fl_app.cli.deploy import deploy_local, keys, supernode
-from fl_app.cli.doctor import doctor
-from fl_app.cli.options import Json, Monitor, Name, Uri, account, open_monitor, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, say, stop_signals, table
-from fl_app.cli.versions import approve, compare, promote, prune, reject, rollback, versions
-from fl_app.cli.yolo import export
-from fl_app.deploy.errors import DeploymentError
-from fl_app.retraining import Outcome, Probation, RetrainingManager
-from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
-from fl_app.retraining.probation.state import in_one_line
-from fl_app.strategy.checkpoints.folder import backlog
-from fl_app.strategy.round.state import read_rejected
-from fl_registry import ModelManager, RegistryError, StoreUnavailable, app_home
-from fl_registry.errors import require
-from fl_registry.home import DEFAULT_MODEL_NAME
-from fl_registry.redaction import redact
-
-
-def status(
-    *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
-) -> None:
-    """Show what is in Production, what waits for approval, and the requests to retrain."""
-    memory, waiting = open_monitor(monitor, name), backlog(app_home(), name)
-    try:
-        manager = open_registry(uri, name)
-        rows = manager.list_all_versions()
-    except StoreUnavailable as error:
-        raise StoreUnavailable(f"{error} On disk and not handed over: {waiting}.") from None
-    probation = Probation(manager, RetrainingManager(store=memory)).status()
-    staged = {row["stage"]: row for row in rows if row["stage"] in ("Production", "Staging")}
-    pending = [row["version"] for row in staged.values() if is_pending(row)]
-    requests = {
-        outcome: memory.requests.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)
-    }
-    rejected = read_rejected(rows[0]["tags"]) if rows else []
-    if as_json:
-        print_json(
-            {
-                "production": staged.get("Production"),
-                "staging": staged.get("Staging"),
-                "pending_approval": pending,
-                "probation": probation,
-                "requests": {k: asdict(r) if r else None for k, r in requests.items()},
-                "rejected": [asdict(each) for each in rejected],
-                "backlog": asdict(waiting),
-            }
-        )
-        return
-    shown = table()
-    for stage in ("Production", "Staging"):
-        row = staged.get(stage)
-        score = "-" if row is None else f"version {row['version']}  {score_text(row) or '-'}"
-        shown.add_row(stage, escape(score))
-    shown.add_row("pending approval", ", ".join(pending) or "-")
-    shown.add_row("probation", escape(in_one_line(probation)))
-    for outcome, request in requests.items():
-        shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
-    shown.add_row("backlog", escape(str(waiting)))
-    for each in rejected:
-        shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
-    console.print(shown)
-
-
-def trigger(
-    *,
-    reason: Annotated[str, typer.Option(help="Why; it names the session that follows.")],
-    monitor: Monitor = "",
-    name: Name = DEFAULT_MODEL_NAME,
-    as_json: Json = False,
-) -> None:
-    """Request a retraining session; a server that waits starts it, else the next run."""
-    manager = RetrainingManager(store=open_monitor(monitor, name))
-    request = manager.manual_trigger(f"{reason} (asked by {account()})")
-    if as_json:
-        print_json({"request": request})
-    else:
-        console.print(f"Request {request} waits for {escape(name)}.")
-
-
-def history(
-    *, monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
-) -> None:
-    """List all requests to retrain with their outcomes, newest last."""
-    rows = open_monitor(monitor, name).requests.history()
-    if as_json:
-        print_json(rows)
-    elif not rows:
-        console.print(f"Nobody has asked for retraining of {escape(name)} yet.")
-    else:
-        columns = ("asked (UTC)", "by", "outcome", "reason", "why")
-        listed = table(*columns, no_wrap=("asked (UTC)",))
-        for row in rows:
-            created = row["created"][:19].replace("T", " ")
-            texts = (escape(row["reason"]), escape(row["why"]))
-            listed.add_row(created, row["kind"], row["outcome"], *texts)
-        console.print(listed)
-
-
-def ui(
-    *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
-) -> None:
-    """Open MLflow's own page on the app's store, until Ctrl-C."""
-    tracking_uri = ModelManager(uri or None).tracking_uri
-    if tracking_uri.startswith("http"):
-        console.print(f"This MLflow has its own page: {escape(redact(tracking_uri, tracking_uri))}")
-        return
-    command = [sys.executable, "-m", "mlflow", "server"]
-    command += ["--default-artifact-root", f"file://{app_home()}/artifacts"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # In the environment: every account of the machine can list the arguments of a command.
-    quiet["MLFLOW_BACKEND_STORE_URI"] = tracking_uri
-    console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
-
-
-def run(ctx: typer.Context) -> None:
-    """Run `flwr run . --stream` with its options, and end with 1 if the run failed.
-
-    If no other SuperLink is named, it starts Flower's local one if need be, for this environment.
-    """
-    from fl_app.deploy.local_superlink import LocalSuperLink, is_local
-    from fl_app.deploy.processes import environment, program
-
-    named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
-    if is_local(named):
-        require("A run on one machine", "ray")
-        LocalSuperLink.of_this_account().ensure(say)
-    flwr, env = program("flwr"), environment({})
-    command = [flwr, "run", ".", "--stream", *ctx.args]
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        run_id = ""
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            started = re.search(r"Successfully started run (\d+)", line)
-            run_id = started.group(1) if started else run_id
-    if process.returncode:
-        raise typer.Exit(process.returncode)
-    # `flwr run --stream` ends with 0 even if the run failed; `flwr list` has the truth.
-    listed = [flwr, "list", *([named] if named else []), "--run-id", run_id]
-    status = subprocess.run(listed, env=env, capture_output=True, text=True, check=False).stdout
-    if "finished:completed" not in status:
-        fail(f"Run {run_id} did not complete; the reason is in the lines above.")
-
-
-def stop(
-    *, force: Annotated[bool, typer.Option("--force", help="End a run in progress too.")] = False
-) -> None:
-    """End Flower's local SuperLink, which `fl-app run` and `flwr run` leave running."""
-    from fl_app.deploy.local_superlink import LocalSuperLink, has_runs
-
-    superlink = LocalSuperLink.of_this_account()
-    process = superlink.process()
-    if process is None:
-        if superlink.answers():
-            fail(superlink.foreign)
-        console.print(f"No SuperLink of yours runs on port {superlink.port}.")
-        return
-    if has_runs(process) and not force:
-        fail(
-            f"The SuperLink on port {superlink.port} (process {process.pid}) is busy with a run; "
-            "wait for it, or end both with `fl-app stop --force`."
-        )
-    superlink.stop(process)
-    console.print(f"The SuperLink on port {superlink.port} (process {process.pid}) has ended.")
-
-
-def serve(
-    *,
-    host: Annotated[
-        str, typer.Option(help="Address; one that other machines can reach requires a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 5001,
-    token_file: Annotated[
-        str, typer.Option(help="File with the token; default: $FL_APP_API_TOKEN.")
-    ] = "",
-    allowed_hosts: Annotated[
-        str, typer.Option(help="Host names that clients may use, with commas.")
-    ] = "",
-    uri: Uri = "",
-    monitor: Monitor = "",
-    name: Name = DEFAULT_MODEL_NAME,
-) -> None:
-    """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
-    try:
-        token = read_token(token_file, host=host)
-        store = open_registry(uri, name)
-        named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
-        app = create_trigger_api(
-            RetrainingManager(store=open_monitor(monitor, name)),
-            store=store,
-            token=token,
-            allowed_hosts={*LOOPBACK, *named},
-            waiting=lambda: backlog(app_home(), name),
-        )
-        server = serve_api(app, host=host, port=port)
-    except ValueError as error:  # of the address, the token or the monitor's database
-        fail(str(error))
-    if server is None:
-        fail(
-            f"Port {port} of {host} cannot be opened: a run with continuous=true may have its "
-            "page there; open that page, or choose another port with --port."
-        )
-    stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
-    address = f"[{server.host}]" if ":" in server.host else server.host
-    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
-    stopped.wait()
-    server.close()
-
-
-COMMANDS: tuple[Callable[..., None], ...] = (
-    *(
-        status,
-        versions,
-        compare,
-        promote,
-        approve,
-        reject,
-        rollback,
-        prune,
-        export,
-        trigger,
-        history,
+COMMANDS = {
+    "status": (
+        "status",
+        "Show what is in Production, what waits for approval, and the requests to retrain.",
     ),
-    *(ui, run, stop, doctor, serve, deploy_local, keys, supernode),
-)
+    "versions": ("versions", "List versions, newest first."),
+    "compare": ("versions", "Show two versions side by side, and how they differ."),
+    "promote": (
+        "versions",
+        "Move a version to Production (or Staging); the present one there is archived.",
+    ),
+    "approve": ("versions", "Move a version that waits for approval to Production."),
+    "reject": ("versions", "Archive a version that waits for approval."),
+    "rollback": ("versions", "Move the version that was in Production before back to Production."),
+    "prune": (
+        "versions",
+        "Remove old versions that were never in Production, or print which would be removed.",
+    ),
+    "acknowledge": (
+        "versions",
+        "Record that the files of a version are lost and that this is known; `doctor` ends with 0.",
+    ),
+    "export": (
+        "yolo",
+        "Write a version to a file for Ultralytics, which needs no fl-app to use it.",
+    ),
+    "evaluate": (
+        "yolo",
+        "Score a version on another data set, as sessions score it on the server's.",
+    ),
+    "trigger": (
+        "requests",
+        "Request a retraining session; a server that waits starts it, else the next run.",
+    ),
+    "history": ("requests", "List requests to retrain with their outcomes, newest last."),
+    "recover": (
+        "recover",
+        "List sessions that are not over; hand one's rounds to MLflow, or discard it.",
+    ),
+    "ui": ("pages", "Open MLflow's own page on the app's store, until Ctrl-C."),
+    "run": (
+        "runs",
+        "Run `flwr run . --stream` with its options, and end with 1 if the run failed.",
+    ),
+    "stop": (
+        "runs",
+        "End Flower's local SuperLink, which `fl-app run` and `flwr run` leave running.",
+    ),
+    "doctor": (
+        "doctor",
+        "Check store, ledger, weights, disk, clock and versions; ends with 1 if something is "
+        "wrong.",
+    ),
+    "serve": (
+        "pages",
+        "Serve the status page and the API until Ctrl-C; requests wait for the next run.",
+    ),
+    "deploy-local": (
+        "deploy",
+        "MLflow, a SuperLink with TLS and its SuperNodes on this machine, until Ctrl-C.",
+    ),
+    "keys": (
+        "deploy",
+        "Create a SuperLink's certificate and its SuperNodes' keys, if they are missing.",
+    ),
+    "supernode": (
+        "deploy",
+        "Flower's SuperNode, with torch and Ultralytics loaded before the first message.",
+    ),
+    "home": ("home", "Check the app's folder, or move it."),
+}
+"""By name: the module in `fl_app.cli`, and the first sentence of the function's docstring."""
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose arguments are Flower's."""
 
+
+def load(name: str) -> Any:
+    """Return a command, with what it imports."""
+    function = getattr(import_module(f"fl_app.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
+    if isinstance(function, typer.Typer):
+        return get_command(function)
+    alone = typer.Typer(add_completion=False)
+    settings = PASSED_ON if name in ("run", "supernode") else None
+    alone.command(name, context_settings=settings)(function)
+    return get_command(alone)
+
+
+class Commands(TyperGroup):
+    """Lists all commands, and imports the one that is used: `--help` needs none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return what the list shows of a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that is used."""
+        name, command, left = super().resolve_command(ctx, args)
+        return name, command and load(str(name)), left
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # they would show variables, and passwords among them
@@ -262,6 +131,8 @@ app = typer.Typer(
 
 def _show_versions(wanted: bool) -> None:
     if wanted:
+        from fl_app.cli.output import say
+
         say(", ".join(f"{name} {version(name)}" for name in ("fl-app", "flwr", "mlflow")))
         raise typer.Exit
 
@@ -277,15 +148,20 @@ def _of_all_commands(
     """The lifecycle of a federated model: versions, stages, retraining, deployment."""
 
 
-for command in COMMANDS:
-    app.command(context_settings=PASSED_ON if command in (run, supernode) else None)(command)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     try:
         app(arguments)
-    except (RegistryError, MonitorStoreError, DeploymentError) as error:
-        fail(str(error))
-    except memory_errors() as error:
-        fail(f"The monitor's database does not answer ({type(error).__name__}); check --monitor.")
+    except Exception as error:
+        from fl_app.cli.output import fail
+        from fl_app.deploy.errors import DeploymentError
+        from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
+        from fl_registry import RegistryError
+
+        if isinstance(error, RegistryError | MonitorStoreError | DeploymentError):
+            fail(str(error))
+        if isinstance(error, memory_errors()):
+            fail(
+                f"The monitor's database does not answer ({type(error).__name__}); check --monitor."
+            )
+        raise

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_app.retraining import MonitorStore
-from fl_app.retraining.memory.store import default_url
 from fl_registry import ModelManager, app_home
+from fl_registry.mlflow.connection import MLFLOW_VARIABLE
+
+if TYPE_CHECKING:
+    from fl_app.retraining import MonitorStore
 
 
 def account(name: str = "") -> str:
@@ -22,7 +25,8 @@ Uri = Annotated[
     str,
     typer.Option(
         "--tracking-uri",
-        help="MLflow to use; default: FL_APP_MLFLOW_TRACKING_URI, else SQLite in FL_APP_HOME.",
+        help="MLflow to use; default: FL_APP_MLFLOW_TRACKING_URI, else MLFLOW_TRACKING_URI, else "
+        "SQLite in FL_APP_HOME.",
     ),
 ]
 Name = Annotated[str, typer.Option("--name", help="Name in the model registry.")]
@@ -41,10 +45,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 def open_registry(uri: str, name: str) -> ModelManager:
     """Return the registry, once MLflow has answered."""
     manager = ModelManager(uri or None, name)
+    if manager.backend.connection.chosen_by == MLFLOW_VARIABLE:
+        # Beside the answer, which programs may read.
+        sys.stderr.write(f"Using {manager.backend.connection.place}.\n")
     manager.ping()
     return manager
 
 
 def open_monitor(url: str, name: str) -> MonitorStore:
     """Return the monitor's memory."""
+    from fl_app.retraining.memory.store import MonitorStore, default_url
+
     return MonitorStore(url or default_url(app_home()), name)

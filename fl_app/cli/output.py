@@ -44,6 +44,11 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
+def note(line: str) -> None:
+    """Print a line beside the output, where programs do not read it."""
+    sys.stderr.write(f"{printable(line)}\n")
+
+
 def stop_signals(*numbers: signal.Signals) -> Event:
     """Return an event that is set when this process gets one of these signals."""
     stopped = Event()

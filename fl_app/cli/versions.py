@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 
 from fl_app.api.version_texts import is_pending, score_text, why_text
 from fl_app.cli.options import By, Json, Name, Note, Uri, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, table
+from fl_app.cli.output import console, escape, fail, note, print_json, table
 from fl_registry import ModelManager
 from fl_registry.home import DEFAULT_MODEL_NAME
 
@@ -48,15 +48,39 @@ def of_registry(work: Callable[..., Answer]) -> Callable[..., None]:
 
 
 @of_registry
-def versions(manager: ModelManager) -> Answer:
-    """List all versions, newest first."""
-    rows = manager.list_all_versions()
+def versions(
+    manager: ModelManager,
+    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0)] = 50,
+    stage: Annotated[
+        str, typer.Option(help="Only those in None, Staging, Production or Archived.")
+    ] = "",
+    since: Annotated[
+        str, typer.Option(help="Only those saved on that day, or at that moment in UTC, or later.")
+    ] = "",
+    before: Annotated[str, typer.Option(help="Only those before this version.")] = "",
+) -> Answer:
+    """List versions, newest first."""
+    found = manager.list_versions(
+        limit=limit + 1 if limit else None,
+        stage=stage or None,
+        since=since or None,
+        before=before or None,
+    )
+    rows = found[:limit] if limit else found
+    if len(found) > len(rows):
+        note(f"There are more: add --before {rows[-1]['version']}, or --limit 0 for all.")
 
     def text() -> RenderableType:
         if not rows:
-            name = escape(manager.registered_model_name)
-            return f"No versions of {name} yet: `flwr run . --stream` makes some."
-        entries = manager.history()
+            name, place = manager.registered_model_name, manager.backend.connection.place
+            if stage or since or before:
+                return escape(f"No such versions of {name}.")
+            return escape(f"No versions of {name} yet in {place}: ") + (
+                "`flwr run . --stream` makes some."
+            )
+        # The journal of a long life takes a while to read.
+        needed = not all(row["tags"].get("reason") for row in rows)
+        entries = manager.history() if needed else ()
         columns = ("version", "stage", "round", "session", "score", "created (UTC)", "why")
         listed = table(*columns, no_wrap=("score", "created (UTC)"))
         for row in rows:
@@ -148,6 +172,15 @@ def rollback(
     """Move the version that was in Production before back to Production."""
     version = manager.rollback(to or None, actor=by, reason=note)
     return _moved(manager, version, "Production", "is back in Production")
+
+
+@of_registry
+def acknowledge(manager: ModelManager, version: str, by: By = "", note: Note = "") -> Answer:
+    """Record that the files of a version are lost and that this is known; `doctor` ends with 0."""
+    manager.acknowledge(version, actor=by, reason=note)
+    name = escape(manager.registered_model_name)
+    sentence = f"The loss of version {escape(version)} of {name} is acknowledged."
+    return {"version": version, "acknowledged": True}, lambda: sentence
 
 
 @of_registry

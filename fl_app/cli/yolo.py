@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
-from fl_app.cli.output import escape, fail
+from fl_app.cli.output import escape, fail, table
 from fl_app.cli.versions import Answer, of_registry
-from fl_app.yolo_versions import export_version
+from fl_app.yolo_versions import evaluate_version, export_version
 from fl_registry import ModelManager
 from fl_registry.errors import require
 
@@ -42,6 +42,47 @@ def export(
         return f"Version {done['version']} is in {name} ({size:.1f} MB)."
 
     return done, text
+
+
+@of_registry
+def evaluate(
+    manager: ModelManager,
+    version: str,
+    *,
+    data: Annotated[str, typer.Option(help="A data.yaml in Ultralytics' layout.")],
+    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    imgsz: Annotated[int, typer.Option(help="Side in pixels; 0: as in training.", min=0)] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures that are scored at once.", min=1)] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
+) -> Answer:
+    """Score a version on another data set, as sessions score it on the server's.
+
+    VERSION is a number or a stage. The classes of the data set are matched by their names.
+    """
+    if split not in (splits := ("val", "test", "train")):
+        fail(f"--split is {split!r}, expected {', '.join(splits)}.")
+    try:
+        found = evaluate_version(
+            manager, version, data, split=split, imgsz=imgsz, batch=batch, device=device
+        )
+    except (ValueError, RuntimeError) as error:  # of the data set, or of the device
+        fail(f"Nothing was scored: {error}.")
+
+    def text() -> RenderableType:
+        numbers = ("precision", "recall", "mAP50", "mAP50-95")
+        shown = table("class", "images", "boxes", *numbers)
+        boxes = sum(row["instances"] for row in found.classes)
+        every = {"class": "all", "images": found.pictures, "instances": boxes, **found.scores}
+        for row in [every, *found.classes]:
+            counts = (str(row["images"]), str(row["instances"]))
+            shown.add_row(escape(str(row["class"])), *counts, *(f"{row[n]:.4f}" for n in numbers))
+        sentence = (
+            f"Version {found.version} on {found.split} of {escape(found.data)}, "
+            f"{found.image_size} pixels:"
+        )
+        return Group(sentence, shown, *(f"Note: {escape(note)}." for note in found.notes))
+
+    return found.as_row(), text
 
 
 def _ultralytics(pairs: list[str]) -> dict[str, Any]:

@@ -27,11 +27,14 @@ class AdamW:
     ----------
     param_groups : list[dict[str, Any]]
         The groups; a schedule changes their ``lr``.
+    state : dict[torch.Tensor, dict[str, torch.Tensor]]
+        Of each parameter that has moved: the running means of its gradient and of the square, and
+        the steps.
     """
 
     def __init__(self, groups: Iterable[Mapping[str, Any]]) -> None:
         self.param_groups = [{**group, "params": list(group["params"])} for group in groups]
-        self._states: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+        self.state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -63,11 +66,11 @@ class AdamW:
                 tensor.grad = None
 
     def _state_of(self, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the running means of the gradient and of its square, and the steps so far."""
-        if tensor not in self._states:
-            self._states[tensor] = {
+        """Return the state of a parameter, which begins with zeros."""
+        if tensor not in self.state:
+            self.state[tensor] = {
                 "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
                 "exp_avg": torch.zeros_like(tensor),
                 "exp_avg_sq": torch.zeros_like(tensor),
             }
-        return self._states[tensor]
+        return self.state[tensor]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, wraps
@@ -14,7 +15,17 @@ from fl_registry.errors import require
 
 require("The shipped model", "torch", "ultralytics")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from fl_app.client.data import NodeData, load_node_data
@@ -31,9 +42,16 @@ from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.decoding import picture_shape, read_pictures
 from fl_models.holdout import Holdout
-from fl_models.pictures import DataSpec, PictureError, Pictures, cached_while_unchanged
-from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model
+from fl_models.pictures import (
+    DataSpec,
+    NoBoxesError,
+    PictureError,
+    Pictures,
+    cached_while_unchanged,
+)
+from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError, app_home
+from fl_registry.redaction import printable
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +65,9 @@ _REPORTED = (
     TrainArgsError,
     TrainingError,
 )
+
+OPTIMIZER = "fl-app-optimizer"
+"""Key of the record in a node's state that holds the optimizer's, if it is kept."""
 
 Handler = Callable[[Message, Context, ClientConfig, NodeData], Message]
 NAMES_KEY = "names"
@@ -68,7 +89,7 @@ def with_data(handler: Handler) -> ClientAppCallable:
             data = load_node_data(config, _class_names(message))
             return handler(message, context, config, data)
         except _REPORTED as err:
-            reason = str(err)
+            reason = printable(str(err))  # names of files need not be UTF-8
             logger.warning("this node does not take part in the round: %s", reason)
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
@@ -84,7 +105,7 @@ def train(message: Message, context: Context, config: ClientConfig, data: NodeDa
     """
 
     def trained(message: Message, context: Context) -> Message:
-        return _train(message, config, data)
+        return _train(message, config, data, context.state)
 
     handler: ClientAppCallable = trained
     # Compression comes last, so that it is the outermost mod: it compresses the final reply.
@@ -99,14 +120,24 @@ def _wrapped(mod: Mod, handler: ClientAppCallable) -> ClientAppCallable:
     return lambda message, context: mod(message, context, handler)
 
 
-def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
-    pictures = _pictures(data.spec.train, data.spec.numbers, _shapes(config, data))
-    pictures.require_usable("training pictures")
+def _train(message: Message, config: ClientConfig, data: NodeData, state: RecordDict) -> Message:
+    pictures = _pictures(
+        data.spec.train, data.spec.numbers, data.spec.keypoints, _shapes(config, data)
+    )
+    try:
+        pictures.require_usable("training pictures", backgrounds=config.allow_backgrounds)
+    except NoBoxesError as error:
+        raise DataError(f"{error}, or set allow-backgrounds=true to train without") from None
     order = message.content.config_records["config"]
-    # The digest is included, since a node with data of its own has no partition id.
-    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{data.digest}"
+    # A node with data of its own has no partition id. Its digest would be another one if it named
+    # the same classes in another order, which must not change the result.
+    files = "/".join(path.name for path in data.spec.train)
+    key = f"{config.seed}/{_number(order, 'server-round')}/{config.partition_id}/{files}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
+    server_round = int(_number(order, "server-round"))
+    kept = _kept_optimizer(state, server_round) if config.keep_optimizer else None
     with device_memory(device, _too_much(config)):
         loss = train_locally(
             model,
@@ -116,7 +147,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
             batch_size=config.batch_size,
             epochs=config.local_epochs,
             args=_train_args(order, config),
-            seed=int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % (2**31 - 2),
+            seed=int(digest[:8], 16) % (2**31 - 2),
             hardware=Hardware(
                 device,
                 amp=config.amp,
@@ -125,7 +156,11 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
                 cache=config.cache,
                 cache_folder=app_home(config.home) / "decoded",
             ),
+            kept=kept,
         )
+    if kept is not None:
+        state[OPTIMIZER] = ArrayRecord({name: Array(values) for name, values in kept.items()})
+        state[f"{OPTIMIZER}-round"] = ConfigRecord({"server-round": server_round})
     metrics = {"num-examples": len(pictures), "loss": loss}
     reply = _reply(message, metrics, data, pictures.note)
     # All entries: BatchNorm's running statistics are averaged like weights. Without them the mAP of
@@ -139,7 +174,7 @@ def _train(message: Message, config: ClientConfig, data: NodeData) -> Message:
 def evaluate(message: Message, context: Context, config: ClientConfig, data: NodeData) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
     device = chosen_device(config.device)
-    model = _loaded_model(message, config, data.spec.names)
+    model = _loaded_model(message, data.spec.names)
     sizes = config.image_size, config.batch_size
     holdout = _holdout(data.spec.val, data.spec, sizes, str(device), _shapes(config, data))
     with device_memory(device, _too_much(config)), torch_threads(config.threads):
@@ -148,9 +183,11 @@ def evaluate(message: Message, context: Context, config: ClientConfig, data: Nod
 
 
 @cached_while_unchanged
-def _pictures(paths: Sequence[Path], numbers: tuple[int, ...], store: Path) -> Pictures:
+def _pictures(
+    paths: Sequence[Path], numbers: tuple[int, ...], keypoints: int, store: Path
+) -> Pictures:
     with FileMemory(store) as memory:
-        return read_pictures(paths, numbers, shape_of=partial(_shape, memory))
+        return read_pictures(paths, numbers, keypoints, shape_of=partial(_shape, memory))
 
 
 @cached_while_unchanged
@@ -173,17 +210,31 @@ def _shapes(config: ClientConfig, data: NodeData) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _model(size: str, names: tuple[str, ...]) -> YoloModel:
+def _model(described: str, names: tuple[str, ...]) -> YoloModel:
     # Reused in the next message: everything that a round changes is overwritten below.
-    return get_model(size, len(names), names=names)
+    try:
+        return described_model({**json.loads(described), "names": names})
+    except (LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"the server sent a model that can't be built here: {error}") from error
 
 
-def _loaded_model(message: Message, config: ClientConfig, names: Sequence[str]) -> YoloModel:
-    model = _model(config.model_size, tuple(names))
+def _loaded_model(message: Message, names: Sequence[str]) -> YoloModel:
+    described = str(message.content.config_records["config"].get("model", "{}"))
+    model = _model(described, tuple(names))
     model.criterion = None  # built again from the next round's settings
     arrays = message.content.array_records["arrays"]
     from_arrays(model, {name: array.numpy() for name, array in arrays.items()})
     return model
+
+
+def _kept_optimizer(state: RecordDict, server_round: int) -> dict[str, np.ndarray]:
+    """Return the optimizer's state that the round before has left in this node's state."""
+    arrays, about = state.get(OPTIMIZER), state.get(f"{OPTIMIZER}-round")
+    if not isinstance(arrays, ArrayRecord) or not isinstance(about, ConfigRecord):
+        return {}
+    if server_round == 1 or about.get("server-round") != server_round - 1:
+        return {}  # of another session, or of weights that others have changed since
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 def _train_args(order: ConfigRecord, config: ClientConfig) -> TrainArgs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fl_models.pictures import SUFFIXES
@@ -62,7 +62,7 @@ def read_groups(file: Path, text: str, root: Path) -> dict[str, str]:
     """
     rows = [row for row in text.splitlines() if row.strip()]
     between = next((mark for mark in ",;\t" if any(mark in row for row in rows)), " ")
-    groups: dict[str, str] = {}
+    pairs = list[tuple[str, str]]()
     for number, row in enumerate(csv.reader(rows, delimiter=between, skipinitialspace=True)):
         cells = [cell.strip() for cell in row if cell.strip()]
         if len(cells) < 2:
@@ -70,9 +70,17 @@ def read_groups(file: Path, text: str, root: Path) -> dict[str, str]:
                 f"row {number + 1} of {file} has {len(cells)} columns, expected a picture and its "
                 "group"
             )
-        path = Path(cells[0].replace("\\", "/"))
-        if number or path.suffix.lower() in SUFFIXES:
-            groups[str(root / path)] = groups[path.name] = f"{file}: {cells[1]}"
+        if number or Path(cells[0]).suffix.lower() in SUFFIXES:
+            pairs.append((cells[0], cells[1]))
+    return named_groups(file, pairs, root)
+
+
+def named_groups(file: Path, pairs: Iterable[tuple[str, str]], root: Path) -> dict[str, str]:
+    """Return the group of each picture, as `read_groups` does, from pairs of them."""
+    groups: dict[str, str] = {}
+    for picture, group in pairs:
+        path = Path(picture.replace("\\", "/"))
+        groups[str(root / path)] = groups[path.name] = f"{file}: {group}"
     return groups
 
 

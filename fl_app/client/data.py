@@ -132,8 +132,7 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             else (", or set unknown-classes='ignore-others' to train the classes that both have")
         )
         raise DataError(
-            f"the classes of this node are not the server's: {error}; correct the names in its "
-            f"data.yaml{advice}"
+            f"its classes are not the server's: {error}; correct the names in its data.yaml{advice}"
         ) from None
     store = memory_of(home, "digests", own.root)
     digest = _digest((*own.train, *own.val), own, store)
@@ -145,8 +144,8 @@ def _unmatched(own: Sequence[str], names: Sequence[str]) -> str:
     """Return what a node with other classes than the server's trains without; else empty."""
     difference = name_differences(own, names)
     return difference and (
-        f"its classes are not all the server's: {difference}; it leaves out the boxes of the "
-        "former, and objects of the latter are background in its pictures"
+        f"its classes are not all the server's: {difference}; boxes of classes that the server "
+        "lacks are left out, and objects of those that the node lacks are background"
     )
 
 
@@ -190,7 +189,7 @@ def partition(
     if kind == "iid":
         shares = _equal_shares([len(unit) for unit in units], num_partitions, seed=seed)
     else:
-        classes = _main_classes(spec.train, spec.numbers)
+        classes = _main_classes(spec.train, spec.numbers, spec.keypoints)
         most = [int(np.bincount(classes[unit] + 1).argmax()) for unit in units]
         shares = _dirichlet_shares(np.array(most), num_partitions, alpha=alpha, seed=seed)
     # Small shares take from the largest: clips are held out whole, so two are needed.
@@ -278,9 +277,9 @@ def _digest(paths: Sequence[Path], data: DataSpec, store: Path) -> str:
 
 
 @cached_while_unchanged
-def _main_classes(paths: Sequence[Path], numbers: Sequence[int]) -> np.ndarray:
+def _main_classes(paths: Sequence[Path], numbers: Sequence[int], keypoints: int) -> np.ndarray:
     # Labels that can't be used are reported once, where the pictures are loaded.
-    return np.array([main_class(usable_boxes(path, numbers)) for path in paths], int)
+    return np.array([main_class(usable_boxes(path, numbers, keypoints)) for path in paths], int)
 
 
 def _equal_shares(sizes: Sequence[int], num_partitions: int, *, seed: int) -> list[list[int]]:

@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from fl_app.client.clips import GROUP_FILES, GroupsError, clips_of, held_out, read_groups
+from fl_app.client.clips import (
+    GROUP_FILES,
+    GroupsError,
+    clips_of,
+    held_out,
+    named_groups,
+    read_groups,
+)
 from fl_models.classes import listed, repeated_names
 from fl_models.pictures import SUFFIXES, DataSpec, PictureError
 from fl_registry.redaction import printable
@@ -51,7 +58,7 @@ def load_data_spec(
     Without `val`, or if its pictures are not there, some of the training pictures are held out
     (see `held_out`). Which belong to one clip or site is in the file that `groups` names, or in
     groups.csv or groups.txt beside the data.yaml; otherwise their names say it (see `clip_of`).
-    Pictures in both splits are left out of training; if all are, `val` counts as missing.
+    Pictures in both splits are left out of training; if all of train is in val, of val instead.
 
     Parameters
     ----------
@@ -67,29 +74,30 @@ def load_data_spec(
     DataError
         The file or a split is missing, malformed or empty, or the class count differs.
     """
-    with usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
-        file = Path(data_yaml).expanduser().resolve()
-    content = _read_yaml(file)
-    names = _class_names(content, file)
+    content, names, listing = _opened(data_yaml)
+    file, root = listing.file, listing.root
     if num_classes is not None and len(names) != num_classes:
         raise DataError(
             f"data set {file} has {len(names)} classes, expected {num_classes}: "
             f"set num-classes to {len(names)} or use another data set"
         )
-    with usable(f"data set file {file} has a path that cannot be used"):
-        root = (file.parent / str(content.get("path") or ".")).resolve()
-    listing = _Listing(file, root)
     train = listing.pictures("train", content.get("train"))
     val_key = "validation" if content.get("val") is None else "val"
     val = listing.pictures(val_key, content.get(val_key), may_lack=True)
     both = set(train) & set(val)
-    if len(both) == len(train):
-        val, both = (), set()
-    if both:
-        listing.note(f"{len(both)} pictures are in train and in val, and are not trained on")
+    if both and len(both) == len(train):
+        val = tuple(path for path in val if path not in both)
+        listing.note(f"all {len(both)} pictures of train are in val too, and are not evaluated on")
+    elif both:
         train = tuple(path for path in train if path not in both)
+        listing.note(f"{len(both)} pictures are in train and in val, and are not trained on")
     groups = _groups(content, root, file)
     clips = clips_of(train, groups)
+    if groups and not set(clips) & set(groups.values()):
+        raise DataError(
+            f"groups of data set file {file} list no training picture, expected paths relative to "
+            f"{root}, or file names, such as {train[0].name}"
+        )
     if not val:
         if len(train) < 2:
             raise DataError(
@@ -108,7 +116,42 @@ def load_data_spec(
         )
     for note in listing.notes:
         _warn_once(note)
-    return DataSpec(root, train, val, names, clips=clips, notes=tuple(listing.notes))
+    return DataSpec(
+        root,
+        train,
+        val,
+        names,
+        keypoints=_keypoints(content, file),
+        clips=clips,
+        notes=tuple(listing.notes),
+    )
+
+
+def load_split(data_yaml: str | Path, split: str) -> DataSpec:
+    """Read one split of a `data.yaml` as `val`, without the others; see `load_data_spec`.
+
+    Raises
+    ------
+    DataError
+        The file or the split is missing, malformed or empty.
+    """
+    content, names, listing = _opened(data_yaml)
+    key = "validation" if split == "val" and content.get("val") is None else split
+    pictures = listing.pictures(key if key in content else split, content.get(key))
+    return DataSpec(listing.root, (), pictures, names, notes=tuple(listing.notes))
+
+
+def _opened(
+    data_yaml: str | Path,
+) -> tuple[Mapping[str, object], tuple[str, ...], _Listing]:
+    """Return what a data.yaml says, its class names, and what lists its pictures."""
+    with usable(f"{str(data_yaml)[:300]} is not a path of a data.yaml"):
+        file = Path(data_yaml).expanduser().resolve()
+    content = _read_yaml(file)
+    names = _class_names(content, file)
+    with usable(f"data set file {file} has a path that cannot be used"):
+        root = (file.parent / str(content.get("path") or ".")).resolve()
+    return content, names, _Listing(file, root)
 
 
 @contextmanager
@@ -336,13 +379,28 @@ def _class_names(content: Mapping[str, object], file: Path) -> tuple[str, ...]:
     return texts
 
 
+def _keypoints(content: Mapping[str, object], file: Path) -> int:
+    """Return how many numbers of key points follow a box in a label row of a pose data set."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        raise DataError(
+            f"data set file {file} has kpt_shape: {shape!r}, expected the number of key points and "
+            "of the numbers of each, such as [17, 3]"
+        )
+    return int(shape[0] * shape[1])
+
+
 def _groups(content: Mapping[str, object], root: Path, file: Path) -> dict[str, str]:
     """Return the groups that a file beside the data.yaml, or named in it, lists."""
     named = content.get("groups")
+    if isinstance(named, dict) and all(isinstance(value, str | int) for value in named.values()):
+        return named_groups(file, ((str(key), str(value)) for key, value in named.items()), root)
     if named is not None and not (isinstance(named, str) and named):
         raise DataError(
-            f"data set file {file} has groups: {named!r}, expected a .csv or .txt file with a "
-            "picture and its group in each row"
+            f"data set file {file} has groups: {str(named)[:100]}, expected a .csv or .txt file "
+            "with a picture and its group in each row, or pictures and their groups"
         )
     names = (named,) if isinstance(named, str) else GROUP_FILES
     with usable(f"groups of data set file {file} can't be found"):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fl_app.client.adamw import AdamW
@@ -57,6 +59,32 @@ def build_optimizer(model: nn.Module, args: Any, *, num_classes: int, weight_dec
         }
         for group, weights in groups.items()
     )
+
+
+def optimizer_arrays(optimizer: Any) -> dict[str, np.ndarray]:
+    """Return the optimizer's state, such as ``0/exp_avg``: of each parameter by its number."""
+    return {
+        f"{number}/{key}": torch.as_tensor(value).cpu().numpy()
+        for number, weight in enumerate(_parameters(optimizer))
+        for key, value in optimizer.state.get(weight, {}).items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Continue with a state that an optimizer of the same model and arguments had."""
+    weights = _parameters(optimizer)
+    for name, array in arrays.items():
+        number, _, key = name.partition("/")
+        weight, value = weights[int(number)], torch.from_numpy(np.array(array))
+        # Counts of steps stay on the CPU, as torch keeps them, but for fused kernels.
+        moves = value.ndim or isinstance(optimizer, AdamW) or optimizer.defaults.get("fused")
+        state = optimizer.state.setdefault(weight, {})
+        state[key] = value.to(weight.device) if moves else value
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 class Schedule:

@@ -46,7 +46,7 @@ _SETTINGS = {
     "batch": "batch-size",
     "imgsz": "image-size",
     "data": "data",
-    "model": "model-size",
+    "model": "model",
     "seed": "seed",
     "patience": "patience",
     "resume": "resume",
@@ -70,7 +70,7 @@ class TrainArgs:
     Attributes
     ----------
     values : Mapping[str, Any]
-        Arguments by Ultralytics' names (`NAMES`); others have Ultralytics' defaults.
+        Arguments by Ultralytics' names (`NAMES`), see `read_train_args`.
     epoch : int
         Global epochs before this round.
     epochs : int
@@ -90,11 +90,14 @@ class TrainArgs:
 def read_train_args(text: str) -> dict[str, Any]:
     """Return all arguments that a federation uses (`NAMES`), as a setting or a server has them.
 
+    Those that are not named have Ultralytics' defaults, but for ``nbs``: it is None then, and each
+    batch makes a step. Nodes step at the same time, so that Ultralytics' 64 pictures a step would
+    be 64 of each node, and a session would have as many times fewer steps as it has nodes.
+
     Parameters
     ----------
     text : str
-        YAML or JSON such as ``{lr0: 0.01, fliplr: 0}``, the path of such a file, or nothing, which
-        is Ultralytics' defaults.
+        YAML or JSON such as ``{lr0: 0.01, fliplr: 0}``, the path of such a file, or nothing.
 
     Raises
     ------
@@ -105,7 +108,8 @@ def read_train_args(text: str) -> dict[str, Any]:
     given = _parsed(text)
     try:
         with _silent():
-            args = vars(get_cfg(overrides=dict(given)))
+            named = {key: value for key, value in given.items() if (key, value) != ("nbs", None)}
+            args = vars(get_cfg(overrides=named))
     except (SyntaxError, TypeError, ValueError) as err:
         hint = ""
         if any(isinstance(value, str) and _is_number(value) for value in given.values()):
@@ -125,6 +129,8 @@ def read_train_args(text: str) -> dict[str, Any]:
             f"it may set {', '.join(sorted(NAMES))}"
         )
     _check_values(args)
+    if given.get("nbs") is None:
+        args["nbs"] = None
     return {key: args[key] for key in sorted(NAMES)}
 
 

@@ -23,7 +23,12 @@ import torch
 from torch import nn
 
 from fl_app.client.hardware import Hardware, Precision
-from fl_app.client.optimization import Schedule, build_optimizer
+from fl_app.client.optimization import (
+    Schedule,
+    build_optimizer,
+    optimizer_arrays,
+    restore_optimizer,
+)
 from fl_app.client.train_args import TrainArgs
 from fl_models.dataset import PictureDataset
 from fl_models.pictures import Picture
@@ -49,10 +54,11 @@ def train_locally(
     seed: int,
     args: TrainArgs | None = None,
     hardware: Hardware | None = None,
+    kept: dict[str, np.ndarray] | None = None,
 ) -> float:
     """Train the module in place for one round.
 
-    The round has a new optimizer; rates, warm-up and mosaic are those of its global epochs. Equal
+    Rates, warm-up and mosaic are those of its global epochs. Equal
     arguments give equal weights on a CPU. Python's, NumPy's and torch's random states are seeded,
     as Ultralytics does; two rounds in threads of one process would disturb each other. Except for
     rounding, the weights of a session of one round equal those of Ultralytics' own trainer.
@@ -69,15 +75,18 @@ def train_locally(
     image_size : int
         Side in pixels, a multiple of 32.
     batch_size : int
-        Pictures of a batch; ``nbs`` pictures make a step.
+        Pictures of a batch.
     seed : int
         Seed of order and augmentation, from 0 to 2**31 - 2.
     args : TrainArgs | None
-        Training arguments and the global epoch; by default Ultralytics' for a session of this
-        round alone.
+        Training arguments and the global epoch; by default those of `read_train_args` for a session
+        of this round alone.
     hardware : Hardware | None
         What to compute with; by default one thread of the CPU. Another number of ``workers`` draws
         other augmentations.
+    kept : dict[str, np.ndarray] | None
+        State of the optimizer, which the round continues and leaves here; by default it has a new
+        optimizer, whose state is dropped.
 
     Returns
     -------
@@ -94,6 +103,7 @@ def train_locally(
     """
     args = args or TrainArgs(epochs=epochs)
     settings = {**args.values, "imgsz": image_size, "batch": batch_size, "epochs": args.epochs}
+    settings["nbs"] = args.values.get("nbs") or batch_size
     started = time.perf_counter()
     text = json.dumps(settings, sort_keys=True)
     hardware = hardware or Hardware()
@@ -101,7 +111,9 @@ def train_locally(
     _require_batches(len(pictures), dataset.settings)
     try:
         with torch_threads(hardware.threads), _loader_explained():
-            loss = _train(model, dataset, hardware, first=args.epoch, epochs=epochs, seed=seed)
+            loss = _train(
+                model, dataset, hardware, first=args.epoch, epochs=epochs, seed=seed, kept=kept
+            )
     finally:  # after a failure too, the next round has the model, and the device its memory
         model.zero_grad()
         model.criterion = None
@@ -145,6 +157,7 @@ def _train(
     first: int,
     epochs: int,
     seed: int,
+    kept: dict[str, np.ndarray] | None,
 ) -> float:
     """Train the global epochs from ``first``; return the mean loss of the last one."""
     # A loop of its own: YOLO.train() also validates, saves and plots. It takes 2.9 times as long as
@@ -164,6 +177,7 @@ def _train(
         schedule = Schedule(settings, epoch=first, local_epochs=epochs, batches=len(loader))
         decay, count = schedule.weight_decay, len(dataset.data["names"])
         optimizer = build_optimizer(model, settings, num_classes=count, weight_decay=decay)
+        restore_optimizer(optimizer, kept or {})
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         number = 0
         for epoch in range(first, first + epochs):
@@ -195,6 +209,9 @@ def _train(
     if not stepped and first + epochs < settings.epochs:
         precision.step(optimizer, weights)
     _report_overflows(precision)
+    if kept is not None:
+        kept.clear()
+        kept.update(optimizer_arrays(optimizer))
     return mean
 
 

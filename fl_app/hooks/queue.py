@@ -210,7 +210,7 @@ class JournalFollower:
         for entry in self._store.history(after=number):
             state = step(state, entry.op, entry.version)
             self._seen = (entry.number, state)
-            if entry.op not in (Move.CARRY, Move.LEASE):
+            if entry.op not in (Move.CARRY, Move.LEASE, Move.ACKNOWLEDGE):
                 yield StageMoved(
                     number=entry.number,
                     op=str(entry.op),

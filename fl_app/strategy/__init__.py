@@ -9,7 +9,8 @@ from fl_app.strategy.finish.evaluation import ScoredRecord
 from fl_app.strategy.finish.reporting import plot_metrics
 from fl_app.strategy.lifecycle import LifecycleStrategy
 from fl_app.strategy.records import DataUsed, Origin, SessionReport
-from fl_app.strategy.round.averaging import StreamingFedAvg
+from fl_app.strategy.retention import Retention
+from fl_app.strategy.round.averaging import EmaFedAvg, StreamingFedAvg
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.setup import (
     ModelCard,
@@ -25,6 +26,7 @@ from fl_registry.gates.gates import *  # noqa: F403
 __all__ = [
     "DataUsed",
     "EarlyStopping",
+    "EmaFedAvg",
     "LifecycleStrategy",
     "MetricError",
     "ModelCard",
@@ -32,6 +34,7 @@ __all__ = [
     "Origin",
     "Resume",
     "ResumeError",
+    "Retention",
     "RoundReport",
     "RoundSettings",
     "RunFailedError",

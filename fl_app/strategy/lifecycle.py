@@ -285,7 +285,11 @@ class LifecycleStrategy(Strategy):
             config.update(setup.monitor.data_orders())
         deadline = setup.rounds.node_wait_timeout
         waits = NodeDeadline(grid, self.strategy, phase="train", seconds=deadline)
-        return hand.send(self.strategy.configure_train(number, arrays, config, waits))
+        messages = hand.send(self.strategy.configure_train(number, arrays, config, waits))
+        for message in messages[:1]:  # a strategy may send another model than the global one
+            sent = [each for each in message.content.values() if isinstance(each, ArrayRecord)]
+            hand.sent = sent[0] if len(sent) == 1 else arrays
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -23,6 +23,7 @@ from fl_app.settings import Key, check_settings
 from fl_app.strategy.early_stopping import EarlyStopping
 from fl_app.strategy.errors import MetricError
 from fl_app.strategy.records import Artifacts, DataUsed, Monitor, Origin, ProductionWatch
+from fl_app.strategy.retention import Retention
 from fl_app.strategy.round.averaging import StreamingFedAvg
 from fl_app.strategy.round.grids import NODE_WAIT_SECONDS
 from fl_app.strategy.round.inner_strategy import strategy_levels
@@ -68,6 +69,10 @@ class ModelCard:
         return one_line(f"its classes are {theirs}, expected {ours}")
 
 
+MAX_WAITING_ROUNDS = 20
+"""Closed rounds that may wait for the worker, each with its arrays on disk."""
+
+
 @dataclass(frozen=True)
 class RoundSettings:
     """How rounds are run.
@@ -83,6 +88,9 @@ class RoundSettings:
         Seconds for which a round waits for as many nodes as the inner strategy needs.
     pipeline : bool
         Evaluate and register a round while the nodes train the next one. False does it inline.
+    max_waiting_rounds : int
+        Closed rounds that may wait on disk for a worker that is slower than the rounds; at that
+        many, a round waits until one is finished. While MLflow is down rounds go on all the same.
     pack_arrays : bool
         Send a model as one array over a SuperLink's network, which takes seconds for hundreds of
         arrays. All ClientApps need the mod `fl_app.client.mods.packing.pack_arrays`.
@@ -99,6 +107,7 @@ class RoundSettings:
     early_stopping: EarlyStopping | None = None
     node_wait_timeout: float = NODE_WAIT_SECONDS
     pipeline: bool = True
+    max_waiting_rounds: int = MAX_WAITING_ROUNDS
     pack_arrays: bool = False
     ignore_start: bool = False
 
@@ -108,6 +117,9 @@ class RoundSettings:
         seconds: object = self.node_wait_timeout
         if not isinstance(seconds, int | float) or not seconds >= 0:
             raise ValueError(f"node_wait_timeout is {seconds!r:.60}, expected 0 seconds or more.")
+        most: object = self.max_waiting_rounds
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ValueError(f"max_waiting_rounds is {most!r:.60}, expected 1 round or more.")
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,8 @@ class SessionSettings:
         Seconds for which the end of a session waits for MLflow while it is down.
     retry : Breaker
         How long to wait between attempts while MLflow is down.
+    retention : Retention
+        Which old versions are removed at the end; none by default.
     """
 
     params: Mapping[str, object] = field(default_factory=dict)
@@ -140,6 +154,7 @@ class SessionSettings:
     round_patience: float = 0.7
     drain_timeout: float = 60.0
     retry: Breaker = field(default_factory=Breaker)
+    retention: Retention = field(default_factory=Retention)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 IGNORED = -1
 """The number of a class that a model does not have; its boxes are left out."""
-_SHOWN = 5
+_SHOWN = 3  # on each side: the reason of a rejected node has 200 characters
 
 
 class ClassError(ValueError):
@@ -48,17 +49,11 @@ def name_differences(own: Sequence[str], model: Sequence[str]) -> str:
     """Return which names only one of the two has, with near misses; empty if none, in any order."""
     unknown = [name for name in own if name not in set(model)]
     missing = [name for name in model if name not in set(own)]
-    hints = {name: near_name(name, missing) for name in unknown}
-    unknown_texts = [
-        f"{name!r} (did you mean {hints[name]!r}?)" if hints[name] else repr(name)
-        for name in unknown
-    ]
-    parts = [
-        f"{what} {_listed(texts)}"
-        for what, texts in (("it has", unknown_texts), ("it lacks", [repr(n) for n in missing]))
-        if texts
-    ]
-    return " and ".join(parts)
+    texts = {
+        "it has": [_hinted(name, missing) for name in unknown],
+        "it lacks": [*map(repr, missing)],
+    }
+    return " and ".join(f"{what} {_listed(some)}" for what, some in texts.items() if some)
 
 
 def near_name(name: str, known: Sequence[str]) -> str | None:
@@ -80,8 +75,21 @@ def repeated_names(names: Iterable[str]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names for a sentence, at most five of them."""
+    """Return names for a sentence, at most three of them."""
     return _listed([repr(name) for name in names])
+
+
+def _hinted(name: str, known: Sequence[str]) -> str:
+    near = near_name(name, known)
+    if near is None:
+        return repr(name)
+    # Accents and letters of full width have several codes, which look the same.
+    shown = ascii if _form(near) == _form(name) else repr
+    return f"{shown(name)} (did you mean {shown(near)}?)"
+
+
+def _form(name: str) -> str:
+    return unicodedata.normalize("NFKC", name)
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -90,4 +98,4 @@ def _listed(texts: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return "".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return "".join(_form(name).casefold().replace("_", " ").replace("-", " ").split())

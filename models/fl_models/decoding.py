@@ -37,6 +37,7 @@ class DecoderMissingError(PictureError):
 def read_pictures(
     paths: Iterable[Path],
     numbers: Sequence[int],
+    keypoints: int = 0,
     *,
     shape_of: Callable[[Path], tuple[int, int]] | None = None,
 ) -> Pictures:
@@ -52,6 +53,8 @@ def read_pictures(
         The pictures.
     numbers : Sequence[int]
         `DataSpec.numbers` of their data set.
+    keypoints : int
+        `DataSpec.keypoints` of their data set.
     shape_of : Callable[[Path], tuple[int, int]] | None
         Returns what `picture_shape` returned while a picture was the same; None: that itself.
     """
@@ -60,7 +63,7 @@ def read_pictures(
     left_out, no_decoder, labelled = Counter[str](), Counter[str](), 0
     for path in paths:
         try:
-            shape, rows = shape_of(path), label_rows(path)
+            shape, rows = shape_of(path), label_rows(path, keypoints)
             # Before the check, since what it leaves out tells how the labels are numbered.
             classes.update(rows[np.isfinite(rows[:, 0]), 0].astype(int).tolist())
             labelled += label_file(path).is_file()
@@ -87,6 +90,7 @@ def read_pictures(
         dict(left_out + no_decoder),
         num_classes=len(numbers),
         numbered=(min(classes), max(classes)) if classes else None,
+        unlabelled=tuple(unlabelled),
         only_backgrounds=bool(labelled) and len(usable) == len(unlabelled),
     )
 

@@ -71,10 +71,10 @@ def draw_predictions(
     PictureError
         None of the pictures can be used.
     """
-    pictures = _some_of(data.val, data.numbers, _PICTURES)
+    pictures = _some_of(data.val, data, _PICTURES)
     tiles = list[Tile]()
     for picture in pictures:
-        result = model.predict(picture.path, conf=conf, image_size=imgsz)[0]
+        result = model.predict(picture.path, conf=conf, imgsz=imgsz)[0]
         pixels = result.orig_img[..., ::-1]
         found = result.boxes.cpu().numpy()
         detected: list[Label] = [
@@ -113,7 +113,7 @@ def draw_training_batch(
     PictureError
         None of the pictures can be used.
     """
-    pictures = _some_of(data.train, data.numbers, _AUGMENTED)
+    pictures = _some_of(data.train, data, _AUGMENTED)
     with _seeded(seed):
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=True)
         items: list[Any] = [dataset[number] for number in range(len(pictures))][-_PICTURES:]
@@ -130,9 +130,9 @@ def draw_training_batch(
     _draw_page(tiles, data.names, path, title=f"{title}{', ' if title else ''}{what}")
 
 
-def _some_of(paths: Sequence[Path], numbers: Sequence[int], count: int) -> Sequence[Picture]:
+def _some_of(paths: Sequence[Path], data: DataSpec, count: int) -> Sequence[Picture]:
     chosen = paths[:: max(1, len(paths) // count)][:count]
-    pictures: Sequence[Picture] = read_pictures(chosen, numbers)
+    pictures: Sequence[Picture] = read_pictures(chosen, data.numbers, data.keypoints)
     if not pictures:
         raise PictureError(f"none of {len(chosen)} pictures can be drawn")
     return pictures

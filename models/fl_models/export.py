@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from ultralytics import YOLO, __version__
 from ultralytics.cfg import get_cfg, parse_key_value_pair
 from ultralytics.engine.exporter import export_formats
-from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, remove_colorstr
+
+from fl_models.serving import described_network
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,13 @@ def checkpoint(weights: Path, description: Mapping[str, Any]) -> dict[str, Any]:
     ExportError
         The description is not of an Ultralytics detector.
     """
-    network = _network(description)
+    try:
+        network = described_network(description)
+    except ValueError as error:
+        raise ExportError(
+            f"{error}: load_arrays() of the registry returns any version's arrays"
+        ) from error
     network.load_state_dict(load_file(weights), strict=True)
-    network.names = dict(enumerate(description["names"]))
     side = description.get("image_size") or DEFAULT_CFG_DICT["imgsz"]
     network.args = {"task": "detect", "imgsz": side}
     for weight in network.parameters():
@@ -159,17 +164,6 @@ def checkpoint(weights: Path, description: Mapping[str, Any]) -> dict[str, Any]:
         "train_args": {**DEFAULT_CFG_DICT, **network.args},
         "train_metrics": {},
     }
-
-
-def _network(description: Mapping[str, Any]) -> Any:
-    if description.get("family") != "yolov8":
-        raise ExportError(
-            f"its weights are of {description.get('family') or 'an unknown model'}, expected an "
-            "Ultralytics detector: load_arrays() of the registry returns them as arrays"
-        )
-    return DetectionModel(
-        f"yolov8{description['size']}.yaml", nc=len(description["names"]), verbose=False
-    )
 
 
 def _format_of(path: Path, format: str) -> str:

@@ -67,7 +67,7 @@ class Holdout:
     Raises
     ------
     PictureError
-        If none of the pictures can be used, or their labels are numbered from 1.
+        If none of the pictures can be used or has a box, or their labels are numbered from 1.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Holdout:
         cache_bytes: int = _CACHE_BYTES,
         shape_of: Callable[[Path], tuple[int, int]] | None = None,
     ) -> None:
-        pictures = read_pictures(data.val, data.numbers, shape_of=shape_of)
+        pictures = read_pictures(data.val, data.numbers, data.keypoints, shape_of=shape_of)
         pictures.require_usable("holdout pictures")
         self.note = pictures.note
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
@@ -145,12 +145,12 @@ class Holdout:
             for number, score in zip(metrics.ap_class_index, scores.get(metric, ()), strict=False)
         }
 
-    def table(self) -> list[dict[str, str | float]]:
+    def table(self) -> list[dict[str, Any]]:
         """Return Ultralytics' row for each class with true boxes, of the latest call.
 
         Returns
         -------
-        list[dict[str, str | float]]
+        list[dict[str, Any]]
             ``class``, ``images`` and ``instances`` (boxes) that have it, ``precision``,
             ``recall``, ``F1``, ``mAP50`` and ``mAP50-95``, each from 0 to 1.
         """
@@ -237,6 +237,7 @@ class _Scorer(DetectionValidator):  # type: ignore[misc]  # Ultralytics is untyp
             multi_label=True,
             max_det=self.args.max_det,
             max_time_img=float("inf"),
+            end2end=self.end2end,
         )
         return [
             {"bboxes": rows[:, :4], "conf": rows[:, 4], "cls": rows[:, 5], "extra": rows[:, 6:]}

@@ -51,6 +51,10 @@ class PictureError(ValueError):
         self.reason = reason
 
 
+class NoBoxesError(PictureError):
+    """Pictures are readable, and all of them are background."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One readable picture with its true boxes.
@@ -85,6 +89,8 @@ class Pictures(Sequence[Picture]):
         Classes of the data set.
     numbered : tuple[int, int] | None
         Lowest and highest class number in all label files; None without boxes.
+    unlabelled : tuple[Path, ...]
+        Where label files of usable pictures were looked for, and are not.
     only_backgrounds : bool
         Whether there are labels, and no picture with a label file is usable.
     """
@@ -93,6 +99,7 @@ class Pictures(Sequence[Picture]):
     left_out: Mapping[str, int] = field(default_factory=dict)
     num_classes: int = 0
     numbered: tuple[int, int] | None = None
+    unlabelled: tuple[Path, ...] = ()
     only_backgrounds: bool = False
 
     def __len__(self) -> int:
@@ -103,26 +110,35 @@ class Pictures(Sequence[Picture]):
 
     @property
     def note(self) -> str:
-        """How many pictures were left out and why; empty if none."""
-        total, many = sum(self.left_out.values()), len(self.usable)
-        if not total:
-            return ""
-        worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
-        reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
-        return f"{total} of {total + many} pictures are left out: {reasons}"
+        """How many pictures were left out and why, and whether most have no label file."""
+        total, many, parts = sum(self.left_out.values()), len(self.usable), list[str]()
+        if total:
+            worst = sorted(self.left_out.items(), key=lambda each: -each[1])[:_REASONS]
+            reasons = "; ".join(f"{count} because of {reason}" for reason, count in worst)
+            parts.append(f"{total} of {total + many} pictures are left out: {reasons}")
+        if 2 * len(self.unlabelled) > many:
+            parts.append(
+                f"{len(self.unlabelled)} of {many} pictures have no label file and count as "
+                "background"
+            )
+        return "; ".join(parts)
 
-    def require_usable(self, what: str) -> None:
-        """Check that there are pictures, and that their labels are numbered as their classes are.
+    def require_usable(self, what: str, *, backgrounds: bool = False) -> None:
+        """Check that there are pictures with boxes, numbered as their classes are.
 
         Parameters
         ----------
         what : str
             What the pictures are, for the error: "training pictures".
+        backgrounds : bool
+            Accept that no picture has a box.
 
         Raises
         ------
         PictureError
             No picture or no label is usable, or the labels are numbered from 1.
+        NoBoxesError
+            There are no boxes.
         """
         count = len(self) + sum(self.left_out.values())
         last = self.num_classes - 1
@@ -138,6 +154,17 @@ class Pictures(Sequence[Picture]):
                 f"{none} of the {count} {what} can be used ({self.note}): "
                 "correct them, or use another data set"
             )
+        if backgrounds or any(len(picture.boxes) for picture in self.usable):
+            return
+        if len(self.unlabelled) == len(self.usable):
+            raise NoBoxesError(
+                f"none of the {count} {what} has a label file: they were looked for in "
+                f"{self.unlabelled[0].parent}, such as {self.unlabelled[0].name}; put them there"
+            )
+        raise NoBoxesError(
+            f"the label files of the {count} {what} have no box of a class that is trained, such "
+            f"as that of {self.usable[0].path}; correct them"
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +182,8 @@ class DataSpec:
     numbers : tuple[int, ...]
         By class number in the label files the number in ``names``, or `IGNORED`; by default the
         same number.
+    keypoints : int
+        Numbers in a label row after those of the box, which are left out; 0: none.
     clips : tuple[str, ...]
         The clip or site of each picture of ``train``; by default each has its own.
     notes : tuple[str, ...]
@@ -166,6 +195,7 @@ class DataSpec:
     val: tuple[Path, ...]
     names: tuple[str, ...]
     numbers: tuple[int, ...] = ()
+    keypoints: int = 0
     clips: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -196,7 +226,7 @@ def label_file(picture: Path) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
+def read_boxes(picture: Path, numbers: Sequence[int], keypoints: int = 0) -> np.ndarray:
     """Return the true boxes of a picture, shape (n, 5), without repeated rows.
 
     Polygon rows (class, x1, y1, x2, y2, ...) become the boxes around them. Boxes of a class that
@@ -208,16 +238,18 @@ def read_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
         The picture, whose label file is read.
     numbers : Sequence[int]
         `DataSpec.numbers` of its data set.
+    keypoints : int
+        `DataSpec.keypoints` of its data set.
 
     Raises
     ------
     PictureError
         A row is no box or polygon in fractions of the picture, or has an unknown class.
     """
-    return checked_boxes(picture, label_rows(picture), numbers)
+    return checked_boxes(picture, label_rows(picture, keypoints), numbers)
 
 
-def label_rows(picture: Path) -> np.ndarray:
+def label_rows(picture: Path, keypoints: int = 0) -> np.ndarray:
     """Return the rows of a picture's label file as boxes, unchecked, shape (n, 5).
 
     Raises
@@ -230,7 +262,7 @@ def label_rows(picture: Path) -> np.ndarray:
         return np.zeros((0, 5), np.float32)
     try:
         rows = [row.split() for row in path.read_text("utf-8-sig").splitlines() if row.strip()]
-        return np.array([_to_box(row) for row in rows], np.float32).reshape(-1, 5)
+        return np.array([_to_box(row, keypoints) for row in rows], np.float32).reshape(-1, 5)
     except (OSError, ValueError) as error:
         reason = "a label file that can't be read"
         raise PictureError(
@@ -249,10 +281,10 @@ def checked_boxes(picture: Path, rows: np.ndarray, numbers: Sequence[int]) -> np
     return np.asarray(boxes[boxes[:, 0] != IGNORED])
 
 
-def usable_boxes(picture: Path, numbers: Sequence[int]) -> np.ndarray:
+def usable_boxes(picture: Path, numbers: Sequence[int], keypoints: int = 0) -> np.ndarray:
     """Return the boxes of ``read_boxes``, or none if they can't be used."""
     try:
-        return read_boxes(picture, numbers)
+        return read_boxes(picture, numbers, keypoints)
     except PictureError:
         return np.zeros((0, 5), np.float32)
 
@@ -262,10 +294,10 @@ def main_class(boxes: np.ndarray) -> int:
     return int(np.bincount(boxes[:, 0].astype(int)).argmax()) if len(boxes) else -1
 
 
-def _to_box(row: Sequence[str]) -> list[float]:
+def _to_box(row: Sequence[str], keypoints: int) -> list[float]:
     values = [float(value) for value in row]
-    if len(values) == 5:
-        return values
+    if len(values) in {5, 5 + keypoints}:
+        return values[:5]
     if len(values) < 7 or len(values) % 2 == 0:
         raise ValueError(f"a row has {len(values)} numbers, expected 5 (class, x, y, w, h)")
     xs, ys = values[1::2], values[2::2]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Serving code of the YOLO model, copied beside each version's weights for MLflow to run.
+"""Serving code of the detectors, copied beside each version's weights for MLflow to run.
 
 Pictures in, boxes out, the same boxes as those of `YoloModel.predict`, which uses `find_boxes` too.
 The file is complete in itself: a server needs the packages that it requires, but neither this
@@ -13,7 +13,7 @@ import binascii
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,21 @@ SERVING: dict[str, Any] = {
     "outputs": [{"type": "array", "items": _BOX, "required": True}],
     "params": [
         {"name": "conf", "type": "double", "default": 0.25, "shape": None},
-        # 0: as in training
-        {"name": "image_size", "type": "long", "default": 0, "shape": None},
+        {"name": "iou", "type": "double", "default": 0.7, "shape": None},
+        {"name": "imgsz", "type": "long", "default": 0, "shape": None},  # 0: as in training
+        {"name": "classes", "type": "long", "default": [], "shape": [-1]},  # none: all
+        {"name": "max_det", "type": "long", "default": 300, "shape": None},
+        {"name": "half", "type": "boolean", "default": False, "shape": None},
     ],
     "requirements": ("ultralytics", "torch", "torchvision", "numpy", "safetensors"),
     "config": {"device": "cpu"},
 }
 """Arguments of `fl_registry.Serving`, beside this file."""
 
-_STRIDE, _LARGEST_DEFAULT = 32, 640
-_OVERLAP = 0.7  # above this, the less confident of two boxes is dropped; Ultralytics' default
+FAMILY = "ultralytics-detect"
+"""What the description of a version calls the models of this package."""
+
+_LARGEST_DEFAULT = 640
 
 
 def load(
@@ -63,28 +68,27 @@ def load(
     That takes a table with the column ``image``: each entry a picture file's bytes in base64, or
     the pixels as (height, width, 3) whole numbers from 0 to 255 in BGR order. It returns, for each
     picture, a list of boxes: ``xyxy`` in pixels of the given picture, ``confidence``, ``class``
-    and ``name``.
+    and ``name``. The parameters are those of `YoloModel.predict`.
 
     Raises
     ------
     ValueError
-        `spec` does not describe a YOLO model.
+        `spec` does not describe a detector of Ultralytics.
     """
     model = spec["model"]
-    if model.get("family") != "yolov8":
-        raise ValueError(f"the weights are of {model or 'an unknown model'}, expected YOLOv8")
+    network = described_network(model)
     names = list(model["names"])
-    network: Any = DetectionModel(f"yolov8{model['size']}.yaml", nc=len(names), verbose=False)
     network.load_state_dict(load_file(weights), strict=True)
     network.to(config["device"]).eval()
     lock = threading.Lock()  # the head caches its anchors between pictures
 
     def predict(data: Any, params: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-        conf = params.get("conf", 0.25)
-        side = params.get("image_size", 0) or model.get("image_size", 0)
+        given = {**params}
+        given["imgsz"] = params.get("imgsz", 0) or model["image_size"]
+        given["classes"] = params.get("classes") or None
         pictures = [as_pixels(entry) for cell in data["image"] for entry in _entries(cell)]
         with lock, torch.inference_mode():
-            detected = [find_boxes(network, each, conf=conf, side=side) for each in pictures]
+            detected = [find_boxes(network, each, **given) for each in pictures]
         return [
             [
                 {"xyxy": xyxy, "confidence": confidence, "class": int(c), "name": names[int(c)]}
@@ -96,10 +100,63 @@ def load(
     return predict
 
 
+def require_detector(model: Mapping[str, Any]) -> None:
+    """Raise ValueError if a description is not of a detector of Ultralytics."""
+    if model.get("family") != FAMILY:
+        raise ValueError(
+            f"the weights are of {model.get('family') or 'an unknown model'}, expected a detector "
+            "of Ultralytics"
+        )
+
+
+def described_network(model: Mapping[str, Any]) -> Any:
+    """Build the plain Ultralytics model that a version's description describes.
+
+    Raises
+    ------
+    ValueError
+        It does not describe a detector of Ultralytics.
+    """
+    require_detector(model)
+    network: Any = DetectionModel({**model["yaml"]}, nc=len(model["names"]), verbose=False)
+    fit_class_branch(network, model["class_width"])
+    network.names = dict(enumerate(model["names"]))
+    return network
+
+
+def fit_class_branch(network: Any, width: int) -> None:
+    """Give the head's hidden class layers `width` channels, with random weights.
+
+    Ultralytics makes them as wide as the number of classes asks for. When it starts from weights of
+    other classes, it keeps those layers, so that a model of 7 classes that was trained from COCO's
+    80 has wider ones than a new model of 7.
+    """
+    if class_width(network) != width:
+        donor = DetectionModel({**network.yaml}, nc=width, verbose=False)
+        if class_width(donor) != width:
+            raise ValueError(f"a class branch of {width} channels can't be built")
+        network.load(donor, verbose=False)
+
+
+def class_width(network: Any) -> int:
+    """Return the number of channels of the head's hidden class layers."""
+    return int(network.model[-1].cv3[0][-1].in_channels)
+
+
 def find_boxes(
-    network: torch.nn.Module, pixels: np.ndarray, *, conf: float, side: int
+    network: Any,
+    pixels: np.ndarray,
+    *,
+    conf: float = 0.25,
+    iou: float = 0.7,
+    imgsz: int | Sequence[int] = 0,
+    classes: Sequence[int] | None = None,
+    max_det: int = 300,
+    half: bool = False,
 ) -> torch.Tensor:
     """Return the boxes of a picture, shape (n, 6): x1, y1, x2, y2 in pixels, confidence, class.
+
+    They are those of Ultralytics' own `predict` with the same arguments.
 
     Parameters
     ----------
@@ -108,21 +165,53 @@ def find_boxes(
     pixels : np.ndarray
         The picture, uint8, shape (height, width, 3) in BGR order.
     conf : float
-        Boxes with less confidence are left out.
-    side : int
-        Side in pixels to which the picture is scaled and padded; 0: its longest side, at most 640.
+        Boxes with less confidence are left out, from 0 to 1.
+    iou : float
+        Of two boxes of a class that overlap more, the less confident is dropped, from 0 to 1.
+    imgsz : int | Sequence[int]
+        Size in pixels to which the picture is scaled, as one number or (height, width); 0: its
+        longest side, at most 640. Rounded up to the stride of the model.
+    classes : Sequence[int] | None
+        Class numbers to look for; None: all.
+    max_det : int
+        Most boxes of a picture.
+    half : bool
+        Compute with 16 bit floats on a GPU. On a CPU it changes nothing, as in Ultralytics.
+
+    Raises
+    ------
+    ValueError
+        A number is out of range.
     """
-    side = side or min(max(pixels.shape[:2]), _LARGEST_DEFAULT)
-    side = math.ceil(side / _STRIDE) * _STRIDE
-    square = LetterBox((side, side), auto=False, stride=_STRIDE)(image=pixels)
-    rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
+    if not (0 <= conf <= 1 and 0 <= iou <= 1):
+        raise ValueError(f"conf is {conf} and iou is {iou}, expected numbers from 0 to 1")
+    count = network.model[-1].nc
+    if classes is not None and not all(0 <= number < count for number in classes):
+        raise ValueError(f"classes is {list(classes)}, expected numbers from 0 to {count - 1}")
+    stride = int(network.stride.max())
+    given = imgsz or min(max(pixels.shape[:2]), _LARGEST_DEFAULT)
+    height, width = (given, given) if isinstance(given, int) else given
+    size = tuple(math.ceil(max(side, 1) / stride) * stride for side in (height, width))
+    scaled = LetterBox(size, auto=True, stride=stride)(image=pixels)
+    rgb = np.ascontiguousarray(scaled[..., ::-1].transpose(2, 0, 1))
     weight = next(network.parameters())
     batch = torch.from_numpy(rgb).to(weight.device, weight.dtype)[None] / 255
-    # Ultralytics drops the boxes of pictures that take long; a slow machine must not change
-    # results, so there is no time limit.
-    found = non_max_suppression(network(batch), conf, _OVERLAP, max_time_img=math.inf)
+    place = weight.device.type
+    with torch.autocast(place, torch.float16, enabled=half and place != "cpu"):
+        output = network(batch)
+    found = non_max_suppression(
+        output,
+        conf,
+        iou,
+        classes=None if classes is None else list(classes),
+        max_det=max_det,
+        end2end=network.end2end,
+        # Ultralytics drops the boxes of pictures that take long; a slow machine must not change
+        # results, so there is no time limit.
+        max_time_img=math.inf,
+    )
     boxes: torch.Tensor = found[0]
-    boxes[:, :4] = scale_boxes((side, side), boxes[:, :4], pixels.shape)
+    boxes[:, :4] = scale_boxes(batch.shape[2:], boxes[:, :4], pixels.shape)
     return boxes[:, :6]
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from fl_registry.files.artifacts import Artifact, Removal
 from fl_registry.files.digests import WholeFiles
-from fl_registry.journal.entries import Page
+from fl_registry.journal.entries import Mark, Page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.serving.mlmodel import Serving
 from fl_registry.stages import StageMark
@@ -56,8 +56,19 @@ class JournalStorage(ABC):
         """Return the current page; `fresh` also reads again what was read before."""
 
     @abstractmethod
-    def pages(self) -> Sequence[Page]:
-        """Return the whole journal, oldest page first, read again."""
+    def pages(self, *, after: int = 0) -> Sequence[Page]:
+        """Return the journal, oldest page first, read again.
+
+        With `after`, only from the page on that has the entry behind that number.
+        """
+
+    @abstractmethod
+    def checked(self) -> Mark:
+        """Return how far the journal was checked on this machine."""
+
+    @abstractmethod
+    def set_checked(self, mark: Mark) -> None:
+        """Note how far the journal was checked."""
 
     @abstractmethod
     def claim(self, number: int, text: str) -> bool:
@@ -119,14 +130,37 @@ class VersionFiles(ABC):
 
     @abstractmethod
     def size(self, record: ModelVersion) -> int:
-        """Return the bytes that would be freed if the version were removed."""
+        """Return the bytes of a version's files that no others share."""
 
     @abstractmethod
-    def remove(self, record: ModelVersion) -> Removal:
+    def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         """Remove a retired version and its files; a repeated call finishes an interrupted one.
 
         The version goes last: as long as it is there, any process can finish the removal.
+
+        Parameters
+        ----------
+        record : ModelVersion
+            The version.
+        users : str
+            Versions that refer to its files (see `Backend.inventory`); then the files stay.
         """
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All versions at one moment.
+
+    Attributes
+    ----------
+    records : Sequence[ModelVersion]
+        The versions, newest first.
+    users : Mapping[str, str]
+        By version, the names of others, of any model, that refer to its files, if there are any.
+    """
+
+    records: Sequence[ModelVersion]
+    users: Mapping[str, str] = field(default_factory=dict)
 
 
 class Backend(ABC):
@@ -153,6 +187,20 @@ class Backend(ABC):
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the backend cannot be used."""
 
+    def notices(self) -> tuple[str, ...]:
+        """Return, in sentences, what people should know of the place, though it works."""
+        return ()
+
+    @abstractmethod
+    def check_files(self) -> None:
+        """Store a small file where the next version's go, read it back and remove it.
+
+        Raises
+        ------
+        RegistryError
+            It was not taken, or is not what comes back.
+        """
+
     @abstractmethod
     def fingerprint(self) -> Hashable | None:
         """Return a value that changes with every write, had cheaply; None if there is none."""
@@ -172,8 +220,15 @@ class Backend(ABC):
         """Return one version, or None if there is none."""
 
     @abstractmethod
-    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
-        """Yield all versions, newest first, requesting `at_once` of them at a time."""
+    def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
+        """Yield all versions, newest first, requesting `at_once` of them at a time.
+
+        With `before`, only those with a smaller number.
+        """
+
+    @abstractmethod
+    def inventory(self) -> Inventory:
+        """Return all versions, and who else refers to their files, in one listing."""
 
     @abstractmethod
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:

@@ -26,6 +26,8 @@ EXTRA_OF = {
     "boto3": "s3",
 }
 """The extra of fl-app that brings each module."""
+CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+"""MLflow's environment variables for what a server asks for."""
 
 
 class RegistryError(Exception):
@@ -59,6 +61,14 @@ class StoreUnavailable(RegistryError):  # noqa: N818 - the name is the fault
     """MLflow does not answer, refuses us, or its address cannot be used."""
 
 
+class Gone(RegistryError):  # noqa: N818 - the name is the fault
+    """What was deleted in MLflow by somebody; the text says how it comes back."""
+
+
+class RunPurged(Gone):
+    """A run that MLflow has removed for good, as `mlflow gc` does."""
+
+
 class MissingExtra(RegistryError):  # noqa: N818 - the name is the fault
     """A module of an extra that is not installed; the text names the extra."""
 
@@ -87,7 +97,11 @@ def require(use: str, *modules: str) -> None:
         One is not installed.
     """
     for module in modules:
-        if find_spec(module) is None:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # of a package that it is in
+            found = None
+        if found is None:
             raise MissingExtra(f"{use} needs {module}, which is not installed; {remedy(module)}.")
 
 
@@ -172,7 +186,8 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
     (
         lambda error: _family(error) in _FOREIGN and error_code(error) in _REFUSED,
         StoreUnavailable,
-        "MLflow at {uri} refused to {doing}; check the user name, password or token.",
+        f"MLflow at {{uri}} refused to {{doing}} ({{reason}}); check {CREDENTIALS}, and what that "
+        "user may do.",
     ),
     (
         is_down,

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fl_registry.backend import Backend, JournalStorage, NewVersion, VersionFiles
+from fl_registry.backend import Backend, Inventory, JournalStorage, NewVersion, VersionFiles
 from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
-from fl_registry.files.atomic import copy_whole
+from fl_registry.files.atomic import copy_whole, scratch_folder
 from fl_registry.files.digests import file_digest
-from fl_registry.journal.entries import Page
+from fl_registry.journal.entries import Mark, Page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import StageMark
@@ -40,13 +40,20 @@ class InMemoryJournal(JournalStorage):
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._heartbeat = Heartbeat()
+        self._checked = Mark()
         self._lock = threading.Lock()
 
     def page(self, *, fresh: bool) -> Page:
         return Page(tuple(self.texts))
 
-    def pages(self) -> Sequence[Page]:
+    def pages(self, *, after: int = 0) -> Sequence[Page]:
         return [self.page(fresh=True)]
+
+    def checked(self) -> Mark:
+        return self._checked
+
+    def set_checked(self, mark: Mark) -> None:
+        self._checked = mark
 
     def claim(self, number: int, text: str) -> bool:
         with self._lock:
@@ -102,7 +109,7 @@ class FolderFiles(VersionFiles):
     def size(self, record: ModelVersion) -> int:
         return own_bytes(self._folder / record.version)
 
-    def remove(self, record: ModelVersion) -> Removal:
+    def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         done = remove_folder(self._folder / record.version)
         if not done.left:
             self._forget(record.version)
@@ -168,6 +175,10 @@ class InMemoryBackend(Backend):
         with foreign_errors(f"use the folder {self.scratch}"):
             self.scratch.mkdir(parents=True, exist_ok=True)
 
+    def check_files(self) -> None:
+        with foreign_errors("store a file"), scratch_folder(self.scratch) as folder:
+            (folder / "check").write_text("a", encoding="utf-8")
+
     def fingerprint(self) -> Hashable | None:
         return None
 
@@ -193,8 +204,13 @@ class InMemoryBackend(Backend):
     def find(self, version: str) -> ModelVersion | None:
         return self.stored.get(version)
 
-    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
-        yield from reversed(list(self.stored.values()))
+    def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
+        for record in reversed(list(self.stored.values())):
+            if not before or int(record.version) < int(before):
+                yield record
+
+    def inventory(self) -> Inventory:
+        return Inventory(list(self.versions(at_once=0)))
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         with self._lock:

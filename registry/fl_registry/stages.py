@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from itertools import groupby
+from typing import Any
 
 from fl_registry.errors import StageError
 from fl_registry.journal.lease import NOBODY, Lease
@@ -32,6 +33,7 @@ class Move(StrEnum):
     RESTORE = "restore"
     ADOPT = "adopt"  # accepts a production alias that was moved outside the registry
     RETIRE = "retire"  # the version is being removed for good
+    ACKNOWLEDGE = "acknowledge"  # moves nothing: a person knows that the version's files are lost
     LEASE = "lease"  # moves nothing: another server writes from here on
     CARRY = "carry"  # moves nothing: the first entry of a further page
 
@@ -68,14 +70,29 @@ _SETS = ("archived", "rejected", "served", "retired")  # fields of a state that 
 
 @dataclass(frozen=True)
 class Drift:
-    """An alias that differs from the journal; None stands for no version."""
+    """An alias, or the stage of a version, that differs from the journal.
+
+    Attributes
+    ----------
+    alias : str
+        The alias; empty for a stage.
+    journal, mlflow : str | None
+        The version that it names by the journal, and in MLflow; None for no version. Of a stage:
+        its name.
+    version : str
+        The version whose stage differs: as displayed, in its tag ``stage``, or in ``approval``.
+    """
 
     alias: str
     journal: str | None
     mlflow: str | None
+    version: str = ""
 
     def __str__(self) -> str:
         """Return it in words."""
+        if self.version:
+            ours, theirs = self.journal, self.mlflow
+            return f"version {self.version} is shown as {theirs}, the journal says {ours}"
         ours, theirs = self.journal or "none", self.mlflow or "none"
         return f"{self.alias} names {theirs}, the journal says {ours}"
 
@@ -231,6 +248,24 @@ class State:
         return cls(**{**fields, "lease": Lease(**fields["lease"])})
 
 
+def stage_drift(
+    before: State, state: State, version: str, shown: Stage, tags: Mapping[str, str]
+) -> Drift | None:
+    """Return how the stage that is `shown` of a version, and by its `tags`, is not the journal's.
+
+    What was right `before` the last move, and is not yet brought in line, is no drift.
+    """
+    stages = [str(each.stage_of(version)) for each in (state, before)]
+    for each in (str(shown), tags.get("stage", str(Stage.NONE))):
+        if each not in stages:
+            return Drift("", stages[0], each, version)
+    saved = tags.get("approval", "")
+    approvals = [each.approval_of(version, saved) for each in (state, before)]
+    if saved not in approvals:
+        return Drift("", f"approval {approvals[0]}", f"approval {saved}", version)
+    return None
+
+
 @dataclass(frozen=True)
 class StageMark:
     """What is to be displayed of one version.
@@ -276,29 +311,67 @@ def shown_tags(stage: Stage, approval: str) -> dict[str, str]:
 
 def step(state: State, op: Move, version: str, approval: str = "") -> State:
     """Return the state after a move; `approval` is what its entry records of the version's."""
-    after = _step(state, op, version)
-    pending = version if approval == "pending" else state.pending
-    rejected = after.rejected | {version} if approval == "rejected" else after.rejected
-    return replace(after, pending=pending if pending == after.staging else None, rejected=rejected)
+    tally = Tally(state)
+    tally.move(op, version, approval)
+    return tally.state()
 
 
-def _step(state: State, op: Move, version: str) -> State:
-    if op is Move.RETIRE:
-        return replace(state, retired=state.retired | {version})
-    goal = _GOALS.get(op)
-    if goal in (None, state.stage_of(version)):
-        return state
-    left = version if goal is Stage.ARCHIVED else state.version_in(goal)
-    staging = None if state.staging == version else state.staging
-    moved = replace(
-        state,
-        staging=version if goal is Stage.STAGING else staging,
-        archived=frozenset(filter(None, (*(state.archived - {version}), left))),
-    )
-    if goal is not Stage.PRODUCTION:
-        return moved
-    previous, served = left or state.previous, state.served | {version}
-    return replace(moved, production=version, previous=previous, served=served)
+class Tally:
+    """A state that many moves change, each in the same time, however many versions there are.
+
+    Parameters
+    ----------
+    state : State
+        The state before the moves.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state  # its sets are those below
+        self._sets = {name: set(getattr(state, name)) for name in _SETS}
+
+    def state(self) -> State:
+        """Return the state after the moves so far."""
+        sets: dict[str, Any] = {name: frozenset(each) for name, each in self._sets.items()}
+        return replace(self._state, **sets)
+
+    def lease(self, lease: Lease) -> None:
+        """Note that another server writes."""
+        self._state = replace(self._state, lease=lease)
+
+    def move(self, op: Move, version: str, approval: str = "") -> None:
+        """Add a move."""
+        self._move(op, version)
+        now = self._state
+        pending = version if approval == "pending" else now.pending
+        pending = pending if pending == now.staging else None
+        if pending != now.pending:
+            self._state = replace(now, pending=pending)
+        if approval == "rejected":
+            self._sets["rejected"].add(version)
+
+    def _move(self, op: Move, version: str) -> None:
+        now, archived = self._state, self._sets["archived"]
+        if op is Move.RETIRE:
+            self._sets["retired"].add(version)
+            return
+        goal = _GOALS.get(op)
+        if goal in (None, self._stage_of(version)):
+            return
+        left = version if goal is Stage.ARCHIVED else now.version_in(goal)
+        archived.discard(version)
+        if left:
+            archived.add(left)
+        staging = None if now.staging == version else now.staging
+        changes: dict[str, Any] = {"staging": version if goal is Stage.STAGING else staging}
+        if goal is Stage.PRODUCTION:
+            changes |= {"production": version, "previous": left or now.previous}
+            self._sets["served"].add(version)
+        self._state = replace(now, **changes)
+
+    def _stage_of(self, version: str) -> Stage:
+        if version in (self._state.production, self._state.staging):
+            return self._state.stage_of(version)
+        return Stage.ARCHIVED if version in self._sets["archived"] else Stage.NONE
 
 
 def _ranges(versions: Iterable[str]) -> str:

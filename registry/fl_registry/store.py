@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from fl_registry.backend import Backend, NewVersion
 from fl_registry.errors import (
     ArtifactError,
+    Gone,
     InvalidMetric,
     RegistryError,
     StageError,
@@ -36,6 +37,7 @@ from fl_registry.files.artifacts import (
     SPEC_FILE,
     WEIGHTS_FILE,
     HalfCopy,
+    Removal,
     prepared,
     read_half,
     write_half,
@@ -47,9 +49,12 @@ from fl_registry.journal.entries import (
     Entry,
     JournalError,
     Ledger,
+    Mark,
     appended,
     as_moment,
+    check_since,
     is_date,
+    mark_at_end,
     new_entry,
     production_at,
     read_chain,
@@ -66,7 +71,16 @@ from fl_registry.journal.lease import (
     require_lease,
 )
 from fl_registry.serving.mlmodel import MODEL_FILE, Serving
-from fl_registry.stages import Drift, Move, Stage, State, displaced_mark, mark_of, shown_tags
+from fl_registry.stages import (
+    Drift,
+    Move,
+    Stage,
+    State,
+    displaced_mark,
+    mark_of,
+    shown_tags,
+    stage_drift,
+)
 from fl_registry.tracking import Names, finite_metrics
 from fl_registry.versions import (
     ModelVersion,
@@ -81,6 +95,7 @@ from fl_registry.versions import (
     not_taken_over,
     param_differences,
     read_numbers,
+    read_version,
     reasons_to_stay,
     version_tags,
 )
@@ -96,6 +111,7 @@ _ATTEMPTS = 50  # claims lost in a row before giving up; each loss means that an
 _CONTENDED = "other processes kept moving versions at the same time; try again."
 _NEEDS_METRICS = (Move.STAGE, Move.PROMOTE, Move.RESTORE, Move.ADOPT)
 _AT_ONCE, _FEW = 10_000, 20  # versions requested at a time
+_LISTED_EVERY = 500  # removals after which it is looked again who else refers to files
 _RECENT = 3  # moves whose versions a new store object checks
 _VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
 _FRESH = 5.0  # seconds for which a version is taken to be as this object saved it
@@ -169,11 +185,23 @@ class ModelStore:
         self._last = _Snapshot()
         self._shared = _Shared()
         self._saved: tuple[float, ModelVersion] | None = None  # the newest save, and when
+        self._whole: tuple[Hashable | None, tuple[Entry, ...]] | None = None  # the journal
+        self._full_pages: tuple[Ledger, ...] = ()  # of the journal, oldest first; they stay so
         self._names: defaultdict[str, Names] = defaultdict(Names)  # of metrics, by run
 
     def ping(self) -> None:
         """Raise `StoreUnavailable`, within about 10 seconds, if the store cannot be used."""
         self.backend.ping()
+
+    def check_files(self) -> None:
+        """Check that the store takes a version's files and gives them back.
+
+        Raises
+        ------
+        RegistryError
+            It does not; the text says why.
+        """
+        self.backend.check_files()
 
     def save_model_version(
         self,
@@ -396,12 +424,59 @@ class ModelStore:
             The version that the alias names may not be there; `reconcile` puts the alias back.
         """
         why = f"adopted from MLflow: {reason}" if reason else "adopted from MLflow"
-        drift, entries = self.drift(), []
+        drift, entries = self._alias_drift()[1], []
         for op, version in self._state().adoptions(drift):
             # Aliases are synced after the last one only: before, that would undo the others.
             entries.append(self._move(op, version, sync=False, actor=actor, reason=why)[1])
         self._synced()
         return tuple(filter(None, entries))
+
+    def acknowledge(self, version: str | int, *, actor: str = "", reason: str = "") -> None:
+        """Journal that a version's files are lost and that this is known; `doctor` is content then.
+
+        Raises
+        ------
+        StageError
+            The version is in Staging or Production, or its files are whole.
+        UnknownVersion
+            The journal does not know it.
+        """
+        number = _checked_number(version)
+        state = self._read_new().state
+        stage = state.stage_of(number)
+        if stage in (Stage.PRODUCTION, Stage.STAGING):
+            raise StageError(f"Version {number} is in {stage}; {_way_out(stage)} first.")
+        try:
+            self._verified(self.get_version(number))
+        except (ArtifactError, Gone):
+            pass
+        else:
+            raise StageError(f"The files of version {number} are whole; nothing was acknowledged.")
+        draft = Entry(Move.ACKNOWLEDGE, number, actor=actor, reason=reason)
+        self._claimed(draft, lambda ledger: ledger.state.stage_of(number) is stage)
+
+    def acknowledged(self) -> frozenset[str]:
+        """Return the versions whose loss is known, and which were not in production since."""
+        known: set[str] = set()
+        for entry in self.history():
+            if entry.op is Move.ACKNOWLEDGE:
+                known.add(entry.version)
+            else:
+                known.discard(entry.version)
+        return frozenset(known)
+
+    def losses(self) -> tuple[str, ...]:
+        """Return, in sentences, what people have deleted or renamed that is in use; none is usual.
+
+        Raises
+        ------
+        Gone
+            The registered model itself was deleted.
+        """
+        state = self._state()
+        named = filter(None, map(state.version_in, (Stage.PRODUCTION, Stage.STAGING)))
+        gone = [v for v in named if self.backend.find(v) is None]
+        return (*self.backend.notices(), *(_deleted(v, state) for v in gone))
 
     def prune(
         self,
@@ -434,8 +509,8 @@ class ModelStore:
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        state, files = self._state(), self.backend.files
-        stored = list(self.backend.versions(at_once=_AT_ONCE))
+        state, files, inventory = self._state(), self.backend.files, self.backend.inventory()
+        stored = inventory.records
         begun = [record for record in stored if record.version in state.retired]
         records = [
             _staged(record, state) for record in stored if record.version not in state.retired
@@ -443,24 +518,71 @@ class ModelStore:
         stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         going = [record for record in reversed(records) if record.version not in stay]
         if dry_run:
-            sizes = {record.version: files.size(record) for record in (*begun, *going)}
+            sizes = {
+                record.version: 0 if record.version in inventory.users else files.size(record)
+                for record in (*begun, *going)
+            }
             return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
-        gone = {record.version: files.remove(record) for record in begun}
-        for record in going:
+        gone: dict[str, Removal] = {}
+        due = [(record, False) for record in begun] + [(record, True) for record in going]
+        for place, (record, is_new) in enumerate(due):
+            if place and place % _LISTED_EVERY == 0:  # others may refer to files by now
+                inventory = self.backend.inventory()
             try:
-                self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
+                if is_new:
+                    self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
-            else:
-                gone[record.version] = files.remove(record)
+                continue
+            users = inventory.users.get(record.version, "")
+            gone[record.version] = files.remove(record, users=users)
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
         return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
 
+    def list_versions(
+        self,
+        *,
+        limit: int | None = None,
+        stage: str | Stage | None = None,
+        since: date | str | None = None,
+        before: str | int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return versions as `list_all_versions` does, and read no more than these.
+
+        Parameters
+        ----------
+        limit : int | None
+            How many at most, the newest ones.
+        stage : str | Stage | None
+            Only those in this stage.
+        since : date | str | None
+            Only those that were saved on that day, or at that moment in UTC, or later.
+        before : str | int | None
+            Only those with a smaller number than this version: the last one of the page before.
+
+        Raises
+        ------
+        StageError, InvalidName, UnknownVersion
+            There is no such stage; it is no date, or no version's number.
+        """
+        wanted, state = None if stage is None else _checked_stage(stage), self._state()
+        start = None if since is None else as_moment(since, end=False)
+        first = "" if before is None else _checked_number(before)
+        if limit is not None and limit <= 0:
+            return []
+        at_once = _AT_ONCE if limit is None else min(limit + _FEW, _AT_ONCE)
+        rows: list[dict[str, Any]] = []
+        for record in self._records(state, at_once=at_once, stage=wanted, before=first):
+            if (start is not None and record.created < start) or len(rows) == limit:
+                break
+            rows.append(record.as_row())
+        return rows
+
     def list_all_versions(self) -> list[dict[str, Any]]:
         """Return all versions as dictionaries, newest first (see `ModelVersion.as_row`)."""
-        return [record.as_row() for record in self._records(self._state(), at_once=_AT_ONCE)]
+        return self.list_versions()
 
     def get_version(self, version: str | int) -> ModelVersion:
         """Return one version."""
@@ -499,8 +621,8 @@ class ModelStore:
         wanted, state = None if stage is None else _checked_stage(stage), self._state()
         if wanted in (Stage.PRODUCTION, Stage.STAGING):
             return state.version_in(wanted)
-        records = self._records(state, at_once=_FEW)
-        return next((r.version for r in records if wanted in (None, r.stage)), None)
+        records = self._records(state, at_once=_FEW, stage=wanted)
+        return next((record.version for record in records), None)
 
     def compare_versions(self, a: str | int, b: str | int) -> dict[str, Any]:
         """Return two versions and what differs between them.
@@ -544,36 +666,78 @@ class ModelStore:
     def history(self, *, after: int = 0) -> tuple[Entry, ...]:
         """Return the journal, oldest first, its hash chain checked.
 
-        With `after`, only the entries behind that number, which is often much cheaper.
+        Pages that are full never change, so each is read once. With `after`, only the entries
+        behind that number, which is often much cheaper.
         """
         recent = self._read().entries if after or self._shared.depth else ()
-        if not recent or recent[0].number > after + 1:
-            recent = read_chain(self.backend.journal.pages())
-        return tuple(entry for entry in recent if entry.number > after)
+        if recent and recent[0].number <= after + 1:
+            return tuple(entry for entry in recent if entry.number > after)
+        mark = self.backend.fingerprint()  # first: what is written later makes another one
+        if mark is None or self._whole is None or self._whole[0] != mark:
+            self._whole = mark, self._read_whole()
+        return tuple(entry for entry in self._whole[1] if entry.number > after)
 
-    def verify(self) -> int:
-        """Check the whole journal from its first entry, and return how many it has.
+    def _read_whole(self) -> tuple[Entry, ...]:
+        """Read what is new in the journal, and its last page again."""
+        read, known = self._full_pages, self._full_pages[-1].length if self._full_pages else 0
+        try:
+            read += read_chain(self.backend.journal.pages(after=known), read[-1] if read else None)
+        except JournalError as error:
+            error.before = (*(entry for each in read for entry in each.entries), *error.before)
+            raise
+        self._full_pages = read[:-1]
+        return tuple(entry for each in read for entry in each.entries)
+
+    def verify(self, *, whole: bool = True) -> int:
+        """Check the journal, and return how many entries it has.
+
+        Parameters
+        ----------
+        whole : bool
+            Check it from its first entry. Otherwise from the last entry on that was checked on this
+            machine, which takes the same time however long the journal is.
 
         Raises
         ------
         JournalError
             Names the first entry that is missing, unreadable, or does not follow.
         """
-        return len(self.history())
+        journal = self.backend.journal
+        mark = Mark() if whole else journal.checked()
+        read = read_chain(journal.pages(after=max(mark.number - 1, 0)))
+        if mark.number:
+            check_since(read, mark)
+        if read and read[-1].length:
+            journal.set_checked(mark_at_end(read[-1]))
+        return read[-1].length if read else 0
 
     def drift(self) -> tuple[Drift, ...]:
-        """Return the aliases that were moved outside the registry.
+        """Return the aliases, and the stages of versions, that were changed outside the registry.
 
         An interrupted move is not among them: the next operation finishes it. Right after a move
         this waits a moment, since another process may still be writing its aliases.
         """
+        ledger, moved = self._alias_drift()
+        if ledger.state.untouched:  # stages may be those of other tools
+            return moved
+        texts = ledger.page.texts
+        before = read_page(replace(ledger.page, texts=texts[:-1])).state if texts else State()
+        shown = (
+            stage_drift(before, ledger.state, record.version, record.stage, record.tags)
+            for record in self.backend.versions(at_once=_AT_ONCE)
+            if record.version not in ledger.state.retired
+        )
+        return (*moved, *filter(None, shown))
+
+    def _alias_drift(self) -> tuple[Ledger, tuple[Drift, ...]]:
+        """Return the journal, and the aliases that were moved by hand."""
         ledger = self._read(fresh=True)
         moved = self._by_hand(ledger.state)
         while moved and self._is_fresh(ledger):
             time.sleep(0.2)
             ledger = self._read_new()
             moved = self._by_hand(ledger.state)
-        return moved
+        return ledger, moved
 
     def reconcile(self) -> None:
         """Bring aliases, tags and stages in line with the journal, whatever was left undone."""
@@ -655,7 +819,9 @@ class ModelStore:
         Parameters
         ----------
         model_class : Callable[[], Any]
-            Makes the module, e.g. ``lambda: get_model(model_size="n", num_classes=7)``.
+            Makes the module, e.g. ``lambda: get_model(model_size="n", num_classes=7)``. If it has a
+            method ``load_description``, that is called first, with the description of the model
+            that was saved with the weights.
         device : str
             Where to put it.
         half : bool
@@ -742,16 +908,12 @@ class ModelStore:
         JournalError
             Other processes kept moving versions at the same time.
         """
-        for _ in range(_ATTEMPTS):
-            ledger = self._read()
-            if ledger.state.lease != over:
-                return None
-            entry = new_entry(ledger, Entry(Move.LEASE, actor=owner, reason=reason))
-            self._shared.ledger = None
-            if self.backend.journal.claim(entry.number, entry.encode()):
-                logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
-                return Lease(entry.number, entry.actor)
-        raise JournalError(f"{owner} could not take its lease: {_CONTENDED}")
+        draft = Entry(Move.LEASE, actor=owner, reason=reason)
+        entry = self._claimed(draft, lambda ledger: ledger.state.lease == over)
+        if entry is None:
+            return None
+        logger.info("%s writes to this model from now on (%s)", entry.actor, entry.reason)
+        return Lease(entry.number, entry.actor)
 
     def last_heartbeat(self) -> Heartbeat:
         """Return the last heartbeat of the server that writes, or of one that wrote."""
@@ -764,6 +926,18 @@ class ModelStore:
     def lock_file(self) -> Path | None:
         """Return a file to lock that only this machine's servers of this model have, or None."""
         return self.backend.journal.lock_file()
+
+    def _claimed(self, draft: Entry, allows: Callable[[Ledger], bool]) -> Entry | None:
+        """Journal an entry that moves nothing; None if that is not allowed any more."""
+        for _ in range(_ATTEMPTS):
+            ledger = self._read()
+            if not allows(ledger):
+                return None
+            entry = new_entry(ledger, draft)
+            self._shared.ledger = None
+            if self.backend.journal.claim(entry.number, entry.encode()):
+                return entry
+        raise JournalError(f"The entry {draft.op} of {draft.actor} was not made: {_CONTENDED}")
 
     def _move(
         self,
@@ -801,9 +975,7 @@ class ModelStore:
             # its claim was lost: then somebody else acts, and the version is read again.
             unread = op is Move.STAGE and lease is not None and not attempt
             mine = self._just_saved(target) if unread else None
-            record = mine or self.backend.find(target)
-            if record is None:
-                raise _unknown(target)
+            record = mine or self._movable(op, target, state)
             planned = state.plan(op, target)
             if planned is None:
                 return target, None
@@ -836,6 +1008,15 @@ class ModelStore:
         elif self._shared.depth:
             self._shared.ledger = after
         return target, entry
+
+    def _movable(self, op: Move, version: str, state: State) -> ModelVersion:
+        """Return a stored version; one that was deleted in MLflow can only leave Staging."""
+        record = self.backend.find(version)
+        if record is None and op is Move.ARCHIVE and version == state.staging:
+            return read_version(version, {}, run_id="", created=datetime.now(UTC))
+        if record is None:
+            raise _unknown(version, state)
+        return record
 
     def _check(self, op: Move, record: ModelVersion, *, stored: bool) -> None:
         """Refuse a version whose files or numbers are not what they must be.
@@ -974,16 +1155,30 @@ class ModelStore:
         self._last = replace(self._last, production=(mark, now, record))
         return record
 
-    def _records(self, state: State, *, at_once: int) -> Iterator[ModelVersion]:
-        """Yield all versions that are not removed, newest first."""
-        for record in self.backend.versions(at_once=at_once):
-            if record.version not in state.retired:
-                yield _staged(record, state)
+    def _records(
+        self, state: State, *, at_once: int, stage: Stage | None = None, before: str = ""
+    ) -> Iterator[ModelVersion]:
+        """Yield all versions that are not removed, newest first, or those of a stage."""
+        # Of many versions few are asked for one by one, and all of them in one listing.
+        if stage in (None, Stage.NONE) or at_once == _AT_ONCE:
+            for record in self.backend.versions(at_once=at_once, before=before):
+                if record.version not in state.retired:
+                    staged = _staged(record, state)
+                    if stage in (None, staged.stage):
+                        yield staged
+            return
+        named = state.archived if stage is Stage.ARCHIVED else {state.version_in(stage)}
+        last = int(before or 10**18)
+        for version in sorted(filter(None, named), key=int, reverse=True):
+            if int(version) < last and version not in state.retired:
+                found = self.backend.find(version)
+                if found is not None:
+                    yield _staged(found, state)
 
     def _found(self, version: str, state: State) -> ModelVersion:
         record = self.backend.find(version)
         if record is None:
-            raise _unknown(version)
+            raise _unknown(version, state)
         return _staged(record, state)
 
     def _set_tags(self, version: str, tags: Mapping[str, str]) -> None:
@@ -1012,10 +1207,29 @@ class ModelStore:
         return read_numbers(content) if content and digest_of(content) == digest else None
 
 
-def _unknown(version: str) -> UnknownVersion:
+def _unknown(version: str, state: State) -> RegistryError:
+    if state.stage_of(version) is not Stage.NONE or version in state.served:
+        return Gone(_deleted(version, state))
     return UnknownVersion(
         f"There is no version {version}; list_all_versions() returns those that exist."
     )
+
+
+def _deleted(version: str, state: State) -> str:
+    stage = state.stage_of(version)
+    was = f"was deleted in MLflow; {_way_out(stage)}."
+    if stage in (Stage.PRODUCTION, Stage.STAGING):
+        return f"Version {version}, which is in {stage}, {was}"
+    return f"Version {version} {was}"
+
+
+def _way_out(stage: Stage) -> str:
+    """Return what to type where a version of this stage is lost."""
+    return {
+        Stage.PRODUCTION: "`fl-app rollback` brings the one before back, or `fl-app promote` "
+        "another version",
+        Stage.STAGING: "`fl-app doctor --repair` takes it out of Staging",
+    }.get(stage, "use another version")
 
 
 def _checked_number(version: object) -> str:

@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.api_client import Client
 
 from fl_app.api import create_trigger_api, serve_api
+from fl_app.backlog import Backlog
 from fl_app.retraining import RetrainingManager
-from fl_app.strategy.checkpoints.folder import Backlog
 from fl_registry import InMemoryModelStore, StoreUnavailable
+from fl_registry.files.weights import save_weights
 
 
 def test_a_request_is_in_the_mailbox_when_it_is_answered(
@@ -189,10 +191,10 @@ def test_errors_of_the_registry_have_a_status_of_their_own(
     assert api.post("/versions/99/promote", {}).status == 404
     assert api.post("/rollback", {}).status == 409
 
-    def down() -> list[dict[str, Any]]:
+    def down(**_: object) -> list[dict[str, Any]]:
         raise StoreUnavailable("MLflow at http://ada:***@host does not answer.")
 
-    monkeypatch.setattr(store, "list_all_versions", down)
+    monkeypatch.setattr(store, "list_versions", down)
     reply = api.get("/versions")
     assert (reply.status, reply.json["error"]) == (503, "service unavailable")
 
@@ -201,7 +203,7 @@ def test_a_slow_registry_holds_up_nothing_else(manager: RetrainingManager, tmp_p
     go_on = threading.Event()
 
     class Slow(InMemoryModelStore):
-        def list_all_versions(self) -> list[dict[str, Any]]:
+        def list_versions(self, **_: object) -> list[dict[str, Any]]:
             go_on.wait(20)
             return []
 
@@ -240,3 +242,38 @@ def test_the_description_has_every_route_and_no_other(store: InMemoryModelStore)
         if not rule.endpoint.startswith("page.")  # which is for people
     }
     assert routes == {(path, method) for path, methods in described.items() for method in methods}
+
+
+def test_lists_name_their_next_part(manager: RetrainingManager, tmp_path: Path) -> None:
+    store = InMemoryModelStore(tmp_path / "store")
+    for number in range(5):
+        file = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(2, number, np.float32)}, file)
+        store.save_model_version(file)
+    store.promote_to_production("1")
+    store.promote_to_production("3")
+    for _ in range(5):
+        manager.manual_trigger("new pictures")
+    client = create_trigger_api(manager, store=store).test_client()
+
+    def parts(path: str, key: str) -> list[list[str]]:
+        found: list[list[str]] = []
+        following: str | None = path
+        while following:
+            answer = client.get(following, headers={"Host": "localhost"})
+            assert answer.status_code == 200, answer.get_json()
+            found.append([row[key] for row in answer.get_json()])
+            link = answer.headers.get("Link", "")
+            assert not link or link.endswith('>; rel="next"')
+            following = link.partition(">")[0].removeprefix("<")
+        return found
+
+    assert parts("/versions?limit=2", "version") == [["5", "4"], ["3", "2"], ["1"]]
+    assert parts("/versions?limit=5", "version") == [["5", "4", "3", "2", "1"]]
+    assert parts("/versions?limit=2&stage=None", "version") == [["5", "4"], ["2"]]
+    assert parts("/versions?stage=Archived", "version") == [["1"]]
+    assert parts("/versions?since=2100-01-01", "version") == [[]]
+    for wrong in ("since=soon", "stage=None2", "since=2026-13-01"):
+        assert client.get(f"/versions?{wrong}", headers={"Host": "localhost"}).status_code == 400
+    requests = [row["id"] for row in manager.store.requests.history()]
+    assert parts("/trigger_history?limit=2", "id") == [requests[3:], requests[1:3], requests[:1]]

@@ -228,7 +228,7 @@ def test_it_tells_what_is_where_since_when_by_whom_and_why(person: FlaskClient) 
         "only 0.6 hours since the last retraining",
         "brightness 8,212 0.31 lower 2",
         "No alarm. The mean evidence is 1,386; the alarm threshold is 105,120.",
-        "It verifies. 9 entries were checked now",
+        "It verifies. 9 entries were checked, those of full pages once since this server began",
         "mAP50 of 24 versions in 3 sessions",
     ):
         assert told in page, told

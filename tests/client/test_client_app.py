@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
 from fl_app.client import client_app
-from fl_app.client.client_app import app
+from fl_app.client.client_app import OPTIMIZER, app
 from fl_app.client.data import load_node_data
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
@@ -39,6 +41,11 @@ def arrays() -> dict[str, np.ndarray]:
     return to_arrays(get_model("n", 7, seed=1))
 
 
+@cache
+def described(names: tuple[str, ...]) -> str:
+    return json.dumps(get_model("n", len(names), names=names).description)
+
+
 def ask(
     kind: str,
     arrays: dict[str, np.ndarray],
@@ -47,17 +54,18 @@ def ask(
     node: dict[str, int | str] | None = None,
     server_round: int = 1,
     names: Sequence[str] = NAMES,
+    state: RecordDict | None = None,
     **settings: bool | float | int | str,
 ) -> Message:
     order = {"server-round": server_round, "num-rounds": 3, "train-args": "{}"}
-    config = ConfigRecord({**order, "names": list(names)})
+    config = ConfigRecord({**order, "names": list(names), "model": described(tuple(names))})
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": config})
     context = Context(
         run_id=7,
         node_id=1,
         node_config={"partition-id": 0, "num-partitions": 2} if node is None else node,
-        state=RecordDict(),
+        state=RecordDict() if state is None else state,
         run_config={**SETTINGS, "data": str(data), **settings},
     )
     return app(Message(content, dst_node_id=1, message_type=kind), context)
@@ -75,6 +83,27 @@ def test_a_train_reply_has_all_arrays_in_their_order(
     assert set(metrics) == {"num-examples", "loss"}
     assert metrics["num-examples"] == 10  # 12 of the partition, 2 held out
     assert len(str(content.config_records["node"]["data-digest"])) == 64
+
+
+def test_a_node_continues_with_its_optimizer_if_it_trained_in_the_round_before(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path
+) -> None:
+    state = RecordDict()
+
+    def steps(server_round: int) -> float:
+        ask("train", arrays, shapes_yaml, state=state, server_round=server_round, **KEEPS)
+        kept = state.array_records[OPTIMIZER]
+        (count,) = {float(kept[name].numpy()) for name in kept if name.endswith("/step")}
+        return count
+
+    each = steps(1)
+    assert [steps(2), steps(3), steps(5), steps(1)] == [2 * each, 3 * each, each, each]
+    nothing = RecordDict()
+    ask("train", arrays, shapes_yaml, state=nothing)
+    assert not nothing
+
+
+KEEPS = {"keep-optimizer": True}
 
 
 def test_a_setting_makes_a_reply_smaller_and_what_is_read_of_it_is_near_the_plain_one(
@@ -147,6 +176,7 @@ def test_a_lack_of_memory_is_the_answer(
     def full(*_: Any, **__: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
 
+    assert not ask("evaluate", arrays, shapes_yaml).has_error()  # which builds the model
     monkeypatch.setattr("fl_models.yolo.YoloModel.forward", full)
     assert ask(kind, arrays, shapes_yaml).error.reason == (
         "cpu has too little memory: lower batch-size (now 4, which a node config may set), or "
@@ -229,6 +259,75 @@ def test_a_node_with_data_of_its_own_uses_all_of_it(
     scored = ask("evaluate", arrays, tmp_path / "unused.yaml", node=node).content
     assert trained.metric_records["metrics"]["num-examples"] == 24
     assert scored.metric_records["metrics"]["num-examples"] == 6
+
+
+def relabelled(data: Path, names: Sequence[str], *, first: int = 0) -> None:
+    """Give the classes of a data set this order, and number them from ``first``."""
+    place = [names.index(name) + first if name in names else number + first
+             for number, name in enumerate(NAMES)]  # fmt: skip
+    for label in (data.parent / "labels").rglob("*.txt"):
+        rows = [row.split(maxsplit=1) for row in label.read_text().splitlines()]
+        label.write_text("".join(f"{place[int(number)]} {box}\n" for number, box in rows))
+    text = data.read_text().partition("nc:")[0]
+    data.write_text(f"{text}names: [{', '.join(names)}]\n")
+
+
+def sent_by(reply: Message) -> dict[str, bytes]:
+    record = reply.content.array_records["arrays"]
+    return {name: array.numpy().tobytes() for name, array in record.items()}
+
+
+def test_a_node_with_the_same_names_in_another_order_answers_the_same(
+    arrays: dict[str, np.ndarray], shapes_yaml: Path, own_yaml: Path
+) -> None:
+    relabelled(own_yaml, NAMES[::-1])
+    replies = [
+        (
+            ask("train", arrays, yaml, node={"data": str(yaml)}),
+            ask("evaluate", arrays, yaml, node={"data": str(yaml)}),
+        )
+        for yaml in (shapes_yaml, own_yaml)
+    ]
+    (train, scored), (other, scored_too) = replies
+    assert sent_by(train) == sent_by(other)
+    assert train.content["metrics"] == other.content["metrics"]
+    assert scored.content["metrics"] == scored_too.content["metrics"]
+    assert train.content["node"] != other.content["node"]  # the digest has the names
+    assert train.content["node"]["notes"] == []
+
+
+def test_a_node_with_some_of_the_classes_takes_part_if_others_are_ignored(
+    arrays: dict[str, np.ndarray], own_yaml: Path
+) -> None:
+    names = ("circle", "square", "triangle", "star", "cross", "ring", "cube")
+    relabelled(own_yaml, names)
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    why = reason_of(ask("train", arrays, own_yaml, node=node))
+    assert "it has 'cube' and it lacks 'diamond'" in why
+    assert "unknown-classes='ignore-others'" in why
+    ignoring = {"unknown-classes": "ignore-others"}
+    content = ask("train", arrays, own_yaml, node=node, **ignoring).content
+    (note,) = content.config_records["node"]["notes"]
+    assert "it has 'cube' and it lacks 'diamond'; boxes of classes that the server lacks" in note
+    none = ask("train", arrays, own_yaml, node=node, names=("cat", "dog"), **ignoring)
+    assert "its classes are not the server's" in reason_of(none)
+
+
+def test_labels_off_by_one_are_refused_and_pictures_left_out_are_reported(
+    arrays: dict[str, np.ndarray], own_yaml: Path
+) -> None:
+    node: dict[str, int | str] = {"data": str(own_yaml)}
+    label = label_file(load_data_spec(own_yaml, 7).train[2])
+    label.write_text("9 0.5 0.5 0.1 0.1\n")
+    content = ask("train", arrays, own_yaml, node=node).content
+    assert content.config_records["node"]["notes"] == [
+        "1 of 24 pictures are left out: 1 because of class 9, expected 0 to 6"
+    ]
+    label.write_text("6 0.5 0.5 0.1 0.1\n")
+    relabelled(own_yaml, NAMES, first=1)
+    for kind in ("train", "evaluate"):
+        why = reason_of(ask(kind, arrays, own_yaml, node=node))
+        assert "are numbered 1 to 7, expected 0 to 6: number the classes from 0" in why
 
 
 def reason_of(reply: Message) -> str:

@@ -54,6 +54,10 @@ def test_splits_are_folders_or_lists(own_yaml: Path, shapes: DataSpec, text: str
         ("train: images/train\nval: images/val\nnc: 7\nnames: [a]\n", "says nc: 7, but has 1"),
         ("train: images/train\nval: images/val\n", "has no class names"),
         ("train: images/train\nval: images/val\nnames: {1: a, 2: b}\n", "numbers its classes"),
+        (
+            "train: images/train\nval: images/val\nnames: [a, b, a, c, b]\n",
+            "several classes of the name 'a', 'b', expected a name of its own",
+        ),
         ("train: nowhere\nval: images/val\n" + NAMES, "train pictures .* are missing: .*nowhere"),
         ("train: images/train\nval: 3\n" + NAMES, "has no val"),
         ("train: 3\nval: images/val\n" + NAMES, "has no train"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fl_app.client.clips import clip_of
 from fl_app.client.data import load_node_data, partition, split_holdout
 from fl_app.client.data_yaml import DataError, _warn_once, load_data_spec
 from fl_app.config import ClientConfig
-from fl_models.pictures import DataSpec
+from fl_models.pictures import SUFFIXES, DataSpec
 
 NAMES = "names: [a, b, c]\n"
 BOTH = "train: images/train\nval: images/val\n"
@@ -155,6 +156,7 @@ REFUSED = {
         "gone does not exist",
     ),
     "a list of nothing": ("train: gone.txt\nval: images/val\n" + NAMES, "nor any of the others"),
+    "key points without a shape": (BOTH + NAMES + "kpt_shape: 17\n", "kpt_shape: 17, expected"),
     "ndjson": ("train: x.ndjson\nval: images/val\n" + NAMES, "does not exist"),
     "a text that is not UTF-8": (None, "can't be read: UnicodeDecodeError"),
 }
@@ -251,7 +253,11 @@ def test_pictures_in_both_splits_are_evaluated_on_only(folder: Path) -> None:
     assert "2 pictures are in train and in val" in spec.notes[0]
     same = load_data_spec(written(folder, "train: images\nval: images\n" + NAMES), None)
     assert (len(same.train), len(same.val)) == (4, 1)
-    assert "no pictures for val" in same.notes[0]
+    assert "all 5 pictures of train are in val too" in same.notes[0]
+    assert "no pictures for val" in same.notes[1]
+    text = "train: images/train\nval: images\n" + NAMES
+    spec = load_data_spec(written(folder, text), None)
+    assert (len(spec.train), len(spec.val)) == (3, 2)
 
 
 def clips(folder: Path, *, count: int = 6, frames: int = 5) -> None:
@@ -304,6 +310,14 @@ def test_a_groups_file_goes_before_names(folder: Path) -> None:
     (folder / "sites.txt").write_text("000.jpg\n")
     with pytest.raises(DataError, match=r"row 1 of .*sites\.txt has 1 columns"):
         load_data_spec(file, None)
+    (folder / "sites.txt").write_text("900.jpg north\n")
+    with pytest.raises(DataError, match=r"list no training picture.* such as 0\.jpg"):
+        load_data_spec(file, None)
+    groups = {f"images/train/{number}.jpg": 7 for number in range(2)}
+    file.write_text(f"train: images/train\ngroups: {groups}\n" + NAMES)
+    spec = load_data_spec(file, None)
+    pair = {"0.jpg", "1.jpg"}
+    assert {path.name for path in spec.val} & pair in (set(), pair)
 
 
 def test_a_clip_in_both_splits_of_the_user_is_told(folder: Path) -> None:
@@ -348,3 +362,21 @@ def test_a_share_of_one_clip_holds_out_its_end() -> None:
     frames = [Path(f"/data/clip1_frame{number:03d}.jpg") for number in range(20)]
     train, val = split_holdout(frames)
     assert (list(train), list(val)) == (frames[:18], frames[18:])
+
+
+def test_the_page_on_data_is_true(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    named = page.partition("Pictures may be ")[2].partition(" for `.heic`")[0]
+    assert set(re.findall(r"`(\.\w+)`", named)) == SUFFIXES
+    (groups,) = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    put(folder, "images/0001.jpg", "images/0002.jpg")
+    (folder / "groups.csv").write_text(groups)
+    spec = load_data_spec(written(folder, "train: images\n" + NAMES), None)
+    assert {clip.rpartition(": ")[2] for clip in spec.clips} >= {"south gate"}
+    table = page.partition("| names | together |")[2].partition("or from a file")[0]
+    examples = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = [name for row in examples for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) == 7
+    for name in names:
+        path = folder / name.replace("HASH", HASH)
+        assert clip_of(path) != str(path), name

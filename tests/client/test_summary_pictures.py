@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from flwr.app import Context, RecordDict
 from PIL import Image, ImageEnhance, ImageFilter
 
 from fl_app.client.summary.pictures import (
     PIXEL_STATISTICS,
+    _reference_folder,
     box_statistics,
     file_key,
     pixel_statistics,
 )
+from fl_app.config import ClientConfig
 from fl_models.pictures import DataSpec
 
 
@@ -58,6 +62,25 @@ def test_boxes_are_counted_named_and_measured() -> None:
     assert columns["boxes"].tolist() == [3, 0]
     assert columns["main class"].tolist() == ["dog", None]
     assert columns["box size"] == pytest.approx([0.2, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_reference_is_of_what_the_labels_mean(
+    shapes: DataSpec, tmp_path: Path, *, named: bool
+) -> None:
+    """Counts of main classes under other names are never compared."""
+    config = ClientConfig.from_run_config({"home": str(tmp_path)})
+    node = {"data-summaries": str(tmp_path / "own")} if named else {}
+    context = Context(7, 1, node, RecordDict(), {})
+
+    def folder(spec: DataSpec) -> Path:
+        return _reference_folder(context, config, spec)
+
+    first, turned = shapes.names, shapes.names[::-1]
+    assert folder(shapes) == folder(shapes.for_model(turned))  # another order of the server
+    other = replace(shapes, names=turned)
+    assert folder(shapes) != folder(other.for_model(first))  # the same labels mean something else
+    assert folder(shapes).is_relative_to(tmp_path / ("own" if named else "summaries"))
 
 
 def test_a_key_changes_with_the_file_and_not_otherwise(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from support.arrays import to_arrays
+from ultralytics.data.augment import Mosaic
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel
 
 from fl_app.client.hardware import Hardware
 from fl_app.client.train_args import TrainArgs, read_train_args
@@ -99,7 +101,7 @@ class UltralyticsRound(DetectionTrainer):  # type: ignore[misc]  # Ultralytics i
 
 
 SAME_AS_ULTRALYTICS = {
-    "its defaults: auto, warm-up, nbs": {},
+    "its defaults: auto, warm-up, nbs": {"nbs": 64},
     "sgd, mosaic closed": {"optimizer": "SGD", "lr0": 0.001, "close_mosaic": 1, "nbs": 8},
     "warm-up of the bias": {"optimizer": "Adam", "lr0": 2e-4, "warmup_bias_lr": 0.001, "nbs": 4},
     "cosine, no warm-up": {
@@ -111,7 +113,14 @@ SAME_AS_ULTRALYTICS = {
         "weight_decay": 0.01,
         "nbs": 4,
     },
-    "frozen layers, gains": {"freeze": [0, 2], "box": 5.0, "cls": 1.0, "dfl": 1.0, "fliplr": 0.0},
+    "frozen layers, gains": {
+        "nbs": 64,
+        "freeze": [0, 2],
+        "box": 5.0,
+        "cls": 1.0,
+        "dfl": 1.0,
+        "fliplr": 0.0,
+    },
     "several sizes": {"multi_scale": 0.5, "nbs": 4},
     "other augmentation": {"mixup": 0.5, "cutmix": 0.5, "degrees": 9.0, "scale": 0.2, "nbs": 4},
 }
@@ -150,6 +159,82 @@ def test_the_weights_are_those_of_ultralytics_own_trainer_but_for_rounding(
     assert moved > 0
     assert apart < 0.001 * moved
     assert loss == pytest.approx(sum(float(v) for v in trainer.tloss.values()), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["yolov10n.yaml", "yolo26n.yaml"])
+def test_the_loss_of_a_family_goes_on_with_the_session(
+    pictures: list[Picture], family: str
+) -> None:
+    def gains(model: Any, epoch: int, epochs: int) -> list[tuple[float, float]]:
+        """The weights of both heads in each epoch of a round."""
+        seen: list[tuple[float, float]] = []
+        handle = model.register_forward_pre_hook(
+            lambda *_: seen.append((model.criterion.o2m, model.criterion.o2o))
+        )
+        local_round(model, pictures[:4], epochs=epochs, args=TrainArgs({}, epoch, epochs=4))
+        handle.remove()
+        return seen
+
+    model = DetectionModel(family, nc=7, verbose=False)
+    whole = gains(model, 0, 4)
+    assert gains(model, 0, 2) + gains(model, 2, 2) == whole
+    assert whole[0] == pytest.approx((0.8, 0.2))
+    assert whole[-1] == pytest.approx((0.1, 0.9))
+
+
+def test_mosaic_is_closed_by_the_epochs_of_the_session(
+    pictures: list[Picture], model: YoloModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosaics: list[object] = []
+    made = Mosaic.get_indexes
+    monkeypatch.setattr(
+        Mosaic, "get_indexes", lambda mosaic: mosaics.append(mosaic) or made(mosaic)
+    )
+    counts = []
+    for epoch in (2, 0, 4):  # a session that starts anew has its mosaics again
+        args = TrainArgs({"close_mosaic": 3}, epoch, epochs=6)
+        local_round(model, pictures, epochs=2, args=args)
+        counts.append(len(mosaics))
+        mosaics.clear()
+    assert counts == [10, 20, 0]
+
+
+def test_gradients_that_a_round_leaves_make_a_step_unless_it_is_the_last(
+    pictures: list[Picture], model: YoloModel
+) -> None:
+    given, name = to_arrays(model), "model.0.conv.weight"
+
+    def trained(epochs: int) -> np.ndarray:
+        from_arrays(model, given)
+        values = {"optimizer": "SGD", "lr0": 1e-3, "lrf": 1, "nbs": 8, "warmup_epochs": 0}
+        args = TrainArgs({**values, "close_mosaic": 9}, epochs=epochs)
+        # Four of the six gradients make a step.
+        local_round(model, pictures[:6], epochs=2, args=args, batch_size=2)
+        return to_arrays(model)[name]
+
+    last, not_last = trained(2), trained(4)
+    assert not np.array_equal(last, given[name])
+    assert not np.array_equal(not_last, last)
+
+
+def test_frozen_layers_stay_as_they_are(pictures: list[Picture], model: YoloModel) -> None:
+    given = to_arrays(model)
+    local_round(model, pictures, args=TrainArgs({"freeze": 2, "nbs": 4}))
+    trained = to_arrays(model)
+    same = {name for name in given if np.array_equal(given[name], trained[name])}
+    frozen = {name for name in given if name.startswith(("model.0.", "model.1."))}
+    assert frozen <= same
+    assert all(".dfl." in name for name in same - frozen)
+    from_arrays(model, given)  # the module is used again, as a client does, without the argument
+    local_round(model, pictures, args=TrainArgs({"nbs": 4}))
+    assert not np.array_equal(given["model.0.conv.weight"], to_arrays(model)["model.0.conv.weight"])
+
+
+def test_a_model_that_is_frozen_as_a_whole_is_an_error(
+    pictures: list[Picture], model: YoloModel
+) -> None:
+    with pytest.raises(TrainingError, match="freeze=99 in train-args freezes every layer"):
+        local_round(model, pictures, args=TrainArgs({"freeze": 99}))
 
 
 def test_a_round_on_other_pictures_has_nothing_of_the_round_before(

@@ -190,7 +190,7 @@ def they_are_refused(deployed: Deployed, strangers: dict[Path, subprocess.Popen[
 
 def the_shipped_model_is_trained_on_the_nodes_own_pictures(deployed: Deployed) -> None:
     few = "num-server-rounds=1 image-size=64 local-epochs=1 fraction-evaluate=0.0"
-    few += " staging-threshold=0.0"
+    few += " staging-threshold=0.0 batch-size=4 workers=1 cache='disk'"
     few += " update-compression='int8'"
     deployed.run(ROOT, "--run-config", few)
     for number in (1, 2):

@@ -12,7 +12,7 @@ from support.flower import Flower
 from support.killed_app import LAST, ROUNDS
 from support.small_apps import small_app
 
-from fl_app.strategy.checkpoints.folder import backlog
+from fl_app.backlog import backlog
 from fl_registry import ModelManager
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]

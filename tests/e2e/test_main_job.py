@@ -156,3 +156,4 @@ def test_the_tracker_has_one_run_a_session(trained: tuple[Flower, str]) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert runs[-1].data.params["num-server-rounds"] == "8"
     assert runs[-1].data.params["strategy"] == "StreamingFedAvg"
+    assert runs[-1].data.params["train-args.lr0"] == "0.002"

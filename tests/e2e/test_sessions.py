@@ -59,7 +59,8 @@ def test_photographs_on_four_skewed_nodes_score_as_plain_ultralytics_scores_them
     printed = flower.run(
         app,
         f'home="{home}" data="{data}" image-size={SIDE} num-server-rounds=1 local-epochs=1 '
-        'partitioning="dirichlet" alpha=0.5 train-args="{optimizer: AdamW, lr0: 0.0001}"',
+        'partitioning="dirichlet" alpha=0.5 train-args="{optimizer: AdamW, lr0: 0.0001}" '
+        'workers=1 cache="ram"',
         "--federation-config",
         "num-supernodes=4",
     )

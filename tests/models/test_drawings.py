@@ -69,7 +69,7 @@ def test_labels_and_detections_stand_beside_each_other(
     assert titles == [f"{first.name}: labels", f"{first.name}: detected"]
     true = read_boxes(first, labelled_by_model.numbers)
     assert len(boxes(figure, 0)) == len(true)
-    found = lively_model.predict(first, conf=CONF, image_size=SIDE)[0].boxes
+    found = lively_model.predict(first, conf=CONF, imgsz=SIDE)[0].boxes
     assert len(boxes(figure, 1)) == len(found)
     assert set(texts(figure, 0)) <= set(labelled_by_model.names)
     assert any("class " in text and "0.0" in text for text in texts(figure, 1))

@@ -3,59 +3,33 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.environments import environment_without_fl_app
+from support.ultralytics_alone import use_alone
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
+from fl_app.api import create_trigger_api
+from fl_app.retraining import MonitorStore, RetrainingManager
+from fl_app.yolo_versions import write_export
 from fl_models import export as module
 from fl_models.export import ExportError, arguments_of, export, suffixes
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
 from fl_models.yolo import YoloModel
+from fl_registry import InMemoryModelStore
 from fl_registry.files.weights import save_weights
 
 SIDE, CONF = 64, 0.02
-USE = """
-import json, sys
-from importlib.util import find_spec
-from pathlib import Path
-assert not any(find_spec(name) for name in ("fl_app", "fl_models", "fl_registry"))
-from ultralytics import YOLO
-folder, picture = Path(sys.argv[1]), sys.argv[2]
-common = {"imgsz": 64, "device": "cpu", "verbose": False, "save": False}
-predict = {"rect": False, "conf": 0.02, **common}
-val = {"data": folder / "data.yaml", "rect": False, "plots": False, "workers": 0}
-model = YOLO(folder / "best.pt")
-scores = model.val(**common, **val).results_dict
-boxes = {
-    file: YOLO(folder / file, task="detect").predict(picture, **predict)[0].boxes.data
-    for file in ("best.pt", "best.onnx")
-}
-model.train(
-    data=folder / "data.yaml", epochs=1, workers=0, plots=False, val=False, project=folder, **common
-)
-print(json.dumps({"scores": scores, "boxes": {k: v.tolist() for k, v in boxes.items()}}))
-"""
 
 
 @pytest.fixture(scope="module")
 def description(lively_model: YoloModel) -> dict[str, Any]:
-    names = list(lively_model.names.values())
-    return {
-        "family": "yolov8",
-        "size": "n",
-        "num_classes": len(names),
-        "names": names,
-        "image_size": SIDE,
-    }
+    return {**lively_model.description, "image_size": SIDE}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +84,7 @@ def test_other_formats_detect_the_same_and_leave_no_other_file(
     assert {path.name for path in tmp_path.iterdir()} == {"here", file.name}
     assert not list(here.iterdir())
     picture = labelled_by_model.val[0]
-    ours = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    ours = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     theirs = YOLO(file, task="detect").predict(
         picture, imgsz=SIDE, conf=CONF, verbose=False, device="cpu"
     )
@@ -132,26 +106,34 @@ def test_ultralytics_alone_scores_detects_and_trains_with_it(
     held_out = labelled_by_model.root / "images" / "val"
     names = description["names"]
     (tmp_path / "data.yaml").write_text(f"train: {held_out}\nval: {held_out}\nnames: {names}\n")
-    python = environment_without_fl_app(tmp_path / "alone") / "python"
     picture = labelled_by_model.val[0]
-    quiet = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [python, "-c", USE, tmp_path, picture],
-        cwd=tmp_path,
-        env=quiet,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = use_alone(tmp_path, picture, side=SIDE, conf=CONF)
     ours = Holdout(labelled_by_model, image_size=SIDE)(lively_model)
     assert ours["mAP50"] > 0.01
     for name, value in ours.items():
         assert round(found["scores"][f"metrics/{name}(B)"], 4) == round(value, 4), name
-    boxes = lively_model.predict(picture, image_size=SIDE, conf=CONF)[0].boxes.data.numpy()
+    boxes = lively_model.predict(picture, imgsz=SIDE, conf=CONF)[0].boxes.data.numpy()
     np.testing.assert_allclose(found["boxes"]["best.pt"], boxes, atol=1e-3)
-    np.testing.assert_allclose(found["boxes"]["best.onnx"], boxes, atol=2e-2)
+    np.testing.assert_allclose(found["boxes"]["best.onnx"], found["boxes"]["squares"], atol=2e-2)
+
+
+def test_the_api_hands_out_what_ultralytics_reads(
+    weights: Path, lively_model: YoloModel, tmp_path: Path
+) -> None:
+    store = InMemoryModelStore()
+    store.save_model_version(weights, metrics={"mAP50": 0.5})
+    save_weights({"w": np.ones(3, np.float32)}, tmp_path / "other.safetensors")
+    store.save_model_version(tmp_path / "other.safetensors", metrics={"mAP50": 0.5})
+    monitor = RetrainingManager(store=MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}"))
+    client = create_trigger_api(monitor, store=store, checkpoint=write_export).test_client()
+    got = client.get("/versions/1/weights?format=pt")
+    assert got.status_code == 200
+    (tmp_path / "best.pt").write_bytes(got.data)
+    assert YOLO(tmp_path / "best.pt").names == lively_model.names
+    other = client.get("/versions/2/weights?format=pt")
+    assert other.status_code == 409
+    assert other.json is not None
+    assert other.json["detail"].startswith("Nothing was exported: the weights are of an unknown")
 
 
 @pytest.mark.parametrize(

@@ -14,39 +14,12 @@ import numpy as np
 import pytest
 import torch
 from support.arrays import to_arrays
-from ultralytics.models.yolo.detect import DetectionValidator
+from support.lively import SIDE, plain_validation
 
 from fl_app.client.data_yaml import load_data_spec
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, PictureError, read_boxes
 from fl_models.yolo import YoloModel, from_arrays, get_model
-
-SIDE = 64
-
-
-def plain_validation(model: YoloModel, data_yaml: Path, folder: Path) -> DetectionValidator:
-    """What a user of Ultralytics would run."""
-    validator = DetectionValidator(
-        save_dir=folder,
-        args={
-            "task": "detect",
-            "mode": "val",
-            "data": str(data_yaml),
-            "imgsz": SIDE,
-            "batch": 4,
-            "rect": False,
-            "plots": False,
-            "device": "cpu",
-        },
-    )
-    validator(model=model)
-    return validator
-
-
-@pytest.fixture
-def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain Ultralytics fetches a font before it reads a data set."""
-    monkeypatch.setattr("ultralytics.data.utils.check_font", lambda font: None)
 
 
 @pytest.mark.usefixtures("no_fonts")

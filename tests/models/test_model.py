@@ -53,7 +53,7 @@ def test_names_and_classes() -> None:
     assert model.names == {0: "cat", 1: "dog"}
     with pytest.raises(ValueError, match="2 names were given for 3 classes"):
         get_model("n", 3, names=["cat", "dog"])
-    with pytest.raises(ValueError, match="model size 'z' is unknown"):
+    with pytest.raises(ValueError, match="model 'z' is unknown: known are yolov8n"):
         get_model("z")
     with pytest.raises(ValueError, match="at least 1"):
         get_model("n", 0)
@@ -65,7 +65,7 @@ def test_pretrained_weights_of_another_class_count_fit_but_for_the_class_branch(
     same = [name for name, array in to_arrays(model).items() if np.array_equal(array, donor[name])]
     assert len(to_arrays(model)) == 355
     assert len(same) >= 319
-    with pytest.raises(ValueError, match="none of the pretrained weights fit"):
+    with pytest.raises(ValueError, match="355 of 355 arrays don't fit yolov8n"):
         get_model(weights={"other": np.zeros(3)})
 
 
@@ -97,7 +97,7 @@ def test_predictions_are_those_of_ultralytics(
     settings = {"imgsz": SIDE, "rect": False, "conf": 0.01, "save": False, "verbose": False}
     predictor = DetectionPredictor(overrides={**settings, "device": "cpu", "save_dir": tmp_path})
     plain = predictor(str(path), model=copy.deepcopy(lively_model))[0]
-    ours = lively_model.predict(path, conf=0.01, image_size=SIDE)[0]
+    ours = lively_model.predict(path, conf=0.01, imgsz=SIDE)[0]
     assert ours.boxes.data.numpy() == pytest.approx(plain.boxes.data.numpy(), abs=1e-2)
 
 
@@ -105,7 +105,7 @@ def test_pictures_of_any_shape_get_boxes_inside_of_them(lively_model: YoloModel)
     rng = np.random.default_rng(0)
     for shape in [(40, 90, 3), (200, 30, 3), (64, 64, 3), (1, 1, 3)]:
         picture = rng.integers(0, 256, shape).astype(np.uint8)
-        boxes = lively_model.predict(picture, conf=0.01, image_size=SIDE)[0].boxes.xyxy.numpy()
+        boxes = lively_model.predict(picture, conf=0.01, imgsz=SIDE)[0].boxes.xyxy.numpy()
         assert (boxes >= 0).all()
         assert (boxes[:, [0, 2]] <= shape[1]).all()
         assert (boxes[:, [1, 3]] <= shape[0]).all()
@@ -165,3 +165,48 @@ def test_arrays_of_another_model_change_nothing(model: YoloModel) -> None:
     with pytest.raises(ModelMismatchError, match="stray is unknown"):
         from_arrays(model, before | {"stray": np.zeros(1)})
     assert all(np.array_equal(before[k], v) for k, v in to_arrays(model).items())
+
+
+def test_predict_takes_ultralytics_arguments_and_refuses_others(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    path = labelled_by_model.val[0]
+    settings = {"imgsz": SIDE, "conf": 0.01, "iou": 0.3, "classes": [1, 2], "max_det": 4}
+    plain = DetectionPredictor(
+        overrides={**settings, "save": False, "verbose": False, "device": "cpu"}
+    )(str(path), model=copy.deepcopy(lively_model))[0]
+    ours = lively_model.predict(path, half=False, device="cpu", **settings)[0]
+    assert 0 < len(ours.boxes) <= 4
+    assert set(ours.boxes.cls.int().tolist()) <= {1, 2}
+    assert ours.boxes.data.numpy() == pytest.approx(plain.boxes.data.numpy(), abs=1e-2)
+    with pytest.raises(TypeError, match=r"does not know image_size; its arguments are conf, iou"):
+        lively_model.predict(path, image_size=SIDE)
+    with pytest.raises(TypeError, match="does not know stream"):
+        lively_model.predict(path, stream=True)
+    with pytest.raises(TypeError, match="conf can't be applied to a tensor"):
+        lively_model.predict(torch.rand(1, 3, SIDE, SIDE), conf=0.5)
+    for wrong in ({"conf": 2}, {"iou": -1}, {"classes": [7]}):
+        with pytest.raises(ValueError, match="expected numbers from 0 to"):
+            lively_model.predict(path, **wrong)
+    with pytest.raises(ValueError, match="device 'cuda:99' can't be used here"):
+        lively_model.predict(path, device="cuda:99")
+
+
+def test_pillow_s_pictures_have_the_boxes_of_their_files(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    from PIL import Image
+
+    path = labelled_by_model.val[0]
+    by_path = lively_model.predict(path, conf=0.01)[0]
+    by_pillow = lively_model.predict(Image.open(path), conf=0.01)[0]
+    assert len(by_path.boxes) > 0
+    assert torch.equal(by_pillow.boxes.data, by_path.boxes.data)
+
+
+def test_the_side_of_training_is_the_default(labelled_by_model: DataSpec) -> None:
+    model = get_model("n", 7, seed=0, image_size=96)
+    path = labelled_by_model.val[0]
+    by_default = model.predict(path, conf=0.0001)[0].boxes.data
+    assert torch.equal(by_default, model.predict(path, conf=0.0001, imgsz=96)[0].boxes.data)
+    assert not torch.equal(by_default, model.predict(path, conf=0.0001, imgsz=64)[0].boxes.data)

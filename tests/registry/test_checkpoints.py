@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
@@ -43,7 +45,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     "content",
     [
         {"model": nn.Linear(2, 2), "epoch": 3},  # as Ultralytics' own checkpoints are
-        {"state_dict": {"w": torch.ones(1)}, "epoch": 3},
+        {"state_dict": {"w": 1.0}, "epoch": 3},
         {},
         [torch.ones(1)],
         {1: torch.ones(1)},
@@ -87,3 +89,74 @@ def test_the_same_file_gives_the_same_digest_in_every_process(tmp_path: Path) ->
     with prepared(tmp_path / "w.pt", tmp_path / "scratch") as artifact:
         digests.add(artifact.sha256)
     assert len(digests) == 1
+
+
+def test_state_dicts_of_training_scripts_are_found(tmp_path: Path) -> None:
+    state = nn.Linear(3, 2).state_dict()
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    for content in ({"model": state, "epoch": 3}, {"state_dict": state, "optimizer": {}}, wrapped):
+        torch.save(content, tmp_path / "w.pt")
+        with prepared(tmp_path / "w.pt", tmp_path / "scratch") as artifact:
+            names = [row["name"] for row in spec_of(artifact.folder)["arrays"]]
+        assert names == ["weight", "bias"]
+
+
+def spec_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "spec.json").read_text())
+    return found
+
+
+def detectors() -> dict[str, Any]:
+    from ultralytics.nn.tasks import DetectionModel, SegmentationModel
+
+    net = DetectionModel("yolov8n.yaml", nc=2, verbose=False)
+    fused = copy.deepcopy(net).eval().fuse(verbose=False)
+    nan = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    nan["model.0.conv.weight"][:] = float("nan")
+    return {
+        "ema": {"model": None, "ema": copy.deepcopy(net).half(), "train_args": {"imgsz": 64}},
+        "bare": net,
+        "parallel": {"model": nn.DataParallel(net)},
+        "bfloat16": {n: t.bfloat16() if t.is_floating_point() else t for n, t in nan.items()},
+        "nan": nan,
+        "fused": {"model": fused},
+        "fused state": fused.state_dict(),
+        "segment": {"model": SegmentationModel("yolov8n-seg.yaml", nc=2, verbose=False)},
+        "net": net,
+    }
+
+
+def test_detectors_come_in_whole_or_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    cases = detectors()
+    net = cases.pop("net")
+    refused = {
+        "nan": "NaN or infinity",
+        "bfloat16": "NaN or infinity",
+        "fused": "fused for inference",
+        "fused state": "fused for inference",
+        "segment": "a SegmentationModel of Ultralytics, and only its plain detectors",
+    }
+    for name, content in cases.items():
+        torch.save(content, tmp_path / "best.pt")
+        if name in refused:
+            with (
+                pytest.raises(ArtifactError, match=refused[name]),
+                prepared(tmp_path / "best.pt", tmp_path / "scratch"),
+            ):
+                pass
+            continue
+        with prepared(tmp_path / "best.pt", tmp_path / "scratch") as artifact:
+            spec = spec_of(artifact.folder)
+        assert {row["dtype"] for row in spec["arrays"]} == {"float32", "int64"}, name
+        assert [row["name"] for row in spec["arrays"]] == list(net.state_dict()), name
+        assert spec["model"]["names"] == ["0", "1"]
+        assert spec["model"]["model"] == "yolov8n"
+
+
+def test_torchscript_is_not_run(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with (
+        pytest.raises(ArtifactError, match="cannot be read safely"),
+        prepared(tmp_path / "script.pt", tmp_path / "scratch"),
+    ):
+        pass

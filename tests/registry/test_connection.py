@@ -14,13 +14,14 @@ import pytest
 
 from fl_registry import FederatedLearningTracker, ModelManager, ModelStore, StoreUnavailable
 from fl_registry.mlflow.backend import MlflowBackend
-from fl_registry.mlflow.connection import ADDRESS_VARIABLE, Connection
+from fl_registry.mlflow.connection import ADDRESS_VARIABLE, MLFLOW_VARIABLE, Connection
 
 
 class Healthy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(b"{}")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -65,3 +66,20 @@ def test_the_environment_names_mlflow_where_nobody_else_does(
     assert ModelManager().tracking_uri == "https://mlflow.example"
     assert FederatedLearningTracker().tracking_uri == "https://mlflow.example"
     assert ModelManager(own).tracking_uri == own
+
+
+def test_mlflows_own_variable_counts_where_ours_is_not_set(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MLFLOW_VARIABLE, "https://ada:s3cret@mlflow.example")
+    connection = ModelManager().backend.connection
+    assert connection.uri == "https://ada:s3cret@mlflow.example"
+    assert "s3cret" not in connection.place
+    assert connection.place.endswith("@mlflow.example (from MLFLOW_TRACKING_URI)")
+    assert ModelManager(f"sqlite:///{home}/mlflow.db").backend.connection.chosen_by == ""
+    monkeypatch.setenv(ADDRESS_VARIABLE, "https://other.example")
+    assert ModelManager().tracking_uri == "https://other.example"
+    monkeypatch.delenv(ADDRESS_VARIABLE)
+    monkeypatch.setenv(MLFLOW_VARIABLE, "file:./mlruns")
+    with pytest.raises(StoreUnavailable, match="that of MLFLOW_TRACKING_URI"):
+        ModelManager().ping()

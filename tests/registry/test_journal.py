@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import pairwise
@@ -32,6 +33,11 @@ from fl_registry.stages import Move, Stage, State
 VERSIONS = ["1", "2", "3", "4"]
 OPS = [op for op in Move if op not in (Move.CARRY, Move.LEASE)]
 moves = st.lists(st.tuples(st.sampled_from(OPS), st.sampled_from([None, *VERSIONS])))
+
+
+def all_entries(pages: Sequence[Page]) -> tuple[Entry, ...]:
+    """Return the entries of a journal."""
+    return tuple(entry for ledger in read_chain(pages) for entry in ledger.entries)
 
 
 def play(
@@ -89,10 +95,10 @@ def test_only_restoring_takes_an_archived_version_to_staging(
 ) -> None:
     pages, _ = play(wanted)
     state = State()
-    for entry in read_chain(pages):
+    for entry in all_entries(pages):
         if state.stage_of(entry.version) is Stage.ARCHIVED:
             assert entry.op in (Move.RESTORE, Move.ROLLBACK, Move.ADOPT, Move.RETIRE)
-        state = fold(found for found in read_chain(pages) if found.number <= entry.number)
+        state = fold(found for found in all_entries(pages) if found.number <= entry.number)
 
 
 @given(moves)
@@ -101,7 +107,7 @@ def test_promoting_what_was_in_production_before_is_called_a_rollback(
 ) -> None:
     pages, _ = play(wanted)
     served: set[str] = set()
-    for entry in read_chain(pages):
+    for entry in all_entries(pages):
         if entry.op in (Move.PROMOTE, Move.ROLLBACK):
             archived_before = entry.version in served
             assert entry.op is Move.ROLLBACK or not archived_before or _was_staged(pages, entry)
@@ -111,7 +117,7 @@ def test_promoting_what_was_in_production_before_is_called_a_rollback(
 
 def _was_staged(pages: list[Page], entry: object) -> bool:
     number = entry.number  # type: ignore[attr-defined]
-    state = fold(found for found in read_chain(pages) if found.number < number)
+    state = fold(found for found in all_entries(pages) if found.number < number)
     return state.staging == entry.version  # type: ignore[attr-defined]
 
 
@@ -133,7 +139,7 @@ def test_an_altered_byte_anywhere_is_found_in_the_newest_entry_too(
     altered = texts[place][:letter] + other + texts[place][letter + 1 :]
     fault = f"Entry {place + 1} of the journal (cannot be read|was changed)"
     with pytest.raises(JournalError, match=fault):
-        read_chain([Page((*texts[:place], altered, *texts[place + 1 :]))])
+        all_entries([Page((*texts[:place], altered, *texts[place + 1 :]))])
 
 
 @given(moves.filter(lambda found: len(play(found)[0][0].texts) > 1), st.data())
@@ -144,9 +150,9 @@ def test_a_forgery_with_a_digest_of_its_own_is_found_by_what_follows(
     place = data.draw(st.integers(0, len(texts) - 2))
     forged = replace(decode(texts[place], number=place + 1), reason="forged").encode()
     with pytest.raises(JournalError, match=f"Entry {place + 2} of the journal does not follow"):
-        read_chain([Page((*texts[:place], forged, *texts[place + 1 :]))])
+        all_entries([Page((*texts[:place], forged, *texts[place + 1 :]))])
     with pytest.raises(JournalError, match="does not follow"):
-        read_chain([Page((*texts[:place], *texts[place + 1 :]))])
+        all_entries([Page((*texts[:place], *texts[place + 1 :]))])
 
 
 @given(moves, st.integers(1, 4))
@@ -156,9 +162,9 @@ def test_a_journal_in_several_runs_says_what_one_in_a_single_run_says(
     whole, states = play(wanted)
     pages, turned = play(wanted, page_length=length)
     assert turned == states
-    moved = [(e.op, e.version, e.displaced) for e in read_chain(pages) if e.op is not Move.CARRY]
-    assert moved == [(e.op, e.version, e.displaced) for e in read_chain(whole)]
-    assert [e.number for e in read_chain(pages)] == list(range(1, len(read_chain(pages)) + 1))
+    moved = [(e.op, e.version, e.displaced) for e in all_entries(pages) if e.op is not Move.CARRY]
+    assert moved == [(e.op, e.version, e.displaced) for e in all_entries(whole)]
+    assert [e.number for e in all_entries(pages)] == list(range(1, len(all_entries(pages)) + 1))
 
 
 @given(moves.filter(lambda found: len(play(found, page_length=1)[0]) > 1), st.data())
@@ -176,14 +182,14 @@ def test_a_change_in_an_earlier_run_is_found_at_the_next_ones_first_entry(
     with pytest.raises(
         JournalError, match=f"Entry {following} of the journal does not follow"
     ) as found:
-        read_chain(forged)
+        all_entries(forged)
     assert [entry.number for entry in found.value.before] == [*range(1, following)]
     lighter = pages[place + 1]
     forged = [*pages]
     forged[place + 1] = Page(lighter.texts, State().encode(), lighter.first)
     if lighter.carried != State().encode():
         with pytest.raises(JournalError, match=f"entry {following} of the journal carries"):
-            read_chain(forged)
+            all_entries(forged)
 
 
 @given(
@@ -244,13 +250,13 @@ def test_time_never_goes_back_where_a_clock_does() -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"op": "dance", "from": ""}', "null"])
 def test_an_entry_that_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(JournalError, match="Entry 1 of the journal cannot be read"):
-        read_chain([Page((text,))])
+        all_entries([Page((text,))])
 
 
 @given(st.text(max_size=5000), st.text(max_size=500))
 def test_an_entry_is_read_back_and_fits_into_a_param(reason: str, actor: str) -> None:
     entry = new_entry(Ledger(), Entry(Move.STAGE, version="1", actor=actor, reason=reason))
-    assert read_chain([Page((entry.encode(),))]) == (entry,)
+    assert all_entries([Page((entry.encode(),))]) == (entry,)
     assert len(entry.encode()) < 6000
     assert "\n" not in entry.reason
 
@@ -258,9 +264,9 @@ def test_an_entry_is_read_back_and_fits_into_a_param(reason: str, actor: str) ->
 def test_an_empty_page_breaks_no_chain_and_mends_none() -> None:
     pages, _ = play([(Move.PROMOTE, version) for version in "123"], page_length=1)
     between = [pages[0], Page(), *pages[1:]]
-    assert read_chain(between) == read_chain(pages)
+    assert all_entries(between) == all_entries(pages)
     with pytest.raises(JournalError, match="Entry 2 of the journal does not follow"):
-        read_chain([pages[0], Page(), *pages[2:]])
+        all_entries([pages[0], Page(), *pages[2:]])
 
 
 def test_a_long_reason_of_quotes_fits_too() -> None:

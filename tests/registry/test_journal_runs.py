@@ -177,15 +177,15 @@ def test_a_journal_that_another_process_begins_meanwhile_is_not_a_lost_one(
     manager.client.create_registered_model(NAME)
     for _ in range(2):
         manager.client.create_model_version(NAME, "s3://bucket/model", await_creation_for=0)
-    look, begun = JournalHome._lost, list[str]()
+    look, begun = JournalHome._journal_runs, list[str]()
 
-    def too_late(home: JournalHome, model: Any) -> str:
+    def too_late(home: JournalHome, since: int = 0) -> list[str]:
         if not begun:
             begun.append("by the other")
             other.archive_version("1")
-        return look(home, model)
+        return look(home, since)
 
-    monkeypatch.setattr(JournalHome, "_lost", too_late)
+    monkeypatch.setattr(JournalHome, "_journal_runs", too_late)
     manager.archive_version("2")
     assert [entry.version for entry in manager.history()] == ["1", "2"]
     assert len(journal_runs(manager)) == 1

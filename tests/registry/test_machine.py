@@ -73,7 +73,7 @@ class Registry(RuleBasedStateMachine):
         self.trouble.watch = self.production_is_there
 
     def open(self) -> None:
-        self.fake = FakeMlflow(self.folder / "files")
+        self.fake = FakeMlflow()
         self.fake.hook = self.trouble
 
     def manager(self) -> ModelStore:

@@ -269,13 +269,15 @@ def test_a_file_that_is_not_a_database_is_told(tmp_path: Path) -> None:
         ModelManager(f"sqlite:///{tmp_path}/notes.db").list_all_versions()
 
 
-def test_a_server_is_asked_for_its_health() -> None:
+def test_a_server_is_asked_as_mlflows_client_would() -> None:
     class Handler(BaseHTTPRequestHandler):
-        status = 200
+        status, content = 200, b"{}"
 
         def do_GET(self) -> None:
-            self.send_response(self.status if self.path == "/mlflow/health" else 500)
+            is_ours = self.path.startswith("/mlflow/api/2.0/mlflow/experiments/search?")
+            self.send_response(self.status if is_ours else 500)
             self.end_headers()
+            self.wfile.write(self.content)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -285,7 +287,10 @@ def test_a_server_is_asked_for_its_health() -> None:
         manager = ModelManager(f"http://127.0.0.1:{server.server_port}/mlflow/")
         manager.ping()
         Handler.status = 403
-        with pytest.raises(StoreUnavailable, match="answers 403"):
+        with pytest.raises(StoreUnavailable, match=r"answers 403: .* MLFLOW_TRACKING_TOKEN"):
+            manager.ping()
+        Handler.status, Handler.content = 200, b"<html>Please sign in</html>"
+        with pytest.raises(StoreUnavailable, match="not as MLflow does"):
             manager.ping()
         server.shutdown()
 

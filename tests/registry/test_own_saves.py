@@ -43,7 +43,7 @@ def test_nothing_is_ever_saved_twice(saves: list[tuple[int, str | None, str, str
             if call == "create_model_version" and when == fails:
                 raise Crash
 
-        fake = FakeMlflow(folder / "files")
+        fake = FakeMlflow()
         fake.hook = hook
         stores = [fake.manager(folder / "home") for _ in range(2)]
         for who, run, key, fails in saves:  # noqa: B007 - the hook reads it

@@ -51,10 +51,9 @@ def make():
 
 @pytest.fixture
 def yolo_weights(tmp_path: Path) -> Path:
-    described = {"family": "yolov8", "size": "n", "num_classes": 7, "names": NAMES}
     path = tmp_path / "yolo.safetensors"
-    arrays = to_arrays(get_model("n", 7, names=NAMES, seed=3))
-    save_weights(arrays, path, model={**described, "image_size": 96})
+    model = get_model("n", 7, names=NAMES, seed=3, image_size=96)
+    save_weights(to_arrays(model), path, model=model.description)
     return path
 
 
@@ -117,12 +116,12 @@ def test_yolo_serves_the_boxes_that_our_own_loader_finds(
     forms: list[Any] = [encoded(pixels), pixels, pixels.tolist()]
     all_found = served.predict({"image": forms}, params={"conf": 0.001})
     assert len(all_found) == len(forms)
-    result = ours.predict(pixels, conf=0.001, image_size=96)[0]
+    result = ours.predict(pixels, conf=0.001, imgsz=96)[0]
     for found in all_found:
         assert_same_boxes(found, result)
     json.dumps(all_found)
-    (found,) = served.predict({"image": [pixels]}, params={"conf": 0.001, "image_size": 64})
-    assert_same_boxes(found, ours.predict(pixels, conf=0.001, image_size=64)[0])
+    (found,) = served.predict({"image": [pixels]}, params={"conf": 0.001, "imgsz": 64})
+    assert_same_boxes(found, ours.predict(pixels, conf=0.001, imgsz=64)[0])
 
 
 @pytest.mark.parametrize(
@@ -138,14 +137,14 @@ def test_yolo_serves_the_boxes_that_our_own_loader_finds(
     ],
 )
 def test_a_picture_that_is_none_is_told(yolo_weights: Path, bad: object, says: str) -> None:
-    spec = {"model": {"family": "yolov8", "size": "n", "names": NAMES}}
+    spec = {"model": get_model("n", 7, names=NAMES).description}
     predict = serving.load(yolo_weights, spec, serving.SERVING["config"])
     with pytest.raises(ValueError, match=says):
         predict({"image": [bad]}, {})
 
 
 def test_weights_of_another_model_are_not_served_as_yolo(yolo_weights: Path) -> None:
-    with pytest.raises(ValueError, match="expected YOLOv8"):
+    with pytest.raises(ValueError, match="expected a detector of Ultralytics"):
         serving.load(yolo_weights, {"model": {}}, serving.SERVING["config"])
 
 
@@ -208,7 +207,9 @@ def test_the_signature_is_one_that_mlflow_reads(tmp_path: Path, weights: MakeWei
     folder = store.weights_path(store.save_model_version(weights(1), serving=YOLO)).parent
     signature = Model.load(str(folder)).signature
     assert signature.inputs.input_names() == ["image"]
-    assert [param.name for param in signature.params] == ["conf", "image_size"]
+    assert [param.name for param in signature.params] == [
+        *("conf", "iou", "imgsz", "classes", "max_det", "half")
+    ]
     assert signature.outputs is not None
 
 
@@ -298,7 +299,7 @@ def test_mlflow_loads_what_is_in_production_by_its_own_address(
     assert ours_loaded == []  # a machine that serves needs nothing of this project
     detector = yolo.load_production_model(lambda: get_model("n", 7, names=NAMES))
     assert detector is not None
-    assert_same_boxes(found[0], detector.predict(picture(), conf=0.001, image_size=96)[0])
+    assert_same_boxes(found[0], detector.predict(picture(), conf=0.001, imgsz=96)[0])
     import served_net
 
     module = net.load_production_model(served_net.make)
@@ -361,6 +362,20 @@ def post(address: str, body: object) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
+def by_curl(address: str, pixels: np.ndarray, folder: Path) -> Any:
+    """What the command of docs/use-the-model.md answers for a picture."""
+    page = (ROOT / "docs" / "use-the-model.md").read_text()
+    (command,) = (
+        block
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        if "/invocations" in block
+    )
+    (folder / "picture.jpg").write_bytes(base64.b64decode(encoded(pixels)))
+    command = command.replace("http://localhost:5002", address).replace("0.25", "0.001")
+    shell = ["bash", "-euo", "pipefail", "-c", command]
+    return json.loads(subprocess.run(shell, cwd=folder, capture_output=True, check=True).stdout)
+
+
 @pytest.mark.slow
 def test_mlflow_serves_yolo_over_http(
     mlflow_home: Path, yolo_weights: Path, tmp_path: Path
@@ -370,7 +385,7 @@ def test_mlflow_serves_yolo_over_http(
     ours = manager.load_production_model(lambda: get_model("n", 7, names=NAMES))
     assert ours is not None
     pixels = picture()
-    expected = ours.predict(pixels, conf=0.001, image_size=96)[0]
+    expected = ours.predict(pixels, conf=0.001, imgsz=96)[0]
     with served(mlflow_home, tmp_path / "log") as address:
         bodies: list[dict[str, object]] = [
             {"dataframe_records": [{"image": encoded(pixels)}]},
@@ -381,6 +396,8 @@ def test_mlflow_serves_yolo_over_http(
             status, reply = post(address, {**body, "params": {"conf": 0.001}})
             assert status == 200, reply
             assert_same_boxes(reply["predictions"][0], expected)
+        answered = by_curl(address, pixels, tmp_path)["predictions"]
+        assert_same_boxes(answered[0], expected)
         status, reply = post(address, {"dataframe_records": [{"image": "!!"}]})
         assert (status, "not base64" in reply["message"]) == (400, True)
         status, reply = post(address, {"dataframe_records": [{"photo": encoded(pixels)}]})

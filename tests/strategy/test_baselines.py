@@ -314,6 +314,27 @@ def test_a_model_of_another_shape_is_not_blocked(
         assert world.store.get_latest_version(Stage.PRODUCTION) == "2"
 
 
+@pytest.mark.parametrize("names", [["b", "a"], ["a", "c"]])
+def test_a_model_of_other_classes_is_not_compared(names: list[str]) -> None:
+    """Its arrays have the same shapes, and a score of them would mean nothing."""
+    world, scored = World(), []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        scored.append(float(arrays.to_numpy_ndarrays()[0].mean()))
+        return MetricRecord({"accuracy": score(scored[-1])})
+
+    cards = [ModelCard({"names": each}) for each in (["a", "b"], names)]
+    world.session(model(0), approval="auto", evaluate_fn=evaluate, model=cards[0])
+    scored.clear()
+    world.session(model(2), approval="auto", evaluate_fn=evaluate, model=cards[1])
+    assert set(scored) == {2, 3}  # the session's own, and not the one in Production
+    expected = f"it is not this session's model: its classes are ['a', 'b'], expected {names}"
+    assert expected in world.tag("2", "reason")
+    assert world.tag("2", "needs_person") == "true"
+    by_nodes, _ = world.session(model(4), approval="auto", model=cards[0])
+    assert {weight for _, weight in by_nodes.evaluated} == {1, 5}  # not version 2, in Staging
+
+
 def test_a_worse_model_of_another_shape_is_refused_by_the_registered_score() -> None:
     world = World()
     world.session(model(1), approval="auto")

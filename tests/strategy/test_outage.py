@@ -15,11 +15,11 @@ from support.local_grid import LocalGrid, add_one, model
 from support.outage import Server, behind
 
 from fl_app import LifecycleStrategy
+from fl_app.backlog import backlog
 from fl_app.events import Event, RoundReport, SessionEnded
 from fl_app.health import Health
 from fl_app.strategy import MetricError, RoundSettings, SessionSettings
 from fl_app.strategy.checkpoints import record, round_store
-from fl_app.strategy.checkpoints.folder import backlog
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable
 from fl_registry.breaker import Breaker
 
@@ -372,7 +372,7 @@ def test_what_cannot_be_finished_is_set_apart_and_does_not_end_the_next_session(
     (left,) = (world.home / "checkpoints").iterdir()
     assert left.suffix == ".failed"
     assert (left / "round-0001.safetensors").is_file()
-    assert "is left as it is" in lines()
+    assert f"`fl-app recover {left.stem}` tries again" in lines()
     assert backlog(world.home, "fl-global-model").rounds == 0
 
 

@@ -24,6 +24,7 @@ from fl_app.strategy.round.screening import (
     screen_train,
     sound_metrics,
 )
+from fl_app.strategy.round.state import RoundInHand
 from fl_app.wire.arrays import ArrayError, schema_of, view, viewed
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -285,6 +286,28 @@ def test_a_document_of_trees_may_be_of_any_length() -> None:
 
 FAR = arrays(weight=WEIGHT + 3, half=HALF + 1, steps=STEPS + 1000)
 NORM = float(np.sqrt(6 * 9 + 4))
+
+
+def test_what_a_node_notes_is_logged_once_until_it_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hand = RoundInHand(2, {}, schema_of(MODEL), MODEL)
+    with caplog.at_level("INFO"):
+        for number, notes in enumerate(
+            (["1 picture\nis left out"], ["1 picture\nis left out"], [])
+        ):
+            sent = content(MODEL)
+            sent["node"] = ConfigRecord({"data-digest": "", "notes": notes})
+            hand.note_rejected("train", number + 1, screen(sent), {})
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [r"round 1: of node 12: 1 picture\nis left out"]
+    many = content(MODEL)
+    many["node"] = ConfigRecord({"notes": ["x" * 1_000_000] * 1000})
+    (note,) = screen(many).notes.values()
+    assert len(note) == 200
+    odd = content(MODEL)
+    odd["node"] = ConfigRecord({"notes": 3})
+    assert screen(odd).notes == {}
 
 
 def test_an_update_within_the_norm_passes() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.local_grid import LocalGrid, model, reply
 from support.shadow_nodes import NODES, Nodes, World, counted, falls, grows, mixed, weight_of
 
-from fl_app.strategy import ShadowEvaluation
+from fl_app.strategy import ModelCard, ShadowEvaluation
 from fl_app.strategy.shadow.rounds import Paired, ShadowScores
 from fl_registry import Evidence, Stage, Verdict
 
@@ -140,6 +140,21 @@ def test_a_champion_of_another_shape_is_not_compared(lines: Callable[[], str]) -
         in world.tags()["reason"]
     )
     assert world.stage() is Stage.STAGING
+
+
+def test_a_champion_of_other_classes_is_not_compared(world: World) -> None:
+    def session(names: list[str], shadow: ShadowEvaluation | None) -> Nodes:
+        grid, card = Nodes(grows), ModelCard({"names": names})
+        strategy = world.strategy("auto" if shadow is None else "manual", model=card, shadow=shadow)
+        strategy.start(grid, model(2), num_rounds=1)
+        return grid
+
+    session(["a", "b"], None)
+    world.store.promote_to_production("2")
+    grid = session(["b", "a"], ShadowEvaluation(rounds=2))
+    assert len(grid.sent) == 16  # a round to train, and one to evaluate
+    reason = world.tags("3")["shadow"] + world.tags("3")["reason"]
+    assert "version 2 is not compared: its classes are ['a', 'b'], expected ['b', 'a']" in reason
 
 
 def test_a_champion_whose_weights_are_gone_is_not_compared(world: World) -> None:

@@ -28,6 +28,7 @@ ROUTES = [
     ("GET", "/trigger_history"),
     ("GET", "/openapi.json"),
     ("GET", "/versions"),
+    ("GET", "/versions/1/weights"),
     ("POST", "/trigger_retrain"),
     ("POST", "/versions/1/promote"),
     ("POST", "/versions/1/approve"),

@@ -62,7 +62,8 @@ def round_checkpoint(folder: Path) -> Case:
 
 def session_folder(folder: Path) -> Case:
     """A session's own folder is there whole, or not at all."""
-    from fl_app.strategy.checkpoints.folder import SESSION_FILE, SessionFolder
+    from fl_app.backlog import SESSION_FILE
+    from fl_app.strategy.checkpoints.folder import SessionFolder
     from fl_app.strategy.checkpoints.record import SessionRecord, read_file
     from fl_app.strategy.errors import CheckpointError
     from fl_app.strategy.records import Origin

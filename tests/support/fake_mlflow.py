@@ -25,6 +25,7 @@ from mlflow.protos.databricks_pb2 import (
 from fl_registry import ModelStore
 from fl_registry.mlflow.backend import MlflowBackend
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.locations import FOLDER_TAG
 
 _TAG = re.compile(r"tags\.(\w+) = '([^']*)'")
 _RUN = re.compile(r"attributes\.run_id = '([^']*)'")
@@ -40,8 +41,7 @@ class _Page(list):  # type: ignore[type-arg]
 class FakeMlflow:
     """One store; `hook(name, "before" | "after")` is told of each call."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.clock = 1_000_000_000_000
         self.experiments: dict[str, Row] = {}
         self.runs: dict[str, Row] = {}
@@ -67,9 +67,16 @@ class FakeMlflow:
             raise _error(f"Experiment {name} exists", RESOURCE_ALREADY_EXISTS)
         number = str(len(self.experiments) + 1)
         self.experiments[name] = Row(
-            experiment_id=number, name=name, lifecycle_stage="active", tags=dict(tags or {})
+            experiment_id=number,
+            name=name,
+            lifecycle_stage="active",
+            tags=dict(tags or {}),
+            artifact_location=artifact_location,
         )
         return number
+
+    def search_experiments(self, filter_string: str) -> Any:
+        return _Page(e for e in self.experiments.values() if FOLDER_TAG in e.tags)
 
     def get_experiment_by_name(self, name: str) -> Row | None:
         return self.experiments.get(name)
@@ -99,7 +106,13 @@ class FakeMlflow:
     def restore_run(self, run_id: str) -> None:
         self._run(run_id).info.lifecycle_stage = "active"
 
-    def search_runs(self, experiments: list[str], filter_string: str, max_results: int = 9) -> Any:
+    def search_runs(
+        self,
+        experiments: list[str],
+        filter_string: str,
+        max_results: int = 1000,
+        page_token: str | None = None,
+    ) -> Any:
         wanted = _conditions(filter_string)
         ids, params = _RUN.findall(filter_string), _PARAM.findall(filter_string)
         return _Page(
@@ -143,6 +156,14 @@ class FakeMlflow:
             creation_timestamp=model.creation_timestamp,
         )
 
+    def search_registered_models(self, filter_string: str, max_results: int = 100) -> Any:
+        wanted = _conditions(filter_string)
+        return _Page(
+            self.get_registered_model(name)
+            for name, model in self.models.items()
+            if wanted.items() <= model.tags.items()
+        )
+
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
         self._model(name).tags[key] = value
 
@@ -161,11 +182,11 @@ class FakeMlflow:
         source_run_id: str | None = None,
     ) -> Row:
         model_id = f"m-{uuid.uuid4().hex}"
-        where = self.folder / experiment / model_id
+        where = f"{self.get_experiment(experiment).artifact_location}/models/{model_id}/artifacts"
         self.logged[model_id] = Row(
             model_id=model_id,
             tags=dict(tags),
-            artifact_location=where.as_uri(),
+            artifact_location=where,
             creation_timestamp=self._now(),
         )
         return self.logged[model_id]

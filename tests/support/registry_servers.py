@@ -22,14 +22,22 @@ _STARTED = 120.0  # seconds that a server may take to answer
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """Run `mlflow server` with one worker and SQLite behind it; yield its address."""
+def mlflow_server(
+    folder: Path, *, database: str = "", artifacts: str = "", is_proxy: bool = True
+) -> Iterator[str]:
+    """Run `mlflow server` with one worker; yield its address.
+
+    By default it has SQLite and a folder behind it. Without `is_proxy` its clients go to the
+    `artifacts` themselves.
+    """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
+        "--workers", "1", "--backend-store-uri", database or f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination" if is_proxy else "--default-artifact-root",
+        artifacts or str(folder / "artifacts"),
+        *([] if is_proxy else ["--no-serve-artifacts"]),
     ]  # fmt: skip
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("wb") as log:
@@ -40,6 +48,32 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     try:
         _wait(f"{address}/health", process, folder / "server.log")
         yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
+    """Run moto's S3 server with an empty bucket; yield the environment of those who use it."""
+    import boto3
+
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "moto.server", "-p", address.rpartition(":")[2]]
+    variables = {
+        "MLFLOW_S3_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "something",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with (folder / "s3.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait(f"{address}/moto-api/", process, folder / "s3.log")
+        session = boto3.Session("somebody", "something", region_name="us-east-1")
+        session.client("s3", endpoint_url=address).create_bucket(Bucket=bucket)
+        yield variables
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 15)

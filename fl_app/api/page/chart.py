@@ -133,7 +133,14 @@ def metrics_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*gated, *plain)))[:MOST_METRICS]
 
 
-def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Chart | None:
+def chart_of(
+    rows: Sequence[Row],
+    entries: Sequence[Entry],
+    metric: str,
+    *,
+    known: Sequence[Row] = (),
+    total: int = 0,
+) -> Chart | None:
     """Collect a metric of the newest versions; None where none has it.
 
     Parameters
@@ -144,12 +151,16 @@ def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Char
         The journal, oldest first.
     metric : str
         The metric; by default, and where no version has it, the first of ``metrics_of``.
+    known : Sequence[Row]
+        Further versions, for what was in Production before the first of the points.
+    total : int
+        How many versions there are in all, if these are only the newest.
     """
-    known = metrics_of(rows)
-    if not known:
+    metrics = metrics_of(rows)
+    if not metrics:
         return None
-    metric = metric if metric in known else known[0]
-    values = {row["version"]: row["metrics"].get(metric) for row in rows}
+    metric = metric if metric in metrics else metrics[0]
+    values = {row["version"]: row["metrics"].get(metric) for row in (*known, *rows)}
     have = [row for row in rows if _is_drawn(values[row["version"]])]
     shown = have[:MOST_POINTS][::-1]
     staged = {e.version for e in entries if e.op in (*PROMOTING, *STAGING)}
@@ -162,8 +173,11 @@ def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Char
         for row in rounds:
             version, name = row["version"], row["tags"].get("round", "")[:8]
             points.append(Point(version, name, begun, values[version], version in staged))
-    moves = [entry for entry in entries if entry.op in PROMOTING]
+    all_moves = [entry for entry in entries if entry.op in PROMOTING]
     created = [row["created"] for row in shown]
+    # Of those before the first point, only the last one is in the picture.
+    before = bisect_right([move.time for move in all_moves], created[0]) if created else 0
+    moves = all_moves[max(before - 1, 0) :]
     places = [bisect_right(created, move.time) for move in moves]
     promotions = [
         Promotion(place, end, e.version, values[e.version], e.op == "rollback", e.time)
@@ -171,8 +185,8 @@ def chart_of(rows: Sequence[Row], entries: Sequence[Entry], metric: str) -> Char
         if _is_drawn(values.get(e.version))
     ]
     now = moves[-1].version if moves else ""
-    left_out = len(have) - len(shown)
-    return Chart(metric, known, points, tuple(sessions), promotions, now, left_out)
+    left_out = max(len(have), total - (len(rows) - len(have))) - len(shown)
+    return Chart(metric, metrics, points, tuple(sessions), promotions, now, left_out)
 
 
 def svg(chart: Chart, theme: str) -> bytes:

@@ -16,9 +16,10 @@ from flask import Blueprint, Flask, Response, g, redirect, request, session
 from pydantic import AfterValidator, Field, StringConstraints
 from werkzeug.wrappers import Response as AnyResponse
 
+from fl_app.api.downloads import PageDownloadQuery, download_weights
 from fl_app.api.endpoint import Answer, Context
 from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body
-from fl_app.api.page.chart import chart_of, svg
+from fl_app.api.page.chart import svg
 from fl_app.api.page.overview import overview, read_registry
 from fl_app.api.page.sign_in import SignIns
 from fl_app.api.page.style import STYLE
@@ -105,7 +106,11 @@ FORMS: dict[str, SignedForms] = {
     "/page/rollback": RollbackForm,
 }
 """The forms of those who are signed in, by path."""
-PAGE_QUERIES = {"page.show": PageQuery, "page.chart": PageQuery}
+PAGE_QUERIES: dict[str, type[Query]] = {
+    "page.show": PageQuery,
+    "page.chart": PageQuery,
+    "page.weights": PageDownloadQuery,
+}
 """The queries of the page's routes by Flask's names."""
 HINTS = {
     "by": "Write your name in at most 100 characters; the ledger records it.",
@@ -140,20 +145,25 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
         values = {"model": context.manager.store.model, "message": session.pop("message", None)}
         if not signs.signed_in:
             return render("sign_in", **values)
-        return render(
-            "page", **values, **overview(context, g.query.metric), can_sign_out=signs.needed
-        )
+        can = {"can_sign_out": signs.needed, "can_export": context.checkpoint is not None}
+        return render("page", **values, **overview(context, g.query.metric), **can)
 
     @page.get("/page/chart.svg")
     def chart() -> Response:
         if not signs.signed_in:
             raise ApiError(403, "Sign in on the page first.")
         registry = read_registry(context)
-        data = chart_of(registry.rows, registry.entries, g.query.metric)
+        data = registry.chart(g.query.metric)
         if data is None:
             raise ApiError(404, registry.problem or "There is nothing to draw yet.")
         headers = {"Content-Security-Policy": CHART_POLICY}
         return Response(svg(data, g.query.theme), headers=headers, mimetype="image/svg+xml")
+
+    @page.get("/page/weights")
+    def weights() -> Response:
+        if not signs.signed_in:
+            raise ApiError(403, "Sign in on the page first.")
+        return download_weights(context, g.query, g.query.version)
 
     page.add_url_rule("/page/style.css", "style", lambda: Response(STYLE, mimetype="text/css"))
     page.add_url_rule("/page/icon.svg", "icon", lambda: Response(ICON, mimetype="image/svg+xml"))

@@ -15,6 +15,9 @@ SECTIONS = {
 {% call section("now", "Now") %}
 {{ alert(registry.problem) }}
 {{ alert(registry.fault) }}
+{% for notice in notices %}
+{{ alert(notice) }}
+{% endfor %}
 {% set fall = probation.last_failure if probation else none %}
 {% if fall and (not fall.back or fall.back == probation.version) %}
 {% call verdict("bad", "Version " ~ fall.version ~ " failed") %}
@@ -127,14 +130,16 @@ SECTIONS = {
 </details>
 </figure>
 {% else %}
-<p class="muted">There is nothing to draw yet: <code>flwr run . --stream</code> makes versions with
- scores.</p>
+<p class="muted">{% if unread %}The scores cannot be read.{% else %}There is nothing to draw yet:
+ <code>flwr run . --stream</code> makes versions with scores.{% endif %}</p>
 {% endif %}
 {% endcall %}
 
 {% call section("versions", "Versions") %}
 {% call(row) table("versions", "Versions, newest first", registry.rows,
- ("Version", "Stage", "Score", "Round", "Registered", "Why"), most=50, command="fl-app versions",
+ ("Version", "Stage", "Score", "Round", "Registered", "Weights", "Why"), registry.total,
+ most=50,
+ command="fl-app versions --limit 0",
  empty="They cannot be read." if unread else "There is no version yet.") %}
 <th scope="row">{{ row.version }}</th>
 <td>{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
@@ -142,6 +147,10 @@ SECTIONS = {
  <span class="muted">{{ row.tags.approval }}</span>{% endif %}</td>
 <td class="num">{{ row|score_text }}</td><td class="num">{{ row.tags.get("round", "") }}</td>
 <td>{{ row.created|when }}</td>
+<td>{% for format in ("safetensors", "pt") if format != "pt" or can_export %}
+<a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
+ aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
+{% endfor %}</td>
 <td class="text">{{ row|why_text(registry.entries) }}</td>
 {% endcall %}
 {% endcall %}
@@ -154,7 +163,7 @@ SECTIONS = {
 <div class="field">
 <label for="rollback-version">Version to bring back</label>
 <select id="rollback-version" name="version">
-{% for row in former[:20] %}
+{% for row in former %}
 <option value="{{ row.version }}">Version {{ row.version }}
  {%- if row|score_text %}, {{ row|score_text }}{% endif %}
  {%- if loop.first %} (the one before){% endif %}</option>
@@ -258,8 +267,8 @@ It names the session that follows.
 {% call verdict("bad", "It does not verify.") %}{{ fault }}{% endcall %}
 {% else %}
 {% call verdict("good", "It verifies.") %}{{ entries|length }}
- {{ "entry was" if entries|length == 1 else "entries were" }} checked now, from the first on;
- each has the hash of the one before.{% endcall %}
+ {{ "entry was" if entries|length == 1 else "entries were" }} checked, those of full pages once
+ since this server began; each has the hash of the one before.{% endcall %}
 {% endif %}
 {% call(entry) table("ledger",
  ("The entries before the fault" if fault else "Who moved what") ~ ", newest first", entries[::-1],

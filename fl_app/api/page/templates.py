@@ -29,6 +29,7 @@ MOVES = {
     "restore": "back to Staging",
     "adopt": "adopted from MLflow",
     "retire": "removed for good",
+    "acknowledge": "loss acknowledged",
     "lease": "server that writes",
     "carry": "journal continued",
 }

@@ -48,7 +48,7 @@ def picture_summaries(config: ClientConfig, spec: DataSpec) -> Mod:
         some = [paths[index] for index in which]
         # Labels and not detections: a model that is trained detects other things each round, which
         # is no drift.
-        boxes = [usable_boxes(path, spec.numbers) for path in some]
+        boxes = [usable_boxes(path, spec.numbers, spec.keypoints) for path in some]
         return {**pixel_statistics(some), **box_statistics(boxes, spec.names)}
 
     rows = KeyedRows([file_key(path, label_file(path)) for path in paths], read)

@@ -16,24 +16,23 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from fl_app.retraining.memory.errors import IN_MEMORY, MonitorStoreError
+from fl_app.retraining.memory.schema import HEAD, NewerSchemaError, upgrade
 from fl_app.retraining.requests import Outcome
 from fl_registry.errors import remedy
-from fl_registry.redaction import redact
+from fl_registry.redaction import one_line, redact
 
 T = TypeVar("T")
 
 LIFETIME = timedelta(hours=24)
 """How long the answer to an idempotency key is stored."""
-_CREATING = 0x666C2D617070
-"""Key of the advisory lock under which tables are created; "fl-app" in ASCII."""
-_METADATA = sa.MetaData()
+METADATA = sa.MetaData()
+"""The tables, in the form `schema.HEAD`."""
 
 REQUESTS = sa.Table(
     "requests",
-    _METADATA,
+    METADATA,
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("model", sa.String(255), nullable=False),
     sa.Column("id", sa.String(32), unique=True, nullable=False),
@@ -56,7 +55,7 @@ sa.Index(
 )
 KEYS = sa.Table(
     "idempotency_keys",
-    _METADATA,
+    METADATA,
     sa.Column("model", sa.String(255), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("id", sa.String(32), nullable=False),
@@ -68,7 +67,7 @@ KEYS = sa.Table(
 )
 NOTES = sa.Table(
     "notes",
-    _METADATA,
+    METADATA,
     sa.Column("model", sa.String(255), primary_key=True),
     sa.Column("name", sa.String(80), primary_key=True),
     sa.Column("revision", sa.Integer, nullable=False),
@@ -122,12 +121,12 @@ class Database:
 
 
 def open_database(url: str, model: str) -> Database:
-    """Open the database, and create the tables that do not exist.
+    """Open the database, and bring its tables into the present form.
 
     Raises
     ------
     MonitorStoreError
-        If it cannot be opened.
+        If it cannot be opened, or a newer version of this package wrote it.
     """
     options: dict[str, Any] = {"pool_pre_ping": True}  # a database may restart meanwhile
     if url == IN_MEMORY:
@@ -135,23 +134,21 @@ def open_database(url: str, model: str) -> Database:
         # thread's transaction would roll back the other's.
         options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
         options["connect_args"] = {"check_same_thread": False}
+    where = f" at {redact(url, url)}" if "://" in url else ""  # other texts may be a password
     try:
         engine = sa.create_engine(url, **options)
-        with engine.begin() as connection:
-            # Several processes may be here at once. PostgreSQL's IF NOT EXISTS still fails when
-            # two create a table at once.
-            if engine.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
-            for table in _METADATA.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
+        upgrade(engine)
         return Database(engine, model)
+    except NewerSchemaError as error:
+        raise MonitorStoreError(
+            f"The monitor's memory{where} has the form {one_line(error, 40)} of a newer fl-app, "
+            f"this one knows forms up to {HEAD}; update fl-app, or restore the database from a "
+            "backup of that time."
+        ) from None
     except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
         problem = type(error).__name__
         if isinstance(error, ModuleNotFoundError):
             problem = f"{error.name} is not installed; {remedy(error.name or '')}"
-    where = f" at {redact(url, url)}" if "://" in url else ""  # other texts may be a password
     # Raised outside of the handler, whose exception may have the password in its text.
     raise MonitorStoreError(
         f"The monitor's memory{where} cannot be opened ({problem}); check its SQLAlchemy URL "

@@ -1,27 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a session: its lock and its record; and what waits in all of them for MLflow."""
+"""The folder of a session: its lock and its record."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fl_app.backlog import APART, SESSION_FILE, TROUBLE_FILE
 from fl_app.strategy.checkpoints.record import SessionRecord, disk_errors, write_file
 from fl_app.strategy.errors import CheckpointError, SessionOverError
 from fl_registry.files.atomic import sync_folder
+from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 logger = logging.getLogger("flwr.fl_app")
-
-CHECKPOINTS = "checkpoints"
-SESSION_FILE, TROUBLE_FILE = "session.json", "trouble.json"
 
 
 class SessionFolder:
@@ -102,13 +100,7 @@ class SessionFolder:
 
     def remove(self) -> None:
         """Delete the session, all of which is in the registry."""
-        # By a rename first: no process may see it half deleted.
-        gone = _unfinished(self.path)
-        try:
-            self.path.rename(gone)
-        except OSError as error:
-            logger.warning("%s could not be deleted: %s", self.path, error.strerror)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_session(self.path)
 
 
 def folder_lock(path: Path) -> FileLock:
@@ -118,70 +110,28 @@ def folder_lock(path: Path) -> FileLock:
     return FileLock(path / "lock", timeout=0, thread_local=False)
 
 
-def set_apart(path: Path) -> Path:
-    """Rename a session's folder so that no session resumes it; its files stay."""
-    apart = path.with_name(f"{path.name}.failed")
+def remove_session(path: Path) -> None:
+    """Delete the folder of a session."""
+    # By a rename first: no process may see it half deleted.
+    gone = _unfinished(path)
     try:
-        path.rename(apart)
+        path.rename(gone)
     except OSError as error:
-        logger.warning("%s could not be renamed: %s", path, error.strerror)
+        logger.warning("%s could not be deleted: %s", path, error.strerror)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_apart(path: Path, why: str) -> Path:
+    """Rename a session's folder so that no session resumes it; its files stay, with the reason."""
+    apart = path.with_name(path.name + APART)
+    try:
+        write_file(path / TROUBLE_FILE, one_line(why, 500))
+        path.rename(apart)
+    except (OSError, CheckpointError) as error:
+        logger.warning("%s could not be set apart: %s", path, one_line(error))
     return apart
 
 
 def _unfinished(path: Path) -> Path:
     """Return a name that `session_folders` ignores and a clean-up finds."""
     return path.with_name(f".{path.name}.tmp")
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """Closed rounds that are on disk and not yet in the registry.
-
-    Attributes
-    ----------
-    rounds : int
-        How many; one is usual while a session runs, as a round is finished during the next one.
-    trouble : str
-        Why they wait; empty while MLflow answers.
-    """
-
-    rounds: int = 0
-    trouble: str = ""
-
-    def __str__(self) -> str:
-        """Return one line of text."""
-        rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
-        return f"{rounds}: {self.trouble}" if self.trouble else rounds
-
-
-def backlog(home: Path, model: str) -> Backlog:
-    """Return what waits under an app's home for a registered model.
-
-    Only names of files are read, and which model a session belongs to.
-    """
-    rounds, trouble = 0, ""
-    for folder in session_folders(home, model):
-        rounds += len(list(folder.glob("closed-*.json")))
-        trouble = trouble or str(_read_json(folder / TROUBLE_FILE) or "")
-    return Backlog(rounds, trouble if rounds else "")
-
-
-def session_folders(home: Path, model: str) -> list[Path]:
-    """Return the folders of a model's sessions; neither drafts nor those that were set apart."""
-    paths = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
-    return [p.parent for p in paths if p.parent.suffix != ".failed" and _model_of(p) == model]
-
-
-def _model_of(path: Path) -> object:
-    match _read_json(path):
-        case {"SessionRecord": {"model": model}}:
-            return model
-    return None
-
-
-def _read_json(path: Path) -> object:
-    """Return the value in a file; None if there is none, or it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -6,9 +6,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from flwr.app import MetricRecord
 
@@ -21,7 +22,7 @@ from fl_app.strategy.finish.scores import Scores
 from fl_app.strategy.finish.staging import Staging, failed_tags, superseded, version_tags
 from fl_app.strategy.records import Scored, SessionReport, ShadowReport
 from fl_app.strategy.setup import Setup
-from fl_registry import Decision, Lease, Stage, decide_stage
+from fl_registry import Decision, Gone, Lease, Stage, UnknownVersion, decide_stage
 
 logger = logging.getLogger("flwr.fl_app")  # below Flower's own, so that `flwr run` shows the lines
 
@@ -157,7 +158,7 @@ class Finisher:
         health = self._setup.session.health
         self._rounds.folder.note_trouble(why)
         if why:
-            health.fails(REGISTRY, f"{why} (rounds wait on disk until MLflow is back)")
+            health.fails(REGISTRY, f"{why} (rounds wait on disk until then)")
         else:
             health.works(REGISTRY)
 
@@ -252,13 +253,14 @@ class Finisher:
         setup.hooks.look()
         report = self._session_report(last.shadow)
         log_artifacts(report, setup.tracker, setup.artifacts)
+        setup.session.retention.apply(setup.store)
         commands = next_commands(self.reports, setup.store, setup.home)
         folder.note(state="ending", status="FINISHED")
         logger.info("%s", "\n" + session_table(self.reports, setup.metric))
         logger.info("%s", commands)
 
     def _session_report(self, shadow: ShadowReport | None) -> SessionReport:
-        record, store = self._rounds.folder.record, self._setup.store
+        record = self._rounds.folder.record
         history: dict[str, tuple[tuple[int, float], ...]] = {}
         steps = [(0, record.first_metrics or {}), *((r.round, r.metrics) for r in self.reports)]
         for step, metrics in steps:
@@ -266,12 +268,21 @@ class Finisher:
                 history[name] = (*history.get(name, ()), (step, value))
         versions = [r for r in self.reports if r.version is not None]
         staged = [r for r in versions if r.stage in (Stage.STAGING, Stage.PRODUCTION)]
-        shown = next((str(report.version) for report in reversed(staged or versions)), None)
+        version, weights = self._newest([str(r.version) for r in staged or versions])
         return SessionReport(
             rounds=tuple(self.reports),
             run_id=record.run_id,
             history=history,
-            version=shown,
-            weights=store.weights_path(shown) if shown else None,
+            version=version,
+            weights=weights,
             shadow=shadow,
         )
+
+    def _newest(self, versions: Sequence[str]) -> tuple[str | None, Path | None]:
+        """Return the newest version that nobody has deleted in MLflow, and its weights."""
+        for version in reversed(versions):
+            try:
+                return version, self._setup.store.weights_path(version)
+            except (Gone, UnknownVersion) as error:
+                logger.warning("no pictures of version %s: %s", version, error)
+        return None, None

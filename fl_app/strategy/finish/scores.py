@@ -26,7 +26,7 @@ from fl_app.strategy.round.state import ClosedRound, node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
 from fl_app.wire.arrays import difference, fits, schema_of, viewed
-from fl_registry import Evidence, RegistryError, Stage
+from fl_registry import Evidence, Gone, RegistryError, Stage, UnknownVersion
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -204,18 +204,36 @@ class Scores:
 
         It is taken on the same holdout, or by the nodes before round 1. If neither is possible,
         the score that it was registered with is used, if it is of the same source. None if there
-        is no such version.
+        is no such version, or if somebody has deleted it.
+
+        Raises
+        ------
+        Gone
+            The version in Production was deleted in MLflow.
         """
         if version is None:
             return None
         if version not in self._of_versions:
+            if self._is_deleted(version):
+                return None
             self._of_versions[version] = self._score(version)
         return self._of_versions[version]
+
+    def _is_deleted(self, version: str) -> bool:
+        """Whether somebody has deleted a version in MLflow, but for the one in Production."""
+        try:
+            self._store.get_version(version)
+        except (Gone, UnknownVersion) as error:
+            if version == self._store.get_latest_version(Stage.PRODUCTION):
+                raise  # nothing else says how good a model has to be
+            logger.warning("version %s is not compared: %s", version, error)
+            return True
+        return False
 
     def better(self, best: Scored | None, version: str | None) -> Scored | None:
         """Return the better score: the session's best so far, or that of another's version."""
         metric = self._setup.metric
-        if metric is None or version is None or not self.schema:
+        if metric is None or version is None or not self.schema or self._is_deleted(version):
             return best
         if self._store.get_version(version).run_id == self._rounds.folder.record.run_id:
             return best
@@ -260,6 +278,8 @@ class Scores:
         models: dict[str, ArrayRecord] = {}
         compared = (parent, self._store.get_latest_version(Stage.PRODUCTION), staging)
         for version in filter(None, dict.fromkeys(compared)):
+            if self._is_deleted(version):
+                continue
             path = self._store.weights_path(version)
             arrays, other = load_array_record(path), self._setup.model.other_classes(path)
             if not other and (not self.schema or fits(arrays, self.schema)):

@@ -13,11 +13,12 @@ from typing import Any, cast
 from pydantic_core import to_json
 
 from fl_app.events import Approval, RoundReport
+from fl_app.rejected import rejected_tag
 from fl_app.strategy.finish.evaluation import SCORE_SOURCE
 from fl_app.strategy.finish.reporting import shadow_reason
 from fl_app.strategy.records import Origin, ShadowReport
-from fl_app.strategy.round.state import ClosedRound, rejected_tag
-from fl_registry import Decision, Lease, ModelStore, Stage, StageError
+from fl_app.strategy.round.state import ClosedRound
+from fl_registry import Decision, Gone, Lease, ModelStore, Stage, StageError, UnknownVersion
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -82,7 +83,12 @@ class Staging:
             version, why = report.version, report.reason
             if report.approval != "pending" or version is None:
                 continue
-            if NEEDS_PERSON in self._store.get_version(version).tags:
+            try:
+                tags = self._store.get_version(version).tags
+            except (Gone, UnknownVersion) as error:
+                logger.warning("version %s is not promoted: %s", version, error)
+                continue
+            if NEEDS_PERSON in tags:
                 logger.warning("version %s waits for a person to approve it: %s", version, why)
                 continue
             self._store.promote_to_production(version, reason=why, **self._by_rule)
@@ -94,7 +100,11 @@ class Staging:
         A candidate that is neither, or that a person has moved meanwhile, is left to people.
         """
         store, version, result = self._store, shadow.candidate, f"{SHADOW}{shadow_reason(shadow)}"
-        gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
+        try:
+            gates = store.get_version(version).tags.get("reason", "").partition(f"; {SHADOW}")[0]
+        except (Gone, UnknownVersion) as error:
+            logger.warning("the shadow evaluation changes nothing: %s", error)
+            return
         reason = f"{gates}; {result}".removeprefix("; ")
         store.set_version_tags(version, {"reason": reason, "shadow": shadow_tag(shadow)})
         logger.info("version %s: %s", version, result)

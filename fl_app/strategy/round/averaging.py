@@ -12,14 +12,22 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fl_app.strategy.round.grids import streaming_grid
 from fl_app.strategy.round.screening import only, with_records, without_arrays
-from fl_app.wire.arrays import STYPE, ArrayError, ArrayLayout, Piece, header_for
+from fl_app.wire.arrays import (
+    STYPE,
+    ArrayError,
+    ArrayLayout,
+    Piece,
+    header_for,
+    restore_dtypes,
+    schema_of,
+)
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -80,6 +88,68 @@ class StreamingFedAvg(FedAvg):
             f"A reply's {self.weighted_by_key} is {weight!r}, expected a number that is not "
             "negative, by which its arrays are weighed."
         )
+
+
+class EmaFedAvg(StreamingFedAvg):
+    """StreamingFedAvg whose global model is a moving average of the rounds' averages.
+
+    Nodes continue from the latest average itself, as Ultralytics does with the model that it
+    trains. The average ``a`` of round ``t`` changes the global model ``g`` to
+    ``d * g + (1 - d) * a`` with ``d = min(decay, (t - 1) / t)``: the mean of all rounds at first,
+    so that the first weights do not count. Integers and booleans are those of the latest average.
+
+    Parameters
+    ----------
+    decay : float
+        From 0 to less than 1; 0.9 averages over about ten rounds.
+    **kwargs
+        Parameters of Flower's FedAvg.
+    """
+
+    def __init__(self, decay: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.decay, self.averaged_rounds = decay, 0
+        self.trained: ArrayRecord | None = None
+        self._moving: ArrayRecord | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure a round of training from the latest average."""
+        self._moving = arrays
+        start = arrays if self.trained is None else self.trained
+        return super().configure_train(server_round, start, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the replies, and return the moving average."""
+        made, metrics = super().aggregate_train(server_round, replies)
+        # Not kept: it would be saved with the strategy's state beside the global model.
+        moving, self._moving = self._moving, None
+        if made is None or moving is None:
+            return made, metrics
+        if made.keys() == moving.keys():  # else the session reports the other model
+            made = restore_dtypes(made, schema_of(moving))
+        self.trained, rounds = made, self.averaged_rounds
+        self.averaged_rounds += 1
+        if not rounds:
+            return made.copy(), metrics
+        decay = min(self.decay, rounds / (rounds + 1))
+        return moved(moving, made, decay), metrics
+
+
+def moved(old: ArrayRecord, new: ArrayRecord, decay: float) -> ArrayRecord:
+    """Return ``decay * old + (1 - decay) * new`` for floats, and the other arrays of ``new``."""
+    record = ArrayRecord()
+    for name, array in new.items():
+        values = array.numpy()
+        mixed = array
+        if np.issubdtype(values.dtype, np.floating):
+            mean = decay * old[name].numpy() + (1 - decay) * values
+            mixed = Array(mean.astype(values.dtype))
+        record[name] = mixed
+    return record
 
 
 class WeightedAverage:

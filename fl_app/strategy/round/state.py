@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from pydantic import TypeAdapter, ValidationError
 
 from fl_app.events import RejectedReply
 from fl_app.strategy.errors import RunFailedError
@@ -25,11 +24,6 @@ MAX_FAILED_ROUNDS = 3
 _MAX_DIGEST = 128
 TOO_OFTEN = 3
 """Rejected replies in a row after which the log warns of a node."""
-REJECTED = "rejected"
-"""Tag of a version: the nodes whose replies were rejected in its round."""
-MAX_NODES = 20
-"""Nodes that the tag names."""
-_REPLIES = TypeAdapter(list[RejectedReply])
 
 
 @dataclass(frozen=True)
@@ -139,20 +133,6 @@ def _reported(
                 float(value) if isinstance(value, int | float) else None,
                 content,
             )
-
-
-def rejected_tag(nodes: Iterable[RejectedReply]) -> dict[str, str]:
-    """Return the version tag that names the nodes, those with most in a row first."""
-    worst = sorted(nodes, key=lambda node: -node.in_a_row)[:MAX_NODES]
-    return {REJECTED: _REPLIES.dump_json(worst).decode()} if worst else {}
-
-
-def read_rejected(tags: Mapping[str, str]) -> list[RejectedReply]:
-    """Return the nodes that were rejected in a version's round, from its tags."""
-    try:
-        return _REPLIES.validate_json(tags.get(REJECTED, "[]"))
-    except ValidationError:  # any MLflow user may write tags
-        return []
 
 
 @dataclass

@@ -13,15 +13,20 @@ from collections.abc import Callable
 from fl_app.strategy.errors import CheckpointError
 from fl_app.strategy.finish.finisher import Finisher, Item
 from fl_app.strategy.setup import Setup
-from fl_registry import StoreUnavailable
+from fl_registry import Gone, StoreUnavailable
+from fl_registry.patience import reply_within
 from fl_registry.redaction import one_line
 
 logger = logging.getLogger("flwr.fl_app")
 
-AWAY = (StoreUnavailable, CheckpointError)
-"""Errors after which an item is tried again: MLflow, or the disk, may come back."""
+AWAY = (StoreUnavailable, Gone, CheckpointError)
+"""Errors after which an item is tried again: MLflow, what was deleted there, or the disk."""
 STALL_SECONDS = 600.0
 """Seconds for which `drain` waits for one item that is neither finished nor refused."""
+REPLY_SECONDS = 10.0
+"""Seconds for which a write to MLflow waits for its reply at the first attempt."""
+MOST_CHARACTERS = 1000
+"""Of a reason: a command to type must be whole."""
 _LOOK = 0.1  # seconds between looks at whether the worker computes
 
 
@@ -50,6 +55,7 @@ class Outbox:
         self.trouble = ""
         self._finisher = finisher
         self._patience, self._breaker = setup.session.round_patience, setup.session.retry
+        self._most, self._slows = setup.rounds.max_waiting_rounds, False
         self._items: deque[Item] = deque()
         self._prepared = 0  # how many items are prepared, from the first one on
         self._held_up = False  # an item could not be prepared
@@ -82,13 +88,24 @@ class Outbox:
         """Wait until all items are finished; raise the error of an earlier one.
 
         There is no limit while an item is computed. For the registry this waits as long as a round
-        has patience, and not at all while it is down.
+        has patience, and not at all while it is down. With as many items as may wait, it waits
+        until one is finished, so that a slow worker slows the rounds and does not fill the disk.
         """
-        left = self._patience
+        left, before = self._patience, len(self._items)
         with self._changed:
-            while self._items and not self._error and not self.trouble and left > 0:
+            while self._items and not self._error and not self.trouble and not self._closing:
+                full = before <= len(self._items) and self._most <= len(self._items)
+                if left <= 0 and not full:
+                    break
+                if left <= 0 and not self._slows:
+                    self._slows = True
+                    logger.info(
+                        "%d rounds wait to be finished, so the next ones wait for them: MLflow or "
+                        "the evaluation takes longer than a round",
+                        len(self._items),
+                    )
                 began = time.monotonic()
-                self._changed.wait(min(_LOOK, left))
+                self._changed.wait(min(_LOOK, left) if left > 0 else _LOOK)
                 if not self._finisher.scores.computing:
                     left -= time.monotonic() - began
             self._raise()
@@ -167,10 +184,12 @@ class Outbox:
                 self._held_up = False
                 self._prepared += 1
             if finishes:
-                self._finisher.work(item)
+                # A server that is slow and not away gets more time with each attempt.
+                with reply_within(REPLY_SECONDS * 2 ** min(self._breaker.failures, 4)):
+                    self._finisher.work(item)
                 self._note("")
         except AWAY as error:
-            self._note(one_line(error) or type(error).__name__)
+            self._note(one_line(error, MOST_CHARACTERS) or type(error).__name__)
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error

@@ -74,9 +74,9 @@ class SessionRun:
         """Note that what is in the queue is for the next run."""
         self.rounds.folder.note(state="left")
         logger.warning(
-            "the session is over, and %s wait on disk, since MLflow does not answer: the next run "
-            "finishes them",
+            "the session is over, and %s wait on disk, which the next run finishes: %s",
             what,
+            self.outbox.trouble or "MLflow did not take them in time",
         )
 
     def leave(self) -> None:
@@ -133,6 +133,7 @@ class SessionRun:
 def open_session(start: Start) -> Iterator[SessionRun]:
     """Start or resume a session, finish what earlier ones have left, and end it after the block."""
     setup = start.setup
+    setup.store.check_files()  # or raise: rounds would be trained for nothing
     sessions = lock_interrupted(setup.home, setup.model_name)
     try:
         record = start.record()
@@ -140,6 +141,7 @@ def open_session(start: Start) -> Iterator[SessionRun]:
         for each in sessions:
             if each is not resumed:
                 start.finish_left(each)
+        start.end_runs_apart()
         rounds, finisher, hand = start.new(record) if resumed is None else start.resumed(resumed)
     except BaseException:
         for each in sessions:

@@ -14,14 +14,8 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord
 
-from fl_app.strategy.checkpoints.folder import (
-    CHECKPOINTS,
-    SESSION_FILE,
-    SessionFolder,
-    folder_lock,
-    session_folders,
-    set_apart,
-)
+from fl_app.backlog import CHECKPOINTS, SESSION_FILE, session_folders, unfinished_sessions
+from fl_app.strategy.checkpoints.folder import SessionFolder, folder_lock, set_apart
 from fl_app.strategy.checkpoints.record import (
     Checkpoint,
     NotPlainError,
@@ -39,7 +33,7 @@ from fl_app.strategy.round.state import ClosedRound, RoundInHand
 from fl_app.strategy.session.outbox import AWAY
 from fl_app.strategy.setup import Resume, Setup
 from fl_app.wire.arrays import array_rows, fits, schema_of
-from fl_registry import Lease, LeaseLost, RegistryError
+from fl_registry import Lease, LeaseLost, RegistryError, RunPurged
 from fl_registry.tracking import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
@@ -70,6 +64,12 @@ class Interrupted:
         return begun and record.state == "training" and record.origin.request_id == request_id
 
     @property
+    def status(self) -> str:
+        """How its MLflow run ends."""
+        record = self.folder.record
+        return record.status or ("FINISHED" if record.state == "left" else "KILLED")
+
+    @property
     def waiting(self) -> list[Checkpoint]:
         """The rounds that are closed and not finished, oldest first."""
         return [checkpoint for checkpoint in self.rounds if checkpoint.phase == "closed"]
@@ -82,17 +82,34 @@ def lock_interrupted(home: Path, model: str) -> list[Interrupted]:
     """
     sessions = []
     for path in session_folders(home, model):
-        lock = folder_lock(path)
         try:
-            lock.acquire()
-            folder = SessionFolder(path, read_file(path / SESSION_FILE, SessionRecord), lock)
-            sessions.append(Interrupted(folder, RoundFiles(path).load()))
+            sessions.append(lock_session(path))
         except TimeoutError:
             continue  # another process runs it
         except CheckpointError as error:
-            logger.warning("%s cannot be read and is set apart: %s", set_apart(path), error)
-            lock.release()
+            apart = set_apart(path, f"it cannot be read: {error}")
+            logger.warning("%s cannot be read and is set apart: %s", apart, error)
     return sorted(sessions, key=lambda each: each.folder.record.started, reverse=True)
+
+
+def lock_session(path: Path) -> Interrupted:
+    """Return a session that no process runs, and lock it.
+
+    Raises
+    ------
+    TimeoutError
+        Another process runs it.
+    CheckpointError
+        Its files are damaged.
+    """
+    lock = folder_lock(path)
+    lock.acquire()
+    try:
+        folder = SessionFolder(path, read_file(path / SESSION_FILE, SessionRecord), lock)
+        return Interrupted(folder, RoundFiles(path).load())
+    except CheckpointError:
+        lock.release()
+        raise
 
 
 def is_cut_short(home: Path, model: str, request_id: str = "") -> bool:
@@ -258,8 +275,7 @@ class Start:
         if newest.phase == "aggregated":
             hand.restored = whole.closed
         hand.offset = newest.closed.round - (newest.phase == "aggregated")
-        tag = {f"resumed_after_round.{hand.offset}": self.flower_run_id}
-        self.setup.tracker.start_run(run_id=record.run_id, tags=tag)
+        self._continue_run(folder, {f"resumed_after_round.{hand.offset}": self.flower_run_id})
         finisher.resume(cut.rounds, hand.offset)
         logger.info(
             "resuming the session of MLflow run %s, which was interrupted in round %d of %d",
@@ -274,25 +290,57 @@ class Start:
 
         What cannot be finished is set apart with the reason; its files stay.
         """
-        folder, tracker = left.folder, self.setup.tracker
-        record = folder.record
-        status = record.status or ("FINISHED" if record.state == "left" else "KILLED")
+        folder = left.folder
         try:
-            if record.run_id:
-                tracker.start_run(run_id=record.run_id)
-            if record.run_id or tracker.adopt_run({FOLDER_TAG: folder.path.name}) is not None:
-                if left.rounds:
-                    self._finish_rounds(left)
-                tracker.end_run(status)
-            folder.remove()
+            self.hand_over(left)
         except (*AWAY, LeaseLost):
             raise
         except Exception as error:  # whatever it is, the new session must not end with it
-            apart = set_apart(folder.path)
-            logger.exception("%s is left as it is: %s", apart, type(error).__name__)
-            end_run(self.setup, status)
+            apart = set_apart(folder.path, f"{type(error).__name__}: {error}")
+            logger.exception(
+                "%s is set apart, `fl-app recover %s` tries again: %s",
+                apart,
+                folder.path.name,
+                type(error).__name__,
+            )
+            end_run(self.setup, left.status)
         finally:
             folder.release()
+
+    def hand_over(self, left: Interrupted) -> None:
+        """Finish the queue of an earlier session, and end its MLflow run.
+
+        Raises
+        ------
+        RegistryError
+            MLflow does not take it.
+        """
+        folder, tracker = left.folder, self.setup.tracker
+        record = folder.record
+        if record.run_id:
+            self._continue_run(folder, {})
+        if record.run_id or tracker.adopt_run({FOLDER_TAG: folder.path.name}) is not None:
+            if left.rounds:
+                self._finish_rounds(left)
+            tracker.end_run(left.status)
+        folder.remove()
+
+    def end_runs_apart(self) -> None:
+        """End the MLflow runs of sessions that were set apart unread, so that none stays active."""
+        for session in unfinished_sessions(self.setup.home, self.setup.model_name):
+            if session.apart and self.setup.tracker.adopt_run({FOLDER_TAG: session.id}) is not None:
+                end_run(self.setup, "FAILED")
+
+    def _continue_run(self, folder: SessionFolder, tags: Mapping[str, str]) -> None:
+        """Continue a session's MLflow run, or start another if MLflow has removed that one."""
+        record, tracker = folder.record, self.setup.tracker
+        try:
+            tracker.start_run(run_id=record.run_id, tags=tags)
+        except RunPurged as error:
+            tags = {**record.tags, FOLDER_TAG: folder.path.name, **tags}
+            run = tracker.start_run(record.run_name, tags=tags)
+            logger.warning("%s What it has left is logged to run %s.", error, run.info.run_id)
+            folder.note(run_id=str(run.info.run_id), described=False)
 
     def _finish_rounds(self, left: Interrupted) -> None:
         """Finish the waiting rounds of an earlier session, and its last steps."""

@@ -25,7 +25,7 @@ from fl_app.strategy.round.state import NodeScore, node_scores
 from fl_app.strategy.setup import Setup, ShadowEvaluation
 from fl_app.strategy.shadow.messages import Couple, NodeEvaluation, carries, couples, node_of, size
 from fl_app.wire.arrays import Schema, fits
-from fl_registry import ModelStore, RegistryError, Stage
+from fl_registry import Gone, ModelStore, RegistryError, Stage
 from fl_registry.gates.paired import SequentialResult, fewest_differences, sequential_test
 from fl_registry.redaction import one_line
 
@@ -53,7 +53,11 @@ def shadow_rounds(
         logger.info("no shadow evaluation: there is no version in Production to compare with")
         return
     candidate = store.get_latest_version(Stage.STAGING)
-    tags = {} if candidate is None else store.get_version(candidate).tags
+    try:
+        tags = {} if candidate is None else store.get_version(candidate).tags
+    except Gone as error:
+        logger.warning("no shadow evaluation: %s", error)
+        return
     if candidate is None or tags.get("approval") != "pending":
         logger.info("no shadow evaluation: no version waits for approval")
         return

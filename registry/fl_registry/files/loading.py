@@ -93,9 +93,22 @@ class ReadyModels:
                     "docs/use-the-model.md."
                 )
             arrays = load(content)
+            _describe(module, content, version=weights.version)
             _require_fit(module.state_dict(), arrays, version=weights.version)
             module.load_state_dict(arrays, strict=True)
             return module.to(device).eval()
+
+
+def _describe(module: Any, content: bytes, *, version: str) -> None:
+    """Give a module that wants it the description that was saved with the arrays."""
+    take = getattr(module, "load_description", None)
+    manifest = read_header(io.BytesIO(content)).manifest
+    if take is None or manifest is None or not manifest.model:
+        return
+    try:
+        take(manifest.model)
+    except ValueError as error:
+        raise ArtifactError(f"Version {version} is of another model: {error}.") from error
 
 
 def _ready(module: Any) -> _Ready:

@@ -22,6 +22,7 @@ from typing import Literal, Protocol, Self
 
 from fl_registry.errors import LeaseLost, ModelBusy, RegistryError
 from fl_registry.files.atomic import write_whole
+from fl_registry.patience import reply_within
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +137,11 @@ def availability(watch: Watch, *, now: float, lasts: float) -> Availability:
 
 
 def require_lease(now: Lease, mine: Lease | None) -> None:
-    """Raise `LeaseLost` unless `mine`, if it is given, is the lease in force."""
-    if mine is not None and mine != now:
+    """Raise `LeaseLost` unless `mine`, if it is given, is the lease in force.
+
+    In a journal that was begun anew nobody has one.
+    """
+    if mine is not None and now not in (mine, NOBODY):
         raise LeaseLost(
             f"{now.owner or 'Nobody'} writes to this model now; {mine.owner} had sent no heartbeat "
             "for too long and may not write any more. Look for a process that hung, or a machine "
@@ -292,7 +296,8 @@ class _Held:
             if self._store.last_heartbeat().epoch > self.lease.epoch:
                 require_lease(self._store.current_lease(), self.lease)
             self._count += 1
-            self._store.send_heartbeat(Heartbeat(self.lease.epoch, self._count, ended))
+            with reply_within(self._every):
+                self._store.send_heartbeat(Heartbeat(self.lease.epoch, self._count, ended))
         except LeaseLost as error:
             self.lost = error
             logger.warning("%s", error)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tracking addresses: which ones can be used, and a quick look whether they answer; no MLflow."""
+"""Tracking addresses: which ones can be used, and a look whether they answer."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sqlite3
 import tempfile
@@ -15,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from fl_registry.errors import StoreUnavailable
+from fl_registry.errors import CREDENTIALS, RegistryError, StoreUnavailable
 from fl_registry.home import sqlite_address
-from fl_registry.redaction import redact
+from fl_registry.redaction import one_line, redact
 
 if TYPE_CHECKING:
     import requests
 
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CONNECT = 4.0  # seconds
-READ_SECONDS = 5.0
-"""How long a look at a server waits for its reply."""
+READ_SECONDS = 15.0
+"""How long a look at a server waits for its reply, unless MLFLOW_HTTP_REQUEST_TIMEOUT says more."""
 _KNOWN = "sqlite:///<file>, http(s)://<server>, postgresql://, mysql:// or mssql://"
 
 
@@ -91,7 +92,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:
-    """Raise `StoreUnavailable`, within about 10 seconds, if nothing usable is at `uri`."""
+    """Raise `StoreUnavailable`, within about 30 seconds, if nothing usable is at `uri`."""
     kind = kind_of(uri)
     if kind == "http":
         _check_server(uri, read_seconds)
@@ -105,54 +106,76 @@ def check_address(uri: str, *, read_seconds: float = READ_SECONDS) -> None:
 
 
 def _check_server(uri: str, read_seconds: float) -> None:
-    shown, reply = redact(uri, uri), _health(uri, read_seconds)
-    if isinstance(reply, str):
+    shown, reply = redact(uri, uri), _asked(uri, read_seconds)
+    if reply.status_code in (401, 403):
         raise StoreUnavailable(
-            f"MLflow at {shown} does not answer ({reply}); start it with "
-            "`mlflow server`, or correct the tracking URI."
+            f"The server at {shown} answers {reply.status_code}: it does not let us in; set "
+            f"{CREDENTIALS}, or correct them."
         )
-    if reply.status_code != 200:
+    try:
+        answers = isinstance(reply.json(), dict) and reply.status_code == 200
+    except ValueError:
+        answers = False
+    if not answers:
+        kind = one_line(reply.headers.get("Content-Type", "no content"), 60)
         raise StoreUnavailable(
-            f"The server at {shown} answers {reply.status_code} to a health check, so it is not "
-            "a working MLflow server that lets us in; check the address and the password."
+            f"The server at {shown} answers {reply.status_code} ({kind}), not as MLflow does; "
+            "check the address, its path included, and that MLflow works behind it."
         )
 
 
 def server_time(uri: str) -> datetime | None:
     """Return the time of an MLflow server's clock, to the second; None if it sends none."""
-    reply = _health(uri, READ_SECONDS) if kind_of(uri) == "http" else ""
+    if kind_of(uri) != "http":
+        return None
     try:
-        sent = parsedate_to_datetime("" if isinstance(reply, str) else reply.headers["Date"])
-    except (LookupError, ValueError, TypeError):
+        sent = parsedate_to_datetime(_asked(uri, READ_SECONDS).headers["Date"])
+    except (RegistryError, LookupError, ValueError, TypeError):
         return None
     return sent.replace(tzinfo=UTC) if sent.tzinfo is None else sent.astimezone(UTC)
 
 
-def _health(uri: str, read_seconds: float) -> requests.Response | str:
-    """Return a server's reply to a health check, its content not read; or the error's name.
+def _asked(uri: str, read_seconds: float) -> requests.Response:
+    """Return a server's reply to MLflow's own client.
 
-    Its name only: the text of the error may hold the password.
+    Raises
+    ------
+    StoreUnavailable
+        There was none. The error's name only is shown: its text may hold the password.
     """
     import requests
+    from mlflow.exceptions import MlflowException
 
+    from fl_registry.mlflow.internals import ask
+
+    shown, chosen = redact(uri, uri), os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    seconds = max(read_seconds, float(chosen)) if chosen.isdecimal() else read_seconds
     try:
-        reply = requests.get(
-            f"{uri.rstrip('/')}/health",
-            timeout=(_CONNECT, read_seconds),
-            stream=True,
-            verify=_certificates(),
+        return ask(uri, (_CONNECT, seconds))
+    except (MlflowException, ValueError, OSError) as error:
+        cause = error.__cause__ or error.__context__ or error
+        name = type(cause).__name__
+    if isinstance(cause, requests.exceptions.SSLError):
+        raise StoreUnavailable(
+            f"TLS with the server at {shown} failed ({_tls_reason(cause)}); "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority that signed its "
+            "certificate, MLFLOW_TRACKING_CLIENT_CERT_PATH that of ours if it wants one."
         )
-    except (requests.RequestException, ValueError, OSError) as error:
-        return type(error).__name__
-    reply.close()
-    return reply
+    if not isinstance(cause, requests.RequestException):  # a setting of MLflow's is wrong
+        reason = one_line(redact(str(cause), uri), 200)
+        raise StoreUnavailable(f"The server at {shown} cannot be asked: {reason}")
+    if isinstance(cause, requests.exceptions.Timeout):
+        name = f"nothing within {seconds:g} seconds; MLFLOW_HTTP_REQUEST_TIMEOUT sets more"
+    raise StoreUnavailable(
+        f"MLflow at {shown} does not answer ({name}); start it with "
+        "`mlflow server`, or correct the tracking URI."
+    )
 
 
-def _certificates() -> str | bool:
-    """Return what MLflow's own settings say about checking certificates."""
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-        return False
-    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+def _tls_reason(error: Exception) -> str:
+    """Return OpenSSL's words for what went wrong, which are in brackets or behind a colon."""
+    found = re.search(r"\] ([^(]+?)( \(_ssl|$)", str(error))
+    return one_line(found.group(1) if found else type(error).__name__, 120)
 
 
 def _check_file(file: Path | None) -> None:

@@ -10,6 +10,7 @@ import logging
 import re
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_registry.backend import Backend, NewVersion
-from fl_registry.errors import InvalidName, UnknownVersion, error_code, is_missing
+from fl_registry.backend import Backend, Inventory, NewVersion
+from fl_registry.errors import (
+    InvalidName,
+    RegistryError,
+    StoreUnavailable,
+    UnknownVersion,
+    error_code,
+    is_missing,
+)
 from fl_registry.files.digests import stamps
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.connection import MARK, Connection
-from fl_registry.mlflow.files import MlflowFiles
+from fl_registry.mlflow.files import MlflowFiles, named_models
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_AT_ONCE = 10_000  # versions requested at a time
 _ORDER = (Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE)
 _ALONE = (Stage.PRODUCTION, Stage.STAGING)  # one version at most
 _STAGES = {stage.value: stage for stage in Stage}
@@ -100,20 +109,50 @@ class MlflowBackend(Backend):
     ) -> None:
         self.connection = connection
         self.journal: MlflowJournal = MlflowJournal(connection, name, page_length=page_length)
-        self.files: MlflowFiles = MlflowFiles(connection, name)
+        self.files: MlflowFiles = MlflowFiles(connection, self.journal.name)
         self.scratch = connection.home / "tmp"
-        self._name = name
         self._experiment_name = experiment_name
         self._saves = _Saves()
 
     def ping(self) -> None:
         self.connection.check()
 
+    def check_files(self) -> None:
+        connection = self.connection
+        number = connection.experiment_id(self._experiment_name)
+        with connection.errors(f"look at the experiment {self._experiment_name!r}"):
+            experiment = connection.again(connection.client.get_experiment, number)
+        self.files.check(str(experiment.artifact_location))
+
     def fingerprint(self) -> Hashable | None:
         file = self.connection.file
         return None if file is None else stamps(file, file.with_name(f"{file.name}-wal"))
 
+    @property
+    def _name(self) -> str:
+        return self.journal.name.now
+
+    def notices(self) -> tuple[str, ...]:
+        name = self.journal.name
+        if name.now == name.given:
+            return ()
+        return (
+            f"Model {name.given!r} is called {name.now!r} in MLflow now, where its versions go; "
+            "set registered-model-name (on the command line: --name) to that, or rename it back.",
+        )
+
     def save(
+        self, new: NewVersion, retired: Callable[[], frozenset[str]]
+    ) -> tuple[ModelVersion, bool]:
+        try:
+            return self._save(new, retired)
+        except RegistryError as error:
+            # The model itself may be what MLflow does not have.
+            if isinstance(error, StoreUnavailable) or not self.journal.follow():
+                raise
+            return self._save(new, retired)
+
+    def _save(
         self, new: NewVersion, retired: Callable[[], frozenset[str]]
     ) -> tuple[ModelVersion, bool]:
         self.journal.ensure()
@@ -144,14 +183,41 @@ class MlflowBackend(Backend):
 
     def find(self, version: str) -> ModelVersion | None:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return None
         with connection.errors(f"read version {version}"):
             row = connection.or_none(connection.client.get_model_version, self._name, version)
+        if row is None and self.journal.follow():
+            return self.find(version)
         return None if row is None else _record(row)
 
-    def versions(self, *, at_once: int) -> Iterator[ModelVersion]:
+    def versions(self, *, at_once: int, before: str = "") -> Iterator[ModelVersion]:
+        if self.connection.lacks_model(self._name):
+            return
+        older, found = f"version_number < {int(before)}" if before else "", bool(before)
         with self.connection.errors("list the versions"):
-            for row in self._search(at_once=at_once):
+            for row in self._search(older, at_once=at_once):
+                found = True
                 yield _record(row)
+        if not found and self.journal.follow():
+            yield from self.versions(at_once=at_once, before=before)
+
+    def inventory(self) -> Inventory:
+        mine, users = list[ModelVersion](), defaultdict[str, set[tuple[str, int]]](set)
+        search = self.connection.client.search_model_versions
+        with self.connection.errors("list the versions"):
+            for row in self.connection.rows(search, max_results=_AT_ONCE):
+                for model_id in named_models(str(row.source), row.tags):
+                    users[model_id].add((str(row.name), int(row.version)))
+                if row.name == self._name:
+                    mine.append(_record(row))
+        mine.sort(key=lambda record: int(record.version), reverse=True)
+        named = {}
+        for each in mine:
+            others = users[each.tags.get("model_id", "")] - {(self._name, int(each.version))}
+            if others:
+                named[each.version] = ", ".join(f"{name} {n}" for name, n in sorted(others))
+        return Inventory(mine, named)
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         def missing(error: Exception) -> None:
@@ -167,8 +233,12 @@ class MlflowBackend(Backend):
 
     def aliases(self) -> dict[str, str]:
         connection = self.connection
+        if connection.lacks_model(self._name):
+            return {}
         with connection.errors("read the aliases"):
             model = connection.or_none(connection.client.get_registered_model, self._name)
+        if model is None and self.journal.follow():
+            return self.aliases()
         aliases = model.aliases if model is not None else {}
         return {alias: str(version) for alias, version in aliases.items()}  # numbers on SQLite
 
@@ -205,6 +275,8 @@ class MlflowBackend(Backend):
 
         client, milliseconds = self.connection.client, int(time.timestamp() * 1000)
         fields = [Metric(name, value, milliseconds, step) for name, value in metrics.items()]
+        if texts:
+            self.connection.settle_moved()
         with self.connection.errors(f"log to run {run_id}"):
             client.log_batch(run_id, metrics=fields)
             for path, text in texts.items():
@@ -272,7 +344,7 @@ class MlflowBackend(Backend):
             model_id=model.model_id if served else None,
         )
 
-    def _search(self, condition: str = "", *, at_once: int = 10_000) -> Iterator[Any]:
+    def _search(self, condition: str = "", *, at_once: int = _AT_ONCE) -> Iterator[Any]:
         """Return MLflow's rows of versions, newest first."""
         return self.connection.rows(
             self.connection.client.search_model_versions,
@@ -320,7 +392,8 @@ class ModelManager(ModelStore):
     ----------
     tracking_uri : str | None
         MLflow's address: ``http(s)://…``, ``sqlite:///…`` or another database.
-        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's home.
+        Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``, else ``mlflow.db``
+        in the app's home.
     registered_model_name : str
         The registered model; created on the first save.
     home : str | Path | None

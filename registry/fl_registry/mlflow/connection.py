@@ -7,28 +7,43 @@ environment variables set; so what is repeated here is bounded by time as well.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
+import shlex
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fl_registry.breaker import Breaker
 from fl_registry.errors import (
-    RegistryError,
+    Gone,
+    RunPurged,
     StoreUnavailable,
     is_down,
     is_missing,
     raise_if_foreign,
+    require,
 )
 from fl_registry.home import app_home
-from fl_registry.mlflow.address import absolute_address, check_address, kind_of, sqlite_file
+from fl_registry.mlflow.address import (
+    READ_SECONDS,
+    absolute_address,
+    check_address,
+    kind_of,
+    sqlite_file,
+)
+from fl_registry.mlflow.locations import FOLDER_TAG, Folder, lacks_model, local_folder
+from fl_registry.patience import reply_seconds
+from fl_registry.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,16 +51,30 @@ if TYPE_CHECKING:
 
     from fl_registry.mlflow.internals import ModelRegistryClient
 
+logger = logging.getLogger(__name__)
+
 ADDRESS_VARIABLE = "FL_APP_MLFLOW_TRACKING_URI"
 """The environment variable with MLflow's address, used if none is given."""
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow's own variable, used if that is not set either."""
 MARK = "created_by_call"
 """The tag that tells what a repeated create made from what others made."""
+STORE_MODULES = {
+    **dict.fromkeys(("s3", "r2", "b2"), "boto3"),
+    "gs": "google.cloud.storage",
+    "wasbs": "azure.storage.blob",
+    "abfss": "azure.storage.filedatalake",
+    **dict.fromkeys(("hdfs", "viewfs"), "pyarrow"),
+}
+"""What MLflow imports to store files at locations of each scheme."""
 _ATTEMPTS = 5
 # Two first writes of one key, two writers of one row, one writer of a SQLite file:
 _CONTENDED = re.compile(
     "UNIQUE constraint|duplicate key value|database is locked|deadlock detected|"
     "could not serialize|StaleDataError"
 )
+_INACTIVE = re.compile(r"The (run|experiment) (\w+) must be in the 'active' state")
+_NO_RUN = re.compile(r"Run with id=(\w+) not found")
 T = TypeVar("T")
 
 
@@ -55,8 +84,8 @@ class Connection:
     Parameters
     ----------
     tracking_uri : str | None
-        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else a SQLite file in the app's
-        home.
+        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``,
+        else a SQLite file in the app's home.
     home : str | Path | None
         The app's home (see `app_home`).
     client : MlflowClient | None
@@ -70,6 +99,8 @@ class Connection:
     ----------
     uri : str
         MLflow's address, absolute, with its password if it has one.
+    chosen_by : str
+        The environment variable that the address is from; empty for none.
     file : Path | None
         The SQLite file behind the address, or None.
     patience : float
@@ -89,8 +120,11 @@ class Connection:
         first_wait: float = 0.02,
     ) -> None:
         self.home = app_home(home)
+        self.chosen_by = ""
         if tracking_uri is None:
-            tracking_uri = os.environ.get(ADDRESS_VARIABLE) or None
+            variables = (ADDRESS_VARIABLE, MLFLOW_VARIABLE)
+            self.chosen_by = next((name for name in variables if os.environ.get(name)), "")
+            tracking_uri = os.environ.get(self.chosen_by) or None
         self.uri = absolute_address(tracking_uri, self.home)
         self.file = sqlite_file(self.uri)
         self.patience = 5.0
@@ -100,6 +134,7 @@ class Connection:
         self._first_wait = first_wait
         self._lock = threading.Lock()
         self._repeats = False  # whether MLflow's own client may send a create more than once
+        self._prepared = False  # whether MLflow's requests to the server wait as ours do
         self._checked = float("-inf")
         self._breaker = Breaker(first=0.25, longest=2.0)
         self._trouble = ""
@@ -121,6 +156,12 @@ class Connection:
                     self._client = self._connect()
             return self._client
 
+    def lacks_model(self, name: str) -> bool:
+        """Return whether there is surely no such registered model; does not open MLflow."""
+        if self._client is not None or self.file is None:
+            return False
+        return lacks_model(self.file, name)
+
     @property
     def marker(self) -> ModelRegistryClient:
         """The part of the client that writes aliases, tags and stages of model versions.
@@ -135,20 +176,90 @@ class Connection:
     @cached_property
     def is_server(self) -> bool:
         """Whether the address is that of an MLflow server, and not of a database."""
-        return kind_of(self.uri) == "http"
+        with self._names_variable():
+            return kind_of(self.uri) == "http"
+
+    def require_usable(self) -> None:
+        """Raise `StoreUnavailable` if MLflow cannot be at such an address; makes no call."""
+        with self._names_variable():
+            kind_of(self.uri)
+
+    @property
+    def place(self) -> str:
+        """Where MLflow is, in words, without a password, and which variable says so."""
+        chosen = f" (from {self.chosen_by})" if self.chosen_by else ""
+        return f"MLflow at {redact(self.uri, self.uri)}{chosen}"
+
+    @cached_property
+    def folder(self) -> Folder | None:
+        """The folder below which the local files of a database's store are; None with a server.
+
+        Beside a SQLite file; with any other database the app's home, since MLflow would take the
+        working folder.
+        """
+        if self.is_server:
+            return None
+        now = (self.home if self.file is None else self.file.parent).resolve()
+        with self.errors("look where files are"):
+            found = self.again(
+                self.client.search_experiments, filter_string=f"tags.`{FOLDER_TAG}` LIKE '%'"
+            )
+        noted = {Path(experiment.tags[FOLDER_TAG]) for experiment in found}
+        others = (path for path in noted - {now} if path.is_absolute())
+        return Folder(now, min(others, default=now))
+
+    def here(self, location: str) -> str:
+        """Return where files are now that MLflow has noted at a location.
+
+        Raises
+        ------
+        ArtifactError
+            They are outside of the store's folder (see `Folder`).
+        """
+        if local_folder(location) is None or (folder := self.folder) is None:
+            return location
+        # A SQLite file was copied or moved together with its files. Another database has stayed
+        # where it is, and the home that it names may still be in use.
+        return (folder if self.file is not None else replace(folder, noted=folder.now)).here(
+            location
+        )
+
+    def settle_moved(self) -> None:
+        """Before MLflow itself writes files: settle in a folder that was moved."""
+        if self.file is not None:
+            self.settle()
+
+    def settle(self) -> int:
+        """Note in MLflow that the store was moved here; return how many locations changed."""
+        from fl_registry.mlflow.internals import LOCATIONS
+
+        folder = self.folder
+        if folder is None or folder.noted == folder.now:
+            return 0
+        changed = folder.rewrite(self.uri, LOCATIONS)
+        del self.folder
+        self.resolved.clear()
+        logger.info("the store was moved from %s to %s", folder.noted, folder.now)
+        return changed
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """Turn foreign errors in the block into ours; `doing` follows "could not"."""
+        gone: Gone | None = None
         try:
             try:
                 yield
             except Exception as error:
-                raise_if_foreign(error, doing=doing, uri=self.uri)
-                raise
+                gone = self._gone(error, doing)
+                if gone is None:
+                    raise_if_foreign(error, doing=doing, uri=self.uri)
+                    raise
         except StoreUnavailable as error:
             self._failed(error)
             raise
+        if gone is not None:
+            raise gone
+        self._checked = time.monotonic()
         if self._breaker.failures:
             self._breaker = self._breaker.succeeded()
 
@@ -224,8 +335,11 @@ class Connection:
         return first
 
     def check(self) -> None:
-        """Raise `StoreUnavailable`, within about 10 seconds, if the address cannot be used."""
-        check_address(self.uri)
+        """Raise `StoreUnavailable`, within about 30 seconds, if the address cannot be used."""
+        self._prepare_mlflow()
+        seconds = min(READ_SECONDS, reply_seconds() or READ_SECONDS)
+        with self._names_variable():
+            check_address(self.uri, read_seconds=seconds)
 
     def rows(
         self, search: Callable[..., Any], *arguments: object, **named: object
@@ -260,17 +374,23 @@ class Connection:
             found = self.client.get_experiment_by_name(name)
             experiment = found or self.create_experiment(name)
         if experiment.lifecycle_stage != "active":
-            raise RegistryError(
-                f"The experiment {name!r} was deleted; restore it in MLflow, or use another name."
+            number = str(experiment.experiment_id)
+            raise Gone(
+                f"The experiment {name!r} was deleted in MLflow; "
+                f"{self._restores('experiment', number)} restores it, or use another name."
             )
+        scheme = urlsplit(str(experiment.artifact_location)).scheme
+        if scheme in STORE_MODULES:  # without it a session would find out after its first round
+            require(f"{self.place}, which keeps files at {scheme}://,", STORE_MODULES[scheme])
+        self.settle_moved()
         return self.resolved.setdefault(key, str(experiment.experiment_id))
 
     def create_experiment(self, name: str, *, tags: dict[str, str] | None = None) -> Any:
         """Create an experiment and return it; of several processes that create it, one wins."""
-        # Files go beside a SQLite file; a server decides itself. With any other database they go
-        # to the app's home: MLflow would take the working folder.
-        folder = self.home if self.file is None else self.file.parent
-        where = None if self.is_server else (folder / "artifacts").as_uri()
+        where, tags = None, dict(tags or {})
+        if self.folder is not None:  # a server decides itself
+            where = (self.folder.now / "artifacts").as_uri()
+            tags[FOLDER_TAG] = str(self.folder.now)
         try:
             self.again(self.client.create_experiment, name, artifact_location=where, tags=tags)
         except Exception:
@@ -278,6 +398,32 @@ class Connection:
                 raise
             return experiment  # another process was first, or our own call before its reply
         return self.client.get_experiment_by_name(name)
+
+    def command(self, text: str) -> str:
+        """Return a command of MLflow's for this address, as it is typed, without a password."""
+        return f"`MLFLOW_TRACKING_URI={shlex.quote(redact(self.uri, self.uri))} mlflow {text}`"
+
+    def _restores(self, kind: str, number: str) -> str:
+        return self.command(f"{kind}s restore --{kind}-id {number}")
+
+    def _gone(self, error: Exception, doing: str) -> Gone | None:
+        """Return our error for one that means that somebody has deleted what a call names."""
+        text = str(error)
+        if is_missing(error) and (run := _NO_RUN.search(text)):
+            return RunPurged(f"Could not {doing}: run {run.group(1)} was removed from MLflow.")
+        found = _INACTIVE.search(text)
+        if found is None or self._client is None:
+            return None
+        (kind, number), what = found.groups(), ""
+        with suppress(Exception):  # it only makes the sentence better
+            where = self._client.get_run(number).info.experiment_id if kind == "run" else number
+            experiment = self._client.get_experiment(where)
+            if experiment.lifecycle_stage != "active":  # and all runs in it
+                kind, number, what = "experiment", where, f" {experiment.name!r}"
+        return Gone(
+            f"Could not {doing}: the {kind}{what or f' {number}'} was deleted in MLflow; "
+            f"{self._restores(kind, number)} restores it."
+        )
 
     def _require_server(self) -> None:
         """Raise `StoreUnavailable` if the server failed a moment ago, or is not there now."""
@@ -303,20 +449,33 @@ class Connection:
         brief = time.monotonic() - began <= self.patience
         return brief and (is_down(error) or _CONTENDED.search(str(error)) is not None)
 
+    @contextmanager
+    def _names_variable(self) -> Iterator[None]:
+        """Have errors of the address name the environment variable that it is from."""
+        try:
+            yield
+        except StoreUnavailable as error:
+            if not self.chosen_by:
+                raise
+            raise StoreUnavailable(f"{error} The address is that of {self.chosen_by}.") from None
+
+    def _prepare_mlflow(self) -> None:
+        """Set what has to be set before MLflow is imported, and how its requests wait."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # At the end of a run MLflow would print its address, with the password in it.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        if self.is_server and not self._prepared:
+            from fl_registry.mlflow.timeouts import limit_waits
+
+            self._repeats, self._prepared = not limit_waits(self.uri), True
+
     def _connect(self) -> MlflowClient:
         """Make the client; of several processes at a new database, one creates it."""
         if not self.is_server:
             self.check()
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # At the end of a run MLflow would print its address, with the password in it.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from filelock import FileLock
         from mlflow import MlflowClient
 
-        if self.is_server:
-            from fl_registry.mlflow.timeouts import limit_waits
-
-            self._repeats = not limit_waits(self.uri)
         if self.file is None:
             return MlflowClient(self.uri, self.uri)
         # MLflow makes the folder of the address as it is written, which holds % as %25, ? as %3F.

@@ -9,28 +9,36 @@ that could be any server's.
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fl_registry.backend import VersionFiles
-from fl_registry.errors import ArtifactError, RegistryError
+from fl_registry.errors import ArtifactError, RegistryError, StoreUnavailable
 from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.journal import ModelName
+from fl_registry.mlflow.locations import local_folder
 from fl_registry.redaction import one_line
 from fl_registry.versions import ModelVersion
 
 logger = logging.getLogger(__name__)
 
+CACHED = 8
+"""Downloaded versions that stay on this machine."""
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
-_LOCAL_SCHEMES = ("", "file")
+_IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
+_DOWNLOADS, _DOWNLOAD_PAUSE = 3, 0.5  # attempts, and seconds between them
 
 
 class MlflowFiles(VersionFiles):
@@ -40,14 +48,17 @@ class MlflowFiles(VersionFiles):
     ----------
     connection : Connection
         Where MLflow is.
-    name : str
+    name : ModelName
         The registered model's name.
+    cached : int
+        Downloaded versions that stay on this machine, of all models: those that were used last.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: ModelName, *, cached: int = CACHED) -> None:
         super().__init__()
         self._connection = connection
         self._name = name
+        self._cached = cached
         self._cache = connection.home / "cache"
         self._scratch = connection.home / "tmp"
 
@@ -61,12 +72,53 @@ class MlflowFiles(VersionFiles):
             return folder / name
         cached = self._cache / sha256 / name
         if self.whole.has(cached, sha256):
+            with suppress(OSError):  # it was used now
+                os.utime(cached.parent)
             return cached
-        with self._connection.errors(f"download {name}"), scratch_folder(self._scratch) as scratch:
-            downloaded = self._download(location, name, scratch)
+        with scratch_folder(self._scratch) as scratch:
+            downloaded = self._fetched(record, name, sha256, scratch)
             cached.parent.mkdir(parents=True, exist_ok=True)
             downloaded.replace(cached)
+        self._bound_cache()
         return cached
+
+    def _fetched(self, record: ModelVersion, name: str, sha256: str, scratch: Path) -> Path:
+        """Download a file; what breaks off, or is shorter than what is stored, is tried again.
+
+        Raises
+        ------
+        StoreUnavailable
+            It broke off each time. A file of another content is returned.
+        """
+        location, problem = self._location(record), ""
+        for left in reversed(range(_DOWNLOADS)):
+            try:
+                with self._connection.errors(f"download {name}"):
+                    file = self._download(location, name, scratch)
+            except StoreUnavailable as error:
+                if not left or "timed out" in str(error):  # after MLflow's 120 seconds
+                    raise
+                logger.info("version %s: %s; it is tried again", record.version, error)
+                time.sleep(_DOWNLOAD_PAUSE)
+                continue
+            if file_digest(file) == sha256:
+                return file
+            # A front that cuts a reply without a Content-Length looks as if all had arrived.
+            arrived, stored = file.stat().st_size, self._stored_bytes(record, name)
+            if arrived >= stored:
+                return file
+            problem = f"{arrived} of {stored} bytes arrived"
+        # Nobody has changed the file, which is what another digest would mean.
+        raise StoreUnavailable(
+            f"The download of {name} of version {record.version} is cut off: {problem}, in "
+            f"{_DOWNLOADS} attempts; look at what stands in front of MLflow, and try again."
+        )
+
+    def _stored_bytes(self, record: ModelVersion, name: str) -> int:
+        """Return the size of a file as MLflow lists it; 0 if it is not known."""
+        with self._connection.errors(f"list the files of version {record.version}"):
+            listed = self._connection.client.list_logged_model_artifacts(record.tags["model_id"])
+        return next((int(f.file_size or 0) for f in listed if f.path == name), 0)
 
     def is_local(self, record: ModelVersion) -> bool:
         """Return whether the files are known to be on this machine; makes no call."""
@@ -88,6 +140,7 @@ class MlflowFiles(VersionFiles):
 
     def add(self, record: ModelVersion, file: Path) -> None:
         self._location(record)
+        self._connection.settle_moved()
         with self._connection.errors(f"store {file.name} of version {record.version}"):
             self._connection.client.log_model_artifact(record.tags["model_id"], str(file))
 
@@ -98,29 +151,25 @@ class MlflowFiles(VersionFiles):
         if (folder := local_folder(location)) is not None:
             file = folder / WEIGHTS_FILE
             return file.is_file() and file_digest(file) == record.sha256
-        with self._connection.errors(f"list the files of version {record.version}"):
-            listed = self._connection.client.list_logged_model_artifacts(record.tags["model_id"])
-        return (WEIGHTS_FILE, record.size) in [(f.path, int(f.file_size or 0)) for f in listed]
+        return self._stored_bytes(record, WEIGHTS_FILE) == record.size
 
     def size(self, record: ModelVersion) -> int:
         if not (location := self._location_or_none(record)):
             return 0
         with self._connection.errors(f"look at the files of version {record.version}"):
-            others = self._others(record.tags["model_id"], record.version)
-            return 0 if others else self._bytes(location)
+            return self._bytes(location)
 
-    def remove(self, record: ModelVersion) -> Removal:
+    def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         """Remove a retired version's files, then its logged model, then the version itself.
 
-        In this order doing it again finishes what was cut short. Nothing is touched that another
-        version still refers to.
+        In this order doing it again finishes what was cut short.
         """
         connection, client = self._connection, self._connection.client
         model_id, location = record.tags.get("model_id", ""), self._location_or_none(record)
         with connection.errors(f"remove version {record.version}"):
-            others = self._others(model_id, record.version) if location else []
-            done = Removal(left=f"{', '.join(others)} still refers to its files" if others else "")
-            if location and not others:
+            users = users if location else ""
+            done = Removal(left=f"{users} still refers to its files" if users else "")
+            if location and not users:
                 done = self._delete(location)
                 if done.left:
                     return done
@@ -128,36 +177,67 @@ class MlflowFiles(VersionFiles):
                 connection.resolved.pop(model_id, None)
             if record.sha256:  # a downloaded copy on this machine
                 remove_folder(self._cache / record.sha256)
-            connection.or_none(client.delete_model_version, self._name, record.version)
+            connection.or_none(client.delete_model_version, self._name.now, record.version)
         return done
+
+    def check(self, location: str) -> None:
+        """Store a small file in a folder of its own below a location, and read it back.
+
+        Raises
+        ------
+        RegistryError
+            It was not taken, or is not what comes back.
+        """
+        name, content = "check", uuid.uuid4().hex
+        location = self._connection.here(f"{location.rstrip('/')}/fl-app-check-{content}")
+        with ExitStack() as stack:
+            stack.enter_context(self._connection.errors("store a file and read it back"))
+            store = self._store(location)
+            scratch = stack.enter_context(scratch_folder(self._scratch))
+            for folder in ("sent", "received"):
+                (scratch / folder).mkdir()
+            sent = scratch / "sent" / name
+            sent.write_text(content, encoding="utf-8")
+            store.log_artifact(str(sent))
+            try:
+                received = self._download(location, name, scratch / "received").read_text("utf-8")
+            finally:
+                with suppress(NotImplementedError):  # then it stays, with its 32 bytes
+                    store.delete_artifacts()
+        if received != content:
+            raise ArtifactError(
+                f"MLflow's store at {one_line(location, 200)} gives back another file than it was "
+                "given, so no version would be safe there; mend the store before training."
+            )
 
     def upload(self, model_id: str, location: str, folder: Path) -> None:
         """Store all files of a folder as those of a logged model that was just created.
 
         MLflow's client would ask again where they go.
         """
-        self._connection.resolved[model_id] = self._checked(location, model_id)
-        self._store(location).log_artifacts(str(folder))
+        self._connection.resolved[model_id] = here = self._checked(location, model_id)
+        self._store(here).log_artifacts(str(folder))
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
         from mlflow.exceptions import MlflowException
 
-        folder = local_folder(location)
-        if folder is not None and model_id in folder.parts:
-            remove_folder(folder)  # first: where the disk is full the database takes nothing
+        with suppress(ArtifactError):
+            if (folder := local_folder(self._checked(location, model_id))) is not None:
+                remove_folder(folder)  # first: where the disk is full the database takes nothing
         try:
             self._connection.client.delete_logged_model(model_id)
         except (MlflowException, RegistryError, OSError) as error:
             logger.info("the logged model %s is left without files: %s", model_id, type(error))
 
-    def _others(self, model_id: str, version: str) -> list[str]:
-        """Return the versions, of any registered model, that refer to a logged model."""
-        client, others = self._connection.client, set()
-        for condition in (f"tags.model_id = '{model_id}'", f"source_path LIKE '%{model_id}%'"):
-            for row in client.search_model_versions(condition, max_results=100):
-                others.add((str(row.name), str(row.version)))
-        return [f"{name} {v}" for name, v in sorted(others - {(self._name, version)})]
+    def _bound_cache(self) -> None:
+        """Remove the copies that were not used for the longest time."""
+        used: dict[Path, float] = {}
+        for folder in self._cache.iterdir():
+            with suppress(OSError):  # another process removes it
+                used[folder] = folder.stat().st_mtime
+        for folder in sorted(used, key=lambda folder: used[folder])[: -self._cached]:
+            remove_folder(folder)
 
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
@@ -198,7 +278,8 @@ class MlflowFiles(VersionFiles):
         return None
 
     def _checked(self, location: str, model_id: str) -> str:
-        return checked_location(location, model_id, tracking_uri=self._connection.uri)
+        checked = checked_location(location, model_id, tracking_uri=self._connection.uri)
+        return self._connection.here(checked)
 
     def _bytes(self, location: str) -> int:
         folder = local_folder(location)
@@ -213,15 +294,14 @@ class MlflowFiles(VersionFiles):
         return get_artifact_repository(location, tracking_uri=self._connection.uri)
 
 
-def local_folder(location: str) -> Path | None:
-    """Return the folder of a location on this machine; None for one elsewhere."""
-    parts = urlsplit(location)
-    return Path(unquote(parts.path)) if parts.scheme in _LOCAL_SCHEMES else None
-
-
 def is_model_id(text: str) -> bool:
     """Return whether a text can be MLflow's id of a logged model."""
     return _MODEL_ID.fullmatch(text) is not None
+
+
+def named_models(source: str, tags: Mapping[str, str]) -> set[str]:
+    """Return the ids of the logged models whose files a version refers to."""
+    return {*_IN_SOURCE.findall(source), *filter(None, [tags.get("model_id", "")])}
 
 
 def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
@@ -246,7 +326,8 @@ def checked_location(location: str, model_id: str, *, tracking_uri: str) -> str:
         parts = urlsplit(location)
         path, host = unquote(parts.path), parts.netloc
         server = urlsplit(tracking_uri).netloc.rpartition("@")[2]
-        here = parts.scheme in _LOCAL_SCHEMES and host in ("", "localhost") and path.startswith("/")
+        here = local_folder(location) is not None and host in ("", "localhost")
+        here = here and path.startswith("/")
         proxied = parts.scheme == "mlflow-artifacts" and host in ("", server)
         stored = parts.scheme in _STORES and bool(host or parts.scheme in _NO_HOST)
         good = (

@@ -13,12 +13,16 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 from mlflow.utils import request_utils
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from requests.adapters import HTTPAdapter
 
 __all__ = [
+    "LOCATIONS",
     "TRANSIENT_CODES",
     "KeepAliveAdapter",
     "ModelRegistryClient",
+    "ask",
     "get_artifact_repository",
     "lost",
     "mount",
@@ -28,6 +32,14 @@ __all__ = [
 
 TRANSIENT_CODES: frozenset[int] = request_utils._TRANSIENT_FAILURE_RESPONSE_CODES
 """HTTP statuses after which MLflow's client repeats a request."""
+LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow notes where files are."""
 KeepAliveAdapter = request_utils.TCPKeepAliveHTTPAdapter
 _USUAL = (7, 2, 1.0, TRANSIENT_CODES, True, True)  # retry settings, any of which would do
 _CACHE = "_cached_get_request_session"
@@ -36,6 +48,32 @@ _CACHE = "_cached_get_request_session"
 def registry_client(client: MlflowClient) -> ModelRegistryClient:
     """Return the part of a client that writes to the model registry."""
     return client._get_registry_client()
+
+
+def ask(uri: str, timeout: tuple[float, float]) -> requests.Response:
+    """Send a server the shortest question that each MLflow answers, as MLflow's client would.
+
+    That is with the credentials and certificates of MLflow's variables. ``/health`` is not asked:
+    it needs no password, and a front may not pass it on.
+
+    Parameters
+    ----------
+    uri : str
+        The server's address.
+    timeout : tuple[float, float]
+        Seconds to wait for a connection, and for the reply.
+    """
+    reply: requests.Response = http_request(
+        get_default_host_creds(uri),
+        "/api/2.0/mlflow/experiments/search",
+        "GET",
+        params={"max_results": 1},
+        timeout=timeout,
+        max_retries=0,
+        retry_codes=(),
+        raise_on_status=False,
+    )
+    return reply
 
 
 def system_metrics_monitor(run_id: str, tracking_uri: str) -> Any:

@@ -11,15 +11,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from fl_registry.backend import JournalStorage
-from fl_registry.journal.entries import JournalError, Page, carried_over, read_page
+from fl_registry.errors import Gone
+from fl_registry.files.atomic import write_whole
+from fl_registry.journal.entries import JournalError, Mark, Page, carried_over, read_page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.mlflow.connection import Connection
+from fl_registry.mlflow.locations import JOURNAL_FOR_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -29,14 +35,30 @@ logger = logging.getLogger(__name__)
 PAGE_LENGTH = 1_000  # entries in one run; reading a run takes time in proportion to them
 JOURNAL_EXPERIMENT = "fl-app-journal"
 JOURNAL_TAG = "journal"  # on the registered model: the id of its journal run
-_FOR_TAG = "journal_for"  # on the journal run: the name of the registered model
 _ENTRY = re.compile(r"op\.(\d{6,})")
 _BEFORE = "before"  # the param that names the run before
 _NEXT = re.compile(r'\{"next":"([^"]+)"\}')  # the pointer to the next run
 _HEARTBEAT = "lease"  # on the registered model: the last heartbeat of the server that writes
 _CHUNK = 5_000  # characters of the carried state in one param; MLflow takes 6,000
 _SHORT = 200  # entries that a server sends faster than it answers a search
+_MARK = TypeAdapter(Mark)
 _SINCE = 60_000  # milliseconds by which a journal run may be older than its model
+
+
+@dataclass
+class ModelName:
+    """The name of a registered model, which people may change in MLflow at any time.
+
+    Attributes
+    ----------
+    given : str
+        What it was called at first.
+    now : str
+        What it is called.
+    """
+
+    given: str
+    now: str
 
 
 class JournalHome:
@@ -45,39 +67,78 @@ class JournalHome:
     A new model is created with its journal's id in one call, which one process wins. For a model
     that other tools registered, the id is the tag of an experiment whose name follows from the
     model: names of experiments are unique, so again one process wins, and the others use its
-    journal.
+    journal. A model that was renamed is found by its journal.
 
     Parameters
     ----------
     connection : Connection
         Where MLflow is.
-    name : str
+    name : ModelName
         The registered model's name.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: ModelName) -> None:
         self._connection = connection
         self._name = name
 
     def model(self) -> Any | None:
         """Return the registered model, or None if it does not exist yet."""
         connection = self._connection
-        return connection.or_none(connection.client.get_registered_model, self._name)
+        if connection.lacks_model(self._name.now):
+            return None
+        return connection.or_none(connection.client.get_registered_model, self._name.now)
 
     def find(self) -> str:
-        """Return the id of the journal run, or an empty text if there is none yet."""
+        """Return the id of the journal run, or an empty text if there is none yet.
+
+        Raises
+        ------
+        Gone
+            The registered model was deleted in MLflow, and its journal is still there.
+        """
         if (model := self.model()) is None:
-            return ""
+            return self.find_elsewhere()
         run_id = self._noted(model)
-        if not run_id and (lost := self._lost(model)):
+        if not run_id and (lost := self._journal_runs(since=model.creation_timestamp - _SINCE)):
             run_id = self._noted(self.model())  # another process may have begun it meanwhile
             if not run_id:
                 raise JournalError(
-                    f"Model {self._name!r} has lost its tag {JOURNAL_TAG!r}, but run {lost} holds "
-                    "its journal; set the tag to that id in MLflow, or delete that run if the "
-                    "model was registered anew."
+                    f"Model {self._name.now!r} has lost its tag {JOURNAL_TAG!r}, but run {lost[0]} "
+                    "holds its journal; set the tag to that id in MLflow, or delete that run if "
+                    "the model was registered anew."
                 )
         return run_id
+
+    def find_elsewhere(self) -> str:
+        """Find the journal of a model that is not there, and the model's present name.
+
+        Returns
+        -------
+        str
+            The id of the journal run; empty if there never was such a model.
+
+        Raises
+        ------
+        Gone
+            No model has the journal any more.
+        """
+        if self._connection.lacks_model(self._name.now):
+            return ""
+        runs = self._journal_runs()
+        search = self._connection.client.search_registered_models
+        for run_id in reversed(runs):  # the model names its newest one
+            for model in search(filter_string=f"tags.{JOURNAL_TAG} = '{run_id}'", max_results=1):
+                logger.warning("model %s is called %s in MLflow now", self._name.now, model.name)
+                self._name.now = model.name
+                return run_id
+        if not runs:
+            return ""
+        begin = self._connection.command(f"runs delete --run-id {runs[0]}")
+        raise Gone(
+            f"The registered model {self._name.now!r} was deleted in MLflow, all versions with it; "
+            "its ledger is still there. Restore MLflow's database from a backup; or begin a new "
+            f"model of that name, with version 1: {begin}."
+        )
 
     def ensure(self) -> str:
         """Return the id of the journal run; create it, and the registered model, if needed.
@@ -86,10 +147,10 @@ class JournalHome:
         """
         if run_id := self.find():
             return run_id
-        connection, client = self._connection, self._connection.client
+        connection, client, name = self._connection, self._connection.client, self._name.now
         mine = self.new_run(connection.experiment_id(JOURNAL_EXPERIMENT))
         try:
-            connection.again(client.create_registered_model, self._name, tags={JOURNAL_TAG: mine})
+            connection.again(client.create_registered_model, name, tags={JOURNAL_TAG: mine})
             return mine
         except Exception:
             run_id, model = self.find(), self.model()
@@ -105,13 +166,13 @@ class JournalHome:
     def point_to(self, run_id: str) -> str:
         """Tag the model with the id of its journal, and return it."""
         client = self._connection.client
-        self._connection.again(client.set_registered_model_tag, self._name, JOURNAL_TAG, run_id)
+        self._connection.again(client.set_registered_model_tag, self._name.now, JOURNAL_TAG, run_id)
         return run_id
 
     def new_run(self, experiment: str) -> str:
         """Create a journal run and return its id."""
-        tags = {_FOR_TAG: self._name}
-        run = self._connection.create_run(experiment, f"journal of {self._name}", tags)
+        name = self._name.given
+        run = self._connection.create_run(experiment, f"journal of {name}", {JOURNAL_FOR_TAG: name})
         return str(run.info.run_id)
 
     def _noted(self, model: Any) -> str:
@@ -122,24 +183,30 @@ class JournalHome:
         return "" if claim is None else self.point_to(claim.tags[JOURNAL_TAG])
 
     def _claim(self, model: Any) -> str:
-        return f"{JOURNAL_EXPERIMENT} of {self._name:.150} since {model.creation_timestamp}"
+        return f"{JOURNAL_EXPERIMENT} of {self._name.given:.150} since {model.creation_timestamp}"
 
-    def _lost(self, model: Any) -> str:
-        """Return the journal run of a model without the tag; empty for none.
+    def _journal_runs(self, since: int = 0) -> list[str]:
+        """Return the runs of a model's journal, oldest first; none without the first of them.
 
-        Then only the tag was removed, and a second journal must not begin.
+        Those of a model that is there and has no tag: then only the tag was removed, and a second
+        journal must not begin.
         """
         client = self._connection.client
         experiment = client.get_experiment_by_name(JOURNAL_EXPERIMENT)
         if experiment is None:
-            return ""
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.{_FOR_TAG} = '{self._name}' and params.`{_param(1)}` LIKE '%'",
-        )
-        since = model.creation_timestamp - _SINCE
-        started = [(r.info.start_time, r.info.run_id) for r in runs if r.info.start_time >= since]
-        return str(min(started)[1]) if started else ""
+            return []
+        runs = [
+            run
+            for run in self._connection.rows(
+                client.search_runs,
+                [experiment.experiment_id],
+                f"tags.{JOURNAL_FOR_TAG} = '{self._name.given}'",
+            )
+            if run.info.start_time >= since and run.data.params
+        ]
+        runs.sort(key=lambda run: (run.info.start_time, run.info.run_id))
+        begun = [place for place, run in enumerate(runs) if _param(1) in run.data.params]
+        return [str(run.info.run_id) for run in runs[begun[0] :]] if begun else []
 
 
 @dataclass(frozen=True)
@@ -169,14 +236,19 @@ class MlflowJournal(JournalStorage):
         The registered model's name.
     page_length : int
         Entries after which a new run is begun.
+
+    Attributes
+    ----------
+    name : ModelName
+        The registered model's name, which changes if it is renamed in MLflow.
     """
 
     def __init__(
         self, connection: Connection, name: str, *, page_length: int = PAGE_LENGTH
     ) -> None:
+        self.name = ModelName(name, name)
         self._connection = connection
-        self._home = JournalHome(connection, name)
-        self._name = name
+        self._home = JournalHome(connection, self.name)
         self._page_length = page_length
         self._here: _Here | None = None
 
@@ -188,11 +260,11 @@ class MlflowJournal(JournalStorage):
         here = self._look(fresh=fresh)
         return Page() if here is None else here.page
 
-    def pages(self) -> list[Page]:
+    def pages(self, *, after: int = 0) -> list[Page]:
         here = self._look(fresh=True)
         pages = [] if here is None else [here.page]
         with self._connection.errors("read the journal"):
-            while here is not None and here.before:
+            while here is not None and here.before and here.page.first > after + 1:
                 here = self._read(self._get(here.before))
                 pages.append(here.page)
         return pages[::-1]
@@ -218,12 +290,47 @@ class MlflowJournal(JournalStorage):
         connection = self._connection
         with connection.errors("write who writes"):
             write = connection.client.set_registered_model_tag
-            connection.again(write, self._name, _HEARTBEAT, beat.encode())
+            connection.again(write, self.name.now, _HEARTBEAT, beat.encode())
 
     def lock_file(self) -> Path | None:
-        shared = f"{self._connection.uri}\n{self._name}"
-        name = hashlib.sha256(shared.encode()).hexdigest()[:16]
-        return self._connection.home / "leases" / f"{name}.lock"
+        return self._connection.home / "leases" / f"{self._short_name}.lock"
+
+    def checked(self) -> Mark:
+        with suppress(OSError, ValueError):  # without it the whole journal is checked
+            return _MARK.validate_json(self._mark_file.read_bytes())
+        return Mark()
+
+    def set_checked(self, mark: Mark) -> None:
+        try:
+            self._mark_file.parent.mkdir(exist_ok=True)
+            write_whole(self._mark_file, _MARK.dump_json(mark))
+        except OSError as error:
+            logger.info("%s could not be written: %s", self._mark_file, error.strerror)
+
+    @property
+    def _mark_file(self) -> Path:
+        return self._connection.home / "journals" / f"{self._short_name}.json"
+
+    @property
+    def _short_name(self) -> str:
+        """A file's name for this model of this store."""
+        shared = f"{self._connection.uri}\n{self.name.given}"
+        return hashlib.sha256(shared.encode()).hexdigest()[:16]
+
+    def follow(self) -> bool:
+        """Look where the model is that could not be found; return whether it was renamed.
+
+        Raises
+        ------
+        Gone
+            It was deleted.
+        """
+        before = self.name.now
+        with self._connection.errors("look for the registered model"):
+            if self._home.model() is None:
+                self._here = None  # it may begin anew
+                self._home.find_elsewhere()
+        return self.name.now != before
 
     def ensure(self) -> _Here:
         """Make sure that the registered model and its one journal exist; return where it is."""
@@ -275,13 +382,16 @@ class MlflowJournal(JournalStorage):
         run: Run | None = connection.or_none(client.get_run, run_id)
         if run is None:
             raise JournalError(
-                f"The journal of model {self._name!r} is gone from MLflow (run {run_id}); restore "
-                f"MLflow's database from a backup, or remove the model's tag {JOURNAL_TAG!r} to "
+                f"The journal of model {self.name.now!r} is gone from MLflow (run {run_id}); "
+                "restore MLflow's database from a backup, or remove the model's tag "
+                f"{JOURNAL_TAG!r} to "
                 "begin a new journal, into which adopt() takes the aliases."
             )
         if run.info.lifecycle_stage == "active":
             return run
-        logger.warning("the journal run %s of %s was deleted and is restored", run_id, self._name)
+        logger.warning(
+            "the journal run %s of %s was deleted and is restored", run_id, self.name.now
+        )
         experiment = client.get_experiment(run.info.experiment_id)
         if experiment.lifecycle_stage != "active":
             connection.again(client.restore_experiment, experiment.experiment_id)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short waits for one MLflow server, independent of the environment variables for others.
+"""How long requests to one MLflow server wait, independent of the variables for others.
 
-MLflow's client takes no time-out: it waits 120 seconds for a reply and sends each call up to eight
-times, creates included. Its requests go through a session on which addresses can be given an
-adapter of their own, and that is what the addresses of this app get. MLflow's environment variables
-would hold for the whole process, and so for other servers that it uses.
+MLflow's client waits 120 seconds for a reply and sends each call up to eight times, creates
+included. Its requests go through a session on which addresses can be given an adapter of their own,
+and that is what the addresses of this app get. MLflow's environment variables would hold for the
+whole process, and so for other servers that it uses.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from fl_registry.mlflow.internals import TRANSIENT_CODES, KeepAliveAdapter, lost, mount
+from fl_registry.patience import reply_seconds
 
 logger = logging.getLogger("flwr.fl_app")
 
-CONNECT_SECONDS, REPLY_SECONDS = 4.0, 10.0
+CONNECT_SECONDS = 4.0
 BYTES_PER_SECOND = 1e6
 """A reply may take a second more for each so many bytes that were sent: files are stored first."""
 
@@ -30,7 +31,8 @@ BYTES_PER_SECOND = 1e6
 class BriefAdapter(KeepAliveAdapter):  # type: ignore[misc]  # MLflow has no types
     """Sends a request once; a GET once more, and any if no connection came about.
 
-    A reply with a status such as 503 is an error, as after MLflow's last attempt.
+    Writes in a `reply_within` block wait no longer than that says. A reply with a status such as
+    503 is an error, as after MLflow's last attempt.
     """
 
     def __init__(self) -> None:
@@ -39,9 +41,13 @@ class BriefAdapter(KeepAliveAdapter):  # type: ignore[misc]  # MLflow has no typ
     def send(
         self, request: requests.PreparedRequest, stream: bool = False, **options: Any
     ) -> requests.Response:
-        """Send a request, with our time-outs in the place of the caller's."""
+        """Send a request."""
         size = int(request.headers.get("Content-Length") or 0)
-        options["timeout"] = (CONNECT_SECONDS, REPLY_SECONDS + size / BYTES_PER_SECOND)
+        limit = reply_seconds()
+        if limit is not None and not _only_reads(request):
+            options["timeout"] = (CONNECT_SECONDS, limit + size / BYTES_PER_SECOND)
+        elif isinstance(usual := options.get("timeout"), int | float):
+            options["timeout"] = (usual, usual + size / BYTES_PER_SECOND)
         reply: requests.Response = super().send(request, stream=stream, **options)
         if reply.status_code in TRANSIENT_CODES:
             raise requests.exceptions.RetryError(
@@ -50,8 +56,13 @@ class BriefAdapter(KeepAliveAdapter):  # type: ignore[misc]  # MLflow has no typ
         return reply
 
 
+def _only_reads(request: requests.PreparedRequest) -> bool:
+    """Whether a request changes nothing; MLflow sends the conditions of a search by POST."""
+    return request.method == "GET" or urlsplit(request.url or "").path.endswith("/search")
+
+
 def limit_waits(uri: str) -> bool:
-    """Have MLflow's requests to the server at `uri` end within seconds, and each POST sent once.
+    """Have each POST to the server at `uri` sent once, and those of a round wait for seconds only.
 
     Environment variables for time-outs or retries win; returns whether the waits are limited.
     """

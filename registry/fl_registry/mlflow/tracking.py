@@ -30,8 +30,8 @@ class FederatedLearningTracker(Tracker):
     Parameters
     ----------
     tracking_uri : str | None
-        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the app's
-        home.
+        MLflow's address. Default: ``$FL_APP_MLFLOW_TRACKING_URI``, else ``$MLFLOW_TRACKING_URI``,
+        else ``mlflow.db`` in the app's home.
     experiment_name : str
         The experiment; created if needed.
     home : str | Path | None
@@ -77,11 +77,13 @@ class FederatedLearningTracker(Tracker):
         name = name or tags.get("mlflow.runName") or f"run-{uuid.uuid4().hex[:8]}"
         with self.connection.errors("start a run"):
             run = self.connection.create_run(experiment, name, tags)
+            self.connection.here(str(run.info.artifact_uri))  # or raise: MLflow would write there
         self._start_monitor(run)
         return run
 
     def _resume(self, run_id: str, name: str | None) -> Run:
         connection = self.connection
+        connection.settle_moved()
         with connection.errors(f"continue run {run_id}"):
             client = connection.client
             connection.again(client.update_run, run_id, status="RUNNING", name=name)

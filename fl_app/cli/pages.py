@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The commands of `fl-app` that serve pages: the status page with the API, and MLflow's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from fl_app.backlog import backlog
+from fl_app.cli.options import Monitor, Name, Uri, open_monitor
+from fl_app.cli.output import console, escape, fail, say, stop_signals
+from fl_app.yolo_versions import write_export
+from fl_registry import ModelManager, RegistryError, app_home
+from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.redaction import redact
+
+
+def ui(
+    *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
+) -> None:
+    """Open MLflow's own page on the app's store, until Ctrl-C."""
+    tracking_uri = ModelManager(uri or None).tracking_uri
+    if tracking_uri.startswith("http"):
+        console.print(f"This MLflow has its own page: {escape(redact(tracking_uri, tracking_uri))}")
+        return
+    command = [sys.executable, "-m", "mlflow", "server"]
+    command += ["--default-artifact-root", f"file://{app_home()}/artifacts"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # In the environment: every account of the machine can list the arguments of a command.
+    quiet["MLFLOW_BACKEND_STORE_URI"] = tracking_uri
+    console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
+
+
+def serve(
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address; one that other machines can reach requires a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 5001,
+    token_file: Annotated[
+        str, typer.Option(help="File with the token; default: $FL_APP_API_TOKEN.")
+    ] = "",
+    allowed_hosts: Annotated[
+        str, typer.Option(help="Host names that clients may use, with commas.")
+    ] = "",
+    uri: Uri = "",
+    monitor: Monitor = "",
+    name: Name = DEFAULT_MODEL_NAME,
+) -> None:
+    """Serve the status page and the API until Ctrl-C; requests wait for the next run."""
+    from fl_app.api import create_trigger_api, serve_api
+    from fl_app.api.guard import LOOPBACK, read_token
+    from fl_app.retraining import RetrainingManager
+
+    try:
+        token = read_token(token_file, host=host)
+        store = ModelManager(uri or None, name)
+        store.backend.connection.require_usable()
+        named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
+        app = create_trigger_api(
+            RetrainingManager(store=open_monitor(monitor, name)),
+            store=store,
+            token=token,
+            allowed_hosts={*LOOPBACK, *named},
+            waiting=lambda: backlog(app_home(), name),
+            checkpoint=write_export,
+        )
+        server = serve_api(app, host=host, port=port)
+    except ValueError as error:  # of the address, the token or the monitor's database
+        fail(str(error))
+    if server is None:
+        fail(
+            f"Port {port} of {host} cannot be opened: a run with continuous=true may have its "
+            "page there; open that page, or choose another port with --port."
+        )
+    stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
+    address = f"[{server.host}]" if ":" in server.host else server.host
+    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
+    try:
+        store.ping()
+        store.get_latest_version()  # MLflow takes seconds to open, which no visitor must wait for
+    except RegistryError as error:
+        say(f"{error} Until it answers, the page shows what it can.")
+    stopped.wait()
+    server.close()

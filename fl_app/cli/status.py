@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fl-app status`: what is in Production, and what waits."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from fl_app.api.version_texts import is_pending, score_text
+from fl_app.backlog import backlog
+from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor, open_registry
+from fl_app.cli.output import console, escape, print_json, table
+from fl_app.rejected import read_rejected
+from fl_app.retraining import Outcome, Probation, RetrainingManager
+from fl_app.retraining.probation.state import in_one_line
+from fl_registry import Gone, ModelManager, StoreUnavailable, UnknownVersion, app_home
+from fl_registry.home import DEFAULT_MODEL_NAME
+
+
+def status(
+    *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
+) -> None:
+    """Show what is in Production, what waits for approval, and the requests to retrain."""
+    memory, waiting = open_monitor(monitor, name), backlog(app_home(), name)
+    try:
+        manager = open_registry(uri, name)
+        with manager.one_reading():
+            present = map(manager.get_latest_version, ("Production", "Staging", None))
+            production, staging, newest = (_row(manager, version) for version in present)
+            losses = manager.losses()
+    except (StoreUnavailable, Gone) as error:
+        raise type(error)(f"{error} On disk and not handed over: {waiting}.") from None
+    probation = Probation(manager, RetrainingManager(store=memory)).status()
+    staged = {"Production": production, "Staging": staging}
+    pending = [row["version"] for row in staged.values() if row and is_pending(row)]
+    requests = {
+        outcome: memory.requests.find(outcome) for outcome in (Outcome.RUNNING, Outcome.PENDING)
+    }
+    rejected = read_rejected(newest["tags"]) if newest else []
+    if as_json:
+        print_json(
+            {
+                "production": production,
+                "staging": staging,
+                "pending_approval": pending,
+                "probation": probation,
+                "requests": {k: asdict(r) if r else None for k, r in requests.items()},
+                "rejected": [asdict(each) for each in rejected],
+                "backlog": asdict(waiting),
+                "losses": losses,
+            }
+        )
+        return
+    shown = table()
+    for stage, row in staged.items():
+        score = "-" if row is None else f"version {row['version']}  {score_text(row) or '-'}"
+        shown.add_row(stage, escape(score))
+    shown.add_row("pending approval", ", ".join(pending) or "-")
+    shown.add_row("probation", escape(in_one_line(probation)))
+    for outcome, request in requests.items():
+        shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
+    shown.add_row("backlog", escape(str(waiting)))
+    for loss in losses:
+        shown.add_row("lost", escape(loss))
+    for each in rejected:
+        shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
+    console.print(shown)
+
+
+def _row(manager: ModelManager, version: str | None) -> dict[str, Any] | None:
+    with suppress(UnknownVersion, Gone):  # somebody has deleted it in MLflow
+        return manager.get_version(version).as_row() if version else None
+    return None

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Old versions go at the end of a session, and a slow worker slows the rounds at a limit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+from support.local_grid import LocalGrid, reply
+
+from fl_app.settings import SettingError
+from fl_app.strategy import LifecycleStrategy, Retention, RoundSettings, SessionSettings
+from fl_registry import InMemoryModelStore, InMemoryTracker, RegistryError, StoreUnavailable
+
+
+def train(node_id: int, message: Message) -> Any:
+    if message.metadata.message_type == "train":
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        return reply(ArrayRecord([a + 1 for a in arrays]), loss=1.0)
+    return reply(accuracy=0.5)
+
+
+def session(store: InMemoryModelStore, home: Path, count: int, **settings: Any) -> None:
+    strategy = LifecycleStrategy(
+        FedAvg(), store=store, tracker=InMemoryTracker(), home=home, **settings
+    )
+    strategy.start(
+        LocalGrid(train),
+        ArrayRecord([np.zeros(4, np.float32)]),
+        num_rounds=count,
+        evaluate_fn=lambda number, arrays: MetricRecord({"accuracy": 0.5 + number / 1000}),
+    )
+
+
+def kept(store: InMemoryModelStore) -> list[str]:
+    return [row["version"] for row in store.list_all_versions()]
+
+
+def test_the_newest_versions_stay(home: Path, tmp_path: Path) -> None:
+    store = InMemoryModelStore(tmp_path / "store")
+    session(store, home, 5)
+    assert kept(store) == list("54321")
+    store.promote_to_production("2")
+    store.set_version_tags("3", {"keep": "true"})
+    settings = SessionSettings(retention=Retention(keep_versions=2))
+    session(store, home, 4, session=settings)
+    assert kept(store) == ["9", "8", "3", "2"]
+    assert {entry.actor for entry in store.history() if entry.op == "retire"} == {"retention"}
+
+
+def test_versions_stay_for_days(home: Path, tmp_path: Path) -> None:
+    store = InMemoryModelStore(tmp_path / "store")
+    young = SessionSettings(retention=Retention(keep_versions=1, keep_days=1))
+    session(store, home, 3, session=young)
+    assert kept(store) == list("321")
+    old = SessionSettings(retention=Retention(keep_versions=1, keep_days=1e-9))
+    session(store, home, 1, session=old)
+    assert kept(store) == ["4"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"keep_versions": 0}, {"keep_days": 0.0}, {"keep_days": -1.0}, {"keep_versions": 1.5}]
+)
+def test_limits_are_positive(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        Retention(**wrong)
+
+
+def test_what_cannot_be_removed_ends_no_session(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(InMemoryModelStore):
+        def prune(self, **_: Any) -> Any:
+            raise RegistryError("MLflow refuses.")
+
+    store = Refusing(tmp_path / "store")
+    session(store, home, 2, session=SessionSettings(retention=Retention(keep_versions=1)))
+    assert kept(store) == ["2", "1"]
+    assert "old versions were not removed: MLflow refuses." in caplog.text
+
+
+def most_waiting(home: Path, tmp_path: Path, goal: int, rounds: int, limit: int) -> int:
+    """Return how many rounds were on disk while the first save waited for so many, or 3 seconds."""
+    seen: list[int] = []
+
+    class Slow(InMemoryModelStore):
+        def save_model_version(self, *given: Any, **named: Any) -> str:
+            until = time.monotonic() + (0 if seen else 3)
+            while True:
+                seen.append(len(list((home / "checkpoints").glob("*/closed-*.json"))))
+                if seen[-1] >= goal or time.monotonic() >= until:
+                    return super().save_model_version(*given, **named)
+                time.sleep(0.02)
+
+    store = Slow(tmp_path / "store")
+    settings = SessionSettings(round_patience=0.0)
+    session(store, home, rounds, rounds=RoundSettings(max_waiting_rounds=limit), session=settings)
+    assert len(kept(store)) == rounds
+    return max(seen)
+
+
+def test_a_slow_worker_slows_the_rounds_at_the_limit(home: Path, tmp_path: Path) -> None:
+    # The round that waits to be queued is on disk too.
+    assert most_waiting(home, tmp_path, goal=9, rounds=12, limit=3) <= 4
+
+
+def test_below_the_limit_rounds_do_not_wait(home: Path, tmp_path: Path) -> None:
+    assert most_waiting(home, tmp_path, goal=6, rounds=8, limit=100) >= 6
+
+
+def test_while_mlflow_is_down_rounds_go_on(home: Path, tmp_path: Path) -> None:
+    class Down(InMemoryModelStore):
+        until = float("inf")
+        waiting = 0
+
+        def save_model_version(self, *given: Any, **named: Any) -> str:
+            closed = len(list((home / "checkpoints").glob("*/closed-*.json")))
+            self.waiting = max(self.waiting, closed)
+            if closed < 8 and not kept(self):
+                raise StoreUnavailable("MLflow does not answer.")
+            return super().save_model_version(*given, **named)
+
+    store = Down(tmp_path / "store")
+    session(store, home, 8, rounds=RoundSettings(max_waiting_rounds=2))
+    assert (store.waiting, len(kept(store))) == (8, 8)
+
+
+def test_the_limit_is_a_number_of_rounds() -> None:
+    with pytest.raises(ValueError, match="max_waiting_rounds is 0"):
+        RoundSettings(max_waiting_rounds=0)
