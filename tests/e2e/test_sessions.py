@@ -104,7 +104,7 @@ def learnt_by_heart(data: Path) -> Path:
         batch_size=4,
         epochs=80,
         args=TrainArgs(
-            read_train_args("{lr0: 0.003, lrf: 1, nbs: 4, optimizer: AdamW, mosaic: 0}")
+            read_train_args("{lr0: 0.003, lrf: 1, mosaic: 0, scale: 0.2, optimizer: AdamW, warmup_epochs: 0}")
         ),
         seed=2,
     )
