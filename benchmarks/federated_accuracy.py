@@ -77,7 +77,9 @@ def written(root: Path, name: str, train: str, spec: DataSpec) -> Path:
 def scored(model: YoloModel, data: Path, spec: DataSpec) -> Scores:
     """mAP50 as ``yolo val`` has it with its defaults, and as the server's holdout has it."""
     told = {"data": str(data), "imgsz": SIDE, "batch": BATCH, "device": "cpu", "workers": 0}
-    validator = DetectionValidator(save_dir=OWN / "val", args={**told, "plots": False})
+    # `yolo val` pads each batch to its own shape; a bare validator does not.
+    args = {**told, "rect": True, "plots": False}
+    validator = DetectionValidator(save_dir=OWN / "val", args=args)
     validator(model=model)
     ours = Holdout(spec, image_size=SIDE, batch_size=BATCH)(model)
     return {"yolo val": float(validator.metrics.box.map50), "Holdout": ours["mAP50"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU seconds of commands, page and API in a store with 10,000 versions and 10,000 moves.
+"""CPU seconds in a store with 10,000 versions and 10,000 moves; and 1,000 rounds with retention.
 
 The store is a SQLite file that is filled by SQL: saving as many versions would take an hour. CPU
 seconds, since a busy machine changes them little. Commands are processes of their own; what a
@@ -8,6 +8,7 @@ server does is measured in this process, after a first time. Each figure is the 
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import sqlite3
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks.table import Row, parser, report
 from fl_registry import ModelManager
@@ -40,6 +42,7 @@ from fl_registry.stages import Move
 
 VERSIONS = MOVES = 10_000
 SERVED = 900
+ROUNDS, SESSION, FLOATS = 1_000, 20, 50_000
 PAGE, CHUNK = 1_000, 5_000
 IMPORTS = (
     "fl_app.cli.status",
@@ -200,14 +203,24 @@ def start_up(home: Path) -> Iterator[Row]:
 
 def long_life(home: Path) -> Iterator[Row]:
     """What is done in a store with many versions and moves."""
+    fill(home, VERSIONS, MOVES)
+    yield from commands(home)
+    yield from calls(home)
+
+
+def commands(home: Path) -> Iterator[Row]:
+    """What a command takes as a whole."""
+    imports = of_process(home, "-c", f"import {', '.join(IMPORTS)}")
+    status = of_process(home, "-m", "fl_app.cli", "status")
+    yield Row("fl-app status", status, "its imports", imports, 1.5)
+
+
+def calls(home: Path) -> Iterator[Row]:
+    """What a process takes that is up already."""
     from fl_app.api import create_trigger_api
     from fl_app.retraining import MonitorStore, RetrainingManager
     from fl_app.retraining.memory.store import default_url
 
-    fill(home, VERSIONS, MOVES)
-    imports = of_process(home, "-c", f"import {', '.join(IMPORTS)}")
-    status = of_process(home, "-m", "fl_app.cli", "status")
-    yield Row("fl-app status", status, "its imports", imports, 1.5)
     store = ModelManager(home=home)
     monitor = RetrainingManager(store=MonitorStore(default_url(home), DEFAULT_MODEL_NAME))
     app = create_trigger_api(monitor, store=store, allowed_hosts={"localhost"}).test_client()
@@ -227,12 +240,63 @@ def long_life(home: Path) -> Iterator[Row]:
     yield Row("rollback", of_call(store.rollback), "before", TODAY["rollback"], 1.2)
 
 
+def many_rounds(home: Path) -> Iterator[Row]:
+    """Sessions with retention: the last 100 rounds beside the first 100 of a full store."""
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.supercore.task_identity import TaskIdentity
+    from support.local_grid import LocalGrid, reply
+
+    from fl_app.strategy import LifecycleStrategy, Retention, SessionSettings
+
+    def answer(node_id: int, message: Message) -> RecordDict:
+        if message.metadata.message_type != "train":
+            return reply(accuracy=0.5)
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        return reply(ArrayRecord([array + 1 for array in arrays]), loss=1.0)
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    # Flower builds no Message outside of a running task.
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+    spent, disk, memory = list[float](), list[float](), list[float]()
+    for _ in range(ROUNDS // SESSION):
+        settings = SessionSettings(retention=Retention(keep_versions=SESSION))
+        strategy = LifecycleStrategy(
+            FedAvg(), metric="accuracy", home=home, session=settings, artifacts=()
+        )
+        began = time.process_time()
+        strategy.start(
+            LocalGrid(answer),
+            ArrayRecord([np.zeros(FLOATS, np.float32)]),
+            num_rounds=SESSION,
+            evaluate_fn=lambda number, _: MetricRecord({"accuracy": 0.5 + number / 1000}),
+        )
+        spent.append((time.process_time() - began) / SESSION)
+        files = (path for path in home.rglob("*") if path.is_file() and path.suffix != ".db")
+        disk.append(sum(path.stat().st_size for path in files) / 1e6)
+        memory.append(psutil.Process().memory_info().rss / 1e6)
+    few = 100 // SESSION
+    for name, values in (
+        ("CPU seconds of a round", spent),
+        ("MB on disk beside the databases", disk),
+        ("MB of memory", memory),
+    ):
+        # The first session fills the store up to what is kept, and imports everything.
+        first, last = (statistics.median(part) for part in (values[1 : few + 1], values[-few:]))
+        yield Row(f"{name}, last 100 of {ROUNDS} rounds", last, "first 100", first, 1.1)
+    size = (home / "mlflow.db").stat().st_size
+    yield Row("KB of MLflow's database for a round", size / 1e3 / ROUNDS)
+
+
 if __name__ == "__main__":
-    given = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS, help="with retention on")
+    given = arguments.parse_args()
+    ROUNDS = given.rounds
 
     def all_rows() -> Iterator[Row]:
         """Return all rows."""
-        for part in (start_up, long_life):
+        for part in (start_up, long_life, many_rounds):
             with tempfile.TemporaryDirectory() as folder:
                 yield from part(Path(folder))
 

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.arrays import to_arrays
+from support.lively import enlivened
 from ultralytics.models.yolo.detect import DetectionValidator
 
 from fl_app.client.data import partition
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.train_args import TrainArgs, read_train_args
 from fl_app.client.training import train_locally
+from fl_models import serving
 from fl_models.decoding import read_pictures
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec, label_file
 from fl_models.yolo import YoloModel, get_model
+from fl_registry.files.weights import save_weights
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "aquarium" / "data.yaml"
 
@@ -92,3 +97,28 @@ def _plain_scores(model: YoloModel, spec: DataSpec, folder: Path) -> dict[str, f
     validator = DetectionValidator(save_dir=folder / "runs", args=settings)
     validator(model=model)
     return dict(validator.metrics.results_dict)
+
+
+def test_served_and_local_boxes_are_equal_on_all_photographs(
+    aquarium: DataSpec, tmp_path: Path
+) -> None:
+    """Neither is told a size: both take that of training."""
+    model = enlivened(get_model("n", 7, names=aquarium.names, seed=0, image_size=96))
+    save_weights(to_arrays(model), tmp_path / "w.safetensors", model=model.description)
+    served = serving.load(
+        tmp_path / "w.safetensors", {"model": model.description}, {"device": "cpu"}
+    )
+    loaded = get_model("n", 7)
+    loaded.load_description(model.description)
+    loaded.load_state_dict(model.state_dict())
+    found = 0
+    for path in aquarium.val:
+        local = loaded.predict(path, conf=0.05)[0].boxes
+        text = base64.b64encode(path.read_bytes()).decode()
+        (boxes,) = served({"image": [text]}, {"conf": 0.05})
+        found += len(boxes)
+        assert [box["class"] for box in boxes] == local.cls.int().tolist()
+        assert [box["xyxy"] for box in boxes] == local.xyxy.tolist()
+        assert [box["confidence"] for box in boxes] == local.conf.tolist()
+        assert [box["name"] for box in boxes] == [loaded.names[int(c)] for c in local.cls]
+    assert found > len(aquarium.val)

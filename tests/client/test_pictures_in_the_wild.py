@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -310,8 +311,10 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(kind: str, data: Path, **settings: bool | float | int | str) -> Message:
-    arrays = to_arrays(get_model("n", len(NAMES), seed=1))
-    order = {"server-round": 1, "num-rounds": 1, "train-args": "{}", "names": list(NAMES)}
+    model = get_model("n", names=NAMES, num_classes=len(NAMES), seed=1)
+    arrays = to_arrays(model)
+    order: dict[str, Any] = {"server-round": 1, "num-rounds": 1, "train-args": "{}"}
+    order |= {"names": list(NAMES), "model": json.dumps(model.description)}
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     content = RecordDict({"arrays": record, "config": ConfigRecord(order)})
     run: dict[str, bool | float | int | str] = {

@@ -165,3 +165,48 @@ def test_arrays_of_another_model_change_nothing(model: YoloModel) -> None:
     with pytest.raises(ModelMismatchError, match="stray is unknown"):
         from_arrays(model, before | {"stray": np.zeros(1)})
     assert all(np.array_equal(before[k], v) for k, v in to_arrays(model).items())
+
+
+def test_predict_takes_ultralytics_arguments_and_refuses_others(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    path = labelled_by_model.val[0]
+    settings = {"imgsz": SIDE, "conf": 0.01, "iou": 0.3, "classes": [1, 2], "max_det": 4}
+    plain = DetectionPredictor(
+        overrides={**settings, "save": False, "verbose": False, "device": "cpu"}
+    )(str(path), model=copy.deepcopy(lively_model))[0]
+    ours = lively_model.predict(path, half=False, device="cpu", **settings)[0]
+    assert 0 < len(ours.boxes) <= 4
+    assert set(ours.boxes.cls.int().tolist()) <= {1, 2}
+    assert ours.boxes.data.numpy() == pytest.approx(plain.boxes.data.numpy(), abs=1e-2)
+    with pytest.raises(TypeError, match=r"does not know image_size; its arguments are conf, iou"):
+        lively_model.predict(path, image_size=SIDE)
+    with pytest.raises(TypeError, match="does not know stream"):
+        lively_model.predict(path, stream=True)
+    with pytest.raises(TypeError, match="conf can't be applied to a tensor"):
+        lively_model.predict(torch.rand(1, 3, SIDE, SIDE), conf=0.5)
+    for wrong in ({"conf": 2}, {"iou": -1}, {"classes": [7]}):
+        with pytest.raises(ValueError, match="expected numbers from 0 to"):
+            lively_model.predict(path, **wrong)
+    with pytest.raises(ValueError, match="device 'cuda:99' can't be used here"):
+        lively_model.predict(path, device="cuda:99")
+
+
+def test_pillow_s_pictures_have_the_boxes_of_their_files(
+    lively_model: YoloModel, labelled_by_model: DataSpec
+) -> None:
+    from PIL import Image
+
+    path = labelled_by_model.val[0]
+    by_path = lively_model.predict(path, conf=0.01)[0]
+    by_pillow = lively_model.predict(Image.open(path), conf=0.01)[0]
+    assert len(by_path.boxes) > 0
+    assert torch.equal(by_pillow.boxes.data, by_path.boxes.data)
+
+
+def test_the_side_of_training_is_the_default(labelled_by_model: DataSpec) -> None:
+    model = get_model("n", 7, seed=0, image_size=96)
+    path = labelled_by_model.val[0]
+    by_default = model.predict(path, conf=0.0001)[0].boxes.data
+    assert torch.equal(by_default, model.predict(path, conf=0.0001, imgsz=96)[0].boxes.data)
+    assert not torch.equal(by_default, model.predict(path, conf=0.0001, imgsz=64)[0].boxes.data)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -23,7 +24,7 @@ from fl_app.starting_weights import read_starting_weights
 from fl_app.yolo import YoloOnServer
 from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, described_model, get_model, take_weights
-from fl_registry import InMemoryModelStore
+from fl_registry import InMemoryModelStore, ModelManager
 from fl_registry.files.weights import read_description, save_weights
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +200,26 @@ def test_a_path_with_a_quote_is_the_file_that_it_names(
     odd.parent.mkdir()
     shutil.copy(checkpoint(), odd)
     assert read_starting_weights(str(odd), store).source == "yolov5n.pt"
+
+
+def test_the_page_s_snippets_load_a_version_and_take_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: DataSpec
+) -> None:
+    page = (ROOT / "docs" / "use-the-model.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    loading = next(code for code in snippets if "model.image_size" in code)
+    taking = next(code for code in snippets if "SERVING" in code and "best.pt" in code)
+    manager = ModelManager()
+    version = manager.save_model_version(saved(tmp_path, names=data.names, image_size=SIDE))
+    manager.promote_to_staging(version)
+    manager.promote_to_production(version)
+    names: dict[str, Any] = {}
+    exec(loading, names)  # noqa: S102 - that is the test
+    assert names["model"].names == dict(enumerate(data.names))
+    assert names["model"].image_size == SIDE
+    shutil.copy(checkpoint(), tmp_path / "best.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(taking, {})  # noqa: S102
+    newest = manager.get_latest_version()
+    assert newest != version
+    assert (manager.weights_path(newest).parent / "MLmodel").is_file()
