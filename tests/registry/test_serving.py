@@ -169,6 +169,29 @@ def test_a_torch_module_serves_the_values_that_our_own_loader_gives(
         served.predict(rows[:, :3])
 
 
+def test_mlflow_itself_loads_a_version_after_its_home_was_moved(
+    manager: ModelManager,
+    torch_weights: Path,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow.pyfunc import load_model
+
+    from fl_registry.mlflow.home import move_home
+
+    how = torch_serving("served_net:make", shape=(-1, 4))
+    version = manager.save_model_version(torch_weights, serving=how)
+    manager.promote_to_production(version)
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    expected = load_model(str(manager.weights_path(version).parent)).predict(rows)
+    moved = ModelManager(home=move_home(None, home, tmp_path / "moved").home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", moved.tracking_uri)
+    name = moved.registered_model_name
+    assert np.array_equal(load_model(f"models:/{name}@production").predict(rows), expected)
+    assert not home.exists()
+
+
 def test_weights_that_changed_are_not_served(manager: ModelManager, torch_weights: Path) -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.pyfunc import load_model
