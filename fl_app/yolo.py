@@ -91,8 +91,9 @@ class YoloOnServer:
         self._metric = config.metric
         self._model = _new_model(config, data.names, weights)
         self._first = _copy(self._model)
+        arguments = _train_args(config).items()
         self._training = {
-            **read_train_args(config.train_args),
+            **{name: value for name, value in arguments if value is not None},
             "imgsz": config.image_size,
             "batch": config.batch_size,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import socket
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fl_app.client.data_yaml import load_data_spec
+from fl_app.client.generated_shapes import shapes_data
+from fl_app.config import ServerConfig
+from fl_app.strategy.records import SessionReport
+from fl_app.yolo import YoloOnServer
 from fl_models import drawings
 from fl_models.drawings import draw_predictions, draw_training_batch
 from fl_models.pictures import DataSpec, PictureError, label_file, read_boxes
 from fl_models.yolo import YoloModel
+from fl_registry.files.weights import save_weights
 
 SIDE, CONF = 64, 0.02
 
@@ -150,3 +157,17 @@ def test_pictures_that_are_gone_are_named(lively_model: YoloModel, tmp_path: Pat
     with pytest.raises(PictureError, match="none of 1 pictures can be drawn"):
         draw_predictions(lively_model, gone, tmp_path / "grid.png")
     assert not label_file(gone.val[0]).exists()
+
+
+def test_a_session_with_the_default_settings_draws_all_of_its_pictures(
+    home: Path, tmp_path: Path
+) -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    config = ServerConfig.from_run_config(settings["tool"]["flwr"]["app"]["config"])
+    spec = load_data_spec(shapes_data(home, train=24, val=6, image_size=96), None)
+    yolo = YoloOnServer(config, spec)
+    arrays = {name: array.numpy() for name, array in yolo.first_arrays().items()}
+    save_weights(arrays, tmp_path / "w.safetensors", model=yolo.description)
+    report = SessionReport((), "r", {}, "8", tmp_path / "w.safetensors")
+    made = {path.name for make in yolo.artifacts for path in make(report, tmp_path)}
+    assert {"predictions.png", "train_batch.png", "per_class.csv", "BoxPR_curve.png"} <= made

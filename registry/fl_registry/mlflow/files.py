@@ -75,7 +75,7 @@ class MlflowFiles(VersionFiles):
             with suppress(OSError):  # it was used now
                 os.utime(cached.parent)
             return cached
-        with scratch_folder(self._scratch) as scratch:
+        with self._connection.errors(f"download {name}"), scratch_folder(self._scratch) as scratch:
             downloaded = self._fetched(record, name, sha256, scratch)
             cached.parent.mkdir(parents=True, exist_ok=True)
             downloaded.replace(cached)
