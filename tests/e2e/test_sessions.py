@@ -84,6 +84,9 @@ def few_to_score(folder: Path) -> Path:
     return folder / "data.yaml"
 
 
+BY_HEART = "{lr0: 0.003, lrf: 1, mosaic: 0, scale: 0.2, optimizer: AdamW, warmup_epochs: 0}"
+
+
 def learnt_by_heart(data: Path) -> Path:
     """Weights that know the dozen, so that their score is far from zero."""
     from support.arrays import to_arrays
@@ -103,9 +106,7 @@ def learnt_by_heart(data: Path) -> Path:
         image_size=SIDE,
         batch_size=4,
         epochs=80,
-        args=TrainArgs(
-            read_train_args("{lr0: 0.003, lrf: 1, mosaic: 0, scale: 0.2, optimizer: AdamW, warmup_epochs: 0}")
-        ),
+        args=TrainArgs(read_train_args(BY_HEART)),
         seed=2,
     )
     path = data.with_name("by-heart.safetensors")
