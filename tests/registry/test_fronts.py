@@ -156,6 +156,18 @@ def test_a_server_behind(
     assert not [path for path in front.asked if path.endswith("/health")]
 
 
+def test_mlflow_s_own_basic_auth(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
+    with mlflow_server(tmp_path, password="l0velace-1815") as address:
+        with pytest.raises(StoreUnavailable, match=r"answers 401: .* MLFLOW_TRACKING_USERNAME"):
+            ModelManager(address, new_name(), home=home).ping()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "l0velace-1815")
+        live(address, home, new_name())
+
+
 def test_a_sqlite_file(mlflow_home: Path) -> None:
     live(None, mlflow_home, new_name())
 

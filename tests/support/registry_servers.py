@@ -23,12 +23,17 @@ _STARTED = 120.0  # seconds that a server may take to answer
 
 @contextlib.contextmanager
 def mlflow_server(
-    folder: Path, *, database: str = "", artifacts: str = "", is_proxy: bool = True
+    folder: Path,
+    *,
+    database: str = "",
+    artifacts: str = "",
+    is_proxy: bool = True,
+    password: str = "",
 ) -> Iterator[str]:
     """Run `mlflow server` with one worker; yield its address.
 
     By default it has SQLite and a folder behind it. Without `is_proxy` its clients go to the
-    `artifacts` themselves.
+    `artifacts` themselves. With a `password` it is MLflow's `basic-auth`, whose user is `admin`.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
@@ -39,10 +44,28 @@ def mlflow_server(
         artifacts or str(folder / "artifacts"),
         *([] if is_proxy else ["--no-serve-artifacts"]),
     ]  # fmt: skip
+    own = {}
+    if password:
+        settings = folder / "basic_auth.ini"
+        # Without the cache each request takes a second of hashing.
+        settings.write_text(
+            "[mlflow]\n"
+            f"database_uri = sqlite:///{folder / 'auth.db'}\n"
+            "default_permission = READ\n"
+            "admin_username = admin\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"
+        )
+        own = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "for this test",
+        }
+        command += ["--app-name", "basic-auth"]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | quiet, stdout=log, stderr=log,
+            command, cwd=folder, env=os.environ | quiet | own, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
     try:
