@@ -58,7 +58,7 @@ def download_weights(
 def _write_checkpoint(api: Context, weights: Path, target: IO[bytes]) -> int:
     """Write a checkpoint to an open file and return its size in bytes."""
     if api.checkpoint is None:
-        raise ApiError(501, "This server makes no checkpoints; download format=safetensors.")
+        raise ApiError(409, "This server makes no checkpoints; download format=safetensors.")
     # One at a time: each takes twice the weights in memory.
     if not api.making.acquire(blocking=False):
         raise ApiError(503, "Another checkpoint is being made; try again.", Retry_After="2")

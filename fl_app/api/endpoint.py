@@ -51,7 +51,7 @@ STATUSES: Mapping[type[RegistryError], int] = {
     errors.StageError: 409,
     errors.ArtifactError: 409,
     errors.InvalidName: 400,
-    errors.MissingExtra: 501,
+    errors.MissingExtra: 409,
     errors.StoreUnavailable: 503,
     errors.Gone: 409,
     errors.RunPurged: 409,
@@ -266,7 +266,6 @@ class Endpoint:
             content = {**content, "text/plain": {"schema": {"type": "string"}}}
         error = {"description": "Rejected; nothing was done.", "content": contents["error"]}
         done = {"description": "Done.", "content": content}
-        missing = {"501": error} if self.media != "application/json" else {}
         version = TypeAdapter(Version).json_schema()
         operation: dict[str, Any] = {
             "operationId": self.handle.__name__,
@@ -276,7 +275,7 @@ class Endpoint:
                 {"name": name, "in": "path", "required": True, "schema": version}
                 for name in re.findall("<(.*?)>", self.path)
             ],
-            "responses": {str(self.status): done, "4XX": error, **missing, "503": error},
+            "responses": {str(self.status): done, "4XX": error, "503": error},
         }
         if self.path in OPEN_PATHS:
             operation["security"] = []

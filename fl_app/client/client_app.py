@@ -271,7 +271,8 @@ def _class_names(message: Message) -> tuple[str, ...]:
 
 
 def _reply(message: Message, metrics: dict[str, int | float], data: NodeData, note: str) -> Message:
-    notes = [*data.notes, *([note] if note else [])]
+    # A message takes UTF-8 only.
+    notes = [printable(each) for each in (*data.notes, note) if each]
     about = ConfigRecord({"data-digest": data.digest, "notes": notes})
     content = RecordDict({"metrics": MetricRecord(dict(metrics)), "node": about})
     return Message(content, reply_to=message)

@@ -169,7 +169,7 @@ def usable(fault: str, advice: str = "") -> Iterator[None]:
 @lru_cache(maxsize=64)
 def _warn_once(note: str) -> None:
     # A node lists its pictures for each message.
-    logger.warning("%s", note)
+    logger.warning("%s", printable(note))
 
 
 def _split_note(clips: Sequence[str], held: set[int], every: int) -> str:

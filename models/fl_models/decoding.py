@@ -21,6 +21,7 @@ from fl_models.pictures import (
     checked_boxes,
     label_file,
     label_rows,
+    shown,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def read_pictures(
             "%d of %d pictures have no label file and count as background; the first would be %s",
             len(unlabelled),
             len(usable),
-            unlabelled[0],
+            shown(unlabelled[0]),
         )
     return Pictures(
         tuple(usable),

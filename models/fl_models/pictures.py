@@ -35,6 +35,11 @@ _Result = TypeVar("_Result")
 _FileStates = tuple[tuple[int, ...] | None, ...]
 
 
+def shown(text: object) -> str:
+    """Return a text that any log takes: what is no UTF-8 in the names of files is escaped."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
 class PictureError(ValueError):
     """Pictures or their label files can't be used; the text names the file and the reason.
 
@@ -47,7 +52,7 @@ class PictureError(ValueError):
     """
 
     def __init__(self, message: str, reason: str = "a file that can't be used") -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.reason = reason
 
 

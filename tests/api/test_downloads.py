@@ -79,9 +79,9 @@ def test_a_version_whose_file_has_changed_is_not_handed_out(
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (MissingExtra("An export needs ultralytics; install fl-app[yolo], which brings it."), 501),
+        (MissingExtra("An export needs ultralytics; install fl-app[yolo], which brings it."), 409),
         (ArtifactError("Nothing was exported: its weights are of an unknown model."), 409),
-        (None, 501),
+        (None, 409),
     ],
 )
 def test_why_there_is_no_checkpoint_is_told(

@@ -40,10 +40,11 @@ ROUTES = [
 """Every route, and one that is none."""
 
 SERVER = """
-import sys, time
+import logging, sys, time
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import MonitorStore, RetrainingManager
 manager = RetrainingManager(store=MonitorStore(sys.argv[1]))
+logging.basicConfig(level=logging.INFO)
 server = serve_api(create_trigger_api(manager, token=sys.argv[2] or None), port=0)
 print(server.port, flush=True)
 time.sleep(600)
