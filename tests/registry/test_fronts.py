@@ -160,11 +160,11 @@ def test_mlflow_s_own_basic_auth(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
-    with mlflow_server(tmp_path, password="l0velace-1815") as address:
+    with mlflow_server(tmp_path, password=PASSWORD["MLFLOW_TRACKING_PASSWORD"] * 2) as address:
         with pytest.raises(StoreUnavailable, match=r"answers 401: .* MLFLOW_TRACKING_USERNAME"):
             ModelManager(address, new_name(), home=home).ping()
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "l0velace-1815")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD["MLFLOW_TRACKING_PASSWORD"] * 2)
         live(address, home, new_name())
 
 
