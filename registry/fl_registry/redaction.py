@@ -12,16 +12,24 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
-_PASSWORD = re.compile(r"(://[^:/?#\s@]*):[^@\s/]*@")
+_PASSWORD = re.compile(r"(://[^:/?#\s@]*):[^\s/]*@")  # to the last @: a password may have some
 _USER_ONLY = re.compile(r"((?:https?|wss?|ftp)://)[^:/?#\s@]+@", re.IGNORECASE)
 _TELLING = (
     r"[\w.-]{0,40}(?:pass(?:word|wd|phrase)?|pwd|token|secret|credential|signature|"
     r"api[_-]?key|(?:access|account|private|shared)[_-]?key|odbc_connect)[\w.-]{0,40}"
 )
-_FIELD = re.compile(rf"(?i)(?<![\w.-])({_TELLING}|sig|auth)(=|%3D|['\"]\s*[:=]\s*['\"])[^&;\s'\"]+")
-_HEADER = re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?)(?:(bearer|basic)\s+)?[^\s'\",]+")
+_VALUE = r"""(?:(['"])(?:(?!\3)[^\r\n])*\3|[^&;\s'"]+)"""
+_FIELD = re.compile(rf"(?i)(?<![\w.-])({_TELLING}|sig|auth)(=|%3D|:(?=\S)|['\"]\s*[:=]\s*){_VALUE}")
+_HEADER = re.compile(
+    r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(bearer|basic)\s+)?[^\s'\",]+"
+)
+_OTHER_HEADER = re.compile(
+    r"(?i)(?<![\w-])((?:set-)?cookie|x-[\w-]{0,40}(?:key|token|secret|auth))"
+    r"(['\"]?\s*[:=]\s*['\"]?)"
+    r"[^\r\n'\"]+"
+)
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]{8,}")
-_VARIABLE = re.compile(rf"(?i){_TELLING}")
+_VARIABLE = re.compile(rf"(?i){_TELLING}|\w+_(?:key|pat|sas|credentials)")
 _SECRET_NAME = re.compile(
     r"(?i)(?:.*[^A-Za-z0-9])?(?:pass(?:word|wd|phrase)?|pwd|token|secret|credentials?|api[_-]?key|"
     r"(?:access|account|private|shared)[_-]?key)"
@@ -42,7 +50,7 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     """Return `text` with ``***`` in the place of secrets.
 
     These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
-    the like, ``Authorization`` headers, and the values of environment variables whose names say
+    the like, ``Authorization``, ``Cookie`` and ``X-Api-Key`` headers, and the values of environment variables whose names say
     that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``. For
     many texts at once `known_secrets` can be called once, and passed as `known`.
     """
@@ -51,8 +59,9 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
     text = _USER_ONLY.sub(rf"\1{HIDDEN}@", text)
     text = _HEADER.sub(rf"\1{HIDDEN}", text)
+    text = _OTHER_HEADER.sub(rf"\1\2{HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
-    return _FIELD.sub(rf"\1\2{HIDDEN}", text)
+    return _FIELD.sub(rf"\1\2\3{HIDDEN}\3", text)
 
 
 @lru_cache(maxsize=1)
