@@ -42,7 +42,9 @@ TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _MIN_KEY = 24
 _PREFIX = "whsec_"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# The translation prefixes of RFC 6052 and RFC 8215, and the compatible form of RFC 4291.
+_IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _PORTS = {"http": 80, "https": 443}
 _EXAMPLE = "expected one such as https://hooks.example.org/fl-app"
 
@@ -371,10 +373,12 @@ def is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]
-        if parsed in _NAT64:
+        if any(parsed in network for network in _IPV4_INSIDE):
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if parsed.is_site_local or parsed not in _GLOBAL_UNICAST:
+            return False
     return parsed.is_global and not parsed.is_multicast
 
 

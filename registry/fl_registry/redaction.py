@@ -50,9 +50,10 @@ def redact(text: str, uri: str = "", *, known: Sequence[str] | None = None) -> s
     """Return `text` with ``***`` in the place of secrets.
 
     These are passwords and tokens of `uri` and of any other address, what follows ``token=`` and
-    the like, ``Authorization``, ``Cookie`` and ``X-Api-Key`` headers, and the values of environment variables whose names say
-    that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and ``AWS_SECRET_ACCESS_KEY``. For
-    many texts at once `known_secrets` can be called once, and passed as `known`.
+    the like, ``Authorization``, ``Cookie`` and ``X-Api-Key`` headers, and the values of environment
+    variables whose names say that they are secret, such as ``MLFLOW_TRACKING_PASSWORD`` and
+    ``AWS_SECRET_ACCESS_KEY``. For many texts at once `known_secrets` can be called once, and passed
+    as `known`.
     """
     for secret in known_secrets(uri) if known is None else known:
         text = text.replace(secret, HIDDEN)

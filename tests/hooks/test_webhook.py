@@ -220,6 +220,10 @@ def test_the_secret_and_the_path_are_in_no_log(
         "https://[fe80::1]/",
         "https://[fd00::1]/",
         "https://[64:ff9b::a00:5]/",
+        "https://[64:ff9b:1::7f00:1]/",
+        "https://[::127.0.0.1]/",
+        "https://[fec0::1]/",
+        "https://[4000::1]/",
         "https://224.0.0.1/",
     ],
 )
