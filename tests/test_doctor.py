@@ -35,7 +35,7 @@ from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.local_superlink import PORT_VARIABLE, LocalSuperLink, newest_package
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.store import default_url
-from fl_registry import ModelManager
+from fl_registry import ModelManager, app_home
 from fl_registry.files.weights import save_weights
 from fl_registry.mlflow.address import server_time
 
@@ -212,6 +212,15 @@ def test_a_disk_without_room_or_right(home: Path) -> None:
     assert not ok
     assert "cannot be written" in said
     assert not check_disk(home, min_free=1 << 60)[0]
+
+
+def test_a_home_is_for_its_owner_alone_or_doctor_tells(tmp_path: Path) -> None:
+    own = app_home(tmp_path / "own")
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert "other accounts" not in check_disk(own)[1]
+    own.chmod(0o750)
+    assert check_disk(own) == (True, check_disk(own)[1])
+    assert f"other accounts can read it: chmod 700 {own}" in check_disk(own)[1]
 
 
 def test_what_a_killed_process_left_is_told_and_removed(manager: ModelManager, home: Path) -> None:

@@ -203,7 +203,10 @@ def check_internals() -> Finding:
 
 
 def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:
-    """Check that the app's home can be written and has ``min_free`` bytes left."""
+    """Check that the app's home can be written and has ``min_free`` bytes left.
+
+    Whether other accounts can read it is told, and no fault: a volume of a container often is so.
+    """
     try:
         with scratch_folder(home / "tmp", name="doctor") as folder:
             write_whole(folder / "probe", b"a")
@@ -211,7 +214,9 @@ def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:
     except OSError as error:
         why = one_line(error.strerror or error)
         return False, f"{home} cannot be written ({why}); make room, or set its permissions"
-    return free >= min_free, f"{free / (1 << 30):.1f} GiB free in {home}"
+    open_to_others = home.stat().st_mode & 0o077
+    read = f"; other accounts can read it: chmod 700 {home}" if open_to_others else ""
+    return free >= min_free, f"{free / (1 << 30):.1f} GiB free in {home}{read}"
 
 
 def check_leftovers(home: Path, now: datetime) -> Finding:

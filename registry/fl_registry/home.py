@@ -18,7 +18,7 @@ def sqlite_address(file: Path) -> str:
 
 
 def app_home(home: str | Path | None = None) -> Path:
-    """Return the app's folder as an absolute path, and create it.
+    """Return the app's folder as an absolute path, and create it, for its owner alone.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def app_home(home: str | Path | None = None) -> Path:
     chosen = home or os.environ.get("FL_APP_HOME") or "~/.fl-app"
     try:
         folder = Path(chosen).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:  # the last two: it is not a path
         reason = getattr(error, "strerror", None) or error
         raise StoreUnavailable(
