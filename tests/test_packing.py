@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_app.wire.packing import INDEX_RECORD, Known, PackingError, is_packed, pack, unpack
+from fl_app.wire import packing
+from fl_app.wire.packing import (
+    INDEX_RECORD,
+    PACKED_AS,
+    Known,
+    PackingError,
+    is_packed,
+    pack,
+    unpack,
+)
 
 ARRAYS = npst.arrays(
     st.sampled_from(["f4", "f8", "f2", "i8", "u1", "?"]), npst.array_shapes(min_dims=0, min_side=0)
@@ -117,7 +126,8 @@ ROW = ["a", "float32", [1], "numpy.ndarray", SIZE]
     ("bad", "why"),
     [
         (with_index({"version": 2, "records": {}}), "is of another version than 1"),
-        (with_index("[" * 100_000), "has no readable index"),
+        (with_index("[" * 100_000), "too many for the model"),
+        (with_index("[" * 5_000), "has no readable index"),
         (with_index("{"), "has no readable index"),
         (with_index([]), "has no readable index"),
         (with_index({"version": 1}), "has no readable index"),
@@ -164,3 +174,28 @@ def test_no_index_raises_anything_but_its_reason(index: object) -> None:
     except PackingError:
         return
     assert sum(len(array.data) for array in made["arrays"].values()) == SIZE
+
+
+def many_rows(count: int) -> RecordDict:
+    """What claims to hold that many empty arrays."""
+    rows = ",".join(f'["{number}","",[],"",0]' for number in range(count))
+    text = f'{{"version":1,"records":{{"arrays":[{rows}]}}}}'
+    packed = ArrayRecord({"packed": Array("uint8", (0,), PACKED_AS, b"")})
+    return RecordDict({"arrays": packed, INDEX_RECORD: ConfigRecord({"index": text})})
+
+
+@pytest.mark.parametrize("count", [20, 100_000])
+def test_an_index_much_larger_than_the_model_s_is_not_parsed(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = pack(content())
+    assert same(unpack(sent, sent), content())
+    monkeypatch.setattr(packing, "_INDEX", None)
+    with pytest.raises(PackingError, match="too many for the model"):
+        unpack(many_rows(count), sent)
+
+
+def test_an_index_of_a_first_model_is_bounded_too() -> None:
+    assert len(unpack(many_rows(1000))["arrays"]) == 1000
+    with pytest.raises(PackingError, match="too many for the model"):
+        unpack(many_rows(10_000))

@@ -19,6 +19,9 @@ INDEX_RECORD = "packed-arrays"
 PACKED_AS = "fl-app.packed"
 """``Array.stype`` of packed arrays: an app that does not support them raises an error."""
 VERSION = 1
+_ANY_ROWS, _ANY_TEXT = 4_000, 1 << 20
+"""Rows, and characters, of an index that answers none: as a first model has, made by nodes."""
+_SLACK = 1_000  # characters
 
 _Size = Annotated[int, Field(ge=0)]
 
@@ -88,22 +91,34 @@ def pack(content: RecordDict, known: Known | None = None) -> RecordDict:
     return made
 
 
-def unpack(content: RecordDict) -> RecordDict:
+def unpack(content: RecordDict, sent: RecordDict | None = None) -> RecordDict:
     """Return the content with its arrays unpacked; content that is not packed is returned as it is.
 
-    This takes no more memory than the content has, whatever its index says.
+    This takes no more memory than the content has, whatever its index says, and an index that is
+    much larger than one of the model is not parsed.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The content of a reply.
+    sent : RecordDict | None
+        The packed content that it answers.
 
     Raises
     ------
     PackingError
-        The index is of another version, or malformed.
+        The index is of another version, too large, or malformed.
     """
     if not is_packed(content):
         return content
-    made, record = RecordDict(), content[INDEX_RECORD]
-    text = record.get("index") if isinstance(record, ConfigRecord) else None
+    made, text = RecordDict(), _index_text(content)
+    model = _index_text(sent or RecordDict())
+    length = 2 * len(model) + _SLACK if model else _ANY_TEXT
+    # Each row has two brackets, so that rows of an empty name are counted too.
+    if len(text) > length or text.count("[") > 2 * (model.count("[") or _ANY_ROWS):
+        raise PackingError(f"has an index of {len(text)} characters, too many for the model")
     try:
-        index = _INDEX.validate_json(text if isinstance(text, str) else "", strict=True)
+        index = _INDEX.validate_json(text, strict=True)
     except ValueError:
         raise PackingError("has no readable index") from None
     if index.version != VERSION:
@@ -115,6 +130,12 @@ def unpack(content: RecordDict) -> RecordDict:
     if index.records:
         raise PackingError(f"has an index of {len(index.records)} records that are not there")
     return made
+
+
+def _index_text(content: RecordDict) -> str:
+    record = content.get(INDEX_RECORD)
+    text = record.get("index") if isinstance(record, ConfigRecord) else None
+    return text if isinstance(text, str) else ""
 
 
 def _unpacked(record: object, rows: list[_Row]) -> ArrayRecord:

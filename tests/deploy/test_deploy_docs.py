@@ -150,11 +150,7 @@ def test_what_is_printed_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_option_is_on_the_page() -> None:
-    taken = {
-        option
-        for parameter in get_command(main.app).commands["deploy-local"].params
-        for option in parameter.opts
-    }
+    taken = {option for parameter in main.load("deploy-local").params for option in parameter.opts}
     table = PAGE.split("| option | what it sets |", 1)[1].split("\n\n", 1)[0]
     assert set(re.findall(r"`(--[\w-]+)`", table)) == taken - {"--help"}
     assert f"uv run flwr run . {NAME} --stream" in LINES

@@ -153,7 +153,7 @@ class OneByOne(GridAround):
 
 def _received(reply: Message, request: Message) -> Message:
     if reply.has_content():
-        return with_content(reply, unpack(reply.content))
+        return with_content(reply, unpack(reply.content, request.content))
     # For a lost node the SuperLink replies with its own id, which would not say which node it was.
     lost = reply.metadata.src_node_id != request.metadata.dst_node_id
     return Message(reply.error, reply_to=request) if lost else reply
