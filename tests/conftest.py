@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+
+# Hundreds of processes import MLflow and torch: without bytecode on disk each compiles them anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of two workers that wait for one another's cores take ten times as long.
