@@ -7,9 +7,9 @@ import gc
 import os
 import sys
 
-# Hundreds of processes import MLflow and torch: without bytecode on disk each compiles them anew.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # Hundreds of processes import MLflow and torch, and would compile them each time.
+    sys.dont_write_bytecode = False
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Threads of two workers that wait for one another's cores take ten times as long.
