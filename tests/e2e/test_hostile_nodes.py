@@ -36,13 +36,13 @@ SAID = {
     2: {
         "it answered with an error: its reply cannot be unpacked: TypeError: Invalid arg",
         "array '0' does not hold plain numbers, or has a header that numpy does not write",
-        "metric 'num-examples' is -9, expected more than 0, at most 1e+08",
+        "metric 'num-examples' is -9, expected a whole number from 1 to 1e+08",
         "it has 0 MetricRecords, expected exactly one",
     },
     3: {
         "array '0' is too large: float32 cannot hold the square of its norm",
-        "metric 'num-examples' is 1000000000000000, expected more than 0, at most 1e+08",
-        "metric 'num-examples' is 1000000000000000000, expected more than 0, at most 1e+08",
+        "metric 'num-examples' is 1000000000000000, expected a whole number from 1 to 1e+08",
+        "metric 'num-examples' is 1000000000000000000, expected a whole number from 1 to 1e+08",
         "it answered with an error: ",
     },
 }
