@@ -103,7 +103,7 @@ def test_the_version_names_them_and_the_node_is_not_among_its_own() -> None:
         ("12", "train"),
         ("13", "evaluate"),
     ]
-    assert "expected more than 0" in read_rejected(row["tags"])[1].reason
+    assert "expected a whole number" in read_rejected(row["tags"])[1].reason
     assert {node["node_id"] for node in json.loads(row["tags"]["nodes"])} == {"11", "13"}
     assert sorted(json.loads(row["tags"]["node_scores"])) == ["node 11", "node 12"]
 
