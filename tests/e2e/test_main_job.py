@@ -41,7 +41,8 @@ def test_eight_rounds_leave_eight_versions_and_a_curve_that_rises(
 
     assert "8/8" in printed
     assert "left)" in printed
-    assert "fl-app approve 8" in printed
+    (waiting,) = (row["version"] for row in rows if row["tags"].get("approval") == "pending")
+    assert f"fl-app approve {waiting}" in printed
     assert (flower.fl_app_home / "mlflow.db").is_file()
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 assert not any(find_spec(name) for name in ("fl_app", "fl_models", "fl_registry"))
 from ultralytics import YOLO
 folder, picture = Path(sys.argv[1]), sys.argv[2]
-common = {"imgsz": int(sys.argv[3]), "device": "cpu", "verbose": False, "save": False}
+# Ultralytics' own place for results is the checkout in which its package lies.
+place = {"project": folder, "device": "cpu", "verbose": False, "save": False}
+common = {"imgsz": int(sys.argv[3]), **place}
 predict = {"conf": float(sys.argv[4]), **common}
 val = {"data": folder / "data.yaml", "rect": False, "plots": False, "workers": 0}
 model = YOLO(folder / "best.pt")
@@ -29,7 +31,7 @@ found = {
 }
 boxes = {file: results[0].boxes.data for file, results in found.items()}
 model.train(
-    data=folder / "data.yaml", epochs=1, workers=0, plots=False, val=False, project=folder, **common
+    data=folder / "data.yaml", epochs=1, workers=0, plots=False, val=False, **common
 )
 print(json.dumps({"scores": scores, "boxes": {k: v.tolist() for k, v in boxes.items()}}))
 """
