@@ -119,7 +119,8 @@ def test_a_lease_moves_nothing_and_is_carried_over_to_the_next_run() -> None:
     assert following.state == ledger.state
     following = append(following, Move.LEASE, actor="b")
     assert following.state.lease == Lease(4, "b")
-    assert [e.epoch for e in read_chain([ledger.page, following.page])] == [0, 1, 0, 0]
+    pages = read_chain([ledger.page, following.page])
+    assert [e.epoch for page in pages for e in page.entries] == [0, 1, 0, 0]
     assert fold(ledger.entries) == ledger.state
 
 

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CACHED = 8
 """Downloaded versions that stay on this machine."""
+_READS = 3  # of the file that checks a store
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
@@ -200,7 +201,10 @@ class MlflowFiles(VersionFiles):
             sent.write_text(content, encoding="utf-8")
             store.log_artifact(str(sent))
             try:
-                received = self._download(location, name, scratch / "received").read_text("utf-8")
+                for _ in range(_READS):  # a front may cut a download half way
+                    received = self._download(location, name, scratch / "received").read_text()
+                    if received == content:
+                        break
             finally:
                 with suppress(NotImplementedError):  # then it stays, with its 32 bytes
                     store.delete_artifacts()
