@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 CACHED = 8
 """Downloaded versions that stay on this machine."""
-_READS = 3  # of the file that checks a store
 _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
@@ -201,10 +200,7 @@ class MlflowFiles(VersionFiles):
             sent.write_text(content, encoding="utf-8")
             store.log_artifact(str(sent))
             try:
-                for _ in range(_READS):  # a front may cut a download half way
-                    received = self._download(location, name, scratch / "received").read_text()
-                    if received == content:
-                        break
+                received = self._read_back(location, name, content, scratch / "received")
             finally:
                 with suppress(NotImplementedError):  # then it stays, with its 32 bytes
                     store.delete_artifacts()
@@ -213,6 +209,20 @@ class MlflowFiles(VersionFiles):
                 f"MLflow's store at {one_line(location, 200)} gives back another file than it was "
                 "given, so no version would be safe there; mend the store before training."
             )
+
+    def _read_back(self, location: str, name: str, content: str, folder: Path) -> str:
+        """Return what a store has of a small file; a front may cut a download half way."""
+        for left in reversed(range(_DOWNLOADS)):
+            try:
+                with self._connection.errors(f"download {name}"):
+                    received = self._download(location, name, folder).read_text("utf-8", "replace")
+            except StoreUnavailable:
+                if not left:
+                    raise
+                continue
+            if received == content:
+                break
+        return received
 
     def upload(self, model_id: str, location: str, folder: Path) -> None:
         """Store all files of a folder as those of a logged model that was just created.
