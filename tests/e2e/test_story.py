@@ -15,6 +15,7 @@ import pytest
 from support.flower import Flower
 from support.story import Story, tell
 
+from fl_app.client.generated_shapes import TRAIN_ARGS
 from fl_registry import ModelManager
 
 pytestmark = pytest.mark.slow
@@ -34,12 +35,15 @@ def test_from_candidate_to_production_and_back(
 ) -> None:
     first, home = trained[0], trained[0].fl_app_home
     data = own_pictures(first, tmp_path / "shapes")
-    story = Story(flower, first, app, data, exchanged={CIRCLE: SQUARE, SQUARE: CIRCLE})
+    # As for the generated pictures themselves, of which these are a copy.
+    settings = f'staging-threshold=0.3 train-args="{TRAIN_ARGS}"'
+    exchanged = {CIRCLE: SQUARE, SQUARE: CIRCLE}
+    story = Story(flower, first, app, data, exchanged, settings)
 
     # The first session gave a champion: a version of the main job.
-    learnt = ModelManager(home=home).get_version("3")
+    learnt = ModelManager(home=home).get_version("2")
     champion = story.manager.save_model_version(
-        ModelManager(home=home).weights_path("3"), learnt.run_id, learnt.metrics, {"round": "3"}
+        ModelManager(home=home).weights_path("2"), learnt.run_id, learnt.metrics, {"round": "2"}
     )
     why = tell(
         story,
