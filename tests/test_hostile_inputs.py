@@ -28,7 +28,12 @@ def test_no_name_path_or_address_leads_out_of_its_folder(tmp_path: Path) -> None
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     done = subprocess.run(
         [sys.executable, str(HERE / "support" / "hostile_user.py"), "1" if NIGHTLY else "12"],
-        env={**os.environ, "PYTHONPATH": path, "FL_APP_HOME": str(tmp_path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "FL_APP_HOME": str(tmp_path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
         capture_output=True,
         text=True,
         check=False,

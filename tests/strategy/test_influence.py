@@ -241,7 +241,7 @@ def test_a_thousand_honest_rounds_give_flowers_own_bits(
 ) -> None:
     chance = np.random.default_rng(5)
     for number in range(10):
-        counts = chance.integers(100, 201, chance.integers(1, 12)).tolist()
+        counts = chance.integers(100, 201, chance.integers(2, 12)).tolist()
         steps = chance.normal(0, 1, (100, len(counts), 20)).astype("f4")
         ours = LifecycleStrategy(
             inside(),

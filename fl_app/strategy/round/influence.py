@@ -38,7 +38,7 @@ def largest_weight(weights: Sequence[float], shares: float) -> float:
     """
     share, rest = shares / max(1, len(weights)), math.fsum(weights)
     for lowered, weight in enumerate(sorted(weights, reverse=True)):
-        if share * (lowered + 1) >= 1:
+        if share * lowered >= 1:
             break
         limit = share * rest / (1 - share * lowered)
         if weight <= limit:

@@ -382,7 +382,8 @@ def screen_train(
                 "arrays"
             )
         arrays, clipped = _bound_update(arrays, model, rules)
-        return Checked(with_records(content, arrays, metrics), [*clipped, *faults], norm)
+        size = None if clipped else norm  # what was clipped is bounded already
+        return Checked(with_records(content, arrays, metrics), [*clipped, *faults], size)
 
     shares = None if rules is None else rules.max_node_share
     arriving, asked = iter(replies), {*requested}
