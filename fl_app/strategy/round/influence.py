@@ -8,8 +8,11 @@ arrive, only those that are beyond a limit wait for the others.
 from __future__ import annotations
 
 import math
+import operator
+from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from statistics import median
 from typing import Generic, TypeVar
 
@@ -74,6 +77,7 @@ class Influence(Generic[Reply]):
     shares: float | None
     lowered: Callable[[Reply, float], Reply]
     refuse: Callable[[Reply, str], None]
+    # Sorted: each reply looks at them, and sorting them anew each time would be most of its cost.
     _weights: list[float] = field(default_factory=list)
     _norms: list[float] = field(default_factory=list)
 
@@ -81,14 +85,17 @@ class Influence(Generic[Reply]):
         """Yield the replies: within the limits as they arrive, the others after the last one."""
         waiting: list[Size[Reply]] = []
         for size in sizes:
-            self._weights += [] if size.weight is None else [size.weight]
-            self._norms += [] if size.norm is None else [size.norm]
+            if size.weight is not None:
+                insort(self._weights, size.weight)
+            if size.norm is not None:
+                insort(self._norms, size.norm)
             waiting.append(size)
             if max(len(self._weights), len(self._norms)) < FEWEST:
                 continue
             heaviest = self._heaviest()
-            within = [each for each in waiting if self._is_within(each, heaviest)]
-            waiting = [each for each in waiting if each not in within]
+            fits = [self._is_within(each, heaviest) for each in waiting]
+            within = [*compress(waiting, fits)]
+            waiting = [*compress(waiting, map(operator.not_, fits))]
             if len(waiting) > MAX_WAITING:  # the one that is least beyond the limits goes on
                 waiting.sort(key=lambda each: (self._excess(each), each.weight or 0.0))
                 within.append(waiting.pop(0))
