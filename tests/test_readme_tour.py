@@ -33,7 +33,13 @@ def without_numbers(line: str) -> str:
 @pytest.fixture
 def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelManager:
     """Eight versions, of which the last waits for approval, as after the first run."""
-    monkeypatch.setenv("COLUMNS", "100")
+    for name, value in {
+        "COLUMNS": "100",
+        "TTY_COMPATIBLE": "1",
+        "TERM": "dumb",
+        "LINES": "50",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
     manager = ModelManager()
     for number in range(1, 9):
