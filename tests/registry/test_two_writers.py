@@ -94,10 +94,10 @@ def has_locks(address: str) -> bool:
     # Its own connections alone: in this process one of an earlier test may be in a transaction.
     asked = (
         "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
-        f" AND application_name = '{FIRST_SERVER}'"
+        " AND application_name = :name"
     )
     with create_engine(address).connect() as connection:
-        return bool(connection.execute(text(asked)).scalar_one())
+        return bool(connection.execute(text(asked), {"name": FIRST_SERVER}).scalar_one())
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
