@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's tour: each command as it stands there, with the output shown, but for numbers."""
+"""The tours: each command as it stands, with the output that is shown, but for numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.docs import blocks, page
 
 from fl_app.cli import main
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
-README = Path(__file__).parents[1] / "README.md"
 NUMBER = r"[+-]?\d[\d.:-]*"
 
 
-def tour() -> list[tuple[list[str], list[str]]]:
+def tour(name: str) -> list[tuple[list[str], list[str]]]:
     """Each command, as words after `uv run fl-app`, and the lines that are shown of its output."""
-    (block,) = re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL)
+    block = "".join(blocks(page(name), "console"))
     steps = [step.splitlines() for step in block.split("$ uv run fl-app ")[1:]]
     return [(shlex.split(first), [line for line in shown if line]) for first, *shown in steps]
 
@@ -53,11 +53,12 @@ def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mode
     return manager
 
 
-def test_the_tour_goes_as_it_is_shown(
-    trained: ModelManager, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "length"), [("README.md", 3)])
+def test_a_tour_goes_as_it_is_shown(
+    trained: ModelManager, capsys: pytest.CaptureFixture[str], name: str, length: int
 ) -> None:
-    steps = tour()
-    assert len(steps) >= 5
+    steps = tour(name)
+    assert len(steps) >= length
     for words, shown in steps:
         with pytest.raises(SystemExit) as ended:
             main.main(words)

@@ -230,10 +230,18 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
 
 
 def check_sessions(home: Path, model: str) -> Finding:
-    """Check that no session was set apart, so that its rounds are in no registry."""
-    apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    """Check that no session is damaged or was set apart, so that rounds are in no registry."""
+    found = unfinished_sessions(home, model)
+    apart = [each for each in found if each.apart]
+    damage = damages(home, model) if len(apart) < len(found) else {}
+    if damage:
+        session, what = next(iter(damage.items()))
+        return False, (
+            f"{len(damage)} damaged, such as {session} ({what}); the next run hands over what is "
+            "whole, sets the rest apart and starts a new session"
+        )
     if not apart:
-        return True, "none was set apart"
+        return True, "none is damaged or set apart"
     first = apart[0]
     return False, (
         f"{len(apart)} set apart, such as {first.id} with {first.rounds} rounds "
@@ -246,6 +254,13 @@ def check_model(manager: ModelManager) -> Finding:
     """Check that the store has the model, if it has any."""
     missing, place = missing_model(manager), manager.backend.connection.place
     return not missing, missing or f"{manager.registered_model_name} can be read in {place}"
+
+
+def damages(home: Path, model: str) -> Mapping[str, str]:
+    """Return what is damaged of sessions on disk, by their ids; imports Flower."""
+    from fl_app.strategy.session.start import damaged_sessions
+
+    return damaged_sessions(home, model)
 
 
 def is_gone(manager: ModelManager, version: str) -> bool:

@@ -184,8 +184,8 @@ def approve(
 ) -> Answer:
     """Move a version that waits for approval to Production."""
     chosen = version or the_one_that_waits(manager.list_versions(stage=Stage.STAGING))
-    move = manager.approve_version
-    return _moved(manager, move, chosen, Stage.PRODUCTION, actor=by, reason=note)
+    move, did = manager.approve_version, "approved and "
+    return _moved(manager, move, chosen, Stage.PRODUCTION, did=did, actor=by, reason=note)
 
 
 @of_registry
@@ -194,8 +194,8 @@ def reject(
 ) -> Answer:
     """Archive a version that waits for approval."""
     chosen = version or the_one_that_waits(manager.list_versions(stage=Stage.STAGING))
-    move = manager.reject_version
-    return _moved(manager, move, chosen, Stage.ARCHIVED, actor=by, reason=note)
+    move, did = manager.reject_version, "rejected and "
+    return _moved(manager, move, chosen, Stage.ARCHIVED, did=did, actor=by, reason=note)
 
 
 @of_registry
@@ -224,7 +224,8 @@ def rollback(
     """Move the version that was in Production before back to Production."""
     before = manager.get_latest_version(Stage.PRODUCTION)
     version = manager.rollback(to or None, actor=by, reason=note)
-    return _answer(manager, version, Stage.PRODUCTION, moved=version != before, back=True)
+    result = "back in Production" if version != before else ""
+    return _answer(manager, version, Stage.PRODUCTION, result)
 
 
 @of_registry
@@ -307,23 +308,27 @@ def _moved(
     move: Callable[..., None],
     version: str,
     stage: Stage,
+    *,
+    did: str = "",
     **by: str,
 ) -> Answer:
     """Move a version and tell whether it was in that stage already."""
     before = manager.get_version(version)
     move(before.version, **by)
-    return _answer(manager, before.version, stage, moved=before.stage is not stage)
+    moved = before.stage is not stage
+    return _answer(manager, before.version, stage, f"{did}{_place(stage)} now" if moved else "")
 
 
-def _answer(
-    manager: ModelManager, version: str, stage: Stage, *, moved: bool, back: bool = False
-) -> Answer:
-    place = "Archived" if stage is Stage.ARCHIVED else f"in {stage}"
-    result = f"is {'back ' if back else ''}{place}{'' if back else ' now'}"
-    if not moved:
-        result = f"is {place} already; nothing was moved"
-    sentence = f"Version {version} of {manager.registered_model_name} {result}."
-    return {"version": version, "stage": str(stage), "moved": moved}, lambda: [sentence]
+def _answer(manager: ModelManager, version: str, stage: Stage, result: str) -> Answer:
+    """Return the answer of a move; an empty result says that nothing was to be moved."""
+    told = result or f"{_place(stage)} already; nothing was moved"
+    sentence = f"Version {version} of {manager.registered_model_name} is {told}."
+    answer = {"version": version, "stage": str(stage), "moved": bool(result)}
+    return answer, lambda: [sentence]
+
+
+def _place(stage: Stage) -> str:
+    return str(stage) if stage is Stage.ARCHIVED else f"in {stage}"
 
 
 def _number(value: float | None) -> str:
