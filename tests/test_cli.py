@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.terminal import as_terminal
 
 from fl_app.cli import main
 from fl_app.events import RejectedReply
@@ -40,13 +41,6 @@ class Said:
 
 
 Command = Callable[..., Said]
-
-
-def as_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """Let rich take the output for a terminal of that width, without colours."""
-    size = {"COLUMNS": str(columns), "LINES": "50"}
-    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", **size}.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
