@@ -22,7 +22,8 @@ PAGES = [
     *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "training.md"),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
-LOGGED = {"debug", "info", "warning", "error", "exception", "critical"}
+SAID = {"debug", "info", "warning", "error", "exception", "critical", "say", "fail", "Verdict"}
+"""Functions whose texts a person reads: of a logger, of the command line, and gates' reasons."""
 
 
 def sentences(text: str) -> list[str]:
@@ -62,18 +63,19 @@ def literal(node: ast.expr) -> str:
     return ""
 
 
+def name_of(function: ast.expr) -> str:
+    """The last part of a called name."""
+    return str(getattr(function, "attr", getattr(function, "id", "")))
+
+
 def messages() -> Iterator[tuple[str, str]]:
-    """What is logged and what errors say, with the file and line."""
+    """What is logged, what errors say and what commands print, with the file and line."""
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 texts = node.exc.args
-            elif (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in LOGGED
-            ):
-                texts = node.args[:1]
+            elif isinstance(node, ast.Call) and name_of(node.func) in SAID:
+                texts = node.args
             else:
                 continue
             for text in texts:
