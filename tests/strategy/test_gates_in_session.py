@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+from support.docs import run_block
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
@@ -25,8 +25,6 @@ from fl_registry import (
     Stage,
     decide_stage,
 )
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -196,14 +194,8 @@ def test_a_tag_that_others_wrote_compares_no_node(store: InMemoryModelStore, tag
     assert "node that scored both" in refused["tags"]["reason"]
 
 
-def test_the_readme_s_policy_runs() -> None:
-    (snippet,) = (
-        block.split("```")[0]
-        for block in README.read_text().split("```python\n")
-        if "NoRegression(" in block
-    )
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+def test_the_page_s_policy_runs() -> None:
+    names = run_block("gates.md", "NoRegression(")
     fresh = Evidence({"mAP50": 0.6, "train/loss": 2.0})
     assert decide_stage(names["policy"], fresh).stage is Stage.PRODUCTION
     assert decide_stage(names["policy"], Evidence({"mAP50": 0.6})).stage is Stage.NONE
