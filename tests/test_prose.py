@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 LONGEST, MEAN = 35, 16
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
-    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "training.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 SAID = {"debug", "info", "warning", "error", "exception", "critical", "say", "fail", "Verdict"}
