@@ -32,7 +32,7 @@ def without_numbers(line: str) -> str:
 
 @pytest.fixture
 def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelManager:
-    """Eight versions, of which the last waits for approval, as after the first run."""
+    """Eight versions, as after the first run."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
     manager = ModelManager()
@@ -41,19 +41,44 @@ def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mode
         save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
         metrics = {"mAP50": number / 9, "mAP50/circle": number / 8, "train/loss": 9.0 - number}
         manager.save_model_version(path, metrics=metrics, tags={"metric": "mAP50"})
-    manager.archive_version("7", reason="replaced")
-    manager.promote_to_staging("8")
-    manager.set_version_tags("8", {"approval": "pending"})
     return manager
 
 
-@pytest.mark.parametrize(("name", "length"), [("README.md", 3)])
+def wait_for_approval(manager: ModelManager, version: str) -> None:
+    manager.promote_to_staging(version)
+    manager.set_version_tags(version, {"approval": "pending"})
+
+
+def second_session(manager: ModelManager, tmp_path: Path) -> None:
+    """What `fl-app run` does in the tour: the request is served, and version 16 goes to Staging."""
+    for number in range(9, 17):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights({"w": np.full(3, number, dtype=np.float32)}, path)
+        manager.save_model_version(path, metrics={"mAP50": 0.9}, tags={"metric": "mAP50"})
+    manager.promote_to_staging("16")
+
+
+@pytest.mark.parametrize(
+    ("name", "waits", "served", "length"),
+    [("README.md", "8", "8", 3), ("tutorial.md", "7", "7", 10)],
+)
 def test_a_tour_goes_as_it_is_shown(
-    trained: ModelManager, capsys: pytest.CaptureFixture[str], name: str, length: int
+    *,
+    trained: ModelManager,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    waits: str,
+    served: str,
+    length: int,
 ) -> None:
+    wait_for_approval(trained, waits)
     steps = tour(name)
     assert len(steps) >= length
     for words, shown in steps:
+        if words == ["run"]:
+            second_session(trained, tmp_path)
+            continue
         with pytest.raises(SystemExit) as ended:
             main.main(words)
         told = capsys.readouterr()
@@ -62,4 +87,4 @@ def test_a_tour_goes_as_it_is_shown(
         expected = [without_numbers(line) for line in shown if line != "..."]
         assert expected
         assert [line for line in lines if line in expected] == expected, words
-    assert trained.get_latest_version("Production") == "8"
+    assert trained.get_latest_version("Production") == served

@@ -15,7 +15,8 @@ from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import BeatsChampion, NoRegression, ScoredRecord, default_policy
-from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_app.strategy.errors import MetricError
+from fl_app.strategy.finish.evaluation import EvaluateFn, scored_by
 from fl_registry import (
     Evidence,
     ExampleScores,
@@ -103,6 +104,20 @@ def test_a_gain_must_be_sure_example_by_example(
     assert set(found["metrics"]) == {"accuracy", "client/accuracy", "train/loss"}
 
 
+def test_groups_are_given_with_the_results(store: InMemoryModelStore) -> None:
+    def score(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        record = per_example(0.01)(server_round, arrays)
+        return MetricRecord({**record, "per-example/group": [n // 8 for n in range(40)]})
+
+    session(store, score, start=0)
+    found = session(store, score, start=1)
+    assert found["stage"] == "Production"
+    assert "sure on 40 examples of 5 groups" in found["tags"]["reason"]
+    wrong = MetricRecord({"per-example/accuracy": [0.5] * 3, "per-example/group": [1, 2]})
+    with pytest.raises(MetricError, match="per-example/group that cannot be used: There are 2"):
+        scored_by(wrong)
+
+
 def test_the_champion_is_scored_once_a_session(store: InMemoryModelStore) -> None:
     scored: list[float] = []
 
@@ -127,7 +142,7 @@ def test_results_of_one_s_own_decide_too(store: InMemoryModelStore) -> None:
             return best
 
     def score(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        numbers = [0.0] * 29 + [weight(arrays)]
+        numbers = [*[0.0] * 15, weight(arrays), *[0.0] * 14]
         return ScoredRecord({"accuracy": max(numbers)}, Best({"accuracy": numbers}))
 
     session(store, score, start=0)
