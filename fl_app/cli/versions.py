@@ -262,9 +262,13 @@ def prune(
 
     def text() -> Sequence[Part]:
         verb, size = "would be removed" if dry_run else "were removed", report.freed / 1e6
-        lines = [f"{len(report.versions)} versions {verb}, {size:.1f} MB; {len(report.kept)} stay."]
+        count = len(report.versions)
+        if count == 1:
+            verb = verb.replace("were", "was")
+        noun = "version" if count == 1 else "versions"
+        lines = [f"{count} {noun} {verb}, {size:.1f} MB; {len(report.kept)} stay."]
         if report.versions:
-            lines.append(f"Versions {', '.join(report.versions)}.")
+            lines.append(f"{noun.capitalize()} {', '.join(report.versions)}.")
         for version, why in report.left.items():
             lines.append(f"Version {version} was not removed completely: {why}")
         if dry_run and report.versions:
