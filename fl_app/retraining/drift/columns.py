@@ -123,7 +123,7 @@ def _column(kind: str, values: np.ndarray, rows: int) -> Column:
 
 def _array(data: Any) -> np.ndarray:
     if isinstance(data, np.ma.MaskedArray):
-        return np.asarray(data.astype(object).filled(None))
+        return np.asarray(np.ma.filled(data.astype(object), None))
     try:
         return np.asarray(data)
     except ValueError:

@@ -155,7 +155,11 @@ def merge(
     window = Window(time, now, frozen, rows, noise, np.sqrt(base), spread, spread_variance)
     some_rows = np.maximum(rows, 1)
     p = kolmogorov_p(difference(now, grown, some_rows), np.maximum(variance, 1) / some_rows**2)
-    scores, moved = _combined(values, errors, counted, node_variance)
+    scores, moved, limited = _combined(values, errors, counted, node_variance)
+    for summary, which in zip(summaries, limited, strict=True):
+        _report_unlike(
+            summary.node_id, [f for f, is_so in zip(features, which, strict=True) if is_so]
+        )
     return Merged(window, np.where(rows > 0, p, 1.0), scores, moved, len(summaries))
 
 
@@ -237,8 +241,8 @@ def _scores(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _combined(
     values: np.ndarray, errors: np.ndarray, rows: np.ndarray, node_variance: np.ndarray | None
-) -> tuple[CheckScores, np.ndarray]:
-    """Return the scores of all nodes together, and how many nodes have moved.
+) -> tuple[CheckScores, np.ndarray, np.ndarray]:
+    """Return the scores of all nodes together, how many nodes moved, and whose scores were limited.
 
     Parameters
     ----------
@@ -273,13 +277,25 @@ def _combined(
     second = np.sort(p, axis=0)[min(1, len(p) - 1)]
     unusual = betainc(2, np.maximum(nodes - 1, 1), np.maximum(second, LEAST_P))
     score = np.where(nodes > 1, -ndtri(np.clip(unusual, LEAST_P, 1 - 1e-12)), 0.0)
-    return CheckScores(
+    scores = CheckScores(
         np.concatenate([together, score[:, None]], axis=1),
         np.concatenate([np.maximum(variance, 1e-12), np.ones((len(nodes), 1))], axis=1),
         nodes,
         np.where((nodes > 1)[:, None], spread, 0),
         own,
-    ), (p < MOVED_P).sum(axis=0).astype(np.float64)
+    )
+    limited = (np.abs(apart) > limit).any(axis=2) & (nodes > 2)
+    return scores, (p < MOVED_P).sum(axis=0).astype(np.float64), limited
+
+
+def _report_unlike(node_id: str, features: Sequence[Feature]) -> None:
+    if features:
+        others = len(features) - 1
+        more = f" and {others} more feature{'s' * (others > 1)}" if others else ""
+        logger.info(
+            "the new rows of node %s are unlike the others' in %s%s; a node alone is no drift",
+            node_id, features[0], more,
+        )  # fmt: skip
 
 
 def _median(values: np.ndarray) -> np.ndarray:

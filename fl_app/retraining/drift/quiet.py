@@ -123,7 +123,7 @@ class QuietChecks:
         p = 2 * tail
         less = scores.values[:, -1] <= predicted[:, -1]
         p[:, -1] = np.where(less | ~known[:, 0], 1.0, tail[:, -1])
-        return np.minimum(p, 1.0)
+        return np.asarray(np.minimum(p, 1.0))
 
     def after(self, scores: CheckScores, seen: np.ndarray) -> QuietChecks:
         """Return the sums with a quiet check, for the features that it has ``seen``."""
