@@ -70,16 +70,18 @@ class SessionFolder:
         """Release the lock."""
         self._lock.release()
 
-    def note(self, **changes: object) -> None:
-        """Change the session's record, in memory and, if the disk accepts it, on disk."""
+    def note(self, **changes: object) -> bool:
+        """Change the session's record, in memory and on disk; False if the disk takes it not."""
         if self.over:
-            return
+            return False
         with self._noting:
             self.record = replace(self.record, **changes)  # type: ignore[arg-type]
             try:
                 write_file(self.path / SESSION_FILE, self.record)
             except CheckpointError as error:
                 logger.warning("%s", error)
+                return False
+        return True
 
     def note_trouble(self, why: str) -> None:
         """Write down why rounds wait, for other processes to show; an empty text for none."""
