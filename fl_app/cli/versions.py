@@ -28,10 +28,11 @@ from fl_app.cli.options import (
 )
 from fl_app.cli.output import Column, Part, Raw, Table, fail, note, print_json, show
 from fl_app.versions.card import model_card
-from fl_app.versions.texts import is_pending, last_moves, number_text, score_text, why_text
+from fl_app.versions.texts import is_pending, last_moves, score_text, why_text
 from fl_registry import ModelManager, Stage
 from fl_registry.files.atomic import write_whole
 from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.numbers import number_text
 
 Answer = tuple[object, Callable[[], Sequence[Part]]]
 """What a command prints: for programs, as JSON; and what makes the text for people."""
