@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_app.api.parsing import MAX_BODY, ApiError
+from fl_app.api.people import People, Person
 
 if TYPE_CHECKING:
     from flask import Request
@@ -87,6 +88,8 @@ class Guard:
         Names that clients may call this server by; ``*`` allows any.
     limit : RateLimit
         For requests that change something.
+    people : People | None
+        People with tokens of their own.
 
     Raises
     ------
@@ -94,7 +97,13 @@ class Guard:
         If the token can be guessed, or any host is allowed without one.
     """
 
-    def __init__(self, token: str | None, hosts: Collection[str], limit: RateLimit) -> None:
+    def __init__(
+        self,
+        token: str | None,
+        hosts: Collection[str],
+        limit: RateLimit,
+        people: People | None = None,
+    ) -> None:
         if token is not None and not _TOKEN.match(token):
             raise ValueError(
                 "The API's token must be 16 to 512 visible ASCII characters; make one with "
@@ -103,21 +112,37 @@ class Guard:
         self.token = token
         self._hosts = {name.strip("[]").rstrip(".").lower() for name in hosts}
         self._limit = limit
-        if "*" in self._hosts and token is None:
+        self.people = people
+        if "*" in self._hosts and not self.needs_token:
             raise ValueError(
                 "allowed_hosts is '*' and there is no token, so any web page could use the API; "
                 "give a token, or name the hosts."
             )
 
-    def admit(self, request: Request, *, bearer: bool) -> None:
-        """Return if a request may go on.
+    @property
+    def needs_token(self) -> bool:
+        """Whether requests need a token: there is a shared one, or people have their own."""
+        return self.token is not None or (self.people is not None and self.people.exist)
+
+    def person_of(self, token: str) -> Person | None:
+        """Return whose token it is, without a name for the shared one; None for nobody's."""
+        if is_secret(token, self.token):
+            return Person()
+        return self.people.find(token) if self.people is not None and token else None
+
+    def still_knows(self, person: Person) -> bool:
+        """Return whether a person's token was not revoked."""
+        return not person.name or (self.people is not None and self.people.knows(person))
+
+    def admit(self, request: Request, *, bearer: bool) -> Person:
+        """Return who sends a request, if it may go on.
 
         Parameters
         ----------
         request : Request
             Flask's request.
         bearer : bool
-            Whether it needs the token, if there is one and its path is not open to all.
+            Whether it needs a token, if there is one and its path is not open to all.
 
         Raises
         ------
@@ -137,11 +162,22 @@ class Guard:
         changes = request.method not in SAFE_METHODS
         if changes and (wait := math.ceil(self._limit.wait(request.remote_addr or ""))):
             raise ApiError(429, f"Too many requests; try again in {wait} s.", Retry_After=str(wait))
-        if bearer and self.token is not None and request.path not in OPEN_PATHS:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if not (is_secret(given.strip(), self.token) and scheme.lower() == "bearer"):
-                detail = "The token is missing or wrong; send 'Authorization: Bearer <token>'."
-                raise ApiError(401, detail, WWW_Authenticate="Bearer")
+        if not bearer or not self.needs_token or request.path in OPEN_PATHS:
+            return Person()
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        person = self.person_of(given.strip()) if scheme.lower() == "bearer" else None
+        if person is None:
+            detail = "The token is missing or wrong; send 'Authorization: Bearer <token>'."
+            raise ApiError(401, detail, WWW_Authenticate="Bearer")
+        if changes:
+            require_decide(person)
+        return person
+
+
+def require_decide(person: Person) -> None:
+    """Raise a 403 for a person who may only read."""
+    if person.role != "decide":
+        raise ApiError(403, f"{person.name} may read and not decide; nothing was done.")
 
 
 def is_secret(given: str, secret: str | None) -> bool:
@@ -172,7 +208,7 @@ def read_body(request: Request, kind: str = JSON) -> bytes:
     return body
 
 
-def require_token(host: str, token: str | None) -> None:
+def require_token(host: str, has_token: bool) -> None:
     """Check that an address which others can reach has a token.
 
     Raises
@@ -183,15 +219,18 @@ def require_token(host: str, token: str | None) -> None:
     local = host.lower() == "localhost"
     with suppress(ValueError):
         local = ipaddress.ip_address(host.strip("[]")).is_loopback
-    if token is None and not local:
+    if not has_token and not local:
         raise ValueError(
             f"The API would listen on {host!r} without a token, for anybody to use; put a token "
-            f"into {TOKEN_VARIABLE} or a file that `api-token-file` names, or use 127.0.0.1."
+            f"into {TOKEN_VARIABLE} or a file that `api-token-file` names, make some with "
+            "`fl-app people add`, or use 127.0.0.1."
         )
 
 
-def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | None:
-    """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
+def read_token(
+    path: str | None = None, *, host: str = LOOPBACK[0], people: People | None = None
+) -> str | None:
+    """Return the shared token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises
     ------
@@ -205,5 +244,5 @@ def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | Non
             token = Path(path).read_text("ascii").strip()
         if not token:  # the text does not repeat the path: it may be the token by mistake
             raise ValueError("The API's token file cannot be read or is empty; check its path.")
-    require_token(host, token)
+    require_token(host, token is not None or (people is not None and people.exist))
     return token
