@@ -233,16 +233,31 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
 
 
 def check_sessions(home: Path, model: str) -> Finding:
-    """Check that no session was set apart, so that its rounds are in no registry."""
-    apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    """Check that no session is damaged or was set apart, so that rounds are in no registry."""
+    found = unfinished_sessions(home, model)
+    apart = [each for each in found if each.apart]
+    damage = damages(home, model) if len(apart) < len(found) else {}
+    if damage:
+        session, what = next(iter(damage.items()))
+        return False, (
+            f"{len(damage)} damaged, such as {session} ({what}); the next run hands over what is "
+            "whole, sets the rest apart and starts a new session"
+        )
     if not apart:
-        return True, "none was set apart"
+        return True, "none is damaged or set apart"
     first = apart[0]
     return False, (
         f"{len(apart)} set apart, such as {first.id} with {first.rounds} rounds "
         f"({first.why or 'for an unknown reason'}); `fl-app recover {first.id}` hands them over, "
         "with --discard deletes them"
     )
+
+
+def damages(home: Path, model: str) -> Mapping[str, str]:
+    """Return what is damaged of sessions on disk, by their ids; imports Flower."""
+    from fl_app.strategy.session.start import damaged_sessions
+
+    return damaged_sessions(home, model)
 
 
 def is_gone(manager: ModelManager, version: str) -> bool:
