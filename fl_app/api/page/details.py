@@ -312,13 +312,14 @@ DETAILS = {
 {% for route in routes %}
 {% call section(route.id, route.method ~ " " ~ route.path, "card") %}
 <p>{{ route.summary }} {{ route.more }}</p>
-{% call(field) table(route.id ~ "-takes", "What it takes", route.takes, ("Name", "In", "Type",
+{% call(field) table(route.id ~ "-takes", "What " ~ route.method ~ " " ~ route.path ~ " takes", route.takes, ("Name", "In", "Type",
  "Meaning")) %}
 <th scope="row"><code>{{ field.name }}</code>{% if field.required %} (required){% endif %}</th>
 {{ td("In", field.place, "short") }}{{ td("Type", field.type) }}
 {{ td("Meaning", field.meaning, "text") }}
 {% endcall %}
-{% call(field) table(route.id ~ "-gives", "What it answers, with status " ~ route.status,
+{% call(field) table(route.id ~ "-gives", "What " ~ route.method ~ " " ~ route.path ~ " answers, with status " ~
+ route.status,
  route.gives, ("Name", "Type", "Meaning")) %}
 <th scope="row"><code>{{ field.name }}</code></th>{{ td("Type", field.type) }}
 {{ td("Meaning", field.meaning, "text") }}

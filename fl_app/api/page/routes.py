@@ -62,9 +62,10 @@ class PageQuery(Query):
     metric: str = ""
 
 
-class ChartQuery(PageQuery):
+class ChartQuery(Query):
     """What the chart shows, in which colours, and of which reading."""
 
+    metric: str = ""
     theme: Literal["light", "dark"] = "light"
     view: str = Field("", max_length=32)
 

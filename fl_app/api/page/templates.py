@@ -293,9 +293,10 @@ def shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def when(iso: str) -> Markup:
+def when(given: str | datetime) -> Markup:
     """A moment for people and programs."""
-    moment = datetime.fromisoformat(iso).astimezone(UTC)
+    moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+    moment = moment.astimezone(UTC)
     element = Markup('<time datetime="{}">{}</time>')
     return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M} UTC")
 
