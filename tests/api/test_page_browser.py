@@ -157,6 +157,7 @@ def test_no_registry_and_no_width_breaks_the_page_and_axe_finds_no_fault(
     page.get_by_label("Token").fill(TOKEN)
     visit.send("text=Sign in")
     for look, (scheme, width, height) in LOOKS.items():
+        page.goto(f"{visit.url}page/live")  # where no chart is fetched in the colours before
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 800})
         page.goto(visit.url)
@@ -164,7 +165,6 @@ def test_no_registry_and_no_width_breaks_the_page_and_axe_finds_no_fault(
         assert faults(page, axe) == []
     # Times are of the browser's zone, with its name.
     assert page.locator("#read time").inner_text().endswith("GMT+9")
-    page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1280, "height": 800})
     page.click("#retraining button")  # the browser asks for what is missing
     assert page.locator("#trigger-reason:invalid").count() == 1
@@ -180,14 +180,14 @@ def test_no_registry_and_no_width_breaks_the_page_and_axe_finds_no_fault(
         assert page.locator("h1").count() == 1, path
         assert faults(page, axe) == [], path
         fits(page, path)
-        shoot(page, folder / f"page-{path.partition('?')[0].rpartition('/')[2]}.png", 0)
+        page.screenshot(path=folder / f"page-{path.partition('?')[0].rpartition('/')[2]}.png")
     for name, shown.app in states(story):
         page.goto(visit.url)
         page.wait_for_load_state()
         if name not in ("200", "1000", "silent"):  # which have nothing of another kind
             assert faults(page, axe) == [], name
         fits(page, name)
-        shoot(page, folder / f"state-{name}.png", 0)
+        page.screenshot(path=folder / f"state-{name}.png", full_page=True)
         for row in page.locator("#ledger tbody tr, #versions tbody tr").all()[:3]:
             box = row.locator("td.text").bounding_box()  # the reason is in view
             assert box is None or box["x"] + box["width"] <= 1280, name

@@ -70,16 +70,18 @@ class SessionFolder:
         """Release the lock."""
         self._lock.release()
 
-    def note(self, **changes: object) -> None:
-        """Change the session's record, in memory and, if the disk accepts it, on disk."""
+    def note(self, **changes: object) -> bool:
+        """Change the session's record, in memory and on disk; False if the disk takes it not."""
         if self.over:
-            return
+            return False
         with self._noting:
             self.record = replace(self.record, **changes)  # type: ignore[arg-type]
             try:
                 write_file(self.path / SESSION_FILE, self.record)
             except CheckpointError as error:
                 logger.warning("%s", error)
+                return False
+        return True
 
     def note_trouble(self, why: str) -> None:
         """Write down why rounds wait, for other processes to show; an empty text for none."""
@@ -126,8 +128,11 @@ def set_apart(path: Path, why: str) -> Path:
     apart = path.with_name(path.name + APART)
     try:
         write_file(path / TROUBLE_FILE, one_line(why, 500))
+    except CheckpointError as error:  # the disk is full; a rename takes no room
+        logger.warning("%s", one_line(error))
+    try:
         path.rename(apart)
-    except (OSError, CheckpointError) as error:
+    except OSError as error:
         logger.warning("%s could not be set apart: %s", path, one_line(error))
     return apart
 
