@@ -15,16 +15,7 @@ import typer
 from fl_app.api.people import People, PeopleError, Role
 from fl_app.backlog import backlog
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
-from fl_app.cli.output import (
-    console,
-    escape,
-    fail,
-    note,
-    print_json,
-    say,
-    stop_signals,
-    table,
-)
+from fl_app.cli.output import Column, Table, fail, note, print_json, say, show, stop_signals
 from fl_app.progress import read_progress
 from fl_app.yolo_versions import write_export
 from fl_registry import ModelManager, RegistryError, app_home
@@ -33,12 +24,14 @@ from fl_registry.redaction import redact
 
 
 def ui(
-    *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
+    *,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+    uri: Uri = "",
 ) -> None:
     """Open MLflow's own page on the app's store, until Ctrl-C."""
     tracking_uri = ModelManager(uri or None).tracking_uri
     if tracking_uri.startswith("http"):
-        console.print(f"This MLflow has its own page: {escape(redact(tracking_uri, tracking_uri))}")
+        show(f"This MLflow has its own page: {redact(tracking_uri, tracking_uri)}")
         return
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--default-artifact-root", f"file://{app_home()}/artifacts"]
@@ -46,7 +39,7 @@ def ui(
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # In the environment: every account of the machine can list the arguments of a command.
     quiet["MLFLOW_BACKEND_STORE_URI"] = tracking_uri
-    console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    show(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
 
 
@@ -148,10 +141,9 @@ def list_(as_json: Json = False) -> None:
     if not rows:
         say("Nobody has a token of their own yet: `fl-app people add NAME` makes one.")
         return
-    shown = table("name", "role", "since (UTC)")
-    for name, row in rows.items():
-        shown.add_row(escape(name), row["role"], f"{row['since']:%Y-%m-%d %H:%M}")
-    console.print(shown)
+    columns = (Column("name", text=True), Column("role"), Column("since (UTC)", drop=1))
+    listed = [(n, row["role"], f"{row['since']:%Y-%m-%d %H:%M}") for n, row in rows.items()]
+    show(Table(columns, listed))
 
 
 @people.command()

@@ -18,7 +18,8 @@ DETAILS = {
 <p class="big">{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
  <span class="score">{{ row|score_text or "no score" }}</span></p>
 <dl class="wide">
-{% if row|why_text(entries) %}<div><dt>Why</dt><dd>{{ row|why_text(entries) }}</dd></div>{% endif %}
+{% set why = row|why_text(moves_of) %}
+{% if why %}<div><dt>Why</dt><dd>{{ why }}</dd></div>{% endif %}
 <div><dt>Registered</dt><dd>{{ row.created|when }}</dd></div>
 {% if tags.get("round") %}<div><dt>Made in</dt><dd>round {{ tags.round }}
  {%- if tags.get("session") %} of session {{ tags.session }}{% endif %}
@@ -43,9 +44,7 @@ DETAILS = {
 {% endfor %}
 {% else %}<code>fl-app ui</code> opens its pages
 {%- if row.run_id %}; run <code>{{ row.run_id }}</code>{% endif %}{% endif %}</dd></div>
-{% if can_card %}
 <div><dt>Model card</dt><dd><a href="/page/card?version={{ row.version }}">Markdown</a></dd></div>
-{% endif %}
 </dl>
 {% endcall %}
 
@@ -80,6 +79,16 @@ DETAILS = {
 </form>
 {% endcall %}
 
+{% if gates %}
+{% call section("gates", "Gates") %}
+{% call(gate) table("gates", "What each gate said", gates, ("Gate", "Passed", "Why")) %}
+<th scope="row">{{ gate.gate }}</th>
+{{ td("Passed", chip("yes", "done") if gate.ok else chip("no", "failed"), "short") }}
+{{ td("Why", gate.reason, "text") }}
+{% endcall %}
+{% endcall %}
+{% endif %}
+
 {% call section("metrics", "Metrics") %}
 {% call(name) table("metrics", "Of all examples", metrics|list, ("Metric", "Value"),
  empty="It was saved without metrics.") %}
@@ -93,8 +102,9 @@ DETAILS = {
 {% call section("data", "Data") %}
 {% call(node) table("nodes", "Nodes that it was made from", nodes, ("Node", "Examples", "Digest"),
  empty="It is not known from which nodes it was made.") %}
-<th scope="row">{{ node.id }}</th>{{ td("Examples", "{:,.0f}".format(node.examples), "num") }}
-{{ td("Digest", node.digest or "not reported", "num") }}
+<th scope="row">{{ node.node_id }}</th>
+{{ td("Examples", "{:,.0f}".format(node.num_examples), "num") }}
+{{ td("Digest", node.get("data_digest") or "not reported", "num") }}
 {% endcall %}
 {% call(bad) table("rejected", "Nodes whose replies were rejected in its round", rejected,
  ("Node", "In", "In a row", "Why")) %}
@@ -259,7 +269,7 @@ DETAILS = {
 {% if rows %}
 {% call(row) table("versions", "Versions " ~ first ~ " to " ~ (first + rows|length - 1), rows,
  version_heads) %}
-{{ version_row(row, entries, can_export) }}
+{{ version_row(row, moves_of, can_export) }}
 {% endcall %}
 {% elif query.page > 1 %}
 <p class="muted">There are no more versions.</p>
@@ -312,14 +322,14 @@ DETAILS = {
 {% for route in routes %}
 {% call section(route.id, route.method ~ " " ~ route.path, "card") %}
 <p>{{ route.summary }} {{ route.more }}</p>
-{% call(field) table(route.id ~ "-takes", "What " ~ route.method ~ " " ~ route.path ~ " takes", route.takes, ("Name", "In", "Type",
+{% set what = "What " ~ route.method ~ " " ~ route.path %}
+{% call(field) table(route.id ~ "-takes", what ~ " takes", route.takes, ("Name", "In", "Type",
  "Meaning")) %}
 <th scope="row"><code>{{ field.name }}</code>{% if field.required %} (required){% endif %}</th>
 {{ td("In", field.place, "short") }}{{ td("Type", field.type) }}
 {{ td("Meaning", field.meaning, "text") }}
 {% endcall %}
-{% call(field) table(route.id ~ "-gives", "What " ~ route.method ~ " " ~ route.path ~ " answers, with status " ~
- route.status,
+{% call(field) table(route.id ~ "-gives", what ~ " answers, with status " ~ route.status,
  route.gives, ("Name", "Type", "Meaning")) %}
 <th scope="row"><code>{{ field.name }}</code></th>{{ td("Type", field.type) }}
 {{ td("Meaning", field.meaning, "text") }}

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,7 +20,7 @@ from fl_app.api.monitor import probation_status, requests_now
 from fl_app.api.page.chart import MOST_POINTS, PROMOTING, STAGING, Chart, chart_of, svg
 from fl_app.api.parsing import ApiError
 from fl_app.api.store_watch import UNKNOWN
-from fl_app.api.version_texts import Row
+from fl_app.versions.texts import Row, last_moves
 from fl_registry import ModelStore, Stage, UnknownVersion
 from fl_registry.journal.entries import Entry, JournalError
 from fl_registry.stages import Move
@@ -81,6 +82,11 @@ class RegistryView:
         moves = STAGING if stage == "Staging" else PROMOTING
         mine = (e for e in reversed(self.entries) if e.version == row["version"] and e.op in moves)
         return next(mine, None)
+
+    @cached_property
+    def moves(self) -> Mapping[str, Entry]:
+        """The entry that brought each version where it is."""
+        return last_moves(self.entries)
 
     def chart(self, metric: str) -> Chart | None:
         """The chart of a metric."""

@@ -39,6 +39,7 @@ from fl_app.api.page.versions import (
 )
 from fl_app.api.parsing import ApiError, Query, parse
 from fl_app.api.people import Person
+from fl_app.versions.card import model_card
 from fl_registry.redaction import printable
 
 FILES = (
@@ -74,6 +75,7 @@ PAGE_QUERIES: dict[str, type[Query]] = {
     "page.show": PageQuery,
     "page.chart": ChartQuery,
     "page.version": VersionPageQuery,
+    "page.card": VersionPageQuery,
     "page.compare": ComparePageQuery,
     "page.versions": ListQuery,
     "page.picture": PictureQuery,
@@ -189,6 +191,14 @@ def _details(
     def picture() -> Response:
         return _file(*picture_of(context, g.query))
 
+    def card() -> Response:
+        version = g.query.version
+        with context.registry() as store:
+            text = model_card(store, version, model_name=model)
+        reply = _file(text, "text/markdown")
+        reply.headers["Content-Disposition"] = f"inline; filename=version-{version}.md"
+        return reply
+
     def models() -> str:
         with context.registry() as store:
             return render("models", model=model, models=store.models())
@@ -203,6 +213,7 @@ def _details(
         "/page/compare": compare,
         "/page/versions": versions,
         "/page/picture": picture,
+        "/page/card": card,
         "/page/models": models,
         "/docs": docs,
     }
@@ -210,7 +221,7 @@ def _details(
 
 def can_of(context: Context) -> dict[str, bool]:
     """Return what a server can make of a version besides its weights."""
-    return {"can_export": context.checkpoint is not None, "can_card": False}
+    return {"can_export": context.checkpoint is not None}
 
 
 def _file(content: bytes | str, kind: str, policy: str = "default-src 'none'") -> Response:

@@ -215,7 +215,7 @@ SECTIONS = {
 {% endif %}
 {% call(row) table("versions", "Versions, newest first", registry.rows, version_heads,
  registry.total, most=50, command="fl-app versions --limit 0") %}
-{{ version_row(row, registry.entries, can_export) }}
+{{ version_row(row, registry.moves, can_export) }}
 {% endcall %}
 {% else %}
 <p class="muted">There is no version yet. <code>flwr run . --stream</code> trains a model and

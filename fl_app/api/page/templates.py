@@ -20,7 +20,7 @@ from fl_app.api.page.details import DETAILS
 from fl_app.api.page.sections import SECTIONS
 from fl_app.api.page.versions import MOVE_WORDS
 from fl_app.api.people import Person
-from fl_app.api.version_texts import (
+from fl_app.versions.texts import (
     is_pending,
     nodes_text,
     number_text,
@@ -146,7 +146,7 @@ Your own, from <code>fl-app people add</code>, or the server's: the content of
 {% endmacro %}
 
 {% set version_heads = ("Version", "Stage", "Score", "Round", "Registered", "Weights", "Why") %}
-{% macro version_row(row, entries, can_export) %}
+{% macro version_row(row, moves_of, can_export) %}
 <th scope="row"><a href="/page/version?version={{ row.version }}">{{ row.version }}</a></th>
 {% call td("Stage", kind="short") %}
 {{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
@@ -159,7 +159,7 @@ Your own, from <code>fl-app people add</code>, or the server's: the content of
 <a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
  aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
 {% endfor %}{% endcall %}
-{{ td("Why", row|why_text(entries), "text") }}
+{{ td("Why", row|why_text(moves_of), "text") }}
 {% endmacro %}
 
 {% macro chip(text, kind) %}<span class="chip {{ kind }}">{{ text }}</span>{% endmacro %}

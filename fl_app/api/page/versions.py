@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,8 +11,8 @@ from pydantic import Field
 from fl_app.api.endpoint import Context
 from fl_app.api.parsing import ApiError, Query, Version
 from fl_app.api.registry import Day
-from fl_app.api.version_texts import Row, score_metric
-from fl_app.rejected import read_rejected
+from fl_app.versions.tags import Node, read_gates, read_nodes, read_rejected
+from fl_app.versions.texts import Row, last_moves, score_metric
 from fl_registry import RegistryError
 from fl_registry.stages import Move
 
@@ -55,26 +53,6 @@ class ListQuery(Query):
     page: int = Field(1, ge=1, le=10_000)
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node's part in a version."""
-
-    id: str
-    examples: float
-    digest: str
-
-
-def nodes_of(row: Row) -> list[Node]:
-    """Return the nodes that a version was made from; none where they are not known."""
-    try:
-        return [
-            Node(str(n["node_id"]), float(n["num_examples"]), str(n.get("data_digest", "")))
-            for n in json.loads(row["tags"].get("nodes", "[]"))
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError):  # anybody may write tags
-        return []
-
-
 def class_scores(row: Row) -> dict[str, float]:
     """Return the score of each class, which its metric's name is followed by."""
     start = f"{score_metric(row)}/"
@@ -103,7 +81,9 @@ def version_values(context: Context, version: str) -> dict[str, Any]:
     return {
         "row": row,
         "entries": [e for e in entries if e.version == version],
-        "nodes": nodes_of(row),
+        "moves_of": last_moves(entries),
+        "nodes": read_nodes(row["tags"]),
+        "gates": read_gates(row["tags"]),
         "rejected": read_rejected(row["tags"]),
         "classes": class_scores(row),
         "metrics": other_metrics(row),
@@ -136,7 +116,7 @@ def compare_values(context: Context, first: str, second: str) -> dict[str, Any]:
         "sides": sides,
         "metrics": list(_beside(*map(other_metrics, sides))),
         "classes": list(_beside(*map(class_scores, sides))),
-        "nodes": list(_node_rows(*map(nodes_of, sides))),
+        "nodes": list(_node_rows(*(read_nodes(side["tags"]) for side in sides))),
         "params": result["params"],
         "data": result["data"],
         "architecture": result["architecture"],
@@ -157,13 +137,14 @@ def _beside(
 def _node_rows(
     one: Sequence[Node], two: Sequence[Node]
 ) -> Iterator[tuple[str, float | None, float | None, str]]:
-    first, second = ({node.id: node for node in side} for side in (one, two))
+    first, second = ({node["node_id"]: node for node in side} for side in (one, two))
     for node_id in {**first, **second}:
         a, b = first.get(node_id), second.get(node_id)
         data = ""
-        if a and b and a.digest and b.digest:
-            data = "the same data" if a.digest == b.digest else "other data"
-        yield node_id, a.examples if a else None, b.examples if b else None, data
+        digests = a and a.get("data_digest"), b and b.get("data_digest")
+        if all(digests):
+            data = "the same data" if digests[0] == digests[1] else "other data"
+        yield node_id, a["num_examples"] if a else None, b["num_examples"] if b else None, data
 
 
 def list_values(context: Context, query: ListQuery) -> dict[str, Any]:
@@ -179,10 +160,10 @@ def list_values(context: Context, query: ListQuery) -> dict[str, Any]:
             scored = [row for row in rows if _score(row) is not None]
             scored.sort(key=_score, reverse=query.sort == "best")  # type: ignore[arg-type]
             rows = scored + [row for row in rows if _score(row) is None]
-        entries = store.history()
+        moves = last_moves(store.history())
     return {
         "rows": rows[start:stop],
-        "entries": entries,
+        "moves_of": moves,
         "query": query,
         "more": len(rows) > stop,
         "first": start + 1,
