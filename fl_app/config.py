@@ -2,7 +2,7 @@
 """The settings of the app: the records that its run config fills, read and checked once.
 
 A part that other apps use declares its settings in its own record, such as `Screening`; the
-settings of this app alone are declared here. The table in the README is made from both by
+settings of this app alone are declared here. The table in docs/settings.md is made from both by
 ``python -m fl_app.config``.
 """
 

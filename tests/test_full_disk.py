@@ -125,6 +125,7 @@ WRITERS = {
     "fl_app/deploy/fork_server.py": "in a folder that goes",
     "fl_app/deploy/local_superlink.py": "a log, and a copy in a folder that goes",
     "fl_app/strategy/checkpoints/folder.py": "renames",
+    "fl_app/strategy/session/live.py": "a draft that replaces the last; nothing relies on it",
     "fl_app/strategy/session/recover.py": "renames",
     "fl_app/strategy/finish/reporting.py": "in a folder that goes",
     "fl_app/retraining/drift/plot.py": "in a folder that goes",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Every `fl-app` command in the README, run as it stands there on a store with a past."""
+"""Every `fl-app` command of some pages, run as it stands on a store with a past."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.docs import page
 
 from fl_app.cli import main
 from fl_app.retraining import MonitorStore
@@ -20,7 +21,7 @@ from fl_models.yolo import get_model
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
-ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "gates.md", "retraining.md", "status-page.md", "commands.md")
 IN_THE_TEXT, IN_A_BLOCK = "`", "^"
 COMMAND = r"uv run (fl-app (?:[^`\n\"#]|\"[^\"\n]*\")+)"
 LASTING = {"ui", "serve", "run", "deploy-local", "supernode"}
@@ -28,9 +29,9 @@ LASTING = {"ui", "serve", "run", "deploy-local", "supernode"}
 
 
 def commands(where: str) -> list[list[str]]:
-    """The README's commands in its order, without `uv run fl-app`."""
-    readme = (ROOT / "README.md").read_text()
-    found = re.findall(f"(?:{where}){COMMAND}", readme, re.MULTILINE)
+    """The pages' commands in their order, without `uv run fl-app`."""
+    text = "\n".join(map(page, PAGES))
+    found = re.findall(f"(?:{where}){COMMAND}", text, re.MULTILINE)
     return [shlex.split(words)[1:] for words in found]
 
 
@@ -91,7 +92,7 @@ def test_they_run_as_written_and_do_what_is_said(
     assert str(request["reason"]).startswith("new pictures")
 
 
-def test_the_readme_shows_every_command() -> None:
+def test_the_pages_show_every_command() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "fl_app.cli", "--help"],
         capture_output=True,
@@ -101,5 +102,6 @@ def test_the_readme_shows_every_command() -> None:
     known = set(re.findall(r"^[│|] (\w+) ", text, re.MULTILINE))
     assert len(known) > 10
     shown = {words[0] for where in (IN_THE_TEXT, IN_A_BLOCK) for words in commands(where)}
-    # `reject` is named beside `approve`; `acknowledge` is for what is lost, in docs/mlflow.md.
-    assert known - shown == {"reject", "acknowledge"}
+    # `reject` is named beside `approve`; `acknowledge` is for what is lost, in docs/mlflow.md. The
+    # others are in docs/operate.md.
+    assert known - shown == {"reject", "acknowledge", "archive", "restore", "card"}

@@ -19,8 +19,8 @@ import typer
 from packaging.requirements import Requirement
 
 from fl_app.backlog import unfinished_sessions
-from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
-from fl_app.cli.output import console, escape, print_json, table
+from fl_app.cli.options import Json, Monitor, Name, Uri, missing_model, open_monitor
+from fl_app.cli.output import facts, in_commands, print_json, show
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_package
 from fl_app.flower_internals import lost
@@ -89,11 +89,8 @@ def doctor(
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
-        shown = table()
-        for check in checks:
-            word = {True: "ok", False: "WRONG", None: "-"}[check.ok]
-            shown.add_row(word, check.name, escape(check.detail))
-        console.print(shown)
+        words = {True: "ok", False: "WRONG", None: "-"}
+        show(facts((words[check.ok], check.name, check.detail) for check in checks))
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
@@ -129,7 +126,7 @@ def examine(
         "aliases": lambda: check_aliases(manager),
         "artifacts": lambda: check_artifacts(manager, deep=deep),
     }
-    place, unread = manager.backend.connection.place, list[Check]()
+    unread = list[Check]()
     try:
         manager.ping()
         # Opens MLflow, which a database of another version refuses.
@@ -141,7 +138,7 @@ def examine(
     else:
         checks |= {
             "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
-            "store": lambda: (True, f"{manager.registered_model_name} can be read in {place}"),
+            "store": lambda: check_model(manager),
             **in_store,
         }
     return [*(_checked(name, check) for name, check in checks.items()), *unread]
@@ -169,7 +166,7 @@ def _checked(name: str, check: Callable[[], Finding]) -> Check:
     try:
         return Check(name, *check())
     except (DeploymentError, RegistryError, MonitorStoreError) as error:
-        return Check(name, False, str(error))
+        return Check(name, False, in_commands(str(error)))
 
 
 def check_versions(present: Mapping[str, str] | None = None) -> Finding:
@@ -233,16 +230,37 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
 
 
 def check_sessions(home: Path, model: str) -> Finding:
-    """Check that no session was set apart, so that its rounds are in no registry."""
-    apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    """Check that no session is damaged or was set apart, so that rounds are in no registry."""
+    found = unfinished_sessions(home, model)
+    apart = [each for each in found if each.apart]
+    damage = damages(home, model) if len(apart) < len(found) else {}
+    if damage:
+        session, what = next(iter(damage.items()))
+        return False, (
+            f"{len(damage)} damaged, such as {session} ({what}); the next run hands over what is "
+            "whole, sets the rest apart and starts a new session"
+        )
     if not apart:
-        return True, "none was set apart"
+        return True, "none is damaged or set apart"
     first = apart[0]
     return False, (
         f"{len(apart)} set apart, such as {first.id} with {first.rounds} rounds "
         f"({first.why or 'for an unknown reason'}); `fl-app recover {first.id}` hands them over, "
         "with --discard deletes them"
     )
+
+
+def check_model(manager: ModelManager) -> Finding:
+    """Check that the store has the model, if it has any."""
+    missing, place = missing_model(manager), manager.backend.connection.place
+    return not missing, missing or f"{manager.registered_model_name} can be read in {place}"
+
+
+def damages(home: Path, model: str) -> Mapping[str, str]:
+    """Return what is damaged of sessions on disk, by their ids; imports Flower."""
+    from fl_app.strategy.session.start import damaged_sessions
+
+    return damaged_sessions(home, model)
 
 
 def is_gone(manager: ModelManager, version: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.terminal import as_terminal
 from ultralytics import YOLO
 
 from fl_app.cli import main
@@ -26,7 +27,7 @@ Command = Callable[..., Said]
 @pytest.fixture
 def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `fl-app WORDS` as its entry point does; return its status and what it printed."""
-    monkeypatch.setenv("COLUMNS", "200")
+    as_terminal(monkeypatch, 200)
 
     def run(*words: object) -> Said:
         with pytest.raises(SystemExit) as ended:

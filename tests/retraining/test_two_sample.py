@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
+from support.docs import run_block
 
 from fl_app import check_data_drift
 from fl_app.retraining.drift.two_sample import FeatureComparison, _holm
@@ -95,9 +94,6 @@ def test_arrays_that_cannot_be_compared_are_refused(
         check_data_drift(now, past)
 
 
-def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in readme.split("```python\n")]
-    (snippet,) = (block for block in blocks[1:] if "check_data_drift" in block)
-    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - our own README
+def test_the_page_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_block("drift.md", "check_data_drift")
     assert "('age',)" in capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from support.docs import page, run_block
 from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy
@@ -113,7 +113,7 @@ def test_screening_alone_saves_fedavg_from_what_a_reply_gives_away(attack: str) 
 
 def test_fedavg_believes_what_is_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTACKS, "within the limits", WITHIN_THE_LIMITS)
-    for seed in range(SEEDS):  # as the README says, so that nobody relies on it
+    for seed in range(SEEDS):  # as the page says, so that nobody relies on it
         assert error(FEDAVG, "within the limits", seed) > 2 * honest_level("FedAvg", seed)
         for name, make in ROBUST.items():
             assert error(make, "within the limits", seed) <= 2 * honest_level(name, seed)
@@ -135,11 +135,7 @@ def test_the_median_alone_falls_to_one_nan() -> None:
     assert np.isnan(error(ROBUST["FedMedian"], "NaN", 0, rules=None))
 
 
-def test_the_readme_s_choice_runs_as_it_stands_there() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("\n## Nodes that you do not trust\n", 1)[1].split("\n## ", 1)[0]
-    names: dict[str, Any] = {}
-    snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+def test_the_page_s_choice_runs_as_it_stands_there() -> None:
+    names = run_block("screening.md", "Screening(")
     assert names["strategy"].setup.rounds.screening == names["rules"]
-    assert "Choose `FedTrimmedAvg`" in section
+    assert "Choose `FedTrimmedAvg`" in page("screening.md")

@@ -126,8 +126,11 @@ def set_apart(path: Path, why: str) -> Path:
     apart = path.with_name(path.name + APART)
     try:
         write_file(path / TROUBLE_FILE, one_line(why, 500))
+    except CheckpointError as error:  # the disk is full; a rename takes no room
+        logger.warning("%s", one_line(error))
+    try:
         path.rename(apart)
-    except (OSError, CheckpointError) as error:
+    except OSError as error:
         logger.warning("%s could not be set apart: %s", path, one_line(error))
     return apart
 

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
@@ -126,14 +127,39 @@ class RoundFiles:
             except OSError as error:
                 logger.warning("%s could not be deleted: %s", path, error.strerror)
 
-    def load(self) -> tuple[Checkpoint, ...]:
-        """Return all rounds, each as far as it is, oldest first; without their arrays."""
+    def load(self) -> tuple[tuple[Checkpoint, ...], str]:
+        """Return the rounds, each as far as it is, oldest first; and what of them is damaged.
+
+        They are without their arrays. Rounds that are damaged and not finished are left out. Files
+        that nobody needs any more are not looked at.
+        """
         names = {(kind, number) for kind, number, _ in self._numbered()}
         phases: dict[int, Phase] = {}
         for phase in PHASES:  # a later phase replaces an earlier one
             phases |= {number: phase for kind, number in names if kind == phase}
-        rounds = sorted(phases.items())
-        return tuple(read_file(self._path(phase, n), Checkpoint) for n, phase in rounds)
+        rounds, damage, newest = list[Checkpoint](), list[str](), max(phases, default=-1)
+        for number in range(newest + 1):
+            try:
+                if number not in phases:
+                    raise CheckpointError(f"there is no record of round {number}")
+                checkpoint = read_file(self._path(phases[number], number), Checkpoint)
+                if checkpoint.phase == "aggregated" and number < newest:
+                    raise CheckpointError(f"there is no record of the end of round {number}")
+                waits = checkpoint.phase == "closed" and not checkpoint.closed.problem
+                if waits:
+                    self._check(checkpoint, "arrays")
+                rounds.append(checkpoint)
+                if number == newest:
+                    self._check(checkpoint, "inner")
+                if number == newest and not waits:
+                    self._check(checkpoint, "arrays")
+            except CheckpointError as error:
+                damage.append(str(error))
+        # The arrays of a round go once the next one has a record. If they went, it had one.
+        later = max((n for kind, n in names if kind in {"round", "inner"}), default=-1)
+        if newest < later and (damage or newest < 0 < later):
+            damage.append(f"there is no record of round {later}")
+        return tuple(rounds), damage[-1] if damage else ""
 
     def arrays(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Return the global arrays after a round."""
@@ -160,7 +186,14 @@ class RoundFiles:
             if match := _NUMBERED.fullmatch(path.name):
                 yield match[1], int(match[2]), path
 
-    def _unchanged(self, checkpoint: Checkpoint, what: str) -> Path:
+    def _check(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> None:
+        """Raise CheckpointError if a file of a round is missing, or is not what was written."""
+        if what in checkpoint.files:
+            name, _ = checkpoint.files[what]
+            with disk_errors(f"{self._folder / name} cannot be read"):
+                self._unchanged(checkpoint, what)
+
+    def _unchanged(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> Path:
         name, digest = checkpoint.files[what]
         path = self._folder / name
         if file_digest(path) != digest:

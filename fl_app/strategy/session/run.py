@@ -12,11 +12,13 @@ from typing import Literal
 
 from fl_app.events import SessionEnded, SessionStarted
 from fl_app.flower_internals import lost
+from fl_app.progress import SessionProgress
 from fl_app.strategy.checkpoints.record import Checkpoint
 from fl_app.strategy.checkpoints.round_store import RoundStore
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.finisher import REGISTRY, Finisher, FirstSteps
 from fl_app.strategy.round.state import RoundInHand
+from fl_app.strategy.session.live import LiveProgress
 from fl_app.strategy.session.outbox import AWAY, Outbox
 from fl_app.strategy.session.start import Start, choose, end_run, lock_interrupted
 from fl_app.strategy.setup import Setup
@@ -51,6 +53,8 @@ class SessionRun:
         The round that is under way, on Flower's thread.
     outbox : Outbox
         The queue between the two.
+    live : LiveProgress
+        What other processes see of it.
     staging : str | None
         The version in Staging as it started.
     """
@@ -60,6 +64,7 @@ class SessionRun:
     finisher: Finisher
     hand: RoundInHand
     outbox: Outbox
+    live: LiveProgress
     staging: str | None = None
 
     def drained(self, *, last: bool = False) -> bool:
@@ -82,6 +87,7 @@ class SessionRun:
     def leave(self) -> None:
         """End the session at once: Flower has stopped the run, whose process may hang."""
         self.rounds.folder.over = True
+        self.live.close()
         self.outbox.close(LAST_SECONDS[0])
         self.outbox.afterwards(self.rounds.folder.release)
 
@@ -90,6 +96,7 @@ class SessionRun:
         folder, hooks = self.rounds.folder, self.setup.hooks
         if folder.over:  # by `leave`
             return
+        self.live.close()
         status: Literal["finished", "failed", "killed"] = "finished"
         reason = self.hand.stopped
         if error is not None:
@@ -151,7 +158,17 @@ def open_session(start: Start) -> Iterator[SessionRun]:
     for reason in lost():
         setup.session.health.fails("Flower", reason)
     record, store, outbox = rounds.folder.record, setup.store, Outbox(setup, finisher)
-    run = SessionRun(setup, rounds, finisher, hand, outbox)
+    origin = record.origin
+    begun = SessionProgress(
+        rounds.folder.path.name,
+        record.run_id,
+        origin.trigger,
+        origin.parent_version,
+        record.num_rounds,
+        started=record.started,
+    )
+    live = LiveProgress(rounds.folder.path, begun)
+    run = SessionRun(setup, rounds, finisher, hand, outbox, live)
     error: BaseException | None = None
     try:
         with store.one_reading():

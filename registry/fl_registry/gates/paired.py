@@ -9,9 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+
+from fl_registry.gates.dependence import dependence
+from fl_registry.gates.results import BLOCK, ExampleScores, Results
 
 Outcome = Literal["better", "worse", "undecided"]
 
@@ -23,60 +26,7 @@ BETS = (0.5, 1.0, 2.0, 4.0, 16.0)
 
 _CONFIDENCE = 0.95  # of the interval of a comparison
 _FEWEST_IN_TAIL = 5  # draws beyond a percentile; with fewer it is nearly the extreme draw
-_BLOCK = 2_000_000  # counts in memory at a time
 _LARGEST = 700.0  # largest logarithm of evidence that is reported; its exponential is a float
-
-
-class Results(Protocol):
-    """A model's results on each example of a data set, from which metrics can be had anew.
-
-    `ExampleScores` keeps it for means; a metric that is no mean needs a class of its own.
-    """
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-
-    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return `metric` for each row of `counts`: how often each example is drawn.
-
-        `counts` has the shape (samples, examples); None where there is no such metric.
-        """
-
-
-@dataclass(frozen=True)
-class ExampleScores:
-    """Numbers per example, for metrics that are the mean of these numbers.
-
-    Parameters
-    ----------
-    scores : Mapping[str, Sequence[float]]
-        For each metric one number per example, in the same order for every model. If all numbers
-        are 0 or 1, they mean wrong and right.
-    """
-
-    scores: Mapping[str, Sequence[float]]
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return max((len(values) for values in self.scores.values()), default=0)
-
-    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return the mean of `metric` for each row of `counts`; None if it was not scored.
-
-        Parameters
-        ----------
-        counts : np.ndarray
-            How often each example is in each sample, shape (samples, examples).
-        """
-        if len(self.scores.get(metric, ())) != len(self):
-            return None
-        means: np.ndarray = counts @ np.asarray(self.scores[metric], float) / counts.sum(axis=1)
-        return means
-
-    def correct(self, metric: str) -> np.ndarray | None:
-        """Return which examples are right, shape (examples,); None unless all are 0 or 1."""
-        values = np.asarray(self.scores.get(metric, ()), float)
-        return values == 1 if len(values) and np.isin(values, (0, 1)).all() else None
 
 
 def bootstrap_interval(
@@ -98,7 +48,7 @@ def bootstrap_interval(
         None if one of the models has no such metric; NaN if a result is not a number.
     """
     count, random = len(one), np.random.default_rng(SEED)
-    rows = max(1, _BLOCK // count)  # samples at a time, which bounds the memory
+    rows = max(1, BLOCK // count)  # samples at a time, which bounds the memory
     differences = []
     for start in range(0, DRAWS, rows):
         counts = _drawn(random, min(rows, DRAWS - start), count)
@@ -114,12 +64,19 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def hull(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
+    """Return the least interval that holds both; NaN if one of them is not a number."""
+    low, high = np.minimum(one, two)[0], np.maximum(one, two)[1]
+    return float(low), float(high)
+
+
 def paired_verdict(
     one: Mapping[str, float] | None, two: Mapping[str, float] | None
 ) -> dict[str, Any] | None:
     """Return whether the second version is better on the examples that both were scored on.
 
-    The interval is that of `bootstrap_interval` for the mean difference.
+    The interval is that of `bootstrap_interval` for the mean difference. It is wider if neighbours
+    in the order of the names vary together (see `dependence`), as the frames of a clip do.
     "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
     20 shared examples it is always "undecided". Higher scores are better.
 
@@ -130,9 +87,12 @@ def paired_verdict(
     shared = sorted(one.keys() & two.keys())
     scores = [[side[name] for name in shared] for side in (one, two)]
     first, second = (ExampleScores({"score": numbers}) for numbers in scores)
-    interval, verdict = None, "undecided"
+    interval, verdict, alike = None, "undecided", None
     if shared:
         interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
+        alike = dependence(first, second, "score")
+    if interval is not None and alike is not None:
+        interval = hull(interval, alike.interval(_CONFIDENCE))
     if interval is not None and len(shared) >= FEWEST:
         verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
     return {
@@ -141,6 +101,7 @@ def paired_verdict(
         "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),
+        "independent_examples": len(shared) if alike is None else alike.examples,
         "only_in_version1": len(one) - len(shared),
         "only_in_version2": len(two) - len(shared),
         "draws": DRAWS,
