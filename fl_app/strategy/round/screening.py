@@ -591,7 +591,7 @@ def sound_metrics(
     # replies, and one node must not take them from all others.
     sound: dict[str, Value] = {}
     faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
-    known = sorted({*needed, watched} & metrics.keys())
+    known = sorted({*filter(None, (*needed, watched))} & metrics.keys())
     read = dict.fromkeys(chain(islice(metrics, MAX_READ), known))
     for name in read:
         value = metrics[name]
