@@ -291,7 +291,7 @@ def retraining_manager(config: ServerConfig, home: Path, hooks: Hooks) -> Retrai
         mode=config.metric_mode,
         policy=config.degradation_policy,
         on_request=config.limits.mode,
-        drift=config.drift,
+        drift=replace(config.drift, max_node_share=config.screening.max_node_share),
         store=MonitorStore(url, config.registered_model_name),
         hooks=hooks,
     )

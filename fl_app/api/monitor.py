@@ -235,7 +235,10 @@ def metrics(api: Context, query: MetricsQuery) -> Response:
     """
     text, json = _weight("text/plain", "application/openmetrics-text"), _weight("application/json")
     if query.format == "prometheus" or (query.format is None and text > json):
-        response = Response(generate_latest(api.metrics), content_type=PROMETHEUS)
+        now = CollectorRegistry()
+        now.register(HealthCollector(api))
+        text_of_both = generate_latest(api.metrics) + generate_latest(now)
+        response = Response(text_of_both, content_type=PROMETHEUS)
     else:
         response = reply(200, monitor_metrics(api.manager))
     response.headers["Vary"] = "Accept"
@@ -283,6 +286,32 @@ class MonitorCollector(Collector):
         for outcome, count in values["requests"].items():
             requests.add_metric([outcome], count)
         yield requests
+
+
+class HealthCollector(Collector):
+    """What ``/health`` tells, as numbers.
+
+    Parameters
+    ----------
+    api : Context
+        What the routes work with.
+    """
+
+    def __init__(self, api: Context) -> None:
+        self._api = api
+
+    def collect(self) -> Iterator[Metric]:
+        """Look now."""
+        backlog = None if self._api.backlog is None else self._api.backlog()
+        failing = GaugeMetricFamily(
+            "fl_app_failing", "1 for each part that fails.", labels=["part"]
+        )
+        for part in sorted(self._api.failing(backlog)):
+            failing.add_metric([part], 1)
+        yield failing
+        if backlog is not None:
+            text = "Rounds on disk that MLflow does not have yet."
+            yield GaugeMetricFamily("fl_app_backlog_rounds", text, value=backlog.rounds)
 
 
 def all_metrics(manager: RetrainingManager, collectors: Iterable[Collector]) -> CollectorRegistry:

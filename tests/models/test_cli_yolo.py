@@ -184,7 +184,6 @@ def test_a_set_that_lacks_a_class_is_scored_and_one_with_others_is_refused(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("1", "--split", "valid"), "--split is 'valid', expected val, test, train."),
         (("1",), "has no val, expected a folder or a list file."),
         (("1", "--split", "test", "--imgsz", "65"), "65 pixels, expected a multiple of 32: set im"),
         (("1", "--split", "test", "--device", "cuda:99"), "cuda:99"),

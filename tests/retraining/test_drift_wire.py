@@ -172,20 +172,20 @@ def test_a_summary_survives_flower_s_record() -> None:
 def test_a_lasting_alarm_requests_retraining_once_a_day() -> None:
     nodes, state, requested = Nodes(4, 2, means=0.0), DriftState(), []
     for number in range(80):
-        moved = 1.0 if number >= 2 else 0.0
+        moved = 1.0 if number >= 12 else 0.0
         summaries = nodes.summaries(moved, hold=state.hold)
         records = {s.node_id: s.to_record() for s in summaries}
         state, reason = observe(state, records, number * 3600.0, NO_SEASON)
         if reason:
             requested.append(number)
-    assert requested == [2, 26, 50, 74]
+    assert requested == [12, 36, 60]
 
 
 def test_a_drift_request_that_is_taken_begins_a_new_reference() -> None:
     now = [datetime(2026, 1, 4, tzinfo=UTC)]
     monitor = RetrainingManager(store=MonitorStore(), drift=NO_SEASON, now=lambda: now[0])
     nodes = Nodes(4, 2, means=0.0)
-    for moved in (0.0, 0.0, 1.0):
+    for moved in [0.0] * 12 + [1.0]:
         summaries = nodes.summaries(moved, hold=bool(monitor.data_orders()["data-hold"]))
         monitor.update_data({s.node_id: s.to_record() for s in summaries}, 1)
         now[0] += timedelta(hours=1)

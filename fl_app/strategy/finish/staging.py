@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
@@ -54,6 +55,7 @@ class Staging:
         if again:
             known = self._store.get_version(version)
             reached = known.stage
+            self._note_archived()
             if reached is not Stage.NONE and "approval" in known.tags:
                 approval = cast("Approval", known.tags["approval"])
                 reason = known.tags.get("reason", "")
@@ -70,6 +72,14 @@ class Staging:
         reached = Stage.STAGING if staged else Stage.NONE
         waits = cast("Approval", tags["approval"])
         return replace(report, stage=reached, approval=waits, reason=decision.why)
+
+    def _note_archived(self) -> None:
+        """Note what this or another process has moved out of Staging before it could report it."""
+        for index, earlier in enumerate(self._reports):
+            if earlier.stage is Stage.STAGING and earlier.version is not None:
+                with suppress(Gone, UnknownVersion):
+                    if self._store.get_version(earlier.version).stage is Stage.ARCHIVED:
+                        self._reports[index] = superseded(earlier)
 
     def promote_pending(self) -> None:
         """Promote the version of this session that passed the gates of Production, if any.
