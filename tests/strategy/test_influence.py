@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from support.local_grid import LocalGrid, reply
 
 from fl_app.flower_internals import ErrorCode
+from fl_app.shares import largest_weight
 from fl_app.strategy import LifecycleStrategy, RoundSettings, Screening, StreamingFedAvg
-from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size, largest_weight
+from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES = [*range(1, 11)]
