@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from fl_registry.files.sqlite import advice, is_damage
 from fl_registry.redaction import one_line, printable, redact
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
@@ -146,6 +147,7 @@ def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
         package=package,
         remedy=remedy(package),
         disk=disk_remedy(str(error)),
+        damage=advice(redact(uri, uri).partition(":///")[2] or "behind MLflow", reason),
     )
     secret = _has_secret(error, uri)
     try:
@@ -218,6 +220,11 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
         StoreUnavailable,
         f"MLflow at {{uri}} refused to {{doing}} ({{reason}}); check {CREDENTIALS}, and what that "
         "user may do.",
+    ),
+    (
+        lambda error: _family(error) in ("sqlalchemy", "sqlite3", "mlflow") and is_damage(error),
+        StoreUnavailable,
+        "Could not {doing}. {damage}",
     ),
     (
         lambda error: _family(error) in _FOREIGN and bool(disk_remedy(str(error))),

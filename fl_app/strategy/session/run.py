@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from fl_app.events import SessionEnded, SessionStarted
@@ -23,6 +24,7 @@ from fl_app.strategy.session.outbox import AWAY, Outbox
 from fl_app.strategy.session.start import Start, choose, end_run, lock_interrupted
 from fl_app.strategy.setup import Setup
 from fl_registry import Stage
+from fl_registry.files.atomic import remove_abandoned
 from fl_registry.redaction import redact
 
 logger = logging.getLogger("flwr.fl_app")
@@ -173,6 +175,8 @@ def _lost(missing: Mapping[int, str], rounds: Sequence[Checkpoint]) -> str:
 def open_session(start: Start) -> Iterator[SessionRun]:
     """Start or resume a session, finish what earlier ones have left, and end it after the block."""
     setup = start.setup
+    if swept := remove_abandoned(setup.home, now=datetime.now(UTC)):
+        logger.info("%d unfinished files of killed processes are removed", len(swept))
     setup.store.check_files()  # or raise: rounds would be trained for nothing
     sessions = lock_interrupted(setup.home, setup.model_name)
     try:
