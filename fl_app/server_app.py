@@ -342,6 +342,7 @@ def start_api(sessions: Sessions) -> ApiServer | None:
         store=sessions.store,
         token=sessions.token,
         allowed_hosts={*LOOPBACK, *config.api.allowed_hosts},
+        trusted_proxies=config.api.trusted_proxies,
         collectors=[sessions.metrics],
         probation=sessions.probation,
         waiting=lambda: backlog(sessions.home, config.registered_model_name),

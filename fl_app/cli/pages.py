@@ -55,6 +55,9 @@ def serve(
     allowed_hosts: Annotated[
         str, typer.Option(help="Host names that clients may use, with commas.")
     ] = "",
+    trusted_proxies: Annotated[
+        str, typer.Option(help="Addresses of proxies in front of it, with commas.")
+    ] = "",
     uri: Uri = "",
     monitor: Monitor = "",
     name: Name = DEFAULT_MODEL_NAME,
@@ -69,12 +72,16 @@ def serve(
         token = read_token(token_file, host=host, people=everybody)
         store = ModelManager(uri or None, name)
         store.backend.connection.require_usable()
-        named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
+        named, proxies = (
+            {part.strip() for part in given.split(",") if part.strip()}
+            for given in (allowed_hosts, trusted_proxies)
+        )
         app = create_trigger_api(
             RetrainingManager(store=open_monitor(monitor, name)),
             store=store,
             token=token,
             allowed_hosts={*LOOPBACK, *named},
+            trusted_proxies=proxies,
             waiting=lambda: backlog(app_home(), name),
             checkpoint=write_export,
             people=everybody,

@@ -19,7 +19,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from fl_app.api.downloads import PageDownloadQuery, download_weights
 from fl_app.api.endpoint import Answer, Context, acting
-from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body, require_decide
+from fl_app.api.guard import FORM, SAFE_METHODS, Guard, is_secret, read_body, require_decide
 from fl_app.api.page.api_docs import routes_of
 from fl_app.api.page.forms import FORMS, HINTS, SignedForms, TriggerForm
 from fl_app.api.page.overview import RegistryReader, mark_of, overview
@@ -101,7 +101,7 @@ def page_routes(app: Flask, context: Context, document: Mapping[str, Any]) -> Bl
     app.extensions["fl_app_reader"] = reader
     model = context.manager.store.model
     can = can_of(context)
-    page.before_request(lambda: _check_form(signs))
+    page.before_request(lambda: _check_form(signs, context.guard))
 
     def of_signed_in(view: Callable[[], Response | str]) -> Callable[[], AnyResponse | str]:
         """Send a visitor who is not signed in to the page, where that can be done."""
@@ -154,6 +154,7 @@ def page_routes(app: Flask, context: Context, document: Mapping[str, Any]) -> Bl
     def sign_in() -> AnyResponse:
         person = context.guard.person_of(g.form.get("token", "").strip())
         if person is None:
+            context.guard.count_failure(request)
             return _back("refused", "That is no token of this server.")
         signs.begin(person)
         return redirect("/", 303)
@@ -250,7 +251,7 @@ def _do(context: Context, kind: SignedForms) -> AnyResponse:
     return _back("done" if status < 400 else "refused", answer["detail"])
 
 
-def _check_form(signs: SignIns) -> AnyResponse | None:
+def _check_form(signs: SignIns, guard: Guard) -> AnyResponse | None:
     """Find out who visits, read a form, and send back a visitor who may not send it."""
     g.person = signs.person or NOT_SIGNED_IN
     if request.method in SAFE_METHODS:
@@ -259,18 +260,21 @@ def _check_form(signs: SignIns) -> AnyResponse | None:
             session.permanent = True
             session["form"] = secrets.token_hex(16)
         return None
+    if signs.signed_in:
+        guard.count_change(request)
     read_body(request, FORM)
     g.form = {name: values[0] for name, values in request.form.lists() if len(values) == 1}
     fields = FORMS[request.path].model_fields if request.path in FORMS else ("token",)
     if set(request.form) - {"form", "once", *fields} or len(g.form) < len(request.form):
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
-    if not is_secret(g.form.pop("form", ""), session.get("form")):
-        return _back("refused", STALE)
-    if request.endpoint != "page.sign_in" and not signs.signed_in:
-        return _back("refused", SIGNED_OUT)
-    if request.path in FORMS:
-        require_decide(g.person)
-    return None
+    is_ours = is_secret(g.form.pop("form", ""), session.get("form"))
+    if is_ours and (signs.signed_in or request.endpoint == "page.sign_in"):
+        if request.path in FORMS:
+            require_decide(g.person)
+        return None
+    if not signs.signed_in:
+        guard.count_failure(request)
+    return _back("refused", SIGNED_OUT if is_ours else STALE)
 
 
 def _back(kind: str, sentence: str) -> AnyResponse:
