@@ -41,6 +41,7 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from benchmarks.table import Row, parser, report
+from fl_app.strategy.round.influence import largest_weight
 from fl_models.map_results import Matches
 from fl_registry import BeatsChampion, Evidence, ExampleScores
 from fl_registry.gates.paired import bootstrap_interval, mcnemar, sequential_test
@@ -52,6 +53,7 @@ SKILL, CLEAR = 0.7, 4.0
 WRONG_SHARED, WRONG_OWN = 13.0, 7.0
 CLIP_SESSIONS, ALIKE, CLIP_PEER = 2000, 0.3, "examples taken to be independent"
 SHADOW_ROUNDS, NODES_A_ROUND, DISAGREE, POINTS_APART = 10, 4, 0.1, 0.02
+SHARE = functools.partial(largest_weight, shares=2.0)  # as by default
 Random = np.random.Generator
 
 
@@ -282,7 +284,7 @@ def shadow_evaluation(
         ours.append(new - old)
         every.append((old, new))
         if told.outcome == "undecided":
-            told = sequential_test(ours)
+            told = sequential_test(ours, span=1, largest=SHARE)
         if peer == "undecided" and len(every) > 1:
             peer = t_test(*np.concatenate(every, axis=1), ab_test=ab_test)
     return told.outcome, peer
