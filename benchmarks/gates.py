@@ -41,7 +41,7 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from benchmarks.table import Row, parser, report
-from fl_app.strategy.round.influence import largest_weight
+from fl_app.shares import largest_weight
 from fl_models.map_results import Matches
 from fl_registry import BeatsChampion, Evidence, ExampleScores
 from fl_registry.gates.paired import bootstrap_interval, mcnemar, sequential_test

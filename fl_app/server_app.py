@@ -291,7 +291,7 @@ def retraining_manager(config: ServerConfig, home: Path, hooks: Hooks) -> Retrai
         mode=config.metric_mode,
         policy=config.degradation_policy,
         on_request=config.limits.mode,
-        drift=config.drift,
+        drift=replace(config.drift, max_node_share=config.screening.max_node_share),
         store=MonitorStore(url, config.registered_model_name),
         hooks=hooks,
     )
@@ -337,6 +337,7 @@ def start_api(sessions: Sessions) -> ApiServer | None:
         store=sessions.store,
         token=sessions.token,
         allowed_hosts={*LOOPBACK, *config.api.allowed_hosts},
+        trusted_proxies=config.api.trusted_proxies,
         collectors=[sessions.metrics],
         probation=sessions.probation,
         waiting=lambda: backlog(sessions.home, config.registered_model_name),

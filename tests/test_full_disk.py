@@ -38,7 +38,8 @@ GO_ON = {"summary", "pictures", "monitor"}
 
 def faults(folder: Path, names: list[str]) -> dict[str, Any]:
     """Let each of these write while its disk fails, in a process of their own."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    root = HERE.parent
+    path = os.pathsep.join(map(str, (HERE, root, root / "registry", root / "models")))
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, str(HERE / "support" / "disk_faults.py"), "1" if NIGHTLY else "6", *names],

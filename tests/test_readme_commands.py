@@ -64,7 +64,13 @@ def manager(home: Path, tmp_path: Path) -> ModelManager:
     ("where", "moves"),
     [
         (IN_THE_TEXT, ["promote 8 looked at the picture", "rollback 7 "]),
-        (IN_A_BLOCK, ["promote 8 it sees well", "promote 9 by hand", "rollback 8 9 misses ships"]),
+        (
+            IN_A_BLOCK,
+            [
+                *("promote 8 it sees well", "promote 9 by hand", "rollback 8 9 misses ships"),
+                *("archive 5 blurred pictures", "restore 5 only the copy was blurred"),
+            ],
+        ),
     ],
 )
 def test_they_run_as_written_and_do_what_is_said(

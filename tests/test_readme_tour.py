@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.docs import blocks, page
+from support.terminal import as_terminal
 
 from fl_app.cli import main
 from fl_registry import ModelManager
@@ -33,7 +34,7 @@ def without_numbers(line: str) -> str:
 @pytest.fixture
 def trained(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelManager:
     """Eight versions, as after the first run."""
-    monkeypatch.setenv("COLUMNS", "100")
+    as_terminal(monkeypatch, 100)
     monkeypatch.setattr("getpass.getuser", lambda: "ada")
     manager = ModelManager()
     for number in range(1, 9):

@@ -76,7 +76,7 @@ def test_it_is_named_everywhere_and_handed_over(
     assert rows
     assert all("promote it by hand" in row["tags"]["reason"] for row in rows)
     assert {row["stage"] for row in rows} == {"None"}
-    assert typed(capsys, "recover") == "No session is unfinished."
+    assert typed(capsys, "recover") == "No session of fl-global-model is unfinished."
     assert "RUNNING" not in statuses()
 
 

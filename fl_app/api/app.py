@@ -33,6 +33,7 @@ def create_trigger_api(
     store: ModelStore | None = None,
     token: str | None = None,
     allowed_hosts: Collection[str] | None = None,
+    trusted_proxies: Collection[str] = (),
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
     registry_calls_at_once: int = 4,
@@ -62,6 +63,9 @@ def create_trigger_api(
         Names, without port, that clients may call the server by, by default this machine's own;
         others are rejected, so that a web page cannot reach it under a name of its own. ``"*"``
         allows any, with a token.
+    trusted_proxies : Collection[str]
+        Addresses or networks of proxies in front of the server. What they tell in
+        ``X-Forwarded-For`` is the client that limits count for; that of others is ignored.
     posts_per_second, posts_at_once : float
         How many requests a client may make that change something; more get a 429.
     registry_calls_at_once : int
@@ -90,7 +94,7 @@ def create_trigger_api(
     MissingExtra
         If the extra ``server`` is not installed.
     ValueError
-        If the token is short, or any host is allowed without one.
+        If the token is short, any host is allowed without one, or a proxy is no address.
     """
     require("The API", "flask", "prometheus_client")
     from fl_app.api.endpoint import Context
@@ -100,7 +104,8 @@ def create_trigger_api(
     from fl_app.api.store_watch import StoreWatch
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
-    guard = Guard(token, hosts, RateLimit(posts_per_second, posts_at_once))
+    limit = RateLimit(posts_per_second, posts_at_once)
+    guard = Guard(token, hosts, limit, proxies=trusted_proxies)
     if store is not None and probation is None:
         probation = Probation(store, manager)
     context = Context(

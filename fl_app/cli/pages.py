@@ -13,7 +13,7 @@ import typer
 
 from fl_app.backlog import backlog
 from fl_app.cli.options import Monitor, Name, Uri, open_monitor
-from fl_app.cli.output import console, escape, fail, say, stop_signals
+from fl_app.cli.output import fail, say, show, stop_signals
 from fl_app.yolo_versions import write_export
 from fl_registry import ModelManager, RegistryError, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
@@ -21,12 +21,14 @@ from fl_registry.redaction import redact
 
 
 def ui(
-    *, port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000, uri: Uri = ""
+    *,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+    uri: Uri = "",
 ) -> None:
     """Open MLflow's own page on the app's store, until Ctrl-C."""
     tracking_uri = ModelManager(uri or None).tracking_uri
     if tracking_uri.startswith("http"):
-        console.print(f"This MLflow has its own page: {escape(redact(tracking_uri, tracking_uri))}")
+        show(f"This MLflow has its own page: {redact(tracking_uri, tracking_uri)}")
         return
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--default-artifact-root", f"file://{app_home()}/artifacts"]
@@ -34,7 +36,7 @@ def ui(
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     # In the environment: every account of the machine can list the arguments of a command.
     quiet["MLFLOW_BACKEND_STORE_URI"] = tracking_uri
-    console.print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    show(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     raise typer.Exit(subprocess.run(command, env={**os.environ, **quiet}, check=False).returncode)
 
 
@@ -50,6 +52,9 @@ def serve(
     allowed_hosts: Annotated[
         str, typer.Option(help="Host names that clients may use, with commas.")
     ] = "",
+    trusted_proxies: Annotated[
+        str, typer.Option(help="Addresses of proxies in front of it, with commas.")
+    ] = "",
     uri: Uri = "",
     monitor: Monitor = "",
     name: Name = DEFAULT_MODEL_NAME,
@@ -63,12 +68,16 @@ def serve(
         token = read_token(token_file, host=host)
         store = ModelManager(uri or None, name)
         store.backend.connection.require_usable()
-        named = {part.strip() for part in allowed_hosts.split(",") if part.strip()}
+        named, proxies = (
+            {part.strip() for part in given.split(",") if part.strip()}
+            for given in (allowed_hosts, trusted_proxies)
+        )
         app = create_trigger_api(
             RetrainingManager(store=open_monitor(monitor, name)),
             store=store,
             token=token,
             allowed_hosts={*LOOPBACK, *named},
+            trusted_proxies=proxies,
             waiting=lambda: backlog(app_home(), name),
             checkpoint=write_export,
         )

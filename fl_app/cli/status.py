@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from fl_app.api.version_texts import is_pending, score_text
 from fl_app.backlog import backlog
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor, open_registry
-from fl_app.cli.output import console, escape, print_json, table
-from fl_app.rejected import read_rejected
+from fl_app.cli.output import facts, print_json, show
 from fl_app.retraining import Outcome, Probation, RetrainingManager
 from fl_app.retraining.probation.state import in_one_line
+from fl_app.versions.tags import read_rejected
+from fl_app.versions.texts import is_pending, score_text
 from fl_registry import Gone, ModelManager, StoreUnavailable, UnknownVersion, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
 
@@ -52,20 +52,18 @@ def status(
             }
         )
         return
-    shown = table()
+    rows: list[tuple[str, str]] = []
     for stage, row in staged.items():
         score = "-" if row is None else f"version {row['version']}  {score_text(row) or '-'}"
-        shown.add_row(stage, escape(score))
-    shown.add_row("pending approval", ", ".join(pending) or "-")
-    shown.add_row("probation", escape(in_one_line(probation)))
+        rows.append((stage, score))
+    rows.append(("pending approval", ", ".join(pending) or "-"))
+    rows.append(("probation", in_one_line(probation)))
     for outcome, request in requests.items():
-        shown.add_row(f"request {outcome}", escape(request.reason) if request else "-")
-    shown.add_row("backlog", escape(str(waiting)))
-    for loss in losses:
-        shown.add_row("lost", escape(loss))
-    for each in rejected:
-        shown.add_row(f"node {each.node_id} rejected", escape(each.as_line()))
-    console.print(shown)
+        rows.append((f"request {outcome}", request.reason if request else "-"))
+    rows.append(("backlog", str(waiting)))
+    rows += [("lost", loss) for loss in losses]
+    rows += [(f"node {each.node_id} rejected", each.as_line()) for each in rejected]
+    show(facts(rows))
 
 
 def _row(manager: ModelManager, version: str | None) -> dict[str, Any] | None:

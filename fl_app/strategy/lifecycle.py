@@ -132,6 +132,8 @@ class LifecycleStrategy(Strategy):
     RegistryError
         If MLflow does not answer at the start, or refuses. Once a session has started, rounds are
         queued on disk while MLflow is down.
+    CheckpointError
+        If the disk does not take what a session starts with, or its last model.
     TypeError, ValueError
         If an argument cannot be honoured: the strategy is none of the message API or overrides
         ``start()``, ``early_stopping`` or ``shadow`` has no ``metric``, a word is not known.
@@ -420,7 +422,7 @@ class LifecycleStrategy(Strategy):
             run.leave_queue("its last steps")
             return
         run.outbox.put(LastSteps(run.hand.stopped, shadow))
-        run.drained(last=True)
+        run.drained()
 
     @property
     def _run(self) -> SessionRun:

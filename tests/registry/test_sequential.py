@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_app.strategy.round.influence import largest_weight
+from fl_app.shares import largest_weight
 from fl_registry.gates.paired import fewest_differences, sequential_test
 
 sizes = st.floats(0.001, 1000)

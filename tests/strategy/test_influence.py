@@ -23,6 +23,7 @@ from support.local_grid import LocalGrid, reply
 from support.shadow_nodes import Nodes, World, grows, weight_of
 
 from fl_app.flower_internals import ErrorCode
+from fl_app.shares import largest_weight
 from fl_app.strategy import (
     LifecycleStrategy,
     RoundSettings,
@@ -30,7 +31,7 @@ from fl_app.strategy import (
     ShadowEvaluation,
     StreamingFedAvg,
 )
-from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size, largest_weight
+from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES = [*range(1, 11)]

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_app.api.page.style import COLOURS
-from fl_app.api.version_texts import Row, number_text, score_metric
+from fl_app.versions.texts import Row, number_text, score_metric
 from fl_registry.journal.entries import Entry
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,7 +16,7 @@ from fl_app.api.monitor import probation_status, requests_now
 from fl_app.api.page.chart import MOST_POINTS, PROMOTING, STAGING, Chart, chart_of
 from fl_app.api.parsing import ApiError
 from fl_app.api.store_watch import UNKNOWN
-from fl_app.api.version_texts import Row
+from fl_app.versions.texts import Row, last_moves
 from fl_registry import Stage, UnknownVersion
 from fl_registry.journal.entries import Entry, JournalError
 
@@ -61,6 +62,11 @@ class RegistryView:
         moves = STAGING if stage == "Staging" else PROMOTING
         mine = (e for e in reversed(self.entries) if e.version == row["version"] and e.op in moves)
         return next(mine, None)
+
+    @cached_property
+    def moves(self) -> Mapping[str, Entry]:
+        """The entry that brought each version where it is."""
+        return last_moves(self.entries)
 
     def chart(self, metric: str) -> Chart | None:
         """The chart of a metric."""

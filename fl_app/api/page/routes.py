@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from fl_app.api.downloads import PageDownloadQuery, download_weights
 from fl_app.api.endpoint import Answer, Context
-from fl_app.api.guard import FORM, SAFE_METHODS, is_secret, read_body
+from fl_app.api.guard import FORM, SAFE_METHODS, Guard, is_secret, read_body
 from fl_app.api.page.chart import svg
 from fl_app.api.page.overview import overview, read_registry
 from fl_app.api.page.sign_in import SignIns
@@ -134,7 +134,7 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
     """
     page = Blueprint("page", __name__)
     signs = SignIns(app, needed=context.guard.token is not None)
-    page.before_request(lambda: _check_form(signs))
+    page.before_request(lambda: _check_form(signs, context.guard))
 
     @page.get("/")
     def show() -> str:
@@ -171,6 +171,7 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
     @page.post("/page/sign-in")
     def sign_in() -> AnyResponse:
         if not is_secret(g.form.get("token", "").strip(), context.guard.token):
+            context.guard.count_failure(request)
             return _back("refused", "That is not this server's token.")
         signs.begin()
         return redirect("/", 303)
@@ -206,20 +207,23 @@ def _do(context: Context, kind: SignedForms) -> AnyResponse:
     return _back("done" if status < 400 else "refused", answer["detail"])
 
 
-def _check_form(signs: SignIns) -> AnyResponse | None:
+def _check_form(signs: SignIns, guard: Guard) -> AnyResponse | None:
     """Read a form, and send a visitor who may not send it back to the page."""
     if request.method in SAFE_METHODS:
         return None
+    if signs.signed_in:
+        guard.count_change(request)
     read_body(request, FORM)
     g.form = {name: values[0] for name, values in request.form.lists() if len(values) == 1}
     fields = FORMS[request.path].model_fields if request.path in FORMS else ("token",)
     if set(request.form) - {"form", "once", *fields} or len(g.form) < len(request.form):
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
-    if not is_secret(g.form.pop("form", ""), session.get("form")):
-        return _back("refused", STALE)
-    if request.endpoint != "page.sign_in" and not signs.signed_in:
-        return _back("refused", SIGNED_OUT)
-    return None
+    is_ours = is_secret(g.form.pop("form", ""), session.get("form"))
+    if is_ours and (signs.signed_in or request.endpoint == "page.sign_in"):
+        return None
+    if not signs.signed_in:
+        guard.count_failure(request)
+    return _back("refused", SIGNED_OUT if is_ours else STALE)
 
 
 def _back(kind: str, sentence: str) -> AnyResponse:

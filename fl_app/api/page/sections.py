@@ -151,7 +151,7 @@ SECTIONS = {
 <a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
  aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
 {% endfor %}</td>
-<td class="text">{{ row|why_text(registry.entries) }}</td>
+<td class="text">{{ row|why_text(registry.moves) }}</td>
 {% endcall %}
 {% endcall %}
 

@@ -16,7 +16,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from fl_app.api.page.sections import SECTIONS
-from fl_app.api.version_texts import is_pending, nodes_text, number_text, score_text, why_text
+from fl_app.versions.texts import is_pending, nodes_text, number_text, score_text, why_text
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600

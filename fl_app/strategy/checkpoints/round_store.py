@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,6 +188,8 @@ class RoundFiles:
 
     def _check(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> None:
         """Raise CheckpointError if a file of a round is missing, or is not what was written."""
+        if what == "arrays" and what not in checkpoint.files:
+            raise CheckpointError(f"there are no arrays of round {checkpoint.closed.round}")
         if what in checkpoint.files:
             name, _ = checkpoint.files[what]
             with disk_errors(f"{self._folder / name} cannot be read"):
@@ -234,6 +236,7 @@ class RoundStore:
     def __post_init__(self) -> None:
         self.files = RoundFiles(self.folder.path)
         self._health, self._model = self.setup.session.health, self.setup.model.description
+        self._saved = self.newest  # the last round that is on disk, so that its files stay
 
     def save(self, closed: ClosedRound, phase: Phase) -> Checkpoint:
         """Write a round and the state of the inner strategy; return it without arrays.
@@ -257,7 +260,7 @@ class RoundStore:
         configs = {name: ConfigRecord(dict(config)) for name, config in self.configs.items()}
         whole = Checkpoint(closed, phase, inner, configs, files=files)
         try:
-            self.newest = self.files.save(whole, self._model)
+            self.newest = self._saved = self.files.save(whole, self._model)
         except CheckpointError as error:
             self._health.fails(DISK, f"{error}; a crash would lose rounds that are in memory only")
             self.newest = self.unsaved[closed.round] = whole
@@ -279,14 +282,40 @@ class RoundStore:
         """
         number = waiting.closed.round
         if number in self.lost:
-            problem = "the disk was full, and its arrays could not be kept in memory any longer"
-            return replace(waiting, closed=replace(waiting.closed, problem=problem))
+            return self._as_lost(waiting)
         whole = self.unsaved.get(number)
         if whole is None:
             return waiting
         saved = self.files.save(whole, self._model)
+        if number > self._saved.closed.round:
+            self._saved = saved
         self.unsaved.pop(number, None)
         return saved.without_arrays()
+
+    def save_left(self, left: Sequence[Checkpoint]) -> dict[int, str]:
+        """Write what fits of the rounds that are left to the next run; return why others are not.
+
+        The last one is tried first, since without it the session has no result. If it does not fit,
+        the others are written from the first one on, so that the next run can resume after them.
+        """
+        missing: dict[int, str] = {}
+        newest = self.newest.closed.round
+        for each in sorted(left, key=lambda each: each.closed.round != newest):
+            number, why = each.closed.round, next(iter(missing.values()), "")
+            try:
+                if newest in missing and (len(missing) > 1 or number in self.lost):
+                    missing[number] = why  # not to leave a gap before it
+                elif number in self.lost:
+                    self.files.save(self._as_lost(each), self._model)
+                else:
+                    self.on_disk(each)
+            except CheckpointError as error:
+                missing[number] = str(error)
+        return missing
+
+    def _as_lost(self, waiting: Checkpoint) -> Checkpoint:
+        problem = "the disk was full, and its arrays could not be kept in memory any longer"
+        return replace(waiting, closed=replace(waiting.closed, problem=problem))
 
     def save_score(self, waiting: Checkpoint, record: MetricRecord) -> None:
         """Write what ``evaluate_fn`` returned for a round that waits into its record, if it can."""
@@ -299,7 +328,7 @@ class RoundStore:
         """Write the report of a closed round, and delete files that are not needed any more."""
         closed = replace(waiting.closed, nodes=())
         done = replace(waiting, closed=closed, phase="done", report=report)
-        self.files.finish(done, self.newest, keeping=tuple(self.unsaved))
+        self.files.finish(done, self._saved, keeping=tuple(self.unsaved))
 
     def arrays_of(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Return the global arrays after a round."""

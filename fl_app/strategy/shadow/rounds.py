@@ -18,11 +18,11 @@ from functools import partial
 from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic_core import to_json
 
+from fl_app.shares import largest_weight
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.reporting import shadow_line
 from fl_app.strategy.records import DECIDED, ShadowReport
-from fl_app.strategy.round.influence import largest_weight
 from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.round.state import NodeScore, node_scores
 from fl_app.strategy.setup import Setup, ShadowEvaluation

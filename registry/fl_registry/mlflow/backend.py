@@ -437,6 +437,15 @@ class ModelManager(ModelStore):
         """MLflow's own client for this address."""
         return self.backend.connection.client
 
+    def model_names(self) -> list[str]:
+        """Return the names of the registered models in this MLflow, sorted."""
+        connection = self.backend.connection
+        if connection.file is not None and not connection.file.exists():
+            return []  # opening MLflow would make it
+        with connection.errors("list the models"):
+            search = connection.client.search_registered_models
+            return sorted(str(model.name) for model in connection.rows(search, max_results=1000))
+
 
 def _warn_of_missing(error: Exception) -> None:
     logger.warning("a version that the journal names was deleted in MLflow: %s", error)

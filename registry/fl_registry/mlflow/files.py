@@ -77,7 +77,8 @@ class MlflowFiles(VersionFiles):
             return cached
         with self._connection.errors(f"download {name}"), scratch_folder(self._scratch) as scratch:
             downloaded = self._fetched(record, name, sha256, scratch)
-            cached.parent.mkdir(parents=True, exist_ok=True)
+            self._cache.mkdir(mode=0o700, exist_ok=True)
+            cached.parent.mkdir(exist_ok=True)
             downloaded.replace(cached)
         self._bound_cache()
         return cached
