@@ -28,6 +28,7 @@ nightly:  ## The whole suite with many more generated cases, then on the oldest 
 
 chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long forms.
 	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 2
+	PYTHONPATH=tests uv run --group test --with atheris==3.0.0 python -m fuzz
 
 screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/api/test_page_browser.py

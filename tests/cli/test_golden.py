@@ -45,6 +45,8 @@ READS = {
     "version": ["--version"],
     "export": ["export", "4", "best.pt"],
     "evaluate": ["evaluate", "4", "--data", "data.yaml"],
+    "people-list": ["people", "list"],
+    "people-revoke": ["people", "revoke", "nobody"],
     "ui": ["ui", "--port", "5055"],
     "serve": ["serve", "--port", "5056"],
     "stop": ["stop"],

@@ -115,11 +115,11 @@ def counts(place: int, value: float) -> bytes:
         (spoilt(bins=10**9), "bins: Input should be less than or equal to 256"),
         (spoilt(names=["a"] * 3), "twice"),
         (spoilt(names=["a", "b"]), "2 names and 3 kinds"),
-        (spoilt(names=["a", "b", "c" * 10_000]), "names 2: String should have at most 200"),
+        (spoilt(names=["a", "b", "c" * 10_000]), "names with a text of more than 200 characters"),
         (spoilt(names=["a", "b", "c\n2026-01-01 INFO all is well"]), "plain text"),
         (
             spoilt(names=["a"] * 5000, kinds=["value"] * 5000),
-            "names: List should have at most",
+            "names of length 5000, expected at most 2000",
         ),
         (
             spoilt(kinds=["value", "value", "secret"]),
@@ -133,6 +133,9 @@ def counts(place: int, value: float) -> bytes:
         (spoilt(counts=counts(0, 0.5)), "whole"),
         (spoilt(counts=counts(0, 2e9)), "more than 1e+09 rows"),
         (spoilt(counts=counts(64, 0)), "smaller than its baseline"),
+        (spoilt(kinds=["no kind"] * 10**6), "kinds of length 1000000, expected at most 2000"),
+        (spoilt(noise=[0.0] * 4), "noise of length 4, expected at most 3"),
+        (spoilt(more=1), "9 values, expected 8"),
         ({}, "version: Field required"),
     ],
 )

@@ -96,7 +96,7 @@ def test_the_best_so_far_holds_across_sessions(inner: str, approval: str) -> Non
     assert world.stages() == {"1": "Archived", "2": best, "3": "None"}
     if approval == "manual":
         assert world.tag("2", "approval") == "pending"
-    assert "0.30 does not beat" in world.tag("3", "reason")
+    assert "0.3000 does not beat" in world.tag("3", "reason")
     assert "0.90" in world.tag("3", "reason")
 
 

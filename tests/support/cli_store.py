@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOME = Path("/tmp/fl-app-golden")  # noqa: S108 - its length is in what is folded
-UNFOLDED = {"card", "deploy-local", "home", "keys", "run", "serve"}
+UNFOLDED = {"card", "deploy-local", "home", "keys", "people", "run", "serve"}
 """Commands that print lines which are to be copied, or are Flower's."""
 START = datetime(2025, 3, 1, 9, 0, tzinfo=UTC)
 
