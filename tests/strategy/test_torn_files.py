@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -207,6 +208,19 @@ def test_a_damaged_file(world: World, lines: Lines, name: str, damage: str) -> N
     assert session in told
     assert expected.says in told
     assert backlog(world.home, NAME).apart == 1
+
+
+def test_what_killed_saves_have_left_goes_at_the_next_start(world: World) -> None:
+    left = [
+        world.home / "tmp" / ".save.x.tmp" / "weights.safetensors",
+        world.home / "checkpoints" / ".other.tmp" / "session.json",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(10))
+        os.utime(path.parent, (0, 0))
+    world.start(ROUNDS)
+    assert [path for path in left if path.parent.exists()] == []
 
 
 @pytest.mark.parametrize("name", ["session.json", "closed-0003.json"])
