@@ -322,7 +322,7 @@ def test_arrays_that_have_changed_on_disk_are_not_used(world: World, lines: Line
 
 def test_a_record_that_is_damaged_is_set_apart(world: World, lines: Lines) -> None:
     world.stopped("train", 3)
-    (path,) = world.home.glob("checkpoints/*/done-0001.json")
+    (path,) = world.home.glob("checkpoints/*/done/done-0001.json")
     path.write_text("{}")
     world.start()
     assert world.trained() == [1, 2, 3, 1, 2, 3, 4, 5]
