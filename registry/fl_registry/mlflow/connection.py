@@ -437,6 +437,8 @@ class Connection:
             if (experiment := self.client.get_experiment_by_name(name)) is None:
                 raise
             return experiment  # another process was first, or our own call before its reply
+        if where is not None:
+            del self.folder  # which is noted now
         return self.client.get_experiment_by_name(name)
 
     def command(self, text: str) -> str:
