@@ -2,7 +2,7 @@
 UV_RUN = uv run --group test --group lint
 OLDEST = build/oldest
 
-.PHONY: help check lint test fast nightly chaos screenshots bench deploy-local
+.PHONY: help check docs lint test fast nightly chaos screenshots bench deploy-local
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -28,9 +28,13 @@ nightly:  ## The whole suite with many more generated cases, then on the oldest 
 
 chaos:  ## Kills, damage, lost replies, full disks and attacks, in their long forms.
 	uv run --group test pytest -m chaos --hypothesis-profile nightly -n 2
+	PYTHONPATH=tests uv run --group test --with atheris==3.0.0 python -m fuzz
 
 screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/api/test_page_browser.py
+
+docs:  ## The documentation site, into site/; a broken link or anchor is an error.
+	uv run --group docs mkdocs build --strict
 
 bench:  ## All benchmarks: one table here, its rows and a plot in benchmarks/results.
 	uv run --group test python -m benchmarks.run_all $(ARGS)

@@ -97,7 +97,9 @@ def central(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Scor
     return scored(ours, data, spec)
 
 
-def federated(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Scores:
+def federated(
+    seed: int, args: dict[str, Any], settings_of_nodes: dict[str, Any], data: Path, spec: DataSpec
+) -> Scores:
     """The nodes' answers are the ClientApp's; the aggregation is the shipped one."""
     given, _ = load_checkpoint(checkpoint())
     model = get_model("n", spec.nc, names=spec.names, weights=given.float().state_dict(), seed=seed)
@@ -110,11 +112,14 @@ def federated(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Sc
         listed.write_text("".join(f"{path}\n" for path in share))
         nodes.append(written(data.parent, name, listed.name, spec))
     config: dict[str, Any] = {"image-size": SIDE, "batch-size": BATCH, "seed": seed}
-    config |= {"local-epochs": LOCAL_EPOCHS, "data-summaries": False}
+    config |= {"local-epochs": LOCAL_EPOCHS, "data-summaries": False, **settings_of_nodes}
+    contexts = [
+        Context(7, number, {"data": str(node)}, RecordDict(), config)
+        for number, node in enumerate(nodes)
+    ]
 
     def answer(node: int, message: Message) -> RecordDict:
-        context = Context(7, node, {"data": str(nodes[node])}, RecordDict(), config)
-        reply = app(message, context)
+        reply = app(message, contexts[node])
         if reply.has_error():
             raise RuntimeError(reply.error.reason)
         return reply.content
@@ -138,7 +143,12 @@ def federated(seed: int, args: dict[str, Any], data: Path, spec: DataSpec) -> Sc
     return scored(model, data, spec)
 
 
-def rows(seeds: int, args: dict[str, Any], central_args: dict[str, Any]) -> Iterator[Row]:
+def rows(
+    seeds: int,
+    args: dict[str, Any],
+    settings_of_nodes: dict[str, Any],
+    central_args: dict[str, Any],
+) -> Iterator[Row]:
     """A row for each seed and way to score, and their means, of which the goal is."""
     if not PHOTOGRAPHS.is_file():
         sys.stdout.write("no rows: ../shared/data/aquarium is not there\n")
@@ -147,7 +157,8 @@ def rows(seeds: int, args: dict[str, Any], central_args: dict[str, Any]) -> Iter
     data = linked(spec)
     found: dict[str, list[tuple[float, float]]] = {}
     for seed in range(seeds):
-        ours, theirs = federated(seed, args, data, spec), central(seed, central_args, data, spec)
+        ours = federated(seed, args, settings_of_nodes, data, spec)
+        theirs = central(seed, central_args, data, spec)
         for way, score in ours.items():
             found.setdefault(way, []).append((score, theirs[way]))
             yield Row(f"mAP50 by {way}, seed {seed}", score, "YOLO.train", theirs[way])
@@ -163,13 +174,15 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--args", type=json.loads, default={}, help="train-args of both sides")
     options.add_argument("--ours", type=json.loads, default={}, help="train-args of ours alone")
+    options.add_argument("--settings", type=json.loads, default={}, help="settings of the nodes")
     asked = options.parse_args()
     logging.disable(logging.WARNING)
     settings.update({"mlflow": False, "raytune": False, "tensorboard": False})
     ultralytics.data.utils.check_font = lambda font: None  # it would ask the network for one
     torch.set_num_threads(1)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
-    report(rows(asked.seeds, {**asked.args, **asked.ours}, asked.args), asked.json)
+    told = {**asked.args, **asked.ours}
+    report(rows(asked.seeds, told, asked.settings, asked.args), asked.json)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower
 
 from benchmarks.table import Row, parser, report
 from fl_app.client.data import partition, split_holdout
-from fl_app.client.generated_shapes import shapes_data
+from fl_app.client.generated_shapes import TRAIN_ARGS, shapes_data
 from fl_app.config import ClientConfig, ServerConfig
 from fl_registry import ModelManager
 
@@ -36,9 +37,7 @@ from ultralytics import YOLO, settings
 settings.update({"mlflow": False, "raytune": False, "tensorboard": False})
 told = json.loads(sys.argv[1])
 model = YOLO("yolov8n.yaml")
-model.train(**told, optimizer="AdamW", lrf=0.1, momentum=0.9, warmup_epochs=0.0, mosaic=0.0,
-            close_mosaic=0, scale=0.2, plots=False, val=False, verbose=False, device="cpu",
-            workers=0, name="central")
+model.train(**told, plots=False, val=False, verbose=False, device="cpu", workers=0, name="central")
 """
 
 
@@ -77,7 +76,7 @@ def central(folder: Path) -> tuple[float, float]:
     )
     told = {"data": str(folder / "central.yaml"), "imgsz": config.image_size}
     told |= {"epochs": config.num_server_rounds * epochs}
-    told |= {"batch": config.batch_size}
+    told |= {"batch": config.batch_size, "nbs": config.batch_size, **yaml.safe_load(TRAIN_ARGS)}
     told |= {"seed": config.seed, "project": str(folder)}
     environment = {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"}
     words = [sys.executable, "-c", CENTRAL, json.dumps(told)]

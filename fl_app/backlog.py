@@ -107,11 +107,11 @@ def unfinished_sessions(home: Path, model: str) -> list[UnfinishedSession]:
 def session_folders(home: Path, model: str) -> list[Path]:
     """Return the folders of a model's sessions; neither drafts nor those that were set apart.
 
-    A session whose record is damaged may be this model's.
+    A session whose record is damaged or missing may be this model's.
     """
-    paths = sorted((home / CHECKPOINTS).glob(f"[!.]*/{SESSION_FILE}"))
-    named = (p for p in paths if not p.parent.name.endswith(APART))
-    return [p.parent for p in named if _record_of(p).get("model", model) == model]
+    paths = sorted((home / CHECKPOINTS).glob("[!.]*/"))
+    named = (path for path in paths if not path.name.endswith(APART))
+    return [p for p in named if _record_of(p / SESSION_FILE).get("model", model) == model]
 
 
 def _record_of(path: Path) -> dict[str, object]:

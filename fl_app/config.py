@@ -2,13 +2,14 @@
 """The settings of the app: the records that its run config fills, read and checked once.
 
 A part that other apps use declares its settings in its own record, such as `Screening`; the
-settings of this app alone are declared here. The table in the README is made from both by
+settings of this app alone are declared here. The table in docs/settings.md is made from both by
 ``python -m fl_app.config``.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import re
 import sys
@@ -89,6 +90,14 @@ class PolicySettings:
     class_margin: Annotated[float, Field(ge=0), Key()] = 0.1
 
 
+def _require_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("addresses or networks such as 10.0.0.7,10.1.0.0/16") from None
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class ApiSettings:
     """The REST API of a server that waits for requests.
@@ -101,6 +110,9 @@ class ApiSettings:
         Address that the API listens on; one that other machines can reach requires a token.
     allowed_hosts : tuple[str, ...]
         Host names that clients may use, with commas; those of this machine are always allowed.
+    trusted_proxies : tuple[str, ...]
+        Addresses or networks, with commas, of proxies in front of the API: their
+        ``X-Forwarded-For`` tells which client asks.
     token_file : str | None
         File with the API's token; None: ``$FL_APP_API_TOKEN``, else no token.
     """
@@ -108,6 +120,10 @@ class ApiSettings:
     port: Annotated[int, Field(ge=0, le=65535), Key("api-port")] = 5001
     host: Annotated[str, Field(min_length=1), Key("api-host")] = "127.0.0.1"
     allowed_hosts: Annotated[tuple[str, ...], Key("api-allowed-hosts", listed=True)] = ()
+    trusted_proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_require_network)], ...],
+        Key("api-trusted-proxies", listed=True),
+    ] = ()
     token_file: Annotated[str | None, Key("api-token-file", off="", private=True)] = None
 
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.terminal import as_terminal
 
 from fl_app.cli import main
 from fl_app.events import RejectedReply
-from fl_app.rejected import rejected_tag
 from fl_app.retraining import MonitorStore, RetrainingManager
 from fl_app.retraining.memory.store import default_url
+from fl_app.versions.tags import rejected_tag
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
@@ -45,7 +46,7 @@ Command = Callable[..., Said]
 @pytest.fixture
 def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `fl-app WORDS` as its entry point does, in this process."""
-    monkeypatch.setenv("COLUMNS", "160")
+    as_terminal(monkeypatch, 160)
 
     def run(*words: str) -> Said:
         with pytest.raises(SystemExit) as ended:
@@ -166,12 +167,16 @@ def test_every_answer_comes_as_json_too(manager: ModelManager, fl_app: Command) 
 
     assert [row["version"] for row in told("versions")] == ["3", "2", "1"]
     assert told("compare", "1", "2")["differences"] == {"mAP50": pytest.approx(0.1)}
-    assert told("promote", "1") == {"version": "1", "stage": "Production"}
-    assert told("promote", "2", "--to", "staging") == {"version": "2", "stage": "Staging"}
+    assert told("promote", "1") == {"version": "1", "stage": "Production", "moved": True}
+    assert told("promote", "2", "--to", "staging") == {
+        "version": "2",
+        "stage": "Staging",
+        "moved": True,
+    }
     manager.set_version_tags("2", {"approval": "pending"})
     assert told("status")["pending_approval"] == ["2"]
     assert told("approve", "2")["stage"] == "Production"
-    assert told("rollback") == {"version": "1", "stage": "Production"}
+    assert told("rollback") == {"version": "1", "stage": "Production", "moved": True}
     assert told("prune", "--keep", "1")["dry_run"] is True
     request = told("trigger", "--reason", "a hunch")["request"]
     assert [row["id"] for row in told("history")] == [request]
@@ -270,7 +275,6 @@ def test_status_names_the_nodes_that_were_rejected(manager: ModelManager, fl_app
     ("words", "said"),
     [
         (("promote", "99"), "99"),
-        (("promote", "1", "--to", "prod"), "expected 'production' or 'staging'"),
         (("rollback",), "no"),
         (("compare", "1", "xyz"), "xyz"),
         (("versions", "--tracking-uri", "http://me:pass-word@127.0.0.1:9/"), "127.0.0.1:9"),
@@ -387,7 +391,7 @@ def test_a_home_is_checked_and_moved(
     moved = fl_app("home", "check")
     assert (moved.returncode, "--repair" in moved.stdout) == (1, True)
     repaired = fl_app("home", "check", "--repair")
-    assert (repaired.returncode, "locations in MLflow" in repaired.stdout) == (0, True)
+    assert (repaired.returncode, "locations in MLflow" in repaired.stderr) == (0, True)
     newest = manager.list_all_versions()[0]["version"]
     file = ModelManager().weights_path(newest)
     file.unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings: which values are rejected with which sentence; pyproject and README agree with them."""
+"""Settings: which values are rejected with which sentence; pyproject and docs agree with them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_pyproject_has_every_setting_with_its_default() -> None:
     assert {key: setting.key_default for key, setting in declared().items()} == DEFAULTS
 
 
-def test_the_readme_s_table_is_the_one_made_from_the_settings() -> None:
-    assert settings_table() in (ROOT / "README.md").read_text()
+def test_the_page_s_table_is_the_one_made_from_the_settings() -> None:
+    assert settings_table() in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_defaults_are_valid_on_both_sides() -> None:

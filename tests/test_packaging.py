@@ -63,7 +63,7 @@ def test_the_wheel_has_types_and_licences(tmp_path: Path) -> None:
     assert tops == {"fl_app", "fl_registry", "fl_models", "fl_app-0.1.0.dist-info"}
     assert any(name.endswith("licenses/LICENSES/AGPL-3.0-or-later.txt") for name in names)
     extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE))
-    assert extras == {"simulation", "server", "yolo", "postgres", "s3", "deploy"}
+    assert extras == {"simulation", "server", "yolo", "export", "postgres", "s3", "deploy"}
     core = [line for line in metadata.splitlines() if re.match("Requires-Dist: [^;]*$", line)]
     assert not [line for line in core if "==" in line or "ray" in line]
 

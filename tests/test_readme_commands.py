@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Every `fl-app` command in the README, run as it stands there on a store with a past."""
+"""Every `fl-app` command of some pages, run as it stands on a store with a past."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.docs import page
 
 from fl_app.cli import main
 from fl_app.retraining import MonitorStore
@@ -20,7 +21,7 @@ from fl_models.yolo import get_model
 from fl_registry import ModelManager
 from fl_registry.files.weights import save_weights
 
-ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "gates.md", "retraining.md", "status-page.md", "commands.md")
 IN_THE_TEXT, IN_A_BLOCK = "`", "^"
 COMMAND = r"uv run (fl-app (?:[^`\n\"#]|\"[^\"\n]*\")+)"
 LASTING = {"ui", "serve", "run", "deploy-local", "supernode"}
@@ -28,9 +29,9 @@ LASTING = {"ui", "serve", "run", "deploy-local", "supernode"}
 
 
 def commands(where: str) -> list[list[str]]:
-    """The README's commands in its order, without `uv run fl-app`."""
-    readme = (ROOT / "README.md").read_text()
-    found = re.findall(f"(?:{where}){COMMAND}", readme, re.MULTILINE)
+    """The pages' commands in their order, without `uv run fl-app`."""
+    text = "\n".join(map(page, PAGES))
+    found = re.findall(f"(?:{where}){COMMAND}", text, re.MULTILINE)
     return [shlex.split(words)[1:] for words in found]
 
 
@@ -63,7 +64,13 @@ def manager(home: Path, tmp_path: Path) -> ModelManager:
     ("where", "moves"),
     [
         (IN_THE_TEXT, ["promote 8 looked at the picture", "rollback 7 "]),
-        (IN_A_BLOCK, ["promote 8 it sees well", "promote 9 by hand", "rollback 8 9 misses ships"]),
+        (
+            IN_A_BLOCK,
+            [
+                *("promote 8 it sees well", "promote 9 by hand", "rollback 8 9 misses ships"),
+                *("archive 5 blurred pictures", "restore 5 only the copy was blurred"),
+            ],
+        ),
     ],
 )
 def test_they_run_as_written_and_do_what_is_said(
@@ -91,7 +98,7 @@ def test_they_run_as_written_and_do_what_is_said(
     assert str(request["reason"]).startswith("new pictures")
 
 
-def test_the_readme_shows_every_command() -> None:
+def test_the_pages_show_every_command() -> None:
     text = subprocess.run(
         [sys.executable, "-m", "fl_app.cli", "--help"],
         capture_output=True,

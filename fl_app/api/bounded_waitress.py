@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 from http import HTTPStatus
 from typing import Any
 
 import waitress.server
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask
 
 from fl_app.api.parsing import DETAILS, MAX_BODY, MAX_HEADERS, ApiError
@@ -39,9 +41,26 @@ class JsonErrors(ErrorTask):  # type: ignore[misc]
         self.write(body)
 
 
+_LENGTH = re.compile(rb"^(?:content-length|transfer-encoding)[ \t]*:", re.I | re.M)
+
+
+class OneLength(HTTPRequestParser):  # type: ignore[misc]
+    """Reads requests of which the end is told once."""
+
+    def parse_header(self, header_plus: bytes) -> None:
+        # A proxy that goes by the other length takes the rest for another client's request.
+        # Waitress goes on with the connection, and in HTTP/1.0 it ignores Transfer-Encoding.
+        lengths = _LENGTH.findall(header_plus)
+        old = header_plus.partition(b"\n")[0].rstrip().endswith(b"HTTP/1.0")
+        if lengths[1:] or (old and lengths and lengths[0][:1] in b"Tt"):
+            raise ParsingError("more than one length")
+        super().parse_header(header_plus)
+
+
 class Channel(HTTPChannel):  # type: ignore[misc]
     """One connection."""
 
+    parser_class = OneLength
     error_task_class = JsonErrors
     last_activity: float
 
@@ -79,7 +98,8 @@ def bounded_server(app: Any, bound: socket.socket, sockets: dict[int, Any]) -> A
         max_request_body_size=MAX_BODY + MAX_BODY // 2,  # a little over the limit of the app
         inbuf_overflow=MAX_BODY // 2,  # the rest of a body goes to disk
         asyncore_use_poll=True,  # file numbers above 1,023 are common in a training process
-        clear_untrusted_proxy_headers=True,
+        # `Guard.client` alone reads one of them, and knows of whom.
+        clear_untrusted_proxy_headers=False,
         ident=None,
     )
     server.channel_class = Channel

@@ -11,17 +11,19 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list, reply
+from fl_app.api.endpoint import Answer, Context, Endpoint, acting, part_of_list, reply
 from fl_app.api.parsing import ApiError, Body, Limit, Moment, Query, RequestId, Text, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.state import Baseline
 from fl_app.retraining.requests import Outcome
 
 NOT_ACCEPTED = (Outcome.JOINED, Outcome.SUPPRESSED, Outcome.SUGGESTED)
+SOURCE_HEADER = "X-Trigger-Source"
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _DESCRIPTIONS = {
     "best_accuracy": "Best score since the baseline was set.",
@@ -32,12 +34,29 @@ _DESCRIPTIONS = {
 
 
 class TriggerBody(Body):
-    """A request for retraining."""
+    """A request for retraining, or what Prometheus' Alertmanager posts to a webhook."""
 
     reason: Text = Field("", examples=["new pictures"])
     """Why; one sentence for people."""
-    force: bool = True
-    """Whether it passes cooldown and budget."""
+    force: bool | SkipJsonSchema[None] = None
+    """Whether it passes cooldown and budget; by default a person's does, an alert's does not."""
+    source: Literal["person", "alert"] | SkipJsonSchema[None] = None
+    """Who asks; an alert never passes cooldown and budget. The header `X-Trigger-Source` too."""
+    status: Literal["firing", "resolved"] = "firing"
+    """Of an alert; one that is resolved requests nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_alertmanager(cls, body: object) -> object:
+        """Read the body of Alertmanager's webhook, which has a list of alerts."""
+        if not isinstance(body, dict) or not isinstance(body.get("alerts"), list):
+            return body
+        parts = [body.get("commonLabels"), body.get("commonAnnotations")]
+        labels, notes = (part if isinstance(part, dict) else {} for part in parts)
+        name = labels.get("alertname") or f"{len(body['alerts'])} alerts"
+        about = notes.get("summary") or notes.get("description") or ""
+        reason = ": ".join(str(text) for text in ("Alertmanager", name, about) if text)
+        return {"source": "alert", "reason": reason[:500], "status": body.get("status")}
 
 
 class HistoryQuery(Query):
@@ -55,10 +74,10 @@ class MetricsQuery(Query):
 
 
 class Triggered(TypedDict):
-    """The request is written down."""
+    """The request is written down; one of a resolved alert is ignored."""
 
-    status: Literal["accepted", "joined", "suppressed", "suggested"]
-    request_id: RequestId
+    status: Literal["accepted", "joined", "suppressed", "suggested", "ignored"]
+    request_id: NotRequired[RequestId]
     reason: str
     why: NotRequired[str]
 
@@ -96,6 +115,38 @@ class FailureRow(TypedDict):
     time: Moment
 
 
+class RejectedRow(TypedDict):
+    """A rejected reply of a node."""
+
+    node_id: str
+    phase: Literal["train", "evaluate"]
+    reason: str
+    in_a_row: Annotated[int, Field(ge=1)]
+
+
+class SessionRow(TypedDict):
+    """The session under way; ``silent`` if its process has written nothing for a minute."""
+
+    id: str
+    run_id: str
+    trigger: str
+    parent_version: Version | None
+    num_rounds: Annotated[int, Field(ge=0)]
+    round: Annotated[int, Field(ge=0)]
+    phase: Literal["starting", "waiting", "train", "evaluate", "finishing"]
+    requested: Annotated[int, Field(ge=0)]
+    answered: Annotated[int, Field(ge=0)]
+    nodes: list[str]
+    rejected: list[RejectedRow]
+    rejected_before: list[RejectedRow]
+    round_seconds: float | None
+    started: Moment
+    round_started: Moment
+    written: Moment
+    seconds_left: float | None
+    silent: bool
+
+
 class ProbationRow(TypedDict):
     """The probation of the version in production; it ends at ``until`` at the earliest."""
 
@@ -118,6 +169,7 @@ class Status(TypedDict):
     running: RequestRow | None
     pending: RequestRow | None
     probation: ProbationRow | None
+    session: SessionRow | None
     failing: dict[str, str]
 
 
@@ -132,10 +184,22 @@ class Health(TypedDict):
 def trigger_retrain(api: Context, body: TriggerBody, new_id: str) -> Answer:
     """Request a retraining session. It is written down when the answer comes.
 
-    At most one request is pending; more join it.
+    At most one request is pending; more join it. The webhook of Prometheus' Alertmanager may be
+    sent here as it is: a firing alert is a request within cooldown and budget.
     """
-    manager = api.manager
-    request_id = manager.manual_trigger(body.reason, force=body.force, request_id=new_id)
+    manager, source = api.manager, body.source or request.headers.get(SOURCE_HEADER, "person")
+    if source not in ("person", "alert"):
+        raise ApiError(400, f"{SOURCE_HEADER} is {source[:40]!r}, expected 'person' or 'alert'.")
+    from_alert = "alert" in (source, request.headers.get(SOURCE_HEADER))
+    if from_alert and body.force:
+        raise ApiError(400, "An alert cannot be forced; leave out 'force', or 'alert' as source.")
+    if body.status == "resolved":
+        over = "The alert is resolved, so nothing is requested."
+        return {"status": "ignored", "reason": body.reason, "why": over}
+    force, who = not from_alert if body.force is None else body.force, acting("")
+    reason = body.reason or ("an alert requested it" if from_alert else "")
+    reason = f"{reason} (requested by {who})" if who else reason
+    request_id = manager.manual_trigger(reason, force=force, request_id=new_id)
     row = manager.store.requests.get(new_id) or {}
     status = row["outcome"] if row["outcome"] in NOT_ACCEPTED else "accepted"
     why = {"why": row["why"]} if row["why"] else {}
@@ -162,6 +226,15 @@ def requests_now(manager: RetrainingManager) -> dict[str, Any]:
     return {name: r if r is None else memory.get(r.id) for name, r in requests.items()}
 
 
+def session_status(api: Context) -> dict[str, Any] | None:
+    """Return how far the session under way is; None if none is."""
+    live, now = api.live(), api.now()
+    if live is None:
+        return None
+    row = dict(to_jsonable_python(live))
+    return {**row, "seconds_left": live.seconds_left(now), "silent": live.is_silent(now)}
+
+
 def probation_status(api: Context) -> dict[str, Any] | None:
     """Return the probation of the version in production; None where it is not known just now."""
     try:
@@ -172,11 +245,12 @@ def probation_status(api: Context) -> dict[str, Any] | None:
 
 
 def status(api: Context, _: Query) -> Answer:
-    """Tell whether the monitor runs, which requests run or wait, and what fails."""
+    """Tell whether the monitor runs, what requests and session are under way, and what fails."""
     return {
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
+        "session": session_status(api),
         "failing": api.failing(None if api.backlog is None else api.backlog()),
     }
 
@@ -203,7 +277,10 @@ def metrics(api: Context, query: MetricsQuery) -> Response:
     """
     text, json = _weight("text/plain", "application/openmetrics-text"), _weight("application/json")
     if query.format == "prometheus" or (query.format is None and text > json):
-        response = Response(generate_latest(api.metrics), content_type=PROMETHEUS)
+        now = CollectorRegistry()
+        now.register(HealthCollector(api))
+        text_of_both = generate_latest(api.metrics) + generate_latest(now)
+        response = Response(text_of_both, content_type=PROMETHEUS)
     else:
         response = reply(200, monitor_metrics(api.manager))
     response.headers["Vary"] = "Accept"
@@ -251,6 +328,32 @@ class MonitorCollector(Collector):
         for outcome, count in values["requests"].items():
             requests.add_metric([outcome], count)
         yield requests
+
+
+class HealthCollector(Collector):
+    """What ``/health`` tells, as numbers.
+
+    Parameters
+    ----------
+    api : Context
+        What the routes work with.
+    """
+
+    def __init__(self, api: Context) -> None:
+        self._api = api
+
+    def collect(self) -> Iterator[Metric]:
+        """Look now."""
+        backlog = None if self._api.backlog is None else self._api.backlog()
+        failing = GaugeMetricFamily(
+            "fl_app_failing", "1 for each part that fails.", labels=["part"]
+        )
+        for part in sorted(self._api.failing(backlog)):
+            failing.add_metric([part], 1)
+        yield failing
+        if backlog is not None:
+            text = "Rounds on disk that MLflow does not have yet."
+            yield GaugeMetricFamily("fl_app_backlog_rounds", text, value=backlog.rounds)
 
 
 def all_metrics(manager: RetrainingManager, collectors: Iterable[Collector]) -> CollectorRegistry:

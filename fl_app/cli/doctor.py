@@ -19,16 +19,18 @@ import typer
 from packaging.requirements import Requirement
 
 from fl_app.backlog import unfinished_sessions
-from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
-from fl_app.cli.output import console, escape, print_json, table
+from fl_app.cli.options import Json, Monitor, Name, Uri, missing_model, open_monitor
+from fl_app.cli.output import facts, in_commands, print_json, show
+from fl_app.cli.status import damaged
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_package
 from fl_app.flower_internals import lost
 from fl_app.retraining import MonitorStore
 from fl_app.retraining.memory.errors import MonitorStoreError, memory_errors
-from fl_registry import Gone, ModelManager, RegistryError, Stage, app_home
+from fl_registry import Gone, ModelManager, RegistryError, Stage, StoreUnavailable, app_home
+from fl_registry.files import sqlite
 from fl_registry.files.artifacts import own_bytes
-from fl_registry.files.atomic import remove_unfinished, scratch_folder, unfinished, write_whole
+from fl_registry.files.atomic import abandoned, remove_abandoned, scratch_folder, write_whole
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.journal.entries import as_moment, tenures
 from fl_registry.mlflow.address import server_time
@@ -40,8 +42,6 @@ MIN_FREE = 1 << 30
 """Free bytes in the app's home below which a session may not have room for its rounds."""
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """How much clocks may differ."""
-ABANDONED_AFTER = timedelta(hours=1)
-"""Age from which an unfinished file belongs to no process any more."""
 TESTED = ("flwr", "mlflow")
 """Packages whose versions are checked."""
 END_IT = "end it with `fl-app stop`; the next run starts a new one"
@@ -89,11 +89,8 @@ def doctor(
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
-        shown = table()
-        for check in checks:
-            word = {True: "ok", False: "WRONG", None: "-"}[check.ok]
-            shown.add_row(word, check.name, escape(check.detail))
-        console.print(shown)
+        words = {True: "ok", False: "WRONG", None: "-"}
+        show(facts((words[check.ok], check.name, check.detail) for check in checks))
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
@@ -120,7 +117,7 @@ def examine(
         "leftovers": lambda: check_leftovers(home, now),
         "sessions": lambda: check_sessions(home, manager.registered_model_name),
         "superlink": check_superlink,
-        "monitor": lambda: check_monitor(open_memory),
+        "monitor": lambda: check_monitor(open_memory, home / "monitor.db"),
     }
     past, uri = last_written(home), manager.tracking_uri
     in_store: dict[str, Callable[[], Finding]] = {
@@ -129,8 +126,10 @@ def examine(
         "aliases": lambda: check_aliases(manager),
         "artifacts": lambda: check_artifacts(manager, deep=deep),
     }
-    place, unread = manager.backend.connection.place, list[Check]()
+    unread, file = list[Check](), manager.backend.connection.file
     try:
+        if file is not None and (damage := sqlite.problem(file)):
+            raise StoreUnavailable(damage)
         manager.ping()
         # Opens MLflow, which a database of another version refuses.
         next(iter(manager.backend.versions(at_once=1)), None)
@@ -141,7 +140,7 @@ def examine(
     else:
         checks |= {
             "clock": lambda: check_clock(now, past | last_entry(manager), server_time(uri)),
-            "store": lambda: (True, f"{manager.registered_model_name} can be read in {place}"),
+            "store": lambda: check_model(manager),
             **in_store,
         }
     return [*(_checked(name, check) for name, check in checks.items()), *unread]
@@ -149,7 +148,7 @@ def examine(
 
 def repaired(manager: ModelManager) -> list[Check]:
     """Remove leftovers and set aliases and stages right; return what was done and what failed."""
-    removed = remove_unfinished(app_home(), older_than=ABANDONED_AFTER, now=datetime.now(UTC))
+    removed = remove_abandoned(app_home(), now=datetime.now(UTC))
     done = [Check("repair", True, f"{len(removed)} leftovers removed")] if removed else []
 
     def reconcile() -> Finding:
@@ -169,7 +168,7 @@ def _checked(name: str, check: Callable[[], Finding]) -> Check:
     try:
         return Check(name, *check())
     except (DeploymentError, RegistryError, MonitorStoreError) as error:
-        return Check(name, False, str(error))
+        return Check(name, False, in_commands(str(error)))
 
 
 def check_versions(present: Mapping[str, str] | None = None) -> Finding:
@@ -221,7 +220,7 @@ def check_disk(home: Path, min_free: int = MIN_FREE) -> Finding:
 
 def check_leftovers(home: Path, now: datetime) -> Finding:
     """Check that killed processes have left no unfinished files."""
-    left = unfinished(home, before=now - ABANDONED_AFTER)
+    left = abandoned(home, now=now)
     if not left:
         return True, "nothing unfinished"
     size = sum(own_bytes(p) if p.is_dir() else p.lstat().st_size for p in left)
@@ -233,16 +232,29 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
 
 
 def check_sessions(home: Path, model: str) -> Finding:
-    """Check that no session was set apart, so that its rounds are in no registry."""
+    """Check that no session is damaged or was set apart, so that rounds are in no registry."""
     apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    damage = damaged(home, model)
+    if damage:
+        session, what = next(iter(damage.items()))
+        return False, (
+            f"{len(damage)} damaged, such as {session} ({what}); the next run hands over what is "
+            "whole, sets the rest apart and starts a new session"
+        )
     if not apart:
-        return True, "none was set apart"
+        return True, "none is damaged or set apart"
     first = apart[0]
     return False, (
         f"{len(apart)} set apart, such as {first.id} with {first.rounds} rounds "
         f"({first.why or 'for an unknown reason'}); `fl-app recover {first.id}` hands them over, "
         "with --discard deletes them"
     )
+
+
+def check_model(manager: ModelManager) -> Finding:
+    """Check that the store has the model, if it has any."""
+    missing, place = missing_model(manager), manager.backend.connection.place
+    return not missing, missing or f"{manager.registered_model_name} can be read in {place}"
 
 
 def is_gone(manager: ModelManager, version: str) -> bool:
@@ -299,8 +311,10 @@ def last_entry(manager: ModelManager) -> dict[str, datetime]:
     return {"the ledger's last entry": as_moment(entries[-1].time)} if entries else {}
 
 
-def check_monitor(open_memory: Callable[[], MonitorStore]) -> Finding:
-    """Check that the monitor's database can be read."""
+def check_monitor(open_memory: Callable[[], MonitorStore], file: Path | None = None) -> Finding:
+    """Check that the monitor's database can be read, and that its SQLite file is whole."""
+    if file is not None and (damage := sqlite.problem(file)):
+        return False, damage
     try:
         return True, f"{len(open_memory().requests.history())} requests on record"
     except memory_errors() as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_app.cli.options import Json, Uri
-from fl_app.cli.output import console, escape, print_json, say, table
+from fl_app.cli.output import facts, note, print_json, say, show
 from fl_registry.home import app_home
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 MAX_NAMED = 5
 """Files that are named; more are counted."""
 
-home = typer.Typer(no_args_is_help=True, help="Check the app's folder, or move it.")
+home = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Check the app's folder, or move it."
+)
 
 
 @home.command()
@@ -39,28 +41,31 @@ def check(
 
     connection = Connection(uri or None, app_home())
     if repair and (changed := connection.settle()):
-        say(f"{changed} locations in MLflow name this folder now.")
+        note(f"{changed} locations in MLflow name this folder now.")
     state = look(connection)
     rows = {"folder": _folder(state), "files": _files(state), "links": _links(state)}
     if as_json:
         print_json(asdict(state))
     else:
-        shown = table()
-        for name, (ok, detail) in rows.items():
-            shown.add_row("ok" if ok else "WRONG", name, escape(detail))
-        console.print(shown)
+        told = (("ok" if ok else "WRONG", name, why) for name, (ok, why) in rows.items())
+        show(facts(told))
     raise typer.Exit(0 if all(ok for ok, _ in rows.values()) else 1)
 
 
 @home.command()
 def move(
     to: Annotated[str, typer.Argument(help="The new folder; it must not exist, or be empty.")],
+    *,
     uri: Uri = "",
+    as_json: Json = False,
 ) -> None:
     """Move the home to another folder, and tell MLflow where its files are then."""
     from fl_registry.mlflow.home import move_home
 
     moved = move_home(uri or None, app_home(), Path(to))
+    if as_json:
+        print_json({"home": str(moved.home)})
+        return
     say(f"The home is {moved.home} now; use it with: export FL_APP_HOME={quote(str(moved.home))}")
 
 

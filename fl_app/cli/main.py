@@ -6,11 +6,14 @@ Errors end it with one sentence and status 1.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
+import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
@@ -28,6 +31,11 @@ COMMANDS = {
     ),
     "approve": ("versions", "Move a version that waits for approval to Production."),
     "reject": ("versions", "Archive a version that waits for approval."),
+    "archive": ("versions", "Archive a version that is not in Production."),
+    "restore": (
+        "versions",
+        "Move an archived version back to Staging; the present one there is archived.",
+    ),
     "rollback": ("versions", "Move the version that was in Production before back to Production."),
     "prune": (
         "versions",
@@ -36,6 +44,10 @@ COMMANDS = {
     "acknowledge": (
         "versions",
         "Record that the files of a version are lost and that this is known; `doctor` ends with 0.",
+    ),
+    "card": (
+        "versions",
+        "Write a version's model card in Markdown, from what registry and journal know.",
     ),
     "export": (
         "yolo",
@@ -72,6 +84,7 @@ COMMANDS = {
         "pages",
         "Serve the status page and the API until Ctrl-C; requests wait for the next run.",
     ),
+    "people": ("pages", "Make and revoke the tokens of people who use the page and the API."),
     "deploy-local": (
         "deploy",
         "MLflow, a SuperLink with TLS and its SuperNodes on this machine, until Ctrl-C.",
@@ -87,6 +100,8 @@ COMMANDS = {
     "home": ("home", "Check the app's folder, or move it."),
 }
 """By name: the module in `fl_app.cli`, and the first sentence of the function's docstring."""
+HELP = {"help_option_names": ["-h", "--help"]}
+"""For all commands."""
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For commands whose arguments are Flower's."""
 
@@ -95,11 +110,25 @@ def load(name: str) -> Any:
     """Return a command, with what it imports."""
     function = getattr(import_module(f"fl_app.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
     if isinstance(function, typer.Typer):
-        return get_command(function)
+        return _with_help(get_command(function))
     alone = typer.Typer(add_completion=False)
-    settings = PASSED_ON if name in ("run", "supernode") else None
-    alone.command(name, context_settings=settings)(function)
-    return get_command(alone)
+    settings = PASSED_ON if name in ("run", "supernode") else {}
+    alone.command(name, context_settings={**HELP, **settings})(function)
+    return _with_help(get_command(alone))
+
+
+def _with_help(command: Any) -> Any:
+    """Return a command whose arguments have their help: Typer loses it with a Click from 8.5 on."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            _with_help(each)
+        return command
+    own = inspect.signature(command.callback, eval_str=True).parameters
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            annotated: Any = own[parameter.name].annotation
+            parameter.help = annotated.__metadata__[0].help
+    return command
 
 
 class Commands(TyperGroup):
@@ -117,14 +146,21 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that is used."""
-        name, command, left = super().resolve_command(ctx, args)
+        try:
+            name, command, left = super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], COMMANDS) if args else []
+            if not near:
+                raise
+            sentence = f"No such command {args[0]!r}; did you mean {' or '.join(near)}?"
+            raise click.UsageError(sentence, ctx) from error
         return name, command and load(str(name)), left
 
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP,
     pretty_exceptions_enable=False,  # they would show variables, and passwords among them
 )
 
@@ -151,7 +187,7 @@ def _of_all_commands(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     try:
-        app(arguments)
+        app(arguments, prog_name="fl-app")
     except Exception as error:
         from fl_app.cli.output import fail
         from fl_app.deploy.errors import DeploymentError
@@ -164,4 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fail(
                 f"The monitor's database does not answer ({type(error).__name__}); check --monitor."
             )
+        if isinstance(error, OSError):
+            what = f"{error.filename}: " if error.filename else ""
+            fail(f"{what}{error.strerror or type(error).__name__}.")
         raise

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
 
 from fl_app.backlog import UnfinishedSession, unfinished_sessions
 from fl_app.cli.options import Json, Name, Uri, open_registry
-from fl_app.cli.output import console, escape, fail, print_json, table
+from fl_app.cli.output import Column, Part, Table, fail, note, print_json, show
 from fl_app.strategy.errors import CheckpointError, ResumeError
 from fl_registry import FederatedLearningTracker, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
@@ -38,7 +37,7 @@ def recover(
         if as_json:
             print_json([asdict(each) for each in found])
         else:
-            console.print(_listed(found) if found else "No session is unfinished.")
+            show(*(_listed(found) if found else [f"No session of {name} is unfinished."]))
         return
     chosen = next((each for each in found if each.id.startswith(session)), None)
     if chosen is None:
@@ -57,15 +56,19 @@ def recover(
     if as_json:
         print_json(asdict(chosen))
     else:
-        console.print(escape(sentence))
+        show(sentence)
 
 
-def _listed(sessions: list[UnfinishedSession]) -> RenderableType:
-    shown = table("session", "rounds", "state", "why", no_wrap=("session",))
-    for each in sessions:
-        state = "set apart" if each.apart else "waits for the next run, or runs"
-        shown.add_row(each.id, str(each.rounds), state, escape(each.why or "-"))
-    return Group(
-        shown,
-        "`fl-app recover SESSION` hands its rounds to MLflow; with --discard it is deleted.",
-    )
+def _listed(sessions: list[UnfinishedSession]) -> list[Part]:
+    columns = (Column("session"), Column("rounds"), Column("state", text=True))
+    rows = [
+        (
+            each.id,
+            str(each.rounds),
+            "set apart" if each.apart else "waits for the next run, or runs",
+            each.why or "-",
+        )
+        for each in sessions
+    ]
+    note("`fl-app recover SESSION` hands its rounds to MLflow; with --discard it is deleted.")
+    return [Table((*columns, Column("why", text=True)), rows)]

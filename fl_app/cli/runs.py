@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from fl_app.cli.output import console, fail, say
+from fl_app.cli.options import Json
+from fl_app.cli.output import fail, print_json, say, show
 from fl_registry.errors import require
 
 
@@ -47,7 +48,9 @@ def run(ctx: typer.Context) -> None:
 
 
 def stop(
-    *, force: Annotated[bool, typer.Option("--force", help="End a run in progress too.")] = False
+    *,
+    force: Annotated[bool, typer.Option("--force", help="End a run in progress too.")] = False,
+    as_json: Json = False,
 ) -> None:
     """End Flower's local SuperLink, which `fl-app run` and `flwr run` leave running."""
     from fl_app.deploy.local_superlink import LocalSuperLink, has_runs
@@ -57,7 +60,7 @@ def stop(
     if process is None:
         if superlink.answers():
             fail(superlink.foreign)
-        console.print(f"No SuperLink of yours runs on port {superlink.port}.")
+        _stopped(superlink.port, None, as_json=as_json)
         return
     if has_runs(process) and not force:
         fail(
@@ -65,4 +68,13 @@ def stop(
             "wait for it, or end both with `fl-app stop --force`."
         )
     superlink.stop(process)
-    console.print(f"The SuperLink on port {superlink.port} (process {process.pid}) has ended.")
+    _stopped(superlink.port, process.pid, as_json=as_json)
+
+
+def _stopped(port: int, process: int | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"port": port, "process": process})
+    elif process is None:
+        show(f"No SuperLink of yours runs on port {port}.")
+    else:
+        show(f"The SuperLink on port {port} (process {process}) has ended.")

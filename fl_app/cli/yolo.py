@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
 
-from fl_app.cli.output import escape, fail, table
+from fl_app.cli.options import VersionOrStage, choice
+from fl_app.cli.output import Column, Part, Table, fail
 from fl_app.cli.versions import Answer, of_registry
+from fl_app.versions.texts import number_text
 from fl_app.yolo_versions import evaluate_version, export_version
 from fl_registry import ModelManager
 from fl_registry.errors import require
@@ -19,9 +20,11 @@ from fl_registry.errors import require
 @of_registry
 def export(
     manager: ModelManager,
-    version: str,
-    file: Path,
-    arguments: Annotated[list[str] | None, typer.Argument()] = None,
+    version: VersionOrStage,
+    file: Annotated[Path, typer.Argument(help="File to write, such as best.pt or best.onnx.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Those of Ultralytics' export, such as imgsz=640.")
+    ] = None,
     *,
     format: Annotated[
         str, typer.Option(help="onnx, torchscript, …; default: by the file's ending.")
@@ -37,9 +40,8 @@ def export(
     chosen = {"format": format, "half": half, "force": force}
     done = export_version(manager, version, file, **chosen, **_ultralytics(arguments or []))
 
-    def text() -> RenderableType:
-        size, name = done["bytes"] / 1e6, escape(done["file"])
-        return f"Version {done['version']} is in {name} ({size:.1f} MB)."
+    def text() -> list[Part]:
+        return [f"Version {done['version']} is in {done['file']} ({done['bytes'] / 1e6:.1f} MB)."]
 
     return done, text
 
@@ -47,10 +49,12 @@ def export(
 @of_registry
 def evaluate(
     manager: ModelManager,
-    version: str,
+    version: VersionOrStage,
     *,
     data: Annotated[str, typer.Option(help="A data.yaml in Ultralytics' layout.")],
-    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    split: Annotated[
+        str, typer.Option(help="Its pictures.", click_type=choice("val", "test", "train"))
+    ] = "val",
     imgsz: Annotated[int, typer.Option(help="Side in pixels; 0: as in training.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Pictures that are scored at once.", min=1)] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, …")] = "auto",
@@ -59,8 +63,6 @@ def evaluate(
 
     VERSION is a number or a stage. The classes of the data set are matched by their names.
     """
-    if split not in (splits := ("val", "test", "train")):
-        fail(f"--split is {split!r}, expected {', '.join(splits)}.")
     try:
         found = evaluate_version(
             manager, version, data, split=split, imgsz=imgsz, batch=batch, device=device
@@ -68,19 +70,22 @@ def evaluate(
     except (ValueError, RuntimeError) as error:  # of the data set, or of the device
         fail(f"Nothing was scored: {error}.")
 
-    def text() -> RenderableType:
-        numbers = ("precision", "recall", "mAP50", "mAP50-95")
-        shown = table("class", "images", "boxes", *numbers)
+    def text() -> list[Part]:
+        numbers = {"precision": 1, "recall": 2, "mAP50": 0, "mAP50-95": 3}
+        columns = (Column("class", text=True), Column("images", drop=4), Column("boxes", drop=5))
+        rows = []
         boxes = sum(row["instances"] for row in found.classes)
         every = {"class": "all", "images": found.pictures, "instances": boxes, **found.scores}
         for row in [every, *found.classes]:
             counts = (str(row["images"]), str(row["instances"]))
-            shown.add_row(escape(str(row["class"])), *counts, *(f"{row[n]:.4f}" for n in numbers))
+            scores = (number_text(row[name]) for name in numbers)
+            rows.append((str(row["class"]), *counts, *scores))
         sentence = (
-            f"Version {found.version} on {found.split} of {escape(found.data)}, "
-            f"{found.image_size} pixels:"
+            f"Version {found.version} on {found.split} of {found.data}, {found.image_size} pixels:"
         )
-        return Group(sentence, shown, *(f"Note: {escape(note)}." for note in found.notes))
+        shown = (Column(name, drop=drop) for name, drop in numbers.items())
+        notes = (f"Note: {note}." for note in found.notes)
+        return [sentence, Table((*columns, *shown), rows), *notes]
 
     return found.as_row(), text
 

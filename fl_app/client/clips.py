@@ -91,6 +91,16 @@ def clips_of(pictures: Sequence[Path], groups: Mapping[str, str]) -> tuple[str, 
     )
 
 
+def known_clips(pictures: Sequence[Path], groups: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the clip of each picture; empty if neither ``groups`` nor a name says any.
+
+    Empty as well if all are of one clip, from which other clips cannot be told.
+    """
+    clips = clips_of(pictures, groups)
+    several = 1 < len(set(clips)) < len(clips)
+    return clips if several or (len(clips) > 1 and {*clips} <= {*groups.values()}) else ()
+
+
 def by_clip(clips: Sequence[str]) -> list[list[int]]:
     """Return the indices of each clip's pictures, in the order of their first pictures."""
     members: dict[str, list[int]] = {}

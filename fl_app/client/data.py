@@ -121,7 +121,7 @@ def load_node_data(config: ClientConfig, names: Sequence[str]) -> NodeData:
             clips=dict(zip(own.train, own.clips, strict=True)),
             every=config.holdout_every,
         )
-        own = replace(own, train=train, val=holdout)
+        own = replace(own, train=train, val=holdout, val_clips=())
     ignore = config.unknown_classes == "ignore-others"
     try:
         spec = own.for_model(names, ignore_others=ignore)

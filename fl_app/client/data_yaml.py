@@ -20,6 +20,7 @@ from fl_app.client.clips import (
     GroupsError,
     clips_of,
     held_out,
+    known_clips,
     named_groups,
     read_groups,
 )
@@ -123,6 +124,7 @@ def load_data_spec(
         names,
         keypoints=_keypoints(content, file),
         clips=clips,
+        val_clips=known_clips(val, groups),
         notes=tuple(listing.notes),
     )
 

@@ -174,7 +174,8 @@ def _train(
     _prepare_loss(model, settings, epoch=first)
     dataset.open_mosaic()
     with closing(dataset.loader(place)) as loader:
-        schedule = Schedule(settings, epoch=first, local_epochs=epochs, batches=len(loader))
+        rounds = {"epoch": first, "local_epochs": epochs, "batches": len(loader)}
+        schedule = Schedule(settings, **rounds, kept=bool(kept))
         decay, count = schedule.weight_decay, len(dataset.data["names"])
         optimizer = build_optimizer(model, settings, num_classes=count, weight_decay=decay)
         restore_optimizer(optimizer, kept or {})

@@ -44,6 +44,8 @@ _PREFIX = "whsec_"
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 # The translation prefixes of RFC 6052 and RFC 8215, and the compatible form of RFC 4291.
 _IPV4_INSIDE = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+# Documentation (RFC 9637), which Python before 3.13 takes for public.
+_NOT_GLOBAL = ipaddress.IPv6Network("3fff::/20")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _PORTS = {"http": 80, "https": 443}
 _EXAMPLE = "expected one such as https://hooks.example.org/fl-app"
@@ -256,9 +258,9 @@ def read_secret(path: str | None = None) -> str:
 def _seconds(retry_after: str) -> float:
     """Return the seconds that a ``Retry-After`` header requests; 0 if it cannot be read."""
     try:
-        return min(urllib3.Retry().parse_retry_after(retry_after), MAX_PAUSE)
-    except (InvalidHeader, ValueError, OverflowError):
-        return 0.0
+        return max(0.0, min(urllib3.Retry().parse_retry_after(retry_after), MAX_PAUSE))
+    except (InvalidHeader, ValueError, OverflowError, LookupError, TypeError):
+        return 0.0  # the last two of Python's own parser of dates
 
 
 class ForbiddenAddressError(ValueError):
@@ -377,7 +379,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if parsed.is_site_local or parsed not in _GLOBAL_UNICAST:
+        if parsed not in _GLOBAL_UNICAST or parsed in _NOT_GLOBAL:
             return False
     return parsed.is_global and not parsed.is_multicast
 

@@ -132,6 +132,8 @@ class LifecycleStrategy(Strategy):
     RegistryError
         If MLflow does not answer at the start, or refuses. Once a session has started, rounds are
         queued on disk while MLflow is down.
+    CheckpointError
+        If the disk does not take what a session starts with, or its last model.
     TypeError, ValueError
         If an argument cannot be honoured: the strategy is none of the message API or overrides
         ``start()``, ``early_stopping`` or ``shadow`` has no ``metric``, a word is not known.
@@ -249,6 +251,7 @@ class LifecycleStrategy(Strategy):
                         grid, arrays, left, timeout, train_config, evaluate_config
                     )
                     run.hand.require_model()
+                    run.live.begin("finishing", run.hand.current.round)
                     # Have the nodes compare what waits for approval, and the worker conclude.
                     if run.drained():
                         nodes.server_round = num_rounds
@@ -285,7 +288,9 @@ class LifecycleStrategy(Strategy):
             config.update(setup.monitor.data_orders())
         deadline = setup.rounds.node_wait_timeout
         waits = NodeDeadline(grid, self.strategy, phase="train", seconds=deadline)
+        run.live.begin("waiting", number)
         messages = hand.send(self.strategy.configure_train(number, arrays, config, waits))
+        run.live.begin("train", number, len(messages))
         for message in messages[:1]:  # a strategy may send another model than the global one
             sent = [each for each in message.content.values() if isinstance(each, ArrayRecord)]
             hand.sent = sent[0] if len(sent) == 1 else arrays
@@ -303,6 +308,7 @@ class LifecycleStrategy(Strategy):
             return None, None
         # Screen the replies as they arrive, and aggregate them.
         rules, needs, schema = setup.rounds.screening, needs_of(strategy), hand.schema
+        replies = run.live.arriving(replies)
         if not schema:  # the server has no model: the nodes' must agree, so wait for all of them
             replies = list(replies)
             schema = agreed_schema(replies, rules, needs)
@@ -315,8 +321,10 @@ class LifecycleStrategy(Strategy):
             requested=hand.requested,
             metric=setup.metric,
         )
+        run.live.screen(screened.rejected)
         made = aggregate(strategy, number, screened, hand.schema)
         hand.note_rejected("train", number, screened, made.rejected)
+        run.live.rejected(hand.rejected)
         hand.current = ClosedRound(number, made.problem, tags=hand.tags, rejected=hand.rejected)
         if made.arrays is None:
             if not hand.made_model:
@@ -347,12 +355,15 @@ class LifecycleStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the inner strategy sample the nodes that evaluate."""
-        hand, seconds = self._run.hand, self.setup.rounds.node_wait_timeout
+        run, seconds = self._run, self.setup.rounds.node_wait_timeout
+        hand = run.hand
         if hand.stopped:
             return []
         waits = NodeDeadline(grid, self.strategy, phase="evaluate", seconds=seconds)
         number = server_round + hand.offset
-        return hand.send(self.strategy.configure_evaluate(number, arrays, config, waits))
+        messages = hand.send(self.strategy.configure_evaluate(number, arrays, config, waits))
+        run.live.begin("evaluate", number, len(messages))
+        return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -363,14 +374,16 @@ class LifecycleStrategy(Strategy):
         if hand.stopped:
             return None
         screened = screen_evaluate(
-            replies,
+            run.live.arriving(replies),
             setup.rounds.screening,
             needs=needs_of(strategy, evaluate=True),
             requested=hand.requested,
             metric=setup.metric,
         )
+        run.live.screen(screened.rejected)
         clients = aggregate_evaluate(strategy, number, screened)
         hand.note_rejected("evaluate", number, screened, {})
+        run.live.rejected(hand.rejected)
         closed = replace(
             hand.current,
             clients=clients,
@@ -393,6 +406,7 @@ class LifecycleStrategy(Strategy):
         end_run(self.setup, "KILLED", LAST_SECONDS[1])
 
     def _close_round(self, run: SessionRun, closed: ClosedRound) -> None:
+        run.live.closed(closed.seconds)
         waiting = run.rounds.save(closed, "closed")
         run.outbox.make_room()
         run.outbox.put(waiting)
@@ -408,7 +422,7 @@ class LifecycleStrategy(Strategy):
             run.leave_queue("its last steps")
             return
         run.outbox.put(LastSteps(run.hand.stopped, shadow))
-        run.drained(last=True)
+        run.drained()
 
     @property
     def _run(self) -> SessionRun:

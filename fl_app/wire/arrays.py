@@ -23,16 +23,20 @@ STYPE = "numpy.ndarray"
 _HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
 _MAX_HEADER = 10_000  # as in numpy
 _NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
+# No two parts that can match the same blanks are neighbours, so that the time is linear.
 _HEADER = re.compile(
     rb"\{ *'descr': *'([<>|=]?[biufc][0-9]{1,2})', *'fortran_order': *(True|False),"
-    rb" *'shape': *\(((?: *N *,)+ *N? *| *)\),? *\} *\n?".replace(b"N", _NUMBER)
+    rb" *'shape': *\( *+((?:N *+, *+)*+(?:N *+)?+)\),? *\} *\n?".replace(b"N", _NUMBER)
 )
+_MAX_AXES = 64  # as in numpy
 _WIDEST = 8
 _EXACT = 2**53
 """The largest integer up to which float64, in which integers are averaged, is exact."""
 _LARGEST = {size: np.finfo(f"f{size}").max for size in (4, 8, np.longdouble(0).itemsize)}
 """Largest float by size in bytes, of the floats that are precise enough to be squared."""
 MAX_NAME = 200  # characters of a name that a node chose
+MAX_FIRST = 4_000
+"""Arrays of a first model, which nodes make: there is no other to compare theirs with."""
 SMALL = 16_384
 """Bytes of an array up to which it is read together with others."""
 
@@ -99,6 +103,8 @@ def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
         dtype = np.dtype(match[1].decode())
     except TypeError:
         raise ArrayError(f"holds numbers of an unknown kind {match[1].decode()!r}") from None
+    if (axes := match[3].count(b",")) > _MAX_AXES:
+        raise ArrayError(f"has {axes} axes, numpy has at most {_MAX_AXES}")
     shape = tuple(int(size) for size in match[3].split(b",") if size.strip())
     return dtype, str(dtype), match[2] == b"True", shape
 
@@ -396,6 +402,11 @@ def model_values(
     """
     if not arrays and not schema:
         raise OtherArrayError("it has no arrays, and the server has no model yet")
+    if not schema and len(arrays) > MAX_FIRST:
+        raise OtherArrayError(
+            f"it has {len(arrays)} arrays, expected at most {MAX_FIRST}; give start() the "
+            "initial_arrays of a larger model"
+        )
     if schema and (why := other_names(arrays.keys(), schema.keys())):
         raise OtherArrayError(f"its arrays are not the model's: {why}")
     checked, document = {}, is_document(schema)

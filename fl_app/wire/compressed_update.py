@@ -83,8 +83,15 @@ class UpdateHeader:
         }
 
 
-def read_header(record: Mapping[str, Any]) -> UpdateHeader:
+def read_header(record: Mapping[str, Any], *, most: int) -> UpdateHeader:
     """Read and validate the description of a reply's encoded arrays.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        The ConfigRecord of the reply.
+    most : int
+        Arrays that the model has; of more, none is looked at.
 
     Raises
     ------
@@ -92,6 +99,8 @@ def read_header(record: Mapping[str, Any]) -> UpdateHeader:
         It is of another version or malformed.
     """
     field: Callable[[str], Any] = record.get
+    if any(isinstance(value, list) and len(value) > most for value in record.values()):
+        raise UpdateError(f"lists more arrays than the {most} of the model")
     version, encoding, base = map(field, ("version", "encoding", "base"))
     names, scales = map(field, ("arrays", "scales"))
     if version != VERSION:
@@ -240,7 +249,7 @@ def decode_update(content: RecordDict, sent: SentModel) -> RecordDict:
         raise UpdateError(f"it has {len(records)} ArrayRecords, expected exactly one")
     ((key, arrays),) = records
     try:
-        header = read_header(record)
+        header = read_header(record, most=len(sent.arrays))
     except UpdateError as error:
         raise UpdateError(f"its update {error}") from None
     if header.base != sent.fingerprint:

@@ -129,6 +129,33 @@ class _Record(BaseModel):
     counts: bytes
 
 
+_LONGEST = {
+    "names": MAX_FEATURES,
+    "kinds": MAX_FEATURES,
+    "noise": PARTS,
+    "counts": 4 * MAX_FEATURES * PARTS * MAX_BINS,
+}
+"""Largest lengths of a record's values; ``MAX_NAME`` of all others."""
+
+
+def oversized(record: Mapping[str, object]) -> str:
+    """Return which value of a record is larger than any summary's; empty if none is.
+
+    It looks at lengths alone, so that a summary can be checked by it on arrival.
+    """
+    if len(record) > len(_Record.model_fields):
+        return f"{len(record)} values, expected {len(_Record.model_fields)}"
+    for name, value in record.items():
+        most = _LONGEST.get(name, MAX_NAME)
+        if isinstance(value, list | str | bytes) and len(value) > most:
+            return f"{name:.40} of length {len(value)}, expected at most {most}"
+        if isinstance(value, list) and any(
+            isinstance(each, str | bytes) and len(each) > MAX_NAME for each in value
+        ):
+            return f"{name:.40} with a text of more than {MAX_NAME} characters"
+    return ""
+
+
 def read_summary(record: Mapping[str, object], node_id: str) -> DataSummary:
     """Read the summary that the node ``node_id`` sent.
 
@@ -137,6 +164,8 @@ def read_summary(record: Mapping[str, object], node_id: str) -> DataSummary:
     SummaryError
         The summary is of another version or node, or a value cannot be a count of rows.
     """
+    fault = oversized(record)
+    _require(not fault, fault)
     try:
         sent = _Record.model_validate(dict(record))
     except ValidationError as error:

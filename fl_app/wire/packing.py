@@ -14,13 +14,15 @@ from typing import Annotated, NamedTuple
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter
 
+from fl_app.wire.arrays import MAX_FIRST
+
 INDEX_RECORD = "packed-arrays"
 """Key of the ConfigRecord in a message whose arrays are packed."""
 PACKED_AS = "fl-app.packed"
 """``Array.stype`` of packed arrays: an app that does not support them raises an error."""
 VERSION = 1
-_ANY_ROWS, _ANY_TEXT = 4_000, 1 << 20
-"""Rows, and characters, of an index that answers none: as a first model has, made by nodes."""
+_ANY_TEXT = 1 << 20
+"""Characters of an index that answers none: of a first model, which nodes make."""
 _SLACK = 1_000  # characters
 
 _Size = Annotated[int, Field(ge=0)]
@@ -115,7 +117,7 @@ def unpack(content: RecordDict, sent: RecordDict | None = None) -> RecordDict:
     model = _index_text(sent or RecordDict())
     length = 2 * len(model) + _SLACK if model else _ANY_TEXT
     # Each row has two brackets, so that rows of an empty name are counted too.
-    if len(text) > length or text.count("[") > 2 * (model.count("[") or _ANY_ROWS):
+    if len(text) > length or text.count("[") > 2 * (model.count("[") or MAX_FIRST):
         raise PackingError(f"has an index of {len(text)} characters, too many for the model")
     try:
         index = _INDEX.validate_json(text, strict=True)

@@ -83,6 +83,8 @@ class Holdout:
         pictures = read_pictures(data.val, data.numbers, data.keypoints, shape_of=shape_of)
         pictures.require_usable("holdout pictures")
         self.note = pictures.note
+        clips = dict(zip(data.val, data.val_clips, strict=False))
+        self._clips = [clips[picture.path] for picture in pictures] if clips else None
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
         dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
         cached = len(pictures) * 3 * image_size**2 <= cache_bytes
@@ -130,6 +132,7 @@ class Holdout:
             true_picture=np.repeat(np.arange(len(true)), true),
             true_category=np.concatenate(stats["target_cls"]).astype(int),
             names=[str(names[number]) for number in range(len(names))],
+            groups=self._clips,
         )
 
     def per_class(self, metric: str = "mAP50") -> dict[str, float]:

@@ -7,7 +7,7 @@ the confidence of each box and whether it is right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,6 +36,8 @@ class Matches:
         Picture and class of each true box, shape (true,).
     names : Sequence[str]
         Class names by class number.
+    groups : Sequence[Hashable] | None
+        The group of each picture, such as its clip; None if none are known.
     """
 
     num_pictures: int
@@ -46,6 +48,7 @@ class Matches:
     true_picture: np.ndarray
     true_category: np.ndarray
     names: Sequence[str]
+    groups: Sequence[Hashable] | None = None
 
     def __len__(self) -> int:
         """Return the number of pictures."""

@@ -191,6 +191,8 @@ class DataSpec:
         Numbers in a label row after those of the box, which are left out; 0: none.
     clips : tuple[str, ...]
         The clip or site of each picture of ``train``; by default each has its own.
+    val_clips : tuple[str, ...]
+        The clip or site of each picture of ``val``; empty if that is not known.
     notes : tuple[str, ...]
         What was left out or held out when the data set was listed.
     """
@@ -202,6 +204,7 @@ class DataSpec:
     numbers: tuple[int, ...] = ()
     keypoints: int = 0
     clips: tuple[str, ...] = ()
+    val_clips: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -209,6 +212,8 @@ class DataSpec:
             object.__setattr__(self, "numbers", tuple(range(len(self.names))))
         if len(self.clips) != len(self.train):
             object.__setattr__(self, "clips", tuple(map(str, self.train)))
+        if len(self.val_clips) != len(self.val):  # those of other pictures, before a `replace`
+            object.__setattr__(self, "val_clips", ())
 
     @property
     def nc(self) -> int:

@@ -23,7 +23,7 @@ from fl_registry.errors import (
 from fl_registry.files.artifacts import HalfCopy
 from fl_registry.gates import gates as _gates
 from fl_registry.gates.gates import *  # noqa: F403
-from fl_registry.gates.paired import ExampleScores, Results
+from fl_registry.gates.results import ExampleScores, Results
 from fl_registry.home import app_home
 from fl_registry.journal.entries import JournalError, Tenure, tenures
 from fl_registry.journal.lease import Lease, Writer

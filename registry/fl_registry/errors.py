@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from fl_registry.files.sqlite import advice, is_damage
 from fl_registry.redaction import one_line, printable, redact
 
 _DOWN = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
@@ -139,7 +141,13 @@ def raise_if_foreign(error: Exception, *, doing: str, uri: str) -> None:
         return
     reason, package = _first_line(redact(str(error), uri)), getattr(error, "name", "")
     text = sentence.format(
-        uri=redact(uri, uri), doing=doing, reason=reason, package=package, remedy=remedy(package)
+        uri=redact(uri, uri),
+        doing=doing,
+        reason=reason,
+        package=package,
+        remedy=remedy(package),
+        disk=disk_remedy(str(error)),
+        damage=advice(redact(uri, uri).partition(":///")[2] or "behind MLflow", reason),
     )
     secret = _has_secret(error, uri)
     try:
@@ -171,6 +179,30 @@ def is_down(error: Exception) -> bool:
     return code == "INTERNAL_ERROR" and "API request to" in str(error)
 
 
+def disk_remedy(reason: str) -> str:
+    """Return what to do about a disk that takes no data or is failing; empty for other reasons.
+
+    Parameters
+    ----------
+    reason : str
+        The text of an error: of the system, of SQLite or PostgreSQL, or of an MLflow server, which
+        repeats one of those.
+    """
+    rows = ((remedy, pattern) for pattern, remedy in _DISK_TEXTS.items())
+    return next((remedy for remedy, pattern in rows if pattern.search(reason)), "")
+
+
+_DISK_TEXTS = {
+    re.compile(r"No space left on device|disk is full|Disk quota exceeded|File too large"): (
+        "make room on it"
+    ),
+    re.compile(r"Read-only file system|readonly database"): "make it writable again",
+    re.compile(r"Input/output error|disk I/O error"): (
+        "copy what is on it, since it may be failing, and check it"
+    ),
+}
+
+
 def _family(error: Exception) -> str:
     return type(error).__module__.partition(".")[0]
 
@@ -188,6 +220,16 @@ _TABLE: tuple[tuple[Callable[[Exception], bool], type[RegistryError], str], ...]
         StoreUnavailable,
         f"MLflow at {{uri}} refused to {{doing}} ({{reason}}); check {CREDENTIALS}, and what that "
         "user may do.",
+    ),
+    (
+        lambda error: _family(error) in ("sqlalchemy", "sqlite3", "mlflow") and is_damage(error),
+        StoreUnavailable,
+        "Could not {doing}. {damage}",
+    ),
+    (
+        lambda error: _family(error) in _FOREIGN and bool(disk_remedy(str(error))),
+        StoreUnavailable,
+        "The disk of {uri} took no data, so it could not {doing} ({reason}); {disk}.",
     ),
     (
         is_down,

@@ -277,3 +277,89 @@ def test_lists_name_their_next_part(manager: RetrainingManager, tmp_path: Path) 
         assert client.get(f"/versions?{wrong}", headers={"Host": "localhost"}).status_code == 400
     requests = [row["id"] for row in manager.store.requests.history()]
     assert parts("/trigger_history?limit=2", "id") == [requests[3:], requests[1:3], requests[:1]]
+
+
+ALERT = {
+    "version": "4",
+    "groupKey": "{}:{alertname='mAP50Low'}",
+    "truncatedAlerts": 0,
+    "status": "firing",
+    "receiver": "fl-app",
+    "groupLabels": {"alertname": "mAP50Low"},
+    "commonLabels": {"alertname": "mAP50Low", "severity": "page"},
+    "commonAnnotations": {"summary": "mAP50 of line 3 is below 0.6"},
+    "externalURL": "http://alertmanager:9093",
+    "alerts": [
+        {
+            "status": "firing",
+            "labels": {"alertname": "mAP50Low", "instance": "line-3"},
+            "annotations": {"summary": "mAP50 of line 3 is below 0.6"},
+            "startsAt": "2026-11-30T10:00:00Z",
+            "endsAt": "0001-01-01T00:00:00Z",
+            "generatorURL": "http://prometheus:9090/graph",
+            "fingerprint": "7ec4",
+        }
+    ],
+}
+"""As Alertmanager posts it, by its documentation of webhooks, version 4."""
+
+
+@pytest.fixture
+def served(manager: RetrainingManager) -> Any:
+    """Flask's client of a monitor that has just served a request."""
+    manager.manual_trigger("the first one")
+    taken = manager.take()
+    assert taken is not None
+    with manager.running(taken):
+        pass
+    return create_trigger_api(manager).test_client()
+
+
+def test_alertmanager_s_own_body_is_a_request_within_the_limits(
+    manager: RetrainingManager, served: Any
+) -> None:
+    answers = [served.post("/trigger_retrain", json=ALERT) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [202] * 3
+    assert {answer.json["status"] for answer in answers} == {"suppressed"}
+    assert answers[0].json["reason"] == "Alertmanager: mAP50Low: mAP50 of line 3 is below 0.6"
+    resolved = served.post("/trigger_retrain", json={**ALERT, "status": "resolved"})
+    assert (resolved.status_code, resolved.json["status"]) == (202, "ignored")
+    assert len(manager.trigger_history) == 4
+    assert served.post("/trigger_retrain", json={**ALERT, "status": "?"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "status"),
+    [
+        ({}, {}, "accepted"),
+        ({"force": False}, {}, "suppressed"),
+        ({"source": "alert"}, {}, "suppressed"),
+        ({}, {"X-Trigger-Source": "alert"}, "suppressed"),
+        ({"source": "person"}, {"X-Trigger-Source": "alert"}, "suppressed"),
+        ({"source": "person", "force": True}, {}, "accepted"),
+        ({"source": "alert", "status": "resolved"}, {}, "ignored"),
+    ],
+)
+def test_alerts_do_not_pass_the_limits(
+    served: Any, body: dict[str, Any], header: dict[str, str], status: str
+) -> None:
+    reply = served.post("/trigger_retrain", json=body, headers=header)
+    assert reply.json["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("body", "header"),
+    [
+        ({"source": "alert", "force": True}, {}),
+        ({"force": True}, {"X-Trigger-Source": "alert"}),
+        ({}, {"X-Trigger-Source": "robot"}),
+        ({"source": "robot"}, {}),
+    ],
+)
+def test_what_cannot_be_honoured_of_an_alert_is_refused(
+    manager: RetrainingManager, body: dict[str, Any], header: dict[str, str]
+) -> None:
+    client = create_trigger_api(manager).test_client()
+    reply = client.post("/trigger_retrain", json=body, headers=header)
+    assert reply.status_code == 400
+    assert manager.trigger_history == []

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_app.api.page.chart import MOST_POINTS, MOST_ROUNDS, chart_of, figure_of, metrics_of, svg
+from fl_app.api.page.chart import MOST_POINTS, TICKS, chart_of, figure_of, metrics_of, svg
 from fl_registry.journal.entries import Entry
 from fl_registry.stages import Move
 
@@ -54,7 +54,7 @@ def test_every_chart_can_be_drawn(scores: list[float], moves: list[tuple[Move, i
     assert [point.value for point in chart.points] == drawn
     assert [n for begin, end in chart.sessions for n in range(begin, end)] == [*range(len(drawn))]
     for move in chart.promotions:
-        assert 0 <= move.place <= move.end <= len(drawn)
+        assert 0 <= move.place <= move.end <= len(drawn) + 1
     (axes,) = figure_of(chart, "light").axes
     low, high = axes.get_ylim()
     shown = [*drawn, *(move.value for move in chart.promotions)]
@@ -87,7 +87,7 @@ def test_the_line_of_production_follows_the_journal() -> None:
     assert [(p.version, p.back, p.place, p.end) for p in chart.promotions] == [
         ("3", False, 3, 5),
         ("5", False, 5, 5),
-        ("3", True, 5, 6),
+        ("3", True, 5, 7),
     ]
     assert [p.value for p in chart.promotions] == [0.5, 0.6, 0.5]
     assert [point.staged for point in chart.points] == [False, False, True, False, True, True]
@@ -97,7 +97,7 @@ def test_the_line_of_production_follows_the_journal() -> None:
     )
     (axes,) = figure_of(chart, "light").axes
     texts = [text.get_text().strip() for text in axes.texts]
-    assert texts == ["session of 01 Nov 00:10", "v3", "v5"]  # no room for two in a place
+    assert texts == ["session of 01 Nov 00:10", "v3", "v3"]  # no room for two in a place
     assert [label.get_text() for label in figure_of(chart, "dark").legends[0].get_texts()] == [
         "a version",
         "one that went to Staging or on",
@@ -130,9 +130,34 @@ def test_old_versions_are_left_out_but_what_was_served_is_drawn() -> None:
     assert len(chart.points) == MOST_POINTS
     assert chart.left_out == 50
     (served,) = chart.promotions
-    assert (served.place, served.end, served.value) == (0, MOST_POINTS, 0.502)
+    assert (served.place, served.end, served.value) == (0, MOST_POINTS + 1, 0.502)
     (axes,) = figure_of(chart, "light").axes
-    assert len(axes.get_xticks()) <= MOST_ROUNDS
+    ticks = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(ticks) <= TICKS
+    assert ticks[0] == "v51"
+
+
+@pytest.mark.parametrize("count", [8, 200, 1000])
+def test_the_line_ends_at_what_is_in_production_now_however_many_versions(count: int) -> None:
+    rows = newest_first(*(row(n, 0.5 + n / 5000, at=n // 50) for n in range(1, count + 1)))
+    moves = [entry(1, Move.PROMOTE, "1", 0), entry(2, Move.PROMOTE, "2", 30)]
+    moves += [entry(3, Move.PROMOTE, "4", 31), entry(4, Move.PROMOTE, "2", 32)]
+    chart = chart_of(rows, moves, "mAP50")
+    assert chart is not None
+    figure = figure_of(chart, "light")
+    (axes,) = figure.axes
+    (lines,) = axes.collections
+    ends = [segment[-1].tolist() for segment in lines.get_segments()]
+    assert ends[-1] == [axes.get_xlim()[1], 0.5 + 2 / 5000]
+    assert [end[1] for end in ends if end[0] == axes.get_xlim()[1]] == [0.5 + 2 / 5000]
+    begins = [segment[0].tolist() for segment in lines.get_segments()]
+    assert ends[-1][0] - begins[-1][0] >= (axes.get_xlim()[1] + 0.5) / 22  # one can see it
+    figure.draw_without_rendering()
+    assert axes.get_position().x0 < 0.07  # the picture is filled
+    assert axes.get_position().y0 < 0.25
+    labels = [text.get_text() for text in axes.texts if text.get_text().startswith("v")]
+    assert labels[0] == "v2"
+    assert all(label.get_text() for label in axes.get_xticklabels())
 
 
 def test_the_metric_that_gates_look_at_comes_first_and_plain_names_before_others() -> None:

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_app.client.clips import GroupsError, clip_of, clips_of, held_out, read_groups
+from fl_app.client.clips import (
+    GroupsError,
+    clip_of,
+    clips_of,
+    held_out,
+    known_clips,
+    read_groups,
+)
 
 HASH = "rf.0a1b2c3d4e5f60718293a4b5c6d7e8f9"
 
@@ -98,6 +105,21 @@ def test_a_file_says_which_pictures_belong_together(text: str) -> None:
         "/data/groups.csv: south side",
         clip_of(pictures[2]),
     )
+
+
+def test_the_clips_of_a_holdout_are_known_only_if_something_says_several() -> None:
+    def known(*names: str, groups: dict[str, str] | None = None) -> tuple[str, ...]:
+        return known_clips([Path("/data") / name for name in names], groups or {})
+
+    assert known("a.jpg", "b.jpg") == ()
+    assert known("clip1_frame1.jpg", "clip1_frame2.jpg") == ()
+    assert known("clip1_frame1.jpg", "clip1_frame2.jpg", "b.jpg") == (
+        "/data/clip1",
+        "/data/clip1",
+        "/data/b.jpg",
+    )
+    assert known("a.jpg", "b.jpg", groups={"a.jpg": "1", "b.jpg": "2"}) == ("1", "2")
+    assert known("a.jpg", "b.jpg", groups={"a.jpg": "1"}) == ()
 
 
 def test_a_row_without_a_group_is_named() -> None:

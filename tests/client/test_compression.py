@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.serverapp.strategy import FedAvg
+from support.docs import run_block
 
 from fl_app.client.mods.compression import compress_updates
 from fl_app.wire.arrays import schema_of
 from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
 
-README = Path(__file__).parents[2] / "README.md"
 MODEL = ArrayRecord(
     {
         "weight": Array(np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)),
@@ -144,12 +143,8 @@ def test_a_reply_outlives_flower_s_wire() -> None:
     assert schema_of(arrived["arrays"]) == schema_of(MODEL)
 
 
-def test_the_readme_s_line_is_all_it_takes() -> None:
-    section = README.read_text().split("\n## Fewer requests, fewer bytes\n", 1)[1]
-    snippet = section.split("```python\n", 2)[2].split("```", 1)[0]
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
-    content = ask(names["app"]).content
+def test_the_page_s_line_is_all_it_takes() -> None:
+    content = ask(run_block("wire.md", "compress_updates(")["app"]).content
     assert content["arrays"]["weight"].dtype == "int8"
     assert schema_of(decode_update(content, SentModel(MODEL))["arrays"]) == schema_of(MODEL)
 

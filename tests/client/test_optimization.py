@@ -96,13 +96,17 @@ def test_an_optimizer_goes_on_where_another_has_stopped(name: str) -> None:
         assert found.detach().numpy().tobytes() == expected.detach().numpy().tobytes()
 
 
-def rates(text: str, rounds: int, local_epochs: int, batches: int = 4) -> list[tuple[Any, ...]]:
+def rates(
+    text: str, rounds: int, local_epochs: int, batches: int = 4, *, kept: bool = True
+) -> list[tuple[Any, ...]]:
     """Of each batch of a session: the rate of biases, that of weights, and whether it steps."""
     seen = []
     for number in range(rounds):
         args = arguments(text, epochs=rounds * local_epochs)
         first = number * local_epochs
-        schedule = Schedule(args, epoch=first, local_epochs=local_epochs, batches=batches)
+        schedule = Schedule(
+            args, epoch=first, local_epochs=local_epochs, batches=batches, kept=kept
+        )
         optimizer = build_optimizer(network(), args, num_classes=7, weight_decay=0.0)
         for batch in range(local_epochs * batches):
             steps = schedule.prepare(optimizer, batch)
@@ -128,6 +132,17 @@ def test_warm_up_ends_with_the_first_round() -> None:
     seen = rates("", rounds=8, local_epochs=1)  # Ultralytics' default is 3 epochs
     assert seen[3][1] < seen[4][1]
     assert [rate for _, rate, _ in seen[4:]] == sorted((r for _, r, _ in seen[4:]), reverse=True)
+
+
+def test_the_rates_of_a_new_optimizer_rise_in_each_round() -> None:
+    args = json.dumps({**read_train_args(""), "warmup_epochs": 1})
+    as_before, new = (rates(args, 3, 2, batches=3, kept=kept) for kept in (True, False))
+    assert new[:6] == as_before[:6]
+    later = zip(new[6:], as_before[6:], strict=True)
+    shares = [mine[1] / theirs[1] for mine, theirs in later]
+    assert shares == pytest.approx(2 * [1 / 3, 2 / 3, 1, 1, 1, 1])
+    text = json.dumps({**read_train_args(""), "warmup_epochs": 0})
+    assert rates(text, 3, 2, kept=False) == rates(text, 3, 2)
 
 
 def test_gradients_of_nominal_batches_make_a_step_and_scale_the_weight_decay() -> None:

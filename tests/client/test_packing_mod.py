@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord
 from flwr.app import RecordDict as Records
 from flwr.clientapp import ClientApp
+from support.docs import run_block
 
 from fl_app.client.mods.compression import compress_updates
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.wire.compressed_update import UPDATE_RECORD
 from fl_app.wire.packing import INDEX_RECORD, is_packed, pack, unpack
 
-README = Path(__file__).parents[2] / "README.md"
 MODEL = ArrayRecord(
     {
         "weight": Array(np.ones((4, 16), np.float32)),
@@ -77,12 +76,9 @@ def test_what_the_server_has_packed_badly_is_told_of() -> None:
     assert reply.error.reason == "what the server sent has no readable index"
 
 
-def test_the_readme_s_line_is_all_it_takes() -> None:
-    section = README.read_text().split("\n## Fewer requests, fewer bytes\n", 1)[1]
-    snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
-    assert list(unpack(ask(names["app"], pack(sent())).content)["arrays"]) == list(MODEL)
+def test_the_page_s_line_is_all_it_takes() -> None:
+    app = run_block("wire.md", "pack_arrays]")["app"]
+    assert list(unpack(ask(app, pack(sent())).content)["arrays"]) == list(MODEL)
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -10,7 +10,7 @@ from support.deployment import deployment
 from support.flower import Flower
 from support.small_apps import small_app
 
-from fl_app.rejected import read_rejected
+from fl_app.versions.tags import read_rejected
 from fl_registry import ModelManager
 from fl_registry.files.weights import load_weights
 from fl_registry.redaction import printable

@@ -80,30 +80,31 @@ def test_a_superlink_of_another_environment_is_replaced_and_stopped(
     assert f"No SuperLink of yours runs on port {port_of(plain)}" in none.stdout
 
 
-@pytest.mark.parametrize("kind", ["newer", "half-made"])
 def test_a_database_that_cannot_be_opened_is_named_with_the_remedy(
-    plain: Flower, tmp_path: Path, kind: str
+    plain: Flower, tmp_path: Path
 ) -> None:
     database = plain.folder / "flwr" / "local-superlink" / "state.db"
-    if kind == "half-made":
-        started_by_flower(plain)
+    database.parent.mkdir(parents=True)
+    changes = {
+        "newer Flower": "CREATE TABLE alembic_version AS SELECT ? AS version_num",
+        "half-made": "UPDATE alembic_version SET version_num = ?",
+    }
+    revisions = {"newer Flower": "d00000000000", "half-made": first_revisions()[1]}
+    for kind, statement in changes.items():
+        with sqlite3.connect(database) as connection:
+            connection.execute(statement, (revisions[kind],))
+        done = plain.command(*RUN, cwd=APP, ok=False)
+        assert done.returncode == 1
+        line = next(line for line in done.stdout.splitlines() if str(database) in line)
+        assert kind in done.stdout, line
+        assert f"mv {database.parent} " in done.stdout
+        checked = plain.command("fl-app", "doctor", "--json", cwd=tmp_path, ok=False)
+        assert f"mv {database.parent} " in checked.stdout
+        database.parent.rename(database.parent.with_suffix(f".{len(kind)}"))
+        # The next database is the one that Flower makes now.
+        plain.command("python", "-c", ENSURE, cwd=tmp_path)
+        assert superlinks(port_of(plain))
         plain.stop()
-        statement = "UPDATE alembic_version SET version_num = ?", (first_revisions()[1],)
-    else:
-        database.parent.mkdir(parents=True)
-        statement = "CREATE TABLE alembic_version AS SELECT ? AS version_num", ("d00000000000",)
-    with sqlite3.connect(database) as connection:
-        connection.execute(*statement)
-    done = plain.command(*RUN, cwd=APP, ok=False)
-    assert done.returncode == 1
-    line = next(line for line in done.stdout.splitlines() if str(database) in line)
-    assert ("newer Flower" if kind == "newer" else "half-made") in done.stdout, line
-    assert f"mv {database.parent} " in done.stdout
-    checked = plain.command("fl-app", "doctor", "--json", cwd=tmp_path, ok=False)
-    assert f"mv {database.parent} " in checked.stdout
-    database.parent.rename(database.parent.with_suffix(".old"))
-    plain.command("python", "-c", ENSURE, cwd=tmp_path)
-    assert superlinks(port_of(plain))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs root to act as another account")

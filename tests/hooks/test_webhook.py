@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.webhook_receiver import OK, Delivery, Receiver, no_waiting, receiving
 
 from fl_app.events import RoundReport, StageMoved
@@ -148,6 +150,16 @@ def test_retry_after_is_understood_and_bounded(header: str, seconds: float) -> N
     assert module._seconds(header) == seconds
 
 
+@given(
+    st.text()
+    | st.from_regex(r"[A-Z][a-z]{2}, -?\d{1,20} [A-Z][a-z]{2} -?\d{1,20} \d+:\d+:-?\d+ \w*")
+    | st.integers().map(str)
+    | st.sampled_from(["9" * 5000, "1e9", "inf", "nan", "-1", " ", "Mon, 30 Nov 99999999999 0:0:0"])
+)
+def test_retry_after_of_any_form_is_some_seconds(header: str) -> None:
+    assert 0 <= module._seconds(header) <= module.MAX_PAUSE
+
+
 def test_retry_after_may_be_a_date() -> None:
     later = datetime.now(UTC) + timedelta(seconds=100)
     assert module._seconds(format_datetime(later, usegmt=True)) == pytest.approx(100, abs=5)
@@ -225,6 +237,24 @@ def test_the_secret_and_the_path_are_in_no_log(
         "https://[fec0::1]/",
         "https://[4000::1]/",
         "https://224.0.0.1/",
+        "https://0177.0.0.1/",
+        "https://0/",
+        "https://100.64.0.1/",
+        "https://[::]/",
+        "https://[::ffff:169.254.169.254]/",
+        "https://[::ffff:0:127.0.0.1]/",
+        "https://[2002:7f00:1::]/",
+        "https://[2002:a00:5::1]/",
+        "https://[2001:0:7f00:1::]/",
+        "https://[2001:0:808:808::80ff:fffe]/",
+        "https://[64:ff9b::100.64.0.1]/",
+        "https://[64:ff9b::169.254.169.254]/",
+        "https://[2001:db8::1]/",
+        "https://[3fff::1]/",
+        "https://[ff02::1]/",
+        "https://198.18.0.1/",
+        "https://240.0.0.1/",
+        "https://255.255.255.255/",
     ],
 )
 def test_an_address_that_is_not_public_is_refused_at_once(url: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.terminal import as_terminal
 from ultralytics import YOLO
 
 from fl_app.cli import main
@@ -26,7 +27,7 @@ Command = Callable[..., Said]
 @pytest.fixture
 def fl_app(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `fl-app WORDS` as its entry point does; return its status and what it printed."""
-    monkeypatch.setenv("COLUMNS", "200")
+    as_terminal(monkeypatch, 200)
 
     def run(*words: object) -> Said:
         with pytest.raises(SystemExit) as ended:
@@ -183,7 +184,6 @@ def test_a_set_that_lacks_a_class_is_scored_and_one_with_others_is_refused(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("1", "--split", "valid"), "--split is 'valid', expected val, test, train."),
         (("1",), "has no val, expected a folder or a list file."),
         (("1", "--split", "test", "--imgsz", "65"), "65 pixels, expected a multiple of 32: set im"),
         (("1", "--split", "test", "--device", "cuda:99"), "cuda:99"),

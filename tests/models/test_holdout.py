@@ -94,6 +94,8 @@ def test_a_picture_that_breaks_between_two_rounds_keeps_its_place(
     own = load_data_spec(
         Path(shutil.copytree(labelled_by_model.root, tmp_path / "own")) / "data.yaml", None
     )
+    clips = tuple(f"clip {number // 2}" for number in range(len(own.val)))
+    own = replace(own, val_clips=clips)
     holdout = Holdout(own, image_size=SIDE, batch_size=2, cache_bytes=0)
     holdout(lively_model)
     whole = holdout.matches
@@ -104,6 +106,7 @@ def test_a_picture_that_breaks_between_two_rounds_keeps_its_place(
     assert again == [scores, len(own.val) - 3]
     left, gone = holdout.matches, [0, 1, 4]
     assert len(left) == len(whole)
+    assert left.groups == [*clips]
     for name in ("picture", "true_picture"):
         there = getattr(whole, name)
         assert getattr(left, name).tolist() == there[~np.isin(there, gone)].tolist()

@@ -80,6 +80,17 @@ def test_order_and_description_are_kept(saved: Path) -> None:
     assert rows == {"z": ("float32", [2, 3]), "a": ("int64", [])}
 
 
+def test_a_header_of_very_many_parts_is_not_parsed(tmp_path: Path) -> None:
+    text = b'{"__metadata__": {' + b'"":1,' * 80_000 + b'"":1}}'
+    (tmp_path / "w").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(WeightsError, match="has 160002 parts, expected at most 150000"):
+        load_weights(tmp_path / "w")
+    save_weights(
+        {f"layer.{n}": np.zeros((1, 1, 1, 1), "f4") for n in range(10_000)}, tmp_path / "w"
+    )
+    assert len(load_weights(tmp_path / "w")) == 10_000
+
+
 def test_parts_of_larger_arrays_are_saved_as_they_look(tmp_path: Path) -> None:
     whole = np.arange(24.0).reshape(4, 6)
     parts = {"columns": whole[:, ::2], "turned": whole.T, "fortran": np.asfortranarray(whole)}

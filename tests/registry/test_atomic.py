@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from fl_registry.files.atomic import (
+    abandoned,
     copy_whole,
     new_folder,
-    remove_unfinished,
+    remove_abandoned,
     replacing,
     scratch_folder,
-    unfinished,
     write_whole,
 )
 
-HOUR = timedelta(hours=1)
+HOUR, SECOND = timedelta(hours=1), timedelta(seconds=1)
 
 
 def names(folder: Path) -> list[str]:
@@ -106,18 +106,32 @@ def killed(folder: Path) -> None:
     os.waitpid(pid, 0)
 
 
-def test_what_a_killed_process_left_is_found_once_it_is_old_and_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_found_at_once_and_removed(tmp_path: Path) -> None:
     write_whole(tmp_path / "kept.tmp", b"a file of somebody's")
     (tmp_path / ".hidden").touch()
-    (tmp_path / ".artifact.uploading.x1").touch()  # as MLflow calls them
+    (tmp_path / ".artifact.uploading.x1").touch()  # as MLflow calls them, and does not lock them
     killed(tmp_path)
     now = datetime.now(UTC)
-    assert unfinished(tmp_path, before=now - HOUR) == []
-    found = unfinished(tmp_path, before=now + HOUR)
-    assert [path.parent.name for path in found] == [tmp_path.name, tmp_path.name, "data", "tmp"]
-    assert remove_unfinished(tmp_path, older_than=HOUR, now=now) == []
-    assert remove_unfinished(tmp_path, older_than=HOUR, now=now + 2 * HOUR) == found
+    assert abandoned(tmp_path, now=now) == []  # what is new may not be locked yet
+    found = abandoned(tmp_path, now=now + 2 * SECOND)
+    assert [path.parent.name for path in found] == [tmp_path.name, "data", "tmp"]
+    assert remove_abandoned(tmp_path, now=now + 2 * SECOND) == found
+    assert len(remove_abandoned(tmp_path, now=now + 2 * HOUR)) == 1
     assert names(tmp_path) == [".hidden", "data", "kept.tmp", "tmp"]
+
+
+def test_what_a_process_writes_to_is_not_removed_however_old_it_is(tmp_path: Path) -> None:
+    later = datetime.now(UTC) + 2 * HOUR
+    with replacing(tmp_path / "file") as file, scratch_folder(tmp_path / "tmp") as scratch:
+        (scratch / "part").write_text("half")
+        pid = os.fork()
+        if pid == 0:  # another process looks
+            os._exit(len(remove_abandoned(tmp_path, now=later)))
+        assert os.waitpid(pid, 0)[1] == 0
+        assert remove_abandoned(tmp_path, now=later) == []
+        file.write(b"whole")
+        assert (scratch / "part").exists()
+    assert (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_a_link_among_them_is_removed_and_not_followed(tmp_path: Path) -> None:
@@ -126,5 +140,5 @@ def test_a_link_among_them_is_removed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".x.1.tmp").symlink_to(tmp_path / "precious")
     later = datetime.now(UTC) + 2 * HOUR
-    assert len(remove_unfinished(tmp_path / "home", older_than=HOUR, now=later)) == 1
+    assert len(remove_abandoned(tmp_path / "home", now=later)) == 1
     assert (tmp_path / "precious" / "file").exists()

@@ -263,9 +263,9 @@ def test_an_address_that_cannot_be_used_is_told_at_once_without_its_password(
 
 def test_a_file_that_is_not_a_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("these are my notes")
-    with pytest.raises(StoreUnavailable, match="not a SQLite database"):
+    with pytest.raises(StoreUnavailable, match=r"is damaged \(file is not a database\)"):
         ModelManager(f"sqlite:///{tmp_path}/notes.db").ping()
-    with pytest.raises(StoreUnavailable, match="not a SQLite database"):
+    with pytest.raises(StoreUnavailable, match=r"is damaged \(file is not a database\)"):
         ModelManager(f"sqlite:///{tmp_path}/notes.db").list_all_versions()
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_registry import BeatsChampion, Evidence, ExampleScores, NoRegression, Verdict
+from fl_registry.gates.dependence import dependence
 from fl_registry.gates.paired import bootstrap_interval, mcnemar
 
 Random = np.random.Generator
@@ -24,6 +25,7 @@ def asked(
     gate: BeatsChampion | None = None,
     *,
     looks: int = 1,
+    groups: Sequence[Any] | None = None,
 ) -> Verdict:
     """What a gate says of two models whose metric is the mean of these numbers."""
     means = [float(np.mean(side)) for side in (new, old)]
@@ -31,8 +33,8 @@ def asked(
         Evidence(
             {"m": means[0]},
             {"m": means[1]},
-            results=ExampleScores({"m": new}),
-            champion_results=ExampleScores({"m": old}),
+            results=ExampleScores({"m": new}, groups),
+            champion_results=ExampleScores({"m": old}, groups),
             looks=looks,
         )
     )
@@ -61,7 +63,9 @@ def test_a_margin_and_a_direction_count_in_the_interval() -> None:
 
 
 def test_right_and_wrong_are_compared_by_mcnemar() -> None:
-    old, new = [0.0] * 6 + [1.0] * 10, [1.0] * 6 + [1.0] * 10
+    old, new = [1.0] * 16, [1.0] * 16
+    for example in (1, 2, 5, 8, 11, 14):
+        old[example] = 0.0
     won = asked(old, new)
     assert won.passed  # 16 examples would be too few for a bootstrap
     assert "6 of 16 examples speak for it, 0 against it, p 0.0312" in won.reason
@@ -184,6 +188,91 @@ def test_no_results_of_any_kind_crash_a_gate(old: Any, new: Any, mode: str) -> N
     assert verdict.reason
     if not np.isfinite([*old, *new]).all():
         assert not verdict.passed
+
+
+def clips(random: Random, gain: float = 0.0, *, binary: bool = False) -> list[list[float]]:
+    """Scores of two models on five clips of 100 examples; they differ by clip and by example."""
+    found = []
+    for better in (0.0, gain):
+        alike = np.repeat(random.normal(better, 0.3**0.5, 5), 100)
+        scores = alike + random.normal(0, 0.7**0.5, 500)
+        found.append((scores > 0).astype(float).tolist() if binary else scores.tolist())
+    return found
+
+
+CLIPS = np.repeat(np.arange(5), 100).tolist()
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_clips_are_no_independent_examples(binary: bool) -> None:
+    random, passed, warned = np.random.default_rng(11), np.zeros(3, int), 0
+    for _ in range(60):
+        old, new = clips(random, binary=binary)
+        one_each = asked(old, new, groups=range(500))
+        unknown = asked(old, new)
+        passed += [asked(old, new, groups=CLIPS).passed, unknown.passed, one_each.passed]
+        warned += "vary together, so 500 count as about" in unknown.note
+    assert passed[0] <= 6  # 2.5 % are to be expected
+    assert passed[1] <= 9
+    assert warned >= 50
+    assert passed[2] >= 12  # what the clips would cost if they were not known
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_gain_in_each_clip_passes_and_the_clips_are_counted(binary: bool) -> None:
+    old, new = clips(np.random.default_rng(12), gain=4.0, binary=binary)
+    verdict = asked(old, new, groups=CLIPS)
+    assert verdict.passed
+    assert "95 % sure on 500 examples of 5 groups" in verdict.reason
+    assert not verdict.note
+    assert asked(new, old, BeatsChampion("m", mode="min"), groups=[*"abcde"] * 100).passed
+
+
+def test_a_gain_in_one_of_two_groups_or_in_a_large_one_is_not_sure() -> None:
+    old, new = [0.0] * 60, [1.0] * 30 + [0.0] * 30
+    assert not asked(old, new, groups=[0] * 30 + [1] * 30).passed
+    large = asked(old, new, groups=[0] * 58 + [1, 2])
+    assert not large.passed
+    assert "3 groups, which count as 1.1 of one size, are too few" in large.reason
+    assert "1 groups are too few, expected 2" in asked(old, new, groups=[7] * 60).reason
+
+
+def test_groups_that_cannot_be_used_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 groups for 3 examples, expected one for each"):
+        ExampleScores({"m": [0.0, 1.0, 1.0]}, ["a", "b"])
+    sides = [ExampleScores({"m": [0.5] * 30}, groups) for groups in ([0] * 30, None)]
+    evidence = Evidence({"m": 1}, {"m": 0}, results=sides[0], champion_results=sides[1])
+    assert "in other groups than production's" in BeatsChampion("m")(evidence).reason
+
+
+def test_a_metric_that_needs_one_group_is_not_sure() -> None:
+    class Boxes(ExampleScores):
+        """A metric of the examples of the first group alone, as a class that one clip shows."""
+
+        def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
+            with np.errstate(invalid="ignore"):
+                found: np.ndarray = counts[:, :30] @ self.scores[metric][:30]
+                return np.asarray(found / counts[:, :30].sum(axis=1))
+
+    old, new = (Boxes({"m": [score] * 90}, [*"abc"] * 30) for score in (0.1, 0.9))
+    evidence = Evidence({"m": 0.9}, {"m": 0.1}, results=new, champion_results=old)
+    assert BeatsChampion("m")(evidence).passed
+    old, new = (Boxes(side.scores, [0] * 30 + [1] * 30 + [2] * 30) for side in (old, new))
+    evidence = Evidence({"m": 0.9}, {"m": 0.1}, results=new, champion_results=old)
+    verdict = BeatsChampion("m")(evidence)
+    assert not verdict.passed
+    assert "m cannot be computed without each of the groups" in verdict.reason
+
+
+def test_more_groups_than_are_left_out_one_by_one_are_taken_together() -> None:
+    random = np.random.default_rng(13)
+    old = random.normal(0, 1, 6000)
+    new = old + random.normal(0.1, 0.5, 6000)
+    results = [ExampleScores({"m": side.tolist()}, range(6000)) for side in (old, new)]
+    alike = dependence(*results, "m")
+    assert alike is not None
+    assert alike.error == pytest.approx(0.5 / 6000**0.5, rel=0.1)
+    assert (alike.groups, alike.freedom) == (6000, pytest.approx(5999))
 
 
 # Nowhere worse.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def test_runs_without_a_name_and_versions_of_any_model_draw_nothing(
     server: str, mlflow_home: Path, weights: MakeWeights, request: pytest.FixtureRequest
 ) -> None:
     address = request.getfixturevalue(server) if server else None
+    name = f"of 3.5 % more {uuid.uuid4().hex[:8]}"  # a shared database has the files of other tests
     before = states()
-    with FederatedLearningTracker(address, home=mlflow_home) as tracker:
+    with FederatedLearningTracker(address, name, home=mlflow_home) as tracker:
         tracker.log_params({"rounds": 3})
         tracker.log_metrics({"accuracy": 0.5}, step=1)
         tracker.log_dataset("shapes/val", "0" * 64)
@@ -41,7 +43,7 @@ def test_runs_without_a_name_and_versions_of_any_model_draw_nothing(
         assert tracker.run is not None
         assert tracker.run.info.run_name
         run_id = tracker.run.info.run_id
-    manager = ModelManager(address, "of 3.5 % more", home=mlflow_home)
+    manager = ModelManager(address, name, home=mlflow_home, experiment_name=name)
     manager.promote_to_production(manager.save_model_version(weights(1), run_id))
     manager.promote_to_production(manager.save_model_version(weights(2), run_id))
     assert manager.rollback()

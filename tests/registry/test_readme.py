@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says of the registry's history, run as it stands there."""
+"""What docs/gates.md says of the registry's history, run as it stands there."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.docs import run_block
 
 from fl_registry import ModelManager
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_snippet_on_the_journal_runs(
@@ -21,12 +20,7 @@ def test_the_snippet_on_the_journal_runs(
         manager.save_model_version(weights(number))
     for version in "12":
         manager.promote_to_production(version, reason="better")
-    (snippet,) = (
-        block.split("```")[0]
-        for block in README.read_text().split("```python\n")
-        if "manager.history()" in block
-    )
-    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - our own README
+    run_block("gates.md", "manager.history()")
     said = capsys.readouterr().out
     assert "promote 1 better" in said
     assert "promote 2 better" in said

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import pytest
 import torch
 import yaml
 from support.arrays import to_arrays
+from support.docs import block
 
 from fl_models import serving
 from fl_models.yolo import get_model
@@ -333,14 +333,10 @@ def test_mlflow_loads_what_is_in_production_by_its_own_address(
 
 @contextmanager
 def served(home: Path, log: Path) -> Iterator[str]:
-    """The README's `mlflow models serve` on a free port, stopped at the end with its children."""
+    """The page's `mlflow models serve` on a free port, stopped at the end with its children."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    (command,) = (
-        block
-        for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-        if "mlflow models serve" in block
-    )
+    command = block("use-the-model.md", "mlflow models serve", "bash")
     command = command.replace("$HOME/.fl-app", str(home)).replace("uv run ", "")
     inherited = {k: v for k, v in environment(home).items() if k != "MLFLOW_TRACKING_URI"}
     with log.open("w") as output:
@@ -387,12 +383,7 @@ def post(address: str, body: object) -> tuple[int, Any]:
 
 def by_curl(address: str, pixels: np.ndarray, folder: Path) -> Any:
     """What the command of docs/use-the-model.md answers for a picture."""
-    page = (ROOT / "docs" / "use-the-model.md").read_text()
-    (command,) = (
-        block
-        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-        if "/invocations" in block
-    )
+    command = block("use-the-model.md", "/invocations", "bash")
     (folder / "picture.jpg").write_bytes(base64.b64decode(encoded(pixels)))
     command = command.replace("http://localhost:5002", address).replace("0.25", "0.001")
     shell = ["bash", "-euo", "pipefail", "-c", command]

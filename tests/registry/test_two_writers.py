@@ -19,7 +19,7 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import create_engine, text
 from support.fork_context import fork_context
-from support.registry_children import serve
+from support.registry_children import FIRST_SERVER, serve
 
 from fl_registry import ModelManager, Stage
 from fl_registry.stages import Move
@@ -65,9 +65,17 @@ def stop_anywhere(process: int, address: str) -> None:
     while True:
         time.sleep(random.uniform(0.1, 1.0))
         os.kill(process, signal.SIGSTOP)
+        while not is_stopped(process):
+            time.sleep(0.01)
         if not has_locks(address):
             return
         os.kill(process, signal.SIGCONT)
+
+
+def is_stopped(process: int) -> bool:
+    """Whether all threads of a process stand still; the signal returns before they do."""
+    states = [file.read_text() for file in Path(f"/proc/{process}/task").glob("*/stat")]
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def has_locks(address: str) -> bool:
@@ -83,9 +91,13 @@ def has_locks(address: str) -> bool:
     if not address.startswith("postgresql"):
         return False
     time.sleep(0.2)  # what it has sent is done by then
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+    # Its own connections alone: in this process one of an earlier test may be in a transaction.
+    asked = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        " AND application_name = :name"
+    )
     with create_engine(address).connect() as connection:
-        return bool(connection.execute(text(asked)).scalar_one())
+        return bool(connection.execute(text(asked), {"name": FIRST_SERVER}).scalar_one())
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))

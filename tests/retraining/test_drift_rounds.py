@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from fl_app.wire.data_summary import SUMMARY_RECORD
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NO_SEASON = DriftSettings(season=None)
+MOVED, LAST = 14, 17
+"""The round in which data move, when the monitor knows how checks differ, and the last round."""
 
 
 class Federation:
@@ -93,7 +96,13 @@ def session(
 @pytest.fixture
 def monitor(tmp_path: Path) -> RetrainingManager:
     store = MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}")
-    return RetrainingManager(drift=NO_SEASON, store=store)
+    return RetrainingManager(drift=NO_SEASON, store=store, now=slow_clock())
+
+
+def slow_clock() -> Callable[[], datetime]:
+    """A clock by which rounds take minutes."""
+    begin, minutes = datetime(2026, 1, 1, tzinfo=UTC), itertools.count(step=5)
+    return lambda: begin + timedelta(minutes=next(minutes))
 
 
 def drift_reasons(monitor: RetrainingManager) -> list[str]:
@@ -103,19 +112,19 @@ def drift_reasons(monitor: RetrainingManager) -> list[str]:
 def test_two_nodes_that_moved_start_a_session_that_names_what_moved(
     monitor: RetrainingManager, tmp_path: Path
 ) -> None:
-    nodes = Federation(tmp_path, begin=5)
+    nodes = Federation(tmp_path, begin=MOVED)
     sessions: list[RetrainRequest | None] = []
 
     def run_session(number: int, request: RetrainRequest | None) -> None:
         sessions.append(request)
-        session(monitor, nodes.grid(), 7 if number == 1 else 4)
+        session(monitor, nodes.grid(), LAST if number == 1 else 4)
 
     train_and_retrain(run_session, monitor, max_retrains=3)
     (reason,) = drift_reasons(monitor)
     assert len(sessions) == 2
     assert sessions[1] is not None
     assert sessions[1].reason == reason
-    assert reason.startswith(("in round 5", "in round 6"))
+    assert reason.startswith(tuple(f"in round {n}" for n in range(MOVED, LAST + 1)))
     assert "column 1 higher" in reason
     assert "2 of 4 nodes" in reason
     # The second session's nodes compare with what they have now.
@@ -135,8 +144,8 @@ def test_the_same_federation_without_the_change_asks_for_nothing(
 
 def test_evidence_and_reference_outlive_the_process(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'monitor.db'}"
-    first = RetrainingManager(drift=NO_SEASON, store=MonitorStore(url))
-    session(first, Federation(tmp_path, begin=4).grid(), 5)
+    first = RetrainingManager(drift=NO_SEASON, store=MonitorStore(url), now=slow_clock())
+    session(first, Federation(tmp_path, begin=MOVED).grid(), LAST)
     again = RetrainingManager(drift=NO_SEASON, store=MonitorStore(url))
     states = TypeAdapter(DriftState)
     assert states.dump_json(again.drift) == states.dump_json(first.drift)
@@ -149,12 +158,17 @@ def test_an_alarm_in_the_cooldown_is_written_down_and_asked_again_a_day_later(
     tmp_path: Path,
 ) -> None:
     time = datetime(2026, 1, 1, tzinfo=UTC)
-    monitor = RetrainingManager(drift=NO_SEASON, store=MonitorStore("sqlite://"), now=lambda: time)
+    later = slow_clock()
+    monitor = RetrainingManager(
+        drift=NO_SEASON,
+        store=MonitorStore("sqlite://"),
+        now=lambda: time + (later() - datetime(2026, 1, 1, tzinfo=UTC)),
+    )
     monitor.manual_trigger()
     request = monitor.take()
     assert request is not None
     with monitor.running(request):
-        session(monitor, Federation(tmp_path, begin=4).grid(), 12)
+        session(monitor, Federation(tmp_path, begin=MOVED).grid(), LAST)
     outcomes = [e["outcome"] for e in monitor.trigger_history if e["kind"] == "drift"]
     assert outcomes == ["suppressed"]
     time += timedelta(hours=25)
@@ -200,7 +214,7 @@ def test_the_session_s_run_gets_a_picture_and_a_table_of_drift(
         artifacts.update({path.name: path.read_bytes() for path in paths})
         return paths
 
-    session(monitor, Federation(tmp_path, begin=4).grid(), 5, keep)
+    session(monitor, Federation(tmp_path, begin=MOVED).grid(), LAST, keep)
     assert set(artifacts) == {"drift.png", "drift.csv"}
     assert artifacts["drift.png"].startswith(b"\x89PNG")
     lines = artifacts["drift.csv"].decode().splitlines()

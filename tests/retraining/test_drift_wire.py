@@ -115,11 +115,11 @@ def counts(place: int, value: float) -> bytes:
         (spoilt(bins=10**9), "bins: Input should be less than or equal to 256"),
         (spoilt(names=["a"] * 3), "twice"),
         (spoilt(names=["a", "b"]), "2 names and 3 kinds"),
-        (spoilt(names=["a", "b", "c" * 10_000]), "names 2: String should have at most 200"),
+        (spoilt(names=["a", "b", "c" * 10_000]), "names with a text of more than 200 characters"),
         (spoilt(names=["a", "b", "c\n2026-01-01 INFO all is well"]), "plain text"),
         (
             spoilt(names=["a"] * 5000, kinds=["value"] * 5000),
-            "names: List should have at most",
+            "names of length 5000, expected at most 2000",
         ),
         (
             spoilt(kinds=["value", "value", "secret"]),
@@ -133,6 +133,9 @@ def counts(place: int, value: float) -> bytes:
         (spoilt(counts=counts(0, 0.5)), "whole"),
         (spoilt(counts=counts(0, 2e9)), "more than 1e+09 rows"),
         (spoilt(counts=counts(64, 0)), "smaller than its baseline"),
+        (spoilt(kinds=["no kind"] * 10**6), "kinds of length 1000000, expected at most 2000"),
+        (spoilt(noise=[0.0] * 4), "noise of length 4, expected at most 3"),
+        (spoilt(more=1), "9 values, expected 8"),
         ({}, "version: Field required"),
     ],
 )
@@ -169,20 +172,20 @@ def test_a_summary_survives_flower_s_record() -> None:
 def test_a_lasting_alarm_requests_retraining_once_a_day() -> None:
     nodes, state, requested = Nodes(4, 2, means=0.0), DriftState(), []
     for number in range(80):
-        moved = 1.0 if number >= 2 else 0.0
+        moved = 1.0 if number >= 12 else 0.0
         summaries = nodes.summaries(moved, hold=state.hold)
         records = {s.node_id: s.to_record() for s in summaries}
         state, reason = observe(state, records, number * 3600.0, NO_SEASON)
         if reason:
             requested.append(number)
-    assert requested == [2, 26, 50, 74]
+    assert requested == [12, 36, 60]
 
 
 def test_a_drift_request_that_is_taken_begins_a_new_reference() -> None:
     now = [datetime(2026, 1, 4, tzinfo=UTC)]
     monitor = RetrainingManager(store=MonitorStore(), drift=NO_SEASON, now=lambda: now[0])
     nodes = Nodes(4, 2, means=0.0)
-    for moved in (0.0, 0.0, 1.0):
+    for moved in [0.0] * 12 + [1.0]:
         summaries = nodes.summaries(moved, hold=bool(monitor.data_orders()["data-hold"]))
         monitor.update_data({s.node_id: s.to_record() for s in summaries}, 1)
         now[0] += timedelta(hours=1)

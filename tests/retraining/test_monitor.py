@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.docs import run_block
 
 from fl_app.retraining import (
     BestMinusThreshold,
@@ -193,10 +193,8 @@ def test_a_session_that_fails_is_marked_and_ends_the_loop() -> None:
     assert outcomes(manager) == ["failed"]
 
 
-def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    snippets = (Path(__file__).parents[2] / "README.md").read_text().split("```python\n")[1:]
-    snippet = next(s.split("```")[0] for s in snippets if "RetrainingManager" in s)
-    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102  (our own README)
+def test_the_page_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_block("retraining.md", "manual_trigger(")
     assert "new pictures" in capsys.readouterr().out
     waiting = RetrainingManager().take()  # as a server would that starts later
     assert waiting is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's snippet on probation runs as it is written."""
+"""The snippets of docs/retraining.md on probation run as they are written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from pathlib import Path
 
 import pytest
 from support.api_client import versions
+from support.docs import block, run_block
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import Probation, RetrainingManager
-
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.split("## After a promotion", 1)[1].split("\n## ", 1)[0]
-
-
-def block(language: str) -> str:
-    return SECTION.split(f"```{language}\n", 1)[1].split("```", 1)[0]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
@@ -28,7 +22,8 @@ def test_the_curl_line_is_counted(tmp_path: Path) -> None:
     store.promote_to_production("8")
     server = serve_api(create_trigger_api(RetrainingManager(), store=store), port=0)
     assert server is not None
-    command = block("bash").replace(":5001", f":{server.port}").replace("curl ", "curl -sS ")
+    command = block("retraining.md", "/production_metrics", "bash")
+    command = command.replace(":5001", f":{server.port}").replace("curl ", "curl -sS ")
     try:
         done = subprocess.run(["bash", "-ec", command], capture_output=True, text=True, check=True)
     finally:
@@ -38,8 +33,7 @@ def test_the_curl_line_is_counted(tmp_path: Path) -> None:
 
 
 def test_the_snippet_runs() -> None:
-    names: dict[str, object] = {}
-    exec(compile(block("python"), "README.md", "exec"), names)  # noqa: S102  (our own README)
+    names = run_block("retraining.md", "Probation(")
     probation = names["probation"]
     assert isinstance(probation, Probation)
     assert probation.status() is None

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
+from support.docs import run_block
 
 from fl_app import check_data_drift
 from fl_app.retraining.drift.two_sample import FeatureComparison, _holm
@@ -59,12 +61,12 @@ def test_holm_s_correction_keeps_the_order_and_is_between_none_and_bonferroni(
     ("now", "message"),
     [
         (np.arange(7.0), "the current data have 7 rows"),
-        (np.full(50, 3.0), "the current data are constant"),
-        (np.array([np.nan, *range(20)]), "the current data hold 1 NaN"),
-        (np.array([np.inf, *range(20)]), "the current data hold 1 infinite"),
+        (np.array([]), "the current data have 0 rows"),
+        (np.array([None, None]), "the current data have 2 rows"),
+        ([str(i) for i in range(50)], "its levels are too rare"),
     ],
 )
-def test_without_an_answer_there_is_a_reason(now: np.ndarray, message: str) -> None:
+def test_without_an_answer_there_is_a_reason(now: object, message: str) -> None:
     result = check_data_drift(now, np.arange(100.0))
     assert result.pvalue is None
     assert result.statistic is None
@@ -72,12 +74,128 @@ def test_without_an_answer_there_is_a_reason(now: np.ndarray, message: str) -> N
     assert message in result.problems["0"]
 
 
-def test_other_features_still_get_theirs() -> None:
-    now, past = RNG.normal(0, 1, (100, 2)), RNG.normal(3, 1, (100, 2))
-    now[:, 0] = 5
+OTHER = np.random.default_rng(2)
+NORMAL = OTHER.normal(size=(2, 500))
+FEW = OTHER.random((2, 500)) < 0.05
+DAYS = np.datetime64("2026-01-01") + np.arange(500).astype("timedelta64[D]")
+HALF = OTHER.random(500) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("now", "past", "drifts"),
+    [
+        (np.full(99, 3.0), np.full(99, 3.0), False),
+        (np.full(99, 0.1 + 0.2), np.full(99, 0.3), False),
+        (np.full(99, 4.0), np.full(99, 3.0), True),
+        (np.where(FEW[0], np.nan, NORMAL[0]), np.where(FEW[1], np.nan, NORMAL[1]), False),
+        (np.where(HALF, np.nan, NORMAL[0]), np.where(FEW[1], np.nan, NORMAL[1]), True),
+        (np.full(99, np.nan), NORMAL[1], True),
+        (np.full(99, np.nan), np.full(99, np.nan), False),
+        (np.where(FEW[0], np.inf, NORMAL[0]), np.where(FEW[1], np.inf, NORMAL[1]), False),
+        (np.where(HALF, np.inf, NORMAL[0]), NORMAL[1], True),
+        (NORMAL[0] * 1e300, NORMAL[1] * 1e300, False),
+        (FEW[0], FEW[1], False),
+        (HALF, FEW[1], True),
+        (FEW[0], FEW[1].astype(int), False),
+        (list("abc") * 99, list("abc") * 50, False),
+        (list("abd") * 99, list("abc") * 50, True),
+        (list("ab") * 99 + ["z"], list("ab") * 99, False),
+        (["a"] * 8, ["b"] * 8, True),
+        (["b"] * 8, ["a"] * 5000, True),
+        ([None, "a"] * 99, [None, "a"] * 99, False),
+        (DAYS, DAYS, False),
+        (DAYS + np.timedelta64(200, "D"), DAYS, True),
+        (DAYS.tolist(), DAYS, False),
+        (np.where(HALF, np.datetime64("NaT"), DAYS), DAYS, True),
+        (["a"] * 50, np.zeros(50), True),
+        ([10**400] * 9, [10**400] * 9, False),
+        (np.ma.masked_array(NORMAL[0], HALF), NORMAL[1], True),
+    ],
+)
+def test_any_column_has_a_p_value(now: object, past: object, drifts: bool) -> None:
+    (feature,) = check_data_drift(now, past).features
+    assert feature.pvalue is not None
+    assert (feature.pvalue < 0.01) is drifts
+
+
+def test_frames_are_paired_by_name_and_what_only_one_has_is_reported() -> None:
+    now = pd.DataFrame({"a": NORMAL[0], "new": 1, "b": NORMAL[0] + 5})
+    past = pd.DataFrame({"b": NORMAL[1] + 5, "a": NORMAL[1] + 5, "gone": "x"})
     result = check_data_drift(now, past)
-    assert result.drifted == ("1",)
-    assert list(result.problems) == ["0"]
+    assert result.drifted == ("a",)
+    assert result.problems == {
+        "new": "the reference data lack this column",
+        "gone": "the current data lack this column",
+    }
+    assert result.pvalue is not None
+    by_mapping = check_data_drift(now.to_dict("list"), past)
+    assert by_mapping.pvalue == result.pvalue
+
+
+def test_pandas_own_types_are_read() -> None:
+    frame = pd.DataFrame(
+        {
+            "whole": pd.array([1, None, 3] * 30, dtype="Int64"),
+            "kind": pd.Categorical(["x", "y", None] * 30),
+            "time": pd.date_range("2026-01-01", periods=90, tz="Europe/Berlin"),
+            "text": pd.array(["a", None, "b"] * 30, dtype="string"),
+        }
+    )
+    same = check_data_drift(frame, frame)
+    assert [feature.pvalue for feature in same.features] == [1.0] * 4
+    assert same.problems == {}
+    later = frame.assign(time=frame["time"] + pd.Timedelta(days=90), kind="x")
+    assert check_data_drift(later, frame).drifted == ("kind", "time")
+
+
+def test_columns_with_one_name_are_kept_apart() -> None:
+    frame = pd.DataFrame(np.stack([NORMAL[0], NORMAL[0] + 1], axis=1), columns=["a", "a"])
+    assert [f.name for f in check_data_drift(frame, frame).features] == ["a", "a (2)"]
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.sampled_from(["", "a", "b", "1"]),
+    st.dates(),
+    st.datetimes(),
+    st.timedeltas(),
+    st.sampled_from([pd.NaT, pd.NA, np.datetime64("NaT"), Decimal("NaN"), Decimal(1), b"x", 1j]),
+)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> object:
+    some = draw(st.lists(values, min_size=1, max_size=4))
+    rows = draw(st.integers(0, 40))
+    column = draw(st.lists(st.sampled_from(some), min_size=rows, max_size=rows))
+    as_objects = np.empty(len(column), dtype=object)
+    as_objects[:] = column
+    return draw(
+        st.sampled_from(
+            [
+                as_objects,
+                pd.Series(as_objects),
+                np.array([*map(str, column)]),
+                pd.to_numeric(pd.Series(as_objects.astype(str)), errors="coerce").to_numpy(),
+            ]
+        )
+    )
+
+
+@given(samples(), samples())
+def test_any_mixture_has_a_p_value_or_a_reason(now: object, past: object) -> None:
+    for result in (
+        check_data_drift(now, past),
+        check_data_drift({"x": now, "y": past}, {"x": past, "z": now}),
+    ):
+        for feature in result.features:
+            assert feature.pvalue is not None or feature.problem
+            assert feature.pvalue is None or 0 <= feature.pvalue <= 1
+            assert feature.statistic is None or 0 <= feature.statistic <= 1
+            assert feature.effect is None or np.isfinite(feature.effect)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +203,22 @@ def test_other_features_still_get_theirs() -> None:
     [
         (np.zeros((9, 2)), np.zeros((9, 3)), "2 features and the reference 3"),
         (np.zeros((2, 2, 2)), np.zeros(9), "shape"),
-        (np.array(["a"] * 9), np.zeros(9), "numbers"),
+        (3.0, np.zeros(9), "shape"),
+        ([[1, 2], [3]], np.zeros(9), "differ in length"),
+        ({"a": 1}, {"a": [1]}, "The column a has shape"),
     ],
 )
-def test_arrays_that_cannot_be_compared_are_refused(
-    now: np.ndarray, past: np.ndarray, message: str
-) -> None:
+def test_data_that_are_no_table_are_refused(now: object, past: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_data_drift(now, past)
 
 
-def test_the_readme_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in readme.split("```python\n")]
-    (snippet,) = (block for block in blocks[1:] if "check_data_drift" in block)
-    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - our own README
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "b", "c"]])
+def test_names_that_are_not_one_for_each_feature_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="names for 2 features"):
+        check_data_drift(np.zeros((9, 2)), np.zeros((9, 2)), names=names)
+
+
+def test_the_page_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_block("drift.md", "check_data_drift")
     assert "('age',)" in capsys.readouterr().out

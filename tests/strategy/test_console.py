@@ -106,7 +106,7 @@ def test_the_commands_at_the_end_work_as_typed(
     compare = second[1]
     assert "compare 1 2 --name digits" in compare
     type_in(compare, monkeypatch)
-    assert "version 2" in capsys.readouterr().out
+    assert "accuracy\t0.1000\t0.2000\t+0.1000" in capsys.readouterr().out
 
 
 def test_another_mlflow_is_named_without_its_password(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
 from hypothesis import given
 from hypothesis import strategies as st
+from support.docs import run_block
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy, RoundReport
@@ -185,10 +185,7 @@ def test_without_a_metric_there_is_nothing_to_look_at() -> None:
         LifecycleStrategy(rounds=RoundSettings(early_stopping=EarlyStopping(2)))
 
 
-def test_the_readme_s_strategy_is_made(home: Path) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "EarlyStopping(" in b)
-    names: dict[str, Any] = {}
-    exec(block, names)  # noqa: S102 - it is ours
+def test_the_page_s_strategy_is_made(home: Path) -> None:
+    names = run_block("rounds.md", "EarlyStopping(")
     assert names["rounds"].early_stopping == EarlyStopping(5, 0.001)
     assert names["rounds"].node_wait_timeout == 120

@@ -274,8 +274,8 @@ def taller(sent: ArrayRecord) -> ArrayRecord:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (partial, "it lacks '1'; have the ClientApp return each array"),
-        (growing, "it has 'more-2'; have the ClientApp return each array"),
+        (partial, "it lacks '1'. Have the ClientApp return each array"),
+        (growing, "it has 'more-2'. Have the ClientApp return each array"),
         (taller, r"array '0' has shape \(3, 3\), expected \(2, 3\)"),
     ],
 )

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+from support.docs import run_block
 from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy
 from fl_app.strategy import BeatsChampion, NoRegression, ScoredRecord, default_policy
-from fl_app.strategy.finish.evaluation import EvaluateFn
+from fl_app.strategy.errors import MetricError
+from fl_app.strategy.finish.evaluation import EvaluateFn, scored_by
 from fl_registry import (
     Evidence,
     ExampleScores,
@@ -24,8 +25,6 @@ from fl_registry import (
     Stage,
     decide_stage,
 )
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -105,6 +104,20 @@ def test_a_gain_must_be_sure_example_by_example(
     assert set(found["metrics"]) == {"accuracy", "client/accuracy", "train/loss"}
 
 
+def test_groups_are_given_with_the_results(store: InMemoryModelStore) -> None:
+    def score(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        record = per_example(0.01)(server_round, arrays)
+        return MetricRecord({**record, "per-example/group": [n // 8 for n in range(40)]})
+
+    session(store, score, start=0)
+    found = session(store, score, start=1)
+    assert found["stage"] == "Production"
+    assert "sure on 40 examples of 5 groups" in found["tags"]["reason"]
+    wrong = MetricRecord({"per-example/accuracy": [0.5] * 3, "per-example/group": [1, 2]})
+    with pytest.raises(MetricError, match="per-example/group that cannot be used: There are 2"):
+        scored_by(wrong)
+
+
 def test_the_champion_is_scored_once_a_session(store: InMemoryModelStore) -> None:
     scored: list[float] = []
 
@@ -129,7 +142,7 @@ def test_results_of_one_s_own_decide_too(store: InMemoryModelStore) -> None:
             return best
 
     def score(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        numbers = [0.0] * 29 + [weight(arrays)]
+        numbers = [*[0.0] * 15, weight(arrays), *[0.0] * 14]
         return ScoredRecord({"accuracy": max(numbers)}, Best({"accuracy": numbers}))
 
     session(store, score, start=0)
@@ -181,14 +194,8 @@ def test_a_tag_that_others_wrote_compares_no_node(store: InMemoryModelStore, tag
     assert "node that scored both" in refused["tags"]["reason"]
 
 
-def test_the_readme_s_policy_runs() -> None:
-    (snippet,) = (
-        block.split("```")[0]
-        for block in README.read_text().split("```python\n")
-        if "NoRegression(" in block
-    )
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+def test_the_page_s_policy_runs() -> None:
+    names = run_block("gates.md", "NoRegression(")
     fresh = Evidence({"mAP50": 0.6, "train/loss": 2.0})
     assert decide_stage(names["policy"], fresh).stage is Stage.PRODUCTION
     assert decide_stage(names["policy"], Evidence({"mAP50": 0.6})).stage is Stage.NONE

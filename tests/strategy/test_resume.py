@@ -310,26 +310,6 @@ def test_a_session_that_lives_is_left_alone(world: World) -> None:
     assert nested.versions() == ["1"]
 
 
-def test_arrays_that_have_changed_on_disk_are_not_used(world: World, lines: Lines) -> None:
-    world.stopped("train", 3)
-    (path,) = world.home.glob("checkpoints/*/round-0002.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(RuntimeError, match="has changed since it was written"):
-        world.start()
-
-
-def test_a_record_that_is_damaged_is_set_apart(world: World, lines: Lines) -> None:
-    world.stopped("train", 3)
-    (path,) = world.home.glob("checkpoints/*/done/done-0001.json")
-    path.write_text("{}")
-    world.start()
-    assert world.trained() == [1, 2, 3, 1, 2, 3, 4, 5]
-    assert "cannot be read and is set apart" in lines()
-    assert [p.suffix for p in (world.home / "checkpoints").glob("[!.]*")] == [".failed"]
-
-
 def test_three_failures_in_a_row_are_counted_across_a_crash(world: World) -> None:
     def bad(node_id: int, message: Message) -> Any:
         number = int(message.content["config"]["server-round"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from support.docs import page, run_block
 from support.local_grid import LocalGrid
 
 from fl_app import LifecycleStrategy
@@ -20,7 +20,6 @@ from fl_app.strategy import RoundSettings, Screening
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES, WEIGHTS, SEEDS = 10, 200, 3
-ATTACKER = NODES - 1
 
 Reply = tuple[np.ndarray, float]
 """Weights and the number of examples that a node says it has."""
@@ -66,18 +65,22 @@ def wrapped(inner: Strategy, rules: Screening) -> Strategy:
 
 
 def error(
-    make: Callable[[], Strategy], attack: str | None, seed: int, rules: Screening | None = DEFAULT
+    make: Callable[[], Strategy],
+    attack: str | None,
+    seed: int,
+    rules: Screening | None = DEFAULT,
+    liars: int = 1,
 ) -> float:
     """Largest distance of a weight from its true value 1, after a round of ten or nine nodes.
 
-    Without rules it is the strategy by itself.
+    The last nodes lie. Without rules it is the strategy by itself.
     """
     random = np.random.default_rng(seed)
     weights = random.normal(1, 0.1, (NODES, WEIGHTS)).astype(np.float32)
 
     def answer(node: int, message: Message) -> RecordDict:
         sent, count = weights[node], 10.0
-        if attack is not None and node == ATTACKER:
+        if attack is not None and node >= NODES - liars:
             sent, count = ATTACKS[attack](sent)
         arrays = ArrayRecord([sent.astype(np.float32)])
         return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": count})})
@@ -113,7 +116,7 @@ def test_screening_alone_saves_fedavg_from_what_a_reply_gives_away(attack: str) 
 
 def test_fedavg_believes_what_is_within_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTACKS, "within the limits", WITHIN_THE_LIMITS)
-    for seed in range(SEEDS):  # as the README says, so that nobody relies on it
+    for seed in range(SEEDS):  # as the page says, so that nobody relies on it
         assert error(FEDAVG, "within the limits", seed) > 2 * honest_level("FedAvg", seed)
         for name, make in ROBUST.items():
             assert error(make, "within the limits", seed) <= 2 * honest_level(name, seed)
@@ -126,6 +129,31 @@ def test_a_norm_bound_saves_fedavg_from_all_five(attack: str) -> None:
         assert error(FEDAVG, attack, seed, NORM) == pytest.approx(level, rel=1e-5)
 
 
+THREE: dict[str, Callable[[], Strategy]] = {
+    "FedMedian": plain(flower.FedMedian),
+    "FedTrimmedAvg": plain(flower.FedTrimmedAvg, beta=0.3),
+    "Krum": plain(flower.Krum, num_malicious_nodes=3),
+    "MultiKrum": plain(flower.MultiKrum, num_malicious_nodes=3, num_nodes_to_select=6),
+}
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_three_of_ten_do_not_move_a_robust_strategy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "within the limits", WITHIN_THE_LIMITS)
+    for attack in ATTACKS:
+        for seed in range(SEEDS):
+            assert error(THREE[name], attack, seed, liars=3) <= 3 * honest_level(name, seed)
+
+
+def test_three_of_ten_move_fedavg_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie: Callable[[np.ndarray], Reply] = lambda w: (-5 * w, 1e8)  # noqa: E731
+    monkeypatch.setitem(ATTACKS, "many examples", lie)
+    # Six tenths of the weight, two equal shares each, at a distance of 6.
+    assert 1 < error(FEDAVG, "many examples", 0, liars=3) < 0.65 * 8
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_fedavg_alone_falls_to_all_five(attack: str) -> None:
     assert not error(FEDAVG, attack, 0, rules=None) < 10 * honest_level("FedAvg", 0)
@@ -135,11 +163,7 @@ def test_the_median_alone_falls_to_one_nan() -> None:
     assert np.isnan(error(ROBUST["FedMedian"], "NaN", 0, rules=None))
 
 
-def test_the_readme_s_choice_runs_as_it_stands_there() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("\n## Nodes that you do not trust\n", 1)[1].split("\n## ", 1)[0]
-    names: dict[str, Any] = {}
-    snippet = section.split("```python\n", 1)[1].split("```", 1)[0]
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
+def test_the_page_s_choice_runs_as_it_stands_there() -> None:
+    names = run_block("screening.md", "Screening(")
     assert names["strategy"].setup.rounds.screening == names["rules"]
-    assert "Choose `FedTrimmedAvg`" in section
+    assert "Choose `FedTrimmedAvg`" in page("screening.md")

@@ -19,13 +19,21 @@ from fl_app.strategy.round.averaging import in_step
 from fl_app.strategy.round.screening import (
     Needs,
     ScreenedReplies,
+    agreed_schema,
     needs_of,
     screen_evaluate,
     screen_train,
     sound_metrics,
 )
 from fl_app.strategy.round.state import RoundInHand
-from fl_app.wire.arrays import ArrayError, schema_of, view, viewed
+from fl_app.wire.arrays import (
+    ArrayError,
+    model_values,
+    require_like,
+    schema_of,
+    view,
+    viewed,
+)
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 HALF = np.ones(4, np.float16)
@@ -367,8 +375,43 @@ def test_bad_metrics_are_left_out_and_told_of_and_the_reply_counts() -> None:
 def test_a_reply_has_at_most_a_hundred_metrics_beside_those_that_are_needed() -> None:
     many = {f"m{i:04}": float(i) for i in range(5000)} | {"num-examples": 1, "need": 2}
     kept, faults = sound_metrics(many, {"num-examples", "need"})
-    assert list(kept) == [*(f"m{i:04}" for i in range(100)), "num-examples", "need"]
+    assert list(kept) == [*(f"m{i:04}" for i in range(100)), "need", "num-examples"]
     assert faults[0] == "it has 5000 metrics, expected at most 100"
+
+
+class Counted(dict[str, Any]):
+    """Metrics that count how often they are read."""
+
+    reads = 0
+
+    def __getitem__(self, name: str) -> Any:
+        self.reads += 1
+        return super().__getitem__(name)
+
+
+def test_of_a_million_metrics_only_some_hundreds_are_read() -> None:
+    many = Counted({f"m{i}": 1.0 for i in range(10**6)} | {"acc": 0.5, "num-examples": 1})
+    kept, faults = sound_metrics(many, {"num-examples"}, "acc")
+    assert (kept["acc"], kept["num-examples"], len(kept)) == (0.5, 1, 102)
+    assert many.reads < 600
+    assert len(faults) < 600
+    assert faults[0] == "it has 1000000 metrics, expected at most 100"
+
+
+def test_a_data_summary_that_is_too_large_is_left_out_when_it_arrives() -> None:
+    reply = content()
+    reply["data-summary"] = ConfigRecord({"names": ["x"] * 10_000})
+    screened = screen(reply)
+    (passed,) = screened.replies
+    assert [*passed.content] == ["arrays", "metrics"]
+    assert "names of length 10000, expected at most 2000" in screened.notes["12"]
+
+
+def test_a_first_model_has_at_most_four_thousand_arrays() -> None:
+    many = ArrayRecord({f"a{n}": Array(np.zeros(1, "f4")) for n in range(4_001)})
+    assert agreed_schema([message(content(many))], DEFAULT, Needs()) == {}
+    with pytest.raises(ArrayError, match="has 4001 arrays, expected at most 4000; give start"):
+        model_values(many, {}, require_like)
 
 
 def same_metrics(told: list[Any], weights: list[float]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from support.local_grid import LocalGrid, add_one, model, reply
 
 from fl_app import LifecycleStrategy, RoundReport
 from fl_app.events import RejectedReply, as_json
-from fl_app.rejected import MAX_NODES, read_rejected, rejected_tag
 from fl_app.strategy import RoundSettings, RunFailedError
+from fl_app.versions.tags import MAX_NODES, read_rejected, rejected_tag
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from flwr.serverapp.strategy import (
     FedProx,
     Strategy,
 )
+from support.docs import run_block
 from support.local_grid import model
 from support.shadow_nodes import (
     NODES,
@@ -38,8 +38,6 @@ from fl_app import LifecycleStrategy
 from fl_app.strategy import Finite, ShadowEvaluation
 from fl_app.strategy.shadow.messages import size
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def test_what_is_better_waits_with_the_numbers(world: World, lines: Callable[[], str]) -> None:
@@ -285,15 +283,8 @@ def test_a_session_that_was_cut_short_is_gone_on_with(world: World) -> None:
     assert world.result()["better"] == 8
 
 
-def test_the_readme_s_nodes_decide(world: World) -> None:
-    (snippet,) = (
-        block.split("```")[0]
-        for block in README.read_text().split("```python\n")
-        if "ShadowEvaluation(" in block
-    )
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own README
-    told = names["strategy"].setup
+def test_the_page_s_nodes_decide(world: World) -> None:
+    told = run_block("gates.md", "ShadowEvaluation(")["strategy"].setup
     more = {"policy": told.policy, "approval": told.approval}
     world.session(Nodes(grows), told.shadow, **more)
     assert world.stage() is Stage.PRODUCTION

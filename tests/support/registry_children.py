@@ -17,6 +17,8 @@ import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - what takes seconds
 from fl_registry import LeaseLost, ModelManager
 from support.registry_faults import told
 
+FIRST_SERVER = "the first server"
+
 
 def promote(  # noqa: PLR0917 - a process gets them by place
     address: str, home: Path, names: list[str], version: str, barrier: Any, results: Any
@@ -94,6 +96,7 @@ def serve(  # noqa: PLR0917 - a process gets them by place
     Tells its epoch first, and in the end what ended it and which versions it saved.
     """
     faulthandler.dump_traceback_later(120, exit=True)
+    os.environ["PGAPPNAME"] = FIRST_SERVER  # PostgreSQL lists its connections under this name
     manager = ModelManager(address, name, home=home)
     saved: list[str] = []
     try:

@@ -7,6 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from clinics_app.task import first_arrays, holdout, model_of
 from fl_app import LifecycleStrategy, RetrainingManager
+from fl_app.retraining import DriftSettings
 from fl_app.retraining.drift.plot import drift_artifacts
 from fl_app.strategy import ModelManager, plot_metrics
 
@@ -16,7 +17,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train, and let the monitor look at what the clinics tell of their data."""
-    monitor = RetrainingManager()
+    monitor = RetrainingManager(drift=DriftSettings(false_alarm_days=0.05))
     strategy = LifecycleStrategy(
         FedAvg(fraction_evaluate=0.0),
         metric="accuracy",

@@ -18,16 +18,15 @@ def table(
 ) -> tuple[Columns, list]:
     """A clinic's columns and diagnoses in a round: it has more with each.
 
-    From the round ``new_scanner_in`` on, the first clinic's scanner reports all lengths half as
-    long again; 0 for never.
+    From the round ``new_scanner_in`` on, a scanner reports all lengths twice as long; 0 for never.
     """
     data, order = load_breast_cancer(), np.random.default_rng(7).permutation(569)[HELD_OUT:]
     mine = order[clinic::clinics][: FIRST + EACH_ROUND * (server_round - 1)]
     rows = data.data[mine]
-    if clinic == 0 and 0 < new_scanner_in <= server_round:
+    if 0 < new_scanner_in <= server_round:
         new = slice(FIRST + EACH_ROUND * (new_scanner_in - 2), None)
         lengths = [i for i, n in enumerate(data.feature_names) if "radius" in n or "perimeter" in n]
-        rows[new, lengths] *= 1.5
+        rows[new, lengths] *= 2
     columns = dict(zip(map(str, data.feature_names), rows.T, strict=True))
     return columns, data.target[mine]
 

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_app.api.page.style import COLOURS
-from fl_app.api.version_texts import Row, number_text, score_metric
+from fl_app.versions.texts import Row, number_text, score_metric
 from fl_registry.journal.entries import Entry
 
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 PROMOTING = ("promote", "rollback", "adopt")
 STAGING = ("stage", "restore")
 # Bounds on what a visit costs, however many versions there are.
-MOST_POINTS = 200
+MOST_POINTS = 1000
 MOST_METRICS = 60
-MOST_ROUNDS = 32
-"""Rounds that are named at the axis."""
+FEW_POINTS = 40
+"""Points up to which the axis has the rounds; beyond, it has a few version numbers."""
+TICKS = 12
+"""Version numbers at the axis, at most."""
+MOST_SESSIONS = 30
+"""Sessions up to which a line shows where each begins."""
 
 
 class Point(NamedTuple):
@@ -59,7 +63,8 @@ class Promotion(NamedTuple):
     Attributes
     ----------
     place, end : int
-        How many of the points were registered before it, and before the next one.
+        How many of the points were registered before it, and before the next one; one more than
+        there are for what is in Production now.
     version : str
         What came to Production.
     value : float
@@ -181,7 +186,7 @@ def chart_of(
     places = [bisect_right(created, move.time) for move in moves]
     promotions = [
         Promotion(place, end, e.version, values[e.version], e.op == "rollback", e.time)
-        for e, place, end in zip(moves, places, [*places[1:], len(created)], strict=False)
+        for e, place, end in zip(moves, places, [*places[1:], len(created) + 1], strict=False)
         if _is_drawn(values.get(e.version))
     ]
     now = moves[-1].version if moves else ""
@@ -212,7 +217,7 @@ def figure_of(chart: Chart, theme: str) -> Figure:
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=colours["muted"], length=0, labelsize=12)
     axes.grid(axis="y", color=colours["line"])
-    axes.set_xlim(-0.5, len(chart.points) - 0.5)
+    axes.set_xlim(-0.5, _x_of(chart, len(chart.points) + bool(chart.promotions)))
     _draw_sessions(axes, chart, colours)
     _draw_promotions(axes, chart, colours)
     figure.legend(
@@ -221,50 +226,69 @@ def figure_of(chart: Chart, theme: str) -> Figure:
     return figure
 
 
+def _x_of(chart: Chart, place: int) -> float:
+    """Where a move is at the axis: between two points, or behind all of them for today."""
+    last = len(chart.points)
+    # Moves after the last version need room of their own, or none of them could be seen.
+    return place - 0.5 if place <= last else last - 0.5 + max(1.0, last / 20)
+
+
 def _draw_sessions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     """The curve of each session, its rounds and its name below, and where the next one begins."""
     points = chart.points
     values = [point.value for point in points]
-    style: dict[str, Any] = {"color": colours["accent"], "linewidth": 2, "markeredgewidth": 2}
-    style["markersize"] = 7 if len(points) <= 60 else 4
+    few = len(points) <= FEW_POINTS
+    size = 7 if few else max(2.0, 5 - len(points) / 300)
+    style: dict[str, Any] = {"color": colours["accent"], "markersize": size}
+    style |= {"linewidth": 2 if few else 1, "markeredgewidth": 2 if few else 1}
     below: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
     for begin, end in chart.sessions:
         label, part = "" if begin else "a version", values[begin:end]
         axes.plot(range(begin, end), part, "o-", mfc=colours["card"], label=label, **style)
-        if begin:
+        if begin and len(chart.sessions) <= MOST_SESSIONS:
             axes.axvline(begin - 0.5, color=colours["line"], linestyle=":", zorder=0)
-        if end - begin > len(points) / 8:  # there is room for the name
+        if few and end - begin > len(points) / 8:  # there is room for the name
             name = f"\n\nsession of {points[begin].session}"
             middle = (begin + end - 1) / 2
             axes.text(middle, 0, name, color=colours["muted"], fontsize=12, **below)
     staged = [n for n, point in enumerate(points) if point.staged]
     label = "one that went to Staging or on"
     axes.plot(staged, [values[n] for n in staged], "o", label=label, **style)
-    rounds = {n: point.round for n, point in enumerate(points) if point.round.isdecimal()}
-    step = 1 + len(points) // MOST_ROUNDS
-    ticks = [n for n, name in rounds.items() if int(name) % step == 0]
-    axes.set_xticks(ticks, [rounds[n] for n in ticks])
+    if few:
+        ticks = {n: p.round for n, p in enumerate(points) if p.round.isdecimal()}
+    else:
+        step = -(-len(points) // TICKS)
+        ticks = {n: f"v{points[n].version}" for n in range(0, len(points), step)}
+    axes.set_xticks([*ticks], [*ticks.values()])
 
 
 def _draw_promotions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     """What was in Production, and the moves there; labels of versions where there is room."""
     moves = chart.promotions
-    begins, ends = [move.place - 0.5 for move in moves], [move.end - 0.5 for move in moves]
+    begins = [_x_of(chart, move.place) for move in moves]
+    ends = [_x_of(chart, move.end) for move in moves]
     line: dict[str, Any] = {"colors": colours["good"], "linestyles": "dashed", "linewidth": 3}
     axes.hlines([move.value for move in moves], begins, ends, label="in Production", **line)
     # What came and went before all points is not in the picture.
     drawn = [move for move in moves if move.end]
-    style: dict[str, Any] = {"markersize": 9, "mec": colours["card"], "clip_on": False}
+    size = 9 if len(drawn) <= FEW_POINTS else 5
+    style: dict[str, Any] = {"markersize": size, "mec": colours["card"]}
     for back, label, colour in ((False, "promoted", "good"), (True, "rolled back", "bad")):
         those = [move for move in drawn if move.back is back]
-        x, y = [move.place - 0.5 for move in those], [move.value for move in those]
-        axes.plot(x, y, "D", color=colours[colour], label=label, **style)
-    above: dict[str, Any] = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
-    labelled = -math.inf
-    for move in drawn:
-        if move.place - labelled > len(chart.points) / 20:
-            labelled, at = move.place, (move.place - 0.5, move.value)
-            axes.annotate(f"v{move.version}", at, color=colours["muted"], weight="bold", **above)
+        x, y = [_x_of(chart, move.place) for move in those], [move.value for move in those]
+        # An empty line that is not clipped would count as one at the corner of the figure.
+        clips = not those
+        axes.plot(x, y, "D", color=colours[colour], label=label, clip_on=clips, **style)
+    # Along the upper edge, where no point is. The newest come first: they are looked for.
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
+    room, labelled = len(chart.points) / 20, math.inf
+    for move in reversed(drawn):
+        x_move = _x_of(chart, move.place)
+        if labelled - x_move > room:
+            labelled = x_move
+            side = "left" if move.place == 0 else "center"
+            text = f"v{move.version}"
+            axes.text(x_move, 1, text, color=colours["muted"], weight="bold", ha=side, **above)
 
 
 def _is_drawn(value: float | None) -> bool:

@@ -201,7 +201,7 @@ def count_rows(columns: Sequence[Column], rows: Columns, bins: int) -> np.ndarra
 
 def save_reference(reference: Reference, path: Path) -> None:
     """Write the reference, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = _About(reference.name, reference.columns, reference.noise)
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with replacing(path, mode=0o600) as file:  # the edges are private values of this node

@@ -2,9 +2,10 @@
 """The drift test: state and the nodes' data summaries in, next state and a result out. Pure.
 
 Each node compares its new rows with its own past. So neither differences between nodes nor the
-choice of nodes looks like drift. e-values accumulate the evidence, so that the rate of false alarms
-is per year and not per check. A gate on the size of the effect excludes changes that are too small
-to matter, and those that recur each season.
+choice of nodes looks like drift. A check is compared with the quiet checks before it, so that
+neither the effects of batches nor the weather do. e-values accumulate the evidence, so that the
+rate of false alarms is per year and not per check. A gate on the size of the effect excludes
+changes that are too small to matter, and those that recur each season.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
 import operator
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -23,6 +22,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from fl_app.retraining.drift.merge import LEAST_P, Merged, direction, merge, shared
 from fl_app.retraining.drift.state import (
     HISTORY,
     RECENT,
@@ -31,10 +31,9 @@ from fl_app.retraining.drift.state import (
     DriftState,
     FeatureDrift,
     Window,
-    difference,
 )
 from fl_app.settings import Key, check_settings
-from fl_app.wire.data_summary import DataSummary, Feature, FeatureKind, SummaryError, read_summary
+from fl_app.wire.data_summary import DataSummary, SummaryError, read_summary
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -48,12 +47,8 @@ LEAST_WAIT = 20.0
 KNOWN_INTERVAL = 12
 """Checks after which the time between them is measured."""
 PER_CHECK_P = 0.05
-SQUARE_MEAN = math.pi**2 / 12
-SQUARE_VARIANCE = 7 * math.pi**4 / 720 - SQUARE_MEAN**2
-"""Mean and variance of the square of a variable with Kolmogorov's distribution."""
-LEAST_P, MOST_P = 1e-300, 0.999
+MOST_P = 0.999
 E_CAP = 1e15
-MOVED_P = 0.01
 
 
 def _require_time(text: str) -> str:
@@ -80,6 +75,9 @@ class DriftSettings:
         ``per_check``: any p < 0.05 in any check requests retraining.
     check_interval : float
         Seconds between checks, until the checks themselves show it.
+    max_node_share : float | None
+        Most rows of a node that count in a check, in multiples of an equal share of the check's
+        nodes; None: no limit. The app takes that of ``Screening``.
 
     Raises
     ------
@@ -94,6 +92,7 @@ class DriftSettings:
     ] = "24h"
     policy: Annotated[Policy, Key("drift-policy")] = "evidence"
     check_interval: float = 300.0
+    max_node_share: Annotated[float | None, Field(gt=1)] = 2.0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -158,7 +157,13 @@ def check(
     if not features:
         return state, None
     state = state.with_features(features, usable[0].counts.shape[2])
-    merged = merge(usable, state.features, time)
+    merged = merge(
+        usable,
+        state.features,
+        time,
+        shares=settings.max_node_share,
+        node_variance=state.quiet.node_variance,
+    )
     state = _with_window(state, merged.window, settings.season_seconds)
     height = alarm_height(state, settings)
     state = _with_evidence(state, merged, height)
@@ -172,7 +177,7 @@ def check(
         size, drifted = merged.window.effect, merged.p < PER_CHECK_P
     else:
         size, matters = _gate(state, settings)
-        drifted = matters & (state.evidence >= height) & state.hold
+        drifted = matters & (state.evidence.mean(axis=1) >= height) & state.hold
     return state, _result(state, merged, size, drifted, height)
 
 
@@ -209,16 +214,21 @@ def _with_window(state: DriftState, window: Window, season: float | None) -> Dri
 
 def _with_evidence(state: DriftState, merged: Merged, height: float) -> DriftState:
     """Add the e-values of a check: M becomes (M + 1) e, for the features that have new rows."""
-    e = (e_value(merged.p) + e_value(merged.nodes_p)) / 2  # the mean of e-values is an e-value
-    evidence = np.where(merged.window.rows > 0, (state.evidence + 1) * e, state.evidence)
+    seen = merged.window.rows > 0
+    e = e_value(state.quiet.p_values(merged.scores, hold=state.hold))
+    evidence = np.where(seen[:, None], (state.evidence + 1) * e, state.evidence)
     # The cap lets the evidence of a past shift decay soon.
-    evidence = np.minimum(evidence, 100 * height * len(evidence))
-    rounded = np.round(evidence, 3).tolist()
+    evidence = np.minimum(evidence, 100 * height * evidence.size)
+    means = evidence.mean(axis=1)
+    rounded = np.round(means, 3).tolist()
     by_feature = {str(f): value for f, value in zip(state.features, rounded, strict=True)}
+    hold = bool(means.mean() >= height)
     return replace(
         state,
         evidence=evidence,
-        hold=bool(evidence.mean() >= height),
+        # A check is quiet, and shows how checks differ, unless there is enough evidence.
+        quiet=state.quiet if hold else state.quiet.after(merged.scores, seen),
+        hold=hold,
         history=(*state.history, (merged.window.time, by_feature))[-HISTORY:],
     )
 
@@ -255,7 +265,7 @@ def _result(
     columns = zip(
         state.features,
         merged.p.tolist(),
-        state.evidence.tolist(),
+        state.evidence.mean(axis=1).tolist(),
         size.tolist(),
         map(direction, state.features, running),
         merged.moved.astype(int).tolist(),
@@ -272,44 +282,6 @@ def _result(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Merged:
-    """One check, all nodes together; each array has shape (features,).
-
-    Attributes
-    ----------
-    window : Window
-        The counts, and their expectation by the frozen baselines.
-    p : np.ndarray
-        p-value of the difference from the grown references, all rows together; 1 without rows.
-    nodes_p : np.ndarray
-        Fisher's combination of the p-values of the nodes' own differences. It shows a shift on some
-        nodes, which hardly shows in the sum of all.
-    moved : np.ndarray
-        Number of nodes whose rows differ from their own reference (p < 0.01).
-    nodes : int
-        Number of nodes with a summary.
-    """
-
-    window: Window
-    p: np.ndarray
-    nodes_p: np.ndarray
-    moved: np.ndarray
-    nodes: int
-
-
-def kolmogorov_p(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Return the p-value of a difference ``shift`` of distribution functions, by Stephens (1970).
-
-    ``variance`` is 1 over the effective number of rows, 1/n + 1/m for two samples, plus the
-    variance of noise in the counts.
-    """
-    from scipy.special import kolmogorov
-
-    root = 1 / np.sqrt(variance)
-    return np.asarray(kolmogorov((root + 0.12 + 0.11 / root) * shift))
-
-
 def e_value(p: np.ndarray) -> np.ndarray:
     """Return the mixture of all power calibrators of a p-value (Vovk and Wang 2021).
 
@@ -318,81 +290,3 @@ def e_value(p: np.ndarray) -> np.ndarray:
     p = np.clip(p, LEAST_P, MOST_P)
     log = np.log(p)
     return np.asarray(np.minimum((1 - p + p * log) / (p * log**2), E_CAP))
-
-
-def shared(summaries: Sequence[DataSummary]) -> tuple[list[Feature], list[DataSummary]]:
-    """Return the features of most nodes, and the summaries with the usual number of bins."""
-    if not summaries:
-        return [], []
-    # A majority decides, so that no node adds columns or changes the bins of all.
-    usual = Counter(s.counts.shape[2] for s in summaries).most_common(1)[0][0]
-    usable = []
-    for summary in summaries:
-        if summary.counts.shape[2] == usual:
-            usable.append(summary)
-        else:
-            bins = summary.counts.shape[2]
-            logger.warning("node %s counts in %d bins, not in %d", summary.node_id, bins, usual)
-    nodes_with = Counter(f for summary in usable for f in summary.features)
-    common = [f for f, n in nodes_with.items() if f.kind != "missing" and 2 * n > len(usable)]
-    columns = {feature.name for feature in common}
-    missing = [f for f in nodes_with if f.kind == "missing" and f.name in columns]
-    return [*common, *missing], usable
-
-
-def merge(summaries: Sequence[DataSummary], features: Sequence[Feature], time: float) -> Merged:
-    """Add up the counts of all nodes, and their expectations by the nodes' own references.
-
-    The nodes' rows are independent, so the variance of the difference is the sum of their variances
-    times their squared shares, ``sum w^2 (1/n + 1/r)``, plus that of noise, ``B sigma^2 / n^2``.
-    """
-    from scipy.special import gammaincc
-
-    place = {feature: number for number, feature in enumerate(features)}
-    bins = summaries[0].counts.shape[2]
-    now, grown, frozen = np.zeros((3, len(features), bins))
-    rows, noise, variance, base, spread, spread_variance = np.zeros((6, len(features)))
-    surprise, nodes, moved = np.zeros((3, len(features)))
-    for summary in summaries:
-        mine = [i for i, feature in enumerate(summary.features) if feature in place]
-        to = [place[summary.features[i]] for i in mine]
-        counts, (v_now, v_grown, v_base) = summary.counts[mine], np.multiply(bins, summary.noise)
-        n, r, b = counts.sum(axis=2).T
-        # A reference has more rows than this check: scaled, it is the expectation of the new rows.
-        expected = counts * (n[:, None] / counts.sum(axis=2))[:, :, None]
-        now[to] += counts[:, 0]
-        grown[to] += expected[:, 1]
-        frozen[to] += expected[:, 2]
-        rows[to] += n
-        noise[to] += v_now
-        fresh = (n + v_now) / n**2
-        own = fresh + 1 / r + v_grown / r**2
-        variance[to] += n**2 * own
-        p = kolmogorov_p(difference(counts[:, 0], expected[:, 1], n), own)
-        # Fisher's combination: a shift of half a standard deviation on a fifth of the nodes hardly
-        # shows in the sum of all. With this p-value the alarm comes after 2 checks instead of 5.
-        surprise[to] -= np.log(np.maximum(p, LEAST_P))
-        moved[to] += p < MOVED_P
-        nodes[to] += 1
-        own_base = 1 / b + v_base / b**2
-        base[to] += n**2 * own_base
-        shift, error = difference(counts[:, 0], expected[:, 2], n), fresh + own_base
-        spread[to] += n * (shift**2 - SQUARE_MEAN * error)
-        spread_variance[to] += n**2 * (SQUARE_VARIANCE * error**2 + shift**2 * error)
-    window = Window(time, now, frozen, rows, noise, np.sqrt(base), spread, spread_variance)
-    some = np.maximum(rows, 1)
-    p = kolmogorov_p(difference(now, grown, some), np.maximum(variance, 1) / some**2)
-    nodes_p = gammaincc(np.maximum(nodes, 1), surprise)
-    return Merged(window, np.where(rows > 0, p, 1.0), nodes_p, moved, len(summaries))
-
-
-def direction(feature: Feature, running: np.ndarray) -> str:
-    """Describe how a feature changed; ``running`` sums now less expected, shape (bins,)."""
-    if feature.kind is FeatureKind.LEVELS:
-        return "in another mix"
-    if feature.kind is FeatureKind.MISSING:
-        return "more often" if running[0] < 0 else "less often"
-    mean = running.sum() / len(running)
-    if abs(mean) < max(running.max(), -running.min()) / 4:
-        return "with another spread"
-    return "higher" if mean < 0 else "lower"

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated
 
 import numpy as np
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
+from fl_app.retraining.drift.arrays import Array
+from fl_app.retraining.drift.quiet import SCORES, QuietChecks
 from fl_app.wire.data_summary import PARTS, DataSummary, Feature, FeatureKind
 
 RECENT = 12
@@ -26,23 +25,6 @@ MAX_NODES = 1_000
 CRITICAL, NORMAL = 1.6276, 2.3263
 """The 99 % quantiles of Kolmogorov's distribution and of the normal one."""
 
-_PACKED = TypeAdapter(tuple[tuple[int, ...], str])
-
-
-def _pack(values: np.ndarray) -> tuple[tuple[int, ...], str]:
-    return values.shape, base64.b64encode(values.astype("<f4").tobytes()).decode()
-
-
-def _unpack(stored: object) -> np.ndarray:
-    shape, text = _PACKED.validate_python(stored)
-    values = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
-    return values.astype(np.float64).reshape(shape)
-
-
-# float32 in base64 takes a tenth of the characters of a list, and is precise enough for counts of
-# rows and for evidence.
-Array = Annotated[np.ndarray, PlainValidator(_unpack), PlainSerializer(_pack)]
-
 
 @dataclass(frozen=True)
 class FeatureDrift:
@@ -53,9 +35,9 @@ class FeatureDrift:
     feature : Feature
         The feature.
     p : float
-        p-value of this check alone.
+        Kolmogorov-Smirnov p-value of this check alone, as if its rows were independent.
     evidence : float
-        Shiryaev-Roberts sum of the e-values so far.
+        Shiryaev-Roberts sum of the e-values so far, the mean of those of the scores.
     effect : float
         Greatest difference of the distribution functions, over the rows that decided.
     direction : str
@@ -127,11 +109,11 @@ class Window:
     now, expected : np.ndarray
         Shape (features, bins): new rows, and their expectation by the frozen baselines.
     rows, noise, base_error : np.ndarray
-        Shape (features,): number of rows, the variance of noise in them, and the standard error of
-        ``expected``, in rows.
+        Shape (features,): number of rows that count, the variance of their counts beyond that
+        number (noise), and the standard error of ``expected``, in rows.
     spread, spread_variance : np.ndarray
         Shape (features,): sum over the nodes of rows times squared shift, less its expectation
-        without drift, and its variance.
+        without drift, and its variance; the most unusual node counts as the second one.
     """
 
     time: float
@@ -214,7 +196,9 @@ class DriftState:
     features : tuple[Feature, ...]
         What the rows of the arrays are about.
     evidence : np.ndarray
-        Shape (features,): Shiryaev-Roberts sums of e-values.
+        Shape (features, scores): Shiryaev-Roberts sums of e-values.
+    quiet : QuietChecks
+        How checks without drift differ.
     recent : tuple[Window, ...]
         The last checks, oldest first.
     season : tuple[Window, ...]
@@ -237,7 +221,8 @@ class DriftState:
 
     reference: str = ""
     features: tuple[Feature, ...] = ()
-    evidence: Array = field(default_factory=lambda: np.zeros(0))
+    evidence: Array = field(default_factory=lambda: np.zeros((0, SCORES)))
+    quiet: QuietChecks = field(default_factory=QuietChecks)
     recent: tuple[Window, ...] = ()
     season: tuple[Window, ...] = ()
     first: float | None = None
@@ -268,8 +253,14 @@ class DriftState:
             tuple(Window(each.time, *map(moved, each.arrays)) for each in some)
             for some in (self.recent, self.season)
         )
-        evidence = moved(self.evidence)
-        return replace(self, features=after, evidence=evidence, recent=recent, season=season)
+        return replace(
+            self,
+            features=after,
+            evidence=moved(self.evidence),
+            quiet=self.quiet.moved(moved),
+            recent=recent,
+            season=season,
+        )
 
     def with_references(
         self, summaries: Sequence[DataSummary]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from fl_app.retraining.memory.errors import IN_MEMORY, MonitorStoreError
 from fl_app.retraining.memory.schema import HEAD, NewerSchemaError, upgrade
 from fl_app.retraining.requests import Outcome
 from fl_registry.errors import remedy
+from fl_registry.files.sqlite import advice, create_private, is_damage
 from fl_registry.redaction import one_line, redact
 
 T = TypeVar("T")
@@ -120,6 +122,13 @@ class Database:
             connection.execute(table.delete().where(table.c.model == self.model, *conditions))
 
 
+def sqlite_file(engine: sa.Engine) -> Path | None:
+    """Return the file of a SQLite database; None for any other, or one in memory."""
+    name = engine.url.database
+    named = engine.dialect.name == "sqlite" and name not in (None, "", ":memory:")
+    return Path(str(name)) if named and not str(name).startswith("file:") else None
+
+
 def open_database(url: str, model: str) -> Database:
     """Open the database, and bring its tables into the present form.
 
@@ -137,6 +146,9 @@ def open_database(url: str, model: str) -> Database:
     where = f" at {redact(url, url)}" if "://" in url else ""  # other texts may be a password
     try:
         engine = sa.create_engine(url, **options)
+        file = sqlite_file(engine)
+        if file is not None and file.parent.is_dir():
+            create_private(file)
         upgrade(engine)
         return Database(engine, model)
     except NewerSchemaError as error:
@@ -147,9 +159,12 @@ def open_database(url: str, model: str) -> Database:
         ) from None
     except (SQLAlchemyError, OSError, ValueError, ModuleNotFoundError) as error:
         problem = type(error).__name__
+        damage = one_line(getattr(error, "orig", None) or "") if is_damage(error) else ""
         if isinstance(error, ModuleNotFoundError):
             problem = f"{error.name} is not installed; {remedy(error.name or '')}"
     # Raised outside of the handler, whose exception may have the password in its text.
+    if damage and (file := sqlite_file(engine)) is not None:
+        raise MonitorStoreError(f"The monitor's memory cannot be opened. {advice(file, damage)}")
     raise MonitorStoreError(
         f"The monitor's memory{where} cannot be opened ({problem}); check its SQLAlchemy URL "
         "(monitor-database-url, --monitor), and that the database runs."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fl_app.backlog import APART, SESSION_FILE, TROUBLE_FILE
 from fl_app.strategy.checkpoints.record import SessionRecord, disk_errors, write_file
 from fl_app.strategy.errors import CheckpointError, SessionOverError
-from fl_registry.files.atomic import sync_folder
+from fl_registry.files.atomic import scratch_folder, sync_folder
 from fl_registry.redaction import one_line
 
 if TYPE_CHECKING:
@@ -51,35 +51,37 @@ class SessionFolder:
     @classmethod
     def create(cls, path: Path, record: SessionRecord) -> SessionFolder:
         """Create and lock the folder of a new session, whole or not at all."""
-        draft = _unfinished(path)
-        lock = folder_lock(draft)
-        try:
-            with disk_errors(f"the session's folder {path} could not be created"):
-                draft.mkdir(parents=True)
+        failed = f"the session's folder {path} could not be created"
+        with disk_errors(failed), scratch_folder(path.parent, name=path.name) as scratch:
+            draft = scratch / path.name
+            lock = folder_lock(draft)
+            try:
+                draft.mkdir()
                 lock.acquire()
                 write_file(draft / SESSION_FILE, record)
                 draft.rename(path)
                 sync_folder(path.parent)
-        except BaseException:
-            lock.release()
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+            except BaseException:
+                lock.release()
+                raise
         return cls(path, record, lock)
 
     def release(self) -> None:
         """Release the lock."""
         self._lock.release()
 
-    def note(self, **changes: object) -> None:
-        """Change the session's record, in memory and, if the disk accepts it, on disk."""
+    def note(self, **changes: object) -> bool:
+        """Change the session's record, in memory and on disk; False if the disk takes it not."""
         if self.over:
-            return
+            return False
         with self._noting:
             self.record = replace(self.record, **changes)  # type: ignore[arg-type]
             try:
                 write_file(self.path / SESSION_FILE, self.record)
             except CheckpointError as error:
                 logger.warning("%s", error)
+                return False
+        return True
 
     def note_trouble(self, why: str) -> None:
         """Write down why rounds wait, for other processes to show; an empty text for none."""
@@ -113,7 +115,7 @@ def folder_lock(path: Path) -> FileLock:
 def remove_session(path: Path) -> None:
     """Delete the folder of a session."""
     # By a rename first: no process may see it half deleted.
-    gone = _unfinished(path)
+    gone = path.with_name(f".{path.name}.tmp")  # a name that the clean-up of a later run finds
     try:
         path.rename(gone)
     except OSError as error:
@@ -126,12 +128,10 @@ def set_apart(path: Path, why: str) -> Path:
     apart = path.with_name(path.name + APART)
     try:
         write_file(path / TROUBLE_FILE, one_line(why, 500))
+    except CheckpointError as error:  # the disk is full; a rename takes no room
+        logger.warning("%s", one_line(error))
+    try:
         path.rename(apart)
-    except (OSError, CheckpointError) as error:
+    except OSError as error:
         logger.warning("%s could not be set apart: %s", path, one_line(error))
     return apart
-
-
-def _unfinished(path: Path) -> Path:
-    """Return a name that `session_folders` ignores and a clean-up finds."""
-    return path.with_name(f".{path.name}.tmp")

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
@@ -129,15 +130,40 @@ class RoundFiles:
             except OSError as error:
                 logger.warning("%s could not be deleted: %s", path, error.strerror)
 
-    def load(self) -> tuple[Checkpoint, ...]:
-        """Return all rounds, each as far as it is, oldest first; without their arrays."""
+    def load(self) -> tuple[tuple[Checkpoint, ...], str]:
+        """Return the rounds, each as far as it is, oldest first; and what of them is damaged.
+
+        They are without their arrays. Rounds that are damaged and not finished are left out. Files
+        that nobody needs any more are not looked at.
+        """
         folders = self._folder, self._folder / DONE
         names = {(kind, number) for each in folders for kind, number, _ in _numbered(each)}
         phases: dict[int, Phase] = {}
         for phase in PHASES:  # a later phase replaces an earlier one
             phases |= {number: phase for kind, number in names if kind == phase}
-        rounds = sorted(phases.items())
-        return tuple(read_file(self._path(phase, n), Checkpoint) for n, phase in rounds)
+        rounds, damage, newest = list[Checkpoint](), list[str](), max(phases, default=-1)
+        for number in range(newest + 1):
+            try:
+                if number not in phases:
+                    raise CheckpointError(f"there is no record of round {number}")
+                checkpoint = read_file(self._path(phases[number], number), Checkpoint)
+                if checkpoint.phase == "aggregated" and number < newest:
+                    raise CheckpointError(f"there is no record of the end of round {number}")
+                waits = checkpoint.phase == "closed" and not checkpoint.closed.problem
+                if waits:
+                    self._check(checkpoint, "arrays")
+                rounds.append(checkpoint)
+                if number == newest:
+                    self._check(checkpoint, "inner")
+                if number == newest and not waits:
+                    self._check(checkpoint, "arrays")
+            except CheckpointError as error:
+                damage.append(str(error))
+        # The arrays of a round go once the next one has a record. If they went, it had one.
+        later = max((n for kind, n in names if kind in {"round", "inner"}), default=-1)
+        if newest < later and (damage or newest < 0 < later):
+            damage.append(f"there is no record of round {later}")
+        return tuple(rounds), damage[-1] if damage else ""
 
     def arrays(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Return the global arrays after a round."""
@@ -166,7 +192,16 @@ class RoundFiles:
         folder = self._folder / DONE if kind == DONE else self._folder
         return folder / f"{kind}-{number:04d}.json"
 
-    def _unchanged(self, checkpoint: Checkpoint, what: str) -> Path:
+    def _check(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> None:
+        """Raise CheckpointError if a file of a round is missing, or is not what was written."""
+        if what == "arrays" and what not in checkpoint.files:
+            raise CheckpointError(f"there are no arrays of round {checkpoint.closed.round}")
+        if what in checkpoint.files:
+            name, _ = checkpoint.files[what]
+            with disk_errors(f"{self._folder / name} cannot be read"):
+                self._unchanged(checkpoint, what)
+
+    def _unchanged(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> Path:
         name, digest = checkpoint.files[what]
         path = self._folder / name
         if file_digest(path) != digest:
@@ -214,6 +249,7 @@ class RoundStore:
     def __post_init__(self) -> None:
         self.files = RoundFiles(self.folder.path)
         self._health, self._model = self.setup.session.health, self.setup.model.description
+        self._saved = self.newest  # the last round that is on disk, so that its files stay
 
     def save(self, closed: ClosedRound, phase: Phase) -> Checkpoint:
         """Write a round and the state of the inner strategy; return it without arrays.
@@ -237,7 +273,7 @@ class RoundStore:
         configs = {name: ConfigRecord(dict(config)) for name, config in self.configs.items()}
         whole = Checkpoint(closed, phase, inner, configs, files=files)
         try:
-            self.newest = self.files.save(whole, self._model)
+            self.newest = self._saved = self.files.save(whole, self._model)
         except CheckpointError as error:
             self._health.fails(DISK, f"{error}; a crash would lose rounds that are in memory only")
             self.newest = self.unsaved[closed.round] = whole
@@ -259,14 +295,40 @@ class RoundStore:
         """
         number = waiting.closed.round
         if number in self.lost:
-            problem = "the disk was full, and its arrays could not be kept in memory any longer"
-            return replace(waiting, closed=replace(waiting.closed, problem=problem))
+            return self._as_lost(waiting)
         whole = self.unsaved.get(number)
         if whole is None:
             return waiting
         saved = self.files.save(whole, self._model)
+        if number > self._saved.closed.round:
+            self._saved = saved
         self.unsaved.pop(number, None)
         return saved.without_arrays()
+
+    def save_left(self, left: Sequence[Checkpoint]) -> dict[int, str]:
+        """Write what fits of the rounds that are left to the next run; return why others are not.
+
+        The last one is tried first, since without it the session has no result. If it does not fit,
+        the others are written from the first one on, so that the next run can resume after them.
+        """
+        missing: dict[int, str] = {}
+        newest = self.newest.closed.round
+        for each in sorted(left, key=lambda each: each.closed.round != newest):
+            number, why = each.closed.round, next(iter(missing.values()), "")
+            try:
+                if newest in missing and (len(missing) > 1 or number in self.lost):
+                    missing[number] = why  # not to leave a gap before it
+                elif number in self.lost:
+                    self.files.save(self._as_lost(each), self._model)
+                else:
+                    self.on_disk(each)
+            except CheckpointError as error:
+                missing[number] = str(error)
+        return missing
+
+    def _as_lost(self, waiting: Checkpoint) -> Checkpoint:
+        problem = "the disk was full, and its arrays could not be kept in memory any longer"
+        return replace(waiting, closed=replace(waiting.closed, problem=problem))
 
     def save_score(self, waiting: Checkpoint, record: MetricRecord) -> None:
         """Write what ``evaluate_fn`` returned for a round that waits into its record, if it can."""
@@ -282,7 +344,7 @@ class RoundStore:
             waiting.closed, nodes=(), node_scores=(), rejected=(), train=None, clients=None, tags={}
         )
         done = replace(waiting, closed=closed, phase="done", report=report)
-        self.files.finish(done, self.newest, keeping=tuple(self.unsaved))
+        self.files.finish(done, self._saved, keeping=tuple(self.unsaved))
 
     def arrays_of(self, checkpoint: Checkpoint) -> ArrayRecord:
         """Return the global arrays after a round."""

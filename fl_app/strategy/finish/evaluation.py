@@ -18,9 +18,12 @@ from fl_registry import ExampleScores, ModelVersion, Results
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 """Flower's. Gates can pair the results per example if the record has a list
 ``per-example/<metric>`` (one number per example, always in the same order, whose mean is the
-metric), or is a `ScoredRecord`."""
+metric), or is a `ScoredRecord`. A list ``per-example/group`` numbers the group of each example,
+such as its clip, patient or site."""
 
 PER_EXAMPLE = "per-example/"
+GROUP = "group"
+"""What is no metric among the lists per example: the number of each example's group."""
 SCORE_SOURCE = "score_source"
 """Tag of a version: the source of its score."""
 MAX_NAMES = 20
@@ -50,7 +53,13 @@ def plain_metrics(record: MetricRecord | None, *, prefix: str = "") -> dict[str,
 
 
 def scored_by(record: MetricRecord | None) -> Scored:
-    """Return what ``evaluate_fn`` returned as metrics, and as results per example if it has any."""
+    """Return what ``evaluate_fn`` returned as metrics, and as results per example if it has any.
+
+    Raises
+    ------
+    MetricError
+        There is not one group for each example.
+    """
     if isinstance(record, ScoredRecord):
         return Scored(plain_metrics(record), record.results, record=record)
     lists = {
@@ -58,7 +67,14 @@ def scored_by(record: MetricRecord | None) -> Scored:
         for key, value in (record or {}).items()
         if key.startswith(PER_EXAMPLE) and isinstance(value, list)
     }
-    return Scored(plain_metrics(record), ExampleScores(lists) if lists else None, record=record)
+    groups = lists.pop(GROUP, None)
+    try:
+        results = ExampleScores(lists, groups) if lists else None
+    except ValueError as error:
+        raise MetricError(
+            f"evaluate_fn returned a list {PER_EXAMPLE}{GROUP} that cannot be used: {error}"
+        ) from None
+    return Scored(plain_metrics(record), results, record=record)
 
 
 def score_source(evaluate_fn: EvaluateFn | None, holdout: DataUsed | None) -> str:

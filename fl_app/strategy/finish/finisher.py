@@ -15,7 +15,7 @@ from flwr.app import MetricRecord
 
 from fl_app.events import RoundReport
 from fl_app.strategy.checkpoints.record import Checkpoint
-from fl_app.strategy.checkpoints.round_store import RoundStore
+from fl_app.strategy.checkpoints.round_store import DISK, RoundStore
 from fl_app.strategy.finish.evaluation import EvaluateFn, finite
 from fl_app.strategy.finish.reporting import log_artifacts, next_commands, round_line, session_table
 from fl_app.strategy.finish.scores import Scores
@@ -153,14 +153,19 @@ class Finisher:
             with self._setup.store.one_reading():  # of the journal, for all these steps
                 self.finish(self._rounds.on_disk(item))
 
-    def report_trouble(self, why: str) -> None:
-        """Report why rounds start to wait for MLflow; an empty text if they flow again."""
-        health = self._setup.session.health
+    def report_trouble(self, why: str, *, by_disk: bool = False) -> None:
+        """Report why rounds start to wait for MLflow or the disk; empty if they flow again."""
+        health, unsaved = self._setup.session.health, self._rounds.unsaved
         self._rounds.folder.note_trouble(why)
         if why:
-            health.fails(REGISTRY, f"{why} (rounds wait on disk until then)")
+            part, other = (DISK, REGISTRY) if by_disk else (REGISTRY, DISK)
+            where = "in memory, and a crash loses them" if unsaved else "on disk until then"
+            health.fails(part, f"{why} (rounds wait {where})")
         else:
-            health.works(REGISTRY)
+            part, other = REGISTRY, DISK
+            health.works(part)
+        if not unsaved or by_disk:
+            health.works(other)
 
     def begin(self) -> None:
         """Log the params of the session, its holdout, and the metrics that it starts with."""

@@ -19,12 +19,12 @@ from fl_app.strategy.finish.evaluation import (
     registered_score,
     scored_by,
 )
-from fl_app.strategy.finish.staging import read_node_scores
 from fl_app.strategy.records import CLIENTS, TRAINING, Scored
 from fl_app.strategy.round.inner_strategy import random_states_restored, snapshot
 from fl_app.strategy.round.state import ClosedRound, node_scores
 from fl_app.strategy.setup import Setup
 from fl_app.strategy.shadow.messages import NodeEvaluation, carries, with_arrays
+from fl_app.versions.tags import read_node_scores
 from fl_app.wire.arrays import difference, fits, schema_of, viewed
 from fl_registry import Evidence, Gone, RegistryError, Stage, UnknownVersion
 

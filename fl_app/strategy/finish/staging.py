@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
@@ -13,17 +13,15 @@ from typing import Any, cast
 from pydantic_core import to_json
 
 from fl_app.events import Approval, RoundReport
-from fl_app.rejected import rejected_tag
 from fl_app.strategy.finish.evaluation import SCORE_SOURCE
 from fl_app.strategy.finish.reporting import shadow_reason
 from fl_app.strategy.records import Origin, ShadowReport
 from fl_app.strategy.round.state import ClosedRound
+from fl_app.versions.tags import NODE_SCORES, NODES, gates_tag, rejected_tag
 from fl_registry import Decision, Gone, Lease, ModelStore, Stage, StageError, UnknownVersion
 
 logger = logging.getLogger("flwr.fl_app")
 
-NODE_SCORES = "node_scores"
-"""Tag of a version: its metric on each node that evaluated it."""
 SHADOW = "shadow evaluation: "
 """Prefix of the result of a shadow evaluation, in a version's reason."""
 NEEDS_PERSON = "needs_person"
@@ -57,6 +55,7 @@ class Staging:
         if again:
             known = self._store.get_version(version)
             reached = known.stage
+            self._note_archived()
             if reached is not Stage.NONE and "approval" in known.tags:
                 approval = cast("Approval", known.tags["approval"])
                 reason = known.tags.get("reason", "")
@@ -73,6 +72,14 @@ class Staging:
         reached = Stage.STAGING if staged else Stage.NONE
         waits = cast("Approval", tags["approval"])
         return replace(report, stage=reached, approval=waits, reason=decision.why)
+
+    def _note_archived(self) -> None:
+        """Note what this or another process has moved out of Staging before it could report it."""
+        for index, earlier in enumerate(self._reports):
+            if earlier.stage is Stage.STAGING and earlier.version is not None:
+                with suppress(Gone, UnknownVersion):
+                    if self._store.get_version(earlier.version).stage is Stage.ARCHIVED:
+                        self._reports[index] = superseded(earlier)
 
     def promote_pending(self) -> None:
         """Promote the version of this session that passed the gates of Production, if any.
@@ -133,7 +140,8 @@ def decision_tags(decision: Decision) -> dict[str, str]:
     """Return the tags of a decision, which a version is saved with."""
     waits = "pending" if decision.stage is Stage.PRODUCTION else "none"
     person = {NEEDS_PERSON: "true"} if decision.needs_person else {}
-    return {"reason": decision.why, "approval": waits, **person}
+    gates = gates_tag(decision.verdicts)
+    return {"reason": decision.why, "approval": waits, **gates, **person}
 
 
 def superseded(report: RoundReport) -> RoundReport:
@@ -161,7 +169,7 @@ def version_tags(
     tags = {
         **closed.tags,
         "round": str(closed.round),
-        "nodes": json.dumps(rows),
+        NODES: json.dumps(rows),
         SCORE_SOURCE: source,
         "epoch": str(lease.epoch) if lease is not None else "",
         **rejected_tag(closed.rejected),
@@ -174,14 +182,6 @@ def failed_tags(closed: ClosedRound) -> dict[str, str]:
     """Return the tags of the session's run for a round without a new model."""
     tags = {"failed_round": closed.problem, **rejected_tag(closed.rejected)}
     return {f"{name}.{closed.round}": value for name, value in tags.items()}
-
-
-def read_node_scores(tags: Mapping[str, str]) -> dict[str, float]:
-    """Return the scores of nodes in a version's tags, by `NodeScore.key`."""
-    try:
-        return {str(k): float(v) for k, v in json.loads(tags.get(NODE_SCORES, "{}")).items()}
-    except (ValueError, TypeError, AttributeError):  # any MLflow user may write tags
-        return {}
 
 
 def shadow_tag(report: ShadowReport) -> str:

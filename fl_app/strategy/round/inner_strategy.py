@@ -284,9 +284,9 @@ def require_whole_model(
     if not screened.good and len(reasons) == 1 and rejected.keys() <= screened.other_arrays:
         raise RunFailedError(
             f"All replies of round {server_round} were rejected for the same reason: "
-            f"{reasons.pop()}; have the ClientApp return each array of the global model and no "
-            "other, or give start() the initial_arrays that it returns (an empty ArrayRecord takes "
-            "its arrays)."
+            f"{reasons.pop()}. Have the ClientApp return each array of the global model and no "
+            "other. Or give start() the initial_arrays that it returns; an empty ArrayRecord takes "
+            "its arrays."
         )
     if made.other_arrays:
         raise RunFailedError(

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ from fl_app.wire.arrays import (
     view,
 )
 from fl_app.wire.compressed_update import UPDATE_RECORD, SentModel, decode_update
+from fl_app.wire.data_summary import SUMMARY_RECORD, oversized
 from fl_registry.redaction import one_line
 
 NODE_RECORD, NOTES_KEY = "node", "notes"
@@ -44,6 +46,8 @@ for the log: what was left out."""
 MAX_METRICS, MAX_LIST, MAX_NOTES = 100, 10_000, 5
 MAX_CLASSES = 200
 """Metrics ``<metric>/<class>`` that a reply may have beside these: one MLflow tag holds all."""
+MAX_READ = 500
+"""Metrics of a reply that are looked at: a node may send a million."""
 SILENT = "it sent no answer in time"
 """Why a node is rejected that sent neither a result nor an error."""
 
@@ -368,9 +372,11 @@ def screen_train(
     def check(content: RecordDict) -> Checked:
         if UPDATE_RECORD in content:
             content = decode_update(content, sent)
+        content, large = _without_oversized(content)
         if rules is None:
-            return Checked(content, [])
+            return Checked(content, large)
         metrics, faults = _screen_metrics(content, rules, needs, watched)
+        faults = [*large, *faults]
         arrays = only(content, ArrayRecord)
         # In few pieces if it has the layout of the model, which saves most of the time.
         norm = layout.norm(arrays) if layout is not None else None
@@ -462,6 +468,16 @@ def _bound_update(
     for name, update in updates.items():
         bounded[name] = Array(np.asarray(view(model[name]) + update * scale, arrays[name].dtype))
     return ArrayRecord(bounded), [f"{excess}, clipped to {rules.max_update_norm:g}"]
+
+
+def _without_oversized(content: RecordDict) -> tuple[RecordDict, list[str]]:
+    """Leave out a data summary that is too large to be one; it would be saved with the round."""
+    summary = content.get(SUMMARY_RECORD)
+    fault = oversized(summary) if isinstance(summary, ConfigRecord) else ""
+    if not fault:
+        return content, []
+    rest = RecordDict({key: record for key, record in content.items() if key != SUMMARY_RECORD})
+    return rest, [f"its data summary is left out: {fault}"]
 
 
 def _screen_metrics(
@@ -569,13 +585,16 @@ def sound_metrics(
     A name has 1 to 200 printable characters, a value is finite, and within ``limits`` if it is of
     the ``watched`` metric or of one of its classes (``<watched>/…``). A list has at most 10,000
     values. Beside those that are ``needed``, the one that is ``watched`` and 200 of its classes a
-    reply has at most 100.
+    reply has at most 100; of these and the classes, only the first 500 are looked at.
     """
     # Arrays are rejected and metrics are left out: Flower averages none if the names differ between
     # replies, and one node must not take them from all others.
     sound: dict[str, Value] = {}
     faults, room, classes = [], MAX_METRICS, MAX_CLASSES if watched else 0
-    for name, value in metrics.items():
+    known = sorted({*filter(None, (*needed, watched))} & metrics.keys())
+    read = dict.fromkeys(chain(islice(metrics, MAX_READ), known))
+    for name in read:
+        value = metrics[name]
         fault = _fault(name, value)
         if not fault and watched and name.partition("/")[0] == watched:
             fault = _outside(value, limits)
@@ -589,7 +608,8 @@ def sound_metrics(
         else:
             sound[name] = value
     if room < 0:
-        faults.insert(0, f"it has {MAX_METRICS - room} metrics, expected at most {MAX_METRICS}")
+        count = MAX_METRICS - room + len(metrics) - len(read)
+        faults.insert(0, f"it has {count} metrics, expected at most {MAX_METRICS}")
     return sound, faults
 
 

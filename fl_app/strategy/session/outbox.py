@@ -189,7 +189,8 @@ class Outbox:
                     self._finisher.work(item)
                 self._note("")
         except AWAY as error:
-            self._note(one_line(error, MOST_CHARACTERS) or type(error).__name__)
+            trouble = one_line(error, MOST_CHARACTERS) or type(error).__name__
+            self._note(trouble, by_disk=isinstance(error, CheckpointError))
         except BaseException as error:  # noqa: BLE001  (raised in the thread that waits)
             with self._changed:
                 self._error = error
@@ -197,7 +198,7 @@ class Outbox:
             if self._closing:
                 logger.info("an item was not finished at the end: %s", one_line(error))
 
-    def _note(self, trouble: str) -> None:
+    def _note(self, trouble: str, *, by_disk: bool = False) -> None:
         """Note that the first item is finished, or why it has to wait."""
         with self._changed:
             before, self.trouble = self.trouble, trouble
@@ -209,8 +210,8 @@ class Outbox:
                 self._items.popleft()
                 self._prepared -= 1
             self._changed.notify_all()
-        if bool(before) != bool(trouble):
-            self._finisher.report_trouble(trouble)
+        if before != trouble:
+            self._finisher.report_trouble(trouble, by_disk=by_disk)
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -37,7 +37,7 @@ def hand_over(session: UnfinishedSession, store: ModelStore, tracker: Tracker, h
     Raises
     ------
     ResumeError
-        Another process runs it, or it cannot be read.
+        Another process runs it, or it is damaged; then the rounds that are whole were registered.
     RegistryError
         MLflow does not take it. Then it is where it was, with the reason.
     """
@@ -49,7 +49,7 @@ def hand_over(session: UnfinishedSession, store: ModelStore, tracker: Tracker, h
     except TimeoutError as error:
         raise ResumeError(BUSY.format(session.id)) from error
     except CheckpointError as error:
-        set_apart(path, f"it cannot be read: {error}")
+        set_apart(path, str(error))
         raise ResumeError(
             f"Session {session.id} cannot be read ({error}); `fl-app recover {session.id} "
             "--discard` deletes it."
@@ -73,6 +73,11 @@ def hand_over(session: UnfinishedSession, store: ModelStore, tracker: Tracker, h
         raise
     finally:
         left.folder.release()
+    if left.damage:
+        raise ResumeError(
+            f"Session {session.id} is damaged ({left.damage}): {rounds} rounds of it are in MLflow "
+            f"now, and `fl-app recover {session.id} --discard` deletes the rest."
+        )
     return rounds
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from fl_app.events import SessionEnded, SessionStarted
 from fl_app.flower_internals import lost
+from fl_app.progress import SessionProgress
 from fl_app.strategy.checkpoints.record import Checkpoint
-from fl_app.strategy.checkpoints.round_store import RoundStore
-from fl_app.strategy.errors import TooFewNodesError
+from fl_app.strategy.checkpoints.round_store import DISK, RoundStore
+from fl_app.strategy.errors import CheckpointError, TooFewNodesError
 from fl_app.strategy.finish.finisher import REGISTRY, Finisher, FirstSteps
 from fl_app.strategy.round.state import RoundInHand
+from fl_app.strategy.session.live import LiveProgress
 from fl_app.strategy.session.outbox import AWAY, Outbox
 from fl_app.strategy.session.start import Start, choose, end_run, lock_interrupted
 from fl_app.strategy.setup import Setup
 from fl_registry import Stage
+from fl_registry.files.atomic import remove_abandoned
 from fl_registry.redaction import redact
 
 logger = logging.getLogger("flwr.fl_app")
@@ -51,6 +55,8 @@ class SessionRun:
         The round that is under way, on Flower's thread.
     outbox : Outbox
         The queue between the two.
+    live : LiveProgress
+        What other processes see of it.
     staging : str | None
         The version in Staging as it started.
     """
@@ -60,28 +66,44 @@ class SessionRun:
     finisher: Finisher
     hand: RoundInHand
     outbox: Outbox
+    live: LiveProgress
     staging: str | None = None
 
-    def drained(self, *, last: bool = False) -> bool:
-        """Wait until the queue is empty; if anything is left, leave it to the next run."""
-        left = self.outbox.drain(self.setup.session.drain_timeout)
-        if left:
-            rounds = sum(isinstance(item, Checkpoint) for item in left)
-            self.leave_queue("its last steps" if last else f"{rounds} rounds")
-        return not left
+    def drained(self) -> bool:
+        """Wait until the queue is empty; if anything is left, leave it to the next run.
+
+        Raises
+        ------
+        CheckpointError
+            The disk did not take the last model.
+        """
+        if not self.outbox.drain(self.setup.session.drain_timeout):
+            return True
+        self.outbox.close(LAST_SECONDS[0])  # so that what is said of the queue stays so
+        rounds = [item for item in self.outbox.drain(0.0) if isinstance(item, Checkpoint)]
+        missing = self.rounds.save_left(rounds)
+        if self.rounds.newest.closed.round in missing:
+            raise CheckpointError(_lost(missing, rounds))
+        if missing:
+            logger.warning("%s", _lost(missing, rounds))
+        waits = len(rounds) - len(missing)
+        self.leave_queue(f"{waits} rounds" if waits else "its last steps")
+        return False
 
     def leave_queue(self, what: str) -> None:
         """Note that what is in the queue is for the next run."""
-        self.rounds.folder.note(state="left")
+        noted = self.rounds.folder.note(state="left")
         logger.warning(
-            "the session is over, and %s wait on disk, which the next run finishes: %s",
+            "the session is over, and %s wait on disk, which the next run finishes%s: %s",
             what,
+            "" if noted else " if its settings are the same",
             self.outbox.trouble or "MLflow did not take them in time",
         )
 
     def leave(self) -> None:
         """End the session at once: Flower has stopped the run, whose process may hang."""
         self.rounds.folder.over = True
+        self.live.close()
         self.outbox.close(LAST_SECONDS[0])
         self.outbox.afterwards(self.rounds.folder.release)
 
@@ -90,18 +112,22 @@ class SessionRun:
         folder, hooks = self.rounds.folder, self.setup.hooks
         if folder.over:  # by `leave`
             return
+        self.live.close()
         status: Literal["finished", "failed", "killed"] = "finished"
         reason = self.hand.stopped
         if error is not None:
             status = "failed" if isinstance(error, Exception) else "killed"
             reason = redact(f"{type(error).__name__}: {error}".rstrip(": "))
-        if status == "failed":
+        if status == "failed" and not isinstance(error, CheckpointError):
             try:
-                self.outbox.drain(FAILED_DRAIN_SECONDS)
+                left = self.outbox.drain(FAILED_DRAIN_SECONDS)
+                rounds = [item for item in left if isinstance(item, Checkpoint)]
+                if missing := self.rounds.save_left(rounds):
+                    logger.warning("%s", _lost(missing, rounds))
             except Exception as second:  # noqa: BLE001  (the first one is raised already)
                 logger.info("a round is left: %s", second)
-            if not isinstance(error, RESUMED_AFTER):
-                folder.note(state="ending", status="FAILED")
+        if status == "failed" and not isinstance(error, RESUMED_AFTER):
+            folder.note(state="ending", status="FAILED")
         reports = self.finisher.reports
         pending = [r.version for r in reports if r.approval == "pending"]
         ended = SessionEnded(
@@ -129,10 +155,28 @@ class SessionRun:
         hooks.flush(last)
 
 
+def _lost(missing: Mapping[int, str], rounds: Sequence[Checkpoint]) -> str:
+    """Return what is lost with this process, why, and what the next run does about it."""
+    first, last = min(missing), max(missing)
+    which = f"round {last}" if first == last else f"rounds {first} to {last}"
+    if len(missing) != last - first + 1:
+        which = f"rounds {', '.join(map(str, sorted(missing)))}"
+    are = "is" if len(missing) == 1 else "are"
+    what = f"The disk took no more, so {which} {are} lost: {missing[last]}."
+    if last < max(item.closed.round for item in rounds):
+        return f"{what} The later rounds are whole; the next run hands them over."
+    return (
+        f"{what} The last model of this session is not on disk, so no version is promoted by rule. "
+        f"Once there is room, a run with the same settings resumes after round {first - 1}."
+    )
+
+
 @contextmanager
 def open_session(start: Start) -> Iterator[SessionRun]:
     """Start or resume a session, finish what earlier ones have left, and end it after the block."""
     setup = start.setup
+    if swept := remove_abandoned(setup.home, now=datetime.now(UTC)):
+        logger.info("%d unfinished files of killed processes are removed", len(swept))
     setup.store.check_files()  # or raise: rounds would be trained for nothing
     sessions = lock_interrupted(setup.home, setup.model_name)
     try:
@@ -148,10 +192,22 @@ def open_session(start: Start) -> Iterator[SessionRun]:
             each.folder.release()
         raise
     setup.session.health.works(REGISTRY)  # which has just let the session start
+    if resumed is not None and rounds.folder.note():
+        setup.session.health.works(DISK)
     for reason in lost():
         setup.session.health.fails("Flower", reason)
     record, store, outbox = rounds.folder.record, setup.store, Outbox(setup, finisher)
-    run = SessionRun(setup, rounds, finisher, hand, outbox)
+    origin = record.origin
+    begun = SessionProgress(
+        rounds.folder.path.name,
+        record.run_id,
+        origin.trigger,
+        origin.parent_version,
+        record.num_rounds,
+        started=record.started,
+    )
+    live = LiveProgress(rounds.folder.path, begun)
+    run = SessionRun(setup, rounds, finisher, hand, outbox, live)
     error: BaseException | None = None
     try:
         with store.one_reading():

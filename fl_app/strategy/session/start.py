@@ -38,6 +38,10 @@ from fl_registry.tracking import logged_texts
 
 logger = logging.getLogger("flwr.fl_app")
 
+SET_APART = (
+    "session %s is damaged (%s): %s, and the rest is set apart; a new session starts, and "
+    "`fl-app recover %s --discard` deletes what is left"
+)
 FOLDER_TAG = "checkpoint"
 """Tag of a session's MLflow run: the name of its folder."""
 
@@ -52,21 +56,30 @@ class Interrupted:
         Its folder.
     rounds : tuple[Checkpoint, ...]
         Its rounds, from round 0, which is what it started with.
+    damage : str
+        What of its files is damaged or missing, so that it cannot be resumed; empty for nothing.
     """
 
     folder: SessionFolder
     rounds: tuple[Checkpoint, ...]
+    damage: str = ""
 
-    def is_resumable(self, request_id: str) -> bool:
+    def served(self, request_id: str) -> bool:
         """Whether it served this request, and its process ended in the middle."""
         record = self.folder.record
-        begun = bool(record.run_id and self.rounds)
+        begun = bool(record.run_id and (self.rounds or self.damage))
         return begun and record.state == "training" and record.origin.request_id == request_id
+
+    def is_resumable(self, request_id: str) -> bool:
+        """Whether it can be resumed: by this request, in the middle, and with whole files."""
+        return self.served(request_id) and not self.damage
 
     @property
     def status(self) -> str:
         """How its MLflow run ends."""
         record = self.folder.record
+        if self.damage:
+            return "FAILED"
         return record.status or ("FINISHED" if record.state == "left" else "KILLED")
 
     @property
@@ -78,7 +91,7 @@ class Interrupted:
 def lock_interrupted(home: Path, model: str) -> list[Interrupted]:
     """Return the sessions of a model that no process runs, the newest first, and lock them.
 
-    One whose files are damaged is set apart with a warning.
+    One whose record is damaged is set apart with a warning.
     """
     sessions = []
     for path in session_folders(home, model):
@@ -87,8 +100,8 @@ def lock_interrupted(home: Path, model: str) -> list[Interrupted]:
         except TimeoutError:
             continue  # another process runs it
         except CheckpointError as error:
-            apart = set_apart(path, f"it cannot be read: {error}")
-            logger.warning("%s cannot be read and is set apart: %s", apart, error)
+            set_apart(path, str(error))
+            logger.warning(SET_APART, path.name, error, "nothing of it is handed over", path.name)
     return sorted(sessions, key=lambda each: each.folder.record.started, reverse=True)
 
 
@@ -100,16 +113,42 @@ def lock_session(path: Path) -> Interrupted:
     TimeoutError
         Another process runs it.
     CheckpointError
-        Its files are damaged.
+        Its record is damaged.
     """
     lock = folder_lock(path)
     lock.acquire()
     try:
         folder = SessionFolder(path, read_file(path / SESSION_FILE, SessionRecord), lock)
-        return Interrupted(folder, RoundFiles(path).load())
+        return Interrupted(folder, *RoundFiles(path).load())
     except CheckpointError:
         lock.release()
         raise
+
+
+def damaged_sessions(home: Path, model: str) -> dict[str, str]:
+    """Return what is damaged of sessions that no process runs, by the name of their folder.
+
+    The next run sets them apart. Only those that look damaged are locked, and only for a moment: a
+    run that starts just then must find the others.
+    """
+    damaged = {}
+    for path in session_folders(home, model):
+        with suppress(TimeoutError):  # it is being written to
+            if _damage(path):
+                lock = folder_lock(path)
+                with lock:
+                    damage = _damage(path)
+                if damage:
+                    damaged[path.name] = damage
+    return damaged
+
+
+def _damage(path: Path) -> str:
+    try:
+        read_file(path / SESSION_FILE, SessionRecord)
+        return RoundFiles(path).load()[1]
+    except CheckpointError as error:
+        return str(error) if path.exists() else ""
 
 
 def is_cut_short(home: Path, model: str, request_id: str = "") -> bool:
@@ -132,7 +171,10 @@ def choose(
     """
     why = []
     for each in sessions:
-        if not each.is_resumable(now.origin.request_id):
+        if not each.served(now.origin.request_id):
+            continue
+        if each.damage:
+            why.append(each.damage)
             continue
         differences, newest = each.folder.record.differences(now), each.rounds[-1]
         if resume.mode == "require":
@@ -310,6 +352,9 @@ class Start:
     def hand_over(self, left: Interrupted) -> None:
         """Finish the queue of an earlier session, and end its MLflow run.
 
+        If files of it are damaged, its rounds that are whole are finished, no version of it is
+        promoted by rule, since a better one may be lost, and the rest is set apart.
+
         Raises
         ------
         RegistryError
@@ -320,10 +365,15 @@ class Start:
         if record.run_id:
             self._continue_run(folder, {})
         if record.run_id or tracker.adopt_run({FOLDER_TAG: folder.path.name}) is not None:
-            if left.rounds:
+            if left.rounds if not left.damage else left.waiting:
                 self._finish_rounds(left)
             tracker.end_run(left.status)
-        folder.remove()
+        if left.damage:
+            set_apart(folder.path, left.damage)
+            done = f"{len(left.waiting)} rounds of it are handed over"
+            logger.warning(SET_APART, folder.path.name, left.damage, done, folder.path.name)
+        else:
+            folder.remove()
 
     def end_runs_apart(self) -> None:
         """End the MLflow runs of sessions that were set apart unread, so that none stays active."""
@@ -345,7 +395,7 @@ class Start:
     def _finish_rounds(self, left: Interrupted) -> None:
         """Finish the waiting rounds of an earlier session, and its last steps."""
         folder, record, setup = left.folder, left.folder.record, self.setup
-        newest = _with_arrays(folder, left.rounds[-1])
+        newest = _with_arrays(folder, left.waiting[-1] if left.damage else left.rounds[-1])
         # Its model is scored only if it has the arrays of the present one, and on the same data.
         arrays = newest.closed.arrays or ArrayRecord()
         same_model = not (self.arrays or record.arrays) or fits(arrays, schema_of(self.arrays))
@@ -360,7 +410,7 @@ class Start:
             logger.info("%d rounds of an earlier session are finished now", len(left.waiting))
         for checkpoint in left.waiting:
             finisher.work(checkpoint)
-        if record.state == "left":
+        if record.state == "left" and not left.damage:
             finisher.end(LastSteps(promote=setup.shadow is None))
 
     def _parts(

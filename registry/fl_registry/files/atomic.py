@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that are written whole or not at all, even on a full disk or a power failure.
 
-Unfinished files have names of their own, by which a clean-up recognises those of a killed process,
-and by their age. A lock for each would be exact, and one more file to leave behind.
+Unfinished files and folders have names of their own, and are locked by the process that writes
+them. The lock ends with the process, so a clean-up recognises what a killed one has left.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows, where age must tell
+    fcntl = None  # type: ignore[assignment]
+
+ABANDONED_AFTER = timedelta(hours=1)
+"""Age from which an unfinished file belongs to no process, where locks do not tell."""
+_SETTLED = timedelta(seconds=1)  # a new file is locked by then
 _END = ".tmp"
 _UNFINISHED = re.compile(r"\..+\.tmp|\.artifact\.uploading\..+")  # the second: MLflow's own
 
@@ -42,12 +50,13 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_END, dir=path.parent)
     draft = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.chmod(mode)
-        draft.replace(path)
+        with _in_use(draft):
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.chmod(mode)
+            draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -90,10 +99,46 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, *, name: str = "work") -> Iterator[Path]:
-    """Yield an empty folder below `parent` that is removed when the block ends."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=_END, dir=parent) as folder:
+    """Yield an empty folder that is removed when the block ends; `parent` is made if need be.
+
+    Both are for their owner alone.
+    """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=_END, dir=parent)
+    with made as folder, _in_use(Path(folder)):
         yield Path(folder)
+
+
+@contextmanager
+def _in_use(path: Path) -> Iterator[None]:
+    """Lock a file or a folder until the block ends, or the process does."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Return whether a process writes to an unfinished file or folder; None if that is unknown."""
+    if fcntl is None or not path.name.endswith(_END) or path.is_symlink():
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(handle)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def sync_folder(folder: Path) -> None:
@@ -107,25 +152,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def unfinished(folder: Path, *, before: datetime) -> list[Path]:
-    """Return unfinished files and folders that were not written to since `before`, sorted.
-
-    A running process writes to its own, so they are newer.
-    """
+def abandoned(folder: Path, *, now: datetime) -> list[Path]:
+    """Return unfinished files and folders below a folder that no process writes to, sorted."""
     paths = []
     for place, folders, files in os.walk(folder):
         names = [name for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
         folders[:] = [name for name in folders if name not in names]
         for path in (Path(place, name) for name in names):
             with suppress(OSError):  # it was renamed or removed meanwhile
-                if path.lstat().st_mtime < before.timestamp():
+                age = now.timestamp() - path.lstat().st_mtime
+                locked = _is_locked(path)
+                least = ABANDONED_AFTER if locked is None else _SETTLED
+                if not locked and age > least.total_seconds():
                     paths.append(path)
     return sorted(paths)
 
 
-def remove_unfinished(folder: Path, *, older_than: timedelta, now: datetime) -> list[Path]:
-    """Remove what `unfinished` lists, and return what was removed."""
-    paths = unfinished(folder, before=now - older_than)
+def remove_abandoned(folder: Path, *, now: datetime) -> list[Path]:
+    """Remove what `abandoned` lists, and return what was removed."""
+    paths = abandoned(folder, now=now)
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fl_registry.gates.paired import FEWEST, ExampleScores, Results, bootstrap_interval, mcnemar
+from fl_registry.gates.dependence import Dependence, dependence, labels_of
+from fl_registry.gates.paired import FEWEST, bootstrap_interval, hull, mcnemar
+from fl_registry.gates.results import ExampleScores, Results
 from fl_registry.stages import Stage
 
 # What `fl_registry` and `fl_app.strategy` export too: a new gate is named here and nowhere else.
@@ -218,6 +220,10 @@ class BeatsChampion:
     the reason says so. The error rate is shared among the candidates of a session (C. Bonferroni,
     1936), since the best of many candidates looks better than it is.
 
+    If the results name groups of examples, such as clips, patients or sites, the gain must be sure
+    from group to group too. Without groups it must be sure beside the waves along the order of the
+    examples, if neighbours vary together; the note tells (see `fl_registry.gates.dependence`).
+
     Parameters
     ----------
     metric : str
@@ -255,7 +261,9 @@ class BeatsChampion:
             return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
         if other is None:
             return _absent(name, evidence.champion, self.metric, "the production version")
-        passed, why = self._paired(evidence, self.confidence) if self.confidence else (None, "")
+        alike, passed, why = None, None, ""
+        if self.confidence:
+            alike, passed, why = self._paired(evidence, self.confidence)
         surely = "surely " if passed is False else ""
         if passed is None:
             passed = self._enough(_gain(value, other, self.mode))
@@ -263,33 +271,55 @@ class BeatsChampion:
         verb = "beats" if passed else f"does not {surely}beat"
         by = f" by {_number(self.margin)}" if self.margin else ""
         reason = f"{self.metric} {got} {verb} production's {bound}{by}{why}"
-        return Verdict(name, passed, reason, note)
+        notes = (note, _alike(len(evidence.results or ()), alike))
+        return Verdict(name, passed, reason, "; ".join(filter(None, notes)))
 
     def _enough(self, gain: float) -> bool:
         return gain > 0 if self.margin == 0 else gain >= self.margin - _ROUNDING
 
-    def _paired(self, evidence: Evidence, confidence: float) -> tuple[bool | None, str]:
-        """Return whether the results per example show it (None: there are none), and why."""
+    def _paired(
+        self, evidence: Evidence, confidence: float
+    ) -> tuple[Dependence | None, bool | None, str]:
+        """Return whether the results per example show it (None: there are none), and why.
+
+        Before it stands how the examples vary together, if they do.
+        """
         old, new = evidence.champion_results, evidence.results
         # Bonferroni: the error rate is shared among all candidates of the session. One of eight
         # equally good ones passes in 1.5 of 100 sessions at 95 % together, in 18 at 95 % each; one
         # that is 5 points of mAP50 better still passes in 60 (benchmarks/gates.py).
         confidence = 1 - (1 - confidence) / evidence.looks
         if old is None or new is None:
-            return None, " (two numbers alone: there are no results per example)"
+            return None, None, " (two numbers alone: there are no results per example)"
         if len(old) != len(new):
-            return False, f": it has {len(new)} results per example, production {len(old)}"
+            return None, False, f": it has {len(new)} results per example, production {len(old)}"
+        if not np.array_equal(_labels(old), _labels(new)):
+            return None, False, ": its examples are in other groups than production's"
+        alike = dependence(old, new, self.metric)
+        if alike is not None and alike.freedom < 1:
+            return None, False, f": {_groups(alike)} are too few, expected 2 of like size at least"
         right = [r.correct(self.metric) for r in (old, new) if isinstance(r, ExampleScores)]
         if self.margin == 0 and len(right) == 2 and right[0] is not None and right[1] is not None:
-            return self._mcnemar(right[0], right[1], confidence)
-        return self._bootstrap(old, new, confidence)
+            return alike, *self._mcnemar(right[0], right[1], confidence, alike)
+        return alike, *self._bootstrap(old, new, confidence, alike)
 
-    def _mcnemar(self, old: np.ndarray, new: np.ndarray, confidence: float) -> tuple[bool, str]:
+    def _mcnemar(
+        self, old: np.ndarray, new: np.ndarray, confidence: float, alike: Dependence | None
+    ) -> tuple[bool, str]:
         won, lost, p = mcnemar(*((old, new) if self.mode == "max" else (new, old)))
         why = f": {won} of {len(new)} examples speak for it, {lost} against it, p {_number(p)}"
-        return won > lost and p <= 1 - confidence, why
+        passed = won > lost and p <= 1 - confidence
+        if alike is None:
+            return passed, why
+        low, high = self._gains(alike.interval(confidence))
+        why += (
+            f"; the gain is {_number(low)} to {_number(high)}, {_sure(confidence, len(new), alike)}"
+        )
+        return passed and self._enough(low), why
 
-    def _bootstrap(self, old: Results, new: Results, confidence: float) -> tuple[bool | None, str]:
+    def _bootstrap(
+        self, old: Results, new: Results, confidence: float, alike: Dependence | None
+    ) -> tuple[bool | None, str]:
         if len(new) < FEWEST:
             return False, f": {len(new)} examples are too few, {FEWEST} would do"
         interval = bootstrap_interval(old, new, self.metric, confidence=confidence)
@@ -297,9 +327,16 @@ class BeatsChampion:
             return None, f" (two numbers alone: there is no {self.metric} per example)"
         if not np.isfinite(interval).all():
             return False, ": not every result per example is a finite number"
-        low, high = interval if self.mode == "max" else (-interval[1], -interval[0])
-        sure = f"{100 * confidence:.4g} % sure on {len(new)} examples"
+        if alike is not None:
+            interval = hull(interval, alike.interval(confidence))
+        if not np.isfinite(interval).all():
+            return False, f": {self.metric} cannot be computed without each of the groups"
+        low, high = self._gains(interval)
+        sure = _sure(confidence, len(new), alike)
         return self._enough(low), f": the gain is {_number(low)} to {_number(high)}, {sure}"
+
+    def _gains(self, interval: tuple[float, float]) -> tuple[float, float]:
+        return interval if self.mode == "max" else (-interval[1], -interval[0])
 
 
 @dataclass(frozen=True)
@@ -430,6 +467,31 @@ def _absent(
 def _left_to_a_person(gate: str, known: str, note: str) -> Verdict:
     """Pass, for a person to confirm: a refusal would also block every later version."""
     return Verdict(gate, True, f"{known}, to be confirmed by a person", note, needs_person=True)
+
+
+def _labels(results: Results) -> np.ndarray:
+    labels = labels_of(results)
+    return np.array([]) if labels is None else labels
+
+
+def _groups(alike: Dependence) -> str:
+    sizes = f", which count as {alike.examples:.2g} of one size,"
+    return f"{alike.groups} groups{sizes if alike.examples < (alike.groups or 0) - 0.5 else ''}"
+
+
+def _sure(confidence: float, examples: int, alike: Dependence | None) -> str:
+    sure = f"{100 * confidence:.4g} % sure on {examples} examples"
+    return f"{sure} of {_groups(alike)}" if alike is not None and alike.groups else sure
+
+
+def _alike(examples: int, alike: Dependence | None) -> str:
+    """Return the warning that examples without groups vary together; empty if they do not."""
+    if alike is None or alike.groups is not None:
+        return ""
+    return (
+        f"neighbouring examples vary together, so {examples} count as about {alike.examples:.2g}: "
+        "name the group of each, such as its clip, or one for each if they are independent"
+    )
 
 
 def _gain(value: float, other: float, mode: str) -> float:

@@ -6,12 +6,15 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+
+from fl_registry.gates.dependence import dependence
+from fl_registry.gates.results import BLOCK, ExampleScores, Results
 
 Outcome = Literal["better", "worse", "undecided"]
 
@@ -23,60 +26,7 @@ BETS = (0.5, 1.0, 2.0, 4.0, 16.0)
 
 _CONFIDENCE = 0.95  # of the interval of a comparison
 _FEWEST_IN_TAIL = 5  # draws beyond a percentile; with fewer it is nearly the extreme draw
-_BLOCK = 2_000_000  # counts in memory at a time
 _LARGEST = 700.0  # largest logarithm of evidence that is reported; its exponential is a float
-
-
-class Results(Protocol):
-    """A model's results on each example of a data set, from which metrics can be had anew.
-
-    `ExampleScores` keeps it for means; a metric that is no mean needs a class of its own.
-    """
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-
-    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return `metric` for each row of `counts`: how often each example is drawn.
-
-        `counts` has the shape (samples, examples); None where there is no such metric.
-        """
-
-
-@dataclass(frozen=True)
-class ExampleScores:
-    """Numbers per example, for metrics that are the mean of these numbers.
-
-    Parameters
-    ----------
-    scores : Mapping[str, Sequence[float]]
-        For each metric one number per example, in the same order for every model. If all numbers
-        are 0 or 1, they mean wrong and right.
-    """
-
-    scores: Mapping[str, Sequence[float]]
-
-    def __len__(self) -> int:
-        """Return the number of examples."""
-        return max((len(values) for values in self.scores.values()), default=0)
-
-    def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray | None:
-        """Return the mean of `metric` for each row of `counts`; None if it was not scored.
-
-        Parameters
-        ----------
-        counts : np.ndarray
-            How often each example is in each sample, shape (samples, examples).
-        """
-        if len(self.scores.get(metric, ())) != len(self):
-            return None
-        means: np.ndarray = counts @ np.asarray(self.scores[metric], float) / counts.sum(axis=1)
-        return means
-
-    def correct(self, metric: str) -> np.ndarray | None:
-        """Return which examples are right, shape (examples,); None unless all are 0 or 1."""
-        values = np.asarray(self.scores.get(metric, ()), float)
-        return values == 1 if len(values) and np.isin(values, (0, 1)).all() else None
 
 
 def bootstrap_interval(
@@ -98,7 +48,7 @@ def bootstrap_interval(
         None if one of the models has no such metric; NaN if a result is not a number.
     """
     count, random = len(one), np.random.default_rng(SEED)
-    rows = max(1, _BLOCK // count)  # samples at a time, which bounds the memory
+    rows = max(1, BLOCK // count)  # samples at a time, which bounds the memory
     differences = []
     for start in range(0, DRAWS, rows):
         counts = _drawn(random, min(rows, DRAWS - start), count)
@@ -114,12 +64,19 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def hull(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
+    """Return the least interval that holds both; NaN if one of them is not a number."""
+    low, high = np.minimum(one, two)[0], np.maximum(one, two)[1]
+    return float(low), float(high)
+
+
 def paired_verdict(
     one: Mapping[str, float] | None, two: Mapping[str, float] | None
 ) -> dict[str, Any] | None:
     """Return whether the second version is better on the examples that both were scored on.
 
-    The interval is that of `bootstrap_interval` for the mean difference.
+    The interval is that of `bootstrap_interval` for the mean difference. It is wider if neighbours
+    in the order of the names vary together (see `dependence`), as the frames of a clip do.
     "better" or "worse" means that the whole interval lies on one side of zero; with fewer than
     20 shared examples it is always "undecided". Higher scores are better.
 
@@ -130,9 +87,12 @@ def paired_verdict(
     shared = sorted(one.keys() & two.keys())
     scores = [[side[name] for name in shared] for side in (one, two)]
     first, second = (ExampleScores({"score": numbers}) for numbers in scores)
-    interval, verdict = None, "undecided"
+    interval, verdict, alike = None, "undecided", None
     if shared:
         interval = bootstrap_interval(first, second, "score", confidence=_CONFIDENCE)
+        alike = dependence(first, second, "score")
+    if interval is not None and alike is not None:
+        interval = hull(interval, alike.interval(_CONFIDENCE))
     if interval is not None and len(shared) >= FEWEST:
         verdict = "better" if interval[0] > 0 else "worse" if interval[1] < 0 else verdict
     return {
@@ -141,6 +101,7 @@ def paired_verdict(
         "interval": None if interval is None else [*interval],
         "confidence": _CONFIDENCE,
         "examples": len(shared),
+        "independent_examples": len(shared) if alike is None else alike.examples,
         "only_in_version1": len(one) - len(shared),
         "only_in_version2": len(two) - len(shared),
         "draws": DRAWS,
@@ -185,7 +146,7 @@ class SequentialResult:
     needed : float
         Evidence at which the test decides.
     mean_difference : float
-        Mean of all differences, in units of the metric; NaN without any.
+        Mean of all differences as they are counted, in units of the metric; NaN without any.
     better, worse, equal : int
         Differences above, below and at zero.
     rounds : int
@@ -204,7 +165,11 @@ class SequentialResult:
 
 
 def sequential_test(
-    rounds: Sequence[Sequence[float]], *, confidence: float = 0.95
+    rounds: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    span: float = math.inf,
+    largest: Callable[[Sequence[float]], float] = lambda sizes: math.inf,
 ) -> SequentialResult:
     """Test paired differences that arrive in rounds.
 
@@ -225,6 +190,9 @@ def sequential_test(
     decisions rarer. The first decision is final. The result does not depend on the unit of the
     differences, nor on their order within a round.
 
+    Great differences may be lowered, so that none decides alone. Since the limit depends on sizes
+    alone, all of this still holds.
+
     Parameters
     ----------
     rounds : Sequence[Sequence[float]]
@@ -232,6 +200,10 @@ def sequential_test(
         difference means that the other model has no score.
     confidence : float
         One minus the probability that equally good models are ever distinguished.
+    span : float
+        The greatest possible difference; greater ones are lowered to it.
+    largest : Callable[[Sequence[float]], float]
+        Returns the greatest size that counts, from all sizes so far that are not zero.
 
     Raises
     ------
@@ -240,7 +212,7 @@ def sequential_test(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"The confidence must lie between 0 and 1, not be {confidence}.")
-    looks = [np.asarray(differences, float).ravel() for differences in rounds]
+    looks = [np.clip(np.asarray(new, float).ravel(), -span, span) for new in rounds]
     values = np.concatenate([*looks, np.empty(0)])
     if np.isnan(values).any():
         raise ValueError("A difference is not a number; leave out pairs without a difference.")
@@ -250,20 +222,26 @@ def sequential_test(
     # accuracy on 40 nodes with 60 examples it is sure in 34 of 100 (benchmarks/gates.py).
     needed = 2 / (1 - confidence)
     outcome: Outcome = "undecided"
-    sums, sizes, most = np.zeros((2, len(BETS))), np.empty(0), np.zeros(2)
+    sums, most, counted = np.zeros((2, len(BETS))), np.zeros(2), values
     for index, new in enumerate(looks):
-        # The scale uses this round's sizes too: they do not predict the signs.
-        sizes = np.append(sizes, np.abs(new[np.isfinite(new) & (new != 0)]))
-        sums += _log_evidence(new, math.hypot(*sizes) / math.sqrt(max(1, len(sizes))))
+        # The limit and the scale use this round's sizes too: they do not predict the signs.
+        so_far = np.concatenate(looks[: index + 1])
+        sizes = np.abs(so_far[so_far != 0])
+        limit = _limit(sizes, largest)
+        counted = np.clip(so_far, -limit, limit)
+        sizes = np.minimum(sizes, limit)
+        sizes = sizes[np.isfinite(sizes)]
+        scale = math.hypot(*sizes) / math.sqrt(max(1, len(sizes)))
+        sums += _log_evidence(np.clip(new, -limit, limit), scale)
         most = np.maximum(most, np.logaddexp.reduce(sums, axis=1) - math.log(len(BETS)))
         if outcome == "undecided":
-            outcome = _decide(most, math.log(needed), _mean(np.concatenate(looks[: index + 1])))
+            outcome = _decide(most, math.log(needed), _mean(counted))
     return SequentialResult(
         outcome=outcome,
         evidence_better=math.exp(min(most[0], _LARGEST)),
         evidence_worse=math.exp(min(most[1], _LARGEST)),
         needed=needed,
-        mean_difference=_mean(values),
+        mean_difference=_mean(counted),
         better=int((values > 0).sum()),
         worse=int((values < 0).sum()),
         equal=int((values == 0).sum()),
@@ -278,6 +256,14 @@ def fewest_differences(confidence: float) -> int:
     return next(
         n for n in counts if sequential_test([[1.0] * n], confidence=confidence).outcome == "better"
     )
+
+
+def _limit(sizes: np.ndarray, largest: Callable[[Sequence[float]], float]) -> float:
+    """Return the greatest size that counts; infinite sizes count as far beyond the others."""
+    finite = sizes[np.isfinite(sizes)]
+    if not len(finite):
+        return math.inf
+    return largest(np.minimum(sizes, 1e3 * len(sizes) * finite.max()).tolist())
 
 
 def _log_evidence(differences: np.ndarray, scale: float) -> np.ndarray:

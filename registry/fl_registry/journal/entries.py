@@ -259,8 +259,8 @@ def check_since(ledgers: Sequence[Ledger], mark: Mark) -> None:
             return
     raise JournalError(
         f"Entry {mark.number} of the journal is not the one that was checked before: the journal "
-        "was changed from outside, or comes from an older backup; `fl-app doctor --deep` checks "
-        "it from its first entry on, and notes the result."
+        "was changed from outside, or comes from an older backup. Run `fl-app doctor --deep`, "
+        "which checks it from its first entry on, and notes the result."
     )
 
 

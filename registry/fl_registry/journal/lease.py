@@ -315,7 +315,7 @@ def _lock(file: Path | None, stack: ExitStack) -> str:
     from filelock import FileLock, Timeout
 
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         stack.enter_context(FileLock(file, timeout=0, thread_local=False))
         if not _home_of(file):
             write_whole(file.with_name(_HOME_ID), uuid.uuid4().hex[:12].encode())

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from fl_registry.errors import CREDENTIALS, RegistryError, StoreUnavailable
+from fl_registry.files.sqlite import advice
 from fl_registry.home import sqlite_address
+from fl_registry.mlflow.locations import lacks_database
 from fl_registry.redaction import one_line, redact
 
 if TYPE_CHECKING:
@@ -196,6 +198,11 @@ def _check_file(file: Path | None) -> None:
             f"The SQLite file {file} cannot be written ({error.strerror}); choose a folder that "
             "you may write to, or ask for the right to."
         ) from error
+    if lacks_database(file):
+        raise StoreUnavailable(
+            f"{file} is missing or empty, and {file.parent / 'artifacts'} holds files of versions "
+            "that it had. Put a backup of it in its place; to begin anew, move that folder away."
+        )
     if not file.exists():
         return
     # SQLite itself looks: opening and closing its file would drop the locks of this process.
@@ -205,7 +212,7 @@ def _check_file(file: Path | None) -> None:
     except sqlite3.OperationalError:
         pass  # locked by a writer, so it is a database
     except sqlite3.DatabaseError as error:
-        raise StoreUnavailable(f"{file} is not a SQLite database; choose another file.") from error
+        raise StoreUnavailable(advice(file, error)) from error
 
 
 def _has_listener(uri: str, default: int) -> bool:

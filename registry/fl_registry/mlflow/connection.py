@@ -34,6 +34,7 @@ from fl_registry.errors import (
     raise_if_foreign,
     require,
 )
+from fl_registry.files.sqlite import create_private
 from fl_registry.home import app_home
 from fl_registry.mlflow.address import (
     READ_SECONDS,
@@ -429,7 +430,10 @@ class Connection:
         """Create an experiment and return it; of several processes that create it, one wins."""
         where, tags = None, dict(tags or {})
         if self.folder is not None:  # a server decides itself
-            where = (self.folder.now / "artifacts").as_uri()
+            files = self.folder.now / "artifacts"
+            with suppress(OSError):  # MLflow tells
+                files.mkdir(mode=0o700, exist_ok=True)
+            where = files.as_uri()
             tags[FOLDER_TAG] = str(self.folder.now)
         try:
             self.again(self.client.create_experiment, name, artifact_location=where, tags=tags)
@@ -524,6 +528,7 @@ class Connection:
         written = Path(self.uri.removeprefix("sqlite:///")).parent
         is_stray = written != self.file.parent and not written.exists()
         with FileLock(self.file.with_name(f"{self.file.name}.lock")):
+            create_private(self.file)
             client = MlflowClient(self.uri, self.uri)
             client.search_registered_models(max_results=1)  # opens the registry's tables too
         if is_stray:

@@ -302,7 +302,7 @@ class MlflowJournal(JournalStorage):
 
     def set_checked(self, mark: Mark) -> None:
         try:
-            self._mark_file.parent.mkdir(exist_ok=True)
+            self._mark_file.parent.mkdir(mode=0o700, exist_ok=True)
             write_whole(self._mark_file, _MARK.dump_json(mark))
         except OSError as error:
             logger.info("%s could not be written: %s", self._mark_file, error.strerror)

@@ -39,7 +39,7 @@ def lacks_model(file: Path, name: str) -> bool:
     Opening the file with MLflow takes as long as importing it, and makes one that is not there.
     """
     if not file.exists():
-        return True
+        return not lacks_database(file)
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", 1, uri=True)) as database:
             query = (
@@ -49,6 +49,13 @@ def lacks_model(file: Path, name: str) -> bool:
             return database.execute(query, (name, JOURNAL_FOR_TAG, name)).fetchone() is None
     except sqlite3.Error:  # MLflow itself tells what is wrong
         return False
+
+
+def lacks_database(file: Path) -> bool:
+    """Return whether a SQLite file is missing or empty, though there are versions' files of it."""
+    if file.exists() and file.stat().st_size:
+        return False
+    return any((file.parent / "artifacts" / "models").glob("m-*"))
 
 
 @dataclass(frozen=True)
