@@ -240,6 +240,33 @@ def calls(home: Path) -> Iterator[Row]:
     yield Row("rollback", of_call(store.rollback), "before", TODAY["rollback"], 1.2)
 
 
+def page(home: Path) -> Iterator[Row]:
+    """What the page takes at 1,000 versions, with its chart, and its first visit after a start."""
+    from fl_app.api import create_trigger_api
+    from fl_app.retraining import MonitorStore, RetrainingManager
+    from fl_app.retraining.memory.store import default_url
+
+    fill(home, 1000, 1000)
+    store = ModelManager(home=home)
+    monitor = RetrainingManager(store=MonitorStore(default_url(home), DEFAULT_MODEL_NAME))
+    app = create_trigger_api(monitor, store=store, allowed_hosts={"localhost"})
+    app.extensions["fl_app_reader"].warm_up()  # as `fl-app serve` does before it says its address
+    client = app.test_client()
+
+    def visit() -> None:
+        text = fetched(client, "/").decode()
+        picture = text.partition('<img class="chart" src="')[2].partition('"')[0]
+        fetched(client, picture.replace("&amp;", "&"))
+
+    began = time.process_time()
+    visit()
+    first = time.process_time() - began
+    yield Row("first visit and chart, 1,000 versions", first, "s", 1.0, 2.0)
+    yield Row("visit and chart, 1,000 versions", of_call(visit), "s", 1.0, 0.3)
+    for path in ("/page/version?version=900", "/page/versions", "/page/live"):
+        yield Row(f"GET {path}, 1,000 versions", of_call(lambda path=path: fetched(client, path)))
+
+
 def many_rounds(home: Path) -> Iterator[Row]:
     """Sessions with retention: the last 100 rounds beside the first 100 of a full store."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -296,7 +323,7 @@ if __name__ == "__main__":
 
     def all_rows() -> Iterator[Row]:
         """Return all rows."""
-        for part in (start_up, long_life, many_rounds):
+        for part in (start_up, page, long_life, many_rounds):
             with tempfile.TemporaryDirectory() as folder:
                 yield from part(Path(folder))
 

@@ -266,3 +266,19 @@ class Backend(ABC):
     @abstractmethod
     def run_params(self, run_id: str) -> Mapping[str, str] | None:
         """Return the params of a run, or None if they are not known."""
+
+    @abstractmethod
+    def run_files(self, run_id: str) -> Sequence[str]:
+        """Return the names of a run's files, those in folders left out; none if it is not known."""
+
+    @abstractmethod
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        """Return the content of a run's file, or None if there is none of that name."""
+
+    @abstractmethod
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        """Return all registered models of the place: their aliases, by name."""
+
+    def links(self, version: str, run_id: str) -> Mapping[str, str]:
+        """Return the addresses of pages for people: of the ``version``, and of its ``run``."""
+        return {}

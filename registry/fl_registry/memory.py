@@ -159,6 +159,8 @@ class InMemoryBackend(Backend):
         The aliases.
     runs : dict[str, MemoryRun]
         What was logged about production, by the id of the run.
+    run_contents : dict[str, dict[str, bytes]]
+        Files of runs by id and name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,6 +168,7 @@ class InMemoryBackend(Backend):
         self.saved = 0
         self.alias_table: dict[str, str] = {}
         self.runs: dict[str, MemoryRun] = {}
+        self.run_contents: dict[str, dict[str, bytes]] = {}
         self.scratch = folder
         self.journal: InMemoryJournal = InMemoryJournal()
         self.files = FolderFiles(folder, lambda version: self.stored.pop(version, None))
@@ -253,6 +256,15 @@ class InMemoryBackend(Backend):
 
     def run_params(self, run_id: str) -> Mapping[str, str] | None:
         return None
+
+    def run_files(self, run_id: str) -> Sequence[str]:
+        return sorted(self.run_contents.get(run_id, {}))
+
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        return self.run_contents.get(run_id, {}).get(name)
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        return {}
 
 
 class InMemoryModelStore(ModelStore):

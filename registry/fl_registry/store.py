@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -114,6 +114,7 @@ _AT_ONCE, _FEW = 10_000, 20  # versions requested at a time
 _LISTED_EVERY = 500  # removals after which it is looked again who else refers to files
 _RECENT = 3  # moves whose versions a new store object checks
 _VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
+_PICTURE = re.compile(r"[\w .()-]{1,150}\.(png|jpg|jpeg)", re.ASCII)
 _FRESH = 5.0  # seconds for which a version is taken to be as this object saved it
 
 
@@ -650,6 +651,50 @@ class ModelStore:
             "data": data_differences(one.tags.get("nodes"), two.tags.get("nodes")),
             "paired": paired_verdict(*(self._scores(record) for record in (one, two))),
         }
+
+    def pictures(self, version: str | int) -> tuple[str, ...]:
+        """Return the names of the pictures in the run that made a version; often of its session."""
+        run_id = self.get_version(version).run_id
+        names = self.backend.run_files(run_id) if run_id else ()
+        return tuple(name for name in names if _PICTURE.fullmatch(name))
+
+    def picture(self, version: str | int, name: str) -> bytes:
+        """Return a picture of the run that made a version.
+
+        Raises
+        ------
+        ArtifactError
+            There is none of that name.
+        """
+        number, run_id = _checked_number(version), self.get_version(version).run_id
+        content = None
+        if run_id and _PICTURE.fullmatch(name):
+            content = self.backend.run_file(run_id, name)
+        if content is None:
+            raise ArtifactError(f"The run of version {number} has no picture {name!r:.60}.")
+        return content
+
+    def links(self, version: str | int) -> Mapping[str, str]:
+        """Return the addresses of MLflow's pages of a ``version`` and of its ``run``.
+
+        There are none without a server.
+        """
+        record = self.get_version(version)
+        return self.backend.links(record.version, record.run_id)
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the registered models in the same place: their aliases, by name."""
+        return self.backend.models()
+
+    def allowed_moves(self, version: str | int) -> tuple[Move, ...]:
+        """Return the moves that a person may make with a version now."""
+        number, state = self.get_version(version).version, self._state()
+        allowed = []
+        for op in (Move.PROMOTE, Move.STAGE, Move.RESTORE, Move.ARCHIVE):
+            with suppress(StageError):
+                if (planned := state.plan(op, number)) is not None:
+                    allowed.append(planned[0])
+        return tuple(allowed)
 
     def production_at(self, when: date | str) -> str | None:
         """Return the version that was in production on a day (at its end) or at a moment, in UTC.

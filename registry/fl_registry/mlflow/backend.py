@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from fl_registry.backend import Backend, Inventory, NewVersion
 from fl_registry.errors import (
@@ -290,6 +291,47 @@ class MlflowBackend(Backend):
                 if is_missing(error) or error_code(error) == "INVALID_PARAMETER_VALUE":
                     return None  # deleted, or never one of MLflow's
                 raise
+
+    def run_files(self, run_id: str) -> Sequence[str]:
+        location = self._run_location(run_id)
+        with self.connection.errors(f"list the files of run {run_id}"):
+            return self.files.names(location, run_id) if location else ()
+
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        location = self._run_location(run_id)
+        with self.connection.errors(f"read {name} of run {run_id}"):
+            known = name in self.files.names(location, run_id) if location else False
+            return self.files.content(location, name) if known else None
+
+    def _run_location(self, run_id: str) -> str:
+        """Return where the files of a run are now; empty if MLflow does not have the run."""
+        with self.connection.errors(f"look for run {run_id}"):
+            try:
+                run = self.connection.or_none(self.connection.client.get_run, run_id)
+            except Exception as error:
+                if error_code(error) != "INVALID_PARAMETER_VALUE":  # never one of MLflow's
+                    raise
+                run = None
+            return "" if run is None else self.connection.here(str(run.info.artifact_uri))
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        search = self.connection.client.search_registered_models
+        with self.connection.errors("list the registered models"):
+            rows = sorted(self.connection.rows(search), key=lambda row: str(row.name))
+        return {
+            str(row.name): {alias: str(version) for alias, version in row.aliases.items()}
+            for row in rows
+        }
+
+    def links(self, version: str, run_id: str) -> Mapping[str, str]:
+        if not self.connection.is_server:  # a database has no pages
+            return {}
+        parts = urlsplit(self.connection.uri)
+        # Without a name and a password, which are for this process only.
+        place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        root = urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", "")) + "/#"
+        links = {"version": f"{root}/models/{quote(self._name, safe='')}/versions/{version}"}
+        return {**links, "run": f"{root}/runs/{quote(run_id, safe='')}"} if run_id else links
 
     def _after(self, row: Any, new: NewVersion, before: _Saves) -> _Saves:
         """Return what is known after a version was saved; ask only where others may have saved."""

@@ -130,14 +130,24 @@ class MlflowFiles(VersionFiles):
         from mlflow.exceptions import MlflowException
 
         try:
-            location = self._location(record)
-            if (folder := local_folder(location)) is not None:
-                return read_small(folder / name)
-            with scratch_folder(self._scratch) as scratch:
-                return read_small(self._download(location, name, scratch))
+            return self.content(self._location(record), name)
         except (OSError, ArtifactError, MlflowException) as error:
             logger.info("version %s: %s cannot be read: %s", record.version, name, type(error))
             return None
+
+    def names(self, location: str, run_id: str) -> list[str]:
+        """Return the names of a run's files at a location, those in folders left out."""
+        if (folder := local_folder(location)) is not None:
+            return sorted(path.name for path in folder.glob("*") if path.is_file())
+        listed = self._connection.client.list_artifacts(run_id)
+        return sorted(str(file.path) for file in listed if not file.is_dir)
+
+    def content(self, location: str, name: str) -> bytes | None:
+        """Return the content of a file; None for one that is larger than any of ours."""
+        if (folder := local_folder(location)) is not None:
+            return read_small(folder / name)
+        with scratch_folder(self._scratch) as scratch:
+            return read_small(self._download(location, name, scratch))
 
     def add(self, record: ModelVersion, file: Path) -> None:
         self._location(record)
