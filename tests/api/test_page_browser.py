@@ -2,7 +2,7 @@
 """The status page in headless Chromium: by keyboard, without scripts, in all looks, and for axe.
 
 One server shows one registry after another, to one browser. ``FL_APP_SCREENSHOTS=docs`` writes the
-screenshots there; otherwise they go with the test.
+screenshots there, those of other pages and states into ``states``; else they go with the test.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ def test_no_registry_and_no_width_breaks_the_page_and_axe_finds_no_fault(
     visit = Visit(context.new_page(), f"http://127.0.0.1:{server.port}/")
     page = visit.page
     folder = Path(os.environ.get("FL_APP_SCREENSHOTS") or story.folder)
+    states_folder = folder / "states"
     visit.begin()
     assert faults(page, axe) == []
     page.get_by_label("Token").fill(TOKEN)
@@ -180,14 +181,14 @@ def test_no_registry_and_no_width_breaks_the_page_and_axe_finds_no_fault(
         assert page.locator("h1").count() == 1, path
         assert faults(page, axe) == [], path
         fits(page, path)
-        page.screenshot(path=folder / f"page-{path.partition('?')[0].rpartition('/')[2]}.png")
+        page.screenshot(path=states_folder / f"{path.partition('?')[0].rpartition('/')[2]}.png")
     for name, shown.app in states(story):
         page.goto(visit.url)
         page.wait_for_load_state()
         if name not in ("200", "1000", "silent"):  # which have nothing of another kind
             assert faults(page, axe) == [], name
         fits(page, name)
-        page.screenshot(path=folder / f"state-{name}.png", full_page=True)
+        page.screenshot(path=states_folder / f"{name}.png", full_page=True)
         for row in page.locator("#ledger tbody tr, #versions tbody tr").all()[:3]:
             box = row.locator("td.text").bounding_box()  # the reason is in view
             assert box is None or box["x"] + box["width"] <= 1280, name

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from support.page_story import Clock, Story
@@ -17,7 +18,8 @@ from fl_app.api.page import overview
 from fl_app.api.page.overview import RegistryReader
 from fl_app.events import RejectedReply
 from fl_app.progress import SessionProgress
-from fl_registry import ModelManager, StoreUnavailable
+from fl_registry import ArtifactError, FederatedLearningTracker, ModelManager, StoreUnavailable
+from fl_registry.files.weights import save_weights
 
 PNG = b"\x89PNG\r\n\x1a\n-a-picture"
 
@@ -254,6 +256,28 @@ def test_the_api_is_a_page_with_every_route(client: FlaskClient) -> None:
         for method in operations:
             assert f"{method.upper()} {path}" in page
     assert "curl -H 'Content-Type: application/json' -d '{\"accuracy\": 0.87" in page
+
+
+def test_the_pictures_of_a_run_are_found_in_mlflow(tmp_path: Path) -> None:
+    tracker = FederatedLearningTracker(home=tmp_path)
+    with tracker:
+        for name in ("drift.png", "notes.txt"):
+            (tmp_path / name).write_bytes(PNG)
+            tracker.log_artifact(tmp_path / name)
+        tracker.log_artifact(tmp_path / "drift.png", "below")
+    weights = tmp_path / "w.safetensors"
+    save_weights({"w": np.ones(3, np.float32)}, weights)
+    store = ModelManager(home=tmp_path)
+    assert tracker.run is not None
+    store.save_model_version(weights, tracker.run.info.run_id)
+    store.save_model_version(weights, "a-run-that-is-none-of-mlflow-s")
+    assert (store.pictures("1"), store.pictures("2")) == (("drift.png",), ())
+    assert store.picture("1", "drift.png") == PNG
+    for name in ("notes.txt", "below/drift.png", "other.png"):
+        with pytest.raises(ArtifactError, match="has no picture"):
+            store.picture("1", name)
+    store.promote_to_production("1")
+    assert store.models() == {"fl-global-model": {"production": "1"}}
 
 
 def test_links_of_an_mlflow_server_name_no_password(tmp_path: Path) -> None:

@@ -654,7 +654,7 @@ def test_a_session_that_finds_it_far_worse_brings_the_rival_back(
     assert models.get_latest_version("Production") == "2"
     probation.update_production("2", Evidence({"mAP50": 0.6}, {"mAP50": 0.8}), rival="1")
     assert models.get_latest_version("Production") == "1"
-    assert "on the same data version 1's mAP50 0.80 beats" in models.history()[-1].reason
+    assert "on the same data version 1's mAP50 0.8000 beats" in models.history()[-1].reason
     assert probation.to_compare() is None
     probation.update_production("2", Evidence({"mAP50": 0.0}, {"mAP50": 0.8}), rival="1")
     assert models.get_latest_version("Production") == "1"

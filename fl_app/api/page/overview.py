@@ -158,7 +158,7 @@ class RegistryReader:
 
     def warm_up(self) -> None:
         """Import and read now what the first visitor would wait for: MLflow and matplotlib."""
-        chart = self.read().chart("")
+        chart = overview(self._context, self, "")["chart"]
         if chart is not None:
             self.picture(chart, "light")
 

@@ -69,7 +69,7 @@ footer { padding-block: 1rem 2rem; }
 }
 .cards, .pair, form.fields { display: grid; gap: 1rem; }
 .cards, .pair { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
-.cards + .card, details { margin-top: 1rem; }
+.cards + .card, .scroll.card + .scroll.card, dl + .scroll, details { margin-top: 1rem; }
 .card > :last-child { margin-bottom: 0; }
 .attention { border-left: 5px solid var(--warn); }
 main.narrow { max-width: 26rem; margin: 10vh auto 0; }
