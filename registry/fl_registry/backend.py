@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -149,18 +149,18 @@ class VersionFiles(ABC):
 
 @dataclass(frozen=True)
 class Inventory:
-    """All versions at one moment.
+    """Versions at one moment.
 
     Attributes
     ----------
     records : Sequence[ModelVersion]
         The versions, newest first.
-    users : Mapping[str, str]
-        By version, the names of others, of any model, that refer to its files, if there are any.
+    users : Callable[[ModelVersion], str]
+        Returns the names of others, of any model, that refer to a version's files; empty for none.
     """
 
     records: Sequence[ModelVersion]
-    users: Mapping[str, str] = field(default_factory=dict)
+    users: Callable[[ModelVersion], str] = lambda _: ""
 
 
 class Backend(ABC):
@@ -227,8 +227,11 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def inventory(self) -> Inventory:
-        """Return all versions, and who else refers to their files, in one listing."""
+    def inventory(self, run_id: str = "") -> Inventory:
+        """Return the versions that a run made, and who else refers to their files.
+
+        Without a run all versions, in one listing that also says who refers to their files.
+        """
 
     @abstractmethod
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:

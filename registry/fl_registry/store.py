@@ -486,6 +486,8 @@ class ModelStore:
         older_than: timedelta | None = None,
         dry_run: bool = True,
         actor: str = "",
+        run_id: str = "",
+        most: int | None = None,
     ) -> PruneReport:
         """Remove old versions and their files for good, or report which would go.
 
@@ -504,13 +506,19 @@ class ModelStore:
             Only report what would go.
         actor : str
             Who requested it, for the journal.
+        run_id : str
+            Only versions that this run made, `keep` of which stay; the others are not even read.
+        most : int | None
+            How many go at most, the oldest first; None for all.
 
         Raises
         ------
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        state, files, inventory = self._state(), self.backend.files, self.backend.inventory()
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise RegistryError(f"most is {most!r}; expected a number of versions, 1 or more.")
+        state, files, inventory = self._state(), self.backend.files, self.backend.inventory(run_id)
         stored = inventory.records
         begun = [record for record in stored if record.version in state.retired]
         records = [
@@ -518,29 +526,30 @@ class ModelStore:
         ]
         stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         going = [record for record in reversed(records) if record.version not in stay]
+        due = [*begun, *going][:most]
+        later = len(begun) + len(going) - len(due)
         if dry_run:
             sizes = {
-                record.version: 0 if record.version in inventory.users else files.size(record)
-                for record in (*begun, *going)
+                record.version: 0 if inventory.users(record) else files.size(record)
+                for record in due
             }
-            return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
+            gone_then = tuple(sorted(sizes, key=int))
+            return PruneReport(True, gone_then, sum(sizes.values()), stay, later=later)
         gone: dict[str, Removal] = {}
-        due = [(record, False) for record in begun] + [(record, True) for record in going]
-        for place, (record, is_new) in enumerate(due):
+        for place, record in enumerate(due):
             if place and place % _LISTED_EVERY == 0:  # others may refer to files by now
-                inventory = self.backend.inventory()
+                inventory = self.backend.inventory(run_id)
             try:
-                if is_new:
+                if record.version not in state.retired:
                     self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
                 continue
-            users = inventory.users.get(record.version, "")
-            gone[record.version] = files.remove(record, users=users)
+            gone[record.version] = files.remove(record, users=inventory.users(record))
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
-        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
+        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left, later)
 
     def list_versions(
         self,
