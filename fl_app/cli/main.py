@@ -7,6 +7,8 @@ Errors end it with one sentence and status 1.
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -186,8 +188,14 @@ def _of_all_commands(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if any(not word.isascii() and re.search("[\ud800-\udfff]", word) for word in words):
+        # Python's stand-ins for bytes that are no text; databases refuse them.
+        from fl_app.cli.output import fail
+
+        fail("An argument is not UTF-8; type it again, or set LANG to a UTF-8 locale.")
     try:
-        app(arguments, prog_name="fl-app")
+        app(words, prog_name="fl-app")
     except Exception as error:
         from fl_app.cli.output import fail
         from fl_app.deploy.errors import DeploymentError
