@@ -34,7 +34,7 @@ screenshots:  ## The status page's pictures in docs/, anew.
 	FL_APP_SCREENSHOTS=docs uv run --group test pytest tests/api/test_page_browser.py
 
 docs:  ## The documentation site, into site/; a broken link or anchor is an error.
-	uv run --group docs mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore uv run --group docs mkdocs build --strict
 
 bench:  ## All benchmarks: one table here, its rows and a plot in benchmarks/results.
 	uv run --group test python -m benchmarks.run_all $(ARGS)

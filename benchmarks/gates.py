@@ -16,6 +16,11 @@ endless population:
 Equally good models have equal skill, so that neither is better by construction. For a true
 difference the candidate's skill is raised until its mAP50 on 20,000 pictures is that much higher.
 
+Then `BeatsChampion` on examples of clips, with numbers and with right or wrong answers, and any of
+8 rounds' candidates as good as the champion. Three tenths of the variance of a score are the
+clip's, for each model anew. Clips stand one after the other and are of equal size, or of very
+different ones. The gate knows the groups, or not. The peer takes the examples to be independent.
+
 Then the shadow evaluation, of two classifiers that nodes score, 4 other nodes in each of up to 10
 rounds (where no other number is told), with a look after every round. Beside it stands a paired
 t-test at 5 % (for A/B one of two samples) after every round, which is made for one look:
@@ -36,16 +41,19 @@ import numpy as np
 from scipy.stats import ttest_1samp, ttest_ind
 
 from benchmarks.table import Row, parser, report
+from fl_app.shares import largest_weight
 from fl_models.map_results import Matches
-from fl_registry import BeatsChampion, Evidence
-from fl_registry.gates.paired import sequential_test
+from fl_registry import BeatsChampion, Evidence, ExampleScores
+from fl_registry.gates.paired import bootstrap_interval, mcnemar, sequential_test
 
 PICTURES, POPULATION = 127, 20_000
 TRIALS, POWER_TRIALS, SESSIONS, ROUNDS = 1000, 400, 200, 8
 SHARES = np.array([0.5, 0.17, 0.11, 0.08, 0.06, 0.05, 0.03])  # of the classes
 SKILL, CLEAR = 0.7, 4.0
 WRONG_SHARED, WRONG_OWN = 13.0, 7.0
+CLIP_SESSIONS, ALIKE, CLIP_PEER = 2000, 0.3, "examples taken to be independent"
 SHADOW_ROUNDS, NODES_A_ROUND, DISAGREE, POINTS_APART = 10, 4, 0.1, 0.02
+SHARE = functools.partial(largest_weight, shares=2.0)  # as by default
 Random = np.random.Generator
 
 
@@ -150,6 +158,90 @@ def promoted_in_a_session(gain: float, sessions: int, seed: int) -> tuple[float,
     return float(passed[0]) / sessions, float(passed[1]) / sessions
 
 
+def clip_sizes(random: Random, examples: int, clips: int, *, equal: bool) -> np.ndarray:
+    """Number of examples of each clip, one at least."""
+    shares = np.ones(clips) if equal else random.exponential(size=clips)
+    more = random.multinomial(examples - clips, shares / shares.sum())
+    even = np.full(clips, examples // clips) + (np.arange(clips) < examples % clips)
+    return even if equal else more + 1
+
+
+def scores_by_clip(random: Random, clips: np.ndarray, gain: float, *, binary: bool) -> np.ndarray:
+    """Scores of one model, whose variance is 1 and partly the clip's."""
+    alike = random.normal(0, ALIKE**0.5, clips.max() + 1)[clips] if clips.any() else 0.0
+    own = random.normal(0, (1 - ALIKE) ** 0.5 if clips.any() else 1.0, len(clips))
+    scores: np.ndarray = gain + alike + own
+    return (scores > 0).astype(float) if binary else scores
+
+
+def seems_better(old: np.ndarray, new: np.ndarray, confidence: float, *, binary: bool) -> bool:
+    """Whether a candidate is better if the examples are independent; no gate passes others."""
+    if new.mean() <= old.mean():
+        return False
+    if binary:
+        return mcnemar(old > 0, new > 0)[2] <= 1 - confidence
+    one, two = (ExampleScores({"m": side.tolist()}) for side in (old, new))
+    interval = bootstrap_interval(one, two, "m", confidence=confidence)
+    return interval is not None and interval[0] > 0
+
+
+def promoted_on_clips(
+    examples: int, clips: int, *, given: bool, equal: bool, binary: bool, gain: float = 0.0
+) -> tuple[float, float, float]:
+    """Share of sessions in which a candidate is promoted, ours and the peer's.
+
+    The last number is the share of the peer's in which the gate warns. With numbers there is one
+    round a session, since a bootstrap takes 3 to 12 milliseconds.
+    """
+    random, passed = np.random.default_rng(6), np.zeros(3)
+    rounds = ROUNDS if binary else 1
+    for _ in range(CLIP_SESSIONS):
+        sizes = clip_sizes(random, examples, clips, equal=equal) if clips else np.array([examples])
+        clip = np.repeat(np.arange(len(sizes)), sizes)
+        old = scores_by_clip(random, clip, 0.0, binary=binary)
+        found = np.zeros(3, bool)
+        for _ in range(rounds):
+            new = scores_by_clip(random, clip, gain, binary=binary)
+            if not seems_better(old, new, 1 - 0.05 / rounds, binary=binary):
+                continue
+            groups = clip.tolist() if given else None
+            one, two = (ExampleScores({"m": side.tolist()}, groups) for side in (old, new))
+            metrics = [{"m": float(side.mean())} for side in (new, old)]
+            verdict = BeatsChampion("m")(
+                Evidence(*metrics, results=two, champion_results=one, looks=rounds)
+            )
+            found |= [verdict.passed, True, "vary together" in verdict.note]
+        passed += found
+    ours, peer, warned = passed / CLIP_SESSIONS
+    return float(ours), float(peer), float(warned / max(peer, 1 / CLIP_SESSIONS))
+
+
+def clip_rows() -> Iterator[Row]:
+    """`BeatsChampion` on examples of clips."""
+    cases = [(127, 0, False, True), (500, 0, False, True)]
+    cases += [(n, g, given, True) for n, g in ((127, 12), (500, 5)) for given in (True, False)]
+    cases += [(127, 12, True, False), (127, 12, False, False), (500, 5, True, False)]
+    for binary in (True, False):
+        for examples, clips, given, equal in cases:
+            ours, peer, warned = promoted_on_clips(
+                examples, clips, given=given, equal=equal, binary=binary
+            )
+            whose = f"of {clips} clips{'' if equal else ' of any size'}" if clips else "independent"
+            known = f", {'groups given' if given else 'not given'}" if clips else ""
+            what = f"right or wrong, any of {ROUNDS} rounds" if binary else "numbers, 1 round"
+            name = f"promoted, equally good, {examples} {whose}{known}; {what}"
+            yield row(name, (ours, peer), 0.05 if given or not clips else 0.1, CLIP_PEER)
+            print(f"  a warning in {warned:.0%} of the peer's", flush=True)
+    for gain in (0.3, 1.0):
+        for clips, given in ((0, False), (12, True), (12, False)):
+            ours, peer, _ = promoted_on_clips(
+                127, clips, given=given, equal=True, binary=True, gain=gain
+            )
+            known = ("groups given" if given else "not given") if clips else "independent"
+            name = f"found, {gain:g} deviations better, 127 of {clips or 127} clips, {known}"
+            yield row(name, (ours, peer), peer=CLIP_PEER)
+
+
 def seconds_per_decision(repeats: int = 15) -> tuple[float, float]:
     """Median seconds of one decision by the gate, and of counting the two numbers."""
     random = np.random.default_rng(5)
@@ -192,7 +284,7 @@ def shadow_evaluation(
         ours.append(new - old)
         every.append((old, new))
         if told.outcome == "undecided":
-            told = sequential_test(ours)
+            told = sequential_test(ours, span=1, largest=SHARE)
         if peer == "undecided" and len(every) > 1:
             peer = t_test(*np.concatenate(every, axis=1), ab_test=ab_test)
     return told.outcome, peer
@@ -263,7 +355,7 @@ def shadow_rows() -> Iterator[Row]:
 
 def main() -> None:
     """Print the table, and write its rows where ``--json`` says."""
-    parts = {"holdout": holdout_rows, "shadow": shadow_rows}
+    parts = {"holdout": holdout_rows, "clips": clip_rows, "shadow": shadow_rows}
     options = parser(__doc__)
     options.add_argument("--only", choices=parts, help="this part alone")
     asked, began = options.parse_args(), time.perf_counter()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU seconds in a store with 10,000 versions and 10,000 moves; and 1,000 rounds with retention.
+"""CPU seconds in a store with 10,000 versions and 10,000 moves; 1,000 rounds with retention, twice.
 
 The store is a SQLite file that is filled by SQL: saving as many versions would take an hour. CPU
 seconds, since a busy machine changes them little. Commands are processes of their own; what a
@@ -18,7 +18,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ from fl_registry.stages import Move
 
 VERSIONS = MOVES = 10_000
 SERVED = 900
-ROUNDS, SESSION, FLOATS = 1_000, 20, 50_000
+ROUNDS, SESSION, FLOATS, KEEP = 1_000, 20, 250_000, 20
+WAITING, SLOW, TRAINING = 5, 40, 0.2
 PAGE, CHUNK = 1_000, 5_000
 IMPORTS = (
     "fl_app.cli.status",
@@ -240,63 +243,158 @@ def calls(home: Path) -> Iterator[Row]:
     yield Row("rollback", of_call(store.rollback), "before", TODAY["rollback"], 1.2)
 
 
+def page(home: Path) -> Iterator[Row]:
+    """What the page takes at 1,000 versions, with its chart, and its first visit after a start."""
+    from fl_app.api import create_trigger_api
+    from fl_app.retraining import MonitorStore, RetrainingManager
+    from fl_app.retraining.memory.store import default_url
+
+    fill(home, 1000, 1000)
+    store = ModelManager(home=home)
+    monitor = RetrainingManager(store=MonitorStore(default_url(home), DEFAULT_MODEL_NAME))
+    app = create_trigger_api(monitor, store=store, allowed_hosts={"localhost"})
+    app.extensions["fl_app_reader"].warm_up()  # as `fl-app serve` does before it says its address
+    client = app.test_client()
+
+    def visit() -> None:
+        text = fetched(client, "/").decode()
+        picture = text.partition('<img class="chart" src="')[2].partition('"')[0]
+        fetched(client, picture.replace("&amp;", "&"))
+
+    began = time.process_time()
+    visit()
+    first = time.process_time() - began
+    yield Row("first visit and chart, 1,000 versions", first, "s", 1.0, 2.0)
+    yield Row("visit and chart, 1,000 versions", of_call(visit), "s", 1.0, 0.3)
+    for path in ("/page/version?version=900", "/page/versions", "/page/live"):
+        yield Row(f"GET {path}, 1,000 versions", of_call(lambda path=path: fetched(client, path)))
+
+
+@dataclass
+class Figures:
+    """What was measured after each `SESSION` rounds, and what comes of it.
+
+    Attributes
+    ----------
+    home : Path
+        The folder whose size is measured.
+    spent, disk, memory : list[float]
+        CPU seconds of a round, MB beside the databases, MB of this process.
+    """
+
+    home: Path
+    spent: list[float] = field(default_factory=list)
+    disk: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    before: float = field(default_factory=time.process_time)
+
+    def note(self, number: int) -> None:
+        """Measure after `SESSION` rounds."""
+        if not number or number % SESSION:
+            return
+        self.spent.append((time.process_time() - self.before) / SESSION)
+        sizes = list[int]()
+        for path in self.home.rglob("*"):
+            with suppress(OSError):  # it was removed meanwhile
+                sizes.append(path.stat().st_size if path.suffix != ".db" else 0)
+        self.disk.append(sum(sizes) / 1e6)
+        self.memory.append(psutil.Process().memory_info().rss / 1e6)
+        self.before = time.process_time()
+
+    def rows(self, what: str, *, filled: int) -> Iterator[Row]:
+        """Compare the last 100 rounds with the first 100 after the store was `filled`."""
+        few = 100 // SESSION
+        for name, values in (
+            ("CPU seconds of a round", self.spent),
+            ("MB on disk beside the databases", self.disk),
+            ("MB of memory", self.memory),
+        ):
+            parts = values[filled : filled + few], values[-few:]
+            first, last = map(statistics.median, parts)
+            yield Row(f"{name}, {what}, last 100 rounds", last, "first 100", first, 1.1)
+
+
 def many_rounds(home: Path) -> Iterator[Row]:
-    """Sessions with retention: the last 100 rounds beside the first 100 of a full store."""
+    """Retention over many rounds: in one session, and over many sessions of some rounds each."""
+    from fl_app.strategy import Retention, SessionSettings
+
+    settings = SessionSettings(retention=Retention(keep_versions=KEEP))
+    for what, rounds in ("one session", ROUNDS), ("many sessions", SESSION):
+        figures = Figures(home / what)
+        figures.home.mkdir()
+        for _ in range(ROUNDS // rounds):
+            train(figures.home, rounds, figures.note, session=settings)
+        # Until then versions, and rounds that wait, are fewer than may be; all is imported.
+        yield from figures.rows(f"{ROUNDS} rounds in {what}", filled=3 if rounds == ROUNDS else 1)
+        size = (figures.home / "mlflow.db").stat().st_size
+        yield Row(f"KB of MLflow's database for a round, {what}", size / 1e3 / ROUNDS)
+
+
+def slow_worker(home: Path) -> Iterator[Row]:
+    """Rounds that wait on disk while each takes the worker twice as long as the nodes."""
+    from fl_app.strategy import RoundSettings, SessionSettings
+
+    waiting = list[int]()
+
+    def note(number: int) -> None:
+        time.sleep(2 * TRAINING)
+        waiting.append(len(list(home.glob("checkpoints/*/closed-*.json"))))
+
+    limit, patience = RoundSettings(max_waiting_rounds=WAITING), SessionSettings(round_patience=0.0)
+    train(home, SLOW, note, seconds=TRAINING, rounds=limit, session=patience)
+    # The one that waits to be queued is on disk too.
+    name = f"most rounds that wait, worker twice as slow, {SLOW} rounds"
+    yield Row(name, max(waiting), "limit and one more", WAITING + 1, 1.0)
+
+
+def train(
+    home: Path, num_rounds: int, note: Callable[[int], None], *, seconds: float = 0.0, **more: Any
+) -> None:
+    """Run a session whose nodes take so many seconds together; `note` is called in the worker."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.serverapp.strategy import FedAvg
     from flwr.supercore.task_identity import TaskIdentity
     from support.local_grid import LocalGrid, reply
 
-    from fl_app.strategy import LifecycleStrategy, Retention, SessionSettings
+    from fl_app.strategy import LifecycleStrategy
+
+    class Forgetful(LocalGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            self.sent.clear()  # or memory would grow by them
+            return super().send_and_receive(messages, timeout=timeout)
 
     def answer(node_id: int, message: Message) -> RecordDict:
         if message.metadata.message_type != "train":
             return reply(accuracy=0.5)
+        time.sleep(seconds / 3)
         arrays = message.content["arrays"].to_numpy_ndarrays()
         return reply(ArrayRecord([array + 1 for array in arrays]), loss=1.0)
+
+    def evaluate(number: int, _: ArrayRecord) -> MetricRecord:
+        note(number)
+        return MetricRecord({"accuracy": 0.5 + number / 10_000})
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     # Flower builds no Message outside of a running task.
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
-    spent, disk, memory = list[float](), list[float](), list[float]()
-    for _ in range(ROUNDS // SESSION):
-        settings = SessionSettings(retention=Retention(keep_versions=SESSION))
-        strategy = LifecycleStrategy(
-            FedAvg(), metric="accuracy", home=home, session=settings, artifacts=()
-        )
-        began = time.process_time()
-        strategy.start(
-            LocalGrid(answer),
-            ArrayRecord([np.zeros(FLOATS, np.float32)]),
-            num_rounds=SESSION,
-            evaluate_fn=lambda number, _: MetricRecord({"accuracy": 0.5 + number / 1000}),
-        )
-        spent.append((time.process_time() - began) / SESSION)
-        files = (path for path in home.rglob("*") if path.is_file() and path.suffix != ".db")
-        disk.append(sum(path.stat().st_size for path in files) / 1e6)
-        memory.append(psutil.Process().memory_info().rss / 1e6)
-    few = 100 // SESSION
-    for name, values in (
-        ("CPU seconds of a round", spent),
-        ("MB on disk beside the databases", disk),
-        ("MB of memory", memory),
-    ):
-        # The first session fills the store up to what is kept, and imports everything.
-        first, last = (statistics.median(part) for part in (values[1 : few + 1], values[-few:]))
-        yield Row(f"{name}, last 100 of {ROUNDS} rounds", last, "first 100", first, 1.1)
-    size = (home / "mlflow.db").stat().st_size
-    yield Row("KB of MLflow's database for a round", size / 1e3 / ROUNDS)
+    strategy = LifecycleStrategy(FedAvg(), metric="accuracy", home=home, artifacts=(), **more)
+    model = ArrayRecord([np.zeros(FLOATS, np.float32)])
+    strategy.start(Forgetful(answer), model, num_rounds=num_rounds, evaluate_fn=evaluate)
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=ROUNDS, help="with retention on")
+    parts = {part.__name__: part for part in (start_up, page, long_life, slow_worker, many_rounds)}
+    arguments.add_argument("--only", choices=parts, help="one part")
     given = arguments.parse_args()
     ROUNDS = given.rounds
 
     def all_rows() -> Iterator[Row]:
         """Return all rows."""
-        for part in (start_up, long_life, many_rounds):
+        for part in parts.values() if given.only is None else [parts[given.only]]:
             with tempfile.TemporaryDirectory() as folder:
                 yield from part(Path(folder))
 

@@ -80,13 +80,21 @@ def _table(params: list[Any]) -> Iterator[str]:
 
 def rest() -> str:
     """Return the reference of the REST API, from its OpenAPI document."""
-    document = openapi()
-    return "".join(
-        part
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-        for part in _endpoint(method.upper(), path, operation, document["components"]["schemas"])
-    )
+    from fl_app.api.page.api_docs import routes_of
+
+    routes = routes_of(openapi(), "http://localhost:5001")
+    return "".join(part for route in routes for part in _route(route))
+
+
+def _route(route: Any) -> Iterator[str]:
+    yield f"\n## {route.method} {route.path}\n\n{route.summary}\n\n{route.more}\n"
+    for title, rows in (("request", route.takes), (f"answer ({route.status})", route.gives)):
+        if rows:
+            yield f"\n| {title} | in | type | meaning |\n|---|---|---|---|\n"
+        for row in rows:
+            meaning = " ".join(row.meaning.split()) + (" (required)" if row.required else "")
+            yield f"| `{row.name}` | {row.place} | {row.type} | {meaning} |\n"
+    yield f"\n```\n{route.example}\n```\n"
 
 
 def openapi() -> Any:
@@ -105,47 +113,6 @@ def openapi() -> Any:
             if before is not None:
                 os.environ["FL_APP_HOME"] = before
     return answer.get_json()
-
-
-def _endpoint(method: str, path: str, operation: Any, schemas: Any) -> Iterator[str]:
-    yield f"\n## {method} {path}\n\n{operation['summary']}\n\n{operation['description']}\n"
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    rows = [(p["name"], p["in"], p["schema"], p["required"]) for p in _with_required(operation)]
-    rows += [
-        (name, "body", kind, name in found.get("required", []))
-        for found in [_resolved(body.get("schema", {}), schemas)]
-        for name, kind in found.get("properties", {}).items()
-    ]
-    if rows:
-        yield "\n| name | in | type | required | meaning |\n|---|---|---|---|---|\n"
-    for name, where, kind, required in rows:
-        needed = "yes" if required else ""
-        meaning = " ".join(kind.get("description", "").split())
-        yield f"| `{name}` | {where} | {_type(kind)} | {needed} | {meaning} |\n"
-    for status, answer in operation["responses"].items():
-        found = next(iter(answer.get("content", {"": {}}).values())).get("schema", {})
-        yield f"\n`{status}`: {answer['description']} {_answer(_resolved(found, schemas))}\n"
-
-
-def _with_required(operation: Any) -> Iterator[Any]:
-    for parameter in operation["parameters"]:
-        yield {"required": False, **parameter}
-
-
-def _resolved(schema: Any, schemas: Any) -> Any:
-    name = schema.get("$ref", "").rpartition("/")[2]
-    return schemas[name] if name else schema
-
-
-def _type(schema: Any) -> str:
-    kinds = schema.get("anyOf", [schema])
-    names = [k.get("type") or k.get("$ref", "").rpartition("/")[2] for k in kinds]
-    return " or ".join(f"`{name}`" for name in names if name and name != "null")
-
-
-def _answer(schema: Any) -> str:
-    names = [f"`{name}`" for name in schema.get("properties", {})]
-    return f"Keys: {', '.join(names)}." if names else ""
 
 
 PARTS: dict[str, Callable[[], str]] = {"commands": commands, "rest": rest}

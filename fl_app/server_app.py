@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_app.api import ApiServer, create_trigger_api, serve_api
 from fl_app.api.guard import LOOPBACK, read_token
+from fl_app.api.people import People
 from fl_app.backlog import backlog
 from fl_app.client.data import run_data
 from fl_app.config import ServerConfig, not_shaping, params
@@ -24,6 +25,7 @@ from fl_app.flower_stop import when_stopped
 from fl_app.hooks import PrometheusMetrics, Webhook, log_event
 from fl_app.hooks.queue import HOOK_SECONDS, Hooks
 from fl_app.hooks.webhook import read_secret
+from fl_app.progress import read_progress
 from fl_app.retraining import (
     MonitorStore,
     Probation,
@@ -319,7 +321,10 @@ def api_token(config: ServerConfig) -> str | None:
     ValueError
         If other machines could reach the API without a token.
     """
-    return read_token(config.api.token_file, host=config.api.host) if has_api(config) else None
+    if not has_api(config):
+        return None
+    people = People(app_home(config.home))
+    return read_token(config.api.token_file, host=config.api.host, people=people)
 
 
 def has_api(config: ServerConfig) -> bool:
@@ -342,5 +347,7 @@ def start_api(sessions: Sessions) -> ApiServer | None:
         probation=sessions.probation,
         waiting=lambda: backlog(sessions.home, config.registered_model_name),
         checkpoint=write_export,
+        people=People(sessions.home),
+        live=lambda: read_progress(sessions.home, config.registered_model_name),
     )
     return serve_api(app, host=config.api.host, port=config.api.port)

@@ -139,7 +139,7 @@ def test_the_reference_has_every_command_and_every_path() -> None:
     rest = site_parts.rest()
     assert len(paths) > 10
     assert [path for path in paths if f" {path}\n" not in rest] == []
-    assert "| `reason` | body | `string` |" in rest
+    assert "| `reason` | body | text" in rest
 
 
 def test_the_readme_is_the_site_s_first_page() -> None:

@@ -64,6 +64,7 @@ def test_it_is_named_everywhere_and_handed_over(
 ) -> None:
     assert "RUNNING" not in statuses()
     assert "1 session set apart: `fl-app recover` lists them" in typed(capsys, "status")
+    assert f"session {apart[:8]} set apart: MetricError" in typed(capsys, "status")
     assert f"`fl-app recover {apart}` hands them over" in typed(capsys, "doctor")
     listed = typed(capsys, "recover")
     assert apart in listed
@@ -99,11 +100,12 @@ def test_a_session_whose_record_is_damaged_leaves_no_run_active(
         LifecycleStrategy(artifacts=[], **parts).start(LocalGrid(died), model(), 3)
     (path,) = (home / "checkpoints").glob("[!.]*")
     (path / "session.json").write_text("{")
+    assert f"session {path.name[:8]} damaged, to be set apart:" in typed(capsys, "status")
     client = parts["store"].client
     (run,) = client.search_runs([client.get_experiment_by_name("fl-app").experiment_id])
     client.update_run(run.info.run_id, status="RUNNING")  # as after kill -9
     LifecycleStrategy(artifacts=[], **parts).start(LocalGrid(add_one), model(), 1)
     assert sorted(statuses()) == ["FAILED", "FINISHED"]
-    assert "cannot be read" in typed(capsys, "recover", path.name)
+    assert "damaged or cannot be read" in typed(capsys, "recover", path.name)
     assert "is deleted" in typed(capsys, "recover", path.name, "--discard")
     shutil.rmtree(home / "checkpoints")

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from flask import Flask
     from prometheus_client.registry import Collector
 
+    from fl_app.api.people import People
     from fl_app.backlog import Backlog
+    from fl_app.progress import SessionProgress
     from fl_registry import ModelStore
 
 
@@ -41,6 +43,8 @@ def create_trigger_api(
     probation: Probation | None = None,
     waiting: Callable[[], Backlog] | None = None,
     checkpoint: Callable[[Path, Path], None] | None = None,
+    people: People | None = None,
+    live: Callable[[], SessionProgress | None] = lambda: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Flask:
     """Make the REST API of a monitor.
@@ -81,6 +85,11 @@ def create_trigger_api(
     checkpoint : Callable[[Path, Path], None] | None
         Makes a file for Ultralytics, the second path, of a version's weights, the first; adds
         ``?format=pt`` to the downloads.
+    people : People | None
+        People with tokens of their own, whose names the journal gets. As ``token``, they are needed
+        from then on.
+    live : Callable[[], SessionProgress | None]
+        How far the session under way is; for the page and ``/status``.
     now : Callable[[], datetime]
         The wall clock, for the time that the page was read.
 
@@ -105,7 +114,7 @@ def create_trigger_api(
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
     limit = RateLimit(posts_per_second, posts_at_once)
-    guard = Guard(token, hosts, limit, proxies=trusted_proxies)
+    guard = Guard(token, hosts, limit, proxies=trusted_proxies, people=people)
     if store is not None and probation is None:
         probation = Probation(store, manager)
     context = Context(
@@ -118,6 +127,7 @@ def create_trigger_api(
         backlog=waiting,
         checkpoint=checkpoint,
         watch=None if store is None else StoreWatch(store),
+        live=live,
         now=now,
     )
     return flask_app(context)
@@ -219,7 +229,7 @@ def serve_api(app: Flask, *, host: str = "127.0.0.1", port: int = 5001) -> ApiSe
     require("The API's server", "waitress")
     from fl_app.api.guard import require_token
 
-    require_token(host, app.extensions["fl_app"].token)
+    require_token(host, app.extensions["fl_app"].needs_token)
     if not 0 <= port <= 65535:
         raise ValueError(f"The port of the API is {port}, expected 0 to 65535.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

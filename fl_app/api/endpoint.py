@@ -26,13 +26,17 @@ from pydantic import TypeAdapter
 
 from fl_app.api.guard import OPEN_PATHS, Guard
 from fl_app.api.parsing import ApiError, Error, Query, Version, parse
+from fl_app.api.people import Person
 from fl_app.api.store_watch import StoreWatch
 from fl_app.backlog import Backlog
+from fl_app.progress import SessionProgress
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.probation import Probation
 from fl_registry import ModelStore, RegistryError, errors
 
 Answer = Mapping[str, Any]
+NOBODY = "api"
+"""The name of who acts where none is given."""
 KEY = r'^("[!#-\[\]-~]{1,255}"|[!#-\[\]-~]{1,255})$'
 """An ``Idempotency-Key``, quoted or not."""
 KEY_PARAMETER = {
@@ -85,6 +89,8 @@ class Context:
         Whether the registry answers; there is one where there is a registry.
     now : Callable[[], datetime]
         The wall clock, in UTC.
+    live : Callable[[], SessionProgress | None]
+        How far the session under way is.
     owner : str
         Names this process where it claims an ``Idempotency-Key``.
     making : threading.Lock
@@ -101,6 +107,7 @@ class Context:
     checkpoint: Callable[[Path, Path], None] | None
     now: Callable[[], datetime]
     watch: StoreWatch | None = None
+    live: Callable[[], SessionProgress | None] = lambda: None
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     making: threading.Lock = field(default_factory=threading.Lock)
 
@@ -322,6 +329,20 @@ def openapi_document(endpoints: Sequence[Endpoint], *, token: bool) -> dict[str,
         },
         **({"security": [{"token": []}]} if token else {}),
     }
+
+
+def acting(by: str) -> str:
+    """Return who acts: the person whose token it is, else the name that was given.
+
+    Raises
+    ------
+    ApiError
+        403 if it is another name than the person's.
+    """
+    person: Person = g.person
+    if person.name and by not in ("", NOBODY, person.name):
+        raise ApiError(403, f"This token is {person.name}'s; leave out the name {by!r:.60}.")
+    return person.name or by
 
 
 def reply(status: int, answer: object, headers: Mapping[str, str] | None = None) -> Response:

@@ -23,13 +23,13 @@ from fl_registry.redaction import trace
 
 logger = logging.getLogger("flwr.fl_app")
 
-# The page needs no script, so that none may run: not even one in a text from outside that escaping
-# had missed.
+# Scripts come from the server's own file alone: none in a text from outside, which escaping might
+# have missed, can run.
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'"
+    "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What a browser may load for the page: its own style and images, and nothing else."""
+"""What a browser may load for the page: its own style, script and images, and nothing else."""
 
 
 def flask_app(context: Context) -> Flask:
@@ -45,7 +45,7 @@ def flask_app(context: Context) -> Flask:
     ]
     if context.store is not None:
         endpoints += REGISTRY_ENDPOINTS
-    document = openapi_document(endpoints, token=context.guard.token is not None)
+    document = openapi_document(endpoints, token=context.guard.needs_token)
     app = Flask("fl_app", static_folder=None)
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # the description names every method
     # One byte more than the limit, so that `read_body` rejects and does not get a cut body.
@@ -55,12 +55,13 @@ def flask_app(context: Context) -> Flask:
     for endpoint in endpoints:
         name, view = endpoint.handle.__name__, functools.partial(endpoint.view, context)
         app.add_url_rule(endpoint.path, name, view, methods=[endpoint.method])
-    app.register_blueprint(page_routes(app, context))
+    app.register_blueprint(page_routes(app, context, document))
     queries = {e.handle.__name__: e.takes for e in endpoints if e.method == "GET"} | PAGE_QUERIES
 
     @app.before_request
     def check() -> None:
-        context.guard.admit(request, bearer=not on_page())  # people sign in on the page instead
+        # People sign in on the page instead; who that is, its routes find out.
+        g.person = context.guard.admit(request, bearer=not on_page())
         if request.routing_exception is not None:
             raise request.routing_exception
         if any(len(values) > 1 for _, values in request.args.lists()):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_app.api.parsing import MAX_BODY, ApiError
+from fl_app.api.people import People, Person
 
 if TYPE_CHECKING:
     from flask import Request
@@ -92,6 +93,8 @@ class Guard:
         For requests that change something.
     proxies : Collection[str]
         Addresses or networks whose ``X-Forwarded-For`` names the client.
+    people : People | None
+        People with tokens of their own.
 
     Raises
     ------
@@ -106,6 +109,7 @@ class Guard:
         limit: RateLimit,
         *,
         proxies: Collection[str] = (),
+        people: People | None = None,
     ) -> None:
         if token is not None and not _TOKEN.match(token):
             raise ValueError(
@@ -117,21 +121,37 @@ class Guard:
         self._limit = limit
         self._failed, self._failed_in_all = RateLimit(*FAILED), RateLimit(*FAILED_IN_ALL)
         self._proxies = [network(name) for name in proxies]
-        if "*" in self._hosts and token is None:
+        self.people = people
+        if "*" in self._hosts and not self.needs_token:
             raise ValueError(
                 "allowed_hosts is '*' and there is no token, so any web page could use the API; "
                 "give a token, or name the hosts."
             )
 
-    def admit(self, request: Request, *, bearer: bool) -> None:
-        """Return if a request may go on.
+    @property
+    def needs_token(self) -> bool:
+        """Whether requests need a token: there is a shared one, or people have their own."""
+        return self.token is not None or (self.people is not None and self.people.exist)
+
+    def person_of(self, token: str) -> Person | None:
+        """Return whose token it is, without a name for the shared one; None for nobody's."""
+        if is_secret(token, self.token):
+            return Person()
+        return self.people.find(token) if self.people is not None and token else None
+
+    def still_knows(self, person: Person) -> bool:
+        """Return whether a person's token was not revoked."""
+        return not person.name or (self.people is not None and self.people.knows(person))
+
+    def admit(self, request: Request, *, bearer: bool) -> Person:
+        """Return who sends a request, if it may go on.
 
         Parameters
         ----------
         request : Request
             Flask's request.
         bearer : bool
-            Whether it needs the token, if there is one and its path is not open to all.
+            Whether it needs a token, if there is one and its path is not open to all.
 
         Raises
         ------
@@ -148,15 +168,21 @@ class Guard:
         origin = request.headers.get("Origin", f"http://{host}").lower()
         if origin not in (f"http://{host}".lower(), f"https://{host}".lower()):
             raise ApiError(403, "Web pages of another origin may not use this API.")
+        person = Person()
         if not bearer:
-            return
-        if self.token is not None and request.path not in OPEN_PATHS:
+            return person
+        if self.needs_token and request.path not in OPEN_PATHS:
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if not (is_secret(given.strip(), self.token) and scheme.lower() == "bearer"):
+            found = self.person_of(given.strip()) if scheme.lower() == "bearer" else None
+            if found is None:
                 self.count_failure(request)
                 detail = "The token is missing or wrong; send 'Authorization: Bearer <token>'."
                 raise ApiError(401, detail, WWW_Authenticate="Bearer")
+            person = found
         self.count_change(request)
+        if request.method not in SAFE_METHODS:
+            require_decide(person)
+        return person
 
     def count_failure(self, request: Request) -> None:
         """Count a request without the right token; raise ApiError 429 if there are too many.
@@ -229,6 +255,12 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return None
 
 
+def require_decide(person: Person) -> None:
+    """Raise a 403 for a person who may only read."""
+    if person.role != "decide":
+        raise ApiError(403, f"{person.name} may read and not decide; nothing was done.")
+
+
 def is_secret(given: str, secret: str | None) -> bool:
     """Return whether a text is the secret, in a time that does not tell how much is right."""
     sent = given.encode("utf-8", "replace")
@@ -257,7 +289,7 @@ def read_body(request: Request, kind: str = JSON) -> bytes:
     return body
 
 
-def require_token(host: str, token: str | None) -> None:
+def require_token(host: str, has_token: bool) -> None:
     """Check that an address which others can reach has a token.
 
     Raises
@@ -268,15 +300,18 @@ def require_token(host: str, token: str | None) -> None:
     local = host.lower() == "localhost"
     with suppress(ValueError):
         local = ipaddress.ip_address(host.strip("[]")).is_loopback
-    if token is None and not local:
+    if not has_token and not local:
         raise ValueError(
             f"The API would listen on {host!r} without a token, for anybody to use; put a token "
-            f"into {TOKEN_VARIABLE} or a file that `api-token-file` names, or use 127.0.0.1."
+            f"into {TOKEN_VARIABLE} or a file that `api-token-file` names, make some with "
+            "`fl-app people add`, or use 127.0.0.1."
         )
 
 
-def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | None:
-    """Return the token from a file, else from ``FL_APP_API_TOKEN``; None without either.
+def read_token(
+    path: str | None = None, *, host: str = LOOPBACK[0], people: People | None = None
+) -> str | None:
+    """Return the shared token from a file, else from ``FL_APP_API_TOKEN``; None without either.
 
     Raises
     ------
@@ -290,5 +325,5 @@ def read_token(path: str | None = None, *, host: str = LOOPBACK[0]) -> str | Non
             token = Path(path).read_text("ascii").strip()
         if not token:  # the text does not repeat the path: it may be the token by mistake
             raise ValueError("The API's token file cannot be read or is empty; check its path.")
-    require_token(host, token)
+    require_token(host, token is not None or (people is not None and people.exist))
     return token

@@ -13,9 +13,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_jsonable_python
 from typing_extensions import TypedDict
 
-from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list, reply
+from fl_app.api.endpoint import Answer, Context, Endpoint, acting, part_of_list, reply
 from fl_app.api.parsing import ApiError, Body, Limit, Moment, Query, RequestId, Text, Version
 from fl_app.retraining.manager import RetrainingManager
 from fl_app.retraining.probation.state import Baseline
@@ -114,6 +115,38 @@ class FailureRow(TypedDict):
     time: Moment
 
 
+class RejectedRow(TypedDict):
+    """A rejected reply of a node."""
+
+    node_id: str
+    phase: Literal["train", "evaluate"]
+    reason: str
+    in_a_row: Annotated[int, Field(ge=1)]
+
+
+class SessionRow(TypedDict):
+    """The session under way; ``silent`` if its process has written nothing for a minute."""
+
+    id: str
+    run_id: str
+    trigger: str
+    parent_version: Version | None
+    num_rounds: Annotated[int, Field(ge=0)]
+    round: Annotated[int, Field(ge=0)]
+    phase: Literal["starting", "waiting", "train", "evaluate", "finishing"]
+    requested: Annotated[int, Field(ge=0)]
+    answered: Annotated[int, Field(ge=0)]
+    nodes: list[str]
+    rejected: list[RejectedRow]
+    rejected_before: list[RejectedRow]
+    round_seconds: float | None
+    started: Moment
+    round_started: Moment
+    written: Moment
+    seconds_left: float | None
+    silent: bool
+
+
 class ProbationRow(TypedDict):
     """The probation of the version in production; it ends at ``until`` at the earliest."""
 
@@ -136,6 +169,7 @@ class Status(TypedDict):
     running: RequestRow | None
     pending: RequestRow | None
     probation: ProbationRow | None
+    session: SessionRow | None
     failing: dict[str, str]
 
 
@@ -162,12 +196,10 @@ def trigger_retrain(api: Context, body: TriggerBody, new_id: str) -> Answer:
     if body.status == "resolved":
         over = "The alert is resolved, so nothing is requested."
         return {"status": "ignored", "reason": body.reason, "why": over}
-    force = not from_alert if body.force is None else body.force
-    request_id = manager.manual_trigger(
-        body.reason or ("an alert requested it" if from_alert else ""),
-        force=force,
-        request_id=new_id,
-    )
+    force, who = not from_alert if body.force is None else body.force, acting("")
+    reason = body.reason or ("an alert requested it" if from_alert else "")
+    reason = f"{reason} (requested by {who})" if who else reason
+    request_id = manager.manual_trigger(reason, force=force, request_id=new_id)
     row = manager.store.requests.get(new_id) or {}
     status = row["outcome"] if row["outcome"] in NOT_ACCEPTED else "accepted"
     why = {"why": row["why"]} if row["why"] else {}
@@ -194,6 +226,15 @@ def requests_now(manager: RetrainingManager) -> dict[str, Any]:
     return {name: r if r is None else memory.get(r.id) for name, r in requests.items()}
 
 
+def session_status(api: Context) -> dict[str, Any] | None:
+    """Return how far the session under way is; None if none is."""
+    live, now = api.live(), api.now()
+    if live is None:
+        return None
+    row = dict(to_jsonable_python(live))
+    return {**row, "seconds_left": live.seconds_left(now), "silent": live.is_silent(now)}
+
+
 def probation_status(api: Context) -> dict[str, Any] | None:
     """Return the probation of the version in production; None where it is not known just now."""
     try:
@@ -204,11 +245,12 @@ def probation_status(api: Context) -> dict[str, Any] | None:
 
 
 def status(api: Context, _: Query) -> Answer:
-    """Tell whether the monitor runs, which requests run or wait, and what fails."""
+    """Tell whether the monitor runs, what requests and session are under way, and what fails."""
     return {
         "monitoring": api.manager.monitoring,
         **requests_now(api.manager),
         "probation": probation_status(api),
+        "session": session_status(api),
         "failing": api.failing(None if api.backlog is None else api.backlog()),
     }
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from fl_app.api.downloads import BINARY, DownloadQuery, download_weights
-from fl_app.api.endpoint import Answer, Context, Endpoint, part_of_list
+from fl_app.api.endpoint import NOBODY, Answer, Context, Endpoint, acting, part_of_list
 from fl_app.api.parsing import VERSION, ApiError, Body, Limit, Query, Text, Version, check_version
 from fl_app.retraining.probation.reports import NUMBERS, ProductionReport, ReportAnswer
 from fl_registry import InvalidName, Stage
@@ -62,8 +62,8 @@ MetricName = Annotated[str, Field(min_length=1, max_length=200, json_schema_extr
 class DecisionBody(Body):
     """Who moves a version, and why."""
 
-    by: Actor = Field("api", examples=["Ada"])
-    """Who decides."""
+    by: Actor = Field(NOBODY, examples=["Ada"])
+    """Who decides; left out with a token of a person, whose name is recorded."""
     note: Text = Field("", examples=["looked at the picture"])
     """Why; recorded with the decision."""
 
@@ -152,28 +152,28 @@ def promote(api: Context, body: PromotionBody, _: str, version: str) -> Answer:
     """Move a version to Production, or to Staging."""
     with api.registry() as store:
         move = {"staging": store.promote_to_staging, "production": store.promote_to_production}
-        move[body.to](version, actor=body.by, reason=body.note)
+        move[body.to](version, actor=acting(body.by), reason=body.note)
     return _moved(version, Stage(body.to.capitalize()))
 
 
 def approve(api: Context, body: DecisionBody, _: str, version: str) -> Answer:
     """Move a version that waits for approval to Production."""
     with api.registry() as store:
-        store.approve_version(version, actor=body.by, reason=body.note)
+        store.approve_version(version, actor=acting(body.by), reason=body.note)
     return _moved(version, Stage.PRODUCTION)
 
 
 def reject(api: Context, body: DecisionBody, _: str, version: str) -> Answer:
     """Archive a version that waits for approval."""
     with api.registry() as store:
-        store.reject_version(version, actor=body.by, reason=body.note)
+        store.reject_version(version, actor=acting(body.by), reason=body.note)
     return _moved(version, Stage.ARCHIVED)
 
 
 def roll_back(api: Context, body: RollbackBody, _: str) -> Answer:
     """Bring back a version that was in Production, or what was there on a day or at a moment."""
     with api.registry() as store:
-        version = store.rollback(body.to or None, actor=body.by, reason=body.note)
+        version = store.rollback(body.to or None, actor=acting(body.by), reason=body.note)
     return _moved(version, Stage.PRODUCTION)
 
 

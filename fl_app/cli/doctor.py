@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from fl_app.backlog import unfinished_sessions
 from fl_app.cli.options import Json, Monitor, Name, Uri, missing_model, open_monitor
 from fl_app.cli.output import facts, in_commands, print_json, show
+from fl_app.cli.status import damaged
 from fl_app.deploy.errors import DeploymentError
 from fl_app.deploy.local_superlink import LocalSuperLink, flower_of, newest_package
 from fl_app.flower_internals import lost
@@ -232,9 +233,8 @@ def check_leftovers(home: Path, now: datetime) -> Finding:
 
 def check_sessions(home: Path, model: str) -> Finding:
     """Check that no session is damaged or was set apart, so that rounds are in no registry."""
-    found = unfinished_sessions(home, model)
-    apart = [each for each in found if each.apart]
-    damage = damages(home, model) if len(apart) < len(found) else {}
+    apart = [each for each in unfinished_sessions(home, model) if each.apart]
+    damage = damaged(home, model)
     if damage:
         session, what = next(iter(damage.items()))
         return False, (
@@ -255,13 +255,6 @@ def check_model(manager: ModelManager) -> Finding:
     """Check that the store has the model, if it has any."""
     missing, place = missing_model(manager), manager.backend.connection.place
     return not missing, missing or f"{manager.registered_model_name} can be read in {place}"
-
-
-def damages(home: Path, model: str) -> Mapping[str, str]:
-    """Return what is damaged of sessions on disk, by their ids; imports Flower."""
-    from fl_app.strategy.session.start import damaged_sessions
-
-    return damaged_sessions(home, model)
 
 
 def is_gone(manager: ModelManager, version: str) -> bool:

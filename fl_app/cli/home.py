@@ -70,8 +70,13 @@ def move(
 
 
 def _folder(state: HomeState) -> tuple[bool, str]:
+    if state.served is not None:
+        return True, (
+            f"MLflow's server has its files in {state.served}; to move the home, end the server, "
+            "and give `fl-app home move` its database as --tracking-uri"
+        )
     if state.now is None:
-        return True, "MLflow has no files on this machine"
+        return True, "MLflow has no files in this home"
     if state.noted == state.now:
         return True, f"MLflow has its files in {state.now}"
     return False, (
@@ -81,6 +86,8 @@ def _folder(state: HomeState) -> tuple[bool, str]:
 
 
 def _files(state: HomeState) -> tuple[bool, str]:
+    if state.now is None:
+        return True, "`fl-app doctor --deep` asks the server for them" if state.served else "none"
     wrong = []
     if state.missing:
         wrong.append(f"missing, restore them from a backup: {_named(state.missing)}")

@@ -84,6 +84,7 @@ COMMANDS = {
         "pages",
         "Serve the status page and the API until Ctrl-C; requests wait for the next run.",
     ),
+    "people": ("pages", "Make and revoke the tokens of people who use the page and the API."),
     "deploy-local": (
         "deploy",
         "MLflow, a SuperLink with TLS and its SuperNodes on this machine, until Ctrl-C.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The commands of `fl-app` that serve pages: the status page with the API, and MLflow's own."""
+"""The commands of `fl-app` that serve pages, and those that say who may use them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from fl_app.api.people import People, PeopleError, Role
 from fl_app.backlog import backlog
-from fl_app.cli.options import Monitor, Name, Uri, open_monitor
-from fl_app.cli.output import fail, say, show, stop_signals
+from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor
+from fl_app.cli.output import Column, Table, fail, note, print_json, say, show, stop_signals
+from fl_app.progress import read_progress
 from fl_app.yolo_versions import write_export
 from fl_registry import ModelManager, RegistryError, app_home
 from fl_registry.home import DEFAULT_MODEL_NAME
@@ -65,7 +68,8 @@ def serve(
     from fl_app.retraining import RetrainingManager
 
     try:
-        token = read_token(token_file, host=host)
+        everybody = People(app_home())
+        token = read_token(token_file, host=host, people=everybody)
         store = ModelManager(uri or None, name)
         store.backend.connection.require_usable()
         named, proxies = (
@@ -80,6 +84,8 @@ def serve(
             trusted_proxies=proxies,
             waiting=lambda: backlog(app_home(), name),
             checkpoint=write_export,
+            people=everybody,
+            live=lambda: read_progress(app_home(), name),
         )
         server = serve_api(app, host=host, port=port)
     except ValueError as error:  # of the address, the token or the monitor's database
@@ -90,12 +96,68 @@ def serve(
             "page there; open that page, or choose another port with --port."
         )
     stopped = stop_signals(signal.SIGINT, signal.SIGTERM)
-    address = f"[{server.host}]" if ":" in server.host else server.host
-    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
     try:
         store.ping()
-        store.get_latest_version()  # MLflow takes seconds to open, which no visitor must wait for
+        app.extensions["fl_app_reader"].warm_up()
+        trouble = ""
     except RegistryError as error:
-        say(f"{error} Until it answers, the page shows what it can.")
+        trouble = f"{error} Until it answers, the page shows what it can."
+    address = f"[{server.host}]" if ":" in server.host else server.host
+    say(f"The page of {name}: http://{address}:{server.port}/ (Ctrl-C ends it)")
+    if trouble:
+        say(trouble)
     stopped.wait()
     server.close()
+
+
+people = typer.Typer(
+    no_args_is_help=True, help="Make and revoke the tokens of people who use the page and the API."
+)
+PersonName = Annotated[str, typer.Argument(help="The person's name, as the journal shows it.")]
+
+
+@people.command()
+def add(
+    name: PersonName,
+    role: Annotated[
+        Role, typer.Option(help="'read' sees everything; 'decide' also moves versions.")
+    ] = "decide",
+) -> None:
+    """Make a token for a person and print it once; only its hash is stored."""
+    try:
+        token = People(app_home()).add(name, role)
+    except PeopleError as error:
+        fail(str(error))
+    note(f"The token of {name}, who may {role}. It cannot be shown again:")
+    say(token)
+
+
+@people.command(name="list")
+def list_(as_json: Json = False) -> None:
+    """List who has a token."""
+    try:
+        known = People(app_home()).all()
+    except PeopleError as error:
+        fail(str(error))
+    rows = {name: {**asdict(access)} for name, access in known.items()}
+    for row in rows.values():
+        row.pop("sha256")
+    if as_json:
+        print_json([{"name": name, **row} for name, row in rows.items()])
+        return
+    if not rows:
+        say("Nobody has a token of their own yet: `fl-app people add NAME` makes one.")
+        return
+    columns = (Column("name", text=True), Column("role"), Column("since (UTC)", drop=1))
+    listed = [(n, row["role"], f"{row['since']:%Y-%m-%d %H:%M}") for n, row in rows.items()]
+    show(Table(columns, listed))
+
+
+@people.command()
+def revoke(name: PersonName) -> None:
+    """Revoke a person's token; what they have open stops at once."""
+    try:
+        People(app_home()).revoke(name)
+    except PeopleError as error:
+        fail(str(error))
+    say(f"The token of {name} is revoked.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from fl_app.backlog import backlog
+from fl_app.backlog import backlog, unfinished_sessions
 from fl_app.cli.options import Json, Monitor, Name, Uri, open_monitor, open_registry
 from fl_app.cli.output import facts, print_json, show
 from fl_app.retraining import Outcome, Probation, RetrainingManager
@@ -22,7 +23,8 @@ def status(
     *, uri: Uri = "", monitor: Monitor = "", name: Name = DEFAULT_MODEL_NAME, as_json: Json = False
 ) -> None:
     """Show what is in Production, what waits for approval, and the requests to retrain."""
-    memory, waiting = open_monitor(monitor, name), backlog(app_home(), name)
+    home = app_home()
+    memory, waiting = open_monitor(monitor, name), backlog(home, name)
     try:
         manager = open_registry(uri, name)
         with manager.one_reading():
@@ -31,6 +33,11 @@ def status(
             losses = manager.losses()
     except (StoreUnavailable, Gone) as error:
         raise type(error)(f"{error} On disk and not handed over: {waiting}.") from None
+    unfinished = unfinished_sessions(home, name)
+    sessions = {
+        **{each.id: f"set apart: {each.why}" for each in unfinished if each.apart},
+        **{each: f"damaged, to be set apart: {why}" for each, why in damaged(home, name).items()},
+    }
     probation = Probation(manager, RetrainingManager(store=memory)).status()
     staged = {"Production": production, "Staging": staging}
     pending = [row["version"] for row in staged.values() if row and is_pending(row)]
@@ -48,6 +55,7 @@ def status(
                 "requests": {k: asdict(r) if r else None for k, r in requests.items()},
                 "rejected": [asdict(each) for each in rejected],
                 "backlog": asdict(waiting),
+                "sessions": sessions,
                 "losses": losses,
             }
         )
@@ -61,9 +69,19 @@ def status(
     for outcome, request in requests.items():
         rows.append((f"request {outcome}", request.reason if request else "-"))
     rows.append(("backlog", str(waiting)))
+    rows += [(f"session {session[:8]}", why) for session, why in sessions.items()]
     rows += [("lost", loss) for loss in losses]
     rows += [(f"node {each.node_id} rejected", each.as_line()) for each in rejected]
     show(facts(rows))
+
+
+def damaged(home: Path, model: str) -> dict[str, str]:
+    """Return what is damaged of sessions that wait for the next run, by their ids."""
+    if all(each.apart for each in unfinished_sessions(home, model)):
+        return {}
+    from fl_app.strategy.session.start import damaged_sessions  # imports Flower
+
+    return damaged_sessions(home, model)
 
 
 def _row(manager: ModelManager, version: str | None) -> dict[str, Any] | None:

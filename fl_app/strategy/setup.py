@@ -144,7 +144,7 @@ class SessionSettings:
     retry : Breaker
         How long to wait between attempts while MLflow is down.
     retention : Retention
-        Which old versions are removed at the end; none by default.
+        Which old versions are removed meanwhile and at the end; none by default.
     """
 
     params: Mapping[str, object] = field(default_factory=dict)

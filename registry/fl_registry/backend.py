@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -149,18 +149,18 @@ class VersionFiles(ABC):
 
 @dataclass(frozen=True)
 class Inventory:
-    """All versions at one moment.
+    """Versions at one moment.
 
     Attributes
     ----------
     records : Sequence[ModelVersion]
         The versions, newest first.
-    users : Mapping[str, str]
-        By version, the names of others, of any model, that refer to its files, if there are any.
+    users : Callable[[ModelVersion], str]
+        Returns the names of others, of any model, that refer to a version's files; empty for none.
     """
 
     records: Sequence[ModelVersion]
-    users: Mapping[str, str] = field(default_factory=dict)
+    users: Callable[[ModelVersion], str] = lambda _: ""
 
 
 class Backend(ABC):
@@ -227,8 +227,11 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def inventory(self) -> Inventory:
-        """Return all versions, and who else refers to their files, in one listing."""
+    def inventory(self, run_id: str = "") -> Inventory:
+        """Return the versions that a run made, and who else refers to their files.
+
+        Without a run all versions, in one listing that also says who refers to their files.
+        """
 
     @abstractmethod
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
@@ -266,3 +269,19 @@ class Backend(ABC):
     @abstractmethod
     def run_params(self, run_id: str) -> Mapping[str, str] | None:
         """Return the params of a run, or None if they are not known."""
+
+    @abstractmethod
+    def run_files(self, run_id: str) -> Sequence[str]:
+        """Return the names of a run's files, those in folders left out; none if it is not known."""
+
+    @abstractmethod
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        """Return the content of a run's file, or None if there is none of that name."""
+
+    @abstractmethod
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        """Return all registered models of the place: their aliases, by name."""
+
+    def links(self, version: str, run_id: str) -> Mapping[str, str]:
+        """Return the addresses of pages for people: of the ``version``, and of its ``run``."""
+        return {}

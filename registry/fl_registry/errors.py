@@ -196,7 +196,9 @@ _DISK_TEXTS = {
     re.compile(r"No space left on device|disk is full|Disk quota exceeded|File too large"): (
         "make room on it"
     ),
-    re.compile(r"Read-only file system|readonly database"): "make it writable again",
+    re.compile(
+        r"Read-only file system|readonly database"
+    ): "make it writable again, and start anew if the file was moved or deleted",
     re.compile(r"Input/output error|disk I/O error"): (
         "copy what is on it, since it may be failing, and check it"
     ),
@@ -260,5 +262,6 @@ def _has_secret(error: BaseException | None, uri: str) -> bool:
 
 
 def _first_line(text: str) -> str:
-    lines = filter(None, map(str.strip, text.splitlines()))
-    return one_line(next(lines, "no reason given"), 300)
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    telling = (line for line in lines if disk_remedy(line) or is_damage(line))
+    return one_line(next(telling, lines[0] if lines else "no reason given"), 300)

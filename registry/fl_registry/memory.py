@@ -18,7 +18,6 @@ from fl_registry.backend import Backend, Inventory, JournalStorage, NewVersion, 
 from fl_registry.errors import RegistryError, UnknownVersion, foreign_errors
 from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import copy_whole, scratch_folder
-from fl_registry.files.digests import file_digest
 from fl_registry.journal.entries import Mark, Page
 from fl_registry.journal.lease import Heartbeat
 from fl_registry.serving.mlmodel import write_serving
@@ -104,7 +103,7 @@ class FolderFiles(VersionFiles):
 
     def is_whole(self, record: ModelVersion) -> bool:
         file = self._folder / record.version / WEIGHTS_FILE
-        return file.is_file() and file_digest(file) == record.sha256
+        return self.whole.has(file, record.sha256)
 
     def size(self, record: ModelVersion) -> int:
         return own_bytes(self._folder / record.version)
@@ -112,6 +111,7 @@ class FolderFiles(VersionFiles):
     def remove(self, record: ModelVersion, *, users: str = "") -> Removal:
         done = remove_folder(self._folder / record.version)
         if not done.left:
+            self.whole.forget(self._folder / record.version / WEIGHTS_FILE)
             self._forget(record.version)
         return done
 
@@ -159,6 +159,8 @@ class InMemoryBackend(Backend):
         The aliases.
     runs : dict[str, MemoryRun]
         What was logged about production, by the id of the run.
+    run_contents : dict[str, dict[str, bytes]]
+        Files of runs by id and name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,6 +168,7 @@ class InMemoryBackend(Backend):
         self.saved = 0
         self.alias_table: dict[str, str] = {}
         self.runs: dict[str, MemoryRun] = {}
+        self.run_contents: dict[str, dict[str, bytes]] = {}
         self.scratch = folder
         self.journal: InMemoryJournal = InMemoryJournal()
         self.files = FolderFiles(folder, lambda version: self.stored.pop(version, None))
@@ -209,8 +212,9 @@ class InMemoryBackend(Backend):
             if not before or int(record.version) < int(before):
                 yield record
 
-    def inventory(self) -> Inventory:
-        return Inventory(list(self.versions(at_once=0)))
+    def inventory(self, run_id: str = "") -> Inventory:
+        records = self.versions(at_once=0)
+        return Inventory([record for record in records if run_id in ("", record.run_id)])
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         with self._lock:
@@ -253,6 +257,15 @@ class InMemoryBackend(Backend):
 
     def run_params(self, run_id: str) -> Mapping[str, str] | None:
         return None
+
+    def run_files(self, run_id: str) -> Sequence[str]:
+        return sorted(self.run_contents.get(run_id, {}))
+
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        return self.run_contents.get(run_id, {}).get(name)
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        return {}
 
 
 class InMemoryModelStore(ModelStore):

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -114,6 +114,7 @@ _AT_ONCE, _FEW = 10_000, 20  # versions requested at a time
 _LISTED_EVERY = 500  # removals after which it is looked again who else refers to files
 _RECENT = 3  # moves whose versions a new store object checks
 _VERSION = re.compile(r"[0-9]{1,18}", re.ASCII)
+_PICTURE = re.compile(r"[\w .()-]{1,150}\.(png|jpg|jpeg)", re.ASCII)
 _FRESH = 5.0  # seconds for which a version is taken to be as this object saved it
 
 
@@ -485,6 +486,8 @@ class ModelStore:
         older_than: timedelta | None = None,
         dry_run: bool = True,
         actor: str = "",
+        run_id: str = "",
+        most: int | None = None,
     ) -> PruneReport:
         """Remove old versions and their files for good, or report which would go.
 
@@ -503,13 +506,19 @@ class ModelStore:
             Only report what would go.
         actor : str
             Who requested it, for the journal.
+        run_id : str
+            Only versions that this run made, `keep` of which stay; the others are not even read.
+        most : int | None
+            How many go at most, the oldest first; None for all.
 
         Raises
         ------
         RegistryError
             A setting cannot be used, or MLflow failed on the way.
         """
-        state, files, inventory = self._state(), self.backend.files, self.backend.inventory()
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+            raise RegistryError(f"most is {most!r}; expected a number of versions, 1 or more.")
+        state, files, inventory = self._state(), self.backend.files, self.backend.inventory(run_id)
         stored = inventory.records
         begun = [record for record in stored if record.version in state.retired]
         records = [
@@ -517,29 +526,30 @@ class ModelStore:
         ]
         stay = reasons_to_stay(records, state, keep, older_than, restorable=files.is_whole)
         going = [record for record in reversed(records) if record.version not in stay]
+        due = [*begun, *going][:most]
+        later = len(begun) + len(going) - len(due)
         if dry_run:
             sizes = {
-                record.version: 0 if record.version in inventory.users else files.size(record)
-                for record in (*begun, *going)
+                record.version: 0 if inventory.users(record) else files.size(record)
+                for record in due
             }
-            return PruneReport(True, tuple(sorted(sizes, key=int)), sum(sizes.values()), stay)
+            gone_then = tuple(sorted(sizes, key=int))
+            return PruneReport(True, gone_then, sum(sizes.values()), stay, later=later)
         gone: dict[str, Removal] = {}
-        due = [(record, False) for record in begun] + [(record, True) for record in going]
-        for place, (record, is_new) in enumerate(due):
+        for place, record in enumerate(due):
             if place and place % _LISTED_EVERY == 0:  # others may refer to files by now
-                inventory = self.backend.inventory()
+                inventory = self.backend.inventory(run_id)
             try:
-                if is_new:
+                if record.version not in state.retired:
                     self._move(Move.RETIRE, record.version, actor=actor, reason="pruned")
             except StageError as error:  # it was moved meanwhile
                 stay[record.version] = str(error)
                 continue
-            users = inventory.users.get(record.version, "")
-            gone[record.version] = files.remove(record, users=users)
+            gone[record.version] = files.remove(record, users=inventory.users(record))
         left = {version: removal.left for version, removal in gone.items() if removal.left}
         freed = sum(removal.freed for removal in gone.values())
         logger.info("pruned %d versions, %d bytes are free", len(gone), freed)
-        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left)
+        return PruneReport(False, tuple(sorted(gone, key=int)), freed, stay, left, later)
 
     def list_versions(
         self,
@@ -650,6 +660,50 @@ class ModelStore:
             "data": data_differences(one.tags.get("nodes"), two.tags.get("nodes")),
             "paired": paired_verdict(*(self._scores(record) for record in (one, two))),
         }
+
+    def pictures(self, version: str | int) -> tuple[str, ...]:
+        """Return the names of the pictures in the run that made a version; often of its session."""
+        run_id = self.get_version(version).run_id
+        names = self.backend.run_files(run_id) if run_id else ()
+        return tuple(name for name in names if _PICTURE.fullmatch(name))
+
+    def picture(self, version: str | int, name: str) -> bytes:
+        """Return a picture of the run that made a version.
+
+        Raises
+        ------
+        ArtifactError
+            There is none of that name.
+        """
+        number, run_id = _checked_number(version), self.get_version(version).run_id
+        content = None
+        if run_id and _PICTURE.fullmatch(name):
+            content = self.backend.run_file(run_id, name)
+        if content is None:
+            raise ArtifactError(f"The run of version {number} has no picture {name!r:.60}.")
+        return content
+
+    def links(self, version: str | int) -> Mapping[str, str]:
+        """Return the addresses of MLflow's pages of a ``version`` and of its ``run``.
+
+        There are none without a server.
+        """
+        record = self.get_version(version)
+        return self.backend.links(record.version, record.run_id)
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        """Return the registered models in the same place: their aliases, by name."""
+        return self.backend.models()
+
+    def allowed_moves(self, version: str | int) -> tuple[Move, ...]:
+        """Return the moves that a person may make with a version now."""
+        number, state = self.get_version(version).version, self._state()
+        allowed = []
+        for op in (Move.PROMOTE, Move.STAGE, Move.RESTORE, Move.ARCHIVE):
+            with suppress(StageError):
+                if (planned := state.plan(op, number)) is not None:
+                    allowed.append(planned[0])
+        return tuple(allowed)
 
     def production_at(self, when: date | str) -> str | None:
         """Return the version that was in production on a day (at its end) or at a moment, in UTC.

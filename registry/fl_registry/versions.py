@@ -274,6 +274,8 @@ class PruneReport:
         Why each of the other versions stays.
     left : Mapping[str, str]
         Versions whose files could not be removed, or are still needed, and why.
+    later : int
+        How many more may go, beyond the number that was asked for.
     """
 
     dry_run: bool
@@ -281,6 +283,7 @@ class PruneReport:
     freed: int = 0
     kept: Mapping[str, str] = field(default_factory=dict)
     left: Mapping[str, str] = field(default_factory=dict)
+    later: int = 0
 
 
 def reasons_to_stay(

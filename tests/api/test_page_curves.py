@@ -141,16 +141,20 @@ def test_old_versions_are_left_out_but_what_was_served_is_drawn() -> None:
 def test_the_line_ends_at_what_is_in_production_now_however_many_versions(count: int) -> None:
     rows = newest_first(*(row(n, 0.5 + n / 5000, at=n // 50) for n in range(1, count + 1)))
     moves = [entry(1, Move.PROMOTE, "1", 0), entry(2, Move.PROMOTE, "2", 30)]
-    moves += [entry(3, Move.PROMOTE, "4", 31), entry(4, Move.ROLLBACK, "2", 32)]
+    moves += [entry(3, Move.PROMOTE, "4", 31), entry(4, Move.PROMOTE, "2", 32)]
     chart = chart_of(rows, moves, "mAP50")
     assert chart is not None
-    (axes,) = figure_of(chart, "light").axes
+    figure = figure_of(chart, "light")
+    (axes,) = figure.axes
     (lines,) = axes.collections
     ends = [segment[-1].tolist() for segment in lines.get_segments()]
     assert ends[-1] == [axes.get_xlim()[1], 0.5 + 2 / 5000]
     assert [end[1] for end in ends if end[0] == axes.get_xlim()[1]] == [0.5 + 2 / 5000]
     begins = [segment[0].tolist() for segment in lines.get_segments()]
     assert ends[-1][0] - begins[-1][0] >= (axes.get_xlim()[1] + 0.5) / 22  # one can see it
+    figure.draw_without_rendering()
+    assert axes.get_position().x0 < 0.07  # the picture is filled
+    assert axes.get_position().y0 < 0.25
     labels = [text.get_text() for text in axes.texts if text.get_text().startswith("v")]
     assert labels[0] == "v2"
     assert all(label.get_text() for label in axes.get_xticklabels())

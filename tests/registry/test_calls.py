@@ -18,12 +18,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from support.local_grid import LocalGrid, reply
 
 from fl_app import LifecycleStrategy
+from fl_app.strategy import Retention, SessionSettings
 from fl_registry import FederatedLearningTracker, InMemoryModelStore, LeaseLost, ModelManager
 from fl_registry.memory import InMemoryJournal
 from fl_registry.stages import Move
 
 MakeWeights = Callable[[float], Path]
 FEW, MANY = 2, 5
+REMOVAL = 16
+"""Calls by which a version is removed."""
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def run_session(address: str, home: Path, *, rounds: int, better: bool) -> None:
+def run_session(address: str, home: Path, *, rounds: int, better: bool, keep: int | None) -> None:
     """Run a session whose rounds are each better than the one before, or worse."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     name = f"calls-{uuid.uuid4().hex[:8]}"
@@ -60,24 +63,38 @@ def run_session(address: str, home: Path, *, rounds: int, better: bool) -> None:
         home=home,
         store=ModelManager(address, name, home=home, experiment_name=name),
         tracker=FederatedLearningTracker(address, name, home=home),
+        session=SessionSettings(retention=Retention(keep_versions=keep)),
     )
     model = ArrayRecord([np.zeros((4, 5), np.float32)])
     strategy.start(LocalGrid(respond), model, num_rounds=rounds, evaluate_fn=holdout)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("better", "most"), [(True, 15), (False, 7)])
+@pytest.mark.parametrize(
+    ("better", "keep", "many", "most"),
+    [(True, None, MANY, 15), (False, None, MANY, 7), (True, 1, 10, 15 + REMOVAL)],
+    ids=["staged", "not staged", "retention"],
+)
 def test_a_round_takes_no_more_calls_than_the_usual_way(
-    served_mlflow: str, home: Path, calls: Counter[str], better: bool, most: int
+    served_mlflow: str,
+    home: Path,
+    calls: Counter[str],
+    *,
+    better: bool,
+    keep: int | None,
+    many: int,
+    most: int,
 ) -> None:
     totals = []
-    for rounds in (FEW, MANY):
+    for rounds in (FEW, many):
         calls.clear()
-        run_session(served_mlflow, home / str(rounds), rounds=rounds, better=better)
+        run_session(served_mlflow, home / str(rounds), rounds=rounds, better=better, keep=keep)
         assert calls["POST /api/2.0/mlflow/model-versions/create"] == rounds
+        removed = calls["DELETE /api/2.0/mlflow/model-versions/delete"]
+        assert removed == (rounds - 1 if keep else 0)
         totals.append(calls.total())
-    # The lease's two calls each 15 s may come on top.
-    assert totals[1] - totals[0] <= most * (MANY - FEW) + 2, calls
+    # A call of the lease each 15 s may come on top.
+    assert totals[1] - totals[0] <= most * (many - FEW) + 2, calls
 
 
 class Counting(InMemoryJournal):

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import sys
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from fl_registry import ArtifactError, FederatedLearningTracker, ModelManager, R
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
 from fl_registry.mlflow.home import look, move_home
-from fl_registry.mlflow.locations import Folder, local_folder
+from fl_registry.mlflow.locations import FOLDER_TAG, Folder, local_folder
 
 MakeWeights = Callable[[float], Path]
 
@@ -172,6 +174,56 @@ def test_after_a_move_mlflow_itself_finds_all_files(
     model = client.get_logged_model(row.tags["model_id"])
     assert model.artifact_location == row.source
     use(moved, weights(7))
+
+
+def test_a_home_whose_database_a_server_wrote_is_moved_with_it(
+    original: Path, weights: MakeWeights, tmp_path: Path
+) -> None:
+    """A server notes no folder in its experiments."""
+    with closing(sqlite3.connect(original / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM experiment_tags WHERE key = ?", (FOLDER_TAG,))
+    moved = move_home(None, original, tmp_path / "new").home
+    client = ModelManager(home=moved).client
+    row = client.get_model_version("fl-global-model", "2")
+    assert (local_folder(row.source) or Path()).is_relative_to(moved)
+    assert Path(client.download_artifacts(row.run_id, "global_1.safetensors")).is_file()
+    use(moved, weights(7))
+
+
+@pytest.mark.slow
+def test_homes_beside_one_postgresql(
+    postgres_mlflow: str, home: Path, weights: MakeWeights, tmp_path: Path
+) -> None:
+    name, uri, other = uuid.uuid4().hex, postgres_mlflow, tmp_path / "other"
+    for folder in (home, other):
+        there = ModelManager(uri, f"{name}-{folder.name}", home=folder, experiment_name=folder.name)
+        for number in (1, 2):
+            there.save_model_version(weights(number))
+        there.promote_to_production("2")
+        assert look(Connection(uri, folder)).noted == folder
+        assert there.backend.connection.settle() == 0
+    before, mine = digests(other), f"{name}-{home.name}"
+    moved = move_home(uri, home, tmp_path / "moved").home
+    state = look(Connection(uri, moved))
+    assert (state.noted, state.versions, state.missing) == (moved, 2, ())
+    manager = ModelManager(uri, mine, home=moved, experiment_name=home.name)
+    source = manager.client.get_model_version(mine, "1").source
+    assert (local_folder(source) or Path()).is_relative_to(moved)
+    manager.save_model_version(weights(3))
+    assert manager.load_arrays("Production")["b"][0, 0] == 2
+    assert manager.prune(keep=1, dry_run=False).versions == ("1",)
+    # By hand: which of two homes it was is not known, and nothing of the other is touched.
+    moved.rename(tmp_path / "by hand")
+    late = ModelManager(uri, mine, home=tmp_path / "by hand", experiment_name=home.name)
+    with pytest.raises(ArtifactError, match=r"outside of its folder.*home check"):
+        late.load_arrays("Production")
+    with pytest.raises(RegistryError, match=r"noted in \d+ other folders; move it back"):
+        late.backend.connection.settle()
+    (tmp_path / "by hand").rename(moved)
+    assert manager.load_arrays("Production")["b"][0, 0] == 2
+    assert digests(other) == before
+    elsewhere = ModelManager(uri, f"{name}-other", home=other, experiment_name="other")
+    assert elsewhere.load_arrays("Production")["b"][0, 0] == 2
 
 
 def test_a_move_that_was_cut_short_is_finished(original: Path, tmp_path: Path) -> None:

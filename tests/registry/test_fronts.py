@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
-from support.fronts import Front, basic
+from support.fronts import Front, basic, self_signed
 from support.local_grid import LocalGrid, reply
 from support.registry_servers import mlflow_server, s3_server
 
@@ -32,6 +32,7 @@ from fl_registry import (
     Stage,
     StoreUnavailable,
 )
+from fl_registry.mlflow.home import look, move_home
 
 pytestmark = pytest.mark.slow
 
@@ -143,17 +144,39 @@ def test_a_server_behind(
         make_keys(keys.folder, ["127.0.0.1"])
         front.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         front.tls.load_cert_chain(keys.certificate, keys.key)
+        ours = self_signed(tmp_path / "client.pem")
+        front.tls.load_verify_locations(ours)
+        front.tls.verify_mode = ssl.CERT_REQUIRED  # of who asks, too
         variables["MLFLOW_TRACKING_SERVER_CERT_PATH"] = str(keys.authority)
+        variables["MLFLOW_TRACKING_CLIENT_CERT_PATH"] = str(ours)
     with front.running() as address:
         if its.refused:
             with pytest.raises(StoreUnavailable, match=its.refused):
                 ModelManager(address, name, home=home).ping()
         for variable, value in variables.items():
+            if variable == "MLFLOW_TRACKING_CLIENT_CERT_PATH":
+                # The server's words, or nothing where it closes the connection first.
+                refused = f"(certificate required|EOF).*{variable}"
+                with pytest.raises(StoreUnavailable, match=refused):
+                    ModelManager(address, name, home=home).ping()
             monkeypatch.setenv(variable, value)
         scheme, _, rest = address.partition("://")
         live(f"{scheme}://{its.user}{rest}", home, name)
     assert (front.slow, front.cut) == (0, 0)
     assert not [path for path in front.asked if path.endswith("/health")]
+
+
+def test_a_home_that_has_the_files_of_a_server_is_moved_with_its_database(
+    served_mlflow: str, home: Path, tmp_path: Path
+) -> None:
+    (home / "mlruns").mkdir(parents=True)
+    store = ModelManager(served_mlflow, home=home)
+    assert look(store.backend.connection).served is None
+    store.client.create_experiment(new_name(), artifact_location=(home / "mlruns").as_uri())
+    assert look(store.backend.connection).served == home / "mlruns"
+    with pytest.raises(RegistryError, match=r"is a server .*address of its database"):
+        move_home(served_mlflow, home, tmp_path / "new")
+    assert home.exists()
 
 
 def test_mlflow_s_own_basic_auth(

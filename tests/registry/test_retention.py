@@ -160,6 +160,75 @@ def test_files_that_another_version_refers_to_stay(
     assert versions(manager) == ["2"]
 
 
+@pytest.mark.parametrize("of_run", [True, False], ids=["of a run", "all"])
+def test_files_of_a_version_that_was_registered_or_copied_under_another_name_stay(
+    of_run: bool, manager: ModelManager, weights: MakeWeights, mlflow_home: Path
+) -> None:
+    client = manager.client
+    run = client.create_run(client.create_experiment("training")).info.run_id
+    for number in range(1, 6):
+        manager.save_model_version(weights(number), run)
+    rows = [client.get_model_version(NAME, str(number)) for number in range(1, 6)]
+    client.create_registered_model("theirs")
+    # As MLflow's page does, as `mlflow.register_model` does, and as a copy of a copy has the tags.
+    for source, tags in (
+        (rows[0].source, {}),
+        (f"models:/{NAME}/2", {}),
+        ("models:/theirs/1", rows[2].tags),
+    ):
+        client.create_model_version("theirs", source, tags=tags, await_creation_for=0)
+    before = files(mlflow_home)
+    report = manager.prune(keep=1, dry_run=False, run_id=run if of_run else "")
+    assert report.versions == ("1", "2", "3", "4")
+    assert report.left == {
+        "1": "theirs 1 still refers to its files",
+        "2": "theirs 2 still refers to its files",
+        "3": "theirs 3 still refers to its files",
+    }
+    assert before.keys() - files(mlflow_home).keys() == {
+        path for path in before if rows[3].tags["model_id"] in path
+    }
+
+
+def test_no_move_loads_all_versions_that_there_ever_were(
+    manager: ModelManager, weights: MakeWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As MLflow does for a registered model, with those that were removed."""
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    def load(*_: Any) -> None:
+        raise AssertionError("all versions were loaded")
+
+    save(manager, weights, 2)
+    monkeypatch.setattr(SqlAlchemyStore, "get_registered_model", load)
+    with manager.writer("a server") as writer:
+        save(manager, lambda number: weights(number + 2), 2)
+        for version in "12":
+            manager.promote_to_production(version, lease=writer.lease)
+        manager.promote_to_staging("3", lease=writer.lease)
+    assert manager.rollback() == "1"
+    assert manager.drift() == ()
+    manager.archive_version("3")
+    assert manager.prune(keep=1, dry_run=False).versions == ("3",)
+
+
+def test_of_one_run_so_many_go_at_most(store: ModelStore, weights: MakeWeights) -> None:
+    for number in range(1, 10):
+        run = {1: "", 2: "a" * 32}.get(number, "b" * 32)
+        store.save_model_version(weights(number), run or None)
+    store.promote_to_production("4")
+    store.promote_to_staging("6")
+    report = store.prune(keep=2, run_id="b" * 32, most=2)
+    assert (report.versions, report.later) == (("3", "5"), 1)
+    report = store.prune(keep=2, run_id="b" * 32, most=2, dry_run=False)
+    assert (report.versions, report.later) == (("3", "5"), 1)
+    report = store.prune(keep=2, run_id="b" * 32, most=2, dry_run=False)
+    assert (report.versions, report.later) == (("7",), 0)
+    assert versions(store) == ["1", "2", "4", "6", "8", "9"]
+    with pytest.raises(RegistryError, match="most is 0; expected a number of versions, 1 or more"):
+        store.prune(most=0)
+
+
 def test_nothing_outside_the_logged_models_folder_is_removed(
     manager: ModelManager,
     weights: MakeWeights,
@@ -205,6 +274,8 @@ def test_a_clean_up_cut_short_anywhere_is_finished_by_the_next(
     manager.promote_to_production("2")
     before, (call, when) = files(mlflow_home), cut_at
     holder: Any = shutil if call == "rmtree" else manager.client
+    if call == "delete_model_version":
+        holder = manager.backend.connection.marker
     plain = getattr(holder, call)
 
     def cut(*args: Any, **kwargs: Any) -> None:

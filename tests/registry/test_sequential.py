@@ -6,12 +6,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_app.shares import largest_weight
 from fl_registry.gates.paired import fewest_differences, sequential_test
 
 sizes = st.floats(0.001, 1000)
@@ -59,6 +61,34 @@ def test_equally_good_models_are_seldom_told_apart(draw: object) -> None:
         wrong += sequential_test(one_by_one(drawn)).outcome != "undecided"
     # Three standard errors above 5 % are what chance allows.
     assert wrong / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+SHARE = partial(largest_weight, shares=2.0)
+
+
+def test_lowered_differences_err_no_more_often() -> None:
+    random, runs, wrong = np.random.default_rng(8), 1000, 0
+    for _ in range(runs):
+        drawn = [random.standard_t(1.5, size=10) for _ in range(3)]
+        wrong += sequential_test(drawn, span=5, largest=SHARE).outcome != "undecided"
+    assert wrong / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
+
+
+@pytest.mark.parametrize("lie", [-1.0, -1e300, -math.inf, 1.0, 1e300, math.inf])
+def test_one_of_ten_moves_the_mean_by_two_tenths_and_one_of_twenty_stops_nothing(
+    lie: float,
+) -> None:
+    random = np.random.default_rng(9)
+    for count in (10, 20):
+        honest = random.uniform(0.02, 0.06, count)
+        lied = [*honest[1:], lie]
+        one = sequential_test([honest], span=1, largest=SHARE)
+        two = sequential_test([lied], span=1, largest=SHARE)
+        assert abs(two.mean_difference - one.mean_difference) <= 2 / count
+        assert one.outcome == "better"
+        assert two.outcome in ({"better"} if lie > 0 or count == 20 else {"better", "undecided"})
+        alone = sequential_test([lied], largest=SHARE)  # a metric without a range
+        assert abs(alone.mean_difference) <= 0.06
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -27,6 +27,7 @@ from fl_app.retraining import (
 from fl_app.retraining.probation.reports import Source
 from fl_app.retraining.probation.state import (
     FEWEST,
+    RECENT,
     Phase,
     ProbationState,
     in_one_line,
@@ -101,7 +102,7 @@ def test_a_stored_state_is_restored_as_it_was(before: list[float], after: list[f
 def test_the_baseline_is_the_feed_under_the_version_before() -> None:
     baseline = promoted([0.9, 0.2, *[0.8] * 20]).trial.baseline  # type: ignore[union-attr]
     assert baseline is not None
-    assert (baseline.level, baseline.of) == (0.8, BEFORE)
+    assert (baseline.level, baseline.of) == (0.8, BEFORE.replace("20", "22"))
     assert baseline.limit == pytest.approx(0.7)
 
 
@@ -122,6 +123,49 @@ def test_without_reports_before_the_first_ones_are_the_baseline() -> None:
     failure = fed(state, [0.2] * 3).failure
     assert failure is not None
     assert "its own first 10 reports had 0.4000" in failure.reason
+
+
+def wandering(random: np.random.Generator, count: int, deviation: float) -> list[float]:
+    """Reports of which each is like the one before: four fifths of a deviation stay."""
+    values = [random.normal(0, deviation)]
+    for step in random.normal(0, 0.6 * deviation, count - 1):
+        values.append(0.8 * values[-1] + step)
+    return np.clip(0.8 + np.array(values), 0, 1).tolist()
+
+
+def test_the_limit_follows_how_alike_reports_in_a_row_are() -> None:
+    random = np.random.default_rng(2)
+    like = wandering(random, 100, 0.05)
+    limits = [promoted(values).trial.baseline for values in (like, random.permutation(like))]  # type: ignore[union-attr]
+    falls = [base.level - base.limit for base in limits if base is not None]
+    assert falls[0] > 1.5 * falls[1]
+    one = promoted(like, in_a_row=1).trial.baseline  # type: ignore[union-attr]
+    assert one is not None
+    assert one.level - one.limit > falls[0]  # three in a row need less than one
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_reports_that_are_alike_or_of_few_predictions_do_not_fail(few: bool) -> None:
+    random, failed = np.random.default_rng(4), 0
+    for _ in range(20):
+        drawn = random.binomial(20, 0.8, 220) / 20 if few else wandering(random, 220, 0.05)
+        failed += fed(promoted(list(drawn[:20])), list(drawn[20:])).failure is not None
+    assert failed <= 1
+
+
+def test_reports_of_its_own_make_the_limit_surer_and_never_the_level_higher() -> None:
+    random = np.random.default_rng(5)
+    state = promoted(random.normal(0.8, 0.02, 10).tolist())
+    before = state.trial.baseline  # type: ignore[union-attr]
+    state = fed(state, random.normal(0.9, 0.02, 200).tolist())
+    trial = state.trial
+    assert trial is not None
+    assert before is not None
+    assert trial.baseline is not None
+    assert trial.baseline.of == "the 10 reports before its promotion"
+    assert trial.baseline.limit > before.limit
+    assert len(trial.before) + len(trial.own) == RECENT
+    assert fed(state, [0.6] * 3).failure is not None
 
 
 def test_limits_of_latency_and_throughput_count_only_if_they_are_set() -> None:
@@ -238,7 +282,8 @@ def test_less_is_better_in_min_mode() -> None:
 
 def test_a_fall_that_chance_explains_does_not_count() -> None:
     def scores(*right: int) -> ExampleScores:
-        return ExampleScores({"m": [*right, *[1] * 20]})
+        numbers = [*right, *[1] * 20]
+        return ExampleScores({"m": numbers}, range(len(numbers)))
 
     by_chance = compared(
         0.8, 1.0, results=scores(1, 0, 0, 0, 0), champion_results=scores(0, 1, 1, 1, 1)

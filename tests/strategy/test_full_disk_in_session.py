@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+from sqlalchemy.exc import OperationalError
 from support.local_grid import LocalGrid, add_one, model
 
 from fl_app import LifecycleStrategy
@@ -27,7 +28,7 @@ from fl_app.strategy.checkpoints.round_store import RoundFiles
 from fl_app.strategy.errors import CheckpointError
 from fl_registry import InMemoryModelStore, InMemoryTracker, Stage, StoreUnavailable, memory
 from fl_registry.breaker import Breaker
-from fl_registry.errors import disk_remedy
+from fl_registry.errors import disk_remedy, foreign_errors
 
 NAME, ROUNDS = "fl-global-model", 3
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -219,3 +220,18 @@ def test_with_other_settings_the_next_run_does_not_promote_an_older_model(
 @pytest.mark.parametrize("number", ERRORS)
 def test_each_kind_has_its_remedy(number: int) -> None:
     assert disk_remedy(os.strerror(number))
+
+
+def test_a_full_disk_below_mlflow_is_named_and_mlflow_is_not_blamed() -> None:
+    with (
+        pytest.raises(StoreUnavailable) as raised,
+        foreign_errors("save the version", uri="sqlite:////home/me/mlflow.db"),
+    ):
+        raise OperationalError(
+            "(raised as a result of Query-invoked autoflush)\n(sqlite3.OperationalError) INSERT",
+            {},
+            Exception("database or disk is full"),
+        )
+    assert str(raised.value).startswith("The disk of sqlite:////home/me/mlflow.db took no data")
+    assert "database or disk is full" in str(raised.value)
+    assert str(raised.value).endswith("make room on it.")

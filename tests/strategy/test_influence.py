@@ -13,16 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.app.message import arrayrecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from hypothesis import given
 from hypothesis import strategies as st
-from support.liars import LIES, NODES, ROUNDS, STRATEGIES, Session, session
+from support.liars import LIES, NODES, ROUNDS, STRATEGIES, Lie, Session, error, session
 from support.local_grid import LocalGrid, reply
+from support.shadow_nodes import Nodes, World, grows, weight_of
 
 from fl_app.shares import largest_weight
-from fl_app.strategy import LifecycleStrategy, RoundSettings, Screening, StreamingFedAvg
+from fl_app.strategy import (
+    LifecycleStrategy,
+    RoundSettings,
+    Screening,
+    ShadowEvaluation,
+    StreamingFedAvg,
+)
 from fl_app.strategy.round.influence import FAR, FEWEST, Influence, Size, winsorized
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
@@ -128,6 +135,58 @@ def test_one_of_ten_moves_model_and_metrics_by_two_tenths_at_most(
     assert told.stages == usual.stages
     # Small losses are those of a good node, as far as anybody can tell.
     assert told.named or name in ("loss 0", "loss 1e-10", "loss -1")
+
+
+def scored(candidate: float, champion: float, examples: float = 10) -> Lie:
+    """Scores of the candidate, which has weight 3, and of the champion."""
+
+    def lie(content: RecordDict, message: Message) -> RecordDict:
+        value = candidate if weight_of(message) > 2 else champion
+        return reply(accuracy=value, examples=examples, digest="data-101")
+
+    return lie
+
+
+SHADOW_LIES: dict[str, Lie] = {
+    "-1e300": scored(-1e300, 0.5),
+    "1e300 for the champion": scored(0.5, 1e300),
+    "the worst and the best score": scored(0.0, 1.0),
+    "no score": scored(math.nan, 0.5),
+    "1e9 examples": scored(0.0, 1.0, 1e9),
+    "error": error,
+}
+
+
+def shadow(ids: Sequence[int], lie: Lie | None = None) -> dict[str, Any]:
+    """Run a shadow evaluation on such nodes, of which the first lies; return its result."""
+
+    def fault(node: int, message: Message) -> RecordDict | Error | None:
+        return lie(RecordDict(), message) if lie is not None and node == ids[0] else None
+
+    world = World()
+    world.session(Nodes(grows, ids, fault), ShadowEvaluation())
+    return world.result()
+
+
+@pytest.fixture(scope="module")
+def honest_shadow() -> dict[int, dict[str, Any]]:
+    return {count: shadow(range(101, 101 + count)) for count in (10, 20)}
+
+
+@pytest.mark.parametrize("name", SHADOW_LIES)
+def test_one_of_ten_moves_a_shadow_test_by_two_tenths_at_most(
+    name: str, honest_shadow: dict[int, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    honest, told = honest_shadow[10], shadow(range(101, 111), SHADOW_LIES[name])
+    assert abs(told["mean_difference"] - honest["mean_difference"]) <= 0.2
+    assert honest["outcome"] == "better"
+    assert told["outcome"] != "worse"
+    if "1e300" in name:
+        assert told["outcome"] == "better"
+        assert "node 101" in caplog.text
+        assert "expected 0 to 1; not counted" in caplog.text
+    of_more = shadow(range(101, 121), SHADOW_LIES[name])
+    assert of_more["outcome"] == honest_shadow[20]["outcome"] == "better"
 
 
 def models_of(strategy: Strategy, counts: Sequence[int], steps: np.ndarray) -> list[bytes]:

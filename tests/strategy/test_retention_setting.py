@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old versions go at the end of a session, and a slow worker slows the rounds at a limit."""
+"""Old versions go in and after a session, and a slow worker slows the rounds at a limit."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,8 +15,14 @@ from flwr.serverapp.strategy import FedAvg
 from support.local_grid import LocalGrid, reply
 
 from fl_app.settings import SettingError
-from fl_app.strategy import LifecycleStrategy, Retention, RoundSettings, SessionSettings
+from fl_app.strategy import (
+    LifecycleStrategy,
+    Retention,
+    RoundSettings,
+    SessionSettings,
+)
 from fl_registry import InMemoryModelStore, InMemoryTracker, RegistryError, StoreUnavailable
+from fl_registry.versions import PruneReport
 
 
 def train(node_id: int, message: Message) -> Any:
@@ -25,7 +32,17 @@ def train(node_id: int, message: Message) -> Any:
     return reply(accuracy=0.5)
 
 
-def session(store: InMemoryModelStore, home: Path, count: int, **settings: Any) -> None:
+def better(number: int, arrays: ArrayRecord) -> MetricRecord:
+    return MetricRecord({"accuracy": 0.5 + number / 1000})
+
+
+def session(
+    store: InMemoryModelStore,
+    home: Path,
+    count: int,
+    evaluate_fn: Callable[[int, ArrayRecord], MetricRecord] = better,
+    **settings: Any,
+) -> None:
     strategy = LifecycleStrategy(
         FedAvg(), store=store, tracker=InMemoryTracker(), home=home, **settings
     )
@@ -33,7 +50,7 @@ def session(store: InMemoryModelStore, home: Path, count: int, **settings: Any) 
         LocalGrid(train),
         ArrayRecord([np.zeros(4, np.float32)]),
         num_rounds=count,
-        evaluate_fn=lambda number, arrays: MetricRecord({"accuracy": 0.5 + number / 1000}),
+        evaluate_fn=evaluate_fn,
     )
 
 
@@ -51,6 +68,69 @@ def test_the_newest_versions_stay(home: Path, tmp_path: Path) -> None:
     session(store, home, 4, session=settings)
     assert kept(store) == ["9", "8", "3", "2"]
     assert {entry.actor for entry in store.history() if entry.op == "retire"} == {"retention"}
+
+
+def test_old_versions_go_while_a_session_goes_on(home: Path, tmp_path: Path) -> None:
+    store, seen = InMemoryModelStore(tmp_path / "store"), dict[int, list[str]]()
+    session(store, home, 3)
+    store.promote_to_production("3")
+
+    def look(number: int, arrays: ArrayRecord) -> MetricRecord:
+        seen[number] = kept(store)
+        if number == 6:
+            store.set_version_tags("5", {"keep": "true"})
+            store.promote_to_production("7")
+        return better(number, arrays)
+
+    settings = SessionSettings(retention=Retention(keep_versions=2))
+    session(store, home, 40, look, session=settings)
+    # Those of the session before are for its end; what the session starts with is among them.
+    assert seen[11] == ["13", "12", "7", "5", "3", "2", "1"]
+    assert max(map(len, seen.values())) == len(seen[11]) + 9
+    assert kept(store) == ["43", "42", "7", "5", "3"]
+    assert {entry.actor for entry in store.history() if entry.op == "retire"} == {"retention"}
+
+
+def test_what_a_session_removes_each_time_is_bounded(tmp_path: Path, home: Path) -> None:
+    class Counting(InMemoryModelStore):
+        calls: ClassVar[list[tuple[int | None, int]]] = []
+
+        def prune(self, **named: Any) -> PruneReport:
+            report = super().prune(**named)
+            self.calls.append((named["most"], report.later))
+            return report
+
+    store = Counting(tmp_path / "store")
+    session(store, home, 24, session=SessionSettings(retention=Retention(keep_versions=1)))
+    assert store.calls == [(20, 0), (20, 0), (200, 0)]
+    assert kept(store) == ["24"]
+
+
+def test_what_waits_for_approval_stays(home: Path, tmp_path: Path) -> None:
+    store = InMemoryModelStore(tmp_path / "store")
+    best = {4: 0.99}  # all later ones are worse, and version 4 waits
+
+    def score(number: int, arrays: ArrayRecord) -> MetricRecord:
+        return MetricRecord({"accuracy": best.get(number, 0.5)})
+
+    settings = SessionSettings(retention=Retention(keep_versions=1))
+    session(store, home, 12, session=settings, metric="accuracy", evaluate_fn=score)
+    assert kept(store) == ["12", "4"]
+    assert store.get_version("4").tags["approval"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("limits", "every"),
+    [
+        ({}, 0),
+        ({"keep_versions": 1}, 10),
+        ({"keep_versions": 100}, 25),
+        ({"keep_versions": 10_000}, 50),
+        ({"keep_days": 1.0}, 10),
+    ],
+)
+def test_how_often_a_session_removes_versions(limits: dict[str, Any], every: int) -> None:
+    assert Retention(**limits).every == every
 
 
 def test_versions_stay_for_days(home: Path, tmp_path: Path) -> None:
@@ -84,13 +164,15 @@ def test_what_cannot_be_removed_ends_no_session(
     assert "old versions were not removed: MLflow refuses." in caplog.text
 
 
-def most_waiting(home: Path, tmp_path: Path, goal: int, rounds: int, limit: int) -> int:
-    """Return how many rounds were on disk while the first save waited for so many, or 3 seconds."""
+def most_waiting(
+    home: Path, tmp_path: Path, *, goal: int, rounds: int, limit: int, seconds: float
+) -> int:
+    """Return how many rounds were on disk while the first save waited for so many."""
     seen: list[int] = []
 
     class Slow(InMemoryModelStore):
         def save_model_version(self, *given: Any, **named: Any) -> str:
-            until = time.monotonic() + (0 if seen else 3)
+            until = time.monotonic() + (0 if seen else seconds)
             while True:
                 seen.append(len(list((home / "checkpoints").glob("*/closed-*.json"))))
                 if seen[-1] >= goal or time.monotonic() >= until:
@@ -106,11 +188,11 @@ def most_waiting(home: Path, tmp_path: Path, goal: int, rounds: int, limit: int)
 
 def test_a_slow_worker_slows_the_rounds_at_the_limit(home: Path, tmp_path: Path) -> None:
     # The round that waits to be queued is on disk too.
-    assert most_waiting(home, tmp_path, goal=9, rounds=12, limit=3) <= 4
+    assert most_waiting(home, tmp_path, goal=9, rounds=12, limit=3, seconds=3) <= 4
 
 
 def test_below_the_limit_rounds_do_not_wait(home: Path, tmp_path: Path) -> None:
-    assert most_waiting(home, tmp_path, goal=6, rounds=8, limit=100) >= 6
+    assert most_waiting(home, tmp_path, goal=6, rounds=8, limit=100, seconds=60) >= 6
 
 
 def test_while_mlflow_is_down_rounds_go_on(home: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from fl_app.strategy import RoundSettings, Screening
 from fl_registry import InMemoryModelStore, InMemoryTracker
 
 NODES, WEIGHTS, SEEDS = 10, 200, 3
-ATTACKER = NODES - 1
 
 Reply = tuple[np.ndarray, float]
 """Weights and the number of examples that a node says it has."""
@@ -66,18 +65,22 @@ def wrapped(inner: Strategy, rules: Screening) -> Strategy:
 
 
 def error(
-    make: Callable[[], Strategy], attack: str | None, seed: int, rules: Screening | None = DEFAULT
+    make: Callable[[], Strategy],
+    attack: str | None,
+    seed: int,
+    rules: Screening | None = DEFAULT,
+    liars: int = 1,
 ) -> float:
     """Largest distance of a weight from its true value 1, after a round of ten or nine nodes.
 
-    Without rules it is the strategy by itself.
+    The last nodes lie. Without rules it is the strategy by itself.
     """
     random = np.random.default_rng(seed)
     weights = random.normal(1, 0.1, (NODES, WEIGHTS)).astype(np.float32)
 
     def answer(node: int, message: Message) -> RecordDict:
         sent, count = weights[node], 10.0
-        if attack is not None and node == ATTACKER:
+        if attack is not None and node >= NODES - liars:
             sent, count = ATTACKS[attack](sent)
         arrays = ArrayRecord([sent.astype(np.float32)])
         return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": count})})
@@ -124,6 +127,31 @@ def test_a_norm_bound_saves_fedavg_from_all_five(attack: str) -> None:
     for seed in range(SEEDS):
         level = honest_level("FedAvg", seed)
         assert error(FEDAVG, attack, seed, NORM) == pytest.approx(level, rel=1e-5)
+
+
+THREE: dict[str, Callable[[], Strategy]] = {
+    "FedMedian": plain(flower.FedMedian),
+    "FedTrimmedAvg": plain(flower.FedTrimmedAvg, beta=0.3),
+    "Krum": plain(flower.Krum, num_malicious_nodes=3),
+    "MultiKrum": plain(flower.MultiKrum, num_malicious_nodes=3, num_nodes_to_select=6),
+}
+
+
+@pytest.mark.parametrize("name", THREE)
+def test_three_of_ten_do_not_move_a_robust_strategy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "within the limits", WITHIN_THE_LIMITS)
+    for attack in ATTACKS:
+        for seed in range(SEEDS):
+            assert error(THREE[name], attack, seed, liars=3) <= 3 * honest_level(name, seed)
+
+
+def test_three_of_ten_move_fedavg_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    lie: Callable[[np.ndarray], Reply] = lambda w: (-5 * w, 1e8)  # noqa: E731
+    monkeypatch.setitem(ATTACKS, "many examples", lie)
+    # Six tenths of the weight, two equal shares each, at a distance of 6.
+    assert 1 < error(FEDAVG, "many examples", 0, liars=3) < 0.65 * 8
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

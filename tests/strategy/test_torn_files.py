@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -49,11 +50,11 @@ UNREAD = Outcome("1 2 1 2", "session.json is damaged or cannot be read")
 DAMAGED: dict[str, tuple[Outcome, Outcome]] = {
     # file: with other bytes, and missing
     "session.json": (UNREAD, UNREAD),
-    "done-0000.json": (
+    "done/done-0000.json": (
         Outcome("1 2 3 4 1 2", "done-0000.json is damaged or cannot be read"),
         Outcome("1 2 3 4 1 2", "there is no record of round 0"),
     ),
-    "done-0002.json": (
+    "done/done-0002.json": (
         Outcome("1 2 3 4 1 2", "done-0002.json is damaged or cannot be read"),
         Outcome("1 2 3 4 1 2", "there is no record of round 2"),
     ),
@@ -169,9 +170,10 @@ def test_the_table_has_each_kind_of_file(world: World) -> None:
     def kind(name: str) -> str:
         return name.partition("-")[0] + name[name.rfind(".") :]
 
-    kinds = {kind(path.name) for path in world.folder.iterdir()}
-    assert kinds == {kind(name) for name in DAMAGED}
-    assert {path.name for path in world.folder.iterdir()} >= DAMAGED.keys()
+    files = (path for path in world.folder.rglob("*") if path.is_file())
+    names = {str(path.relative_to(world.folder)) for path in files}
+    assert {*map(kind, names)} == {*map(kind, DAMAGED)}
+    assert names >= DAMAGED.keys()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -207,6 +209,19 @@ def test_a_damaged_file(world: World, lines: Lines, name: str, damage: str) -> N
     assert session in told
     assert expected.says in told
     assert backlog(world.home, NAME).apart == 1
+
+
+def test_what_killed_saves_have_left_goes_at_the_next_start(world: World) -> None:
+    left = [
+        world.home / "tmp" / ".save.x.tmp" / "weights.safetensors",
+        world.home / "checkpoints" / ".other.tmp" / "session.json",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(10))
+        os.utime(path.parent, (0, 0))
+    world.start(ROUNDS)
+    assert [path for path in left if path.parent.exists()] == []
 
 
 @pytest.mark.parametrize("name", ["session.json", "closed-0003.json"])

@@ -157,11 +157,11 @@ class FakeMlflow:
         )
 
     def search_registered_models(self, filter_string: str, max_results: int = 100) -> Any:
-        wanted = _conditions(filter_string)
+        wanted, named = _conditions(filter_string), _NAME.match(filter_string)
         return _Page(
             self.get_registered_model(name)
             for name, model in self.models.items()
-            if wanted.items() <= model.tags.items()
+            if wanted.items() <= model.tags.items() and (not named or named[1] == name)
         )
 
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:

@@ -56,7 +56,7 @@ class Visit:
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.add(request.url))
-        self.page.on("requestfailed", lambda request: self.said.append(request.url))
+        self.page.on("requestfailed", self._note_failed)
         self.page.goto(self.url)
         if token:
             self.page.fill("#token", token)
@@ -91,6 +91,11 @@ class Visit:
     def complaints(self) -> list[str]:
         """What a page that is well and needs nothing from elsewhere does not have."""
         return self.said + [address for address in self.asked if not address.startswith(self.url)]
+
+    def _note_failed(self, request: Any) -> None:
+        # What the script asks for now and then is given up where the next page is loaded.
+        if not (request.url.endswith("/page/live") and "ABORTED" in str(request.failure)):
+            self.said.append(request.url)
 
     def _listen(self, message: Any) -> None:
         if message.type in ("error", "warning"):

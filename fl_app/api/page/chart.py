@@ -272,11 +272,13 @@ def _draw_promotions(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> No
     # What came and went before all points is not in the picture.
     drawn = [move for move in moves if move.end]
     size = 9 if len(drawn) <= FEW_POINTS else 5
-    style: dict[str, Any] = {"markersize": size, "mec": colours["card"], "clip_on": False}
+    style: dict[str, Any] = {"markersize": size, "mec": colours["card"]}
     for back, label, colour in ((False, "promoted", "good"), (True, "rolled back", "bad")):
         those = [move for move in drawn if move.back is back]
         x, y = [_x_of(chart, move.place) for move in those], [move.value for move in those]
-        axes.plot(x, y, "D", color=colours[colour], label=label, **style)
+        # An empty line that is not clipped would count as one at the corner of the figure.
+        clips = not those
+        axes.plot(x, y, "D", color=colours[colour], label=label, clip_on=clips, **style)
     # Along the upper edge, where no point is. The newest come first: they are looked for.
     above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
     room, labelled = len(chart.points) / 20, math.inf

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status page's routes: one page to look at, and forms that change something.
+"""The status page's routes: pages to look at, and forms that change something.
 
-It needs no script. Each form is sent to a route under ``/page/``, which answers with a redirect to
-the page and leaves one sentence for it.
+The pages need no script; one makes times local and shows what is new. Each form is sent to a route
+under ``/page/``, which answers with a redirect to the page and leaves one sentence for it.
 """
 
 from __future__ import annotations
@@ -10,119 +10,81 @@ from __future__ import annotations
 import functools
 import re
 import secrets
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from flask import Blueprint, Flask, Response, g, redirect, request, session
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field
 from werkzeug.wrappers import Response as AnyResponse
 
 from fl_app.api.downloads import PageDownloadQuery, download_weights
-from fl_app.api.endpoint import Answer, Context
-from fl_app.api.guard import FORM, SAFE_METHODS, Guard, is_secret, read_body
-from fl_app.api.page.chart import svg
-from fl_app.api.page.overview import overview, read_registry
+from fl_app.api.endpoint import Answer, Context, acting
+from fl_app.api.guard import FORM, SAFE_METHODS, Guard, is_secret, read_body, require_decide
+from fl_app.api.page.api_docs import routes_of
+from fl_app.api.page.forms import FORMS, HINTS, SignedForms, TriggerForm
+from fl_app.api.page.overview import RegistryReader, mark_of, overview
+from fl_app.api.page.script import SCRIPT
 from fl_app.api.page.sign_in import SignIns
 from fl_app.api.page.style import STYLE
 from fl_app.api.page.templates import ICON, render
-from fl_app.api.parsing import ApiError, Body, Query, Text, Version, parse
+from fl_app.api.page.versions import (
+    ComparePageQuery,
+    ListQuery,
+    PictureQuery,
+    VersionPageQuery,
+    compare_values,
+    list_values,
+    picture_of,
+    version_values,
+)
+from fl_app.api.parsing import ApiError, Query, parse
+from fl_app.api.people import Person
+from fl_app.versions.card import model_card
 from fl_registry.redaction import printable
 
+FILES = (
+    ("style.css", STYLE, "text/css"),
+    ("icon.svg", ICON, "image/svg+xml"),
+    ("live.js", SCRIPT, "text/javascript"),
+)
+"""What the page loads, open to all."""
+FILE_ROUTES = frozenset(f"page.{path.replace('.', '_')}" for path, _, _ in FILES)
 CHART_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """For the chart, whose SVG has styles inside; it can load nothing."""
 STALE = "That form is older than this server, or the browser takes no cookies; send it again."
 SENT = "That form was sent before with other content; look at what it did."
+NOT_SIGNED_IN = Person("", "read")
 SIGNED_OUT = "You are signed out, after 8 hours or a restart of the server; sign in again."
-
-Line = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=500),
-    AfterValidator(printable),
-]
 
 
 class PageQuery(Query):
-    """What the page and its chart show."""
+    """What the page shows."""
+
+    metric: str = ""
+
+
+class ChartQuery(Query):
+    """What the chart shows, in which colours, and of which reading."""
 
     metric: str = ""
     theme: Literal["light", "dark"] = "light"
+    view: str = Field("", max_length=32)
 
 
-class SignedForm(Body):
-    """A form of somebody with a name; ``send`` does what it requests and returns a sentence."""
-
-    by: Annotated[Line, Field(max_length=100)]
-
-
-class TriggerForm(SignedForm):
-    """A request for retraining."""
-
-    reason: Line
-
-    def send(self, context: Context, new_id: str) -> str:
-        """Request it."""
-        reason = f"{self.reason} (requested by {self.by})"
-        pending = context.manager.manual_trigger(reason, request_id=new_id)
-        joined = " It joins the pending request." if pending != new_id else ""
-        return f"Retraining is requested.{joined}"
-
-
-class DecisionForm(SignedForm):
-    """Whether a version goes to Production."""
-
-    # One form with a choice: Enter in the note would press the first of two buttons.
-
-    version: Version
-    decision: Literal["approve", "reject"]
-    note: Text = ""
-
-    def send(self, context: Context, _: str) -> str:
-        """Move the version."""
-        with context.registry() as store:
-            if self.decision == "approve":
-                store.approve_version(self.version, actor=self.by, reason=self.note)
-                return f"Version {self.version} is approved and in Production now."
-            store.reject_version(self.version, actor=self.by, reason=self.note)
-            return f"Version {self.version} is rejected and archived."
-
-
-class RollbackForm(SignedForm):
-    """Which version comes back."""
-
-    version: Version
-    confirmed: Literal["yes"]
-    note: Text = ""
-
-    def send(self, context: Context, _: str) -> str:
-        """Bring it back."""
-        with context.registry() as store:
-            store.rollback(self.version, actor=self.by, reason=self.note)
-        return f"Version {self.version} is back in Production."
-
-
-SignedForms = type[TriggerForm] | type[DecisionForm] | type[RollbackForm]
-FORMS: dict[str, SignedForms] = {
-    "/page/trigger": TriggerForm,
-    "/page/decide": DecisionForm,
-    "/page/rollback": RollbackForm,
-}
-"""The forms of those who are signed in, by path."""
 PAGE_QUERIES: dict[str, type[Query]] = {
     "page.show": PageQuery,
-    "page.chart": PageQuery,
+    "page.chart": ChartQuery,
+    "page.version": VersionPageQuery,
+    "page.card": VersionPageQuery,
+    "page.compare": ComparePageQuery,
+    "page.versions": ListQuery,
+    "page.picture": PictureQuery,
     "page.weights": PageDownloadQuery,
 }
 """The queries of the page's routes by Flask's names."""
-HINTS = {
-    "by": "Write your name in at most 100 characters; the ledger records it.",
-    "reason": "Write why it should be trained again, in at most 500 characters.",
-    "note": "Write a note of at most 500 characters.",
-    "version": "That is not a version; versions are numbers such as 3.",
-    "decision": "Choose to approve or to reject.",
-    "confirmed": "Tick the box to roll back.",
-}
 
 
-def page_routes(app: Flask, context: Context) -> Blueprint:
+def page_routes(app: Flask, context: Context, document: Mapping[str, Any]) -> Blueprint:
     """Make the page's routes.
 
     Parameters
@@ -131,33 +93,49 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
         The app, whose cookies sign people in.
     context : Context
         What the routes work with.
+    document : Mapping[str, Any]
+        The API's description.
     """
     page = Blueprint("page", __name__)
-    signs = SignIns(app, needed=context.guard.token is not None)
+    signs, reader = SignIns(app, context.guard), RegistryReader(context)
+    app.extensions["fl_app_reader"] = reader
+    model = context.manager.store.model
+    can = can_of(context)
     page.before_request(lambda: _check_form(signs, context.guard))
+
+    def of_signed_in(view: Callable[[], Response | str]) -> Callable[[], AnyResponse | str]:
+        """Send a visitor who is not signed in to the page, where that can be done."""
+
+        @functools.wraps(view)
+        def checked() -> AnyResponse | str:
+            return view() if signs.signed_in else redirect("/", 303)
+
+        return checked
 
     @page.get("/")
     def show() -> str:
-        # SameSite alone is not enough: pages on other ports of this host are of the same site.
-        if "form" not in session:
-            session.permanent = True
-            session["form"] = secrets.token_hex(16)
-        values = {"model": context.manager.store.model, "message": session.pop("message", None)}
+        values = {"model": model, "message": session.pop("message", None)}
         if not signs.signed_in:
             return render("sign_in", **values)
-        can = {"can_sign_out": signs.needed, "can_export": context.checkpoint is not None}
-        return render("page", **values, **overview(context, g.query.metric), **can)
+        values |= {"can_sign_out": signs.needed, "now": context.now(), **can}
+        return render("page", **values, **overview(context, reader, g.query.metric))
+
+    @page.get("/page/live")
+    @of_signed_in
+    def live() -> str:
+        registry = reader.mark() if context.store is not None else ""
+        values = {"live": context.live(), "now": context.now()}
+        return render("live", model=model, mark=mark_of(context, registry), **values)
 
     @page.get("/page/chart.svg")
     def chart() -> Response:
         if not signs.signed_in:
             raise ApiError(403, "Sign in on the page first.")
-        registry = read_registry(context)
+        registry = reader.of_page(g.query.view)
         data = registry.chart(g.query.metric)
         if data is None:
             raise ApiError(404, registry.problem or "There is nothing to draw yet.")
-        headers = {"Content-Security-Policy": CHART_POLICY}
-        return Response(svg(data, g.query.theme), headers=headers, mimetype="image/svg+xml")
+        return _file(reader.picture(data, g.query.theme), "image/svg+xml", CHART_POLICY)
 
     @page.get("/page/weights")
     def weights() -> Response:
@@ -165,15 +143,20 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
             raise ApiError(403, "Sign in on the page first.")
         return download_weights(context, g.query, g.query.version)
 
-    page.add_url_rule("/page/style.css", "style", lambda: Response(STYLE, mimetype="text/css"))
-    page.add_url_rule("/page/icon.svg", "icon", lambda: Response(ICON, mimetype="image/svg+xml"))
+    for path, view in _details(context, document, signs).items():
+        page.add_url_rule(path, view.__name__, of_signed_in(view))
+
+    for path, content, kind in FILES:
+        give = functools.partial(Response, content, mimetype=kind)
+        page.add_url_rule(f"/page/{path}", path.replace(".", "_"), give)
 
     @page.post("/page/sign-in")
     def sign_in() -> AnyResponse:
-        if not is_secret(g.form.get("token", "").strip(), context.guard.token):
+        person = context.guard.person_of(g.form.get("token", "").strip())
+        if person is None:
             context.guard.count_failure(request)
-            return _back("refused", "That is not this server's token.")
-        signs.begin()
+            return _back("refused", "That is no token of this server.")
+        signs.begin(person)
         return redirect("/", 303)
 
     @page.post("/page/sign-out")
@@ -181,16 +164,77 @@ def page_routes(app: Flask, context: Context) -> Blueprint:
         signs.end()
         return _back("done", "You are signed out.")
 
-    for path, kind in FORMS.items():
-        if context.store is not None or kind is TriggerForm:
-            view = functools.partial(_do, context, kind)
-            page.add_url_rule(path, kind.__name__, view, methods=["POST"])
+    for path, form in FORMS.items():
+        if context.store is not None or form is TriggerForm:
+            send = functools.partial(_do, context, form)
+            page.add_url_rule(path, form.__name__, send, methods=["POST"])
     return page
+
+
+def _details(
+    context: Context, document: Mapping[str, Any], signs: SignIns
+) -> dict[str, Callable[[], Response | str]]:
+    """Return the pages beside the main one, by path."""
+    model = context.manager.store.model
+    can = can_of(context)
+
+    def version() -> str:
+        return render("version", model=model, **version_values(context, g.query.version), **can)
+
+    def compare() -> str:
+        query = g.query
+        values = compare_values(context, query.first, query.second)
+        return render("compare", model=model, **values)
+
+    def versions() -> str:
+        return render("list", model=model, **list_values(context, g.query), **can)
+
+    def picture() -> Response:
+        return _file(*picture_of(context, g.query))
+
+    def card() -> Response:
+        version = g.query.version
+        with context.registry() as store:
+            text = model_card(store, version, model_name=model)
+        reply = _file(text, "text/markdown")
+        reply.headers["Content-Disposition"] = f"inline; filename=version-{version}.md"
+        return reply
+
+    def models() -> str:
+        with context.registry() as store:
+            return render("models", model=model, models=store.models())
+
+    def docs() -> str:
+        routes = routes_of(document, request.host_url.rstrip("/"))
+        values = {"document": document, "routes": routes, "base": request.host_url.rstrip("/")}
+        return render("api", model=model, token=signs.needed, **values)
+
+    return {
+        "/page/version": version,
+        "/page/compare": compare,
+        "/page/versions": versions,
+        "/page/picture": picture,
+        "/page/card": card,
+        "/page/models": models,
+        "/docs": docs,
+    }
+
+
+def can_of(context: Context) -> dict[str, bool]:
+    """Return what a server can make of a version besides its weights."""
+    return {"can_export": context.checkpoint is not None}
+
+
+def _file(content: bytes | str, kind: str, policy: str = "default-src 'none'") -> Response:
+    headers = {"Content-Security-Policy": policy}
+    return Response(content, headers=headers, mimetype=kind)
 
 
 def _do(context: Context, kind: SignedForms) -> AnyResponse:
     """Do what a form requests, once also where it is sent twice, and go back to the page."""
     key = g.form.pop("once", "")
+    if g.person.name:
+        g.form["by"] = acting(g.form.get("by", ""))
 
     def work(new_id: str) -> Answer:
         return {"detail": form.send(context, new_id)}
@@ -208,8 +252,13 @@ def _do(context: Context, kind: SignedForms) -> AnyResponse:
 
 
 def _check_form(signs: SignIns, guard: Guard) -> AnyResponse | None:
-    """Read a form, and send a visitor who may not send it back to the page."""
+    """Find out who visits, read a form, and send back a visitor who may not send it."""
+    g.person = signs.person or NOT_SIGNED_IN
     if request.method in SAFE_METHODS:
+        # SameSite alone is not enough: pages on other ports of this host are of the same site.
+        if "form" not in session and request.endpoint not in FILE_ROUTES:
+            session.permanent = True
+            session["form"] = secrets.token_hex(16)
         return None
     if signs.signed_in:
         guard.count_change(request)
@@ -220,6 +269,8 @@ def _check_form(signs: SignIns, guard: Guard) -> AnyResponse | None:
         raise ApiError(400, "The form has an unknown field, or one twice; load it again.")
     is_ours = is_secret(g.form.pop("form", ""), session.get("form"))
     if is_ours and (signs.signed_in or request.endpoint == "page.sign_in"):
+        if request.path in FORMS:
+            require_decide(g.person)
         return None
     if not signs.signed_in:
         guard.count_failure(request)

@@ -11,6 +11,9 @@ from datetime import timedelta
 from flask import Flask, Response, request, session
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 
+from fl_app.api.guard import Guard
+from fl_app.api.people import Person
+
 SIGNED_IN_FOR = timedelta(hours=8)
 
 
@@ -44,14 +47,14 @@ class SignIns:
     ----------
     app : Flask
         The app whose cookies it signs.
-    needed : bool
-        Whether there is a token to sign in with; without one everybody is signed in.
+    guard : Guard
+        Knows whose token it is. Where none is needed, everybody is signed in.
     """
 
-    def __init__(self, app: Flask, *, needed: bool) -> None:
-        self.needed = needed
-        self._until: dict[str, float] = {}
-        """When each signed-in session ends, in seconds of the wall clock."""
+    def __init__(self, app: Flask, guard: Guard) -> None:
+        self._guard = guard
+        self._until: dict[str, tuple[float, Person]] = {}
+        """Who each signed-in session is, and when it ends in seconds of the wall clock."""
         app.secret_key = secrets.token_bytes(32)
         app.session_interface = PageSessions()
         app.config["PERMANENT_SESSION_LIFETIME"] = SIGNED_IN_FOR
@@ -59,21 +62,36 @@ class SignIns:
         app.config["SESSION_REFRESH_EACH_REQUEST"] = False
 
     @property
-    def signed_in(self) -> bool:
-        """Whether this visitor may see and change anything."""
-        return not self.needed or time.time() < self._until.get(session.get("id", ""), 0)
+    def needed(self) -> bool:
+        """Whether there is anything to sign in with."""
+        return self._guard.needs_token
 
-    def begin(self) -> None:
-        """Sign the visitor in, under a new id."""
+    @property
+    def person(self) -> Person | None:
+        """Who this visitor is; None for one who is not signed in."""
+        if not self.needed:
+            return Person()
+        until, person = self._until.get(session.get("id", ""), (0.0, None))
+        if person is None or time.time() >= until:
+            return None
+        return person if self._guard.still_knows(person) else None
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether this visitor may see anything."""
+        return self.person is not None
+
+    def begin(self, person: Person) -> None:
+        """Sign the visitor in as a person, under a new id."""
         now = time.time()
-        for ended in [known for known, until in list(self._until.items()) if until < now]:
+        for ended in [known for known, (until, _) in list(self._until.items()) if until < now]:
             self._until.pop(ended, None)
         session.clear()
         session.permanent = True
         # The proxy in front of this server speaks HTTPS, which only the browser's Origin shows.
         session["https"] = request.headers.get("Origin", "").startswith("https://")
         session["id"] = secrets.token_hex(16)
-        self._until[session["id"]] = now + SIGNED_IN_FOR.total_seconds()
+        self._until[session["id"]] = now + SIGNED_IN_FOR.total_seconds(), person
 
     def end(self) -> None:
         """Sign the visitor out; a copy of the cookie is not accepted any more."""
@@ -83,4 +101,4 @@ class SignIns:
 
 def on_page() -> bool:
     """Return whether a request is for the page rather than for the API."""
-    return request.path == "/" or request.path.startswith("/page/")
+    return request.path in ("/", "/docs") or request.path.startswith("/page/")

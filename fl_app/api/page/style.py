@@ -69,7 +69,7 @@ footer { padding-block: 1rem 2rem; }
 }
 .cards, .pair, form.fields { display: grid; gap: 1rem; }
 .cards, .pair { grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); }
-.cards + .card, details { margin-top: 1rem; }
+.cards + .card, .scroll.card + .scroll.card, dl + .scroll, details { margin-top: 1rem; }
 .card > :last-child { margin-bottom: 0; }
 .attention { border-left: 5px solid var(--warn); }
 main.narrow { max-width: 26rem; margin: 10vh auto 0; }
@@ -95,10 +95,14 @@ dl.facts { margin-bottom: 1rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9375rem; overflow-wrap: normal; }
 caption { text-align: left; padding: .5rem 1rem; }
 th, td {
-  text-align: left; padding: .5rem 1rem; vertical-align: top; border-top: 1px solid var(--grid);
-  white-space: nowrap;
+  text-align: left; padding: .5rem .75rem; vertical-align: top;
+  border-top: 1px solid var(--grid);
 }
-td.text { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+/* Every cell may wrap, so that the last one, the reason, is never out of sight. */
+td { overflow-wrap: anywhere; min-width: 5rem; }
+td.num, td.short { min-width: 0; }
+td.short, .chip { white-space: nowrap; }
+td.text { min-width: 16rem; }
 meter { width: 8rem; vertical-align: middle; }
 .num { font-variant-numeric: tabular-nums; }
 
@@ -125,9 +129,31 @@ button, .button {
 form.inline { margin-bottom: .75rem; }
 form.inline select { width: auto; max-width: 100%; }
 
+progress { width: 100%; max-width: 30rem; accent-color: var(--accent); margin-bottom: .75rem; }
+dl.wide div { grid-template-columns: 8rem 1fr; }
+.inline input:not([type=hidden]) { width: auto; }
+.pages { display: flex; gap: 1rem; }
+.pictures { display: grid; gap: 1rem; }
+.pictures { grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }
+figure img { max-width: 100%; height: auto; display: block; }
+pre { overflow-x: auto; margin: 0; padding: .75rem; background: var(--soft); border-radius: 6px; }
+#news:empty { display: none; }
+#news { max-width: 70rem; margin: 0 auto; padding: .5rem 1rem; }
+main.live { padding-top: 1rem; }
 .chart { display: block; width: 100%; min-width: 36rem; height: auto; }
 summary { cursor: pointer; }
 
+/* On a narrow screen each row is a block with the names of its columns, and nothing is cut off. */
+@media (max-width: 46rem) {
+  table.rows, table.rows tbody, table.rows tr, table.rows caption { display: block; }
+  table.rows thead { position: absolute; left: -100rem; }
+  table.rows tr { border-top: 1px solid var(--line); padding: .375rem 0; }
+  table.rows th, table.rows td {
+    display: block; border: 0; padding: .125rem 1rem; min-width: 0; white-space: normal;
+  }
+  table.rows td[data-head]::before { content: attr(data-head) ": "; color: var(--muted); }
+  table.rows td:empty { display: none; }
+}
 @media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 @media print { .scroll.card { max-height: none; } nav, form, .tools { display: none; } }
 @media (forced-colors: active) { .chip, .message, .verified { border: 1px solid; } }

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from shlex import quote
 from uuid import uuid4
 
-from flask import session
+from flask import g, session
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from fl_app.api.page.details import DETAILS
 from fl_app.api.page.sections import SECTIONS
-from fl_app.versions.texts import is_pending, nodes_text, number_text, score_text, why_text
+from fl_app.api.page.versions import MOVE_WORDS
+from fl_app.api.people import Person
+from fl_app.versions.texts import (
+    is_pending,
+    nodes_text,
+    number_text,
+    score_metric,
+    score_text,
+    why_text,
+)
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600
@@ -51,6 +62,7 @@ TEMPLATES = {
 <title>{% block title %}{% endblock %}</title>
 <link rel="icon" href="/page/icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/page/style.css">
+{% block script %}<script src="/page/live.js" defer></script>{% endblock %}
 </head>
 <body>
 {% block body %}{% endblock %}
@@ -61,6 +73,7 @@ TEMPLATES = {
 {% extends "layout" %}
 {% from "parts" import form, result, text_input %}
 {% block title %}Sign in - {{ model }}{% endblock %}
+{% block script %}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ model }}</h1>
@@ -69,7 +82,8 @@ TEMPLATES = {
 {% call form("sign-in", "Sign in") %}
 <input value="{{ model }}" autocomplete="username" hidden>
 {% call text_input("token", "token", "Token", 512, complete="current-password", type="password") %}
-The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
+Your own, from <code>fl-app people add</code>, or the server's: the content of
+<code>FL_APP_API_TOKEN</code> or of its token file.
 {% endcall %}
 {% endcall %}
 </main>
@@ -78,6 +92,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
     "problem": """\
 {% extends "layout" %}
 {% block title %}{{ status }}{% endblock %}
+{% block script %}{% endblock %}
 {% block body %}
 <main class="narrow card">
 <h1>{{ status }}</h1>
@@ -118,7 +133,33 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% endmacro %}
 
 {% macro your_name(id) %}
+{% if person().name %}<p class="muted">As {{ person().name }}, who is signed in.</p>
+{% else %}
 {{ text_input(id, "by", "Your name", 100, session.get("name", ""), complete="name") }}
+{% endif %}
+{% endmacro %}
+
+{% macro td(head, value="", kind="") %}
+<td data-head="{{ head }}"{% if kind %} class="{{ kind }}"{% endif %}>
+{%- if caller is defined %}{{ caller() }}{% else %}{{ value }}{% endif -%}
+</td>
+{% endmacro %}
+
+{% set version_heads = ("Version", "Stage", "Score", "Round", "Registered", "Weights", "Why") %}
+{% macro version_row(row, moves_of, can_export) %}
+<th scope="row"><a href="/page/version?version={{ row.version }}">{{ row.version }}</a></th>
+{% call td("Stage", kind="short") %}
+{{ chip(row.stage, "pending" if row is pending else row.stage|lower) }}
+ {%- if row is pending or row.tags.get("approval") in ("rejected", "superseded") %}
+ <span class="muted">{{ row.tags.approval }}</span>{% endif %}{% endcall %}
+{{ td("Score", row|score_text, "num") }}{{ td("Round", row.tags.get("round", ""), "num") }}
+{{ td("Registered", row.created|when, "short") }}
+{% call td("Weights", kind="short") %}
+{% for format in ("safetensors", "pt") if format != "pt" or can_export %}
+<a href="/page/weights?version={{ row.version }}&amp;format={{ format }}"
+ aria-label="Download version {{ row.version }} as .{{ format }}">.{{ format }}</a>
+{% endfor %}{% endcall %}
+{{ td("Why", row|why_text(moves_of), "text") }}
 {% endmacro %}
 
 {% macro chip(text, kind) %}<span class="chip {{ kind }}">{{ text }}</span>{% endmacro %}
@@ -134,7 +175,7 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 {% set shown, total = rows[:most], total or rows|length %}
 {% if rows %}
 <div class="scroll card" tabindex="0" role="region" aria-labelledby="{{ id }}-table">
-<table>
+<table class="rows">
 <caption id="{{ id }}-table">{{ caption }}
  {%- if shown|length < total %}; {{ shown|length }} of {{ total }}
  {%- if command %} (<code>{{ command }}</code> lists all){% endif %}{% endif %}</caption>
@@ -171,8 +212,9 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 <h1>{{ model }}</h1>
 </div>
 <div class="tools">
-<p class="muted">Read {{ read_at|when }}</p>
+<p class="muted" id="read">Read {{ read_at|when }}</p>
 <a class="button quiet" href="/">Refresh</a>
+{% if person().name %}<p class="muted">{{ person().name }} (may {{ person().role }})</p>{% endif %}
 {% if can_sign_out %}{% call form("sign-out", "Sign out", "quiet") %}{% endcall %}{% endif %}
 </div>
 </header>
@@ -183,11 +225,16 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 <li><a href="#versions">Versions</a></li>{% endif %}
 <li><a href="#retraining">Retraining</a></li>
 <li><a href="#drift">Data drift</a></li>
-{% if registry %}<li><a href="#ledger">Ledger</a></li>{% endif %}
+{% if registry %}<li><a href="#ledger">Ledger</a></li>
+<li><a href="/page/versions">All versions</a></li>
+<li><a href="/page/models">Models</a></li>{% endif %}
+<li><a href="/docs">REST API</a></li>
 </ul>
 </nav>
+<p id="news" class="muted" role="status"></p>
 <main id="main" tabindex="-1">
 {{ result(message) }}
+{% include "session" %}
 {% for part, why in monitor.health.failing|dictsort %}
 {{ alert(part ~ " fails, and the run goes on: " ~ why) }}
 {% endfor %}
@@ -198,11 +245,42 @@ The content of <code>FL_APP_API_TOKEN</code> or of the server's token file.
 <footer>
 <p class="muted">Everything here is also on the command line: <code>fl-app status</code>,
 <code>fl-app versions</code>, <code>fl-app history</code>, <code>fl-app doctor</code>.
-All times are in UTC.</p>
+<span id="zone">Without scripts, times are in UTC.</span></p>
 </footer>
 {% endblock %}
 """,
+    "inner": """\
+{% extends "layout" %}
+{% block body %}
+<a class="skip" href="#main">Skip to the content</a>
+<header class="top">
+<div>
+<p class="muted"><a href="/">{{ model }}</a></p>
+<h1>{% block heading %}{% endblock %}</h1>
+</div>
+<div class="tools"><a class="button quiet" href="/">To the page</a></div>
+</header>
+<main id="main" tabindex="-1">
+{% block content %}{% endblock %}
+</main>
+<footer><p class="muted" id="zone">Without scripts, times are in UTC.</p></footer>
+{% endblock %}
+""",
+    "live": """\
+{% extends "layout" %}
+{% block title %}Session - {{ model }}{% endblock %}
+{% block script %}<noscript><meta http-equiv="refresh" content="5"></noscript>{% endblock %}
+{% block body %}
+<main class="live">
+<h1>{{ model }}</h1>
+{% include "session" %}
+{% if not live %}<p>No session is under way here.</p>{% endif %}
+<p><a href="/">To the page</a></p>
+</main>
+{% endblock %}
+""",
     **SECTIONS,
+    **DETAILS,
 }
 """By name."""
 
@@ -215,16 +293,56 @@ def shown(value: object) -> object:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
-def when(iso: str) -> Markup:
+def when(given: str | datetime) -> Markup:
     """A moment for people and programs."""
-    moment = datetime.fromisoformat(iso).astimezone(UTC)
+    moment = datetime.fromisoformat(given) if isinstance(given, str) else given
+    moment = moment.astimezone(UTC)
     element = Markup('<time datetime="{}">{}</time>')
-    return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M}")
+    return element.format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M} UTC")
 
 
 def evidence_text(value: float) -> str:
     """A sum of e-values, which may be very large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, to the minute from a few minutes on."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def bytes_text(size: int) -> str:
+    """A file's size."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
+
+
+def signed_text(value: float) -> str:
+    """A difference, with its sign."""
+    return f"{'+' if value > 0 else ''}{number_text(value)}"
+
+
+def person() -> Person:
+    """Who is looking."""
+    found: Person = g.person
+    return found
+
+
+def may_decide() -> bool:
+    """Whether who is looking may change anything."""
+    return person().role == "decide"
+
+
+PHASES = {
+    "starting": "It starts",
+    "waiting": "It waits for nodes",
+    "train": "The nodes train",
+    "evaluate": "The nodes evaluate",
+    "finishing": "The rounds are over; it finishes",
+}
+"""The phases of a session in words."""
 
 
 def share(evidence: float, height: float) -> float:
@@ -240,12 +358,23 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_FILTERS = (when, score_text, number_text, nodes_text, why_text, evidence_text, share)
+_FILTERS = (
+    *(when, score_text, score_metric, number_text, nodes_text, why_text, evidence_text, share),
+    *(duration, bytes_text, signed_text, quote),
+)
 _ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
 _ENVIRONMENT.tests["pending"] = is_pending
-_ENVIRONMENT.globals.update(moves=MOVES, session=session, nonce=lambda: uuid4().hex)
+_ENVIRONMENT.globals.update(
+    moves=MOVES,
+    move_words=MOVE_WORDS,
+    phase_words=PHASES,
+    session=session,
+    nonce=lambda: uuid4().hex,
+    person=person,
+    may_decide=may_decide,
+)
 
 
 def render(template: str, /, **values: object) -> str:
-    """Fill one of the templates ``page``, ``sign_in`` and ``problem``."""
+    """Fill one of the templates."""
     return _ENVIRONMENT.get_template(template).render(values)

@@ -277,7 +277,7 @@ def _result(
         drifted=tuple(sorted(alarms, key=lambda each: -each.effect)),
         features=features,
         nodes=merged.nodes,
-        rows=int(merged.window.rows.max()),
+        rows=merged.rows,
         height=height,
     )
 

@@ -52,8 +52,8 @@ class Merged:
         The same differences as numbers that do not assume so.
     moved : np.ndarray
         Number of nodes whose rows differ from their own reference (p < 0.01).
-    nodes : int
-        Number of nodes with a summary.
+    nodes, rows : int
+        Number of nodes with a summary, and of new rows.
     """
 
     window: Window
@@ -61,6 +61,7 @@ class Merged:
     scores: CheckScores
     moved: np.ndarray
     nodes: int
+    rows: int
 
 
 def kolmogorov_p(shift: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -116,8 +117,19 @@ def merge(
         Shape (features, 3): variance between batches of different nodes, NaN where it is unknown.
     """
     bins = summaries[0].counts.shape[2]
-    sent = np.stack([_rows(summary, features) for summary in summaries])
-    counted = _limited(sent, shares, [summary.node_id for summary in summaries])
+    sent, baselines = (
+        np.stack([_rows(summary, features, part) for summary in summaries]) for part in (0, 2)
+    )
+    # Rows count as many as they and the baseline together are worth: a node with a baseline of one
+    # row would make the sum as uncertain as itself.
+    worth = sent / (1 + sent / np.maximum(baselines, 1))
+    counted = _limited(worth, shares)
+    for summary, told, before, after in zip(summaries, sent, worth, counted, strict=True):
+        if (after < before).any():
+            logger.info(
+                "the %d new rows of node %s count as %d: no node has more than %g equal shares",
+                told.max(), summary.node_id, after.max(), shares,
+            )  # fmt: skip
     now, grown, frozen = np.zeros((3, len(features), bins))
     noise, variance, base = np.zeros((3, len(features)))
     square, uncertain = np.zeros((2, *sent.shape))
@@ -160,12 +172,13 @@ def merge(
         _report_unlike(
             summary.node_id, [f for f, is_so in zip(features, which, strict=True) if is_so]
         )
-    return Merged(window, np.where(rows > 0, p, 1.0), scores, moved, len(summaries))
+    all_rows = int(sent.sum(axis=0).max())
+    return Merged(window, np.where(rows > 0, p, 1.0), scores, moved, len(summaries), all_rows)
 
 
-def _rows(summary: DataSummary, features: Sequence[Feature]) -> np.ndarray:
-    """Return its new rows of each feature, 0 for features that it lacks."""
-    rows = dict(zip(summary.features, summary.counts[:, 0].sum(axis=1).tolist(), strict=True))
+def _rows(summary: DataSummary, features: Sequence[Feature], part: int) -> np.ndarray:
+    """Return the rows of each feature in a part of its counts, 0 for features that it lacks."""
+    rows = dict(zip(summary.features, summary.counts[:, part].sum(axis=1).tolist(), strict=True))
     columns = {f.name: n for f, n in rows.items() if f.kind is not FeatureKind.MISSING}
     # A node whose column is complete tells of no missing rows.
     whole = (columns.get(f.name, 0.0) if f.kind is FeatureKind.MISSING else 0.0 for f in features)
@@ -189,7 +202,7 @@ def _aligned(summary: DataSummary, features: Sequence[Feature]) -> np.ndarray:
     return np.array(aligned).reshape(-1, PARTS, summary.counts.shape[2])
 
 
-def _limited(rows: np.ndarray, shares: float | None, node_ids: Sequence[str]) -> np.ndarray:
+def _limited(rows: np.ndarray, shares: float | None) -> np.ndarray:
     """Return the rows that count, shape (nodes, features): no node has more than its share."""
     if shares is None or len(rows) < 2:
         return rows
@@ -199,12 +212,6 @@ def _limited(rows: np.ndarray, shares: float | None, node_ids: Sequence[str]) ->
         # A share of all nodes, also if not all of them have the column.
         most = largest_weight(rows[there, column].tolist(), shares * there.mean())
         counted[:, column] = np.minimum(rows[:, column], most)
-    for node_id, told, count in zip(node_ids, rows.max(axis=1), counted.max(axis=1), strict=True):
-        if count < told:
-            logger.info(
-                "node %s has %d new rows, which count as %d: more than %g equal shares",
-                node_id, told, count, shares,
-            )  # fmt: skip
     return counted
 
 
@@ -266,15 +273,23 @@ def _combined(
     between = np.maximum(spread, 0)
     if node_variance is not None:
         between = np.where(np.isnan(node_variance), between, node_variance)
-    whole = errors + between
+    whole = np.maximum(errors + between, 1e-12)
     variance = (weight**2 * whole).sum(axis=0)
     limit = MOST_MOVED * np.sqrt(variance)
     apart = weight * (values - middle)
     together = middle + np.clip(apart, -limit, limit).sum(axis=0)
-    # The second smallest of k p-values has a beta distribution, whatever one node sends.
-    squares = (values**2 / np.maximum(whole, 1e-30)).sum(axis=2)
-    p = np.where(there, chdtrc(SCORES - 1, squares), 1.0)
-    second = np.sort(p, axis=0)[min(1, len(p) - 1)]
+    # A location that moves takes the other scores with it, by about half of its square: slow
+    # weather alone causes alarms of the spread without this.
+    bent = np.zeros((len(nodes), SCORES))
+    bent[:, 1:-1] = together[:, :1] ** 4 / 4
+    # How unlike the middle each node is, and how unlike its own reference: what moves all nodes is
+    # in the scores above. The second smallest of k p-values has a beta distribution, whatever one
+    # node sends.
+    unlike, p = (
+        np.where(there, chdtrc(SCORES - 1, (each**2 / whole).sum(axis=2)), 1.0)
+        for each in (values - middle, values)
+    )
+    second = np.sort(unlike, axis=0)[min(1, len(unlike) - 1)]
     unusual = betainc(2, np.maximum(nodes - 1, 1), np.maximum(second, LEAST_P))
     score = np.where(nodes > 1, -ndtri(np.clip(unusual, LEAST_P, 1 - 1e-12)), 0.0)
     scores = CheckScores(
@@ -283,6 +298,7 @@ def _combined(
         nodes,
         np.where((nodes > 1)[:, None], spread, 0),
         own,
+        bent,
     )
     limited = (np.abs(apart) > limit).any(axis=2) & (nodes > 2)
     return scores, (p < MOVED_P).sum(axis=0).astype(np.float64), limited

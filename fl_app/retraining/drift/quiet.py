@@ -42,7 +42,7 @@ class CheckScores:
     values : np.ndarray
         Shape (features, 4): shift of the location, of the spread and of the tails against the
         nodes' own references, all nodes together, in standard deviations of a row's score; and the
-        normal score of the second most unusual node.
+        normal score of the node that is second most unlike the others.
     variance : np.ndarray
         Shape (features, 4): their variance if all checks were alike.
     nodes : np.ndarray
@@ -51,6 +51,8 @@ class CheckScores:
         Shape (features, 3): variance between nodes in this check, less that of their rows.
     own : np.ndarray
         Shape (features, 3): variance of a node's score by its rows, the median of the nodes.
+    bent : np.ndarray
+        Shape (features, 4): squared change of a score that the shift of the location explains.
     """
 
     values: np.ndarray
@@ -58,6 +60,7 @@ class CheckScores:
     nodes: np.ndarray
     spread: np.ndarray
     own: np.ndarray
+    bent: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,4 +174,4 @@ class QuietChecks:
             (scores.variance + between) * (1 + 1 / some),
             scores.variance + assumed,
         )
-        return predicted, variance, correlation
+        return predicted, variance + scores.bent, correlation

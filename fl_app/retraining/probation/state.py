@@ -14,6 +14,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+
 from fl_app.retraining.probation.reports import (
     ProbationSettings,
     ProductionReport,
@@ -24,17 +26,17 @@ from fl_app.retraining.requests import TriggerKind
 from fl_registry import BeatsChampion, Evidence, Tenure
 
 FEWEST = 10
-"""Reports in a baseline, at least."""
-RECENT = 20
-"""Reports before a promotion in the baseline of the promoted version, at most."""
+"""Reports of one version in a baseline, at least."""
+RECENT = 100
+"""Reports in a baseline, at most."""
 STORED = 2 * RECENT
 """Accuracies that are stored: more than ``RECENT``, since those of a failed version are dropped."""
-SIGMAS = 3.0
-"""A fall of fewer standard deviations of a report may be noise."""
-# With three critical reports in a row below this limit, 0, 4 and 7 of 1,000 simulated probations of
-# 1,000 reports without a fall rolled back at a noise of 0.02, 0.05 and 0.1; with one report 1, 999
-# and 1,000. A fall of 0.2 is detected after 3 reports at a noise of 0.05, and within 100 reports in
-# 45 % of cases at 0.1 (benchmarks/probation.py).
+RARELY = 5e-6
+"""Chance of a false rollback at each report by normal noise: one in 200 times in 1,000 reports.
+
+Shares of few predictions are skewed, which takes it to one in 100."""
+_SURE = 2.0  # standard errors above the estimated autocorrelation
+_MOST_ALIKE = 0.95
 SEEN = 100
 """Ids of reports that are stored, so that a report that is sent again counts once."""
 
@@ -83,8 +85,10 @@ class Trial:
         Its phase.
     baseline : Baseline | None
         What reports are measured from; None until there are enough reports.
-    first : tuple[float, ...]
-        The first accuracies, which become the baseline without reports on the version before.
+    before : tuple[float, ...]
+        The accuracies before the promotion; empty if they are fewer than ``FEWEST``.
+    own : tuple[float, ...]
+        Its own first accuracies that were not critical; with ``before`` at most ``RECENT``.
     in_a_row : int
         Critical reports since the last healthy one.
     healthy : int
@@ -98,7 +102,8 @@ class Trial:
     needed: int
     phase: Phase = Phase.WATCHING
     baseline: Baseline | None = None
-    first: tuple[float, ...] = ()
+    before: tuple[float, ...] = ()
+    own: tuple[float, ...] = ()
     in_a_row: int = 0
     healthy: int = 0
     compared: int = 0
@@ -206,8 +211,7 @@ class ProbationState:
             state = state.settle(next(stay.since for stay in stays if stay.number > number))
         # The registered score is no baseline for the operator's reports: it is another metric on
         # other data. The reports on the version before are one.
-        before = [accuracy for _, accuracy in state.recent[-RECENT:]]
-        of = f"the {len(before)} reports before its promotion"
+        before = tuple(accuracy for _, accuracy in state.recent[-RECENT:])
         trial = Trial(
             stay=now,
             until=now.since + timedelta(hours=settings.hours),
@@ -215,9 +219,9 @@ class ProbationState:
             # A version that came back is not watched: two versions that are both bad on new data
             # would alternate, and a person who brings one back has the last word.
             phase=Phase.WATCHING if settings.watch and not now.returned else Phase.EXEMPT,
-            baseline=_baseline(before, of, settings.drop) if len(before) >= FEWEST else None,
+            before=before if len(before) >= FEWEST else (),
         )
-        return replace(state, trial=trial)
+        return replace(state, trial=replace(trial, baseline=_baseline(trial, settings)))
 
     def settle(self, at: datetime) -> ProbationState:
         """Let a version pass after its hours, if enough reports or a comparison were healthy."""
@@ -328,16 +332,13 @@ class ProbationState:
         if trial is None or Source.FEED not in settings.watch:
             return self
         base = trial.baseline
-        if accuracy is not None and base is None:
-            # Without earlier reports its own first ones become the baseline.
-            first = (*trial.first, accuracy)
-            if len(first) == FEWEST:
-                own = f"its own first {FEWEST} reports"
-                base, first = _baseline(first, own, settings.drop), ()
-            trial = replace(trial, first=first, baseline=base)
-        elif accuracy is not None and base is not None:
+        if accuracy is not None and base is not None:
             why = f"accuracy {accuracy:.4f}, below {base.limit:.4f}; {base.of} had {base.level:.4f}"
             verdicts[why] = accuracy < base.limit
+        learns = accuracy is not None and not any(verdicts.values())
+        if accuracy is not None and learns and len(trial.before) + len(trial.own) < RECENT:
+            trial = replace(trial, own=(*trial.own, accuracy))
+            trial = replace(trial, baseline=_baseline(trial, settings))
         slow, latency = settings.max_latency_ms, report.avg_latency_ms
         if slow is not None and latency is not None:
             verdicts[f"latency {latency:g} ms, above {slow:g}"] = latency > slow
@@ -417,17 +418,53 @@ def ways_back(stays: Sequence[Tenure], results: Mapping[str, Phase]) -> tuple[st
     return tuple(sorted(old, key=lambda v: results.get(v) != Phase.PASSED))
 
 
-def _baseline(values: Sequence[float], of: str, drop: float) -> Baseline:
-    """Return the median, and a limit below it that noise rarely reaches three times in a row.
+def _baseline(trial: Trial, settings: ProbationSettings) -> Baseline | None:
+    """Return the level of a version's reports, and a limit that noise alone rarely falls below.
 
-    The noise is the larger one of two estimates, since either may be too small by chance: the
-    scaled median absolute deviation, and the standard deviation without the farthest value.
+    The level is the median before the promotion, or that of its own reports if it is lower: a few
+    reports that follow each other may all lie too high. None if neither has ``FEWEST`` reports.
     """
-    level = statistics.median(values)
-    nearest = sorted(values, key=lambda value: abs(value - level))
-    deviation = statistics.median(abs(value - level) for value in values)
-    noise = max(1.4826 * deviation, statistics.pstdev(nearest[:-1]))
-    return Baseline(level, level - max(drop, SIGMAS * noise), of)
+    known = {
+        f"the {len(trial.before)} reports before its promotion": trial.before,
+        f"its own first {len(trial.own)} reports": trial.own,
+    }
+    levels = {
+        of: statistics.median(values) for of, values in known.items() if len(values) >= FEWEST
+    }
+    if not levels:
+        return None
+    of = min(levels, key=lambda of: levels[of])
+    noise = [value - statistics.median(values) for values in known.values() for value in values]
+    fall = max(settings.drop, _reach(noise, settings.in_a_row))
+    return Baseline(levels[of], levels[of] - fall, of)
+
+
+def _reach(noise: Sequence[float], in_a_row: int) -> float:
+    """Return how far below their level noise alone takes so many reports in a row, `RARELY`.
+
+    The deviation is the larger one of two estimates,
+    since either may be too small by chance: the scaled median absolute deviation, and the standard
+    deviation without the farthest value. The more alike reports in a row are, the less each of them
+    says beside the one before, and the less certain are level and deviation: both make the fall
+    larger, by the autocorrelation at its upper limit, without the bias of M. G. Kendall (Biometrika
+    41, 1954).
+    """
+    values = np.asarray(noise, float)
+    sizes = np.abs(values)
+    rest = np.delete(values, sizes.argmax())
+    deviation = max(1.4826 * float(np.median(sizes)), float(rest.std()))
+    if not deviation:
+        return 0.0
+    centred = np.clip(values, -3 * deviation, 3 * deviation)  # one outlier hides no correlation
+    centred -= centred.mean()
+    alike = float(centred[1:] @ centred[:-1]) / max(float(centred @ centred), 1e-300)
+    alike += (1 + 3 * alike) / len(values)
+    alike += _SURE * math.sqrt(max(0.0, 1 - alike**2) / len(values))
+    alike = min(max(0.0, alike), _MOST_ALIKE)
+    different = 1 + (in_a_row - 1) * (1 - alike)  # of the reports in a row
+    sigmas = -statistics.NormalDist().inv_cdf(RARELY ** (1 / different))
+    few = (9 + 5 * alike / (1 - alike)) / len(values)  # fitted (benchmarks/probation.py)
+    return deviation * sigmas * (1 + few)
 
 
 def in_one_line(status: Mapping[str, Any] | None) -> str:
@@ -440,6 +477,8 @@ def in_one_line(status: Mapping[str, Any] | None) -> str:
     if status["phase"] == Phase.WATCHING:
         baseline = status["baseline"]
         limit = f", critical below {baseline['limit']:.4f}" if baseline else ""
+        if baseline and baseline["limit"] <= 0:
+            limit = ", no accuracy is critical since reports differ as much without a fall"
         return (
             f"version {version}, until {status['until'][:16].replace('T', ' ')} UTC at least: "
             f"{status['reports']} of {status['reports_needed']} reports healthy, "

@@ -7,8 +7,9 @@ The name of a record says how far its round is, so that waiting rounds are count
     It has a new model. After a crash its nodes evaluate, and do not train again.
 ``closed-0007.json``
     It is over for the nodes, and waits to be finished: logged, registered, staged.
-``done-0007.json``
-    It is finished; its report is in the record.
+``done/done-0007.json``
+    It is finished; its report is in the record. In a folder of their own, so that the others are
+    listed in the same time however many rounds a session has.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ MAX_UNSAVED = 3
 """Rounds that are kept in memory while the disk is full."""
 DISK = "round checkpoints"
 """The name in ``Health`` of what fails then."""
+DONE = "done"
+"""The phase of a finished round, and the folder of its record."""
 _NUMBERED = re.compile(r"(round|inner|aggregated|closed|done)-(\d{4,})(?:-[a-z]+)?\.[a-z]+")
 
 
@@ -99,7 +102,7 @@ class RoundFiles:
             with disk_errors(f"the inner state of round {closed.round} could not be written"):
                 files["inner"] = name, save_weights(checkpoint.inner.arrays, self._folder / name)
         saved = replace(checkpoint, files=files)
-        write_file(self._path(saved.phase, closed.round), saved.without_arrays())
+        self._write(saved)
         return saved
 
     def finish(self, done: Checkpoint, newest: Checkpoint, keeping: Collection[int]) -> None:
@@ -110,7 +113,7 @@ class RoundFiles:
         """
         number = done.closed.round
         old = [self._path(kind, number) for kind in ("closed", "aggregated")]
-        files = [*self._numbered()]
+        files = [*_numbered(self._folder)]
         needed = {name for name, _ in newest.files.values()}
         waiting = {n for kind, n, _ in files if kind == "closed"} - {number} | {*keeping}
         old += [
@@ -120,7 +123,7 @@ class RoundFiles:
             and path.name not in needed
             and (kind == "inner" or (kind == "round" and n not in waiting))
         ]
-        write_file(self._path("done", number), done.without_arrays())
+        self._write(done)
         for path in old:
             try:
                 path.unlink(missing_ok=True)
@@ -133,7 +136,8 @@ class RoundFiles:
         They are without their arrays. Rounds that are damaged and not finished are left out. Files
         that nobody needs any more are not looked at.
         """
-        names = {(kind, number) for kind, number, _ in self._numbered()}
+        folders = self._folder, self._folder / DONE
+        names = {(kind, number) for each in folders for kind, number, _ in _numbered(each)}
         phases: dict[int, Phase] = {}
         for phase in PHASES:  # a later phase replaces an earlier one
             phases |= {number: phase for kind, number in names if kind == phase}
@@ -178,13 +182,15 @@ class RoundFiles:
             arrays = load_weights(self._unchanged(checkpoint, "inner"))
         return replace(checkpoint.inner, arrays=arrays)
 
-    def _path(self, kind: str, number: int) -> Path:
-        return self._folder / f"{kind}-{number:04d}.json"
+    def _write(self, checkpoint: Checkpoint) -> None:
+        path = self._path(checkpoint.phase, checkpoint.closed.round)
+        with disk_errors(f"{path} could not be written"):
+            path.parent.mkdir(exist_ok=True)
+        write_file(path, checkpoint.without_arrays())
 
-    def _numbered(self) -> Iterator[tuple[str, int, Path]]:
-        for path in sorted(self._folder.iterdir()):
-            if match := _NUMBERED.fullmatch(path.name):
-                yield match[1], int(match[2]), path
+    def _path(self, kind: str, number: int) -> Path:
+        folder = self._folder / DONE if kind == DONE else self._folder
+        return folder / f"{kind}-{number:04d}.json"
 
     def _check(self, checkpoint: Checkpoint, what: Literal["arrays", "inner"]) -> None:
         """Raise CheckpointError if a file of a round is missing, or is not what was written."""
@@ -201,6 +207,13 @@ class RoundFiles:
         if file_digest(path) != digest:
             raise CheckpointError(f"{path} has changed since it was written")
         return path
+
+
+def _numbered(folder: Path) -> Iterator[tuple[str, int, Path]]:
+    """Yield kind, round and path of the files of rounds in a folder, if it is there."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := _NUMBERED.fullmatch(path.name):
+            yield match[1], int(match[2]), path
 
 
 @dataclass
@@ -326,7 +339,10 @@ class RoundStore:
 
     def finish(self, waiting: Checkpoint, report: RoundReport) -> None:
         """Write the report of a closed round, and delete files that are not needed any more."""
-        closed = replace(waiting.closed, nodes=())
+        # What the report has already, or nobody asks for any more.
+        closed = replace(
+            waiting.closed, nodes=(), node_scores=(), rejected=(), train=None, clients=None, tags={}
+        )
         done = replace(waiting, closed=closed, phase="done", report=report)
         self.files.finish(done, self._saved, keeping=tuple(self.unsaved))
 

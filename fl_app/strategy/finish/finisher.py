@@ -244,6 +244,9 @@ class Finisher:
         logger.info("%s", round_line(report, metric, pace * (record.num_rounds - closed.round)))
         setup.hooks.look()
         setup.hooks(report)
+        # Remove old versions.
+        if not rounds.folder.over:
+            setup.session.retention.apply_in_session(store, record.run_id, closed.round)
 
     def end(self, last: LastSteps) -> None:
         """Promote if no person needs to approve, log the plots, print the table."""

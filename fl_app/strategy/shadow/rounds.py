@@ -13,14 +13,17 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic_core import to_json
 
+from fl_app.shares import largest_weight
 from fl_app.strategy.checkpoints.round_store import load_array_record
 from fl_app.strategy.errors import TooFewNodesError
 from fl_app.strategy.finish.reporting import shadow_line
 from fl_app.strategy.records import DECIDED, ShadowReport
+from fl_app.strategy.round.screening import Screening
 from fl_app.strategy.round.state import NodeScore, node_scores
 from fl_app.strategy.setup import Setup, ShadowEvaluation
 from fl_app.strategy.shadow.messages import Couple, NodeEvaluation, carries, couples, node_of, size
@@ -147,7 +150,8 @@ class ShadowRounds:
         replies = {message.metadata.reply_to_message_id: message for message in got}
         pairs: list[Paired] = []
         for couple in requests:
-            pair = _pair(couple, replies, self.scores.metric)
+            rules = self.evaluation.setup.rounds.screening
+            pair = _pair(couple, replies, self.scores.metric, rules)
             if isinstance(pair, str):
                 logger.warning("shadow evaluation: %s; not counted", pair)
                 continue
@@ -169,8 +173,12 @@ class ShadowRounds:
         # rounds make 32 wrong decisions in 100; once each, 2.
         return set() if self.settings.fresh_data else self.scores.nodes() | self._repeating
 
+    def _test(self) -> SequentialResult:
+        rules = self.evaluation.setup.rounds.screening
+        return self.scores.test(self.settings.confidence, rules)
+
     def _why_to_stop(self) -> str:
-        if self.scores.test(self.settings.confidence).outcome != "undecided":
+        if self._test().outcome != "undecided":
             return DECIDED
         if len(self.scores.rounds) >= self.settings.rounds:
             return f"the budget of {self.settings.rounds} rounds is spent"
@@ -190,7 +198,7 @@ class ShadowRounds:
             candidate=self.scores.candidate,
             champion=self.scores.champion,
             metric=self.scores.metric,
-            test=self.scores.test(self.settings.confidence),
+            test=self._test(),
             server_round=self.evaluation.server_round,
             budget=self.settings.rounds,
             ab_test=self.settings.ab_test,
@@ -204,11 +212,13 @@ class ShadowRounds:
         return report
 
 
-def _pair(couple: Couple, replies: Mapping[str, Message], metric: str) -> Paired | str:
+def _pair(
+    couple: Couple, replies: Mapping[str, Message], metric: str, rules: Screening | None
+) -> Paired | str:
     """Return the scores in the replies to two messages, or why there are none."""
     scores: list[NodeScore] = []
     for arm, request in zip(ARMS, couple, strict=True):
-        score = _score(replies.get(request.metadata.message_id), metric)
+        score = _score(replies.get(request.metadata.message_id), metric, rules)
         if isinstance(score, str):
             return f"node {node_of(request)}, on the {arm}: {score}"
         scores.append(score)
@@ -219,14 +229,18 @@ def _pair(couple: Couple, replies: Mapping[str, Message], metric: str) -> Paired
     return Paired(scores[0].score, scores[1].score, nodes, keys[: len(nodes)])
 
 
-def _score(reply: Message | None, metric: str) -> NodeScore | str:
+def _score(reply: Message | None, metric: str, rules: Screening | None) -> NodeScore | str:
     """Return the score in a reply, or what is wrong with it."""
     if reply is None:
         return "no answer in time"
     if reply.has_error():
         return one_line(" ".join((reply.error.reason or f"error {reply.error.code}").split()))
     if scores := node_scores([reply], metric):
-        return scores[0]
+        least, greatest = (-math.inf, math.inf) if rules is None else rules.range_of(metric)
+        told = scores[0].score
+        if math.isnan(told) or least <= told <= greatest:
+            return scores[0]
+        return f"its {metric} is {told:g}, expected {least:g} to {greatest:g}"
     seen = next(iter(reply.content.metric_records.values()), MetricRecord())
     return one_line(f"no {metric!r} in the answer, but {sorted(seen)}")
 
@@ -287,10 +301,17 @@ class ShadowScores:
         """Return these scores with those of one more round."""
         return replace(self, rounds=(*self.rounds, tuple(pairs)))
 
-    def test(self, confidence: float) -> SequentialResult:
-        """Return the result of the sequential test."""
+    def test(self, confidence: float, rules: Screening | None) -> SequentialResult:
+        """Return the result of the sequential test, in which no pair has too large a share."""
         differences = [[pair.difference(self.mode) for pair in pairs] for pairs in self.rounds]
-        return sequential_test(differences, confidence=confidence)
+        least, greatest = (-math.inf, math.inf) if rules is None else rules.range_of(self.metric)
+        shares = math.inf if rules is None else rules.max_node_share or math.inf
+        return sequential_test(
+            differences,
+            confidence=confidence,
+            span=greatest - least,
+            largest=partial(largest_weight, shares=shares),
+        )
 
     def nodes(self) -> set[str]:
         """Return the nodes that were counted."""

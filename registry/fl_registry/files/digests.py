@@ -77,7 +77,7 @@ class WholeFiles:
     def has(self, path: Path, sha256: str) -> bool:
         """Return whether the file exists and has this digest."""
         now = stamp(path)
-        if now is None:
+        if now is None or not path.is_file():
             return False
         if now.settled and self._seen.get(path) == (sha256, now):
             return True
@@ -85,6 +85,10 @@ class WholeFiles:
             return False
         self._seen[path] = (sha256, now)
         return True
+
+    def forget(self, path: Path) -> None:
+        """Forget a file that was removed."""
+        self._seen.pop(path, None)
 
     def verify(self, weights: Weights) -> Path:
         """Return the path of weights whose content has the digest that was recorded for them.
@@ -94,7 +98,7 @@ class WholeFiles:
         ArtifactError
             The file is missing or has changed since it was saved.
         """
-        if not (weights.path.is_file() and self.has(weights.path, weights.sha256)):
+        if not self.has(weights.path, weights.sha256):
             raise _unusable(weights)
         return weights.path
 

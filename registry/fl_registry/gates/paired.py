@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -146,7 +146,7 @@ class SequentialResult:
     needed : float
         Evidence at which the test decides.
     mean_difference : float
-        Mean of all differences, in units of the metric; NaN without any.
+        Mean of all differences as they are counted, in units of the metric; NaN without any.
     better, worse, equal : int
         Differences above, below and at zero.
     rounds : int
@@ -165,7 +165,11 @@ class SequentialResult:
 
 
 def sequential_test(
-    rounds: Sequence[Sequence[float]], *, confidence: float = 0.95
+    rounds: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    span: float = math.inf,
+    largest: Callable[[Sequence[float]], float] = lambda sizes: math.inf,
 ) -> SequentialResult:
     """Test paired differences that arrive in rounds.
 
@@ -186,6 +190,9 @@ def sequential_test(
     decisions rarer. The first decision is final. The result does not depend on the unit of the
     differences, nor on their order within a round.
 
+    Great differences may be lowered, so that none decides alone. Since the limit depends on sizes
+    alone, all of this still holds.
+
     Parameters
     ----------
     rounds : Sequence[Sequence[float]]
@@ -193,6 +200,10 @@ def sequential_test(
         difference means that the other model has no score.
     confidence : float
         One minus the probability that equally good models are ever distinguished.
+    span : float
+        The greatest possible difference; greater ones are lowered to it.
+    largest : Callable[[Sequence[float]], float]
+        Returns the greatest size that counts, from all sizes so far that are not zero.
 
     Raises
     ------
@@ -201,7 +212,7 @@ def sequential_test(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"The confidence must lie between 0 and 1, not be {confidence}.")
-    looks = [np.asarray(differences, float).ravel() for differences in rounds]
+    looks = [np.clip(np.asarray(new, float).ravel(), -span, span) for new in rounds]
     values = np.concatenate([*looks, np.empty(0)])
     if np.isnan(values).any():
         raise ValueError("A difference is not a number; leave out pairs without a difference.")
@@ -211,20 +222,26 @@ def sequential_test(
     # accuracy on 40 nodes with 60 examples it is sure in 34 of 100 (benchmarks/gates.py).
     needed = 2 / (1 - confidence)
     outcome: Outcome = "undecided"
-    sums, sizes, most = np.zeros((2, len(BETS))), np.empty(0), np.zeros(2)
+    sums, most, counted = np.zeros((2, len(BETS))), np.zeros(2), values
     for index, new in enumerate(looks):
-        # The scale uses this round's sizes too: they do not predict the signs.
-        sizes = np.append(sizes, np.abs(new[np.isfinite(new) & (new != 0)]))
-        sums += _log_evidence(new, math.hypot(*sizes) / math.sqrt(max(1, len(sizes))))
+        # The limit and the scale use this round's sizes too: they do not predict the signs.
+        so_far = np.concatenate(looks[: index + 1])
+        sizes = np.abs(so_far[so_far != 0])
+        limit = _limit(sizes, largest)
+        counted = np.clip(so_far, -limit, limit)
+        sizes = np.minimum(sizes, limit)
+        sizes = sizes[np.isfinite(sizes)]
+        scale = math.hypot(*sizes) / math.sqrt(max(1, len(sizes)))
+        sums += _log_evidence(np.clip(new, -limit, limit), scale)
         most = np.maximum(most, np.logaddexp.reduce(sums, axis=1) - math.log(len(BETS)))
         if outcome == "undecided":
-            outcome = _decide(most, math.log(needed), _mean(np.concatenate(looks[: index + 1])))
+            outcome = _decide(most, math.log(needed), _mean(counted))
     return SequentialResult(
         outcome=outcome,
         evidence_better=math.exp(min(most[0], _LARGEST)),
         evidence_worse=math.exp(min(most[1], _LARGEST)),
         needed=needed,
-        mean_difference=_mean(values),
+        mean_difference=_mean(counted),
         better=int((values > 0).sum()),
         worse=int((values < 0).sum()),
         equal=int((values == 0).sum()),
@@ -239,6 +256,14 @@ def fewest_differences(confidence: float) -> int:
     return next(
         n for n in counts if sequential_test([[1.0] * n], confidence=confidence).outcome == "better"
     )
+
+
+def _limit(sizes: np.ndarray, largest: Callable[[Sequence[float]], float]) -> float:
+    """Return the greatest size that counts; infinite sizes count as far beyond the others."""
+    finite = sizes[np.isfinite(sizes)]
+    if not len(finite):
+        return math.inf
+    return largest(np.minimum(sizes, 1e3 * len(sizes) * finite.max()).tolist())
 
 
 def _log_evidence(differences: np.ndarray, scale: float) -> np.ndarray:

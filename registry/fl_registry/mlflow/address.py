@@ -175,8 +175,9 @@ def _asked(uri: str, read_seconds: float) -> requests.Response:
 
 
 def _tls_reason(error: Exception) -> str:
-    """Return OpenSSL's words for what went wrong, which are in brackets or behind a colon."""
-    found = re.search(r"\] ([^(]+?)( \(_ssl|$)", str(error))
+    """Return OpenSSL's words for what went wrong, which are behind brackets or in quotes."""
+    text = str(error)
+    found = re.search(r"\] ([^(]+?)( \(_ssl|$)", text) or re.search(r"'([^'(]+) \(_ssl", text)
     return one_line(found.group(1) if found else type(error).__name__, 120)
 
 

@@ -11,12 +11,13 @@ import re
 import uuid
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from fl_registry.backend import Backend, Inventory, NewVersion
 from fl_registry.errors import (
@@ -30,7 +31,7 @@ from fl_registry.errors import (
 from fl_registry.files.digests import stamps
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.connection import MARK, Connection
-from fl_registry.mlflow.files import MlflowFiles, named_models
+from fl_registry.mlflow.files import MlflowFiles, is_model_id, named_models
 from fl_registry.mlflow.journal import PAGE_LENGTH, MlflowJournal
 from fl_registry.serving.mlmodel import write_serving
 from fl_registry.stages import Stage, StageMark
@@ -174,7 +175,7 @@ class MlflowBackend(Backend):
                 lambda: self._register(new, model),
                 equal,
                 drop=lambda echo: connection.again(
-                    connection.client.delete_model_version, self._name, str(echo.version)
+                    connection.marker.delete_model_version, self._name, str(echo.version)
                 ),
                 alone=lambda row: before.is_next(row.version),
             )
@@ -202,22 +203,50 @@ class MlflowBackend(Backend):
         if not found and self.journal.follow():
             yield from self.versions(at_once=at_once, before=before)
 
-    def inventory(self) -> Inventory:
-        mine, users = list[ModelVersion](), defaultdict[str, set[tuple[str, int]]](set)
-        search = self.connection.client.search_model_versions
+    def inventory(self, run_id: str = "") -> Inventory:
         with self.connection.errors("list the versions"):
-            for row in self.connection.rows(search, max_results=_AT_ONCE):
-                for model_id in named_models(str(row.source), row.tags):
-                    users[model_id].add((str(row.name), int(row.version)))
-                if row.name == self._name:
-                    mine.append(_record(row))
+            if run_id:
+                rows = list(self._search(f"run_id = '{run_id}'"))
+                return Inventory([_record(row) for row in rows], self._users)
+            search = self.connection.client.search_model_versions
+            rows = list(self.connection.rows(search, max_results=_AT_ONCE))
+        by_text = defaultdict[str, list[Any]](list)
+        for row in rows:
+            for text in {str(row.source), *named_models(str(row.source), row.tags)}:
+                by_text[text].append(row)
+        mine = [_record(row) for row in rows if row.name == self._name]
         mine.sort(key=lambda record: int(record.version), reverse=True)
-        named = {}
-        for each in mine:
-            others = users[each.tags.get("model_id", "")] - {(self._name, int(each.version))}
-            if others:
-                named[each.version] = ", ".join(f"{name} {n}" for name, n in sorted(others))
-        return Inventory(mine, named)
+
+        def users(record: ModelVersion) -> str:
+            texts = record.tags.get("model_id", ""), *self._sources(record)
+            return self._others(record, (row for text in texts for row in by_text.get(text, ())))
+
+        return Inventory(mine, users)
+
+    def _users(self, record: ModelVersion) -> str:
+        """Ask who else refers to the files of one version."""
+        model_id, search = record.tags.get("model_id", ""), self.connection.client
+        conditions = [f"source_path = '{source}'" for source in self._sources(record)]
+        if is_model_id(model_id):
+            conditions += [f"source_path LIKE '%{model_id}%'", f"tags.model_id = '{model_id}'"]
+        with self.connection.errors(f"look who uses version {record.version}"):
+            rows = [
+                row
+                for condition in conditions
+                for row in self.connection.rows(search.search_model_versions, condition)
+            ]
+        return self._others(record, rows)
+
+    def _sources(self, record: ModelVersion) -> set[str]:
+        """Return what MLflow notes as the source of a version that was registered from another."""
+        name = self.journal.name
+        return {f"models:/{each}/{record.version}" for each in (name.given, name.now)}
+
+    def _others(self, record: ModelVersion, rows: Iterable[Any]) -> str:
+        """Return the names of the versions in these rows, without that of the record itself."""
+        named = {(str(row.name), int(row.version)) for row in rows}
+        named.discard((self._name, int(record.version)))
+        return ", ".join(f"{name} {number}" for name, number in sorted(named))
 
     def set_tags(self, version: str, tags: Mapping[str, str]) -> None:
         def missing(error: Exception) -> None:
@@ -236,7 +265,7 @@ class MlflowBackend(Backend):
         if connection.lacks_model(self._name):
             return {}
         with connection.errors("read the aliases"):
-            model = connection.or_none(connection.client.get_registered_model, self._name)
+            model = connection.registered_model(self._name)
         if model is None and self.journal.follow():
             return self.aliases()
         aliases = model.aliases if model is not None else {}
@@ -290,6 +319,47 @@ class MlflowBackend(Backend):
                 if is_missing(error) or error_code(error) == "INVALID_PARAMETER_VALUE":
                     return None  # deleted, or never one of MLflow's
                 raise
+
+    def run_files(self, run_id: str) -> Sequence[str]:
+        location = self._run_location(run_id)
+        with self.connection.errors(f"list the files of run {run_id}"):
+            return self.files.names(location, run_id) if location else ()
+
+    def run_file(self, run_id: str, name: str) -> bytes | None:
+        location = self._run_location(run_id)
+        with self.connection.errors(f"read {name} of run {run_id}"):
+            known = name in self.files.names(location, run_id) if location else False
+            return self.files.content(location, name) if known else None
+
+    def _run_location(self, run_id: str) -> str:
+        """Return where the files of a run are now; empty if MLflow does not have the run."""
+        with self.connection.errors(f"look for run {run_id}"):
+            try:
+                run = self.connection.or_none(self.connection.client.get_run, run_id)
+            except Exception as error:
+                if error_code(error) != "INVALID_PARAMETER_VALUE":  # never one of MLflow's
+                    raise
+                run = None
+            return "" if run is None else self.connection.here(str(run.info.artifact_uri))
+
+    def models(self) -> Mapping[str, Mapping[str, str]]:
+        search = self.connection.client.search_registered_models
+        with self.connection.errors("list the registered models"):
+            rows = sorted(self.connection.rows(search), key=lambda row: str(row.name))
+        return {
+            str(row.name): {alias: str(version) for alias, version in row.aliases.items()}
+            for row in rows
+        }
+
+    def links(self, version: str, run_id: str) -> Mapping[str, str]:
+        if not self.connection.is_server:  # a database has no pages
+            return {}
+        parts = urlsplit(self.connection.uri)
+        # Without a name and a password, which are for this process only.
+        place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        root = urlunsplit((parts.scheme, place, parts.path.rstrip("/"), "", "")) + "/#"
+        links = {"version": f"{root}/models/{quote(self._name, safe='')}/versions/{version}"}
+        return {**links, "run": f"{root}/runs/{quote(run_id, safe='')}"} if run_id else links
 
     def _after(self, row: Any, new: NewVersion, before: _Saves) -> _Saves:
         """Return what is known after a version was saved; ask only where others may have saved."""

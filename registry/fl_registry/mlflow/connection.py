@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from fl_registry.breaker import Breaker
 from fl_registry.errors import (
     Gone,
+    RegistryError,
     RunPurged,
     StoreUnavailable,
     is_down,
@@ -49,6 +50,7 @@ from fl_registry.redaction import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
 
     from fl_registry.mlflow.internals import ModelRegistryClient
 
@@ -165,10 +167,10 @@ class Connection:
 
     @property
     def marker(self) -> ModelRegistryClient:
-        """The part of the client that writes aliases, tags and stages of model versions.
+        """The part of the client that writes aliases, tags and stages, and deletes versions.
 
-        `MlflowClient` itself reads the whole registered model before each such write, to see if it
-        is a prompt, which takes longer than the write.
+        `MlflowClient` itself reads the registered model before each such write, to see if it is a
+        prompt. That takes longer than the write, and longer with each version there ever was.
         """
         from fl_registry.mlflow.internals import registry_client
 
@@ -206,8 +208,10 @@ class Connection:
                 self.client.search_experiments, filter_string=f"tags.`{FOLDER_TAG}` LIKE '%'"
             )
         noted = {Path(experiment.tags[FOLDER_TAG]) for experiment in found}
-        others = (path for path in noted - {now} if path.is_absolute())
-        return Folder(now, min(others, default=now))
+        others = sorted(path for path in noted - {now} if path.is_absolute())
+        if self.file is None and now in noted:
+            return Folder(now, now)  # the others are those of other homes
+        return Folder(now, others[0] if others else now, len(others))
 
     def here(self, location: str) -> str:
         """Return where files are now that MLflow has noted at a location.
@@ -230,17 +234,43 @@ class Connection:
         if self.file is not None:
             self.settle()
 
-    def settle(self) -> int:
-        """Note in MLflow that the store was moved here; return how many locations changed."""
+    def settle(self, moved_from: Path | None = None) -> int:
+        """Note in MLflow that the store was moved here; return how many locations changed.
+
+        Parameters
+        ----------
+        moved_from : Path | None
+            The folder where it was; None for the one that MLflow has noted.
+
+        Raises
+        ------
+        RegistryError
+            Another home may use what MLflow has noted: a database that is no file beside the
+            home's own files serves many homes.
+        """
         from fl_registry.mlflow.internals import LOCATIONS
 
         folder = self.folder
-        if folder is None or folder.noted == folder.now:
+        if folder is None:
             return 0
-        changed = folder.rewrite(self.uri, LOCATIONS)
-        del self.folder
-        self.resolved.clear()
-        logger.info("the store was moved from %s to %s", folder.noted, folder.now)
+        before = {folder.noted, moved_from or folder.noted} - {folder.now}
+        if self.file is None:
+            before = {moved_from} if moved_from else before
+            if before and not moved_from and (folder.others > 1 or folder.noted.exists()):
+                why = f"{folder.noted} is still there"
+                if folder.others > 1:
+                    why = f"its files are noted in {folder.others} other folders"
+                raise RegistryError(
+                    f"Which home was moved to {folder.now} is not known to {self.place}, since "
+                    f"{why}; move it back, and use `fl-app home move {folder.now}` there."
+                )
+        changed = 0
+        for noted in sorted(before):
+            changed += replace(folder, noted=noted).rewrite(self.uri, LOCATIONS)
+            logger.info("the store was moved from %s to %s", noted, folder.now)
+        if before:
+            del self.folder
+            self.resolved.clear()
         return changed
 
     @contextmanager
@@ -352,6 +382,16 @@ class Connection:
             yield from page
             token = page.token or ""
 
+    def registered_model(self, name: str) -> RegisteredModel | None:
+        """Return a registered model with its tags and aliases, or None if there is none.
+
+        By a search, which has the database choose the newest version of each stage. MLflow's
+        ``get_registered_model`` loads all versions for that, those that were removed included.
+        """
+        search = self.client.search_registered_models
+        found = self.again(search, filter_string=f"name = '{name}'", max_results=1)
+        return found[0] if found else None
+
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
         """Create a run, exactly one even where the reply to the call is lost."""
         client, mark = self.client, uuid.uuid4().hex
@@ -401,6 +441,8 @@ class Connection:
             if (experiment := self.client.get_experiment_by_name(name)) is None:
                 raise
             return experiment  # another process was first, or our own call before its reply
+        if where is not None:
+            del self.folder  # which is noted now
         return self.client.get_experiment_by_name(name)
 
     def command(self, text: str) -> str:

@@ -9,6 +9,7 @@ that could be any server's.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -38,6 +39,7 @@ _MODEL_ID = re.compile(r"m-[0-9A-Za-z]{8,64}")
 _IN_SOURCE = re.compile(r"m-[0-9A-Za-z]{8,64}(?![0-9A-Za-z])")
 _STORES = frozenset({"s3", "r2", "b2", "gs", "abfss", "wasbs", "hdfs", "viewfs", "dbfs"})
 _NO_HOST = ("dbfs", "hdfs", "viewfs")
+_SIZED_SECONDS = 3600.0  # for which a server is not asked again for the size of a file
 _DOWNLOADS, _DOWNLOAD_PAUSE = 3, 0.5  # attempts, and seconds between them
 
 
@@ -61,6 +63,7 @@ class MlflowFiles(VersionFiles):
         self._cached = cached
         self._cache = connection.home / "cache"
         self._scratch = connection.home / "tmp"
+        self._sized: dict[str, float] = {}  # when the weights at a location had the right size
 
     def path(self, record: ModelVersion, name: str, sha256: str) -> Path:
         """Return where a file of a version is, or should be.
@@ -130,14 +133,24 @@ class MlflowFiles(VersionFiles):
         from mlflow.exceptions import MlflowException
 
         try:
-            location = self._location(record)
-            if (folder := local_folder(location)) is not None:
-                return read_small(folder / name)
-            with scratch_folder(self._scratch) as scratch:
-                return read_small(self._download(location, name, scratch))
+            return self.content(self._location(record), name)
         except (OSError, ArtifactError, MlflowException) as error:
             logger.info("version %s: %s cannot be read: %s", record.version, name, type(error))
             return None
+
+    def names(self, location: str, run_id: str) -> list[str]:
+        """Return the names of a run's files at a location, those in folders left out."""
+        if (folder := local_folder(location)) is not None:
+            return sorted(path.name for path in folder.glob("*") if path.is_file())
+        listed = self._connection.client.list_artifacts(run_id)
+        return sorted(str(file.path) for file in listed if not file.is_dir)
+
+    def content(self, location: str, name: str) -> bytes | None:
+        """Return the content of a file; None for one that is larger than any of ours."""
+        if (folder := local_folder(location)) is not None:
+            return read_small(folder / name)
+        with scratch_folder(self._scratch) as scratch:
+            return read_small(self._download(location, name, scratch))
 
     def add(self, record: ModelVersion, file: Path) -> None:
         self._location(record)
@@ -150,9 +163,14 @@ class MlflowFiles(VersionFiles):
         if not (location := self._location_or_none(record)):
             return False
         if (folder := local_folder(location)) is not None:
-            file = folder / WEIGHTS_FILE
-            return file.is_file() and file_digest(file) == record.sha256
-        return self._stored_bytes(record, WEIGHTS_FILE) == record.size
+            return self.whole.has(folder / WEIGHTS_FILE, record.sha256)
+        now = time.monotonic()
+        if now - self._sized.get(location, -math.inf) < _SIZED_SECONDS:
+            return True
+        if self._stored_bytes(record, WEIGHTS_FILE) != record.size:
+            return False
+        self._sized[location] = now
+        return True
 
     def size(self, record: ModelVersion) -> int:
         if not (location := self._location_or_none(record)):
@@ -176,9 +194,14 @@ class MlflowFiles(VersionFiles):
                     return done
                 connection.or_none(client.delete_logged_model, model_id)
                 connection.resolved.pop(model_id, None)
+                self._sized.pop(location, None)
+                if (folder := local_folder(location)) is not None:
+                    self.whole.forget(folder / WEIGHTS_FILE)
             if record.sha256:  # a downloaded copy on this machine
                 remove_folder(self._cache / record.sha256)
-            connection.or_none(client.delete_model_version, self._name.now, record.version)
+            connection.or_none(
+                connection.marker.delete_model_version, self._name.now, record.version
+            )
         return done
 
     def check(self, location: str) -> None:

@@ -36,6 +36,8 @@ class HomeState:
         Those whose files are not there, each with its place.
     outside : tuple[str, ...]
         Those whose files are outside of the folder, each with its place.
+    served : Path | None
+        A folder in the home where an MLflow server has its files, if there is one.
     links : tuple[Path, ...]
         Links in the home that lead out of it: a copy of the home would share what they lead to.
     """
@@ -45,6 +47,7 @@ class HomeState:
     versions: int = 0
     missing: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    served: Path | None = None
     links: tuple[Path, ...] = ()
 
 
@@ -52,7 +55,9 @@ def look(connection: Connection) -> HomeState:
     """Compare a home with its store; changes nothing."""
     links = tuple(_links(connection.home))
     is_new = connection.file is not None and not connection.file.exists()
-    if connection.is_server or is_new or (folder := connection.folder) is None:
+    if connection.is_server:
+        return HomeState(served=_served_in(connection), links=links)
+    if is_new or (folder := connection.folder) is None:
         return HomeState(links=links)
     here, missing, outside = 0, list[str](), list[str]()
     search = connection.client.search_model_versions
@@ -70,7 +75,7 @@ def look(connection: Connection) -> HomeState:
             file = (found or Path()) / (WEIGHTS_FILE if "sha256" in row.tags else "")
             if not file.exists():
                 missing.append(f"{name} ({file})")
-    return HomeState(folder.now, folder.noted, here, tuple(missing), tuple(outside), links)
+    return HomeState(folder.now, folder.noted, here, tuple(missing), tuple(outside), links=links)
 
 
 def move_home(tracking_uri: str | None, source: Path, target: Path) -> Connection:
@@ -93,6 +98,13 @@ def move_home(tracking_uri: str | None, source: Path, target: Path) -> Connectio
         raise RegistryError(f"{target} exists and is not empty; name a new folder.")
     before = Connection(tracking_uri, source)
     file = before.file
+    if file is None:
+        before.check()  # where it is away, nothing could be noted after the move
+    if before.is_server and (served := _served_in(before)) is not None:
+        raise RegistryError(
+            f"{before.place} is a server that has its files in {served}, and no call moves them; "
+            "end it, and give `fl-app home move` the address of its database as --tracking-uri."
+        )
     within = file is not None and file.resolve().is_relative_to(source)
     if file is not None and within:  # it moves along, whatever named it
         moved = target / file.resolve().relative_to(source)
@@ -110,8 +122,18 @@ def move_home(tracking_uri: str | None, source: Path, target: Path) -> Connectio
             ) from error
     after = Connection(tracking_uri, target)
     if after.file is None or after.file.exists():
-        after.settle()
+        after.settle(source)
     return after
+
+
+def _served_in(connection: Connection) -> Path | None:
+    """Return a folder in the home that a server has noted for an experiment's files, or None."""
+    with connection.errors("look where files are"):
+        for experiment in connection.rows(connection.client.search_experiments):
+            folder = local_folder(str(experiment.artifact_location))
+            if folder is not None and folder.resolve().is_relative_to(connection.home):
+                return folder
+    return None
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -86,7 +86,7 @@ class JournalHome:
         connection = self._connection
         if connection.lacks_model(self._name.now):
             return None
-        return connection.or_none(connection.client.get_registered_model, self._name.now)
+        return connection.registered_model(self._name.now)
 
     def find(self) -> str:
         """Return the id of the journal run, or an empty text if there is none yet.
@@ -165,8 +165,8 @@ class JournalHome:
 
     def point_to(self, run_id: str) -> str:
         """Tag the model with the id of its journal, and return it."""
-        client = self._connection.client
-        self._connection.again(client.set_registered_model_tag, self._name.now, JOURNAL_TAG, run_id)
+        write = self._connection.marker.set_registered_model_tag
+        self._connection.again(write, self._name.now, JOURNAL_TAG, run_id)
         return run_id
 
     def new_run(self, experiment: str) -> str:
@@ -289,7 +289,7 @@ class MlflowJournal(JournalStorage):
     def set_heartbeat(self, beat: Heartbeat) -> None:
         connection = self._connection
         with connection.errors("write who writes"):
-            write = connection.client.set_registered_model_tag
+            write = connection.marker.set_registered_model_tag
             connection.again(write, self.name.now, _HEARTBEAT, beat.encode())
 
     def lock_file(self) -> Path | None:

@@ -68,10 +68,13 @@ class Folder:
         The folder in use, without links.
     noted : Path
         What `FOLDER_TAG` says; the same if the folder was neither moved nor copied.
+    others : int
+        How many folders it names beside the one in use.
     """
 
     now: Path
     noted: Path
+    others: int = 0
 
     def here(self, location: str) -> str:
         """Return where a location's files are now; one that is not on this machine stays.
