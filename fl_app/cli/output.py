@@ -178,10 +178,15 @@ def fail(sentence: str) -> NoReturn:
 _VERSION = r"""\(['"]?(\w+)['"]?\)"""
 IN_COMMANDS = {
     re.compile(rf"restore_version{_VERSION}"): r"`fl-app restore \1`",
-    re.compile(r"list_all_versions\(\)"): "`fl-app versions`",
+    re.compile(r"list_all_versions\(\) returns"): "`fl-app versions` lists",
     re.compile(r"promote_to_staging\b(?!\()"): "`fl-app promote VERSION --to staging`",
     re.compile(r"name (one|a version) with to="): r"name \1 with --to",
     re.compile(r"save one with save_model_version\(\)"): "`fl-app run` makes some",
+    # What no command does.
+    re.compile(
+        r"(?<![.\w])(save_model_version|load_arrays|adopt|compress_version|load_production_model)\b"
+        r"(?:\(\))?"
+    ): r"ModelManager.\1 in Python",
 }
 """What errors of the registry call a function of Python is a command here."""
 

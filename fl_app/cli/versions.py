@@ -28,10 +28,11 @@ from fl_app.cli.options import (
 )
 from fl_app.cli.output import Column, Part, Raw, Table, fail, note, print_json, show
 from fl_app.versions.card import model_card
-from fl_app.versions.texts import is_pending, last_moves, number_text, score_text, why_text
+from fl_app.versions.texts import is_pending, last_moves, score_text, why_text
 from fl_registry import ModelManager, Stage
 from fl_registry.files.atomic import write_whole
 from fl_registry.home import DEFAULT_MODEL_NAME
+from fl_registry.numbers import number_text
 
 Answer = tuple[object, Callable[[], Sequence[Part]]]
 """What a command prints: for programs, as JSON; and what makes the text for people."""
@@ -262,9 +263,13 @@ def prune(
 
     def text() -> Sequence[Part]:
         verb, size = "would be removed" if dry_run else "were removed", report.freed / 1e6
-        lines = [f"{len(report.versions)} versions {verb}, {size:.1f} MB; {len(report.kept)} stay."]
+        count = len(report.versions)
+        if count == 1:
+            verb = verb.replace("were", "was")
+        noun = "version" if count == 1 else "versions"
+        lines = [f"{count} {noun} {verb}, {size:.1f} MB; {len(report.kept)} stay."]
         if report.versions:
-            lines.append(f"Versions {', '.join(report.versions)}.")
+            lines.append(f"{noun.capitalize()} {', '.join(report.versions)}.")
         for version, why in report.left.items():
             lines.append(f"Version {version} was not removed completely: {why}")
         if dry_run and report.versions:

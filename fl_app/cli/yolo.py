@@ -11,10 +11,10 @@ import typer
 from fl_app.cli.options import VersionOrStage, choice
 from fl_app.cli.output import Column, Part, Table, fail
 from fl_app.cli.versions import Answer, of_registry
-from fl_app.versions.texts import number_text
 from fl_app.yolo_versions import evaluate_version, export_version
 from fl_registry import ModelManager
 from fl_registry.errors import require
+from fl_registry.numbers import number_text
 
 
 @of_registry

@@ -14,11 +14,12 @@ import yaml
 from pydantic_core import from_json
 
 from fl_app.versions.tags import read_gates, read_node_scores, read_nodes
-from fl_app.versions.texts import number_text, score_metric
+from fl_app.versions.texts import score_metric
 from fl_registry import ModelStore, ModelVersion
 from fl_registry.files.artifacts import SPEC_FILE
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.journal.entries import Entry
+from fl_registry.numbers import number_text
 from fl_registry.redaction import one_line
 from fl_registry.serving.mlmodel import MODEL_FILE
 from fl_registry.stages import Move

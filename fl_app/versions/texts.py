@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fl_app.versions.tags import read_nodes
 from fl_registry import Stage
 from fl_registry.journal.entries import Entry
+from fl_registry.numbers import number_text
 from fl_registry.stages import Move
 
 Row = Mapping[str, Any]
@@ -31,14 +31,6 @@ def score_text(row: Row) -> str:
     metric = score_metric(row)
     value = row["metrics"].get(metric)
     return "" if value is None else f"{metric} {number_text(value)}"
-
-
-def number_text(value: float) -> str:
-    """Return a number with four decimals, or in four digits where it is large or small."""
-    if not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    return f"{value:.4f}" if size == 0 or 1e-3 <= size < 1e4 else f"{value:.4g}"
 
 
 def last_moves(entries: Iterable[Entry]) -> dict[str, Entry]:

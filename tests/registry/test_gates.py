@@ -46,8 +46,8 @@ maybe = st.none() | st.fixed_dictionaries({}, optional={"m": numbers})
         (Finite(), Evidence({"a": 1.0, "b": 2.0}), True, "all 2 metrics are finite"),
         (Finite(), Evidence({"a": 1.0, "b": math.nan}), False, "not a finite number: b"),
         (Finite(), Evidence({}), False, "no metrics were reported"),
-        (AtLeast("mAP50", 0.5), Evidence({"mAP50": 0.61}), True, "mAP50 0.61 is at least 0.50"),
-        (AtLeast("mAP50", 0.5), Evidence({"mAP50": 0.5}), True, "mAP50 0.50 is at least 0.50"),
+        (AtLeast("mAP50", 0.5), Evidence({"mAP50": 0.61}), True, "mAP50 0.6100 is at least 0.5000"),
+        (AtLeast("mAP50", 0.5), Evidence({"mAP50": 0.5}), True, "mAP50 0.5000 is at least 0.5000"),
         (AtLeast("m", 0.5), Evidence({"m": 0.4999999}), False, "m 0.4999999 is below 0.5"),
         (
             AtLeast("mAP50", 0.5),
@@ -55,56 +55,56 @@ maybe = st.none() | st.fixed_dictionaries({}, optional={"m": numbers})
             False,
             "the candidate has no metric mAP50 (there are: loss)",
         ),
-        (AtMost("loss", 1), Evidence({"loss": 1.5}), False, "loss 1.50 is above 1.00"),
+        (AtMost("loss", 1), Evidence({"loss": 1.5}), False, "loss 1.5000 is above 1.0000"),
         (AtMost("loss", 1e-6), Evidence({"loss": 1e-7}), True, "loss 1e-07 is at most 1e-06"),
-        (BestSoFar("m"), Evidence({"m": 0.1}), True, "m 0.10 is the first candidate's"),
+        (BestSoFar("m"), Evidence({"m": 0.1}), True, "m 0.1000 is the first candidate's"),
         (
             BestSoFar("m"),
             Evidence({"m": 0.6}, best={"m": 0.5}),
             True,
-            "m 0.60 beats the best so far, 0.50",
+            "m 0.6000 beats the best so far, 0.5000",
         ),
         (
             BestSoFar("m"),
             Evidence({"m": 0.5}, best={"m": 0.5}),
             False,
-            "m 0.50 does not beat the best so far, 0.50",
+            "m 0.5000 does not beat the best so far, 0.5000",
         ),
         (
             BestSoFar("m", mode="min"),
             Evidence({"m": 0.4}, best={"m": 0.5}),
             True,
-            "m 0.40 beats the best so far, 0.50",
+            "m 0.4000 beats the best so far, 0.5000",
         ),
         (
             BeatsChampion("m"),
             Evidence({"m": 0.5}),
             True,
-            "m 0.50, and there is no production version to beat",
+            "m 0.5000, and there is no production version to beat",
         ),
         (
             BeatsChampion("m"),
             Evidence({"m": 0.5}, champion={"m": 0.5}),
             False,
-            f"m 0.50 does not beat production's 0.50{ALONE}",
+            f"m 0.5000 does not beat production's 0.5000{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.01),
             Evidence({"m": 0.57}, champion={"m": 0.56}),
             True,
-            f"m 0.57 beats production's 0.56 by 0.01{ALONE}",
+            f"m 0.5700 beats production's 0.5600 by 0.0100{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.02),
             Evidence({"m": 0.57}, champion={"m": 0.56}),
             False,
-            f"m 0.57 does not beat production's 0.56 by 0.02{ALONE}",
+            f"m 0.5700 does not beat production's 0.5600 by 0.0200{ALONE}",
         ),
         (
             BeatsChampion("m", margin=0.1, mode="min"),
             Evidence({"m": 1.0}, champion={"m": 1.2}),
             True,
-            f"m 1.00 beats production's 1.20 by 0.10{ALONE}",
+            f"m 1.0000 beats production's 1.2000 by 0.1000{ALONE}",
         ),
         (
             BeatsChampion("m"),
@@ -192,8 +192,9 @@ def test_the_reason_names_the_stage_and_every_refusal() -> None:
     decision = decide_stage(policy, Evidence({"m": 0.6}, champion={"m": 0.7}))
     assert decision.stage is Stage.STAGING
     assert decision.reason == (
-        "Staging: all 1 metrics are finite; m 0.60 is at least 0.50. "
-        f"not Production: m 0.60 is below 0.90; m 0.60 does not beat production's 0.70{ALONE}"
+        "Staging: all 1 metrics are finite; m 0.6000 is at least 0.5000. "
+        "not Production: m 0.6000 is below 0.9000; "
+        f"m 0.6000 does not beat production's 0.7000{ALONE}"
     )
     assert decide_stage({}, Evidence({"m": 1.0})).stage is Stage.NONE
 

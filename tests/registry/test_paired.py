@@ -92,7 +92,7 @@ def test_what_cannot_be_paired_says_so() -> None:
     broken = asked([0.1] * 30, [0.9] * 29 + [math.inf])
     assert not broken.passed
     numbers = BeatsChampion("m", confidence=None)
-    assert asked([0.1] * 10, [0.9] * 10, numbers).reason == "m 0.90 beats production's 0.10"
+    assert asked([0.1] * 10, [0.9] * 10, numbers).reason == "m 0.9000 beats production's 0.1000"
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, math.nan])
@@ -285,10 +285,10 @@ def test_a_class_that_falls_is_named_and_others_are_not() -> None:
     gate = NoRegression("m", margin=0.05)
     verdict = gate(Evidence({"m": 0.9, "m/fish": 0.4, "m/shark": 0.66}, CHAMPION))
     assert not verdict.passed
-    assert verdict.reason == "more than 0.05 of m is lost: class fish goes from 0.50 to 0.40"
+    assert verdict.reason == "more than 0.0500 of m is lost: class fish goes from 0.5000 to 0.4000"
     kept = gate(Evidence({"m": 0.5, "m/fish": 0.5, "m/shark": 0.65}, CHAMPION))
     assert kept.passed
-    assert "class shark goes from 0.70 to 0.65" in kept.reason
+    assert "class shark goes from 0.7000 to 0.6500" in kept.reason
     assert gate(Evidence({"m": 0.1})).passed
 
 
@@ -296,7 +296,7 @@ def test_a_class_that_is_missing_or_no_number_is_a_loss() -> None:
     for metrics in ({"m/shark": 0.9}, {"m/shark": 0.9, "m/fish": math.nan}):
         verdict = NoRegression("m", margin=0.9)(Evidence(metrics, CHAMPION))
         assert not verdict.passed
-        assert "class fish goes from 0.50 to no number" in verdict.reason
+        assert "class fish goes from 0.5000 to no number" in verdict.reason
     verdict = NoRegression("m", margin=0.9)(Evidence({"m": 0.9, "m/fish": 0.9}, {"m": 0.5}))
     assert not verdict.passed
     assert "no m of production by class (m/…)" in verdict.reason
@@ -308,7 +308,7 @@ def test_a_node_that_falls_is_named_and_only_shared_ones_count() -> None:
     before = {"11": {"m": 0.5}, "12": {"m": 0.5}, "14": {"m": 0.9}}
     verdict = gate(Evidence({}, {}, nodes=nodes, champion_nodes=before))
     assert not verdict.passed
-    assert verdict.reason == "more than 0.10 of m is lost: node 11 goes from 0.50 to 0.20"
+    assert verdict.reason == "more than 0.1000 of m is lost: node 11 goes from 0.5000 to 0.2000"
     assert gate(Evidence({}, {}, nodes=nodes, champion_nodes={"12": before["12"]})).passed
     unknown = gate(Evidence({}, {}, nodes=nodes))
     assert not unknown.passed

@@ -291,7 +291,8 @@ def test_a_fall_that_chance_explains_does_not_count() -> None:
     assert (by_chance.failure, by_chance.trial) == (None, promoted([]).trial)
     surely = compared(0.6, 1.0, results=scores(*[0] * 10), champion_results=scores(*[1] * 10))
     assert surely.failure is not None
-    assert "on the same data version 1's m 1.00 beats production's 0.60" in surely.failure.reason
+    said = "on the same data version 1's m 1.0000 beats production's 0.6000"
+    assert said in surely.failure.reason
 
 
 def test_without_a_rival_the_registered_score_is_the_baseline() -> None:
@@ -653,7 +654,7 @@ def test_a_session_that_finds_it_far_worse_brings_the_rival_back(
     assert models.get_latest_version("Production") == "2"
     probation.update_production("2", Evidence({"mAP50": 0.6}, {"mAP50": 0.8}), rival="1")
     assert models.get_latest_version("Production") == "1"
-    assert "on the same data version 1's mAP50 0.80 beats" in models.history()[-1].reason
+    assert "on the same data version 1's mAP50 0.8000 beats" in models.history()[-1].reason
     assert probation.to_compare() is None
     probation.update_production("2", Evidence({"mAP50": 0.0}, {"mAP50": 0.8}), rival="1")
     assert models.get_latest_version("Production") == "1"

@@ -96,7 +96,7 @@ def test_the_best_so_far_holds_across_sessions(inner: str, approval: str) -> Non
     assert world.stages() == {"1": "Archived", "2": best, "3": "None"}
     if approval == "manual":
         assert world.tag("2", "approval") == "pending"
-    assert "0.30 does not beat" in world.tag("3", "reason")
+    assert "0.3000 does not beat" in world.tag("3", "reason")
     assert "0.90" in world.tag("3", "reason")
 
 
@@ -259,7 +259,7 @@ def test_scores_of_different_sources_are_not_compared() -> None:
     world.session(model(1), approval="auto")
     world.session(model(0), evaluate_fn=holdout(lambda w: 0.6 - 0.2 * w), approval="auto")
     assert world.stages() == {"1": "Archived", "2": "Production"}
-    assert "0.40 beats production's 0.20" in world.tag("2", "reason")
+    assert "0.4000 beats production's 0.2000" in world.tag("2", "reason")
 
 
 # Models of another shape

@@ -21,6 +21,7 @@ from fl_app.strategy.finish.reporting import (
     round_line,
     session_table,
 )
+from fl_app.strategy.finish.staging import superseded
 from fl_app.strategy.records import SessionReport
 from fl_registry import InMemoryModelStore, InMemoryTracker, ModelManager, Stage
 
@@ -49,6 +50,14 @@ def test_the_table_has_every_round_with_its_reason() -> None:
     assert "the best so far" in lines[1]
     assert lines[2].split()[:4] == ["-", "4", "-", "failed"]
     assert max(map(len, lines)) <= 100
+
+
+def test_the_table_says_what_superseded_a_version() -> None:
+    first = superseded(DONE, "8")
+    line = session_table([first, FAILED], "mAP50").splitlines()[1]
+    said = ["3", "3", "0.5906", "Archived", "superseded", "by", "8;", "the", "best", "so", "far"]
+    assert line.split() == said
+    assert superseded(DONE, "").reason == DONE.reason
 
 
 def session(home: Path, tracker: InMemoryTracker, first: float) -> list[str]:

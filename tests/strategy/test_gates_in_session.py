@@ -73,7 +73,7 @@ def test_a_candidate_that_is_worse_in_one_class_is_refused_by_name(
     refused = session(store, by_class, start=1, policy=policy)
     assert refused["stage"] == "Staging"
     assert refused["tags"]["approval"] == "none"
-    said = "more than 0.05 of accuracy is lost: class fish goes from 0.80 to 0.70"
+    said = "more than 0.0500 of accuracy is lost: class fish goes from 0.8000 to 0.7000"
     assert refused["tags"]["reason"] == said
     assert store.get_latest_version(Stage.PRODUCTION) == "1"
     wider = default_policy("accuracy", class_margin=0.5)
@@ -148,7 +148,7 @@ def test_results_of_one_s_own_decide_too(store: InMemoryModelStore) -> None:
     session(store, score, start=0)
     found = session(store, score, start=5)
     assert found["stage"] == "Staging"  # one example in thirty is drawn too seldom
-    assert "the gain is 0.00 to 5.00, 95 % sure on 30 examples" in found["tags"]["reason"]
+    assert "the gain is 0.0000 to 5.0000, 95 % sure on 30 examples" in found["tags"]["reason"]
 
 
 def nodes(scores: dict[int, float], *, digests: bool = True) -> LocalGrid:
@@ -180,7 +180,7 @@ def test_a_candidate_that_is_worse_on_one_node_is_refused_by_name(
     refused = session(store, by_class, start=1, policy=policy, grid=grid)
     assert refused["stage"] == "Staging"
     node = 22 if digests else 12
-    said = f"more than 0.10 of accuracy is lost: node {node} goes from 0.50 to 0.30"
+    said = f"more than 0.1000 of accuracy is lost: node {node} goes from 0.5000 to 0.3000"
     assert refused["tags"]["reason"] == said
 
 

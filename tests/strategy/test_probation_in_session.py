@@ -66,7 +66,7 @@ def test_a_session_on_new_data_brings_the_better_one_back(
     assert store.get_latest_version("Production") == "1"
     last = next(e for e in reversed(store.history()) if e.op == "rollback")
     assert last.actor == "probation"
-    assert "on the same data version 1's accuracy 0.40 beats production's 0.30" in last.reason
+    assert "on the same data version 1's accuracy 0.4000 beats production's 0.3000" in last.reason
     assert [row["kind"] for row in monitor.trigger_history] == ["probation"]
 
 

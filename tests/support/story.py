@@ -114,7 +114,7 @@ def tell(story: Story, champion: str, *, poisoned: str, honest: str, folder: Pat
     refused = manager.get_version(manager.get_latest_version() or "")
     assert refused.stage is Stage.STAGING
     assert refused.tags["approval"] == "none"
-    assert "more than 0.10 of mAP50 is lost" in refused.tags["reason"]
+    assert "more than 0.1000 of mAP50 is lost" in refused.tags["reason"]
 
     # A better one passes the gates, and waits.
     story.train(honest)

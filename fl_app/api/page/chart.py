@@ -15,8 +15,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_app.api.page.style import COLOURS
-from fl_app.versions.texts import Row, number_text, score_metric
+from fl_app.versions.texts import Row, score_metric
 from fl_registry.journal.entries import Entry
+from fl_registry.numbers import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,14 +20,8 @@ from fl_app.api.page.details import DETAILS
 from fl_app.api.page.sections import SECTIONS
 from fl_app.api.page.versions import MOVE_WORDS
 from fl_app.api.people import Person
-from fl_app.versions.texts import (
-    is_pending,
-    nodes_text,
-    number_text,
-    score_metric,
-    score_text,
-    why_text,
-)
+from fl_app.versions.texts import is_pending, nodes_text, score_metric, score_text, why_text
+from fl_registry.numbers import number_text
 from fl_registry.redaction import printable
 
 MOST_CHARACTERS = 600

@@ -124,7 +124,9 @@ class Finisher:
             if report.stage is not Stage.NONE:
                 self.best = Scored(report.metrics)
                 self.reports[:] = [
-                    superseded(earlier) if earlier.stage is Stage.STAGING else earlier
+                    superseded(earlier, str(report.version))
+                    if earlier.stage is Stage.STAGING
+                    else earlier
                     for earlier in self.reports
                 ]
             self.reports.append(report)

@@ -21,6 +21,7 @@ from fl_app.strategy.records import DECIDED, Artifacts, SessionReport, ShadowRep
 from fl_registry import ModelManager, ModelStore, Stage, StoreUnavailable, Tracker
 from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.mlflow.address import absolute_address
+from fl_registry.numbers import number_text
 from fl_registry.redaction import one_line, redact
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def round_line(report: RoundReport, metric: str | None, seconds_left: float) -> 
     if report.failed:
         return f"{head}  failed: {report.reason}  ({left})"
     known = report.metrics.get(metric) if metric else None
-    score = "" if known is None else f"  {metric} {known:.4f}"
+    score = "" if known is None else f"  {metric} {number_text(known)}"
     return f"{head}{score}  version {report.version} {_stage(report)}  ({left})"
 
 
@@ -50,7 +51,7 @@ def shadow_line(report: ShadowReport) -> str:
         return f"shadow evaluation of version {report.candidate}: {report.why}"
     new = "nothing new"
     if scores:
-        new = f"{scores['candidate']:.4f} against {scores['champion']:.4f}"
+        new = f"{number_text(scores['candidate'])} against {number_text(scores['champion'])}"
     parts = [
         f"shadow round {test.rounds}/{report.budget}  version {report.candidate}",
         f"{report.metric} {new}",
@@ -68,7 +69,7 @@ def shadow_reason(report: ShadowReport) -> str:
     result = f"{verb} version {report.champion} on the nodes: {counts}"
     if math.isfinite(test.mean_difference):
         side = "better" if test.mean_difference > 0 else "worse"
-        result += f", {report.metric} {abs(test.mean_difference):.4f} {side} on average"
+        result += f", {report.metric} {number_text(abs(test.mean_difference))} {side} on average"
     rounds = f"{test.rounds} round{'' if test.rounds == 1 else 's'}"
     why = "" if report.why == DECIDED else f"; {report.why}"
     return f"{result}, {evidence}, {rounds}{why}"
@@ -96,7 +97,7 @@ def session_table(reports: Sequence[RoundReport], metric: str | None) -> str:
         table.add_row(
             report.version or "-",
             str(report.round),
-            "-" if score is None else f"{score:.4f}",
+            "-" if score is None else number_text(score),
             "failed" if report.failed else _stage(report),
             report.reason,
         )

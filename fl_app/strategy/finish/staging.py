@@ -18,6 +18,7 @@ from fl_app.strategy.finish.reporting import shadow_reason
 from fl_app.strategy.records import Origin, ShadowReport
 from fl_app.strategy.round.state import ClosedRound
 from fl_app.versions.tags import NODE_SCORES, NODES, gates_tag, rejected_tag
+from fl_app.versions.texts import last_moves
 from fl_registry import Decision, Gone, Lease, ModelStore, Stage, StageError, UnknownVersion
 
 logger = logging.getLogger("flwr.fl_app")
@@ -67,7 +68,7 @@ class Staging:
             old = self._store.get_latest_version(Stage.STAGING)
             for index, earlier in enumerate(self._reports):
                 if old not in (None, version) and earlier.version == old:
-                    self._reports[index] = superseded(earlier)
+                    self._reports[index] = superseded(earlier, version)
             self._store.promote_to_staging(version, reason=decision.reason, **self._by_rule)
         reached = Stage.STAGING if staged else Stage.NONE
         waits = cast("Approval", tags["approval"])
@@ -79,7 +80,9 @@ class Staging:
             if earlier.stage is Stage.STAGING and earlier.version is not None:
                 with suppress(Gone, UnknownVersion):
                     if self._store.get_version(earlier.version).stage is Stage.ARCHIVED:
-                        self._reports[index] = superseded(earlier)
+                        move = last_moves(self._store.history()).get(earlier.version)
+                        later = move.version if move and move.version != earlier.version else ""
+                        self._reports[index] = superseded(earlier, later)
 
     def promote_pending(self) -> None:
         """Promote the version of this session that passed the gates of Production, if any.
@@ -144,10 +147,12 @@ def decision_tags(decision: Decision) -> dict[str, str]:
     return {"reason": decision.why, "approval": waits, **gates, **person}
 
 
-def superseded(report: RoundReport) -> RoundReport:
-    """Return the report of a round whose version has left Staging for a later one."""
+def superseded(report: RoundReport, later: str) -> RoundReport:
+    """Return the report of a round whose version left Staging, for a ``later`` one if known."""
     approval: Approval = "superseded" if report.approval == "pending" else report.approval
-    return replace(report, stage=Stage.ARCHIVED, approval=approval)
+    by = f"superseded by {later}" if later else ""
+    reason = "; ".join(filter(None, (by, report.reason)))
+    return replace(report, stage=Stage.ARCHIVED, approval=approval, reason=reason)
 
 
 def run_tags(origin: Origin, flower_run_id: str, metric: str | None) -> dict[str, str]:

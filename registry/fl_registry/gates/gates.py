@@ -15,6 +15,7 @@ import numpy as np
 from fl_registry.gates.dependence import Dependence, dependence, labels_of
 from fl_registry.gates.paired import FEWEST, bootstrap_interval, hull, mcnemar
 from fl_registry.gates.results import ExampleScores, Results
+from fl_registry.numbers import number_text
 from fl_registry.stages import Stage
 
 # What `fl_registry` and `fl_app.strategy` export too: a new gate is named here and nowhere else.
@@ -198,10 +199,12 @@ class BestSoFar:
         if value is None:
             return _absent(name, evidence.metrics, self.metric)
         if evidence.best is None:
-            return Verdict(name, True, f"{self.metric} {_number(value)} is the first candidate's")
+            return Verdict(
+                name, True, f"{self.metric} {number_text(value)} is the first candidate's"
+            )
         other, note = _finite(evidence.best, self.metric), evidence.best_note
         if other is None and note:
-            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
+            return _left_to_a_person(name, f"{self.metric} {number_text(value)}", note)
         if other is None:
             return _absent(name, evidence.best, self.metric, "the best candidate so far")
         got, bound = _words(value, other)
@@ -254,11 +257,13 @@ class BeatsChampion:
         if value is None:
             return _absent(name, evidence.metrics, self.metric)
         if evidence.champion is None:
-            reason = f"{self.metric} {_number(value)}, and there is no production version to beat"
+            reason = (
+                f"{self.metric} {number_text(value)}, and there is no production version to beat"
+            )
             return Verdict(name, True, reason)
         other, note = _finite(evidence.champion, self.metric), evidence.champion_note
         if other is None and note:
-            return _left_to_a_person(name, f"{self.metric} {_number(value)}", note)
+            return _left_to_a_person(name, f"{self.metric} {number_text(value)}", note)
         if other is None:
             return _absent(name, evidence.champion, self.metric, "the production version")
         alike, passed, why = None, None, ""
@@ -269,7 +274,7 @@ class BeatsChampion:
             passed = self._enough(_gain(value, other, self.mode))
         got, bound = _words(value, other)
         verb = "beats" if passed else f"does not {surely}beat"
-        by = f" by {_number(self.margin)}" if self.margin else ""
+        by = f" by {number_text(self.margin)}" if self.margin else ""
         reason = f"{self.metric} {got} {verb} production's {bound}{by}{why}"
         notes = (note, _alike(len(evidence.results or ()), alike))
         return Verdict(name, passed, reason, "; ".join(filter(None, notes)))
@@ -308,14 +313,13 @@ class BeatsChampion:
         self, old: np.ndarray, new: np.ndarray, confidence: float, alike: Dependence | None
     ) -> tuple[bool, str]:
         won, lost, p = mcnemar(*((old, new) if self.mode == "max" else (new, old)))
-        why = f": {won} of {len(new)} examples speak for it, {lost} against it, p {_number(p)}"
+        why = f": {won} of {len(new)} examples speak for it, {lost} against it, p {number_text(p)}"
         passed = won > lost and p <= 1 - confidence
         if alike is None:
             return passed, why
         low, high = self._gains(alike.interval(confidence))
-        why += (
-            f"; the gain is {_number(low)} to {_number(high)}, {_sure(confidence, len(new), alike)}"
-        )
+        gain = f"{number_text(low)} to {number_text(high)}"
+        why += f"; the gain is {gain}, {_sure(confidence, len(new), alike)}"
         return passed and self._enough(low), why
 
     def _bootstrap(
@@ -334,7 +338,7 @@ class BeatsChampion:
             return False, f": {self.metric} cannot be computed without each of the groups"
         low, high = self._gains(interval)
         sure = _sure(confidence, len(new), alike)
-        return self._enough(low), f": the gain is {_number(low)} to {_number(high)}, {sure}"
+        return self._enough(low), f": the gain is {number_text(low)} to {number_text(high)}, {sure}"
 
     def _gains(self, interval: tuple[float, float]) -> tuple[float, float]:
         return interval if self.mode == "max" else (-interval[1], -interval[0])
@@ -390,11 +394,11 @@ class NoRegression:
         worst = sorted(gains, key=lambda place: gains[place])
         fallen = [place for place in worst if gains[place] < -self.margin - _ROUNDING]
         if not fallen:
-            reason = f"no {self.by} loses more than {_number(self.margin)} of {self.metric}"
+            reason = f"no {self.by} loses more than {number_text(self.margin)} of {self.metric}"
             return Verdict(name, True, f"{reason}; {self._words(worst[0], *pairs[worst[0]])}")
         parts = [self._words(place, *pairs[place]) for place in fallen[:_NAMED]]
         more = f" and {len(fallen) - _NAMED} more" if len(fallen) > _NAMED else ""
-        reason = f"more than {_number(self.margin)} of {self.metric} is lost: "
+        reason = f"more than {number_text(self.margin)} of {self.metric} is lost: "
         return Verdict(name, False, f"{reason}{', '.join(parts)}{more}")
 
     def _pairs(
@@ -415,7 +419,7 @@ class NoRegression:
         }
 
     def _words(self, place: str, value: float | None, old: float | None) -> str:
-        numbers = ["no number" if n is None else _number(n) for n in (old, value)]
+        numbers = ["no number" if n is None else number_text(n) for n in (old, value)]
         return f"{self.by} {place} goes from {numbers[0]} to {numbers[1]}"
 
 
@@ -501,17 +505,10 @@ def _gain(value: float, other: float, mode: str) -> float:
 
 def _words(value: float, other: float) -> tuple[str, str]:
     """Format two numbers briefly, but so that different numbers look different."""
-    texts = _number(value), _number(other)
+    texts = number_text(value), number_text(other)
     if texts[0] == texts[1] and value != other:
         return repr(value), repr(other)
     return texts
-
-
-def _number(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.4g}"
-    whole, _, decimals = f"{value:.4f}".partition(".")
-    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
 def _check(mode: str = "max", **numbers: float) -> None:
