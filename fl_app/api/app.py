@@ -38,6 +38,7 @@ def create_trigger_api(
     trusted_proxies: Collection[str] = (),
     posts_per_second: float = 100.0,
     posts_at_once: float = 1000.0,
+    wrong_tokens_at_once: float = 20.0,
     registry_calls_at_once: int = 4,
     collectors: Iterable[Collector] = (),
     probation: Probation | None = None,
@@ -72,6 +73,9 @@ def create_trigger_api(
         ``X-Forwarded-For`` is the client that limits count for; that of others is ignored.
     posts_per_second, posts_at_once : float
         How many requests a client may make that change something; more get a 429.
+    wrong_tokens_at_once : float
+        How many requests without the right token a client may make, and then one a second; ten
+        times as many for all clients together. More get a 429.
     registry_calls_at_once : int
         Calls to the registry at the same time; more get a 503, so that a slow MLflow does not hold
         all threads of the server.
@@ -114,7 +118,14 @@ def create_trigger_api(
 
     hosts = LOOPBACK if allowed_hosts is None else allowed_hosts
     limit = RateLimit(posts_per_second, posts_at_once)
-    guard = Guard(token, hosts, limit, proxies=trusted_proxies, people=people)
+    guard = Guard(
+        token,
+        hosts,
+        limit,
+        proxies=trusted_proxies,
+        people=people,
+        failures_at_once=wrong_tokens_at_once,
+    )
     if store is not None and probation is None:
         probation = Probation(store, manager)
     context = Context(

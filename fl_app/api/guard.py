@@ -28,8 +28,10 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 OPEN_PATHS = ("/health",)
 """Paths without a token, so that a liveness probe needs none."""
 
-FAILED, FAILED_IN_ALL = (1.0, 20), (20.0, 200)
-"""Requests without the right token, for a client and for all: a second, and at once."""
+FAILURES = 20.0
+"""Requests without the right token that a client may send at once, and then one a second."""
+CLIENTS_FAILING = 10
+"""How many times as many all clients may send together."""
 
 _TOKEN = re.compile(r"\A[!-~]{16,512}\Z")
 _HOST = re.compile(r"\A(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?\Z", re.ASCII)
@@ -95,6 +97,8 @@ class Guard:
         Addresses or networks whose ``X-Forwarded-For`` names the client.
     people : People | None
         People with tokens of their own.
+    failures_at_once : float
+        How many requests without the right token a client may send at once.
 
     Raises
     ------
@@ -110,6 +114,7 @@ class Guard:
         *,
         proxies: Collection[str] = (),
         people: People | None = None,
+        failures_at_once: float = FAILURES,
     ) -> None:
         if token is not None and not _TOKEN.match(token):
             raise ValueError(
@@ -119,7 +124,8 @@ class Guard:
         self.token = token
         self._hosts = {name.strip("[]").rstrip(".").lower() for name in hosts}
         self._limit = limit
-        self._failed, self._failed_in_all = RateLimit(*FAILED), RateLimit(*FAILED_IN_ALL)
+        self._failed = RateLimit(1.0, failures_at_once)
+        self._failed_in_all = RateLimit(CLIENTS_FAILING, CLIENTS_FAILING * failures_at_once)
         self._proxies = [network(name) for name in proxies]
         self.people = people
         if "*" in self._hosts and not self.needs_token:

@@ -212,7 +212,9 @@ def test_random_bytes_never_make_the_server_fail(tmp_path: Path) -> None:
 def test_requests_of_all_kinds_that_the_description_allows_and_forbids(tmp_path: Path) -> None:
     manager = RetrainingManager(store=MonitorStore(f"sqlite:///{tmp_path / 'monitor.db'}"))
     store = versions(tmp_path, 5)
-    app = create_trigger_api(manager, store=store, token=TOKEN, posts_at_once=10**6)
+    app = create_trigger_api(
+        manager, store=store, token=TOKEN, posts_at_once=10**6, wrong_tokens_at_once=10**6
+    )
     server = serve_api(app, port=0)
     assert server is not None
     config = tmp_path / "schemathesis.toml"

@@ -18,6 +18,7 @@ from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fl_app.strategy.round.grids import streaming_grid
+from fl_app.strategy.round.influence import winsorized
 from fl_app.strategy.round.screening import only, with_records, without_arrays
 from fl_app.wire.arrays import (
     STYPE,
@@ -297,7 +298,8 @@ def in_step(contents: Sequence[RecordDict], weighted_by: str | None) -> list[Rec
 
     A metric is kept if at least half of the replies report it. If a reply lacks it, or has a list
     of another length than most, it gets the mean of the others, weighted by a metric, so that the
-    weighted average of all is theirs.
+    weighted average of all is theirs. A value that is out of scale becomes the nearest that is not
+    (`winsorized`).
     """
     replies: list[dict[str, Any]] = [
         dict(next((r for r in content.values() if isinstance(r, MetricRecord)), {}))
@@ -308,10 +310,15 @@ def in_step(contents: Sequence[RecordDict], weighted_by: str | None) -> list[Rec
     for name, count in Counter(chain.from_iterable(replies)).items():
         if 2 * count < len(replies):
             continue
-        values = [metrics.get(name) for metrics in replies]
+        values: list[Any] = [metrics.get(name) for metrics in replies]
         lengths = [None if v is None else len(v) if isinstance(v, list) else -1 for v in values]
         ((usual, _),) = Counter(n for n in lengths if n is not None).most_common(1)
         fits = [length == usual for length in lengths]
+        if name != weighted_by:
+            bounded = iter(winsorized([*compress(values, fits)]))
+            values = [
+                next(bounded) if fit else value for value, fit in zip(values, fits, strict=True)
+            ]
         if not all(fits):
             total = sum(compress(weights, fits))
             shares = [weight / total for weight in compress(weights, fits)]

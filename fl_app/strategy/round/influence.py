@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import operator
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from statistics import median
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from fl_app.shares import largest_weight
 
@@ -22,10 +24,41 @@ FEWEST = 3
 """Replies of which the one that is unlike the others can be told."""
 FAR = 10.0
 """Times the median norm of a round's replies, beyond which one is out of scale."""
+LEAST_SCALE = 0.1
 MAX_WAITING = 3
 """Replies that wait for others: each is a model in memory."""
 
 Reply = TypeVar("Reply")
+Number = int | float | list[int] | list[float]
+
+
+def winsorized(values: Sequence[Number]) -> list[Number]:
+    """Return a metric's values with those that are out of scale lowered, or raised, to the others.
+
+    Out of scale is what is further from the median than 10 times the median size, the median
+    distance from it, or 0.1, whichever is most, so that fractions stay as they are. It becomes the
+    nearest value that is within. Lists of one length are treated place by place. Without such
+    values, and of fewer than three, all stay as they are.
+    """
+    unchanged = list(values)
+    flat = [value for value in unchanged if not isinstance(value, list)]
+    if len(unchanged) < FEWEST or (len(flat) == len(unchanged) and max(flat) - min(flat) <= 1):
+        return unchanged
+    table = np.asarray(unchanged, np.float64)
+    with np.errstate(over="ignore"):
+        usual = np.median(table, axis=0)
+        apart = np.abs(table - usual)
+        scale = np.maximum(np.median(apart, axis=0), np.abs(usual))
+        far = apart > FAR * np.maximum(scale, LEAST_SCALE)
+    if not far.any():
+        return unchanged
+    least = np.where(far, np.inf, table).min(axis=0)
+    most = np.where(far, -np.inf, table).max(axis=0)
+    near = np.clip(table, least, most)
+    return [
+        new.tolist() if bad.any() else old
+        for old, new, bad in zip(unchanged, near, far, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

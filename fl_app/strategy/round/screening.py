@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 
 from fl_app.flower_internals import KEY_NORM_BIT
 from fl_app.settings import Key, check_settings
-from fl_app.strategy.round.influence import Influence, Size
+from fl_app.strategy.round.influence import Influence, Size, winsorized
 from fl_app.wire.arrays import (
     MAX_NAME,
     ArrayError,
@@ -331,6 +331,25 @@ class ScreenedReplies(Iterable[Message]):
     def good(self) -> list[Message]:
         """The accepted replies."""
         return [message for message in self.replies if message.has_content()]
+
+    def out_of_scale(self) -> dict[str, str]:
+        """Return by node id which of its metrics counts as another value than it reports."""
+        found: dict[str, str] = {}
+        told: list[tuple[Message, Mapping[str, Value]]] = [
+            (m, next(iter(m.content.metric_records.values()), MetricRecord())) for m in self.good
+        ]
+        for name in dict.fromkeys(chain.from_iterable(metrics for _, metrics in told)):
+            some = [(str(m.metadata.src_node_id), t[name]) for m, t in told if name in t]
+            numbers = [(n, v) for n, v in some if not isinstance(v, list)]
+            if name == self.weighted_by or 2 * len(numbers) < len(told):
+                continue
+            counted = winsorized([value for _, value in numbers])
+            for (node, value), new in zip(numbers, counted, strict=True):
+                if new != value:
+                    found[node] = (
+                        f"its {quoted(name)} of {value:.6g} is out of scale, {new:.6g} counts"
+                    )
+        return found
 
     @property
     def unscored(self) -> str:

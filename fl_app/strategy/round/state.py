@@ -211,7 +211,7 @@ class RoundInHand:
         """Count and log the rejected replies of a phase; training begins a round."""
         if phase == "train":
             self.rejected = ()
-        for node, note in screened.notes.items():
+        for node, note in {**screened.out_of_scale(), **screened.notes}.items():
             if self.noted.get((phase, node)) != note:  # mostly the same in each round
                 logger.info("round %d: of node %s: %s", number, node, note)
                 self.noted[phase, node] = note

@@ -292,7 +292,8 @@ class BeatsChampion:
         old, new = evidence.champion_results, evidence.results
         # Bonferroni: the error rate is shared among all candidates of the session. One of eight
         # equally good ones passes in 1.5 of 100 sessions at 95 % together, in 18 at 95 % each; one
-        # that is 5 points of mAP50 better still passes in 60 (benchmarks/gates.py).
+        # that is 5 points of mAP50 better still passes in 60, if nothing makes the order of the
+        # pictures suspect (benchmarks/gates.py).
         confidence = 1 - (1 - confidence) / evidence.looks
         if old is None or new is None:
             return None, None, " (two numbers alone: there are no results per example)"
