@@ -44,7 +44,7 @@ def trigger(
 
 def history(
     *,
-    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0)] = 50,
+    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0, max=10**9)] = 50,
     before: Annotated[str, typer.Option(help="Only those before the request with this id.")] = "",
     monitor: Monitor = "",
     name: Name = DEFAULT_MODEL_NAME,

@@ -66,7 +66,7 @@ def of_registry(work: Callable[..., Answer]) -> Callable[..., None]:
 @of_registry
 def versions(
     manager: ModelManager,
-    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0)] = 50,
+    limit: Annotated[int, typer.Option(help="How many at most; 0: all.", min=0, max=10**9)] = 50,
     stage: Annotated[
         str | None, typer.Option(help="Only those in this stage.", click_type=STAGES)
     ] = None,
