@@ -15,8 +15,8 @@ HIDDEN = "***"
 _PASSWORD = re.compile(r"(://[^:/?#\s@]*):[^\s/]*@")  # to the last @: a password may have some
 _USER_ONLY = re.compile(r"((?:https?|wss?|ftp)://)[^:/?#\s@]+@", re.IGNORECASE)
 _TELLING = (
-    r"[\w.-]{0,40}(?:pass(?:word|wd|phrase)?|pwd|token|secret|credential|signature|"
-    r"api[_-]?key|(?:access|account|private|shared)[_-]?key|odbc_connect)[\w.-]{0,40}"
+    r"[\w.-]{0,40}(?:pass(?:word|wd|phrase|code|key|(?![a-z]))|pwd|token|secret|credential|"
+    r"signature|api[_-]?key|(?:access|account|private|shared)[_-]?key|odbc_connect)[\w.-]{0,40}"
 )
 _VALUE = r"""(?:(['"])(?:(?!\3)[^\r\n])*\3|[^&;\s'"]+)"""
 _FIELD = re.compile(rf"(?i)(?<![\w.-])({_TELLING}|sig|auth)(=|%3D|:(?=\S)|['\"]\s*[:=]\s*){_VALUE}")
