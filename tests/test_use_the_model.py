@@ -151,7 +151,7 @@ def in_their_home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_section_is_tried_here() -> None:
     titles = ["Arrays, whatever the framework", "PyTorch", "scikit-learn", "XGBoost"]
-    assert list(blocks()) == ["YOLO", *titles, "mlflow.pyfunc"]
+    assert list(blocks()) == ["YOLO", *titles, "mlflow.pyfunc", "Model card"]
     assert "docs/use-the-model.md" in README.read_text()
 
 

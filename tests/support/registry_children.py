@@ -97,7 +97,8 @@ def serve(  # noqa: PLR0917 - a process gets them by place
     """
     faulthandler.dump_traceback_later(120, exit=True)
     os.environ["PGAPPNAME"] = FIRST_SERVER  # PostgreSQL lists its connections under this name
-    manager = ModelManager(address, name, home=home)
+    # In a shared database the default experiment has its files in the home of another test.
+    manager = ModelManager(address, name, home=home, experiment_name=f"{name} of the first")
     saved: list[str] = []
     try:
         with manager.writer("the first", lasts=lasts) as writer:
