@@ -140,7 +140,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             manager.promote_to_staging("3")
         yield folder / "home"
     mlflow.set_tracking_uri(address)
-    for name in [name for name in sys.modules if name.split("_app")[0] in APPS]:
+    ours = tuple(f"{framework}_app" for framework in APPS)
+    for name in [name for name in sys.modules if name.startswith(ours)]:
         del sys.modules[name]
 
 
