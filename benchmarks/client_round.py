@@ -246,8 +246,9 @@ cached_pictures = cache(read_pictures)
 def their_epoch(spec: DataSpec, workers: int) -> float:
     """Seconds of an epoch of Ultralytics' trainer, without start, validation and files."""
     import ultralytics.data.utils
-    from ultralytics import YOLO
+    from ultralytics import YOLO, settings
 
+    settings.update({"mlflow": False, "raytune": False, "tensorboard": False})
     ultralytics.data.utils.check_font = lambda font: None
     times: list[float] = []
     model = YOLO("yolov8n.yaml")
