@@ -141,6 +141,8 @@ def test_freed_bytes_are_those_that_the_disk_has_back(
     assert report.freed == told == sum(before.values()) - sum(after.values())
     assert report.left == {}
     assert len({Path(path).parent for path in after}) == 2
+    folders = [path for path in (mlflow_home / "artifacts").rglob("*") if path.is_dir()]
+    assert [path for path in folders if not any(path.iterdir())] == []
     assert len(manager.client.search_logged_models([_experiment(manager)])) == 2
 
 

@@ -262,7 +262,7 @@ class MlflowFiles(VersionFiles):
 
         with suppress(ArtifactError):
             if (folder := local_folder(self._checked(location, model_id))) is not None:
-                remove_folder(folder)  # first: where the disk is full the database takes nothing
+                _remove(folder)  # first: where the disk is full the database takes nothing
         try:
             self._connection.client.delete_logged_model(model_id)
         except (MlflowException, RegistryError, OSError) as error:
@@ -280,7 +280,7 @@ class MlflowFiles(VersionFiles):
     def _delete(self, location: str) -> Removal:
         """Remove files, and look whether they are gone."""
         if (folder := local_folder(location)) is not None:
-            return remove_folder(folder)
+            return _remove(folder)
         before = self._bytes(location)
         try:
             if before:
@@ -391,3 +391,12 @@ def _walk(store: Any, folder: str | None = None) -> Iterator[int]:
             yield from _walk(store, file.path)
         else:
             yield int(file.file_size or 0)
+
+
+def _remove(folder: Path) -> Removal:
+    """Remove the files of a logged model, and MLflow's folder around them, named by its id."""
+    done = remove_folder(folder)
+    if is_model_id(folder.parent.name):
+        with suppress(OSError):  # something else is in it
+            folder.parent.rmdir()
+    return done
