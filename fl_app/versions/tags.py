@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NotRequired
+from typing import TYPE_CHECKING, NotRequired, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -17,6 +17,8 @@ from fl_app.events import RejectedReply
 
 if TYPE_CHECKING:
     from fl_registry import Verdict
+
+T = TypeVar("T")
 
 REJECTED = "rejected"
 """Tag of a version: the nodes whose replies were rejected in its round."""
@@ -52,6 +54,13 @@ _NODES = TypeAdapter(list[Node])
 _GATES = TypeAdapter(list[GateResult])
 
 
+def _listed(adapter: TypeAdapter[list[T]], text: str) -> list[T]:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError:
+        return []
+
+
 def rejected_tag(nodes: Iterable[RejectedReply]) -> dict[str, str]:
     """Return the version tag that names the nodes, those with most in a row first."""
     worst = sorted(nodes, key=lambda node: -node.in_a_row)[:MAX_NODES]
@@ -60,15 +69,11 @@ def rejected_tag(nodes: Iterable[RejectedReply]) -> dict[str, str]:
 
 def read_rejected(tags: Mapping[str, str]) -> list[RejectedReply]:
     """Return the nodes that were rejected in a version's round, from its tags."""
-    try:
-        return _REPLIES.validate_json(tags.get(REJECTED, "[]"))
-    except ValidationError:
-        return []
+    return _listed(_REPLIES, tags.get(REJECTED, "[]"))
 
 
 def gates_tag(verdicts: Iterable[Verdict]) -> dict[str, str]:
     """Return the version tag with what each gate said."""
-    # Not "passed": the registry hides what follows a name with "pass" in it.
     rows = [
         {"gate": each.gate, "ok": each.passed, "reason": each.reason, "note": each.note}
         for each in verdicts
@@ -78,18 +83,12 @@ def gates_tag(verdicts: Iterable[Verdict]) -> dict[str, str]:
 
 def read_gates(tags: Mapping[str, str]) -> list[GateResult]:
     """Return what each gate said of a version, from its tags."""
-    try:
-        return _GATES.validate_json(tags.get(GATES, "[]"))
-    except ValidationError:
-        return []
+    return _listed(_GATES, tags.get(GATES, "[]"))
 
 
 def read_nodes(tags: Mapping[str, str]) -> list[Node]:
     """Return the nodes that took part in a version, from its tags."""
-    try:
-        return _NODES.validate_json(tags.get(NODES, "[]"))
-    except ValidationError:
-        return []
+    return _listed(_NODES, tags.get(NODES, "[]"))
 
 
 def read_node_scores(tags: Mapping[str, str]) -> dict[str, float]:

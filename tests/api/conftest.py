@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.api_client import TOKEN, Client, versions
+from support.page_story import Clock, Story
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import MonitorStore, RetrainingManager
@@ -30,3 +31,11 @@ def api(manager: RetrainingManager, store: InMemoryModelStore) -> Iterator[Clien
     assert server is not None
     yield Client(server.port, TOKEN)
     server.close()
+
+
+@pytest.fixture
+def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
+    """Return a registry and a monitor with a history, at a time that stands still."""
+    clock = Clock()
+    clock.stop(monkeypatch)
+    return Story(tmp_path, clock)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 from support.api_client import TOKEN, Client
-from support.page_story import Clock, Story
+from support.page_story import Story
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.retraining import RetrainingManager
@@ -28,13 +28,6 @@ ROOT = Path(__file__).parents[2]
 FORM = "application/x-www-form-urlencoded"
 CHANGES = ["sign-out", "decide", "rollback", "trigger"]
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}\u202e\x00&amp;"
-
-
-@pytest.fixture
-def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
-    clock = Clock()
-    clock.stop(monkeypatch)
-    return Story(tmp_path, clock)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import pytest
 from flask import Flask
 from support.api_client import TOKEN
 from support.page_browser import Visit, chromium
-from support.page_story import Clock, Story
+from support.page_story import Story
 
 from fl_app.api import create_trigger_api, serve_api
 from fl_app.events import RejectedReply
@@ -65,13 +65,6 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         source = archive.extractfile("package/axe.min.js")
         assert source is not None
         return source.read().decode()
-
-
-@pytest.fixture
-def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
-    clock = Clock()
-    clock.stop(monkeypatch)
-    return Story(tmp_path, clock)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
-from support.page_story import Clock, Story
+from support.page_story import Story
 
 from fl_app.api import create_trigger_api
 from fl_app.api.page import overview
@@ -22,13 +22,6 @@ from fl_registry import ArtifactError, FederatedLearningTracker, ModelManager, S
 from fl_registry.files.weights import save_weights
 
 PNG = b"\x89PNG\r\n\x1a\n-a-picture"
-
-
-@pytest.fixture
-def story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Story:
-    clock = Clock()
-    clock.stop(monkeypatch)
-    return Story(tmp_path, clock)
 
 
 @pytest.fixture

@@ -172,16 +172,22 @@ def test_a_write_that_fails(
     assert ended <= 3 if times == 1 else ended > count / 2
 
 
-def test_a_session_without_room_for_its_last_rounds_ends_with_an_error(
-    home: Path, disk: Disk, lines: Lines
-) -> None:
-    world = World(home)
+def full_from_round_3(disk: Disk) -> Callable[[int, Message], Any]:
+    """Nodes that answer, while the server's disk has no room from round 3 on."""
 
     def answer(node_id: int, message: Message) -> Any:
         if int(message.content["config"]["server-round"]) == 3:
             disk.fails(0, times=10**9, number=errno.ENOSPC)
         return add_one(node_id, message)
 
+    return answer
+
+
+def test_a_session_without_room_for_its_last_rounds_ends_with_an_error(
+    home: Path, disk: Disk, lines: Lines
+) -> None:
+    world = World(home)
+    answer = full_from_round_3(disk)
     with pytest.raises(CheckpointError) as raised:
         world.start(answer, rounds=8)
     said = str(raised.value)
@@ -203,12 +209,7 @@ def test_with_other_settings_the_next_run_does_not_promote_an_older_model(
     home: Path, disk: Disk
 ) -> None:
     world = World(home)
-
-    def answer(node_id: int, message: Message) -> Any:
-        if int(message.content["config"]["server-round"]) == 3:
-            disk.fails(0, times=10**9, number=errno.ENOSPC)
-        return add_one(node_id, message)
-
+    answer = full_from_round_3(disk)
     with pytest.raises(CheckpointError):
         world.start(answer, rounds=4)
     disk.works()
