@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,12 +97,29 @@ def test_what_is_out_of_scale_counts_as_the_nearest_that_is_not(
 def test_each_reply_is_given_on_or_refused_once(sizes: list[tuple[float, float]]) -> None:
     refused: list[int] = []
     bound = Influence[int](2.0, lambda n, _: n, lambda n, _: refused.append(n))
-    given_on = [*bound.bound(Size(n, *size) for n, size in enumerate(sizes))]
+    given_on = [*bound.streamed(Size(n, *size) for n, size in enumerate(sizes))]
     assert sorted(given_on + refused) == [*range(len(sizes))]
     if len(sizes) >= FEWEST:
         usual = float(np.median([norm for _, norm in sizes]))
         still = {n for n in given_on if sizes[n][1] > FAR * usual}
         assert len(still) <= len(sizes) // 2  # only those that came before what is usual was known
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([10.0, 1e8]), st.sampled_from([1.0, 2.0, 1e6])), max_size=12
+    ).flatmap(lambda sizes: st.tuples(st.just(sizes), st.permutations(range(len(sizes)))))
+)
+def test_the_order_of_replies_that_nobody_streams_changes_nothing(
+    drawn: tuple[list[tuple[float, float]], list[int]],
+) -> None:
+    sizes, order = drawn
+
+    def given_on(numbers: Iterable[int]) -> list[tuple[int, float]]:
+        bound = Influence[tuple[int, float]](2.0, lambda r, most: (r[0], most), lambda *_: None)
+        return bound.all(Size((n, sizes[n][0]), *sizes[n]) for n in numbers)
+
+    assert given_on(order) == sorted(given_on(range(len(sizes))), key=lambda r: order.index(r[0]))
 
 
 @pytest.fixture(autouse=True)

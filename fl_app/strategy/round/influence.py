@@ -2,7 +2,8 @@
 """How much one reply may decide in a round: its weight, and the scale of its numbers.
 
 A limit needs the other replies of the round. So that a strategy can still be given replies as they
-arrive, only those that are beyond a limit wait for the others.
+arrive, only those that are beyond a limit wait for the others. Several nodes that answer before the
+rest can then reach more, so replies that nobody streams all wait for the last one.
 """
 
 from __future__ import annotations
@@ -91,15 +92,17 @@ class Influence(Generic[Reply]):
     _weights: list[float] = field(default_factory=list)
     _norms: list[float] = field(default_factory=list)
 
-    def bound(self, sizes: Iterable[Size[Reply]]) -> Iterator[Reply]:
+    def all(self, sizes: Iterable[Size[Reply]]) -> list[Reply]:
+        """Return the replies in their order, with limits by all of them."""
+        waiting = [*map(self._seen, sizes)]
+        heaviest = self._heaviest()
+        return [reply for size in waiting for reply in self._given(size, heaviest)]
+
+    def streamed(self, sizes: Iterable[Size[Reply]]) -> Iterator[Reply]:
         """Yield the replies: within the limits as they arrive, the others after the last one."""
         waiting: list[Size[Reply]] = []
         for size in sizes:
-            if size.weight is not None:
-                insort(self._weights, size.weight)
-            if size.norm is not None:
-                insort(self._norms, size.norm)
-            waiting.append(size)
+            waiting.append(self._seen(size))
             if max(len(self._weights), len(self._norms)) < FEWEST:
                 continue
             heaviest = self._heaviest()
@@ -114,6 +117,13 @@ class Influence(Generic[Reply]):
                 yield from self._given(within.pop(0), heaviest)
         while waiting:
             yield from self._given(waiting.pop(0), self._heaviest())
+
+    def _seen(self, size: Size[Reply]) -> Size[Reply]:
+        if size.weight is not None:
+            insort(self._weights, size.weight)
+        if size.norm is not None:
+            insort(self._norms, size.norm)
+        return size
 
     def _heaviest(self) -> float:
         if self.shares is None or len(self._weights) < FEWEST:

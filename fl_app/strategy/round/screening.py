@@ -261,7 +261,7 @@ class ScreenedReplies(Iterable[Message]):
     def __iter__(self) -> Iterator[Message]:
         """Stream the replies for the inner strategy, once."""
         try:
-            for message in self._bounded():
+            for message in self._influence().streamed(self._screened()):
                 self.replies.append(without_arrays(message))
                 yield message
                 del message  # free its memory before the next reply is waited for
@@ -271,11 +271,11 @@ class ScreenedReplies(Iterable[Message]):
 
     def all(self) -> ScreenedReplies:
         """Wait for the remaining replies, and hold all with their arrays."""
-        self.replies.extend(self._bounded())
+        self.replies.extend(self._influence().all(self._screened()))
         return self
 
-    def _bounded(self) -> Iterator[Message]:
-        return Influence[Message](self.shares, self._lowered, self._refuse).bound(self._screened())
+    def _influence(self) -> Influence[Message]:
+        return Influence(self.shares, self._lowered, self._refuse)
 
     def _lowered(self, message: Message, heaviest: float) -> Message:
         """Return a reply that counts as fewer examples than it reports."""
