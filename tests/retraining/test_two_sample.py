@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import datetime
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from scipy.stats import ks_2samp
 from support.docs import run_block
 
 from fl_app import check_data_drift
+from fl_app.retraining.drift.columns import column_of, columns_of
 from fl_app.retraining.drift.two_sample import FeatureComparison, _holm
 
 RNG = np.random.default_rng(1)
@@ -146,6 +149,47 @@ def test_pandas_own_types_are_read() -> None:
     assert same.problems == {}
     later = frame.assign(time=frame["time"] + pd.Timedelta(days=90), kind="x")
     assert check_data_drift(later, frame).drifted == ("kind", "time")
+
+
+DAYS = [datetime.date(2026, 1, 1), None, datetime.date(2026, 1, 3)]
+COLUMNS: dict[str, tuple[list[Any], str]] = {
+    "whole": ([1, None, 3], "number"),
+    "real": ([1.5, None, 2.5], "number"),
+    "flag": ([True, False, None], "bool"),
+    "text": (["a", None, "b"], "text"),
+    "day": (DAYS, "time"),
+}
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow", "pyarrow batch"])
+def test_frames_of_other_libraries_are_read_as_a_mapping_is(library: str) -> None:
+    pl, pa = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    make = {"polars": pl.DataFrame, "pyarrow": pa.table, "pyarrow batch": pa.record_batch}
+    plain = {name: values for name, (values, _) in COLUMNS.items()}
+    table = columns_of(make[library](plain))
+    assert table.names == tuple(COLUMNS)
+    for found, (values, kind) in zip(map(column_of, table.values), COLUMNS.values(), strict=True):
+        assert (found.kind, found.missing) == (kind, 1)
+        assert found.values.tolist() == column_of(np.array(values, object)).values.tolist()
+
+
+@pytest.mark.parametrize("library", ["polars", "pyarrow"])
+def test_a_missing_level_is_missing(library: str) -> None:
+    pl, pa = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    levels = ["a", None, "b"]
+    coded = pl.Series(levels, dtype=pl.Categorical)
+    if library == "pyarrow":
+        coded = pa.array(levels).dictionary_encode()
+    frame = pl.DataFrame({"s": coded}) if library == "polars" else pa.table({"s": coded})
+    for data in (frame, coded):
+        found = column_of(columns_of(data).values[0])
+        assert (found.values.tolist(), found.missing) == (["a", "b"], 1)
+
+
+def test_a_lazy_frame_is_refused_with_the_remedy() -> None:
+    lazy = pytest.importorskip("polars").DataFrame({"x": [1.0, 2.0]}).lazy()
+    with pytest.raises(ValueError, match=r"lazy frame.*give data\.collect\(\)"):
+        check_data_drift(lazy, lazy)
 
 
 def test_columns_with_one_name_are_kept_apart() -> None:

@@ -67,8 +67,10 @@ def columns_of(data: Any) -> Table:
     Raises
     ------
     ValueError
-        If an array has not one or two dimensions, or a column has not one.
+        If an array has not one or two dimensions, a column has not one, or a frame is lazy.
     """
+    if hasattr(data, "collect") and not hasattr(data, "__len__"):
+        raise ValueError("The data are a lazy frame, expected one with rows: give data.collect().")
     if isinstance(data, Mapping):
         names, values = [*data], [*data.values()]
     elif hasattr(data, "column_names"):  # pyarrow
@@ -124,6 +126,8 @@ def _column(kind: str, values: np.ndarray, rows: int) -> Column:
 def _array(data: Any) -> np.ndarray:
     if isinstance(data, np.ma.MaskedArray):
         return np.asarray(np.ma.filled(data.astype(object), None))
+    if hasattr(getattr(data, "type", None), "index_type"):
+        data = data.cast(data.type.value_type)  # pyarrow gives a missing level as the last one
     try:
         return np.asarray(data)
     except ValueError:
