@@ -227,14 +227,17 @@ def test_a_hook_that_is_far_behind_misses_events_and_it_is_told(
 
 
 def test_no_thread_is_left_when_there_is_nothing_to_tell(parts: dict[str, Any]) -> None:
+    others = {*threading.enumerate()}  # of earlier tests
+
     def ours() -> list[str]:
-        return [t.name for t in threading.enumerate() if t.name.startswith("fl-app-")]
+        new = {*threading.enumerate()} - others
+        return [thread.name for thread in new if thread.name.startswith("fl-app-")]
 
     hooks = Hooks([lambda event: None], parts["store"])
     start(hooks, parts)
     with hooks.watching(0.01):
         assert "fl-app-journal" in ours()
-    for thread in threading.enumerate():
+    for thread in {*threading.enumerate()} - others:
         if thread.name.startswith("fl-app-"):
             thread.join(20)
     assert ours() == []
