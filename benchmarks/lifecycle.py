@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lifecycle adds to a round, beside bare FedAvg and beside the usual way of doing it.
+"""What the lifecycle adds to a round, beside the same strategy alone and the usual way of doing it.
 
-Ten clients answer with a 12 MB model, at once or after a second of training in which the machine
-is idle. A round lasts from its first message to the first message of the next one; each figure is
-the median over the rounds of several sessions, in seconds; the sides run in turn. The usual way is
-what Flower's and MLflow's examples show: a loop of one's own that logs the model by
-``mlflow.pytorch.log_model`` and registers it in every round.
+Clients answer in this process with a model of 355 arrays, at once or after a second of training in
+which the machine is idle. A node scores each round better than the one before, so each version is
+staged. A round lasts from its first message to the first message of the next one; a figure is the
+median of a session's rounds but the first. The sides run in turn, in five sessions each, whose
+median and spread a row has. Whole sessions, with start and end, have rows of their own. The usual
+way is what Flower's and MLflow's examples show: a loop of one's own that logs the model in every
+round, as a file, or by ``mlflow.pytorch.log_model`` as a registered one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +27,51 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from support.local_grid import LocalGrid, reply
 
+from benchmarks.aggregation import model
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy, RoundSettings, StreamingFedAvg
 from fl_registry import FederatedLearningTracker, ModelManager
 
-CLIENTS, ROUNDS, REPEATS = 10, 5, 5
-FLOATS, PARTS = 3_000_000, 30
-ADDED_GOAL, EVALUATED_GOAL = 1.02, 1.05
+ROUNDS, REPEATS = 6, 5
+RATIO_GOAL, ADDED_GOAL, EVALUATED_GOAL = 1.02, 0.05, 1.05
 WORK = 1.0
 """Seconds of a round's training."""
 
-Side = Callable[[float, Path], list[float]]
-"""Runs a session whose clients train so many seconds; returns when each of its rounds began."""
+
+@dataclass(frozen=True)
+class Case:
+    """So many clients, which send so many megabytes and train for so many seconds together."""
+
+    megabytes: float
+    clients: int
+    work: float
+
+    def __str__(self) -> str:
+        train = f"train {self.work:g} s" if self.work else "answer at once"
+        return f"{self.megabytes:g} MB, {self.clients} clients that {train}"
 
 
-def first_arrays() -> ArrayRecord:
-    """A 12 MB model."""
-    rng = np.random.default_rng(0)
-    return ArrayRecord([rng.random(FLOATS // PARTS, dtype=np.float32) for _ in range(PARTS)])
+INSTANT = [Case(megabytes, clients, 0.0) for megabytes in (1, 12) for clients in (2, 10)]
+TRAINING = Case(12, 10, WORK)
+
+Side = Callable[[Case, Path], list[float]]
+"""Runs a session; returns when each of its rounds began, after its start and before its end."""
 
 
-def grid_of(seconds: float, began: list[float]) -> LocalGrid:
-    """Clients that take ``seconds`` for a whole round's training and return what they got."""
+@cache
+def first_arrays(megabytes: float) -> ArrayRecord:
+    """A model of 355 arrays."""
+    return model(0, megabytes)
+
+
+def grid_of(case: Case, began: list[float]) -> LocalGrid:
+    """Clients that return what they got, and score each model better than the last one."""
 
     def answer(node_id: int, message: Message) -> RecordDict:
         if message.metadata.message_type == "train":
-            time.sleep(seconds / CLIENTS)
+            time.sleep(case.work / case.clients)
             return reply(message.content["arrays"], loss=1.0)
-        return reply(accuracy=0.5)
+        return reply(accuracy=len(began) / 100)
 
     class Timed(LocalGrid):
         def send_and_receive(
@@ -61,25 +82,32 @@ def grid_of(seconds: float, began: list[float]) -> LocalGrid:
                 began.append(time.perf_counter())
             return super().send_and_receive(sent, timeout=timeout)
 
-    return Timed(answer, node_ids=range(11, 11 + CLIENTS))
+    return Timed(answer, node_ids=range(11, 11 + case.clients))
 
 
-def bare(work: float, home: Path) -> list[float]:
-    """Flower's own loop with FedAvg."""
-    began: list[float] = []
-    FedAvg().start(grid_of(work, began), first_arrays(), num_rounds=ROUNDS + 2)
-    return began
+def bare(strategy: type[FedAvg]) -> Side:
+    """Flower's own loop with a strategy."""
+
+    def run(case: Case, home: Path) -> list[float]:
+        began = [time.perf_counter()]
+        arrays = first_arrays(case.megabytes)
+        strategy().start(grid_of(case, began), arrays, num_rounds=ROUNDS)
+        return [*began, time.perf_counter()]
+
+    return run
 
 
 def wrapped(inner: type[FedAvg], *, pipeline: bool = True, evaluation: float = 0.0) -> Side:
-    """The lifecycle around a strategy; ``evaluation`` is how long the holdout takes."""
+    """The lifecycle around a strategy; ``evaluation`` is how long the holdout computes."""
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        time.sleep(evaluation)
-        return MetricRecord({"accuracy": 0.5})
+        matrix, until = np.ones((300, 300), np.float32), time.thread_time() + evaluation
+        while time.thread_time() < until:
+            matrix = matrix @ matrix / 300
+        return MetricRecord({"accuracy": server_round / 100})
 
-    def run(work: float, home: Path) -> list[float]:
-        began: list[float] = []
+    def run(case: Case, home: Path) -> list[float]:
+        began = [time.perf_counter()]
         strategy = LifecycleStrategy(
             inner(),
             metric="accuracy",
@@ -89,85 +117,127 @@ def wrapped(inner: type[FedAvg], *, pipeline: bool = True, evaluation: float = 0
             rounds=RoundSettings(pipeline=pipeline),
         )
         evaluate_fn = evaluate if evaluation else None
-        arrays, grid = first_arrays(), grid_of(work, began)
-        strategy.start(grid, arrays, num_rounds=ROUNDS + 2, evaluate_fn=evaluate_fn)
-        return began
+        arrays, grid = first_arrays(case.megabytes), grid_of(case, began)
+        strategy.start(grid, arrays, num_rounds=ROUNDS, evaluate_fn=evaluate_fn)
+        return [*began, time.perf_counter()]
 
     return run
 
 
-def usual(work: float, home: Path) -> list[float]:
-    """A copy of Flower's loop that logs, stores and registers each round before the next one."""
-    import mlflow
-    import torch
+def usual(*, registered: bool) -> Side:
+    """A copy of Flower's loop that logs each round before the next one, as a model or as a file."""
 
-    mlflow.set_tracking_uri(f"sqlite:///{home}/usual.db")
-    if mlflow.get_experiment_by_name("usual") is None:
-        mlflow.create_experiment("usual", artifact_location=(home / "artifacts").as_uri())
-    mlflow.set_experiment("usual")
-    began: list[float] = []
-    grid, strategy, arrays = grid_of(work, began), FedAvg(), first_arrays()
-    module = torch.nn.Module()
-    for name, array in arrays.items():
-        module.register_parameter(f"p{name}", torch.nn.Parameter(torch.tensor(array.numpy())))
-    with mlflow.start_run():
-        for number in range(1, ROUNDS + 3):
-            config = ConfigRecord()
-            sent = strategy.configure_train(number, arrays, config, grid)
-            new, metrics = strategy.aggregate_train(number, grid.send_and_receive(sent))
-            asked = strategy.configure_evaluate(number, new or arrays, config, grid)
-            scores = strategy.aggregate_evaluate(number, grid.send_and_receive(asked))
-            arrays = new or arrays
-            mlflow.log_metrics(_numbers(metrics) | _numbers(scores), step=number)
-            state = {f"p{name}": torch.tensor(array.numpy()) for name, array in arrays.items()}
-            module.load_state_dict(state)
-            mlflow.pytorch.log_model(
-                module,
-                name=f"round-{number}",
-                registered_model_name="usual",
-                pip_requirements=["torch"],
-                serialization_format="pickle",
-            )
-    return began
+    def run(case: Case, home: Path) -> list[float]:
+        import mlflow
+        import torch
+
+        began = [time.perf_counter()]
+        mlflow.set_tracking_uri(f"sqlite:///{home}/usual.db")
+        if mlflow.get_experiment_by_name("usual") is None:
+            mlflow.create_experiment("usual", artifact_location=(home / "artifacts").as_uri())
+        mlflow.set_experiment("usual")
+        grid, strategy = grid_of(case, began), FedAvg()
+        arrays, module = first_arrays(case.megabytes), torch.nn.Module()
+        for number, array in enumerate(arrays.values()):
+            module.register_buffer(f"p{number}", torch.tensor(array.numpy()))
+        with mlflow.start_run():
+            for number in range(1, ROUNDS + 1):
+                config = ConfigRecord()
+                sent = strategy.configure_train(number, arrays, config, grid)
+                new, metrics = strategy.aggregate_train(number, grid.send_and_receive(sent))
+                asked = strategy.configure_evaluate(number, new or arrays, config, grid)
+                scores = strategy.aggregate_evaluate(number, grid.send_and_receive(asked))
+                arrays = new or arrays
+                mlflow.log_metrics(_numbers(metrics) | _numbers(scores), step=number)
+                values = [torch.tensor(array.numpy()) for array in arrays.values()]
+                state = {f"p{place}": value for place, value in enumerate(values)}
+                if registered:
+                    module.load_state_dict(state)
+                    mlflow.pytorch.log_model(
+                        module,
+                        name=f"round-{number}",
+                        registered_model_name="usual",
+                        pip_requirements=["torch"],
+                        serialization_format="pickle",
+                    )
+                else:
+                    torch.save(state, home / f"round-{number}.pt")
+                    mlflow.log_artifact(str(home / f"round-{number}.pt"))
+        return [*began, time.perf_counter()]
+
+    return run
 
 
 def _numbers(metrics: MetricRecord | None) -> dict[str, float]:
     return {name: float(v) for name, v in (metrics or {}).items() if isinstance(v, int | float)}
 
 
-def seconds_of(sides: dict[str, Side], work: float, home: Path) -> dict[str, float]:
-    """Seconds of a round by side; medians over all rounds but the first one of each session."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+@dataclass(frozen=True)
+class Took:
+    """Seconds of the sessions of a side: the median of the rounds of each, and each as a whole."""
+
+    rounds: list[float]
+    whole: list[float]
+
+    def beyond(self, other: Took) -> Took:
+        """Return the difference of each session, and that of each whole session by round."""
+        pairs = (
+            zip(self.rounds, other.rounds, strict=True),
+            zip(self.whole, other.whole, strict=True),
+        )
+        rounds, whole = ([ours - theirs for ours, theirs in each] for each in pairs)
+        return Took(rounds, [seconds / ROUNDS for seconds in whole])
+
+
+def sessions(sides: dict[str, Side], case: Case, home: Path) -> dict[str, Took]:
+    """Run the sessions of all sides in turn."""
+    took = {name: Took([], []) for name in sides}
     for number in range(REPEATS):
         for name in sorted(sides, reverse=bool(number % 2)):
-            taken[name] += list(np.diff(sides[name](work, home))[1:])
-    return {name: statistics.median(rounds) for name, rounds in taken.items()}
+            moments = sides[name](case, home)
+            took[name].rounds.append(statistics.median(np.diff(moments[2:-1]).tolist()))
+            took[name].whole.append(moments[-1] - moments[0])
+    return took
 
 
 def rows_of(home: Path) -> Iterator[Row]:
     """All rows of the table."""
-    peer = "bare FedAvg"
-    ours, kept = "around StreamingFedAvg", "around FedAvg"
-    for work in (0.0, WORK):
-        sides: dict[str, Side] = {
-            "bare": bare,
-            ours: wrapped(StreamingFedAvg),
-            kept: wrapped(FedAvg),
-            "the usual way": usual,
-        }
-        took = seconds_of(sides, work, home)
-        told = f"a round, clients train {work:g} s"
-        for name in (ours, kept, "the usual way"):
-            goal = ADDED_GOAL if name == ours and work else None
-            yield Row(f"{told}, {name}", took[name], peer, took["bare"], goal)
-    sides = {"bare": bare}
+    kinds = {"FedAvg": FedAvg, "StreamingFedAvg": StreamingFedAvg}
+    sides: dict[str, Side] = {name: bare(kind) for name, kind in kinds.items()}
+    sides |= {f"around {name}": wrapped(kind) for name, kind in kinds.items()}
+    hand = {"logged as a file": usual(registered=False), "log_model": usual(registered=True)}
+    for case in (*INSTANT, TRAINING):
+        took = sessions({**sides, **hand} if case.megabytes == 12 else sides, case, home)
+        for name in kinds:
+            ours, peer = took[f"around {name}"], took[name]
+            what = f"{case}: a round around {name}"
+            yield Row(
+                f"{what}, s", ours.rounds, name, peer.rounds, RATIO_GOAL if case.work else None
+            )
+            added, goal = ours.beyond(peer), None if case.work else ADDED_GOAL
+            yield Row(f"{what}, s more than {name} alone", added.rounds, goal=goal)
+            yield Row(f"{what}, start and end counted, s more", added.whole)
+        yield Row(
+            f"{case}: a round of StreamingFedAvg alone, s",
+            took["StreamingFedAvg"].rounds,
+            "FedAvg",
+            took["FedAvg"].rounds,
+        )
+        for name in hand.keys() & took.keys():
+            yield Row(
+                f"{case}: a round by hand, {name}, s",
+                took[name].rounds,
+                "FedAvg",
+                took["FedAvg"].rounds,
+            )
+    sides = {"bare": bare(FedAvg)}
     for pipeline in (True, False):
         named = "pipelined" if pipeline else "inline"
-        sides[named] = wrapped(StreamingFedAvg, pipeline=pipeline, evaluation=WORK)
-    took = seconds_of(sides, WORK, home)
+        sides[named] = wrapped(FedAvg, pipeline=pipeline, evaluation=WORK)
+    took = sessions(sides, TRAINING, home)
     for named, goal in (("pipelined", EVALUATED_GOAL), ("inline", None)):
-        name = f"a round, evaluation as long as training, {named}"
-        yield Row(name, took[named], peer, took["bare"], goal)
+        name = f"a round of a second, and a second of computed evaluation, {named}, s"
+        yield Row(name, took[named].rounds, "FedAvg, not evaluated", took["bare"].rounds, goal)
 
 
 def main() -> None:
@@ -176,8 +246,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
     with tempfile.TemporaryDirectory() as folder:
-        for side in (wrapped(StreamingFedAvg), usual):  # imports and tables are not a round
-            side(0.0, Path(folder))
+        # Imports and tables are not a round.
+        for side in (wrapped(StreamingFedAvg), usual(registered=True), usual(registered=False)):
+            side(INSTANT[0], Path(folder))
         report(rows_of(Path(folder)), given.json)
 
 

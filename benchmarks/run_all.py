@@ -2,7 +2,8 @@
 """Runs all benchmarks, one after the other; prints one table, and writes one JSON and one plot.
 
 Each benchmark is a process of its own. One that fails is told of at the end; the rows that it wrote
-before count, and so do the others. Both files are written anew after each benchmark.
+before count, and so do the others. Both files are written anew after each benchmark, and keep what
+they had of benchmarks that did not run. A failed benchmark or a missed goal ends with status 1.
 """
 
 from __future__ import annotations
@@ -10,17 +11,57 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from benchmarks.table import HEAD, Row
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
+LIBRARIES = ("flwr", "mlflow", "numpy", "ray", "torch", "ultralytics")
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: processor, memory, system, and the libraries' versions."""
+    names = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    model = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    return {
+        "cores": os.cpu_count(),
+        "processor": model[0] if model else platform.processor(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+@dataclass
+class Result:
+    """The rows of a benchmark, and when and where it ran.
+
+    Attributes
+    ----------
+    load : float
+        Processes that wanted a core in the minute before.
+    ended : bool
+        Whether it came to its end.
+    """
+
+    rows: list[Row]
+    date: str
+    load: float
+    machine: dict[str, Any]
+    ended: bool = field(default=True)
 
 
 def names() -> list[str]:
@@ -28,8 +69,9 @@ def names() -> list[str]:
     return sorted({path.stem for path in FOLDER.glob("*.py")} - {"run_all", "table"})
 
 
-def run(name: str) -> tuple[list[Row], bool]:
-    """Run a benchmark, which prints its rows too; returns them, and whether it came to its end."""
+def run(name: str) -> Result:
+    """Run a benchmark, which prints its rows too."""
+    date, load = time.strftime("%Y-%m-%d"), round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "rows.json"
         words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(target)]
@@ -38,16 +80,17 @@ def run(name: str) -> tuple[list[Row], bool]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
         done = subprocess.run(words, cwd=FOLDER.parent, env=environment, check=False)
         rows = json.loads(target.read_text()) if target.is_file() else []
-        return [Row(**row) for row in rows], bool(rows) and not done.returncode
+    ended = bool(rows) and not done.returncode
+    return Result([Row(**row) for row in rows], date, load, machine(), ended)
 
 
-def table(found: dict[str, list[Row]]) -> str:
+def table(found: dict[str, Result]) -> str:
     """One line for each row: ours, the peer, their ratio, the goal and whether it is met."""
-    lines = [f"{name:12} {row}" for name, rows in found.items() for row in rows]
-    return "\n".join([f"{'benchmark':12} {HEAD}", *lines])
+    lines = [f"{name:18} {row}" for name, result in found.items() for row in result.rows]
+    return "\n".join([f"{'benchmark':18} {HEAD}", *lines])
 
 
-def plot(found: dict[str, list[Row]], path: Path) -> None:
+def plot(found: dict[str, Result], path: Path) -> None:
     """Draw the ratio of each row that has one, on a logarithmic axis; 1 is the peer."""
     import matplotlib as mpl
 
@@ -56,8 +99,8 @@ def plot(found: dict[str, list[Row]], path: Path) -> None:
 
     bars = [
         (f"{name}: {row.row}"[:80], row.ratio, row.met)
-        for name, rows in found.items()
-        for row in rows
+        for name, result in found.items()
+        for row in result.rows
         if row.ratio
     ]
     figure, axis = plt.subplots(figsize=(9, 1 + 0.22 * len(bars)), layout="constrained")
@@ -69,16 +112,26 @@ def plot(found: dict[str, list[Row]], path: Path) -> None:
     axis.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=7)
     axis.invert_yaxis()
     axis.set_xlabel("ours / peer (green: goal met, red: missed, grey: no goal)")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
-def write(found: dict[str, list[Row]], folder: Path) -> None:
+def read(folder: Path = RESULTS) -> dict[str, Result]:
+    """Return the last results, by benchmark; empty if there are none."""
+    path = folder / "benchmarks.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    return {
+        name: Result(**{**result, "rows": [Row(**row) for row in result["rows"]]})
+        for name, result in told.items()
+    }
+
+
+def write(found: dict[str, Result], folder: Path) -> None:
     """Write the rows of all benchmarks and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {name: [asdict(row) for row in rows] for name, rows in found.items()}
-    (folder / "benchmarks.json").write_text(json.dumps(told, indent=1))
-    plot(found, folder / "benchmarks.png")
+    told = {name: asdict(result) for name, result in sorted({**read(folder), **found}.items())}
+    (folder / "benchmarks.json").write_text(json.dumps(told, indent=1) + "\n")
+    plot(read(folder), folder / "benchmarks.png")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -87,18 +140,18 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", choices=[*names(), []])
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args(words)
-    found: dict[str, list[Row]] = {}
-    failed = []
+    found: dict[str, Result] = {}
     for name in given.names or names():
         print(f"\n{name}", flush=True)
-        found[name], ended = run(name)
-        if not ended:
-            failed.append(name)
+        found[name] = run(name)
         write(found, given.results)
     print("\n" + table(found))
-    if failed:
-        print(f"failed: {', '.join(failed)}")
-    return len(failed)
+    failed = [name for name, result in found.items() if not result.ended]
+    missed = [row.row for result in found.values() for row in result.rows if row.met is False]
+    for told, bad in ("goals missed", missed), ("failed", failed):
+        if bad:
+            print(f"{told}: {', '.join(bad)}")
+    return int(bool(failed or missed))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 DERIVED: Any = object()
-HEAD = f"{'ours':>11}{'peer':>11}{'ratio':>11}{'goal':>11}"
+HEAD = f"{'ours':>11}{'peer':>11}{'ratio':>11}{'goal':>11}{'n':>4}{'spread':>8}"
+
+Figures = float | Sequence[float]
+"""One figure, or one of each run: a row then has their median, their number and their spread."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +27,38 @@ class Row:
     ratio : float, optional
         Ours / peer_value unless it is given.
     met : bool, optional
-        Whether the ratio is at most the goal unless it is given.
+        Whether the ratio, or our figure if there is none, is at most the goal unless it is given.
+    n : int
+        Runs of ours.
+    spread, peer_spread : list[float], optional
+        The lowest and the highest figure of several runs.
     """
 
     row: str
-    ours: float
+    ours: Figures
     peer: str | None = None
-    peer_value: float | None = None
+    peer_value: Figures | None = None
     ratio: float | None = field(default=DERIVED, kw_only=True)
     goal: float | None = None
     met: bool | None = field(default=DERIVED, kw_only=True)
+    n: int = field(default=1, kw_only=True)
+    spread: list[float] | None = field(default=None, kw_only=True)
+    peer_spread: list[float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name, spread in ("ours", "spread"), ("peer_value", "peer_spread"):
+            figures = getattr(self, name)
+            if isinstance(figures, Sequence):
+                object.__setattr__(self, name, statistics.median(map(float, figures)))
+                object.__setattr__(self, spread, [float(min(figures)), float(max(figures))])
+                if name == "ours":
+                    object.__setattr__(self, "n", len(figures))
         ratio, met = self.ratio, self.met
         if ratio is DERIVED:
             ratio = self.ours / self.peer_value if self.peer_value else None
         if met is DERIVED:
-            met = None if ratio is None or self.goal is None else ratio <= self.goal
+            measured = self.ours if self.peer_value is None else ratio
+            met = None if measured is None or self.goal is None else measured <= self.goal
         numbers = {"ours": self.ours, "peer_value": self.peer_value, "goal": self.goal}
         for name, number in {**numbers, "ratio": ratio}.items():
             object.__setattr__(self, name, None if number is None else float(number))
@@ -48,8 +67,15 @@ class Row:
     def __str__(self) -> str:
         numbers = (self.ours, self.peer_value, self.ratio, self.goal)
         columns = "".join(" " * 11 if n is None else f"{n:11.4g}" for n in numbers)
+        columns += f"{self.n:4}{self._width():>8}"
         met = {None: "", True: "met", False: "MISSED"}[self.met]
         return f"{columns}  {met:6}  {self.row}{f' ({self.peer})' if self.peer else ''}"
+
+    def _width(self) -> str:
+        """From the lowest to the highest figure of ours, in percent of the median."""
+        if not self.spread or not self.ours:
+            return ""
+        return f"{100 * (self.spread[1] - self.spread[0]) / abs(float(self.ours)):.0f}%"
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
