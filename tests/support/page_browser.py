@@ -93,8 +93,9 @@ class Visit:
         return self.said + [address for address in self.asked if not address.startswith(self.url)]
 
     def _note_failed(self, request: Any) -> None:
-        # What the script asks for now and then is given up where the next page is loaded.
-        if not (request.url.endswith("/page/live") and "ABORTED" in str(request.failure)):
+        # What a page asks for after it is loaded is given up where the next one is.
+        later = request.url.endswith(("/page/live", "/page/icon.svg"))
+        if not (later and "ABORTED" in str(request.failure)):
             self.said.append(request.url)
 
     def _listen(self, message: Any) -> None:
