@@ -107,7 +107,8 @@ def create_trigger_api(
     MissingExtra
         If the extra ``server`` is not installed.
     ValueError
-        If the token is short, any host is allowed without one, or a proxy is no address.
+        If the token is short, any host is allowed without one, a proxy is no address, or the
+        monitor keeps the requests of another model than the store's.
     """
     require("The API", "flask", "prometheus_client")
     from fl_app.api.endpoint import Context
@@ -126,6 +127,8 @@ def create_trigger_api(
         people=people,
         failures_at_once=wrong_tokens_at_once,
     )
+    if store is not None:
+        manager.require_model_of(store)
     if store is not None and probation is None:
         probation = Probation(store, manager)
     context = Context(

@@ -27,7 +27,8 @@ from fl_app.retraining.memory.store import MonitorStore, default_url
 from fl_app.retraining.requests import Outcome, RetrainPolicy, RetrainRequest, TriggerKind
 from fl_app.retraining.schedule import Cron, Every
 from fl_app.wire.data_summary import HOLD_KEY, REFERENCE_KEY
-from fl_registry import app_home
+from fl_registry import ModelStore, app_home
+from fl_registry.home import DEFAULT_MODEL_NAME
 from fl_registry.redaction import trace
 
 if TYPE_CHECKING:
@@ -111,8 +112,10 @@ class RetrainingManager:
         ``suggest`` stores automatic requests and leaves them to a person.
     drift : DriftSettings | None
         When the nodes' data count as drifted; by default with a false alarm a year.
+    model : str
+        The registered model whose requests it keeps, in ``monitor.db`` in ``FL_APP_HOME``.
     store : MonitorStore | None
-        The monitor's memory; by default ``monitor.db`` in ``FL_APP_HOME``.
+        Another memory, which has its own model.
     hooks : Sequence[Hook] | Hooks
         Called with a `RetrainingRequested` for each request that this object stores.
     now : Callable[[], datetime]
@@ -147,6 +150,7 @@ class RetrainingManager:
         policy: Literal["capped_cusum", "best_minus_threshold"] = "capped_cusum",
         on_request: Literal["auto", "suggest"] = "auto",
         drift: DriftSettings | None = None,
+        model: str = DEFAULT_MODEL_NAME,
         store: MonitorStore | None = None,
         hooks: Sequence[Hook] | Hooks = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -168,7 +172,7 @@ class RetrainingManager:
                 "drift_policy 'per_check' requests retraining in 5 %% of all checks for each "
                 "feature without any drift: in 139, 370 and 997 of 1,000 with 3, 10 and 100"
             )
-        self.store = store or MonitorStore(default_url(app_home()))
+        self.store = store or MonitorStore(default_url(app_home()), model)
         self._note = self.store.note("monitor", MonitorState)
         self.health = Health()
         self._hooks = hooks if isinstance(hooks, Hooks) else Hooks(hooks)
@@ -180,6 +184,23 @@ class RetrainingManager:
         self._schedules: dict[Every | Cron, Note[datetime]] = {}
         self._leaving = False
         self._state = self._restored()
+
+    def require_model_of(self, models: ModelStore) -> None:
+        """Require that the requests in a memory that others share are those of a store's model.
+
+        Otherwise the sessions of another model would serve them.
+
+        Raises
+        ------
+        ValueError
+            They are those of another one.
+        """
+        name = getattr(models, "registered_model_name", None)
+        if self.store.is_shared and name not in (None, self.store.model):
+            raise ValueError(
+                f"The monitor keeps the requests of model {self.store.model!r}, expected "
+                f"{name!r}, which the store has: make it by RetrainingManager(model={name!r})."
+            )
 
     @property
     def monitoring(self) -> bool:

@@ -99,7 +99,8 @@ class LifecycleStrategy(Strategy):
         Registry and tracking; MLflow under ``FL_APP_HOME`` by default. The store names the
         registered model: ``ModelManager(registered_model_name="digits")``.
     monitor : Monitor | None
-        Receives the metric and the nodes' data summaries, for instance a ``RetrainingManager``.
+        Receives the metric and the nodes' data summaries, for instance a ``RetrainingManager`` that
+        keeps the requests of the same registered model.
     probation : ProductionWatch | None
         Watches promoted versions, for instance a ``Probation`` with the same store and monitor.
     hooks : Sequence[Hook] | Hooks

@@ -273,6 +273,8 @@ class Setup:
         for name, value in ("store", self.store), ("tracker", self.tracker):
             if isinstance(value, str | Path | type):
                 raise TypeError(f"{name} is {value!r:.60}, expected an object: {name}=….")
+        if require_model_of := getattr(self.monitor, "require_model_of", None):
+            require_model_of(self.store)
         _check_strategy(self.strategy, ignore_start=self.rounds.ignore_start)
 
     @property

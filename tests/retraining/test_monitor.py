@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.serverapp.strategy import FedAvg
 from hypothesis import given
 from hypothesis import strategies as st
 from support.docs import run_block
 
+from fl_app import LifecycleStrategy
+from fl_app.api import create_trigger_api
 from fl_app.retraining import (
     BestMinusThreshold,
     CappedCusum,
     MonitorStore,
+    Probation,
     RetrainingManager,
     RetrainRequest,
     train_and_retrain,
 )
+from fl_registry import ModelManager
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
@@ -199,3 +205,21 @@ def test_the_page_s_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
     waiting = RetrainingManager().take()  # as a server would that starts later
     assert waiting is not None
     assert waiting.reason == "new pictures"
+
+
+def test_the_requests_of_one_model_are_not_served_by_another(home: Path) -> None:
+    asked, digits = RetrainingManager(model="digits"), ModelManager(None, "digits", home=home)
+    asked.manual_trigger("new digits")
+    assert RetrainingManager().trigger_history == []
+    (request,) = RetrainingManager(model="digits").trigger_history
+    assert request["reason"] == "new digits"
+    uses: list[Callable[[RetrainingManager], object]] = [
+        lambda monitor: LifecycleStrategy(FedAvg(), store=digits, monitor=monitor),
+        lambda monitor: create_trigger_api(monitor, store=digits),
+        lambda monitor: Probation(digits, monitor),
+    ]
+    for use in uses:
+        use(asked)
+        use(RetrainingManager(store=MonitorStore()))  # in memory: nobody else sees its requests
+        with pytest.raises(ValueError, match=r"RetrainingManager\(model='digits'\)"):
+            use(RetrainingManager())

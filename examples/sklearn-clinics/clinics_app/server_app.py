@@ -17,7 +17,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Train, and let the monitor look at what the clinics tell of their data."""
-    monitor = RetrainingManager(drift=DriftSettings(false_alarm_days=0.05))
+    monitor = RetrainingManager(drift=DriftSettings(false_alarm_days=0.05), model="clinics")
     strategy = LifecycleStrategy(
         FedAvg(fraction_evaluate=0.0),
         metric="accuracy",

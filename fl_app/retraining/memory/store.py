@@ -36,6 +36,8 @@ class MonitorStore:
 
     Attributes
     ----------
+    is_shared : bool
+        Whether other processes can see it: it is not in memory.
     requests : RequestTable
         The requests for retraining.
     keys : KeyTable
@@ -52,7 +54,7 @@ class MonitorStore:
         from fl_app.retraining.memory.database import KeyTable, open_database
         from fl_app.retraining.memory.requests import RequestTable
 
-        self.model = model
+        self.model, self.is_shared = model, url != IN_MEMORY
         self._database = open_database(url, model)
         self.requests = RequestTable(self._database)
         self.keys = KeyTable(self._database)

@@ -72,6 +72,7 @@ class Probation:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        monitor.require_model_of(models)
         self.settings = settings or ProbationSettings()
         self._models = models
         self._monitor = monitor
