@@ -23,6 +23,7 @@ from fl_registry import (
     Verdict,
     decide_stage,
 )
+from fl_registry.gates.gates import _words
 
 ALONE = " (two numbers alone: there are no results per example)"
 
@@ -202,3 +203,14 @@ def test_the_reason_names_the_stage_and_every_refusal() -> None:
 def test_a_policy_for_another_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="not for Archived"):
         decide_stage({Stage.ARCHIVED: []}, Evidence({}))
+
+
+@given(st.floats(), st.floats())
+def test_different_numbers_look_different_in_as_few_digits_as_it_takes(a: float, b: float) -> None:
+    texts = _words(a, b)
+    assert (texts[0] != texts[1]) == (a != b and not (math.isnan(a) and math.isnan(b)))
+
+
+def test_two_scores_that_are_nearly_the_same_are_short() -> None:
+    assert _words(0.9763854909640989, 0.9763802237527666) == ("0.97639", "0.97638")
+    assert _words(0.5, 0.25) == ("0.5000", "0.2500")

@@ -505,9 +505,10 @@ def _gain(value: float, other: float, mode: str) -> float:
 
 def _words(value: float, other: float) -> tuple[str, str]:
     """Format two numbers briefly, but so that different numbers look different."""
-    texts = number_text(value), number_text(other)
-    if texts[0] == texts[1] and value != other:
-        return repr(value), repr(other)
+    texts, digits = (number_text(value), number_text(other)), 4
+    while texts[0] == texts[1] and value != other and digits < 17:
+        digits += 1
+        texts = f"{value:.{digits}g}", f"{other:.{digits}g}"
     return texts
 
 
