@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,36 @@ def test_arrays_come_back_bit_for_bit(arrays: dict[str, np.ndarray]) -> None:
         assert loaded[name].dtype == native.dtype
         assert loaded[name].tobytes() == native.tobytes()
         assert loaded[name].flags.writeable
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays=arrays_of, model=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)
+)
+def test_the_file_is_that_of_safetensors(
+    arrays: dict[str, np.ndarray], model: dict[str, str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder) / "ours", Path(folder) / "theirs"
+        save_weights(arrays, ours, model=model)
+        plain = {name: np.array(array, order="C") for name, array in arrays.items()}
+        save_file(plain, theirs, metadata=Manifest([*arrays], {**model}).as_metadata())
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_model_is_held_once_and_not_at_all_by_saving_it(tmp_path: Path) -> None:
+    arrays = {f"layer.{n}": np.ones(1_000_000, np.float32) for n in range(10)}
+    peaks = []
+    for work in (
+        lambda: save_weights(arrays, tmp_path / "w"),
+        lambda: load_weights(tmp_path / "w"),
+    ):
+        tracemalloc.start()
+        work()
+        peaks.append(tracemalloc.get_traced_memory()[1] / 40e6)
+        tracemalloc.stop()
+    assert peaks[0] < 0.1
+    assert peaks[1] < 1.1
 
 
 def test_order_and_description_are_kept(saved: Path) -> None:

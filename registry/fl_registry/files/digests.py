@@ -54,9 +54,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(content: bytes) -> str:
+def digest_of(*parts: bytes | memoryview) -> str:
     """Return the SHA-256 of bytes, as hex."""
-    return hashlib.sha256(content).hexdigest()
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Needs no torch and no model class.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -18,10 +17,8 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from fl_registry.files.atomic import write_whole
+from fl_registry.files.atomic import replacing
 from fl_registry.files.digests import digest_of
 from fl_registry.files.strict_json import read_strict_json
 
@@ -33,6 +30,8 @@ _MAX_PARTS = 150_000
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
 }
+# In the order in which safetensors stores arrays, the last first.
+_CODES = ["BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"]
 _KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
 
 _Size = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
@@ -203,19 +202,50 @@ def save_weights(
     """
     try:
         metadata = Manifest(list(arrays), dict(model or {})).as_metadata()
-        plain = {name: _storable(name, array) for name, array in arrays.items()}
-        # In memory, so that the digest is computed while the file is written.
-        content = save(plain, metadata=metadata)
-    except (SafetensorError, TypeError, ValueError) as error:
+        parts = _as_parts({n: _storable(n, array) for n, array in arrays.items()}, metadata)
+    except (TypeError, ValueError) as error:
         raise WeightsError(f"the arrays cannot be stored as safetensors: {error}") from error
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(digest_of, content)
-        write_whole(Path(path), content)
+    with ThreadPoolExecutor(1) as pool:  # hashed while they are written
+        digest = pool.submit(digest_of, *parts)
+        with replacing(Path(path)) as file:
+            for part in parts:
+                file.write(part)
     return digest.result()
+
+
+def _as_parts(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
+    """Return what ``safetensors.numpy.save`` does, as a header and the arrays' own memory.
+
+    That function returns a copy of the model and makes another. ``save_file`` makes none, but
+    replaces the file by one of its own, which is neither locked nor known to be on disk.
+    """
+    order = sorted(arrays, key=lambda name: (-_CODES.index(_code(arrays[name])), name.encode()))
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        start, end = end, end + arrays[name].nbytes
+        shape, code = arrays[name].shape, _code(arrays[name])
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # so that arrays are aligned
+    flat = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
+    return [len(text).to_bytes(_LENGTH_BYTES, "little") + text, *flat]
+
+
+def _code(array: np.ndarray) -> str:
+    code = {"b": "BOOL", "c": "C"}.get(array.dtype.kind, array.dtype.kind.upper())
+    code = code if code == "BOOL" else f"{code}{8 * array.itemsize}"
+    if code not in _CODES:
+        raise ValueError(f"the format has no {array.dtype}")
+    return code
 
 
 def load_weights(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a weights file in the model's own order, writable.
+
+    All of them share one memory, so that a model is held once.
 
     Raises
     ------
@@ -223,22 +253,31 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
         The file is missing, damaged, or was not written by `save_weights`.
     """
     try:
-        content = Path(path).read_bytes()
-        manifest = read_header(io.BytesIO(content)).manifest
-        arrays = load(content)
+        with Path(path).open("rb") as file:
+            header = read_header(file)
+            content = bytearray(file.seek(0, os.SEEK_END) - header.data_start)
+            file.seek(header.data_start)
+            if file.readinto(content) != len(content):
+                raise ValueError("it was cut off while it was read")
+        arrays = {
+            name: np.ndarray(
+                row.shape, np.dtype(row.dtype_name).newbyteorder("<"), content, row.data_offsets[0]
+            )
+            for name, row in header.rows.items()
+        }
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error.strerror}") from error
-    except (SafetensorError, ValueError, LookupError, TypeError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, MemoryError) as error:
         raise WeightsError(
             f"weights file {path} is damaged or not a safetensors file: {error}; "
             "restore it from where it was saved"
         ) from error
-    if manifest is None:
+    if header.manifest is None:
         raise WeightsError(
             f"weights file {path} has no manifest, expected one of format '{Manifest.format}': "
             "save the arrays with fl_registry.files.weights.save_weights"
         )
-    return {name: arrays[name].copy() for name in manifest.order}
+    return {name: arrays[name] for name in header.manifest.order}
 
 
 def read_description(path: Path) -> dict[str, Any]:
