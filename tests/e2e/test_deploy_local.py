@@ -251,7 +251,7 @@ def kills_cost_a_reply_and_a_round(deployed: Deployed, folder: Path, log: Path) 
     rounds = [(row["tags"]["session"], row["tags"]["round"]) for row in versions(deployed)]
     assert rounds == [(s, str(n)) for s in "12" for n in range(1, ROUNDS + 1)]
     assert [session.info.status for session in sessions(deployed)] == ["FINISHED"] * 2
-    (request,) = MonitorStore(default_url(deployed.layout.home)).requests.history()
+    (request,) = MonitorStore(default_url(deployed.layout.home), NAME).requests.history()
     assert (request["id"], request["outcome"]) == (answer["request_id"], "done")
 
 

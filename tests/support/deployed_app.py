@@ -28,7 +28,7 @@ client = ClientApp()
 @server.main()
 def main(grid: Grid, context: Context) -> None:
     """Train two rounds, and again for each request; with `continuous` wait for the next."""
-    monitor = RetrainingManager()
+    monitor = RetrainingManager(model=NAME)
 
     def session(number: int, request: RetrainRequest | None) -> Result:
         nodes = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)

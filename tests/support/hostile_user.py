@@ -187,7 +187,7 @@ def api(folder: Path) -> Iterator[tuple[str, Use]]:
     """Bodies, paths, queries and headers; no answer may be a failure of the server."""
     store = ModelManager(None, "api", home=folder / "home")
     store.save_model_version(weights(folder, 1), metrics={"m": 0.5})
-    memory = MonitorStore(f"sqlite:///{folder / 'home' / 'monitor.db'}")
+    memory = MonitorStore(f"sqlite:///{folder / 'home' / 'monitor.db'}", "api")
     client = create_trigger_api(RetrainingManager(store=memory), store=store).test_client()
 
     def asked(text: str) -> None:
