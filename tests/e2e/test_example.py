@@ -77,7 +77,7 @@ def test_the_digits_need_no_yolo(bare: Flower) -> None:
 
 def test_a_clinic_s_new_scanner_is_noticed(bare: Flower) -> None:
     printed = run_as_written(bare, "sklearn-clinics")
-    (request,) = MonitorStore(default_url(bare.fl_app_home)).requests.history()
+    (request,) = MonitorStore(default_url(bare.fl_app_home), "clinics").requests.history()
     assert request["kind"] == "drift"
     assert "in round 3 the data moved" in str(request["reason"])
     assert "radius higher" in str(request["reason"]) or "perimeter higher" in str(request["reason"])
