@@ -38,7 +38,7 @@ def test_a_new_scanner_is_named_and_without_one_there_is_nothing(
         return client_app.app(message, context(node, **settings)).content
 
     server_app.app(LocalGrid(answer, [0, 1]), context(0, **settings))
-    monitor = RetrainingManager()
+    monitor = RetrainingManager(model="clinics")
     assert monitor.drift.checks == 2  # the first round is the reference, the last too few
     reasons = [entry["reason"] for entry in monitor.trigger_history]
     assert len(reasons) == (1 if new_scanner else 0)
