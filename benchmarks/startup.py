@@ -37,6 +37,7 @@ from support.registry_servers import mlflow_server
 from benchmarks.table import Row, parser, report
 from fl_app.strategy import LifecycleStrategy
 from fl_registry import FederatedLearningTracker, ModelManager
+from fl_registry.home import sqlite_address
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS, FEW, MANY = 7, 2, 7
@@ -137,9 +138,11 @@ def first_messages(home: Path) -> tuple[list[float], list[float]]:
     YoloOnServer.evaluate = timed  # type: ignore[method-assign]
     defaults = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     port, grid = free_port(), Watched()
+    address = sqlite_address(home / "mlflow.db")  # MLflow's own functions leave theirs behind
     config = {
         **defaults,
         "home": str(home),
+        "mlflow-tracking-uri": address,
         "continuous": True,
         "api-port": port,
         "num-server-rounds": 1,
@@ -153,7 +156,7 @@ def first_messages(home: Path) -> tuple[list[float], list[float]]:
         until_idle(port, number)
         if number == 0:
             time.sleep(3)
-            ModelManager(home=home).promote_to_production("1")
+            ModelManager(address, home=home).promote_to_production("1")
         grid.first.clear()
         before = len(scored)
         ask(port, "/trigger_retrain", {"reason": "a benchmark"})
