@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Result:
     date: str
     load: float
     machine: dict[str, Any]
-    ended: bool = field(default=True)
+    ended: bool = True
 
 
 def names() -> list[str]:
@@ -129,9 +129,10 @@ def read(folder: Path = RESULTS) -> dict[str, Result]:
 def write(found: dict[str, Result], folder: Path) -> None:
     """Write the rows of all benchmarks and the plot."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {name: asdict(result) for name, result in sorted({**read(folder), **found}.items())}
+    known = dict(sorted({**read(folder), **found}.items()))
+    told = {name: asdict(result) for name, result in known.items()}
     (folder / "benchmarks.json").write_text(json.dumps(told, indent=1) + "\n")
-    plot(read(folder), folder / "benchmarks.png")
+    plot(known, folder / "benchmarks.png")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -129,8 +129,7 @@ def create_trigger_api(
     )
     if store is not None:
         manager.require_model_of(store)
-    if store is not None and probation is None:
-        probation = Probation(store, manager)
+        probation = probation or Probation(store, manager)
     context = Context(
         manager=manager,
         guard=guard,

@@ -30,8 +30,8 @@ _MAX_PARTS = 150_000
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "BOOL": 8, "C64": 64} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
 }
-# In the order in which safetensors stores arrays, the last first.
-_CODES = ["BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "C64", "F64", "I64", "U64"]
+# The order in which safetensors stores arrays.
+_ORDER = ["U64", "I64", "F64", "C64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL"]
 _KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "C": "complex"}
 
 _Size = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
@@ -68,10 +68,17 @@ class ArrayRow:
     @property
     def dtype_name(self) -> str:
         """The dtype as NumPy and torch call it."""
-        kind = self.dtype.rstrip("0123456789")
-        bits = self.dtype.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        known = kind in _KINDS and bits.isdigit()
-        return f"{_KINDS[kind]}{bits}" if known else self.dtype.lower()
+        return _dtype_name(self.dtype)
+
+
+def _dtype_name(code: str) -> str:
+    kind = code.rstrip("0123456789")
+    bits = code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    known = kind in _KINDS and bits.isdigit()
+    return f"{_KINDS[kind]}{bits}" if known else code.lower()
+
+
+_CODES = {_dtype_name(code): code for code in _ORDER}
 
 
 @dataclass(frozen=True)
@@ -221,25 +228,18 @@ def _as_parts(
     That function returns a copy of the model and makes another. ``save_file`` makes none, but
     replaces the file by one of its own, which is neither locked nor known to be on disk.
     """
-    order = sorted(arrays, key=lambda name: (-_CODES.index(_code(arrays[name])), name.encode()))
+    codes = {name: _CODES[array.dtype.name] for name, array in arrays.items()}
+    order = sorted(arrays, key=lambda name: (_ORDER.index(codes[name]), name.encode()))
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for name in order:
-        start, end = end, end + arrays[name].nbytes
-        shape, code = arrays[name].shape, _code(arrays[name])
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": (start, end)}
+        array, start = arrays[name], end
+        end += array.nbytes
+        header[name] = {"dtype": codes[name], "shape": array.shape, "data_offsets": (start, end)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)  # so that arrays are aligned
     flat = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
     return [len(text).to_bytes(_LENGTH_BYTES, "little") + text, *flat]
-
-
-def _code(array: np.ndarray) -> str:
-    code = {"b": "BOOL", "c": "C"}.get(array.dtype.kind, array.dtype.kind.upper())
-    code = code if code == "BOOL" else f"{code}{8 * array.itemsize}"
-    if code not in _CODES:
-        raise ValueError(f"the format has no {array.dtype}")
-    return code
 
 
 def load_weights(path: Path) -> dict[str, np.ndarray]:
@@ -297,10 +297,10 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "biufc" or name == "__metadata__":
+    if array.dtype.name not in _CODES or name == "__metadata__":
         raise ValueError(
             f"array '{name}' of dtype {array.dtype}: expected an array of numbers or booleans "
-            "under another name than __metadata__"
+            f"({', '.join(_CODES)}) under another name than __metadata__"
         )
     # safetensors reads the memory as it lies. Not ascontiguousarray, which would turn a 0-d array
     # into a 1-d one.
