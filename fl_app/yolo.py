@@ -27,7 +27,6 @@ from fl_app.strategy import DataUsed, ScoredRecord, SessionReport
 from fl_app.strategy.records import Artifacts
 from fl_models import serving
 from fl_models.classes import class_names, name_differences
-from fl_models.drawings import draw_predictions, draw_training_batch
 from fl_models.holdout import Holdout
 from fl_models.pictures import DataSpec
 from fl_models.yolo import ModelMismatchError, YoloModel, from_arrays, get_model, take_weights
@@ -198,6 +197,8 @@ class YoloOnServer:
 
     def predictions(self, report: SessionReport, folder: Path) -> Iterable[Path]:
         """Draw some of its detections beside the labels into ``predictions.png``."""
+        from fl_models.drawings import draw_predictions  # Matplotlib is needed at the end alone
+
         if not self._load_best(report):
             return []
         path = folder / "predictions.png"
@@ -221,6 +222,8 @@ class YoloOnServer:
 
     def training_batch(self, report: SessionReport, folder: Path) -> Iterable[Path]:
         """Draw some of the server's training pictures, as augmented, into ``train_batch.png``."""
+        from fl_models.drawings import draw_training_batch
+
         if not self.data.train:
             logger.info("no train_batch.png: the server's data set has no training pictures")
             return []

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-from typing import Annotated
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -21,30 +22,40 @@ def run(ctx: typer.Context) -> None:
     If no other SuperLink is named, it starts Flower's local one if need be, for this environment.
     """
     from fl_app.deploy.local_superlink import LocalSuperLink, is_local
-    from fl_app.deploy.processes import environment, program
+    from fl_app.flower_internals import run_flower
 
     named = ctx.args[0] if ctx.args and not ctx.args[0].startswith("-") else None
     if is_local(named):
         require("A run on one machine", "ray")
         LocalSuperLink.of_this_account().ensure(say)
-    flwr, env = program("flwr"), environment({})
-    command = [flwr, "run", ".", "--stream", *ctx.args]
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        run_id = ""
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            started = re.search(r"Successfully started run (\d+)", line)
-            run_id = started.group(1) if started else run_id
-    if process.returncode:
-        raise typer.Exit(process.returncode)
+    with redirect_stdout(_Watched(sys.stdout)) as printed:
+        status = run_flower(["run", ".", "--stream", *ctx.args])
+    if status:
+        raise typer.Exit(status)
     # `flwr run --stream` ends with 0 even if the run failed; `flwr list` has the truth.
-    listed = [flwr, "list", *([named] if named else []), "--run-id", run_id]
-    status = subprocess.run(listed, env=env, capture_output=True, text=True, check=False).stdout
-    if "finished:completed" not in status:
-        fail(f"Run {run_id} did not complete; the reason is in the lines above.")
+    with redirect_stdout(StringIO()) as listed:
+        run_flower(["list", *([named] if named else []), "--run-id", printed.run])
+    if "finished:completed" not in listed.getvalue():
+        fail(f"Run {printed.run} did not complete; the reason is in the lines above.")
+
+
+class _Watched(StringIO):
+    """Passes on what Flower prints, line by line, and keeps the run's number."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self.run = ""
+
+    def write(self, text: str) -> int:
+        started = re.search(r"Successfully started run (\d+)", text)
+        self.run = started.group(1) if started else self.run
+        self._stream.write(text)
+        self._stream.flush()
+        return len(text)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def stop(

@@ -40,6 +40,8 @@ PORT_VARIABLE, CONTROL_PORT_VARIABLE = (
 )
 OWN_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 """Set in a SuperLink whose runs use its own environment; else Flower builds one for each run."""
+POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+"""Seconds until Flower sees that a run waits, 1 by default."""
 _LOCAL_ADDRESSES = (":local:", ":local-in-memory:")
 _GRACE_SECONDS = 20.0
 
@@ -192,7 +194,7 @@ class LocalSuperLink:
         with self.start_log.open("wb") as log:
             process = subprocess.Popen(
                 command,
-                env=environment({OWN_ENVIRONMENT: "1"}),
+                env=environment({OWN_ENVIRONMENT: "1", **POLLING}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -26,7 +26,7 @@ from fl_app.strategy.errors import RunFailedError
 from fl_app.strategy.finish.evaluation import EvaluateFn, shadow_metrics
 from fl_app.strategy.finish.finisher import FirstSteps, LastSteps
 from fl_app.strategy.finish.reporting import plot_metrics
-from fl_app.strategy.records import Artifacts, Monitor, ProductionWatch
+from fl_app.strategy.records import CLIENTS, Artifacts, Monitor, ProductionWatch
 from fl_app.strategy.round.grids import NodeDeadline, streaming_grid
 from fl_app.strategy.round.inner_strategy import (
     adopted_schema,
@@ -188,6 +188,7 @@ class LifecycleStrategy(Strategy):
         self._memory = InnerMemory(self.strategy)
         self._open: SessionRun | None = None
         self._writer: Writer
+        self._nodes: NodeEvaluation
 
     def summary(self) -> None:
         """Log the lifecycle's settings, then the inner strategy's."""
@@ -238,26 +239,26 @@ class LifecycleStrategy(Strategy):
             with open_session(start) as run:
                 self._open, self._writer = run, writer
                 try:
-                    # Score what the session starts with; the worker logs it meanwhile.
-                    nodes = NodeEvaluation(setup, grid, evaluate_config, timeout)
-                    if run.rounds.folder.record.first_metrics is None:
-                        scores = run.finisher.scores
-                        try:
-                            run.finisher.best = scores.before_first_round(nodes, run.staging)
-                        finally:
-                            run.outbox.put(FirstSteps())
-                    # Flower's loop calls the methods below.
-                    arrays, left = run.rounds.newest_arrays, num_rounds - run.hand.offset
-                    result = super().start(
-                        grid, arrays, left, timeout, train_config, evaluate_config
-                    )
+                    self._nodes = NodeEvaluation(setup, grid, evaluate_config, timeout)
+                    try:
+                        if run.finisher.scores.source == CLIENTS:  # nodes that do not train yet
+                            self._score_start(run)
+                        # Flower's loop calls the methods below.
+                        arrays, left = run.rounds.newest_arrays, num_rounds - run.hand.offset
+                        result = super().start(
+                            grid, arrays, left, timeout, train_config, evaluate_config
+                        )
+                        self._score_start(run)
+                    finally:
+                        if run.rounds.folder.record.first_metrics is None:
+                            run.outbox.put(FirstSteps())  # the params of a session that failed
                     run.hand.require_model()
                     run.live.begin("finishing", run.hand.current.round)
                     # Have the nodes compare what waits for approval, and the worker conclude.
                     if run.drained():
-                        nodes.server_round = num_rounds
+                        self._nodes.server_round = num_rounds
                         with random_states_restored():
-                            self._conclude(run, nodes)
+                            self._conclude(run)
                     return _completed(result, run)
                 finally:
                     self._open = None
@@ -307,6 +308,7 @@ class LifecycleStrategy(Strategy):
             return hand.take_restored()
         if hand.stopped:
             return None, None
+        self._score_start(run)  # while the nodes train
         # Screen the replies as they arrive, and aggregate them.
         rules, needs, schema = setup.rounds.screening, needs_of(strategy), hand.schema
         replies = run.live.arriving(replies)
@@ -412,11 +414,18 @@ class LifecycleStrategy(Strategy):
         run.outbox.make_room()
         run.outbox.put(waiting)
 
-    def _conclude(self, run: SessionRun, nodes: NodeEvaluation) -> None:
+    def _score_start(self, run: SessionRun) -> None:
+        """Score what the session starts with, if that is still to be done; the worker logs it."""
+        if run.rounds.folder.record.first_metrics is None:
+            scores = run.finisher.scores
+            run.finisher.best = scores.before_first_round(self._nodes, run.staging)
+            run.outbox.put(FirstSteps())
+
+    def _conclude(self, run: SessionRun) -> None:
         """Run the shadow rounds, and queue the last steps."""
         setup, shadow = self.setup, None
         try:
-            for shadow in shadow_rounds(setup, nodes, run.hand.schema):
+            for shadow in shadow_rounds(setup, self._nodes, run.hand.schema):
                 setup.tracker.log_metrics(shadow_metrics(shadow), step=shadow.server_round)
         except StoreUnavailable as error:
             logger.warning("%s", error)

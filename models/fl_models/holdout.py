@@ -7,6 +7,7 @@ import copy
 import platform
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,14 @@ class Holdout:
         clips = dict(zip(data.val, data.val_clips, strict=False))
         self._clips = [clips[picture.path] for picture in pictures] if clips else None
         settings = {"mode": "val", "imgsz": image_size, "batch": batch_size, "plots": False}
-        dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
-        cached = len(pictures) * 3 * image_size**2 <= cache_bytes
-        self._scorer = _Scorer(dataset, torch.device(device), cached=cached)
+        self._dataset = PictureDataset(pictures, data.names, settings=settings, augment=False)
+        self._cached = len(pictures) * 3 * image_size**2 <= cache_bytes
+        self._device = torch.device(device)
+
+    @cached_property
+    def _scorer(self) -> _Scorer:
+        # Made when it is needed: it imports torchvision, which takes seconds.
+        return _Scorer(self._dataset, self._device, cached=self._cached)
 
     def __len__(self) -> int:
         """Return the number of pictures, in the latest call if there was one."""

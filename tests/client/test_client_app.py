@@ -18,11 +18,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.serverapp.strategy import FedAvg
 from support.arrays import to_arrays
 
-from fl_app.client import client_app
-from fl_app.client.client_app import OPTIMIZER, app
+from fl_app.client import handlers
+from fl_app.client.client_app import app
 from fl_app.client.data import load_node_data
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.generated_shapes import NAMES
+from fl_app.client.handlers import OPTIMIZER
 from fl_app.config import ClientConfig
 from fl_app.wire.compressed_update import SentModel, decode_update
 from fl_models.pictures import cached_while_unchanged, label_file, settled_state
@@ -147,7 +148,7 @@ def test_a_node_trains_with_its_own_batch_size_and_on_its_own_device(
         seen.append(settings)
         return 1.0
 
-    monkeypatch.setattr("fl_app.client.client_app.train_locally", looked_at)
+    monkeypatch.setattr("fl_app.client.handlers.train_locally", looked_at)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -206,9 +207,9 @@ def test_a_new_process_decodes_no_unchanged_picture_to_check_it(
         time.sleep(0.1)  # two seconds at most
     first = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
     for name in ("_pictures", "_holdout"):  # the caches of the first process
-        read = getattr(client_app, name).__wrapped__
-        monkeypatch.setattr(client_app, name, cached_while_unchanged(read))
-    monkeypatch.setattr(client_app, "picture_shape", lambda path: pytest.fail(str(path)))
+        read = getattr(handlers, name).__wrapped__
+        monkeypatch.setattr(handlers, name, cached_while_unchanged(read))
+    monkeypatch.setattr(handlers, "picture_shape", lambda path: pytest.fail(str(path)))
     again = [ask(kind, arrays, shapes_yaml).content for kind in ("train", "evaluate")]
     for before, after in zip(first, again, strict=True):
         assert after.metric_records["metrics"] == before.metric_records["metrics"]

@@ -20,7 +20,7 @@ from support.arrays import to_arrays
 from ultralytics.data.utils import verify_image_label
 from ultralytics.utils.patches import imread
 
-from fl_app.client import client_app
+from fl_app.client import handlers
 from fl_app.client.client_app import app
 from fl_app.client.data_yaml import load_data_spec
 from fl_app.client.summary.pictures import pixel_statistics
@@ -431,7 +431,7 @@ def test_pictures_that_break_after_the_check_do_not_end_a_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     file = write(tmp_path)
-    read = client_app.read_pictures
+    read = handlers.read_pictures
 
     def then_broken(*args: Any, **options: Any) -> Any:
         pictures = read(*args, **options)
@@ -439,7 +439,7 @@ def test_pictures_that_break_after_the_check_do_not_end_a_round(
         (tmp_path / "train" / "images" / "4.png").write_bytes(b"half of it")
         return pictures
 
-    monkeypatch.setattr(client_app, "read_pictures", then_broken)
+    monkeypatch.setattr(handlers, "read_pictures", then_broken)
     reply = ask("train", file, workers=workers, cache="none")
     assert not reply.has_error(), reply.error.reason
     assert np.isfinite(reply.content.metric_records["metrics"]["loss"])

@@ -131,6 +131,15 @@ def test_replies_are_waited_for_until_the_timeout() -> None:
     assert 60 <= late.now < 61
 
 
+def test_what_came_in_time_is_returned_to_a_reader_who_comes_late() -> None:
+    wire = Wire(lambda node, message: honest(node).content(), delay=50.0)
+    messages = FedAvg().configure_train(1, first_model(), ConfigRecord(), wire)
+    replies = wire.one_by_one().send_and_receive(messages, timeout=60)
+    wire.now = 90.0
+    assert len(list(replies)) == 3
+    assert wire.now == 90.0
+
+
 def test_many_nodes_are_looked_for_less_often() -> None:
     wire = Wire(lambda node, message: honest(node).content(), delay=50.0, nodes=range(1, 200))
     assert len(ask(wire.one_by_one())) == 199

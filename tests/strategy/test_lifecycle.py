@@ -215,13 +215,54 @@ def test_a_score_that_is_not_a_number_stages_nothing_and_ends_nothing(
     assert "accuracy" not in rows[1]["metrics"]
 
 
-def test_an_unknown_metric_fails_before_the_first_round(parts: dict[str, Any]) -> None:
+def test_an_unknown_metric_fails_while_the_first_nodes_train(
+    parts: dict[str, Any], store: InMemoryModelStore, tracker: InMemoryTracker
+) -> None:
     grid = LocalGrid(add_one)
     with pytest.raises(MetricError, match=r"'mAP'.*\['accuracy'\]"):
         LifecycleStrategy(metric="mAP", **parts).start(
             grid, model(), num_rounds=3, evaluate_fn=holdout
         )
-    assert grid.sent == []
+    assert {message.metadata.message_type for message in grid.sent} == {"train"}
+    assert store.list_versions() == []
+    assert tracker.runs[0].params  # of the session that failed
+
+
+class Looking(FedAvg):
+    """Notes when it samples nodes and when it gets their replies."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.events = events
+
+    def configure_train(self, server_round: int, *args: Any) -> Iterable[Message]:
+        self.events.append(f"train {server_round}")
+        return super().configure_train(server_round, *args)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        self.events.append(f"replies {server_round}")
+        return super().aggregate_train(server_round, replies)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_what_it_starts_with_is_scored_while_the_first_nodes_train(
+    parts: dict[str, Any], tracker: InMemoryTracker, rounds: int
+) -> None:
+    events: list[str] = []
+
+    def score(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        events.append(f"score {server_round}")
+        return holdout(server_round, arrays)
+
+    strategy = LifecycleStrategy(Looking(events), **parts)
+    strategy.start(LocalGrid(add_one), model(), num_rounds=rounds, evaluate_fn=score)
+    # The worker scores the later rounds whenever it gets to them.
+    first = [event for event in events if event not in ("score 1", "score 2")]
+    later = ["train 1", "score 0", "replies 1", "train 2", "replies 2"]
+    assert first == (later if rounds else ["score 0"])
+    (run,) = tracker.runs
+    assert run.metrics["accuracy"][0][0] == 0
+    assert run.params
 
 
 def test_an_unknown_client_metric_fails_after_round_one(

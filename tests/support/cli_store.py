@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from fl_registry import ModelManager, Verdict
 from fl_registry.files.weights import save_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 HOME = Path("/tmp/fl-app-golden")  # noqa: S108 - its length is in what is folded
 UNFOLDED = {"card", "deploy-local", "home", "keys", "people", "run", "serve"}
@@ -137,10 +138,9 @@ def known_machine(patch: pytest.MonkeyPatch) -> None:
     ended.set()
     for module in (pages, deploy):
         patch.setattr(module, "stop_signals", lambda *_: ended)
-    done = SimpleNamespace(returncode=0, stdout="finished:completed")
-    started = SimpleNamespace(run=lambda *_, **__: done, Popen=Run, PIPE=-1)
-    for module in (pages, runs):
-        patch.setattr(module, "subprocess", started)
+    done = SimpleNamespace(returncode=0)
+    patch.setattr(pages, "subprocess", SimpleNamespace(run=lambda *_, **__: done))
+    patch.setattr("fl_app.flower_internals.run_flower", _completed)
     patch.setattr(runs, "require", lambda *_: None)
     server = SimpleNamespace(host="127.0.0.1", port=5056, close=lambda: None)
     patch.setattr("fl_app.api.serve_api", lambda *_, **__: server)
@@ -148,20 +148,11 @@ def known_machine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("fl_app.deploy.fork_server.run_supernode", lambda _: 0)
 
 
-class Run:
-    """`flwr run` that completes at once."""
-
-    stdout = ("Successfully started run 7\n", "round 1/1  mAP50 0.5000\n")
-    returncode = 0
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def _completed(words: Sequence[str]) -> int:
+    """Print what `flwr run` and `flwr list` print of a run that completes at once."""
+    lines = {"run": "Successfully started run 7\nround 1/1  mAP50 0.5000"}
+    sys.stdout.write(lines.get(words[0], "finished:completed") + "\n")
+    return 0
 
 
 def _told(deployment: Deployment) -> None:

@@ -129,14 +129,16 @@ class OneByOne(GridAround):
     def _arriving(
         self, waiting: dict[str, Message], began: float, timeout: float | None
     ) -> Iterator[Message]:
-        pause = FIRST_PAUSE
-        while waiting and (timeout is None or self._clock() - began < timeout):
+        pause, is_over = FIRST_PAUSE, False
+        while waiting and not is_over:
+            # Look once more after the end: what came in time may have waited for the reader.
+            is_over = timeout is not None and self._clock() - began >= timeout
             for message_id in list(waiting):
                 for reply in self._pull(message_id, waiting[message_id]):
                     waiting.pop(message_id, None)
                     yield reply
                     del reply  # free its memory before the next one is pulled
-            if waiting:
+            if waiting and not is_over:
                 self._sleep(min(max(pause, len(waiting) * self._apart), LAST_PAUSE))
                 pause = min(pause * GROWTH, self._usual)
 
