@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 import statistics
 import subprocess
@@ -58,15 +59,17 @@ CPU = torch.device("cpu")
 ARGS = TrainArgs(read_train_args("{optimizer: AdamW, nbs: 16}"))
 
 FRESH_OURS = """
-import sys
+import json, pickle, sys
 from pathlib import Path
-from fl_app.client.data_yaml import load_data_spec
-from fl_app.client.training import train_locally
-from fl_models.decoding import read_pictures
-from fl_models.yolo import get_model
-spec = load_data_spec(sys.argv[1], None)
-model, pictures = get_model("n", spec.nc), read_pictures(spec.train, spec.numbers)
-train_locally(model, pictures, names=spec.names, image_size=64, batch_size=16, epochs=1, seed=1)
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, 1
+from fl_app.client.client_app import app
+told = pickle.loads((Path(sys.argv[2]) / "message").read_bytes())
+config = {"image-size": 64, "batch-size": 16, "local-epochs": 1}
+context = Context(7, 1, {"data": sys.argv[1]}, RecordDict(), config)
+reply = app(Message(told, dst_node_id=1, message_type="train"), context)
+sys.exit(reply.has_error() and reply.error.reason)
 """
 THEIRS = """
 import sys
@@ -75,9 +78,10 @@ ultralytics.data.utils.check_font = lambda font: None  # else it asks the networ
 from ultralytics import YOLO, settings
 settings.update({"mlflow": False, "raytune": False, "tensorboard": False})
 settings_of_the_user = {"optimizer": "AdamW", "nbs": 16, "device": "cpu", "project": sys.argv[2]}
-def train(data, side, **more):
-    YOLO("yolov8n.yaml").train(data=data, imgsz=side, epochs=1, batch=16, verbose=False,
-                               workers=0, **settings_of_the_user, **more)
+cheap = {"plots": False, "val": False, "save": False, "verbose": False}  # as a node
+def train(data, side):
+    YOLO("yolov8n.yaml").train(data=data, imgsz=side, epochs=1, batch=16, workers=0,
+                               **settings_of_the_user, **cheap)
 """
 
 
@@ -154,17 +158,24 @@ def pure_steps(spec: DataSpec, size: int, pictures: list[Any]) -> Callable[[], N
     return steps
 
 
-def handler(spec: DataSpec, size: int) -> Callable[[], None]:
-    """The whole of the ClientApp's answer to a train message, with new weights each time."""
+def message(spec: DataSpec) -> RecordDict:
+    """What a train message has."""
     arrays = {name: Array(a) for name, a in to_arrays(get_model("n", spec.nc, seed=1)).items()}
     described = json.dumps(get_model("n", spec.nc, names=spec.names).description)
     told = {"server-round": 1, "num-rounds": 1, "train-args": ARGS.text, "model": described}
     order = ConfigRecord({**told, "names": [*spec.names]})
+    return RecordDict({"arrays": ArrayRecord(arrays), "config": order})
+
+
+def handler(spec: DataSpec, size: int) -> Callable[[], None]:
+    """The whole of the ClientApp's answer to a train message, with new weights each time."""
+    told = message(spec)
+    arrays, order = told.array_records["arrays"], told.config_records["config"]
     config: dict[str, Any] = {"image-size": size, "batch-size": BATCH, "local-epochs": 1}
     node = {"data": str(spec.root / "data.yaml")}
 
     def ask() -> None:
-        content = RecordDict({"arrays": ArrayRecord(arrays), "config": order})
+        content = RecordDict({"arrays": ArrayRecord(dict(arrays)), "config": order})
         context = Context(7, 1, node, RecordDict(), config)
         reply = app(Message(content, dst_node_id=1, message_type="train"), context)
         if reply.has_error():
@@ -180,8 +191,8 @@ def rounds() -> Iterator[Row]:
         ours, pure = a_round(spec, size)
         yield row(f"local round, {size} px", steps, in_turn(ours, pure), goal)
         yield row(f"whole train message, {size} px", steps, in_turn(handler(spec, size), pure))
-        data, cheap = str(spec.root / "data.yaml"), {"plots": False, "val": False, "save": False}
-        call = in_turn(ours, lambda d=data, s=size, c=cheap: theirs("train")(d, s, **c))
+        data = str(spec.root / "data.yaml")
+        call = in_turn(ours, lambda d=data, s=size: theirs("train")(d, s))
         yield row(f"local round, {size} px, against the call", "YOLO.train(), cheap", call)
     if PHOTOGRAPHS.is_file():
         ours, pure = a_round(load_data_spec(PHOTOGRAPHS, None), 320)
@@ -271,8 +282,10 @@ def their_epoch(spec: DataSpec, workers: int) -> float:
 
 
 def fresh() -> Iterator[Row]:
-    """The first round of a process, imports counted."""
-    data = str(generated(64).root / "data.yaml")
+    """The first train message of a process, imports counted, against training as it does."""
+    spec = generated(64)
+    data = str(spec.root / "data.yaml")
+    (OWN / "message").write_bytes(pickle.dumps(message(spec)))
     call = f"{THEIRS}\ntrain(sys.argv[1], 64)"
 
     def run(code: str) -> None:
@@ -280,7 +293,7 @@ def fresh() -> Iterator[Row]:
         subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[1])
 
     both = in_turn(lambda: run(FRESH_OURS), lambda: run(call))
-    yield row("first round of a fresh process, 64 px", "YOLO.train() there", both, 0.5)
+    yield row("first train message of a process, 64 px", "YOLO.train(), cheap, there", both, 0.5)
 
 
 def evaluation() -> Iterator[Row]:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial, wraps
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import (
@@ -34,7 +35,6 @@ from fl_app.config import ClientConfig, ConfigError
 from fl_app.devices import DeviceError, chosen_device, device_memory
 from fl_app.flower_internals import ClientAppCallable, ErrorCode, Mod
 from fl_models.decoding import picture_shape, read_pictures
-from fl_models.holdout import Holdout
 from fl_models.pictures import (
     DataSpec,
     NoBoxesError,
@@ -45,6 +45,9 @@ from fl_models.pictures import (
 from fl_models.yolo import ModelMismatchError, YoloModel, described_model, from_arrays
 from fl_registry import RegistryError, app_home
 from fl_registry.redaction import printable
+
+if TYPE_CHECKING:
+    from fl_models.holdout import Holdout
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +186,8 @@ def _pictures(
 def _holdout(
     paths: Sequence[Path], data: DataSpec, sizes: tuple[int, int], device: str, store: Path
 ) -> Holdout:
+    from fl_models.holdout import Holdout  # with what training does not need: 0.3 s
+
     side, batch = sizes
     with FileMemory(store) as memory:
         shape_of = partial(_shape, memory)
