@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m fl_app.cli`: the same as `fl-app`."""
 
-from fl_app.cli.main import main
+from fl_app.cli.main import program
 
-main()
+program()

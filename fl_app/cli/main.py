@@ -6,6 +6,8 @@ Errors end it with one sentence and status 1.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import re
 import sys
@@ -102,6 +104,8 @@ COMMANDS = {
     "home": ("home", "Check the app's folder, or move it."),
 }
 """By name: the module in `fl_app.cli`, and the first sentence of the function's docstring."""
+LASTING = {"deploy-local", "run", "serve", "supernode", "ui"}
+"""Commands that go on until they are ended."""
 HELP = {"help_option_names": ["-h", "--help"]}
 """For all commands."""
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -184,6 +188,18 @@ def _of_all_commands(
     ] = False,
 ) -> None:
     """The lifecycle of a federated model: versions, stages, retraining, deployment."""
+
+
+def program() -> None:
+    """Run the command line in a process of its own.
+
+    The garbage collector is off, but for commands that go on: a million objects of MLflow's import
+    stay to the end, and to look through them takes a second of three.
+    """
+    if not LASTING.intersection(sys.argv[1:2]):
+        gc.disable()
+        atexit.register(gc.freeze)  # nor does Python look through them as it ends
+    main()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

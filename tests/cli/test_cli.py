@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -352,6 +353,21 @@ def test_a_store_without_the_model_is_read_without_mlflow(home: Path) -> None:
         )
         assert done.stdout.splitlines()[-1] == "[]", words
     assert not (home / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("words", "collects"), [(["versions"], False), (["serve"], True)])
+def test_the_garbage_collector_runs_in_commands_that_go_on(
+    words: list[str], collects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(sys, "argv", ["fl-app", *words])
+    monkeypatch.setattr(main, "main", lambda: seen.append(gc.isenabled()))
+    monkeypatch.setattr(main.atexit, "register", lambda _: None)
+    try:
+        main.program()
+    finally:
+        gc.enable()
+    assert seen == [collects]
 
 
 def test_lists_are_limited_and_say_so(fl_app: Command, manager: ModelManager) -> None:

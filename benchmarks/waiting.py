@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person waits for: the start and the end of a run, and commands that read.
+
+The shipped app as it is, one round, each command once before it is counted. A run is at its first
+message when it prints that Flower has sampled nodes; its last table is that of the versions.
+Flower shows lines up to 0.7 s late. The commands read 100 versions in MLflow's SQLite file; their
+peer is a process that only imports what MLflow's client needs for that.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from support.flower import COLOURS, ROOT, Flower
+
+from benchmarks.table import Row, parser, report
+from fl_registry import FederatedLearningTracker, ModelManager
+from fl_registry.files.weights import save_weights
+
+REPEATS = 5
+GOALS = {"flwr run . --stream": 21.0, "fl-app run": 14.0}
+"""Seconds to the first message: 0.6 and 0.4 of the 35 s that `flwr run` took on this machine."""
+EXIT_GOAL, HELP_GOAL, READ_GOAL = 3.0, 0.5, 1.5
+STORES = "mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store"
+
+
+def moments(flower: Flower, command: list[str]) -> tuple[float, float]:
+    """Seconds to the first message of a run, and from its last table to its end."""
+    words = [*command, "--run-config", "num-server-rounds=1"]
+    began, first, table = time.perf_counter(), 0.0, 0.0
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**flower.environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for printed in process.stdout or ():
+            line, now = COLOURS.sub("", printed), time.perf_counter() - began
+            if "configure_train: Sampled" in line:
+                first = first or now
+            if line.startswith("version "):
+                table = now
+    if process.returncode or not first or not table:
+        raise RuntimeError(f"{command} ended with {process.returncode}")
+    return first, time.perf_counter() - began - table
+
+
+def runs() -> Iterator[Row]:
+    """Runs of the shipped app, in a home that has seen one."""
+    for command, goal in GOALS.items():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+            flower = Flower(Path(name))
+            try:
+                found = [moments(flower, command.split()) for _ in range(REPEATS + 1)][1:]
+            finally:
+                flower.stop()
+        firsts, ends = zip(*found, strict=True)
+        yield Row(f"{command}: to the first message, s", firsts, goal=goal)
+        yield Row(f"{command}: from the table to the exit, s", ends, goal=EXIT_GOAL)
+
+
+def versions(home: Path) -> None:
+    """Register 100 versions."""
+    store, tracker = ModelManager(home=home), FederatedLearningTracker(home=home)
+    run, path = tracker.start_run("benchmark"), home / "weights.safetensors"
+    for number in range(100):
+        save_weights({"layer": np.full((10, 10), float(number))}, path)
+        store.save_model_version(str(path), run.info.run_id, {"mAP50": number / 100})
+    tracker.end_run()
+
+
+def seconds(flower: Flower, *words: str) -> float:
+    """How long a command takes."""
+    began = time.perf_counter()
+    flower.command(*words, cwd=flower.folder)
+    return time.perf_counter() - began
+
+
+def commands() -> Iterator[Row]:
+    """Commands that read."""
+    with tempfile.TemporaryDirectory() as name:
+        flower = Flower(Path(name))
+        versions(flower.fl_app_home)
+        usual = ["python", "-c", f"import mlflow, {STORES}"]
+        for words, goal in (
+            (["--help"], HELP_GOAL),
+            (["status"], READ_GOAL),
+            (["versions"], READ_GOAL),
+        ):
+            both = [["fl-app", *words], usual]
+            took = [[seconds(flower, *side) for side in both] for _ in range(REPEATS + 1)][1:]
+            ours, theirs = (list(side) for side in zip(*took, strict=True))
+            met = sorted(ours)[REPEATS // 2] <= goal
+            label = f"fl-app {words[0]}, 100 versions, s (goal {goal})"
+            yield Row(label, ours, "import of MLflow and its SQL stores", theirs, met=met)
+
+
+def main() -> None:
+    """Print the table, and write its rows where ``--json`` says."""
+    options = parser(__doc__)
+    parts = {"commands": commands, "runs": runs}
+    options.add_argument("--part", choices=parts, action="append")
+    given = options.parse_args()
+    chosen = [measure for name, measure in parts.items() if name in (given.part or parts)]
+    report(chain.from_iterable(measure() for measure in chosen), given.json)
+
+
+if __name__ == "__main__":
+    main()
