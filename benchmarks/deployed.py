@@ -25,7 +25,14 @@ from fl_registry import ModelManager
 
 ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""
-CONFIG = f'rounds = {ROUNDS + 2}\npack = false\ntold = ""'
+CONFIG = f"""
+rounds = {ROUNDS + 2}
+nodes = 1
+floats = 3_000_000
+bare = false
+pack = false
+told = ""
+"""
 
 
 def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[float]:
@@ -36,7 +43,7 @@ def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[fl
     printed = flower.command(*words, cwd=flower.folder).stdout
     if not told.exists():
         raise RuntimeError(printed[-4000:])
-    rounds = json.loads(told.read_text())
+    rounds = json.loads(told.read_text())["seconds"]
     told.unlink()
     return list(rounds[1:])
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,14 +14,14 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fl_app import LifecycleStrategy
 from fl_app.client.mods.packing import pack_arrays
 from fl_app.strategy import RoundSettings
 from fl_registry import ModelManager
 
-ARRAYS, FLOATS = 355, 3_000_000
+ARRAYS = 355
 
 server = ServerApp()
 client = ClientApp(mods=[pack_arrays])
@@ -41,24 +42,32 @@ class Timed(FedAvg):
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds; write how long each took where the run config says."""
+    """Run the rounds; write what they took where the run config says.
+
+    That is the seconds of each round but the last, and the peak of this process's memory in bytes.
+    """
     config = context.run_config
-    inner = Timed(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-    strategy = LifecycleStrategy(
-        inner,
-        metric="train/loss",
-        store=ModelManager(None, "wire"),
-        rounds=RoundSettings(pack_arrays=bool(config["pack"])),
-    )
-    chance = np.random.default_rng(0)
-    arrays = [chance.random(FLOATS // ARRAYS, dtype=np.float32) for _ in range(ARRAYS)]
+    nodes = int(config["nodes"])
+    inner = Timed(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
+    strategy: Strategy = inner
+    if not config["bare"]:
+        strategy = LifecycleStrategy(
+            inner,
+            metric="train/loss",
+            store=ModelManager(None, "wire"),
+            rounds=RoundSettings(pack_arrays=bool(config["pack"])),
+        )
+    chance, floats = np.random.default_rng(0), int(config["floats"])
+    arrays = [chance.random(floats // ARRAYS, dtype=np.float32) for _ in range(ARRAYS)]
     result = strategy.start(grid, ArrayRecord(arrays), num_rounds=int(config["rounds"]))
     if not all(
         np.allclose(made, one)
         for made, one in zip(result.arrays.to_numpy_ndarrays(), arrays, strict=True)
     ):
         raise RuntimeError("the nodes sent back another model")
-    Path(str(config["told"])).write_text(json.dumps(list(np.diff(inner.began))))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told = {"seconds": list(np.diff(inner.began)), "peak": peak}
+    Path(str(config["told"])).write_text(json.dumps(told))
 
 
 @client.train()
