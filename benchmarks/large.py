@@ -3,8 +3,8 @@
 
 Two SuperNodes send back at once what they got, in 355 arrays as Flower sends them. Each version is
 logged to MLflow in SQLite and registered. The sides run in turn, each run with a SuperLink of its
-own; a figure is that of one round, without the first of each run. Memory is the peak of the ServerApp's process; a model is
-0.5 GB.
+own; a figure is that of one round, without the first of each run. Memory is the peak of the
+ServerApp's process; a model is 0.5 GB.
 """
 
 from __future__ import annotations
