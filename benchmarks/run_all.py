@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs all benchmarks, one after the other; prints one table, and writes one JSON and one plot.
 
+The figures of the documentation are filled in from that JSON: each stands between the name of its
+row, ``<!-- benchmark: row (peer) -->``, and ``<!-- / -->``.
+
 Each benchmark is a process of its own. One that fails is told of at the end; the rows that it wrote
 before count, and so do the others. Both files are written anew after each benchmark, and keep what
 they had of benchmarks that did not run. A failed benchmark or a missed goal ends with status 1.
@@ -12,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,6 +32,8 @@ from benchmarks.table import HEAD, Row
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
+PAGES = [FOLDER.parent / "README.md", *sorted((FOLDER.parent / "docs").glob("*.md"))]
+FIGURE = re.compile(r"(<!-- (\w+): ([^>]+) -->).*?(<!-- / -->)")
 LIBRARIES = ("flwr", "mlflow", "numpy", "ray", "torch", "ultralytics")
 
 
@@ -135,6 +141,23 @@ def write(found: dict[str, Result], folder: Path) -> None:
     plot(known, folder / "benchmarks.png")
 
 
+def filled(text: str, found: dict[str, Result]) -> str:
+    """Fill in the figures of a page: the ratio of each row, or ours if it has none.
+
+    A row that was not measured keeps what stands there.
+    """
+    rows = {(name, row.name): row for name, each in found.items() for row in each.rows}
+
+    def figure(mark: re.Match[str]) -> str:
+        row = rows.get((mark[2], mark[3]))
+        if row is None:
+            return mark[0]
+        value = float(row.ours if row.ratio is None else row.ratio)  # type: ignore[arg-type]
+        return f"{mark[1]}{value:.{2 if value < 10 else 0}f}{mark[4]}"
+
+    return FIGURE.sub(figure, text)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run those that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,6 +169,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"\n{name}", flush=True)
         found[name] = run(name)
         write(found, given.results)
+        for page in PAGES if given.results == RESULTS else ():
+            page.write_text(filled(page.read_text(), found))
     print("\n" + table(found))
     failed = [name for name, result in found.items() if not result.ended]
     missed = [row.row for result in found.values() for row in result.rows if row.met is False]

@@ -69,7 +69,12 @@ class Row:
         columns = "".join(" " * 11 if n is None else f"{n:11.4g}" for n in numbers)
         columns += f"{self.n:4}{self._width():>8}"
         met = {None: "", True: "met", False: "MISSED"}[self.met]
-        return f"{columns}  {met:6}  {self.row}{f' ({self.peer})' if self.peer else ''}"
+        return f"{columns}  {met:6}  {self.name}"
+
+    @property
+    def name(self) -> str:
+        """The row with its peer."""
+        return f"{self.row} ({self.peer})" if self.peer else self.row
 
     def _width(self) -> str:
         """From the lowest to the highest figure of ours, in percent of the median."""

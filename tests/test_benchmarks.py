@@ -91,6 +91,23 @@ def test_all_rows_are_in_one_table_one_file_and_one_plot(tmp_path: Path) -> None
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_pages_get_the_figures_of_their_rows() -> None:
+    found = {"things": result(ROWS)}
+    mark = "<!-- things: {} -->{}<!-- / -->"
+    names = ("a fast thing (p)", "a count", "a row that is gone")
+    page = "".join(f"| {mark.format(name, '?')} |" for name in names)
+    wanted = [mark.format(*each) for each in zip(names, ("0.25", "7.00", "?"), strict=True)]
+    assert run_all.filled(page, found) == "".join(f"| {each} |" for each in wanted)
+
+
+@pytest.mark.parametrize("page", run_all.PAGES, ids=lambda page: page.name)
+def test_figures_of_the_documentation_are_those_of_the_last_results(page: Path) -> None:
+    text, found = page.read_text(), run_all.read()
+    assert run_all.filled(text, found) == text
+    known = {(name, row.name) for name, each in found.items() for row in each.rows}
+    assert {(mark[1], mark[2]) for mark in run_all.FIGURE.findall(text)} <= known
+
+
 def test_the_rows_of_a_benchmark_that_fails_half_way_are_kept(tmp_path: Path) -> None:
     folder, results = tmp_path / "benchmarks", tmp_path / "results"
     folder.mkdir()
