@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What a client's round and an evaluation cost beside the arithmetic that they cannot do without.
 
-64 pictures in batches of 16, one thread. Both sides of a row run in turn; each figure is a median,
-in seconds. The pure steps are forward, backward and the same AdamW on tensors that are there
-already.
+64 pictures in batches of 16, one thread. Both sides of a row run in turn; figures are seconds. The
+pure steps are forward, backward and the same AdamW on tensors that are there already.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import logging
 import os
 import pickle
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -94,18 +92,22 @@ def theirs(name: str) -> Callable[..., None]:
     return found[name]
 
 
-def in_turn(ours: Callable[[], Any], peer: Callable[[], Any]) -> tuple[float, float]:
-    """Medians of both sides' seconds; the first of each is not counted."""
+Seconds = tuple[list[float], list[float]]
+"""Those of ours and of the peer."""
+
+
+def in_turn(ours: Callable[[], Any], peer: Callable[[], Any]) -> Seconds:
+    """Seconds of both sides; the first of each is not counted."""
     seconds: dict[Callable[[], Any], list[float]] = {ours: [], peer: []}
     for _ in range(REPEATS + 1):
         for side, found in seconds.items():
             began = time.perf_counter()
             side()
             found.append(time.perf_counter() - began)
-    return statistics.median(seconds[ours][1:]), statistics.median(seconds[peer][1:])
+    return seconds[ours][1:], seconds[peer][1:]
 
 
-def row(name: str, peer: str, figures: tuple[float, float], goal: float | None = None) -> Row:
+def row(name: str, peer: str, figures: Seconds, goal: float | None = None) -> Row:
     """A row of the table."""
     ours, value = figures
     return Row(name, ours, peer, value, goal)
@@ -219,7 +221,7 @@ def epochs() -> Iterator[Row]:
         for _ in range(EPOCH_REPEATS + 1):
             for epoch, seconds in found.items():
                 seconds.append(epoch())
-        figures = statistics.median(found[ours][1:]), statistics.median(found[peer][1:])
+        figures = found[ours][1:], found[peer][1:]
         name = (
             f"epoch of {len(spec.train)} photographs, {side} px, batch {BATCH}, workers={workers}"
         )

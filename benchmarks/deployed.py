@@ -9,7 +9,6 @@ pixels each. Each figure is the median of the rounds of several runs, in turn.
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -48,15 +47,15 @@ def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[fl
     return list(rounds[1:])
 
 
-def in_turn(seconds: Callable[[bool], list[float]]) -> tuple[float, float]:
-    """Median seconds of the rounds of both sides, ours first."""
+def in_turn(seconds: Callable[[bool], list[float]]) -> tuple[list[float], list[float]]:
+    """Seconds of the rounds of both sides, ours first."""
     taken: dict[bool, list[float]] = {True: [], False: []}
     for number in range(REPEATS):
         for ours in (True, False) if number % 2 else (False, True):
             found = seconds(ours)
             print("ours" if ours else "peer", found, flush=True)
             taken[ours] += found
-    return statistics.median(taken[True]), statistics.median(taken[False])
+    return taken[True], taken[False]
 
 
 def packed_row() -> Row:

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A whole run by `flwr run` against central training by Ultralytics: wall time and mAP50 of both.
+"""A whole run by `fl-app run` against central training by Ultralytics: wall time and mAP50 of both.
 
 Eight rounds, two clients, the generated set, everything at its default; central training sees the
 same pictures for as many epochs, with the same optimizer, rates and augmentation. Both are run
-several times, in turn, imports counted, and both are scored on the same holdout; each figure is a
-median.
+several times, in turn, imports counted, and both are scored on the same holdout.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
-from support.flower import OWN_ENVIRONMENT, ROOT, Flower
+from support.flower import ROOT, Flower
 
 from benchmarks.table import Row, parser, report
 from fl_app.client.data import partition, split_holdout
@@ -43,10 +41,10 @@ model.train(**told, plots=False, val=False, verbose=False, device="cpu", workers
 
 def federated(folder: Path) -> tuple[float, float]:
     """Wall seconds and the last round's mAP50 of the app as it is."""
-    flower = Flower(folder / "flower", OWN_ENVIRONMENT)
+    flower = Flower(folder / "flower")
     began = time.perf_counter()
     try:
-        flower.run(ROOT, cwd=ROOT)
+        flower.command("fl-app", "run", cwd=ROOT)
         seconds = time.perf_counter() - began
     finally:
         flower.stop()
@@ -104,7 +102,7 @@ def main() -> None:
             print(name, *found[name][-1], flush=True)
     rows = []
     for place, row in enumerate(("a full run, seconds", "its last mAP50 on the holdout")):
-        ours, theirs = (statistics.median(run[place] for run in found[name]) for name in sides)
+        ours, theirs = ([run[place] for run in found[name]] for name in sides)
         rows.append(Row(row, ours, "central training by Ultralytics", theirs))
     report(rows, given.json)
 

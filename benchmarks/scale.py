@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,9 +120,7 @@ def measure(nodes: int, work: float, repeats: int) -> Iterator[Row]:
             found[side].append(run(side, nodes, work))
     for side, how in (("wrapped", "around FedAvg"), ("streaming", "around StreamingFedAvg")):
         for what, unit, goal in (("seconds", "s", TIME_GOAL), ("memory", "MB", MEMORY_GOAL)):
-            ours, peer = (
-                statistics.median(trial[what] for trial in found[one]) for one in (side, "bare")
-            )
+            ours, peer = ([trial[what] for trial in found[one]] for one in (side, "bare"))
             yield Row(f"{nodes} nodes, {how}, {what} ({unit})", ours, "bare FedAvg", peer, goal)
 
 
