@@ -57,6 +57,7 @@ from fl_models.classes import class_names, name_differences
 from fl_models.pictures import DataSpec
 from fl_registry import FederatedLearningTracker, ModelManager, Stage, app_home
 from fl_registry.files.weights import read_description
+from fl_registry.imports import uncollected
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -118,6 +119,7 @@ class Sessions:
         If MLflow does not answer.
     """
 
+    @uncollected()  # imports MLflow, torch and Ultralytics
     def __init__(self, grid: Grid, run_config: Mapping[str, Value]) -> None:
         self.config = config = ServerConfig.from_run_config(run_config)
         self.home = home = app_home(config.home)

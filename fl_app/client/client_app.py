@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fl_app.client.mods.packing import pack_arrays
 from fl_registry.errors import require
+from fl_registry.imports import uncollected
 
 require("The shipped model", "torch", "ultralytics")
 app = ClientApp()
@@ -20,7 +21,8 @@ app = ClientApp()
 @app.train(mods=[pack_arrays])
 def train(message: Message, context: Context) -> Message:
     """Train the global weights on this node's pictures."""
-    from fl_app.client import handlers
+    with uncollected():
+        from fl_app.client import handlers
 
     return handlers.train(message, context)
 
@@ -28,6 +30,7 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate(mods=[pack_arrays])
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global weights on pictures that this node never trains on."""
-    from fl_app.client import handlers
+    with uncollected():
+        from fl_app.client import handlers
 
     return handlers.evaluate(message, context)

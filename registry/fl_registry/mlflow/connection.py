@@ -36,6 +36,7 @@ from fl_registry.errors import (
 )
 from fl_registry.files.sqlite import create_private
 from fl_registry.home import app_home
+from fl_registry.imports import uncollected
 from fl_registry.mlflow.address import (
     READ_SECONDS,
     absolute_address,
@@ -515,6 +516,7 @@ class Connection:
 
             self._repeats, self._prepared = not limit_waits(self.uri), True
 
+    @uncollected()
     def _connect(self) -> MlflowClient:
         """Make the client; of several processes at a new database, one creates it."""
         if not self.is_server:
