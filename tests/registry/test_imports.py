@@ -14,12 +14,16 @@ from fl_registry.imports import uncollected
 
 
 def test_it_is_paused_and_goes_on_after_an_error() -> None:
-    with pytest.raises(ImportError), uncollected():
+    @uncollected()
+    def imports() -> None:
         assert not gc.isenabled()
         with uncollected():
             pass
         assert not gc.isenabled()
         raise ImportError
+
+    with pytest.raises(ImportError):
+        imports()
     assert gc.isenabled()
 
 
