@@ -193,7 +193,7 @@ def rounds() -> Iterator[Row]:
         ours, pure = a_round(spec, size)
         yield row(f"local round, {size} px", steps, in_turn(ours, pure), goal)
         yield row(f"whole train message, {size} px", steps, in_turn(handler(spec, size), pure))
-        data = str(spec.root / "data.yaml")
+        data = str(generated(size, val=1).root / "data.yaml")  # the call validates at its end
         call = in_turn(ours, lambda d=data, s=size: theirs("train")(d, s))
         yield row(f"local round, {size} px, against the call", "YOLO.train(), cheap", call)
     if PHOTOGRAPHS.is_file():
@@ -291,7 +291,7 @@ def their_epoch(spec: DataSpec, side: int, workers: int) -> float:
 
 def fresh() -> Iterator[Row]:
     """The first train message of a process, imports counted, against training as it does."""
-    spec = generated(64)
+    spec = generated(64, val=1)  # the call validates at its end
     data = str(spec.root / "data.yaml")
     (OWN / "message").write_bytes(pickle.dumps(message(spec)))
     call = f"{THEIRS}\ntrain(sys.argv[1], 64)"
