@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from support.deployment import deployment
 from support.flower import OWN_ENVIRONMENT, ROOT, Flower
@@ -24,27 +25,29 @@ from fl_registry import ModelManager
 
 ROUNDS, REPEATS = 3, 3
 """Measured rounds of a run, and runs of each side."""
-CONFIG = f"""
-rounds = {ROUNDS + 2}
-nodes = 1
-floats = 3_000_000
-bare = false
-pack = false
-told = ""
-"""
 
 
-def seconds_of(flower: Flower, app: Path, link: str, *, packed: bool) -> list[float]:
-    """Seconds of the rounds of one run, without its first."""
+def wire_app(folder: Path, *, nodes: int, floats: int, rounds: int) -> Path:
+    """Make the app whose nodes send back at once what they got."""
+    config = f"nodes = {nodes}\nfloats = {floats}\nrounds = {rounds}\n"
+    config += 'bare = false\npack = false\ntold = ""'
+    return small_app(
+        folder, "wire", server="wire_app:server", client="wire_app:client", config=config
+    )
+
+
+def told_by(flower: Flower, app: Path, link: str, **chosen: bool) -> dict[str, Any]:
+    """Run that app once, with these settings; return what it told."""
     told = flower.folder / "told.json"
-    config = f'pack={str(packed).lower()} told="{told}"'
+    settings = [f"{name}={str(value).lower()}" for name, value in chosen.items()]
+    config = " ".join([*settings, f'told="{told}"'])
     words = ("flwr", "run", str(app), link, "--stream", "--run-config", config)
-    printed = flower.command(*words, cwd=flower.folder).stdout
+    printed = flower.command(*words, cwd=flower.folder, timeout=1200).stdout
     if not told.exists():
         raise RuntimeError(printed[-4000:])
-    rounds = json.loads(told.read_text())["seconds"]
+    found: dict[str, Any] = json.loads(told.read_text())
     told.unlink()
-    return list(rounds[1:])
+    return found
 
 
 def in_turn(seconds: Callable[[bool], list[float]]) -> tuple[list[float], list[float]]:
@@ -62,15 +65,13 @@ def packed_row() -> Row:
     """A round that sends a model there and back, packed or not."""
     with tempfile.TemporaryDirectory() as name:
         flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
-        app = small_app(
-            Path(name) / "app",
-            "wire",
-            server="wire_app:server",
-            client="wire_app:client",
-            config=CONFIG,
-        )
+        app = wire_app(Path(name) / "app", nodes=1, floats=3_000_000, rounds=ROUNDS + 2)
+
+        def seconds(packed: bool) -> list[float]:
+            return list(told_by(flower, app, link, pack=packed)["seconds"][1:])
+
         with deployment(flower, [Path(name)], supernode="torch") as link:
-            ours, peer = in_turn(lambda packed: seconds_of(flower, app, link, packed=packed))
+            ours, peer = in_turn(seconds)
     what = "a round over a SuperLink, 12 MB in 355 arrays, packed, s"
     return Row(what, ours, "as Flower sends them", peer)
 

@@ -9,7 +9,6 @@ ServerApp's process; a model is 0.5 GB.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -18,47 +17,26 @@ from typing import Any
 
 from support.deployment import deployment
 from support.flower import OWN_ENVIRONMENT, Flower
-from support.small_apps import small_app
 
+from benchmarks.deployed import told_by, wire_app
 from benchmarks.table import Row, parser, report
 
 GIGABYTES, NODES, ROUNDS, REPEATS = 0.5, 2, 5, 2
 TIME_GOAL, MEMORY_GOAL = 1.05, 1.5
 
 
-def run(flower: Flower, app: Path, link: str, *, bare: bool) -> dict[str, Any]:
-    """What the app told of one run."""
-    told = flower.folder / "told.json"
-    config = f'bare={str(bare).lower()} told="{told}"'
-    words = ("flwr", "run", str(app), link, "--stream", "--run-config", config)
-    printed = flower.command(*words, cwd=flower.folder, timeout=1200).stdout
-    if not told.exists():
-        raise RuntimeError(printed[-4000:])
-    found: dict[str, Any] = json.loads(told.read_text())
-    told.unlink()
-    print("bare" if bare else "ours", found, flush=True)
-    return found
-
-
 def measure(gigabytes: float, repeats: int) -> Iterator[Row]:
     """Rows of one size of the model."""
     floats = int(gigabytes * 1e9 / 4)
-    config = f'rounds = {ROUNDS}\nnodes = {NODES}\nfloats = {floats}\npack = false\ntold = ""'
     found: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for number in range(repeats):
         for bare in sorted(found, reverse=bool(number % 2)):
             with tempfile.TemporaryDirectory() as name:  # messages of a run stay in the SuperLink
                 flower = Flower(Path(name) / "flower", OWN_ENVIRONMENT)
-                app = small_app(
-                    Path(name) / "app",
-                    "wire",
-                    server="wire_app:server",
-                    client="wire_app:client",
-                    config=f"{config}\nbare = false",
-                )
-                data = [Path(name)] * NODES
-                with deployment(flower, data, supernode="torch") as link:
-                    found[bare].append(run(flower, app, link, bare=bare))
+                app = wire_app(Path(name) / "app", nodes=NODES, floats=floats, rounds=ROUNDS)
+                with deployment(flower, [Path(name)] * NODES, supernode="torch") as link:
+                    found[bare].append(told_by(flower, app, link, bare=bare))
+            print("bare" if bare else "ours", found[bare][-1], flush=True)
     ours, peer = (
         [seconds for each in found[bare] for seconds in each["seconds"][1:]]
         for bare in (False, True)

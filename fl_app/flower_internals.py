@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -99,21 +99,24 @@ def app_files(root: Path) -> dict[str, Path]:
     from flwr.cli.utils import build_pathspec, load_gitignore_patterns
     from flwr.supercore.constant import APP_PUBLISH_EXCLUDE_PATTERNS
 
-    ignored = load_gitignore_patterns(root / ".gitignore")
+    file = root / ".gitignore"
+    ignored = [] if file.is_symlink() else load_gitignore_patterns(file)
     if any(pattern.startswith("!") for pattern in ignored):
         ignored = []  # a file may be taken from a folder that is left out
     left_out = build_pathspec([*APP_PUBLISH_EXCLUDE_PATTERNS, *ignored])
-
-    def walk(folder: str) -> Iterator[tuple[str, Path]]:
-        for entry in os.scandir(root / folder):
-            name = f"{folder}{entry.name}"
-            if entry.is_dir(follow_symlinks=False):
-                if not left_out.match_file(f"{name}/any file"):
-                    yield from walk(f"{name}/")
-            elif not entry.is_symlink():
-                yield name, Path(entry.path)
-
-    return dict(walk(""))
+    found: dict[str, Path] = {}
+    for place, folders, files in os.walk(root):
+        here = Path(place).relative_to(root)
+        folders[:] = [
+            name
+            for name in folders
+            if not left_out.match_file((here / name / "any file").as_posix())
+        ]
+        for name in files:
+            path = Path(place, name)
+            if not path.is_symlink():
+                found[(here / name).as_posix()] = path
+    return found
 
 
 def grid_kind(grid: Grid) -> GridKind | None:

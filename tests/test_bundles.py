@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.cli import build
@@ -87,6 +88,25 @@ def test_links_and_what_is_ignored_are_not_looked_at(
     )
     assert set(app_files(folder)) == {".gitignore", "pkg/code.py", "pyproject.toml"}
     assert seen == ["own", "pkg"]
+
+
+def test_a_linked_gitignore_and_a_folder_that_cannot_be_read_are_passed_over_as_by_flower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = app_in(tmp_path / "own", {("site",), ("pkg",), ("data",)}, [])
+    (folder / ".gitignore").unlink()
+    (tmp_path / "ignored").write_text("site/")
+    (folder / ".gitignore").symlink_to(tmp_path / "ignored")
+    scan = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path).name == "data":
+            raise PermissionError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert set(app_files(folder)) == {"pkg/code.py", "pyproject.toml", "site/code.py"}
+    assert bundle(app_files(folder)) == bundle(collect_files(folder))
 
 
 def test_a_command_of_flower_runs_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:

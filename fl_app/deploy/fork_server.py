@@ -28,6 +28,7 @@ from typing import Any
 from fl_app.deploy import fork_client
 from fl_app.deploy.errors import explained
 from fl_app.flower_internals import CLIENT_APP
+from fl_registry.imports import uncollected
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -77,9 +78,10 @@ def run_supernode(
     """
     for name, value in _OFFLINE.items():
         os.environ.setdefault(name, value)
-    for module in preload:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(module)
+    with uncollected():
+        for module in preload:
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(module)
     gc.freeze()  # otherwise the first collection in each fork copies all loaded objects
     try:
         with (

@@ -40,7 +40,7 @@ PORT_VARIABLE, CONTROL_PORT_VARIABLE = (
 )
 OWN_ENVIRONMENT = "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"
 """Set in a SuperLink whose runs use its own environment; else Flower builds one for each run."""
-POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+_POLLING = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
 """Seconds until Flower sees that a run waits, 1 by default."""
 _LOCAL_ADDRESSES = (":local:", ":local-in-memory:")
 _GRACE_SECONDS = 20.0
@@ -194,7 +194,7 @@ class LocalSuperLink:
         with self.start_log.open("wb") as log:
             process = subprocess.Popen(
                 command,
-                env=environment({OWN_ENVIRONMENT: "1", **POLLING}),
+                env=environment({OWN_ENVIRONMENT: "1", **_POLLING}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

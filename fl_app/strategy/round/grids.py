@@ -129,8 +129,8 @@ class OneByOne(GridAround):
     def _arriving(
         self, waiting: dict[str, Message], began: float, timeout: float | None
     ) -> Iterator[Message]:
-        pause, is_over = FIRST_PAUSE, False
-        while waiting and not is_over:
+        pause = FIRST_PAUSE
+        while waiting:
             # Look once more after the end: what came in time may have waited for the reader.
             is_over = timeout is not None and self._clock() - began >= timeout
             for message_id in list(waiting):
@@ -138,7 +138,9 @@ class OneByOne(GridAround):
                     waiting.pop(message_id, None)
                     yield reply
                     del reply  # free its memory before the next one is pulled
-            if waiting and not is_over:
+            if is_over:
+                return
+            if waiting:
                 self._sleep(min(max(pause, len(waiting) * self._apart), LAST_PAUSE))
                 pause = min(pause * GROWTH, self._usual)
 
