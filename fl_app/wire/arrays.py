@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -20,6 +21,8 @@ from fl_registry.redaction import one_line
 
 STYPE = "numpy.ndarray"
 """Flower's name for the serialization by `numpy.save`."""
+_Row = tuple[str, str, tuple[int, ...], int]
+"""How an array is serialized, the dtype and the shape that it says it has, and its bytes."""
 _HEADER_LENGTH = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}  # bytes of the field, by version
 _MAX_HEADER = 10_000  # as in numpy
 _NUMBER = rb"(?:0|[1-9][0-9]{0,17})"
@@ -29,6 +32,7 @@ _HEADER = re.compile(
     rb" *'shape': *\( *+((?:N *+, *+)*+(?:N *+)?+)\),? *\} *\n?".replace(b"N", _NUMBER)
 )
 _MAX_AXES = 64  # as in numpy
+_KINDS = {kind: "i" if kind == "u" else kind for kind in "biufc"}
 _WIDEST = 8
 _EXACT = 2**53
 """The largest integer up to which float64, in which integers are averaged, is exact."""
@@ -65,21 +69,28 @@ def view(array: Array) -> np.ndarray:
     ArrayError
         The payload is anything else, or differs from the array's dtype or shape.
     """
-    if array.stype != STYPE:
-        raise ArrayError(f"is serialized as {array.stype!r}, expected {STYPE!r}")
     header = _header_of(array.data)
-    dtype, name, fortran, shape = _read_header(header)
-    if tuple(array.shape) != shape or array.dtype != name:
-        raise ArrayError(
-            f"says it is {array.dtype!r} of shape {array.shape}, but holds {dtype} of shape {shape}"
-        )
-    start, count = len(header), math.prod(shape)
-    if len(array.data) - start != count * dtype.itemsize:
-        raise ArrayError(
-            f"has {len(array.data) - start} bytes of values, expected {count * dtype.itemsize}"
-        )
-    values = np.frombuffer(array.data, dtype, count, start)
-    return values.reshape(shape, order="F" if fortran else "C")
+    dtype, order, shape = _checked(header, *_row(array))
+    return np.frombuffer(array.data, dtype, -1, len(header)).reshape(shape, order=order)
+
+
+def _row(array: Array) -> _Row:
+    return array.stype, array.dtype, array.shape, len(array.data)
+
+
+def _checked(
+    header: bytes, stype: str, said: str, shape: tuple[int, ...], size: int
+) -> tuple[np.dtype, Literal["C", "F"], tuple[int, ...]]:
+    """Return dtype, order and shape of an array by its header; raise ArrayError if it differs."""
+    if stype != STYPE:
+        raise ArrayError(f"is serialized as {stype!r}, expected {STYPE!r}")
+    dtype, name, order, held = _read_header(header)
+    if tuple(shape) != held or said != name:
+        raise ArrayError(f"says it is {said!r} of shape {shape}, but holds {dtype} of shape {held}")
+    count, expected = size - len(header), math.prod(held) * dtype.itemsize
+    if count != expected:
+        raise ArrayError(f"has {count} bytes of values, expected {expected}")
+    return dtype, order, held
 
 
 def _header_of(data: bytes) -> bytes:
@@ -94,8 +105,8 @@ def _header_of(data: bytes) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
-    """Return dtype, its name, whether the order is Fortran's, and shape."""
+def _read_header(header: bytes) -> tuple[np.dtype, str, Literal["C", "F"], tuple[int, ...]]:
+    """Return dtype, its name, order, and shape."""
     match = _HEADER.fullmatch(header, 8 + _HEADER_LENGTH[header[6:8]])
     if match is None:
         raise ArrayError("does not hold plain numbers, or has a header that numpy does not write")
@@ -106,7 +117,7 @@ def _read_header(header: bytes) -> tuple[np.dtype, str, bool, tuple[int, ...]]:
     if (axes := match[3].count(b",")) > _MAX_AXES:
         raise ArrayError(f"has {axes} axes, numpy has at most {_MAX_AXES}")
     shape = tuple(int(size) for size in match[3].split(b",") if size.strip())
-    return dtype, str(dtype), match[2] == b"True", shape
+    return dtype, str(dtype), "F" if match[2] == b"True" else "C", shape
 
 
 @lru_cache(maxsize=1024)
@@ -158,14 +169,13 @@ def require_like(values: np.ndarray, dtype: np.dtype) -> float:
     ArrayError
         They are not.
     """
-    widest = max(_WIDEST, dtype.itemsize)
-    kinds = {each.kind.replace("u", "i") for each in (values.dtype, dtype)}
-    if len(kinds) > 1 or values.dtype.itemsize > widest:
+    kind, expected = _KINDS[values.dtype.kind], _KINDS[dtype.kind]
+    if kind != expected or values.itemsize > max(_WIDEST, dtype.itemsize):
         raise OtherArrayError(f"holds {values.dtype}, expected {dtype}")
-    if values.dtype.kind == "b":
+    if kind == "b":
         if values.size and values.view(np.uint8).max() > 1:
             raise ArrayError("holds bytes that are neither true nor false")
-    elif values.dtype.kind in "iu":
+    elif kind == "i":
         if values.size and (values.dtype != dtype or dtype.itemsize == _WIDEST):
             limits, least, greatest = np.iinfo(dtype), int(values.min()), int(values.max())
             low, high = max(int(limits.min), -_EXACT), min(int(limits.max), _EXACT)
@@ -211,9 +221,8 @@ def _squares(values: np.ndarray, dtype: np.dtype) -> float:
         largest = np.abs(values).max(initial=0)
         return 0.0 if largest <= np.finfo(dtype).max and np.isfinite(largest) else math.inf
     flat = values.ravel(order="K")
-    with np.errstate(all="ignore"):
-        squares = np.dot(flat, flat)
-        return float(squares) if squares <= _LARGEST[dtype.itemsize] else math.inf
+    squares = np.dot(flat, flat)
+    return float(squares) if squares <= _LARGEST[dtype.itemsize] else math.inf
 
 
 # The layout of a model. A call costs more than a small array: all small arrays of one dtype are
@@ -255,45 +264,62 @@ class Piece(NamedTuple):
         return np.concatenate(flat) if flat[1:] else flat[0]
 
 
-def _rows(model: ArrayRecord) -> list[tuple[object, ...]]:
-    return [(name, a.dtype, a.shape, a.stype, len(a.data)) for name, a in model.items()]
+def layout_of(model: ArrayRecord) -> ArrayLayout:
+    """Return the layout of a model: the same object for all models that have it.
 
-
-class ArrayLayout:
-    """The layout of a model's arrays, by which models are read in few pieces.
-
-    Parameters
-    ----------
-    model : ArrayRecord
-        Any model of the kind.
+    So whoever reads a model next knows what was read of it last.
 
     Raises
     ------
     ArrayError
         If one of its arrays does not hold plain numbers.
     """
+    headers = tuple([_header_of(array.data) for array in model.values()])
+    return _layout(tuple(model), tuple([_row(array) for array in model.values()]), headers)
 
-    def __init__(self, model: ArrayRecord) -> None:
+
+@lru_cache(maxsize=4)
+def _layout(
+    names: tuple[str, ...], rows: tuple[_Row, ...], headers: tuple[bytes, ...]
+) -> ArrayLayout:
+    return ArrayLayout(names, rows, headers)
+
+
+class ArrayLayout:
+    """The layout of a model's arrays, by which models are read in few pieces; see `layout_of`."""
+
+    def __init__(
+        self, names: Sequence[str], rows: Sequence[_Row], headers: Sequence[bytes]
+    ) -> None:
         pieces: dict[tuple[np.dtype, str | None], list[Stored]] = {}
-        self.names, self._rows = list(model), _rows(model)
-        self._headers = [_header_of(array.data) for array in model.values()]
-        for place, (name, header) in enumerate(zip(self.names, self._headers, strict=True)):
-            values = view(model[name])
-            order: Literal["C", "F"] = "F" if _read_header(header)[2] else "C"
-            alone = name if values.nbytes > SMALL else None
-            stored = Stored(place, name, values.shape, order, header)
-            pieces.setdefault((values.dtype, alone), []).append(stored)
+        for place, (name, row, header) in enumerate(zip(names, rows, headers, strict=True)):
+            dtype, order, shape = _checked(header, *row)
+            alone = name if row[-1] - len(header) > SMALL else None
+            stored = Stored(place, name, shape, order, header)
+            pieces.setdefault((dtype, alone), []).append(stored)
+        self.names, self._rows, self._headers = [*names], [*rows], headers
         self.pieces = [Piece(arrays, dtype) for (dtype, _), arrays in pieces.items()]
+        self._last: tuple[weakref.ref[ArrayRecord], list[bytes], list[np.ndarray]] | None = None
 
     def read_alike(self, model: ArrayRecord) -> list[np.ndarray] | None:
         """Return the flat values of each piece; None if the model has another layout.
 
-        Large arrays are not copied.
+        Large arrays are not copied. What was read last is known until the model is gone.
         """
         data = [array.data for array in model.values()]
-        if _rows(model) != self._rows or not all(map(bytes.startswith, data, self._headers)):
+        last = self._last
+        if last is not None and last[0]() is model and data == last[1]:
+            return last[2]
+        if [*model] != self.names or [_row(array) for array in model.values()] != self._rows:
             return None
-        return [piece.of_bytes(data) for piece in self.pieces]
+        if not all(map(bytes.startswith, data, self._headers)):
+            return None
+        pieces = [piece.of_bytes(data) for piece in self.pieces]
+        self._last = weakref.ref(model, self._forget), data, pieces
+        return pieces
+
+    def _forget(self, _: object) -> None:
+        self._last = None
 
     def read(self, model: ArrayRecord) -> list[np.ndarray]:
         """Return the flat values of each piece, whatever the layout of the model.
@@ -319,7 +345,8 @@ class ArrayLayout:
         if pieces is None:
             return None
         try:
-            return math.sqrt(math.fsum(require_like(values, values.dtype) for values in pieces))
+            with np.errstate(all="ignore"):  # an overflow is found in its result
+                return math.sqrt(math.fsum(require_like(each, each.dtype) for each in pieces))
         except ArrayError:
             return None
 
@@ -417,7 +444,8 @@ def model_values(
             is_bytes = values.dtype == np.uint8 and values.ndim == 1
             if values.shape != shape and not (document and is_bytes):
                 raise OtherArrayError(f"has shape {values.shape}, expected {shape}")
-            require(values, dtype)
+            with np.errstate(all="ignore"):  # an overflow is found in its result
+                require(values, dtype)
         except ArrayError as error:
             raise type(error)(f"array {quoted(name)} {error}") from None
     return checked

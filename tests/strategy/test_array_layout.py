@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.wire.arrays import ArrayError, ArrayLayout
+from fl_app.wire.arrays import ArrayError, layout_of
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -20,7 +22,7 @@ def model(**changed: np.ndarray | Array) -> ArrayRecord:
     return ArrayRecord(made)
 
 
-LAYOUT = ArrayLayout(model())
+LAYOUT = layout_of(model())
 
 
 def lying(values: np.ndarray, dtype: str, stype: str = "numpy.ndarray") -> Array:
@@ -71,11 +73,30 @@ def test_another_model_is_told_of(other: ArrayRecord, told: str) -> None:
 
 
 def test_small_arrays_of_a_dtype_are_one_piece_and_a_large_one_is_its_own() -> None:
-    double = ArrayLayout(model(large=LARGE.astype(np.float64)))
+    double = layout_of(model(large=LARGE.astype(np.float64)))
     assert [piece.dtype for piece in double.pieces] == ["f4", "f8", "i8"]
     assert [piece.dtype for piece in LAYOUT.pieces] == ["f4", "f4", "i8"]
 
 
 def test_a_model_whose_arrays_are_not_what_they_claim_has_no_layout() -> None:
     with pytest.raises(ArrayError):
-        ArrayLayout(model(a=lying(SMALL, "float64")))
+        layout_of(model(a=lying(SMALL, "float64")))
+
+
+def test_models_of_one_layout_share_it() -> None:
+    assert layout_of(model(large=LARGE * 2)) is LAYOUT
+    assert layout_of(model(b=SMALL.astype(np.float64))) is not LAYOUT
+
+
+def test_what_was_read_last_is_known_until_the_model_is_changed_or_gone() -> None:
+    layout, other = layout_of(model()), model(large=LARGE * 2)
+    found = layout.read_alike(other)
+    assert found is not None
+    assert layout.read_alike(other) is found
+    other["large"] = Array(LARGE * 3)  # as strategies do that clip a reply in its place
+    changed = layout.read_alike(other)
+    assert changed is not None
+    np.testing.assert_array_equal(changed[1], (LARGE * 3).ravel())
+    array = weakref.ref(changed[1])
+    del found, changed, other
+    assert array() is None

@@ -26,6 +26,7 @@ from fl_app.wire.arrays import (
     ArrayLayout,
     Piece,
     header_for,
+    layout_of,
     restore_dtypes,
     schema_of,
 )
@@ -175,7 +176,7 @@ class WeightedAverage:
             If it is another model than the first one.
         """
         try:
-            self._layout = self._layout or ArrayLayout(arrays)
+            self._layout = self._layout or layout_of(arrays)
             values = self._layout.read(arrays)
         except ArrayError as error:
             raise InconsistentMessageReplies(
@@ -272,12 +273,11 @@ class _Sum:
             yield only.name, Array(self.dtype.name, only.shape, STYPE, self.data.getvalue())
             return
         dtype = self.native if self.native.kind in "fc" else self.dtype
-        values, end = self.values.astype(dtype, copy=False), 0
+        values, end, name = self.values.astype(dtype, copy=False).data, 0, dtype.name
         for each in self.arrays:
             start, end = end, end + math.prod(each.shape)
             header = header_for(dtype, each.shape, each.order)
-            data = b"".join((header, values[start:end].data))
-            yield each.name, Array(dtype.name, each.shape, STYPE, data)
+            yield each.name, Array(name, each.shape, STYPE, b"".join((header, values[start:end])))
 
 
 @cache

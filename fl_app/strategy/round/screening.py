@@ -25,11 +25,11 @@ from fl_app.strategy.round.influence import Influence, Size, winsorized
 from fl_app.wire.arrays import (
     MAX_NAME,
     ArrayError,
-    ArrayLayout,
     OtherArrayError,
     Schema,
     array_rows,
     fits,
+    layout_of,
     model_values,
     quoted,
     require_like,
@@ -386,7 +386,7 @@ def screen_train(
     sent, watched, layout = SentModel(model), WatchedMetric.of(metric, "train"), None
     if rules is not None and schema and fits(model, schema):
         with suppress(ArrayError):
-            layout = ArrayLayout(model)
+            layout = layout_of(model)
 
     def check(content: RecordDict) -> Checked:
         if UPDATE_RECORD in content:
