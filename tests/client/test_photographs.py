@@ -64,13 +64,14 @@ def test_a_round_on_photographs_and_scores_as_plain_ultralytics_has_them(
         names=aquarium.names,
         image_size=160,
         batch_size=3,
-        epochs=20,
+        # After twenty epochs it depends on the processor's rounding whether a box is right.
+        epochs=60,
         args=TrainArgs(read_train_args("{lr0: 0.003, lrf: 1, nbs: 3, optimizer: AdamW}")),
         seed=1,
     )
     ours = Holdout(few, image_size=160, batch_size=4)(model)
     plain = _plain_scores(model, few, tmp_path)
-    assert ours["mAP50"] > 0
+    assert ours["mAP50"] > 0.01
     for name, value in ours.items():
         assert value == pytest.approx(plain[f"metrics/{name}(B)"], abs=5e-5), name
 
