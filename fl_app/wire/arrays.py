@@ -456,10 +456,12 @@ def restore_dtypes(arrays: ArrayRecord, schema: Schema) -> ArrayRecord:
 
     Values are rounded to the nearest integer, as a truncated 11.999 would count one step less.
     """
-    restored = {name: arrays[name] for name in schema}
+    restored = ArrayRecord()  # filled, since ArrayRecord(arrays) makes each array anew
     for name, (dtype, _) in schema.items():
-        if np.dtype(arrays[name].dtype) != dtype:
-            values = view(arrays[name])
+        array = arrays[name]
+        if np.dtype(array.dtype) != dtype:
+            values = view(array)
             rounded = np.rint(values) if np.issubdtype(dtype, np.integer) else values
-            restored[name] = Array(np.asarray(rounded, dtype=dtype))
-    return ArrayRecord(restored)
+            array = Array(np.asarray(rounded, dtype=dtype))
+        restored[name] = array
+    return restored

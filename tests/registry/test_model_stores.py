@@ -140,7 +140,8 @@ def test_weights_with_nan_or_infinity_are_refused(
     broken = good.clone()
     broken[-1] = bad
     write = torch.save if ending == "pt" else save_file
-    write({"counter": torch.full((2,), -1), "a": good, "b.weight": broken}, path)
+    rest = {"b.none": good[:0].clone(), "b.weight": broken, "c": good.clone()}
+    write({"counter": torch.full((2,), -1), "a": good, **rest}, path)
     with pytest.raises(ArtifactError, match=r"array 'b\.weight' of .*global_round_10.* holds NaN"):
         store.save_model_version(path)
     assert store.list_all_versions() == []

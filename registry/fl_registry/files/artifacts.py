@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -169,14 +170,20 @@ def checked_header(path: Path, *, shown: Path) -> Header:
 
 def _require_finite(path: Path, header: Header, shown: Path) -> None:
     """Refuse NaN and infinity, from which no later round recovers; the file is read in parts."""
-    content = np.memmap(path, np.uint8, mode="r")[header.data_start :]
-    for name, row in header.rows.items():
-        if row.dtype not in _NOT_FINITE:
+    content = np.memmap(path, np.uint8, mode="r")[header.data_start :].view(np.ndarray)
+    placed = sorted(header.rows.items(), key=lambda item: item[1].data_offsets)
+    for code, neighbours in groupby(placed, key=lambda item: item[1].dtype):
+        if code not in _NOT_FINITE:
             continue
-        dtype, bits = _NOT_FINITE[row.dtype]
-        values = content[slice(*row.data_offsets)].view(dtype)
+        # Arrays of one dtype that follow each other are read as one: a call costs more than most.
+        (dtype, bits), rows = _NOT_FINITE[code], [*neighbours]
+        start, end = rows[0][1].data_offsets[0], rows[-1][1].data_offsets[1]
+        values = content[start:end].view(dtype)
         for part in range(0, values.size, _PART):
-            if np.any(values[part : part + _PART] & bits == bits):
+            wrong = values[part : part + _PART] & bits == bits
+            if wrong.any():
+                place = start + (part + int(wrong.argmax())) * values.itemsize
+                name = next(name for name, row in rows if row.data_offsets[1] > place)
                 raise ArtifactError(
                     f"The array {name!r:.60} of {shown} holds NaN or infinity; save finite "
                     "weights, such as those of an earlier round."
