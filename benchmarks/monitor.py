@@ -239,7 +239,8 @@ def compared(folder: Path, pool: Executor) -> Iterator[Row]:
         groups = list(streams(noise).values())
         fired = {}
         for name, rule in rules.items():
-            work = [(rule.rebase(noise.start), group) for group in groups]
+            begun = rule if noise.start is None else rule.rebase(noise.start)
+            work = [(begun, group) for group in groups]
             fired[name] = list(pool.map(of_group, work))
         fired.update(river(groups, folder))
         table = {name: figures(found) for name, found in fired.items()}
