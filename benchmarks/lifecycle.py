@@ -7,15 +7,19 @@ staged. A round lasts from its first message to the first message of the next on
 median of a session's rounds but the first. The sides run in turn, in five sessions each, whose
 median and spread a row has. Whole sessions, with start and end, have rows of their own. The usual
 way is what Flower's and MLflow's examples show: a loop of one's own that logs the model in every
-round, as a file, or by ``mlflow.pytorch.log_model`` as a registered one.
+round, as a file, or by ``mlflow.pytorch.log_model`` as a registered one. The floors are what any
+lifecycle of these promises takes: each reply read once, the model on disk before a node sees it,
+and MLflow's calls for a version that is logged, registered and staged, in an idle process.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -168,6 +172,57 @@ def usual(*, registered: bool) -> Side:
     return run
 
 
+def read_and_written(case: Case, home: Path) -> float:
+    """Seconds in which the replies are read once, and the model is written and synced."""
+    values = np.ones(int(case.megabytes * 1e6) // 4, np.float32)
+    began = time.perf_counter()
+    for _ in range(case.clients):
+        np.dot(values, values)
+    with (home / "floor").open("wb") as file:
+        file.write(values.data)
+        os.fsync(file.fileno())
+    return time.perf_counter() - began
+
+
+def called(home: Path) -> list[float]:
+    """Seconds of MLflow's calls for one version, of a session's rounds but the first."""
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelStatus, Metric
+
+    client = MlflowClient(f"sqlite:///{home}/floor.db")
+    if client.get_experiment_by_name("floor") is None:
+        client.create_experiment("floor", artifact_location=(home / "artifacts").as_uri())
+        client.create_registered_model("floor")
+    experiment = client.get_experiment_by_name("floor").experiment_id
+    run, took = client.create_run(experiment).info.run_id, []
+    for number in range(1, ROUNDS + 1):
+        began, now = time.perf_counter(), int(time.time() * 1e3)
+        names = ("train/loss", "client/accuracy", "accuracy", "nodes")
+        client.log_batch(run, [Metric(name, 0.5, now, number) for name in names])
+        model = client.create_logged_model(experiment, name="floor", source_run_id=run)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        version = client.create_model_version(
+            "floor", model.artifact_location, run, tags={"round": str(number)}
+        ).version
+        client.set_model_version_tag("floor", version, "stage", "Staging")
+        client.set_registered_model_alias("floor", "staging", version)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            client.transition_model_version_stage("floor", version, "Staging", True)
+        took.append(time.perf_counter() - began)
+    return took[1:]
+
+
+def floors(home: Path) -> Iterator[Row]:
+    """What a round's promises take by themselves."""
+    read_and_written(TRAINING, home)
+    told = f"a floor: {TRAINING.clients} replies of {TRAINING.megabytes:g} MB read once, a model"
+    yield Row(
+        f"{told} written and synced, s", [read_and_written(TRAINING, home) for _ in range(REPEATS)]
+    )
+    told = "a floor: MLflow's calls for a version that is logged, registered and staged, s"
+    yield Row(told, [statistics.median(called(home)) for _ in range(REPEATS)])
+
+
 def _numbers(metrics: MetricRecord | None) -> dict[str, float]:
     return {name: float(v) for name, v in (metrics or {}).items() if isinstance(v, int | float)}
 
@@ -230,6 +285,7 @@ def rows_of(home: Path) -> Iterator[Row]:
                 "FedAvg",
                 took["FedAvg"].rounds,
             )
+    yield from floors(home)
     sides = {"bare": bare(FedAvg)}
     for pipeline in (True, False):
         named = "pipelined" if pipeline else "inline"

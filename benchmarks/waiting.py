@@ -3,8 +3,9 @@
 
 The shipped app as it is, one round, each command once before it is counted. A run is at its first
 message when it prints that Flower has sampled nodes; its last table is that of the versions.
-Flower shows lines up to 0.7 s late. The commands read 100 versions in MLflow's SQLite file; their
-peer is a process that only imports what MLflow's client needs for that.
+Flower shows lines up to 0.7 s late. The peer of a run's end is that of an app of Flower's FedAvg
+alone, by `flwr run`. The commands read 100 versions in MLflow's SQLite file; their peer is a
+process that only imports what MLflow's client needs for that.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+from support.bare_app import LAST
 from support.flower import COLOURS, ROOT, Flower
+from support.small_apps import small_app
 
 from benchmarks.table import Row, parser, report
 from fl_registry import FederatedLearningTracker, ModelManager
@@ -31,13 +35,14 @@ EXIT_GOAL, HELP_GOAL, READ_GOAL = 3.0, 0.5, 1.5
 STORES = "mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store"
 
 
-def moments(flower: Flower, command: list[str]) -> tuple[float, float]:
-    """Seconds to the first message of a run, and from its last table to its end."""
-    words = [*command, "--run-config", "num-server-rounds=1"]
+def moments(
+    flower: Flower, words: list[str], *, app: Path = ROOT, last: str = "version "
+) -> tuple[float, float]:
+    """Seconds to the first message of a run, and from its `last` table to its end."""
     began, first, table = time.perf_counter(), 0.0, 0.0
     with subprocess.Popen(
         words,
-        cwd=ROOT,
+        cwd=app,
         env={**flower.environment, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -47,25 +52,40 @@ def moments(flower: Flower, command: list[str]) -> tuple[float, float]:
             line, now = COLOURS.sub("", printed), time.perf_counter() - began
             if "configure_train: Sampled" in line:
                 first = first or now
-            if line.startswith("version "):
+            if line.startswith(last):
                 table = now
     if process.returncode or not first or not table:
-        raise RuntimeError(f"{command} ended with {process.returncode}")
+        raise RuntimeError(f"{words} ended with {process.returncode}")
     return first, time.perf_counter() - began - table
 
 
 def runs() -> Iterator[Row]:
-    """Runs of the shipped app, in a home that has seen one."""
-    for command, goal in GOALS.items():
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-            flower = Flower(Path(name))
-            try:
-                found = [moments(flower, command.split()) for _ in range(REPEATS + 1)][1:]
-            finally:
-                flower.stop()
-        firsts, ends = zip(*found, strict=True)
-        yield Row(f"{command}: to the first message, s", firsts, goal=goal)
-        yield Row(f"{command}: from the table to the exit, s", ends, goal=EXIT_GOAL)
+    """Runs of the shipped app, and of a bare one, in homes that have seen one."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        bare = small_app(
+            folder / "bare", "bare", server="bare_app:server", client="bare_app:client"
+        )
+        _, of_bare = repeated(
+            folder / "home", ["flwr", "run", ".", "--stream"], app=bare, last=LAST
+        )
+        for number, (command, goal) in enumerate(GOALS.items()):
+            words = [*command.split(), "--run-config", "num-server-rounds=1"]
+            firsts, ends = repeated(folder / f"home-{number}", words)
+            yield Row(f"{command}: to the first message, s", firsts, goal=goal)
+            what, peer = f"{command}: from the table to the exit, s", "an app of FedAvg alone"
+            yield Row(what, ends, peer, of_bare, EXIT_GOAL, met=median(ends) <= EXIT_GOAL)
+
+
+def repeated(home: Path, words: list[str], **how: Any) -> tuple[list[float], list[float]]:
+    """The moments of several runs in a home, without those of the first."""
+    flower = Flower(home)
+    try:
+        found = [moments(flower, words, **how) for _ in range(REPEATS + 1)][1:]
+    finally:
+        flower.stop()
+    firsts, ends = zip(*found, strict=True)
+    return [*firsts], [*ends]
 
 
 def versions(home: Path) -> None:
