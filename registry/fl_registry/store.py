@@ -214,6 +214,7 @@ class ModelStore:
         description: str = "",
         per_example: Mapping[str, float] | None = None,
         serving: Serving | None = None,
+        final: bool = False,
     ) -> str:
         """Save a model file as a new version, in stage None, and return its number as text.
 
@@ -242,6 +243,8 @@ class ModelStore:
             version; higher is better. Stored as a file; `compare_versions` pairs them.
         serving : Serving | None
             How MLflow is to load and serve it; None stores a version that only this app loads.
+        final : bool
+            Nobody writes to the file again. It may then be stored as a hard link, not as a copy.
 
         Raises
         ------
@@ -250,7 +253,9 @@ class ModelStore:
             nothing was saved.
         """
         text, scores = checked_description(description), checked_scores(per_example)
-        with prepared(model_path, self.backend.scratch, per_example=scores) as artifact:
+        with prepared(
+            model_path, self.backend.scratch, per_example=scores, final=final
+        ) as artifact:
             given = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
             new = NewVersion(artifact, run_id or "", given, text, serving)
             record, is_new = self.backend.save(new, lambda: self._state().retired)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -147,6 +150,35 @@ def test_weights_with_nan_or_infinity_are_refused(
     assert store.list_all_versions() == []
     write({"counter": torch.full((2,), -1), "a": good}, path)
     assert store.save_model_version(path) == "1"
+
+
+def test_a_file_that_nobody_writes_to_again_is_stored_once(
+    tmp_path: Path, weights: MakeWeights
+) -> None:
+    store = ModelManager(home=tmp_path / "home")
+    mine, final = tmp_path / "mine.safetensors", tmp_path / "final.safetensors"
+    for number, path in enumerate((mine, final), start=1):
+        shutil.copyfile(weights(number), path)
+        store.save_model_version(path, final=path is final)
+    assert store.weights_path("2").samefile(final)
+    before = store.load_arrays("1")
+    mine.write_bytes(b"trained on, in the same file")
+    np.testing.assert_equal(store.load_arrays("1"), before)
+    final.unlink()
+    assert store.weights_path("2").is_file()
+
+
+def test_where_a_disk_has_no_hard_links_a_file_is_copied(
+    tmp_path: Path, weights: MakeWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refused)
+    store, path = ModelManager(home=tmp_path / "home"), weights(1)
+    store.save_model_version(path, final=True)
+    assert store.weights_path("1").read_bytes() == path.read_bytes()
+    assert not store.weights_path("1").samefile(path)
 
 
 def test_every_store_refuses_weights_with_nan(store: ModelStore, weights: MakeWeights) -> None:

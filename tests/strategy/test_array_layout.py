@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.wire.arrays import ArrayError, layout_of
+from fl_app.wire.arrays import ArrayError, layout_of, require_model, schema_of
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -100,3 +100,45 @@ def test_what_was_read_last_is_known_until_the_model_is_changed_or_gone() -> Non
     array = weakref.ref(changed[1])
     del found, changed, other
     assert array() is None
+
+
+def spoilt(value: float) -> np.ndarray:
+    values = LARGE.copy()
+    values[-1, -1] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (model(large=spoilt(np.nan)), "array 'large' is not finite"),
+        (model(b=np.full_like(SMALL, np.inf)), "array 'b' is not finite"),
+        (model(n=np.asarray(np.nan)), "array 'n' is not finite"),
+        (model(n=np.asarray(1e30)), "array 'n' has values that int64 cannot hold"),
+        (model(a=SMALL.astype(np.float64) * 1e300), "array 'a' has values that float32 cannot"),
+        (model(a=SMALL.T.copy()), r"array 'a' has shape \(3, 2\), expected \(2, 3\)"),
+        (model(c=SMALL), "its arrays are not the model's: it has 'c'"),
+    ],
+)
+def test_what_is_no_model_is_told_of(other: ArrayRecord, told: str) -> None:
+    with pytest.raises(ArrayError, match=told):
+        require_model(other, schema_of(model()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        model(),
+        model(n=np.asarray(7.4)),
+        model(large=spoilt(3e38)),  # its square is no float32
+        model(n=np.asarray(2**60)),
+        ArrayRecord(dict(reversed(model().items()))),
+    ],
+)
+def test_what_may_be_the_model_is_taken(other: ArrayRecord) -> None:
+    require_model(other, schema_of(model()))
+
+
+def test_a_document_of_any_length_is_taken() -> None:
+    trees, longer = (ArrayRecord([np.ones(n, np.uint8)]) for n in (3, 5))
+    require_model(longer, schema_of(trees))

@@ -218,7 +218,7 @@ class Finisher:
             tags = version_tags(closed, scores.source, self._lease, decision)
             weights, serving = rounds.files.weights(waiting), setup.model.serving
             version = store.save_model_version(
-                weights, record.run_id, registered, tags, serving=serving
+                weights, record.run_id, registered, tags, serving=serving, final=True
             )
             # Stage.
             report = replace(report, metrics=metrics, version=version, time=datetime.now(UTC))

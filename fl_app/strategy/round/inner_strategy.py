@@ -43,8 +43,7 @@ from fl_app.wire.arrays import (
     ArrayError,
     OtherArrayError,
     Schema,
-    model_values,
-    require_finite,
+    require_model,
     schema_of,
 )
 from fl_registry.redaction import one_line
@@ -167,7 +166,7 @@ def _attempt(
     if arrays is None:
         return Aggregate(metrics=metrics)
     try:
-        model_values(arrays, schema, require_finite)
+        require_model(arrays, schema)
     except ArrayError as error:
         other = isinstance(error, OtherArrayError)
         return Aggregate(None, metrics, f"the aggregate is no model: {error}", other_arrays=other)

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -78,7 +78,7 @@ def _dtype_name(code: str) -> str:
     return f"{_KINDS[kind]}{bits}" if known else code.lower()
 
 
-_CODES = {_dtype_name(code): code for code in _ORDER}
+_CODES = {np.dtype(_dtype_name(code)): code for code in _ORDER}  # as a dtype makes its name slowly
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Manifest:
         """
         # One key: safetensors writes several in an order that differs from process to process,
         # and equal weights would have different digests.
-        return {_MANIFEST: json.dumps(asdict(self), sort_keys=True, allow_nan=False)}
+        return {_MANIFEST: json.dumps(vars(self), sort_keys=True, allow_nan=False)}
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _as_parts(
     That function returns a copy of the model and makes another. ``save_file`` makes none, but
     replaces the file by one of its own, which is neither locked nor known to be on disk.
     """
-    codes = {name: _CODES[array.dtype.name] for name, array in arrays.items()}
+    codes = {name: _CODES[array.dtype] for name, array in arrays.items()}
     order = sorted(arrays, key=lambda name: (_ORDER.index(codes[name]), name.encode()))
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
@@ -297,11 +297,12 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def _storable(name: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.name not in _CODES or name == "__metadata__":
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in _CODES or name == "__metadata__":
         raise ValueError(
             f"array '{name}' of dtype {array.dtype}: expected an array of numbers or booleans "
-            f"({', '.join(_CODES)}) under another name than __metadata__"
+            f"({', '.join(map(str, _CODES))}) under another name than __metadata__"
         )
     # safetensors reads the memory as it lies. Not ascontiguousarray, which would turn a 0-d array
     # into a 1-d one.
-    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    return np.asarray(array, dtype=dtype, order="C")

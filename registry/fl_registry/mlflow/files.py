@@ -22,7 +22,14 @@ from urllib.parse import unquote, urlsplit
 
 from fl_registry.backend import VersionFiles
 from fl_registry.errors import ArtifactError, RegistryError, StoreUnavailable
-from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
+from fl_registry.files.artifacts import (
+    WEIGHTS_FILE,
+    Artifact,
+    Removal,
+    own_bytes,
+    read_small,
+    remove_folder,
+)
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
@@ -248,13 +255,15 @@ class MlflowFiles(VersionFiles):
                 break
         return received
 
-    def upload(self, model_id: str, location: str, folder: Path) -> None:
-        """Store all files of a folder as those of a logged model that was just created.
+    def upload(self, model_id: str, location: str, artifact: Artifact) -> None:
+        """Store the files of a version as those of a logged model that was just created.
 
-        MLflow's client would ask again where they go.
+        MLflow's client would ask again where they go, and always copies them.
         """
         self._connection.resolved[model_id] = here = self._checked(location, model_id)
-        self._store(here).log_artifacts(str(folder))
+        target = local_folder(here)
+        if not (artifact.final and target is not None and _linked(artifact.folder, target)):
+            self._store(here).log_artifacts(str(artifact.folder))
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
@@ -391,6 +400,21 @@ def _walk(store: Any, folder: str | None = None) -> Iterator[int]:
             yield from _walk(store, file.path)
         else:
             yield int(file.file_size or 0)
+
+
+def _linked(folder: Path, target: Path) -> bool:
+    """Give all files of a folder a further name in another one; False if that cannot be done."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(folder.rglob("*")):  # folders before what is in them
+            named = target / file.relative_to(folder)
+            if file.is_dir():
+                named.mkdir()
+            else:
+                os.link(file, named)
+    except OSError:  # another disk, or one without hard links
+        return False
+    return True
 
 
 def _remove(folder: Path) -> Removal:
