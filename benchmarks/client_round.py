@@ -69,6 +69,12 @@ context = Context(7, 1, {"data": sys.argv[1]}, RecordDict(), config)
 reply = app(Message(told, dst_node_id=1, message_type="train"), context)
 sys.exit(reply.has_error() and reply.error.reason)
 """
+FRESH_FLOOR = """
+import flwr.app
+import flwr.clientapp
+import torch
+import ultralytics.nn.tasks
+"""
 THEIRS = """
 import sys
 import ultralytics.data.utils
@@ -300,8 +306,11 @@ def fresh() -> Iterator[Row]:
         words = [sys.executable, "-c", code, data, str(OWN)]
         subprocess.run(words, check=True, capture_output=True, cwd=Path(__file__).parents[1])
 
+    peer = "YOLO.train(), cheap, there"
     both = in_turn(lambda: run(FRESH_OURS), lambda: run(call))
-    yield row("first train message of a process, 64 px", "YOLO.train(), cheap, there", both, 0.5)
+    yield row("first train message of a process, 64 px", peer, both, 0.5)
+    imports = in_turn(lambda: run(FRESH_FLOOR), lambda: run(call))
+    yield row("a floor: imports of torch, Ultralytics' detector and Flower", peer, imports)
 
 
 def evaluation() -> Iterator[Row]:
