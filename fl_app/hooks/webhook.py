@@ -23,13 +23,13 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError, InvalidHeader
-
 from fl_app.events import Event, as_json
+
+if TYPE_CHECKING:
+    import urllib3
 
 logger = logging.getLogger("flwr.fl_app")
 
@@ -138,6 +138,8 @@ class Webhook:
 
     def _post(self, event_id: str, body: bytes, number: int) -> _Failure | None:
         """Make an attempt; return why it failed."""
+        from urllib3.exceptions import HTTPError
+
         try:
             # Resolved and checked here, for each attempt: a name may lead to a private address, and
             # to another one a moment later. `requests` would resolve it again after the check,
@@ -160,6 +162,8 @@ class Webhook:
 
     def _send(self, address: str, event_id: str, body: bytes) -> urllib3.BaseHTTPResponse:
         """Return the answer, of which only status and headers are read."""
+        import urllib3  # a tenth of the import of `fl_app.strategy`
+
         target, timestamp = self._target, int(time.time())
         headers = {
             "Host": target.authority,
@@ -257,6 +261,9 @@ def read_secret(path: str | None = None) -> str:
 
 def _seconds(retry_after: str) -> float:
     """Return the seconds that a ``Retry-After`` header requests; 0 if it cannot be read."""
+    import urllib3
+    from urllib3.exceptions import InvalidHeader
+
     try:
         return max(0.0, min(urllib3.Retry().parse_retry_after(retry_after), MAX_PAUSE))
     except (InvalidHeader, ValueError, OverflowError, LookupError, TypeError):
