@@ -10,7 +10,6 @@ import math
 import re
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from typing import Literal, NamedTuple
@@ -404,22 +403,8 @@ def array_rows(schema: Schema) -> tuple[tuple[str, str, tuple[int, ...] | None],
     return tuple((n, str(d), None if free else tuple(s)) for n, (d, s) in schema.items())
 
 
-def require_model(arrays: ArrayRecord, schema: Schema) -> None:
-    """Require the arrays of a model, finite, also in its dtypes; raises as `model_values` does."""
-    known: set[str] = set()
-    with suppress(ArrayError):
-        # In few pieces, which saves most of the time; only arrays of another dtype are left.
-        if layout_of(arrays).norm(arrays) is not None:
-            known = {name for name, row in schema_of(arrays).items() if row == schema.get(name)}
-    model_values(arrays, schema, require_finite, known=known)
-
-
 def model_values(
-    arrays: ArrayRecord,
-    schema: Schema,
-    require: Callable[[np.ndarray, np.dtype], object],
-    *,
-    known: Collection[str] = (),
+    arrays: ArrayRecord, schema: Schema, require: Callable[[np.ndarray, np.dtype], object]
 ) -> dict[str, np.ndarray]:
     """Return the values of a model's arrays by name, each checked against its dtype.
 
@@ -434,8 +419,6 @@ def model_values(
         The schema of the model.
     require : Callable
         Checks values and dtype: `require_like` or `require_finite`.
-    known : Collection[str]
-        Arrays that have passed all checks before; they are left out.
 
     Raises
     ------
@@ -455,8 +438,6 @@ def model_values(
         raise OtherArrayError(f"its arrays are not the model's: {why}")
     checked, document = {}, is_document(schema)
     for name, array in arrays.items():
-        if name in known:
-            continue
         try:
             values = checked[name] = view(array)
             dtype, shape = schema.get(name, (values.dtype, values.shape))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from fl_app.wire.arrays import ArrayError, layout_of, require_model, schema_of
+from fl_app.wire.arrays import ArrayError, layout_of, model_values, require_finite, schema_of
 
 LARGE = np.arange(6000, dtype=np.float32).reshape(60, 100)
 SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -122,7 +122,7 @@ def spoilt(value: float) -> np.ndarray:
 )
 def test_what_is_no_model_is_told_of(other: ArrayRecord, told: str) -> None:
     with pytest.raises(ArrayError, match=told):
-        require_model(other, schema_of(model()))
+        model_values(other, schema_of(model()), require_finite)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_what_is_no_model_is_told_of(other: ArrayRecord, told: str) -> None:
     ],
 )
 def test_what_may_be_the_model_is_taken(other: ArrayRecord) -> None:
-    require_model(other, schema_of(model()))
+    model_values(other, schema_of(model()), require_finite)
 
 
 def test_a_document_of_any_length_is_taken() -> None:
     trees, longer = (ArrayRecord([np.ones(n, np.uint8)]) for n in (3, 5))
-    require_model(longer, schema_of(trees))
+    model_values(longer, schema_of(trees), require_finite)

@@ -43,7 +43,8 @@ from fl_app.wire.arrays import (
     ArrayError,
     OtherArrayError,
     Schema,
-    require_model,
+    model_values,
+    require_finite,
     schema_of,
 )
 from fl_registry.redaction import one_line
@@ -166,7 +167,7 @@ def _attempt(
     if arrays is None:
         return Aggregate(metrics=metrics)
     try:
-        require_model(arrays, schema)
+        model_values(arrays, schema, require_finite)
     except ArrayError as error:
         other = isinstance(error, OtherArrayError)
         return Aggregate(None, metrics, f"the aggregate is no model: {error}", other_arrays=other)
