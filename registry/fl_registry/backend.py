@@ -39,6 +39,8 @@ class NewVersion:
         Free text for people.
     serving : Serving | None
         How MLflow is to load it, to be written beside the weights.
+    final : bool
+        Whether nobody writes to the files again, so that a store may keep them by another name.
     """
 
     artifact: Artifact
@@ -46,6 +48,7 @@ class NewVersion:
     tags: Mapping[str, str]
     description: str
     serving: Serving | None
+    final: bool = False
 
 
 class JournalStorage(ABC):

@@ -253,11 +253,9 @@ class ModelStore:
             nothing was saved.
         """
         text, scores = checked_description(description), checked_scores(per_example)
-        with prepared(
-            model_path, self.backend.scratch, per_example=scores, final=final
-        ) as artifact:
+        with prepared(model_path, self.backend.scratch, per_example=scores) as artifact:
             given = version_tags(artifact, run_id=run_id, metrics=metrics, tags=tags)
-            new = NewVersion(artifact, run_id or "", given, text, serving)
+            new = NewVersion(artifact, run_id or "", given, text, serving, final)
             record, is_new = self.backend.save(new, lambda: self._state().retired)
         if is_new:
             self._saved = time.monotonic(), record

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import math
 import os
@@ -168,11 +169,16 @@ def test_a_file_that_nobody_writes_to_again_is_stored_once(
     assert store.weights_path("2").is_file()
 
 
+@pytest.mark.parametrize("named", [0, 1, 2])
 def test_where_a_disk_has_no_hard_links_a_file_is_copied(
-    tmp_path: Path, weights: MakeWeights, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: MakeWeights, monkeypatch: pytest.MonkeyPatch, named: int
 ) -> None:
-    def refused(*_: object) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+    link, calls = os.link, itertools.count()
+
+    def refused(*paths: Path) -> None:
+        if next(calls) >= named:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        link(*paths)
 
     monkeypatch.setattr(os, "link", refused)
     store, path = ModelManager(home=tmp_path / "home"), weights(1)

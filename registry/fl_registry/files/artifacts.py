@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,15 +63,12 @@ class Artifact:
         Bytes of the weights file.
     scores_sha256 : str
         Digest of the results per example; empty if there are none.
-    final : bool
-        Whether nobody writes to these files again, so that a store may keep them by another name.
     """
 
     folder: Path
     sha256: str
     size: int
     scores_sha256: str = ""
-    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,9 @@ class Removal:
 
 @contextmanager
 def prepared(
-    model_path: str | Path,
-    scratch: Path,
-    *,
-    per_example: Mapping[str, float] | None = None,
-    final: bool = False,
+    model_path: str | Path, scratch: Path, *, per_example: Mapping[str, float] | None = None
 ) -> Iterator[Artifact]:
     """Check a model file and store it, with its description, in a new folder below `scratch`.
-
-    `final` says that nobody writes to the file again.
 
     Raises
     ------
@@ -106,7 +97,7 @@ def prepared(
         with foreign_errors(f"prepare {source.name} in {scratch}"):
             folder = stack.enter_context(scratch_folder(scratch, name="save"))
             artifact = _laid_out(source, folder, per_example)
-        yield replace(artifact, final=final)
+        yield artifact
 
 
 def _laid_out(source: Path, folder: Path, per_example: Mapping[str, float] | None) -> Artifact:

@@ -393,7 +393,7 @@ class MlflowBackend(Backend):
             if new.serving is not None:
                 write_serving(new.serving, new.artifact.folder, model_id=model.model_id)
             location = str(model.artifact_location)
-            self.files.upload(model.model_id, location, new.artifact)
+            self.files.upload(model.model_id, location, new)
             return connection.again(client.finalize_logged_model, model.model_id, "READY")
         except Exception:
             self.files.discard(model.model_id, str(model.artifact_location))

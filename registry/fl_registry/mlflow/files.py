@@ -20,16 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fl_registry.backend import VersionFiles
+from fl_registry.backend import NewVersion, VersionFiles
 from fl_registry.errors import ArtifactError, RegistryError, StoreUnavailable
-from fl_registry.files.artifacts import (
-    WEIGHTS_FILE,
-    Artifact,
-    Removal,
-    own_bytes,
-    read_small,
-    remove_folder,
-)
+from fl_registry.files.artifacts import WEIGHTS_FILE, Removal, own_bytes, read_small, remove_folder
 from fl_registry.files.atomic import scratch_folder
 from fl_registry.files.digests import file_digest
 from fl_registry.mlflow.connection import Connection
@@ -255,15 +248,15 @@ class MlflowFiles(VersionFiles):
                 break
         return received
 
-    def upload(self, model_id: str, location: str, artifact: Artifact) -> None:
+    def upload(self, model_id: str, location: str, new: NewVersion) -> None:
         """Store the files of a version as those of a logged model that was just created.
 
         MLflow's client would ask again where they go, and always copies them.
         """
         self._connection.resolved[model_id] = here = self._checked(location, model_id)
-        target = local_folder(here)
-        if not (artifact.final and target is not None and _linked(artifact.folder, target)):
-            self._store(here).log_artifacts(str(artifact.folder))
+        folder, target = new.artifact.folder, local_folder(here)
+        if not (new.final and target is not None and _linked(folder, target)):
+            self._store(here).log_artifacts(str(folder))
 
     def discard(self, model_id: str, location: str) -> None:
         """Remove what is there of a logged model that no version refers to, as far as that goes."""
@@ -413,6 +406,7 @@ def _linked(folder: Path, target: Path) -> bool:
             else:
                 os.link(file, named)
     except OSError:  # another disk, or one without hard links
+        remove_folder(target)  # MLflow cannot copy a file onto another name of it
         return False
     return True
 
